@@ -1,0 +1,48 @@
+# Every verb that needs Python creates .venv and installs first; a second run starts at once.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+# What is installed when no torch is there yet; may carry pip options, for instance an index with CPU-only builds.
+TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint type format bench e2e chaos load
+
+help:
+	@echo "make install | serve | test | lint | type | format | bench | e2e | chaos | load"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; say make PYTHON=python3.x")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/pip install $(TORCH_SPEC)
+	$(BIN)/pip install -e '.[dev]'
+	@$(BIN)/python -c 'import torch, torchvision' || { echo "torch and torchvision do not fit together: remove $(VENV), and give both in TORCH_SPEC" >&2; exit 1; }
+	@touch $@
+
+serve: $(STAMP)
+	$(BIN)/safelight serve
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The long forms of what `make test` runs in short.
+e2e chaos: $(STAMP)
+	@ls tests/$@/test_*.py >/dev/null 2>&1 || { echo "make $@: there are no tests in tests/$@ yet" >&2; exit 1; }
+	$(BIN)/pytest tests/$@ --long
+
+bench load:
+	@echo "make $@: not written yet" >&2; exit 1

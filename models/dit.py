@@ -1,0 +1,158 @@
+"""The diffusion transformer of the PixArt family, split where its work repeats.
+
+What does not change between ticks is computed once and passed in: the text's keys and values of every block
+(`text_key_values`) and the modulations of every time of a plan (`modulations`). `forward` is then what a tick costs.
+The state dict is that of diffusers' `PixArtTransformer2DModel`.
+
+Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import BACKENDS, Attention
+from models.config import DiTConfig
+from models.layers import FeedForward, PatchEmbed, TwoLayer, modulate, sincos_positions, time_frequencies, unpatchify
+
+TIME_SCALE = 1000.0  # the network sees 1000 t
+
+
+@dataclass(frozen=True, slots=True)
+class Modulations:
+    """What adaLN-single makes of a time: `blocks` (B, 6, D) shared by all blocks, `final` (B, D) for the last norm."""
+
+    blocks: Tensor
+    final: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TextKeyValues:
+    """Every block's cross-attention keys and values: `kv` (blocks, 2, B, A, L, K), `mask` (B, L), True = attend."""
+
+    kv: Tensor
+    mask: Tensor
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases; module names are diffusers'."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, attention: Attention) -> Tensor:
+        q, k, v = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
+        return self.to_out[0](merge_heads(attention(q, k, v)))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens ask, text tokens answer; the answers' keys and values come ready-made."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def key_values(self, text: Tensor) -> Tensor:
+        """Projected caption (B, L, D) to (2, B, A, L, K)."""
+        return torch.stack([split_heads(self.to_k(text), self.heads), split_heads(self.to_v(text), self.heads)])
+
+    def forward(self, x: Tensor, kv: Tensor, mask: Tensor, attention: Attention) -> Tensor:
+        q = split_heads(self.to_q(x), self.heads)
+        return self.to_out[0](merge_heads(attention(q, kv[0], kv[1], mask)))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and MLP; adaLN-single shifts a shared modulation by a table of the block's own."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.eps = config.norm_eps
+        self.attn1 = SelfAttention(config.width, config.num_attention_heads)
+        self.attn2 = CrossAttention(config.width, config.num_attention_heads)
+        self.ff = FeedForward(config.width)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
+
+    def forward(self, x: Tensor, modulation: Tensor, kv: Tensor, mask: Tensor, attention: Attention) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table[None] + modulation).unsqueeze(2).unbind(1)
+        x = torch.addcmul(x, gate_a, self.attn1(modulate(self._norm(x), shift_a, scale_a), attention))
+        x = x + self.attn2(x, kv, mask, attention)
+        return torch.addcmul(x, gate_m, self.ff(modulate(self._norm(x), shift_m, scale_m)))
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+
+class AdaLNSingle(nn.Module):
+    """Time to one shared modulation (PixArt section 2.3)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.emb = nn.ModuleDict({"timestep_embedder": TwoLayer(256, width, nn.SiLU())})
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, timesteps: Tensor) -> Modulations:
+        embedder = self.emb["timestep_embedder"]
+        final = embedder(time_frequencies(timesteps).to(self.linear.weight.dtype))
+        return Modulations(self.linear(F.silu(final)).unflatten(1, (6, -1)), final)
+
+
+class DiT(nn.Module):
+    """A latent diffusion transformer conditioned on time and text."""
+
+    def __init__(self, config: DiTConfig, attention: Attention = BACKENDS["sdpa"]):
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        width = config.width
+        self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.adaln_single = AdaLNSingle(width)
+        self.caption_projection = TwoLayer(config.caption_channels, width, nn.GELU(approximate="tanh"))
+        self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
+        self._positions: dict[tuple[int, int], Tensor] = {}
+
+    def modulations(self, timesteps: Tensor) -> Modulations:
+        """Modulations of `timesteps` (B,), each 1000 t, one row a time."""
+        return self.adaln_single(timesteps)
+
+    def text_key_values(self, states: Tensor, mask: Tensor) -> TextKeyValues:
+        """Text `states` (B, L, caption_channels) and `mask` (B, L) to every block's keys and values."""
+        text = self.caption_projection(states)
+        return TextKeyValues(torch.stack([block.attn2.key_values(text) for block in self.transformer_blocks]), mask)
+
+    def forward(self, x: Tensor, modulations: Modulations, text: TextKeyValues) -> Tensor:
+        """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text."""
+        height, width = x.shape[-2:]
+        tokens = self.pos_embed(x) + self.positions(height, width).to(x)
+        for block, kv in zip(self.transformer_blocks, text.kv, strict=True):
+            tokens = block(tokens, modulations.blocks, kv, text.mask, self.attention)
+        shift, scale = (self.scale_shift_table[None] + modulations.final[:, None]).unsqueeze(2).unbind(1)
+        tokens = modulate(F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6), shift, scale)
+        return unpatchify(self.proj_out(tokens), height, width, self.config.patch_size)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """Positions (1, N, D) of a latent of `height` x `width`, float32, computed once a shape."""
+        key = (height, width)
+        if key not in self._positions:
+            patch, config = self.config.patch_size, self.config
+            grid = sincos_positions(height // patch, width // patch, config.sample_size // patch, config.interpolation_scale, config.width)
+            self._positions[key] = grid[None]
+        return self._positions[key]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, D) to (B, A, N, K)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, A, N, K) to (B, N, D)."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,159 @@
+"""Stage `data`: fetch the pictures by npm, render them at 128x128, gather names and keywords.
+
+Writes `pictures.npy` (uint8, P x 128 x 128 x 4, straight alpha) and `pictures.json` (one record a
+picture). Nothing of it is committed: the licences allow it, the size does not need it.
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from models.recipes.emoji.captions import STYLES, Concept
+
+SIZE = 128
+PACKAGES = (
+    "@lobehub/fluent-emoji-3d@1.1.0",  # MIT
+    "@iconify-json/fluent-emoji-flat@1.2.6",  # MIT
+    "@iconify-json/noto@1.2.9",  # Apache-2.0
+    "emojibase-data@17.0.0",  # MIT
+    "emojilib@4.0.3",  # MIT
+)
+COMPONENTS, FLAGS = 2, 9  # emojibase groups that name no drawable thing of their own
+HELD_OUT_MODULUS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One rendered picture: which concept, in which style, and what is kept from it."""
+
+    concept: Concept
+    style: str
+
+    @property
+    def held_out_from_dit(self) -> bool:
+        """Never shown to the DiT: drawing it is generalisation, not memory."""
+        return _falls_in_holdout(f"{self.concept.hexcode}/{self.style}")
+
+    @property
+    def held_out_from_vae(self) -> bool:
+        """Never shown to the autoencoder: what its PSNR is measured on."""
+        return _falls_in_holdout(f"vae/{self.concept.hexcode}/{self.style}")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """All pictures with their pixels: `rgba` is uint8, len(pictures) x 128 x 128 x 4."""
+
+    pictures: tuple[Picture, ...]
+    rgba: np.ndarray
+
+    def on_background(self, index: int, colour: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+        """Picture `index` over a plain background: uint8, 128 x 128 x 3."""
+        return composite(self.rgba[index], colour)
+
+
+def composite(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Straight-alpha pictures (..., 4) over `colour`: uint8 (..., 3)."""
+    alpha = rgba[..., 3:].astype(np.float32) / 255.0
+    flat = rgba[..., :3].astype(np.float32) * alpha + np.asarray(colour, np.float32) * (1.0 - alpha)
+    return (flat + 0.5).astype(np.uint8)
+
+
+def run(work: Path) -> None:
+    """Fetch, render and write the data set into `work`; a finished data set is left alone."""
+    if (work / "pictures.json").exists():
+        print(f"data: {work / 'pictures.json'} exists, nothing to do")
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    packages = _fetch(work)
+    concepts = _read_concepts(packages)
+    draw = {"3d": _fluent_3d(packages), "flat": _iconify(packages, "fluent-emoji-flat"), "noto": _iconify(packages, "noto")}
+    pictures, pixels = [], []
+    for concept in track(concepts, description="rendering"):
+        for style in STYLES:
+            rgba = draw[style](concept.hexcode)
+            if rgba is not None:
+                pictures.append(Picture(concept, style))
+                pixels.append(rgba)
+    np.save(work / "pictures.npy", np.stack(pixels))
+    records = [{"hexcode": p.concept.hexcode, "label": p.concept.label, "keywords": p.concept.keywords, "style": p.style} for p in pictures]
+    (work / "pictures.json").write_text(json.dumps(records))  # last: its presence means the stage is done
+    print(f"data: {len(pictures)} pictures of {len(concepts)} concepts")
+
+
+def load(work: Path) -> Dataset:
+    """The data set that `run` wrote."""
+    records = json.loads((work / "pictures.json").read_text())
+    pictures = tuple(Picture(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records)
+    return Dataset(pictures, np.load(work / "pictures.npy", mmap_mode="r"))
+
+
+def _falls_in_holdout(name: str) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % HELD_OUT_MODULUS == 0
+
+
+def _fetch(work: Path) -> Path:
+    folder = work / "npm"
+    folder.mkdir(exist_ok=True)
+    (folder / "package.json").write_text('{"private": true}')
+    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES], cwd=folder, check=True)
+    return folder / "node_modules"
+
+
+def _read_concepts(packages: Path) -> list[Concept]:
+    entries = json.loads((packages / "emojibase-data/en/data.json").read_text())
+    words = json.loads((packages / "emojilib/dist/emoji-en-US.json").read_text())
+    named = [e for e in entries if e.get("group") not in (None, COMPONENTS, FLAGS)]
+    return [Concept(_normalise(e["hexcode"]), e["label"].lower(), _keywords(e, words.get(e["emoji"], ()))) for e in named]
+
+
+def _keywords(entry: dict, more: tuple[str, ...]) -> tuple[str, ...]:
+    words = [*entry.get("tags", ()), *(w.replace("_", " ") for w in more)]
+    spoken = [w.lower() for w in words if any(c.isalpha() for c in w) and not w.startswith(":")]
+    return tuple(dict.fromkeys(w for w in spoken if w != entry["label"].lower()))
+
+
+def _normalise(hexcode: str) -> str:
+    """Lower case, without variation selectors, on which the sources disagree."""
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+def _fluent_3d(packages: Path):
+    files = {_normalise(f.stem): f for f in (packages / "@lobehub/fluent-emoji-3d/assets").glob("*.webp")}
+
+    def draw(hexcode: str) -> np.ndarray | None:
+        if hexcode not in files:
+            return None
+        picture = Image.open(files[hexcode]).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        return np.asarray(picture)
+
+    return draw
+
+
+def _iconify(packages: Path, name: str):
+    import resvg_py  # needed by this stage alone
+
+    folder = packages / "@iconify-json" / name
+    icons = json.loads((folder / "icons.json").read_text())
+    names = {_normalise(code): icon for code, icon in json.loads((folder / "chars.json").read_text()).items()}
+
+    def draw(hexcode: str) -> np.ndarray | None:
+        icon = icons["icons"].get(names.get(hexcode, ""))
+        if icon is None:
+            return None
+        width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
+        picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+        square = Image.new("RGBA", (SIZE, SIZE))  # a few icons are not square
+        square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+        return np.asarray(square)
+
+    return draw

@@ -1,0 +1,30 @@
+"""Stage `export`: the trained parts as one diffusers-layout folder in bfloat16, ready to commit and to serve."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.recipes.emoji import dit
+from models.tiny import FLOW_SCHEDULER, write_clip, write_index, write_part
+
+
+def run(work: Path, output: Path) -> None:
+    """Gather `work`'s text tower, autoencoder and averaged DiT into `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    clip_config = json.loads((work / "text_encoder" / "open_clip_config.json").read_text())
+    write_clip(output / "text_encoder", clip_config, _bfloat16(load_file(work / "text_encoder" / "open_clip_model.safetensors")))
+    vae_config = json.loads((work / "vae" / "config.json").read_text())
+    write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / "diffusion_pytorch_model.safetensors")))
+    state = torch.load(work / "dit.ckpt", weights_only=True)
+    averaged = {name.removeprefix("dit."): tensor for name, tensor in state["average"].items()}
+    write_part(output / "transformer", dit.CONFIG.to_diffusers(), _bfloat16(averaged))
+    write_index(output, FLOW_SCHEDULER)
+    size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
+    print(f"export: {output}, {size / 1e6:.1f} MB, DiT after {state['step']} steps")
+
+
+def _bfloat16(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for name, tensor in state.items()}

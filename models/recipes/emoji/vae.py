@@ -1,0 +1,112 @@
+"""Stage `vae`: an 8x autoencoder in diffusers' `AutoencoderTiny` class, trained on 64x64 crops.
+
+The latents are trained towards zero mean and unit variance in every channel, so that one scalar
+`scaling_factor` and no shift is all that a stock pipeline needs; a little noise on them while decoding
+makes the decoder forgive the denoiser's small errors.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor
+from torch.func import functional_call
+
+from models.recipes.emoji import data
+from models.recipes.emoji.training import Average, Run, bfloat16_copies
+
+WIDTH, LATENT_CHANNELS = 48, 8
+CROP, BATCH = 64, 16
+LATENT_NOISE = 0.05
+MOMENT_WEIGHT = 0.02
+WHITE_SHARE = 0.5  # the other crops lie on a random plain colour
+
+
+def build() -> AutoencoderTiny:
+    """The untrained autoencoder (1.4 M parameters)."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(WIDTH,) * 4,
+        decoder_block_out_channels=(WIDTH,) * 4,
+        latent_channels=LATENT_CHANNELS,
+        num_encoder_blocks=(1, 3, 3, 3),
+        num_decoder_blocks=(3, 3, 3, 1),
+        scaling_factor=1.0,
+    )
+
+
+def run(work: Path, num_steps: int, seed: int = 0) -> None:
+    """Train, then write `work/vae` (diffusers layout, float32, averaged weights, measured scaling factor)."""
+    torch.manual_seed(seed)
+    dataset = data.load(work)
+    seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_vae])
+    vae = build().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    average = Average(vae, decay=0.998)
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        picks = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
+        crops = _crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
+        return _loss(vae, crops, generator)
+
+    Run("vae", vae, [optimiser], average, num_steps, work / "vae.ckpt").train(loss_of_step, seed)
+    vae.load_state_dict(average.shadow, strict=False)
+    vae.register_to_config(scaling_factor=_scaling_factor(vae, dataset, seen))
+    vae.save_pretrained(work / "vae")
+    print(f"vae: scaling_factor {vae.config.scaling_factor:.4f}, held-out PSNR {psnr(vae, dataset):.2f} dB")
+
+
+def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
+    """Mean PSNR in dB of decode(encode(x)) over the pictures that the autoencoder never saw, on white."""
+    unseen = [i for i, p in enumerate(dataset.pictures) if p.held_out_from_vae]
+    values = []
+    for index in unseen:
+        x = torch.from_numpy(dataset.on_background(index)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+        with torch.inference_mode():
+            y = vae.decode(vae.encode(x).latents).sample.clamp(-1, 1)
+        values.append(10.0 * torch.log10(4.0 / (x - y).square().mean()).item())
+    return float(np.mean(values))
+
+
+def _loss(vae: AutoencoderTiny, x: Tensor, generator: torch.Generator) -> Tensor:
+    weights = bfloat16_copies(vae)
+    latents = functional_call(vae.encoder, _part(weights, "encoder."), (x.bfloat16(),))
+    noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(latents)
+    y = functional_call(vae.decoder, _part(weights, "decoder."), (noisy,)).float()
+    mean, variance = latents.float().mean((0, 2, 3)), latents.float().var((0, 2, 3))
+    moments = (mean.square() + variance.clamp_min(1e-4).log().square()).mean()
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_gradient(y), _gradient(x)) + MOMENT_WEIGHT * moments
+
+
+def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+
+
+def _gradient(x: Tensor) -> Tensor:
+    return torch.cat([(x[..., 1:, :-1] - x[..., :-1, :-1]), (x[..., :-1, 1:] - x[..., :-1, :-1])], dim=1)
+
+
+def _crops(rgba: np.ndarray, picks: Tensor, generator: torch.Generator) -> Tensor:
+    """Random 64x64 crops over random plain backgrounds, half of them mirrored: (B, 3, 64, 64) in [-1, 1]."""
+    room = data.SIZE - CROP
+    corners = torch.randint(room + 1, (len(picks), 2), generator=generator).tolist()
+    mirrored = (torch.rand(len(picks), generator=generator) < 0.5).tolist()
+    white = (torch.rand(len(picks), generator=generator) < WHITE_SHARE).tolist()
+    colours = torch.randint(256, (len(picks), 3), generator=generator).tolist()
+    crops = []
+    for index, (top, left), mirror, on_white, colour in zip(picks.tolist(), corners, mirrored, white, colours, strict=True):
+        window = rgba[index, top : top + CROP, left : left + CROP]
+        flat = data.composite(window, (255, 255, 255) if on_white else tuple(colour))
+        crops.append(flat[:, ::-1] if mirror else flat)
+    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    return pixels.float() / 127.5 - 1.0
+
+
+def _scaling_factor(vae: AutoencoderTiny, dataset: data.Dataset, seen: Tensor) -> float:
+    sample = seen[:: max(1, len(seen) // 256)].tolist()
+    pixels = np.stack([dataset.on_background(i) for i in sample])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    with torch.inference_mode():
+        latents = torch.cat([vae.encode(part).latents for part in x.split(16)])
+    return 1.0 / latents.std().item()

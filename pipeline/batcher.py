@@ -1,0 +1,55 @@
+"""Who waits and who runs: first come, first served, as many samples as their rows fit."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from pipeline.request import Sample
+
+
+@dataclass(slots=True)
+class Batcher:
+    """The waiting and the running samples; rows of running samples never exceed `max_rows`."""
+
+    max_rows: int
+    waiting: deque[Sample] = field(default_factory=deque)
+    running: list[Sample] = field(default_factory=list)
+
+    def admit(self) -> list[Sample]:
+        """Move waiting samples into the batch, in order, while they fit; return the ones that joined.
+
+        Nobody overtakes: a sample of two rows that does not fit keeps its place.
+        """
+        joined = []
+        rows = sum(s.num_rows for s in self.running)
+        while self.waiting and rows + self.waiting[0].num_rows <= self.max_rows:
+            sample = self.waiting.popleft()
+            rows += sample.num_rows
+            self.running.append(sample)
+            joined.append(sample)
+        return joined
+
+    def remove(self, request_id: str) -> Sample | None:
+        """Take a sample out, wherever it is; None if it is not here."""
+        for place in (self.waiting, self.running):
+            for sample in place:
+                if sample.request_id == request_id:
+                    place.remove(sample)
+                    return sample
+        return None
+
+    def leave(self) -> list[Sample]:
+        """Take out and return the running samples whose last tick is done."""
+        done = [s for s in self.running if s.is_done]
+        self.running = [s for s in self.running if not s.is_done]
+        return done
+
+    def groups(self) -> Iterator[tuple[Sample, ...]]:
+        """The running samples by latent shape: those that can share a forward."""
+        for _, group in groupby(sorted(self.running, key=_shape), key=_shape):
+            yield tuple(group)
+
+
+def _shape(sample: Sample) -> tuple[int, ...]:
+    return tuple(sample.x.shape)

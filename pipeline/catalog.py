@@ -1,0 +1,38 @@
+"""What can be served, as the gateway and the command line see it. No torch here."""
+
+from models.folder import CheckpointError
+from models.registry import EMBEDDED, Checkpoint, find_checkpoint
+from pipeline.params import ModelInfo
+from pipeline.solvers import ALIASES, SOLVERS
+
+
+class UnknownModel(ValueError):
+    """A model that cannot be served; the message says why and what there is."""
+
+
+def list_models() -> list[ModelInfo]:
+    """The embedded models."""
+    return [find_model(name) for name in EMBEDDED]
+
+
+def find_model(name_or_dir: str) -> ModelInfo:
+    """An embedded model by name, `tiny`, or a checkpoint folder; raise `UnknownModel` with a clear sentence."""
+    try:
+        return _describe(find_checkpoint(name_or_dir))
+    except CheckpointError as error:
+        raise UnknownModel(str(error)) from None
+
+
+def _describe(checkpoint: Checkpoint) -> ModelInfo:
+    family = checkpoint.family
+    return ModelInfo(
+        id=checkpoint.id,
+        path=checkpoint.folder,
+        family=family.name,
+        licence=checkpoint.licence,
+        sizes=checkpoint.sizes,
+        num_steps=family.num_steps,
+        guidance_scale=family.guidance_scale,
+        solver=family.solver,
+        solvers=(*SOLVERS, *ALIASES),
+    )

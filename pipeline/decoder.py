@@ -1,0 +1,52 @@
+"""Latents to pixels, the same bits for a picture in any batch.
+
+Shapes: C latent channels, h x w latent pixels, H x W pixels.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.vae import decode_latents
+from pipeline.params import StageCost
+
+Pixels = np.ndarray
+
+
+class Decoder:
+    """The autoencoder's decoder. Pictures that arrive together are decoded one by one at one fixed shape.
+
+    A batched convolution gains nothing on a processor, and a fixed shape is what keeps bits independent of company.
+    """
+
+    max_batch = 8
+
+    def __init__(self, vae: nn.Module, dtype: torch.dtype):
+        self._vae = vae
+        self._dtype = dtype
+        self._flops: dict[tuple[int, ...], int] = {}
+
+    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost]]:
+        """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost."""
+        return [self._decode_one(latent) for latent in latents]
+
+    @torch.inference_mode()
+    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost]:
+        started = time.perf_counter()
+        pixels = decode_latents(self._vae, latent[None].to(self._dtype))[0].float()
+        array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        seconds = time.perf_counter() - started
+        return array, StageCost(seconds, self._flops_of(tuple(latent.shape)))
+
+    def _flops_of(self, shape: tuple[int, ...]) -> int:
+        if shape not in self._flops:
+            vae = copy.deepcopy(self._vae).to("meta")
+            with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                decode_latents(vae, torch.empty(1, *shape, device="meta", dtype=self._dtype))
+            self._flops[shape] = int(counter.get_total_flops())
+        return self._flops[shape]

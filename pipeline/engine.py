@@ -1,0 +1,229 @@
+"""The engine: samples join, are moved on tick by tick together, and leave, each when its own last tick is done.
+
+No asyncio, no Ray, no locks: one thread owns an engine. A tick is choose, run, settle.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.dit import Modulations, TextKeyValues
+from pipeline import batch
+from pipeline.batcher import Batcher
+from pipeline.encoder import TextStates
+from pipeline.flops import dit_forward_flops, dit_text_flops
+from pipeline.guidance import needs_cond, needs_uncond
+from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
+from pipeline.request import Sample, Spent, start_state
+from pipeline.runner import StepRunner
+from pipeline.solvers import Plan
+
+PLANS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A sample that left: its latents (C, H, W) if it was done, the reason and what it cost in any case."""
+
+    request_id: str
+    reason: FinishReason
+    latents: Tensor | None
+    usage: DenoiseUsage
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TickFacts:
+    """What the last tick did."""
+
+    rows: int
+    tokens: int
+    seconds: float
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What all samples with the same solver and steps share."""
+
+    plan: Plan
+    coefficients: Tensor
+    modulations: Modulations
+
+
+@dataclass(slots=True)
+class _Arrival:
+    request_id: str
+    params: GenerationParams
+    texts: tuple[TextStates, ...]
+    since: float
+
+
+class Engine:
+    """Step-level batching of samples that differ in steps, solver, guidance and text.
+
+    `make_plan(params)` plans a sample; `latent_scale` is how many pixels on a side one latent pixel stands for.
+    """
+
+    def __init__(self, runner: StepRunner, make_plan: Callable[[GenerationParams], Plan], latent_scale: int, max_rows: int = 16):
+        if max_rows < 2:
+            raise ValueError("max_rows must be at least 2: a guided sample has two rows")
+        self._runner = runner
+        self._make_plan = make_plan
+        self._latent_scale = latent_scale
+        self._batcher = Batcher(max_rows)
+        self._left: list[Outcome] = []
+        self._members: dict[tuple[int, ...], batch.Membership] = {}
+        self._prepared: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
+        self._arrived: dict[str, float] = {}
+        self.last_tick: TickFacts | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._batcher.waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._batcher.running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._batcher.waiting or self._batcher.running or self._left)
+
+    def add(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> None:
+        """Queue a sample. Raises `InvalidParams` if it cannot be drawn, `ValueError` if the id is already here."""
+        if request_id in self._arrived:
+            raise ValueError(f"request {request_id} is already in the engine")
+        if needs_uncond(params.guidance_scale) and uncond is None:
+            raise ValueError("a guided sample needs the states of its negative prompt")
+        started = time.perf_counter()
+        sample = self._start(request_id, params, cond, uncond)
+        sample.spent.device_seconds += time.perf_counter() - started
+        self._arrived[request_id] = time.perf_counter()
+        self._batcher.waiting.append(sample)
+
+    def abort(self, request_id: str) -> None:
+        """Take a sample out now; its outcome comes out of the next `step`. Unknown or finished ids are ignored."""
+        sample = self._batcher.remove(request_id)
+        if sample is not None:
+            self._left.append(self._outcome(sample, FinishReason.ABORTED))
+
+    def clear(self, error: str) -> list[Outcome]:
+        """Fail everything that is here: what a broken tick leaves behind."""
+        samples = [*self._batcher.running, *self._batcher.waiting]
+        self._batcher = Batcher(self._batcher.max_rows)
+        self._members.clear()
+        left, self._left = self._left, []
+        return left + [self._outcome(s, FinishReason.FAILED, error) for s in samples]
+
+    def step(self) -> list[Outcome]:
+        """One tick of every running sample; returns the samples that left since the last call."""
+        self._admit()
+        self._run()
+        return self._settle()
+
+    def _admit(self) -> None:
+        now = time.perf_counter()
+        for sample in self._batcher.admit():
+            sample.queue_seconds = now - self._arrived[sample.request_id]
+
+    def _run(self) -> None:
+        facts = [self._tick(group) for group in self._batcher.groups()]
+        self._members = {key: m for key, m in self._members.items() if all(not s.is_done for s in m.samples)}
+        self.last_tick = TickFacts(
+            sum(f.rows for f in facts), sum(f.tokens for f in facts), sum(f.seconds for f in facts), sum(f.flops for f in facts)
+        )
+
+    @torch.inference_mode()
+    def _tick(self, samples: tuple[Sample, ...]) -> TickFacts:
+        started = time.perf_counter()
+        members = self._membership(samples)
+        state = batch.gather(members)
+        out = self._runner.forward(members, state)
+        batch.scatter(members, *batch.update(state, batch.guided(members, out)))
+        seconds = time.perf_counter() - started
+        return self._bill(samples, members.num_rows, seconds)
+
+    def _bill(self, samples: tuple[Sample, ...], rows: int, seconds: float) -> TickFacts:
+        """Share the tick out over its samples by their rows, which here are all of one size."""
+        _, height, width = samples[0].x.shape
+        config = self._runner.dit.config
+        tokens = (height // config.patch_size) * (width // config.patch_size)
+        row_flops = dit_forward_flops(config, height, width, samples[0].texts[0].mask.shape[-1])
+        for sample in samples:
+            spent = sample.spent
+            spent.ticks += 1
+            spent.rows += sample.num_rows
+            spent.tokens += sample.num_rows * tokens
+            spent.flops += sample.num_rows * row_flops
+            spent.device_seconds += seconds * sample.num_rows / rows
+        return TickFacts(rows, rows * tokens, seconds, rows * row_flops)
+
+    def _settle(self) -> list[Outcome]:
+        left, self._left = self._left, []
+        for sample in self._batcher.leave():
+            finite = bool(torch.isfinite(sample.x).all())
+            reason = FinishReason.DONE if finite else FinishReason.FAILED
+            left.append(self._outcome(sample, reason, None if finite else "the sample diverged to values that are not finite"))
+        return left
+
+    def _membership(self, samples: tuple[Sample, ...]) -> batch.Membership:
+        key = tuple(samples[0].x.shape)
+        members = self._members.get(key)
+        if members is None or members.samples != samples:
+            members = self._members[key] = batch.make_membership(samples)
+        return members
+
+    def _start(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> Sample:
+        prepared = self._prepare(params)
+        texts = [cond] if needs_cond(params.guidance_scale) else []
+        if uncond is not None and needs_uncond(params.guidance_scale):
+            texts.append(uncond)
+        shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
+        x, y, ring = start_state(params, prepared.plan, shape)
+        text_flops = sum(dit_text_flops(self._runner.dit.config, len(t.mask)) for t in texts)
+        return Sample(
+            request_id=request_id,
+            params=params,
+            plan=prepared.plan,
+            coefficients=prepared.coefficients,
+            modulations=prepared.modulations,
+            texts=tuple(self._text(t) for t in texts),
+            queue_seconds=0.0,
+            x=x,
+            y=y,
+            ring=ring,
+            spent=Spent(flops=text_flops),
+        )
+
+    def _text(self, text: TextStates) -> TextKeyValues:
+        return self._runner.text_key_values(text)
+
+    def _prepare(self, params: GenerationParams) -> Prepared:
+        try:
+            plan = self._make_plan(params)
+        except ValueError as error:
+            raise InvalidParams("solver", str(error)) from None
+        key = (plan.solver, plan.num_steps)
+        if key not in self._prepared:
+            self._prepared[key] = Prepared(plan, self._runner.coefficients(plan), self._runner.modulations(plan))
+            if len(self._prepared) > PLANS_KEPT:
+                self._prepared.popitem(last=False)
+        return self._prepared[key]
+
+    def _outcome(self, sample: Sample, reason: FinishReason, error: str | None = None) -> Outcome:
+        spent = sample.spent
+        del self._arrived[sample.request_id]
+        usage = DenoiseUsage(
+            ticks=spent.ticks,
+            nfe=spent.ticks,
+            rows=spent.rows,
+            tokens=spent.tokens,
+            cost=StageCost(spent.device_seconds, spent.flops, sample.queue_seconds),
+        )
+        # a copy: the state is a view of its last batch, and would carry the neighbours along to the next stage
+        return Outcome(sample.request_id, reason, sample.x.clone() if reason is FinishReason.DONE else None, usage, error)

@@ -1,0 +1,117 @@
+"""The nouns that every layer shares: what is asked for, what it cost, how it ended. No torch here."""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+MAX_PROMPT_CHARACTERS = 4000
+MIN_STEPS, MAX_STEPS = 1, 200
+MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE = 0.0, 20.0
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
+
+
+class InvalidParams(ValueError):
+    """A request that cannot be drawn; `param` names the field at fault, the message says what is allowed."""
+
+    def __init__(self, param: str, message: str):
+        super().__init__(message)
+        self.param = param
+
+    def __reduce__(self) -> tuple[type["InvalidParams"], tuple[str, str]]:
+        return type(self), (self.param, str(self))
+
+
+class FinishReason(str, Enum):
+    """How a sample left the engine."""
+
+    DONE = "done"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """One picture, fully decided: nothing here is a default, a range or a choice any more."""
+
+    prompt: str
+    negative_prompt: str
+    width: int  # pixels
+    height: int  # pixels
+    num_steps: int
+    guidance_scale: float  # uncond + w * (cond - uncond); 1 is off
+    solver: str
+    seed: int
+    image_index: int = 0  # which picture of its request: noise is a function of (seed, image_index, tick)
+
+
+@dataclass(frozen=True, slots=True)
+class TextReport:
+    """What the text encoder made of a prompt."""
+
+    num_tokens: int  # before truncation, without the start and end marks
+    truncated: bool
+    unknown_words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """What one stage spent on one picture: its share of the batch's device time, and floating-point operations."""
+
+    device_seconds: float
+    flops: int
+    queue_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseUsage:
+    """What the engine spent on one sample, from `Engine.add` to its last tick."""
+
+    ticks: int
+    nfe: int  # network evaluations of the guided model, the unit of the solver papers
+    rows: int  # rows of the network's batch: two an evaluation under guidance, one without
+    tokens: int  # image tokens over all rows
+    cost: StageCost
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a caller may ask of a model, and what it gets when it does not ask."""
+
+    id: str
+    path: Path
+    family: str
+    licence: str
+    sizes: tuple[tuple[int, int], ...]  # (width, height) in pixels, the native size first
+    num_steps: int
+    guidance_scale: float
+    solver: str
+    solvers: tuple[str, ...]
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        return self.sizes[0]
+
+
+def check_params(params: GenerationParams, model: ModelInfo) -> None:
+    """Raise `InvalidParams` naming the first field of `params` that `model` cannot serve."""
+    if not params.prompt.strip():
+        raise InvalidParams("prompt", "prompt must not be empty")
+    for name, text in (("prompt", params.prompt), ("negative_prompt", params.negative_prompt)):
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            raise InvalidParams(name, f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+    if (params.width, params.height) not in model.sizes:
+        allowed = ", ".join(f"{w}x{h}" for w, h in model.sizes)
+        raise InvalidParams("size", f"size {params.width}x{params.height} is not served by {model.id}; allowed: {allowed}, or auto")
+    if not MIN_STEPS <= params.num_steps <= MAX_STEPS:
+        raise InvalidParams(
+            "num_inference_steps", f"num_inference_steps must be between {MIN_STEPS} and {MAX_STEPS}, got {params.num_steps}"
+        )
+    if not MIN_GUIDANCE_SCALE <= params.guidance_scale <= MAX_GUIDANCE_SCALE:
+        raise InvalidParams(
+            "guidance_scale",
+            f"guidance_scale must be between {MIN_GUIDANCE_SCALE:g} and {MAX_GUIDANCE_SCALE:g}, got {params.guidance_scale:g}",
+        )
+    if params.solver not in model.solvers:
+        raise InvalidParams("solver", f"solver {params.solver!r} is unknown; allowed: {', '.join(model.solvers)}")
+    if not 0 <= params.seed <= MAX_SEED:
+        raise InvalidParams("seed", f"seed must be between 0 and {MAX_SEED}, got {params.seed}")

@@ -1,0 +1,46 @@
+"""The only caller of the denoising network: what is computed once a request, and the forward of a tick."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.dit import DiT, Modulations, TextKeyValues
+from pipeline.batch import Gathered, Membership
+from pipeline.encoder import TextStates
+from pipeline.solvers import COLUMNS, Plan
+
+
+@dataclass(slots=True)
+class StepRunner:
+    """A DiT on a device in a dtype; samples' state stays float32, the one cast is here."""
+
+    dit: DiT
+    dtype: torch.dtype
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, height, width) of a latent."""
+        return self.dit.config.in_channels, height, width
+
+    def coefficients(self, plan: Plan) -> Tensor:
+        """The plan's table (T, 16), float32."""
+        table = torch.tensor([tick.coefficients for tick in plan.ticks], dtype=torch.float64)
+        assert table.shape[1] == len(COLUMNS)
+        return table.float()
+
+    @torch.inference_mode()
+    def modulations(self, plan: Plan) -> Modulations:
+        """Modulations of all times of a plan. One GEMM a plan: its shape, hence its bits, depend on the plan alone."""
+        return self.dit.modulations(torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32))
+
+    @torch.inference_mode()
+    def text_key_values(self, text: TextStates) -> TextKeyValues:
+        """Keys and values (one row) of every block. Always computed alone, for the same reason."""
+        return self.dit.text_key_values(text.states[None].to(self.dtype), text.mask[None])
+
+    @torch.inference_mode()
+    def forward(self, members: Membership, state: Gathered) -> Tensor:
+        """One network evaluation for every row: raw predictions (R, C, H, W), float32; a learned variance is dropped."""
+        rows = state.x[members.row_sample].to(self.dtype)
+        out = self.dit(rows, state.modulations, members.text)
+        return out[:, : self.dit.config.in_channels].float()

@@ -1,0 +1,20 @@
+"""The seam between the gateway and whatever draws."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from pipeline.params import GenerationParams
+
+from service.payloads import Drawn, Output, StageCensus
+
+STAGES = ("encode", "denoise", "decode")
+
+
+class Backend(Protocol):
+    """Draws pictures. To cancel `draw` is to take the picture out of the batch."""
+
+    async def draw(self, params: GenerationParams, output: Output) -> Drawn: ...
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        """How each of `STAGES` is; None for one that does not answer in time."""
+        ...

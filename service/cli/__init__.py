@@ -1,0 +1,84 @@
+"""The command `safelight`. Nothing heavy is imported before the command line has been understood."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Something only the user can mend, in one sentence."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    try:
+        return int(import_module(f"service.cli.{args.command}").run(args))
+    except UserError as error:
+        print(f"safelight {args.command}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="safelight", description="Text in, picture out.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="draw pictures in this process, without a server"))
+    _add_serve(commands.add_parser("serve", help="start the service on this machine"))
+    _add_encode(commands.add_parser("encode", help="write the text states of a prompt to a safetensors file"))
+    models = commands.add_parser("models", help="list the embedded models")
+    models.add_argument("--json", action="store_true", help="one JSON array on stdout")
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the picture should not show")
+    _add_model(parser)
+    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
+    parser.add_argument("--solver", metavar="NAME")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
+    parser.add_argument("-n", type=int, metavar="N", help="how many pictures, 1 to 10; several are written as PATH-0, PATH-1, ...")
+    parser.add_argument("-o", "--output", default="picture.png", metavar="PATH", help=".png, .webp or .jpeg; default %(default)s")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout: the pictures and what they cost")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--host", help="default 127.0.0.1")
+    parser.add_argument("--port", help="default 8000; 0 for any free one")
+    parser.add_argument("--stages", metavar="split|colocated", help="a process a stage (default), or one for all three")
+
+
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT")
+    _add_model(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors", help="`states` (1, L, D) and `mask` (1, L)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME_OR_DIR", help="an embedded model or a checkpoint folder; default emoji-128")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            parser.exit(message=f"safelight {version('safelight')}\n")
+        except PackageNotFoundError:
+            parser.exit(message="safelight, not installed\n")

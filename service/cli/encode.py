@@ -1,0 +1,26 @@
+"""`safelight encode`: the text states of a prompt, as the network reads them."""
+
+import argparse
+from pathlib import Path
+
+from service.cli import UserError
+from service.cli.inputs import model_of, settings_of
+from service.cli.progress import note, progress
+
+
+def run(args: argparse.Namespace) -> int:
+    model = model_of(settings_of(model=args.model))
+    path = Path(args.output)
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}")
+    with progress("loading the text encoder"):
+        from pipeline.build import build_text_encoder
+        from safetensors.torch import save_file
+
+        try:
+            [text] = build_text_encoder(model).encode([args.prompt])
+        except ValueError as error:  # a checkpoint that cannot be loaded
+            raise UserError(str(error)) from None
+        save_file({"states": text.states[None].float().contiguous(), "mask": text.mask[None].contiguous()}, path)
+    note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens")
+    return 0

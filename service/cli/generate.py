@@ -1,0 +1,114 @@
+"""`safelight generate`: the service's own stages in one process, so the same request gives the same bytes."""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.params import GenerationParams, InvalidParams, ModelInfo
+
+from service.cli import UserError
+from service.cli.inputs import model_of, settings_of
+from service.cli.progress import Say, note, progress
+from service.errors import ServiceError
+from service.payloads import Drawn, Output
+from service.schemas import ImageRequest
+from service.settings import Settings
+from service.studio import Studio
+from service.tasks import cancel_all
+from service.translation import make_output, make_pictures, make_usage
+from service.validation import parse_request
+
+FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+FLAGS = {
+    "prompt": "PROMPT",
+    "negative_prompt": "--negative-prompt",
+    "size": "--size",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance-scale",
+    "solver": "--solver",
+    "seed": "--seed",
+    "n": "-n",
+}
+POLL_SECONDS = 0.1
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    settings = settings_of(model=args.model)
+    output_format = _format_of(Path(args.output))
+    model = model_of(settings)
+    pictures, output = _understand(args, model, output_format)
+    with progress("loading the model") as say:
+        drawn = asyncio.run(_draw(model, settings, pictures, output, say))
+    paths = _write(Path(args.output), drawn)
+    usage = make_usage(drawn, pictures, model, time.perf_counter() - started)
+    if args.json:
+        images = [{"path": str(p), "seed": g.seed, "width": g.width, "height": g.height} for p, g in zip(paths, pictures, strict=True)]
+        print(json.dumps({"images": images, "usage": usage.model_dump()}))
+    else:
+        note(f"{', '.join(map(str, paths))}: seed {pictures[0].seed}, {usage.safelight.seconds:.1f} s")
+    if usage.safelight.unknown_words:
+        note(f"words that the model does not know: {', '.join(usage.safelight.unknown_words)}")
+    return 0
+
+
+def _understand(args: argparse.Namespace, model: ModelInfo, output_format: str) -> tuple[list[GenerationParams], Output]:
+    """The arguments as the request that they would be, judged by the same rules."""
+    fields = {
+        "prompt": args.prompt,
+        "negative_prompt": args.negative_prompt,
+        "size": args.size,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "solver": args.solver,
+        "seed": args.seed,
+        "n": args.n,
+        "output_format": output_format,
+    }
+    try:
+        request: ImageRequest = parse_request(json.dumps(fields).encode())
+        return make_pictures(request, model), make_output(request)
+    except (ServiceError, InvalidParams) as error:
+        param = error.param or ""
+        raise UserError(str(error).replace(param, FLAGS.get(param, param), 1)) from None
+
+
+async def _draw(model: ModelInfo, settings: Settings, pictures: Sequence[GenerationParams], output: Output, say: Say) -> list[Drawn]:
+    studio = Studio(model, settings)
+    try:
+        studio.wait()
+    except ValueError as error:  # a checkpoint that cannot be loaded
+        raise UserError(str(error)) from None
+    watching = asyncio.ensure_future(_watch(studio, say))
+    try:
+        return list(await asyncio.gather(*(studio.draw(params, output) for params in pictures)))
+    except ServiceError as error:
+        raise UserError(str(error)) from None
+    finally:
+        await cancel_all(watching)
+        studio.close()
+
+
+async def _watch(studio: Studio, say: Say) -> None:
+    while True:
+        say(f"drawing, tick {studio.denoiser.census().ticks}")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _format_of(path: Path) -> str:
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"the format is told by the end of PATH: {', '.join(FORMATS)}; got {path.name!r}")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}")
+    return FORMATS[path.suffix.lower()]
+
+
+def _write(path: Path, drawn: Sequence[Drawn]) -> list[Path]:
+    """One picture to `path`; several to `path` with their numbers before the suffix."""
+    paths = [path] if len(drawn) == 1 else [path.with_stem(f"{path.stem}-{k}") for k in range(len(drawn))]
+    for target, picture in zip(paths, drawn, strict=True):
+        target.write_bytes(picture.image)
+    return paths

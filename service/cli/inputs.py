@@ -1,0 +1,21 @@
+"""What every command asks first: which settings, which model."""
+
+from pipeline.catalog import UnknownModel, find_model
+from pipeline.params import ModelInfo
+
+from service.cli import UserError
+from service.settings import BadSetting, Settings, read_settings
+
+
+def settings_of(**given: object) -> Settings:
+    try:
+        return read_settings(given)
+    except BadSetting as error:
+        raise UserError(str(error)) from None
+
+
+def model_of(settings: Settings) -> ModelInfo:
+    try:
+        return find_model(settings.model)
+    except UnknownModel as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,52 @@
+"""`safelight serve`: the whole service on this machine, until it is told to stop."""
+
+import argparse
+import signal
+import socket
+import sys
+from dataclasses import replace
+
+from service.cli import UserError
+from service.cli.inputs import model_of, settings_of
+from service.cli.progress import progress
+from service.settings import Settings
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
+    settings = replace(settings, port=_free_port(settings))
+    model = model_of(settings)  # a wrong name is said before anything is started
+    try:
+        _serve(settings, model.id)
+    except KeyboardInterrupt:  # how it is meant to end
+        pass
+    return 0
+
+
+def _serve(settings: Settings, model_id: str) -> None:
+    with progress("loading Ray") as say:
+        from service.local import CannotServe, running_service
+
+        try:
+            with running_service(settings, say) as url:
+                say("ready; Ctrl-C stops everything")
+                _announce(url, model_id)
+                signal.pause()
+        except CannotServe as error:
+            raise UserError(str(error)) from None
+
+
+def _free_port(settings: Settings) -> int:
+    """The asked port if nobody listens there; for 0, any that is free now."""
+    try:
+        with socket.create_server((settings.host, settings.port)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot listen on port {settings.port} of {settings.host}: {reason}; choose another with --port") from None
+
+
+def _announce(url: str, model_id: str) -> None:
+    curl = f"""curl {url}/v1/images/generations -H 'content-type: application/json' -d '{{"prompt": "a red apple"}}'"""
+    sys.stdout.write(f"Safelight serves {model_id} on {url}, try: {curl}\n")
+    sys.stdout.flush()

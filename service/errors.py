@@ -1,0 +1,145 @@
+"""Everything that can go wrong for a caller.
+
+    ServiceError                 503  anything we did not foresee, said opaquely
+    ├── InvalidRequest           400  names the field
+    │   ├── MalformedBody        400  not JSON, or not an object
+    │   ├── UnknownField         400
+    │   ├── ModelNotFound        404
+    │   ├── RouteNotFound        404
+    │   ├── MethodNotAllowed     405
+    │   ├── BodyTooLarge         413
+    │   └── WrongContentType     415
+    ├── ClientGone               499  never sent: there is nobody to read it
+    ├── QueueFull                429
+    ├── DeadlineExceeded         503
+    └── StageFailed              503  a stage refused to go on
+        └── StageLost            503  its process is gone; the work can be sent again
+"""
+
+import asyncio
+
+from pipeline.params import InvalidParams
+
+
+class ServiceError(Exception):
+    """An error with an HTTP status and a sentence for the public; `param` names the field at fault."""
+
+    status = 503
+    type = "server_error"
+    code = "service_unavailable"
+    message = "The service could not draw the picture; please try again."
+    retry_after: int | None = 5  # seconds
+
+    def __init__(self, message: str | None = None, param: str | None = None):
+        super().__init__(message or self.message)
+        self.param = param
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's error object: all four keys, always."""
+        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ServiceError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+    message = "The request is not valid."
+    retry_after = None
+
+
+class MalformedBody(InvalidRequest):
+    code = "invalid_json"
+
+
+class UnknownField(InvalidRequest):
+    code = "unknown_parameter"
+
+
+class ModelNotFound(InvalidRequest):
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+    message = "There is no such route; /docs lists those that exist."
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class WrongContentType(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+    message = "The body must be JSON: send the header content-type: application/json."
+
+
+class ClientGone(ServiceError):
+    status = 499
+    code = "client_gone"
+    message = "The client went away before its picture was drawn."
+    retry_after = None
+
+
+class QueueFull(ServiceError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    message = "Too many pictures are waiting; please try again later."
+    retry_after = 2
+
+
+class DeadlineExceeded(ServiceError):
+    code = "deadline_exceeded"
+    message = "The picture was not finished in time; please try again later."
+    retry_after = 10
+
+
+class StageFailed(ServiceError):
+    code = "stage_failed"
+
+
+class StageLost(StageFailed):
+    code = "stage_lost"
+    message = "A part of the service was lost and is being restarted; please try again."
+
+
+# By name, so that neither the gateway's tests nor the command line import ray. First match along the class's ancestry.
+RAY_ERRORS: dict[str, type[ServiceError]] = {
+    "BackPressureError": QueueFull,
+    "GetTimeoutError": DeadlineExceeded,
+    "RayActorError": StageLost,
+    "ObjectLostError": StageLost,
+    "WorkerCrashedError": StageLost,
+    "NodeDiedError": StageLost,
+    "ReplicaUnavailableError": StageLost,
+    "DeploymentUnavailableError": StageLost,
+    "RayServeException": StageLost,  # "upstream actor died", of a chained call
+}
+
+
+def as_service_error(error: BaseException) -> ServiceError:
+    """`error` as a member of the tree; what it does not know becomes a bare `ServiceError`, so no detail can leak."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, InvalidParams):
+        return InvalidRequest(str(error), error.param)
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return DeadlineExceeded()
+    for kind in type(error).__mro__:
+        if kind.__module__.partition(".")[0] == "ray" and kind.__name__ in RAY_ERRORS:
+            return RAY_ERRORS[kind.__name__]()
+    cause = getattr(error, "cause", None)  # ray wraps what a replica raised
+    return as_service_error(cause) if isinstance(cause, Exception) and cause is not error else ServiceError()

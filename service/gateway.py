@@ -1,0 +1,113 @@
+"""The HTTP face: a FastAPI app over a backend. Routes are thin; what they mean is said elsewhere."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import Response
+from pipeline.params import ModelInfo
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from service.accounting import account
+from service.backend import Backend
+from service.body import read_json_body, unless_gone
+from service.errors import MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
+from service.metrics import Metrics
+from service.middleware import Envelope, error_response
+from service.openapi import ERRORS, image_request_body
+from service.painter import Painter
+from service.readiness import WarmUp
+from service.schemas import ImageResponse, Model, ModelList, Readiness
+from service.settings import Settings
+from service.tasks import cancel_all
+from service.translation import check_model, describe_model, make_output, make_pictures, make_response, make_usage
+from service.validation import parse_request
+
+
+def build_gateway(backend: Backend, model: ModelInfo, settings: Settings) -> FastAPI:
+    metrics = Metrics()
+    painter = Painter(backend, metrics, settings)
+    warm_up = WarmUp(painter, model)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.ensure_future(warm_up.run())
+        yield
+        await cancel_all(warming)
+
+    app = FastAPI(title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False)
+    _add_image_route(app, painter, metrics, model, settings)
+    _add_model_routes(app, describe_model(model, created=int(time.time())), model)
+    _add_health_routes(app, painter, warm_up, metrics)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_middleware(Envelope)
+    return app
+
+
+def _add_image_route(app: FastAPI, painter: Painter, metrics: Metrics, model: ModelInfo, settings: Settings) -> None:
+    @app.post(
+        "/v1/images/generations",
+        response_model=ImageResponse,
+        responses=ERRORS,
+        openapi_extra=image_request_body(model),
+        summary="Draw pictures from a text",
+    )
+    async def generate(request: Request) -> Response:
+        # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
+        with account(request.state.request_id, metrics.record) as opened:
+            asked = parse_request(await read_json_body(request, settings.max_body_bytes))
+            pictures, output = make_pictures(asked, model), make_output(asked)
+            opened.num_images = len(pictures)
+            drawn = await unless_gone(request, painter.paint(pictures, output))
+            opened.pictures = tuple(picture.usage for picture in drawn)
+            usage = make_usage(drawn, pictures, model, opened.seconds)
+            answer = make_response(drawn, pictures, output, usage)
+            return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _add_model_routes(app: FastAPI, described: Model, model: ModelInfo) -> None:
+    @app.get("/v1/models", summary="The models served here")
+    async def list_models() -> ModelList:
+        return ModelList(data=[described])
+
+    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404]}, summary="One model")
+    async def get_model(model_id: str) -> Model:
+        check_model(model_id, model)
+        return described
+
+
+def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics) -> None:
+    @app.get("/livez", summary="The gateway is alive")
+    async def livez() -> dict[str, bool]:
+        return {"alive": True}
+
+    @app.get("/readyz", responses={503: {"model": Readiness}}, summary="Every stage has drawn a warm-up picture and answers")
+    async def readyz(response: Response) -> Readiness:
+        report = await warm_up.report()
+        response.status_code = 200 if report.ready else 503
+        return report
+
+    @app.get("/metrics", summary="Prometheus metrics of this gateway")
+    async def expose_metrics() -> Response:
+        await painter.census()
+        return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _answer_service_error(_: Request, error: Exception) -> Response:
+    return error_response(as_service_error(error))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors are about routes."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        answer = error_response(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}."))
+        answer.headers["allow"] = allowed
+        return answer
+    return error_response(RouteNotFound() if error.status_code == 404 else ServiceError())

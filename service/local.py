@@ -1,0 +1,109 @@
+"""A Ray of our own for one service on one machine: started with it, stopped with it."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+from service.settings import Settings
+
+READY_SECONDS = 300.0
+POLL_SECONDS = 0.1
+OBJECT_STORE_BYTES = 128 << 20  # latents and states are small
+# What Ray and the hub would otherwise say, send or ask; an operator's own choice stands.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+ERROR_LINE = re.compile(r"^\S*(?:Error|Exception): (.+)$", re.MULTILINE)
+
+
+class CannotServe(Exception):
+    """The service did not come up; the message says why."""
+
+
+@contextlib.contextmanager
+def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
+    """The service's URL, from when it is ready; `KeyboardInterrupt` on Ctrl-C and on SIGTERM."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters is said by the exception
+    try:
+        say("starting Ray")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+        signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts a handler of its own here
+        say(f"starting the stages, {settings.stages}")
+        _deploy(settings)
+        say("drawing the warm-up picture")
+        _wait_until_ready(_url(settings))
+        yield _url(settings)
+    finally:
+        for stop in (signal.SIGINT, signal.SIGTERM):  # the first was heard; stopping must not be stopped halfway
+            signal.signal(stop, signal.SIG_IGN)
+        say("stopping")
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _deploy(settings: Settings) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from service.app import build_app
+
+    try:
+        # Serve's own time-out answers in plain text, so it must never be the first to run out
+        http = HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=settings.deadline_seconds + 30.0)
+        serve.start(proxy_location="HeadOnly", http_options=http)
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+        serve.run(build_app(settings), name="safelight", route_prefix="/")
+    except RuntimeError as error:
+        raise CannotServe(_first_cause(str(error))) from None
+
+
+def _first_cause(text: str) -> str:
+    """Serve reports a replica's failure as text with a traceback in it; the sentence of the innermost exception."""
+    causes = ERROR_LINE.findall(text)
+    return str(causes[-1]) if causes else text.strip().splitlines()[-1]
+
+
+def _wait_until_ready(url: str) -> None:
+    answer = "no answer"
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=10.0):
+                return
+        except urllib.error.HTTPError as error:
+            answer = error.read().decode(errors="replace")
+        except OSError as error:
+            answer = str(error)
+        time.sleep(POLL_SECONDS)
+    raise CannotServe(f"the service was not ready after {READY_SECONDS:g} seconds: {answer}")
+
+
+def _url(settings: Settings) -> str:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,79 @@
+"""The gateway's promise on top of a backend: all pictures or none, in time, and a lost one sent again."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from pipeline.params import GenerationParams
+
+from service.backend import STAGES, Backend
+from service.errors import QueueFull, StageLost, as_service_error
+from service.metrics import Metrics
+from service.payloads import Drawn, Output, StageCensus
+from service.settings import Settings
+from service.tasks import cancel_all
+
+logger = logging.getLogger(__name__)
+
+
+class Painter:
+    """Draws the pictures of whole requests."""
+
+    def __init__(self, backend: Backend, metrics: Metrics, settings: Settings):
+        self._backend = backend
+        self._metrics = metrics
+        self._settings = settings
+        self._in_flight = 0
+
+    async def paint(self, pictures: Sequence[GenerationParams], output: Output) -> list[Drawn]:
+        """Every picture of one request, or a `ServiceError` and no picture left in the batch."""
+        try:
+            with self._room_for(len(pictures)):
+                return await asyncio.wait_for(self._draw_all(pictures, output), self._settings.deadline_seconds)
+        except Exception as error:
+            known = as_service_error(error)
+            if known.status >= 500:
+                logger.warning("drawing failed: %s: %s", type(error).__name__, error)
+            raise known from error
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        """How every stage is; None for one that does not say."""
+        try:
+            census = await self._backend.census()
+        except Exception as error:
+            logger.warning("no census: %s: %s", type(error).__name__, error)
+            census = dict.fromkeys(STAGES)
+        self._metrics.observe_stages(census)
+        return census
+
+    @contextmanager
+    def _room_for(self, num_pictures: int) -> Iterator[None]:
+        if self._in_flight + num_pictures > self._settings.max_pictures:
+            raise QueueFull()
+        self._count(num_pictures)
+        try:
+            yield
+        finally:
+            self._count(-num_pictures)
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._metrics.set_in_flight(self._in_flight)
+
+    async def _draw_all(self, pictures: Sequence[GenerationParams], output: Output) -> list[Drawn]:
+        tasks = [asyncio.ensure_future(self._draw(params, output)) for params in pictures]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            await cancel_all(*tasks)
+
+    async def _draw(self, params: GenerationParams, output: Output) -> Drawn:
+        try:
+            return await self._backend.draw(params, output)
+        except Exception as error:
+            if not isinstance(as_service_error(error), StageLost):
+                raise
+        # A picture is a pure function of its params, so drawing it twice is drawing it once.
+        self._metrics.count_resent()
+        return await self._backend.draw(params, output)

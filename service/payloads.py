@@ -1,0 +1,88 @@
+"""What travels from stage to stage. Tensors ride inside, but nothing here imports torch: the gateway reads the last one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.params import DenoiseUsage, StageCost, TextReport
+
+if TYPE_CHECKING:
+    from pipeline.encoder import TextStates
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How a picture is to be written."""
+
+    format: str = "png"
+    compression: int = 100  # of webp and jpeg: the quality
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Text encoding's answer for one picture."""
+
+    cond: TextStates
+    uncond: TextStates | None  # only under guidance
+    text: TextReport
+    cost: StageCost
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """Denoising's answer for one picture, with what was spent so far."""
+
+    latents: Tensor
+    text: TextReport
+    encode: StageCost
+    denoise: DenoiseUsage
+
+
+@dataclass(frozen=True, slots=True)
+class PictureUsage:
+    """What one picture cost, stage by stage."""
+
+    text: TextReport
+    encode: StageCost
+    denoise: DenoiseUsage
+    decode: StageCost
+
+    @property
+    def stages(self) -> dict[str, StageCost]:
+        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": self.decode}
+
+    @property
+    def flops(self) -> int:
+        return sum(cost.flops for cost in self.stages.values())
+
+    @property
+    def queue_seconds(self) -> float:
+        return sum(cost.queue_seconds for cost in self.stages.values())
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the picture itself: the network saw them once a row."""
+        return self.denoise.tokens // self.denoise.rows if self.denoise.rows else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A finished picture, as bytes in the asked format."""
+
+    image: bytes
+    usage: PictureUsage
+
+
+@dataclass(frozen=True, slots=True)
+class StageCensus:
+    """What a stage says of itself: totals since it started, and who is in it now."""
+
+    pictures: int = 0  # finished
+    running: int = 0
+    waiting: int = 0
+    ticks: int = 0
+    rows: int = 0  # over all ticks
+    cache_hits: int = 0
+    cache_misses: int = 0

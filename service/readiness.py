@@ -1,0 +1,47 @@
+"""When the service may be sent requests: once every stage has drawn a warm-up picture, while every stage answers."""
+
+import asyncio
+import logging
+
+from pipeline.params import MIN_STEPS, GenerationParams, ModelInfo
+
+from service.errors import ServiceError
+from service.painter import Painter
+from service.payloads import Output
+from service.schemas import Readiness, StageReadiness
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+class WarmUp:
+    """Draws one picture when the gateway starts, and says how far that has come."""
+
+    def __init__(self, painter: Painter, model: ModelInfo):
+        self._painter = painter
+        self._picture = make_warm_up_picture(model)
+        self._done = False
+
+    async def run(self) -> None:
+        while not self._done:
+            try:
+                await self._painter.paint([self._picture], Output())
+                self._done = True
+            except ServiceError as error:
+                logger.warning("the warm-up picture failed, trying again: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def report(self) -> Readiness:
+        census = await self._painter.census()
+        stages = {
+            name: StageReadiness(ready=stage is not None and (self._done or stage.pictures > 0), pictures=stage.pictures if stage else 0)
+            for name, stage in census.items()
+        }
+        return Readiness(ready=self._done and all(stage.ready for stage in stages.values()), stages=stages)
+
+
+def make_warm_up_picture(model: ModelInfo) -> GenerationParams:
+    """The smallest request that goes through everything: native size, guidance as usual, few steps."""
+    width, height = model.native_size
+    return GenerationParams("warm-up", "", width, height, MIN_STEPS, model.guidance_scale, model.solver, seed=0)

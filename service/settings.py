@@ -1,0 +1,71 @@
+"""What an operator may decide, and the only place that reads the environment (prefix `SAFELIGHT_`)."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+PREFIX = "SAFELIGHT_"
+DEFAULT_MODEL = "emoji-128"
+STAGE_LAYOUTS = ("split", "colocated")
+
+
+class BadSetting(ValueError):
+    """A setting that the service cannot run with; the message names it and says what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every choice of the service; a field `port` is read from `SAFELIGHT_PORT`."""
+
+    model: str = DEFAULT_MODEL  # a model's name or a checkpoint folder
+    host: str = "127.0.0.1"
+    port: int = 8000
+    stages: str = "split"  # one deployment a stage, or `colocated`: all three in one replica
+    num_gpus: float = 0.0  # the denoiser's; the two short stages share the host's processor
+    encode_threads: int = 0  # 0: every core this process may use
+    denoise_threads: int = 0
+    decode_threads: int = 0
+    max_rows: int = 16  # rows of the network in one tick
+    text_cache_size: int = 1024  # texts
+    max_body_bytes: int = 1 << 20
+    max_pictures: int = 256  # in flight in one gateway; more are refused with Retry-After
+    deadline_seconds: float = 300.0  # from the first byte of a request to its answer
+    shutdown_seconds: float = 10.0  # for the pictures in flight when a replica is asked to stop
+
+    def __post_init__(self) -> None:
+        if self.stages not in STAGE_LAYOUTS:
+            raise BadSetting(f"stages must be one of {', '.join(STAGE_LAYOUTS)}, got {self.stages!r}")
+        if not 0 <= self.port <= 65535:
+            raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
+        for name in ("max_rows", "max_body_bytes", "max_pictures", "deadline_seconds", "shutdown_seconds"):
+            if not getattr(self, name) > 0:
+                raise BadSetting(f"{name} must be more than 0, got {getattr(self, name)}")
+        for name in ("num_gpus", "encode_threads", "denoise_threads", "decode_threads", "text_cache_size"):
+            if not getattr(self, name) >= 0:
+                raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
+
+
+def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from what was `given` (None: not given), else from the environment, else the defaults."""
+    unknown = sorted(set(given) - {field.name for field in fields(Settings)})
+    if unknown:
+        raise BadSetting(f"{unknown[0]} is not a setting; allowed: {', '.join(field.name for field in fields(Settings))}")
+    texts = {name: value for name, value in given.items() if value is not None}
+    for field in fields(Settings):
+        if field.name not in texts and (value := environ.get(PREFIX + field.name.upper())) is not None:
+            texts[field.name] = value
+    return Settings(**{name: _parse(name, value) for name, value in texts.items()})
+
+
+def num_cores() -> int:
+    """The cores that this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parse(name: str, value: object) -> Any:
+    kind = get_type_hints(Settings)[name]
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise BadSetting(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}") from None

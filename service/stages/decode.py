@@ -1,0 +1,75 @@
+"""Decoding: latents to pixels to the bytes of a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pipeline.params import GenerationParams
+
+from service.payloads import Denoised, Drawn, Output, PictureUsage, StageCensus
+from service.stages.worker import Worker
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pipeline.build import Decoder
+
+WriteImage = Callable[["np.ndarray", Output, GenerationParams], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """One picture's latents, how it is to be written, and since when it waits."""
+
+    denoised: Denoised
+    params: GenerationParams
+    output: Output
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+class DecodeStage:
+    """Hosts a decoder."""
+
+    def __init__(self, make_decoder: Callable[[], Decoder], write_image: WriteImage):
+        self._worker = Worker(make_decoder, "decode")
+        self._write_image = write_image
+        self._census = StageCensus()
+
+    @property
+    def max_batch(self) -> int:
+        return self._worker.wait().max_batch
+
+    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
+        return (await self.decode_batch([DecodeJob(denoised, params, output)]))[0]
+
+    async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn]:
+        return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
+
+    def census(self) -> StageCensus:
+        return self._census
+
+    def wait(self) -> None:
+        """Until the network is loaded; raises what loading it raised."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def _decode(self, decoder: Decoder, jobs: Sequence[DecodeJob]) -> list[Drawn]:
+        started = time.perf_counter()
+        drawn = []
+        for first in range(0, len(jobs), decoder.max_batch):
+            drawn += self._decode_chunk(decoder, jobs[first : first + decoder.max_batch], started)
+        self._census = replace(self._census, pictures=self._census.pictures + len(jobs))
+        return drawn
+
+    def _decode_chunk(self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float) -> list[Drawn]:
+        pictures = decoder.decode([job.denoised.latents for job in jobs])
+        drawn = []
+        for job, (pixels, cost) in zip(jobs, pictures, strict=True):
+            decode = replace(cost, queue_seconds=max(0.0, started - job.arrived))
+            usage = PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
+            drawn.append(Drawn(self._write_image(pixels, job.output, job.params), usage))
+        return drawn

@@ -1,0 +1,206 @@
+"""Denoising: the engine on its own thread, and the bridge from asyncio to it.
+
+The thread's whole life is: obey the commands that came, do one tick, hand out what left the batch. It sleeps on the
+command queue when there is no work, and it outlives an engine that fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from pipeline.params import FinishReason, GenerationParams, InvalidParams
+
+from service.errors import ServiceError, StageFailed, as_service_error
+from service.payloads import Conditioning, Denoised, StageCensus
+
+if TYPE_CHECKING:
+    from pipeline.engine import Engine, Outcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One picture on its way through the engine, and the promise to whoever waits for it."""
+
+    id: str  # unique in this stage, whatever ids clients choose
+    params: GenerationParams
+    conditioning: Conditioning
+    loop: asyncio.AbstractEventLoop
+    settled: asyncio.Future[Outcome | ServiceError]  # errors as values: a promise nobody reads must not complain
+
+    def settle(self, result: Outcome | ServiceError) -> None:
+        """Callable from any thread, any number of times; the first result counts."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._settle, result)
+
+    def _settle(self, result: Outcome | ServiceError) -> None:
+        if not self.settled.done():
+            self.settled.set_result(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The command to let a sample go."""
+
+    sample_id: str
+
+
+class Stop:
+    """The command to end the thread."""
+
+
+class DenoiseStage:
+    """Hosts an engine; `generate` may be called from any number of tasks."""
+
+    def __init__(self, make_engine: Callable[[], Engine]):
+        self._loop = EngineLoop(make_engine)
+        self._ids = map(str, itertools.count())
+
+    async def generate(self, conditioning: Conditioning, params: GenerationParams) -> Denoised:
+        """Denoise one picture; when cancelled, return only after the engine has let the sample go."""
+        loop = asyncio.get_running_loop()
+        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future())
+        self._loop.commands.put(sample)
+        try:
+            return _denoised(await asyncio.shield(sample.settled), conditioning)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._let_go(sample))
+            raise
+
+    def census(self) -> StageCensus:
+        return self._loop.census
+
+    def wait(self) -> None:
+        """Until the engine is built; raises what building it raised."""
+        self._loop.built.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raise when there is no engine and there will be none."""
+        if self._loop.broken is not None:
+            raise self._loop.broken
+
+    def close(self) -> None:
+        self._loop.commands.put(Stop())
+        self._loop.join()
+
+    async def _let_go(self, sample: Sample) -> None:
+        self._loop.commands.put(Abort(sample.id))
+        await asyncio.wait({sample.settled})
+
+
+class EngineLoop(threading.Thread):
+    """The only thread that touches the engine. `samples` is its own; the rest is read by others."""
+
+    def __init__(self, make_engine: Callable[[], Engine]):
+        super().__init__(name="denoise", daemon=True)
+        self.commands: SimpleQueue[Sample | Abort | Stop] = SimpleQueue()
+        self.census = StageCensus()  # replaced whole after every tick, so a reader on another thread sees one moment
+        self.built = threading.Event()
+        self.broken: Exception | None = None
+        self._make_engine = make_engine
+        self._samples: dict[str, Sample] = {}
+        self.start()
+
+    def run(self) -> None:
+        while self._live():
+            pass
+
+    def _live(self) -> bool:
+        """One engine's life. False when there shall not be another."""
+        try:
+            engine = self._make_engine()
+        except Exception as error:
+            return self._refuse_all(error)
+        self.built.set()
+        try:
+            return self._tick_until_stopped(engine)
+        except Exception as error:
+            logger.exception("the engine failed with %d samples in it; building another", len(self._samples))
+            self._settle_all(StageFailed(f"The denoiser failed while the picture was in it ({type(error).__name__}); please try again."))
+            return True
+
+    def _tick_until_stopped(self, engine: Engine) -> bool:
+        while self._obey(engine):
+            outcomes = engine.step()
+            for outcome in outcomes:
+                if sample := self._samples.pop(outcome.request_id, None):
+                    sample.settle(outcome)
+            self._count(engine, outcomes)
+        self._settle_all(StageFailed("The denoiser was stopped while the picture was in it; please try again."))
+        return False
+
+    def _obey(self, engine: Engine) -> bool:
+        """Carry out every command that waits; with no work in the engine, sleep until one comes. False to stop."""
+        block = not engine.has_work
+        while (command := self._next_command(block)) is not None:
+            block = False
+            if isinstance(command, Stop):
+                return False
+            if isinstance(command, Abort):
+                engine.abort(command.sample_id)
+            else:
+                self._add(engine, command)
+        return True
+
+    def _next_command(self, block: bool) -> Sample | Abort | Stop | None:
+        try:
+            return self.commands.get(block)
+        except Empty:
+            return None
+
+    def _add(self, engine: Engine, sample: Sample) -> None:
+        try:
+            engine.add(sample.id, sample.params, sample.conditioning.cond, sample.conditioning.uncond)
+        except InvalidParams as error:
+            sample.settle(as_service_error(error))
+        except Exception:  # this sample's fault, not its neighbours'
+            logger.exception("the engine refused a sample")
+            sample.settle(StageFailed())
+        else:
+            self._samples[sample.id] = sample
+
+    def _count(self, engine: Engine, outcomes: list[Outcome]) -> None:
+        seen, tick = self.census, engine.last_tick
+        self.census = replace(
+            seen,
+            pictures=seen.pictures + sum(outcome.reason is FinishReason.DONE for outcome in outcomes),
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            ticks=seen.ticks + 1,
+            rows=seen.rows + (tick.rows if tick else 0),
+        )
+
+    def _settle_all(self, error: ServiceError) -> None:
+        for sample in self._samples.values():
+            sample.settle(error)
+        self._samples.clear()
+        self.census = replace(self.census, running=0, waiting=0)
+
+    def _refuse_all(self, error: Exception) -> bool:
+        """Without an engine: refuse every sample that comes, so that nobody waits for ever."""
+        self.broken = error
+        self.built.set()
+        self._settle_all(StageFailed())
+        while not isinstance(command := self.commands.get(), Stop):
+            if isinstance(command, Sample):
+                command.settle(StageFailed())
+        return False
+
+
+def _denoised(result: Outcome | ServiceError, conditioning: Conditioning) -> Denoised:
+    if isinstance(result, ServiceError):
+        raise result
+    if result.reason is not FinishReason.DONE or result.latents is None:
+        logger.error("a sample left the engine as %s: %s", result.reason.value, result.error)
+        raise StageFailed()
+    return Denoised(result.latents, conditioning.text, conditioning.cost, result.usage)

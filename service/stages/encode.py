@@ -1,0 +1,115 @@
+"""Text encoding: prompts to states, with a memory of the texts seen last."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pipeline.guidance import needs_uncond
+from pipeline.params import GenerationParams, StageCost, TextReport
+
+from service.payloads import Conditioning, StageCensus
+from service.stages.worker import Worker
+
+if TYPE_CHECKING:
+    from pipeline.encoder import TextEncoder, TextStates
+
+FREE = StageCost(device_seconds=0.0, flops=0)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """One picture's texts, and since when they wait."""
+
+    params: GenerationParams
+    arrived: float = field(default_factory=time.perf_counter)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        prompt, negative = self.params.prompt, self.params.negative_prompt
+        return (prompt, negative) if needs_uncond(self.params.guidance_scale) else (prompt,)
+
+
+class EncodeStage:
+    """Hosts a text encoder. A text costs only the picture that first brought it; from the cache it is free."""
+
+    def __init__(self, make_encoder: Callable[[], TextEncoder], model_id: str, cache_size: int):
+        self._worker = Worker(make_encoder, "encode")
+        self._model_id = model_id
+        self._cache_size = cache_size
+        self._cache: OrderedDict[tuple[str, str], TextStates] = OrderedDict()  # touched by the worker's thread only
+        self._census = StageCensus()
+
+    @property
+    def max_batch(self) -> int:
+        return self._worker.wait().max_batch
+
+    async def encode(self, params: GenerationParams) -> Conditioning:
+        return (await self.encode_batch([EncodeJob(params)]))[0]
+
+    async def encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
+        return await self._worker.call(lambda encoder: self._encode(encoder, jobs))
+
+    def census(self) -> StageCensus:
+        return self._census
+
+    def wait(self) -> None:
+        """Until the network is loaded; raises what loading it raised."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def _encode(self, encoder: TextEncoder, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
+        started = time.perf_counter()
+        texts = [text for job in jobs for text in job.texts]
+        known, bills = self._look_up(encoder, texts)
+        self._count(len(jobs), hits=len(texts) - len(bills), misses=len(bills))
+        return [_answer(job, known, bills, started) for job in jobs]
+
+    def _look_up(self, encoder: TextEncoder, texts: Sequence[str]) -> tuple[dict[str, TextStates], dict[str, StageCost]]:
+        """The states of `texts`, and what the missing ones cost to encode."""
+        known = {text: self._cache[key] for text in texts if (key := (self._model_id, text)) in self._cache}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        fresh: dict[str, TextStates] = {}
+        for start in range(0, len(missing), encoder.max_batch):
+            batch = missing[start : start + encoder.max_batch]
+            fresh.update(zip(batch, encoder.encode(batch), strict=True))
+        known |= fresh
+        self._remember(known)
+        return known, {text: states.cost for text, states in fresh.items()}
+
+    def _remember(self, known: dict[str, TextStates]) -> None:
+        for text, states in known.items():
+            self._cache[(self._model_id, text)] = states
+            self._cache.move_to_end((self._model_id, text))
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+
+    def _count(self, num_pictures: int, hits: int, misses: int) -> None:
+        seen = self._census
+        self._census = replace(
+            seen,
+            pictures=seen.pictures + num_pictures,
+            cache_hits=seen.cache_hits + hits,
+            cache_misses=seen.cache_misses + misses,
+        )
+
+
+def _answer(job: EncodeJob, known: dict[str, TextStates], bills: dict[str, StageCost], started: float) -> Conditioning:
+    states = [known[text] for text in job.texts]
+    costs = [bills.pop(text, FREE) for text in job.texts]
+    cost = StageCost(sum(c.device_seconds for c in costs), sum(c.flops for c in costs), max(0.0, started - job.arrived))
+    return Conditioning(states[0], states[1] if len(states) > 1 else None, _merge(s.report for s in states), cost)
+
+
+def _merge(reports: Iterable[TextReport]) -> TextReport:
+    every = list(reports)
+    return TextReport(
+        num_tokens=sum(report.num_tokens for report in every),
+        truncated=any(report.truncated for report in every),
+        unknown_words=tuple(dict.fromkeys(word for report in every for word in report.unknown_words)),
+    )

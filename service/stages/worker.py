@@ -1,0 +1,31 @@
+"""One object on one thread of its own."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Worker(Generic[T]):
+    """Makes its object on its own thread and calls it only there.
+
+    The thread count of torch's kernels is a property of the calling thread, so whoever sets it must also do the work.
+    """
+
+    def __init__(self, make: Callable[[], T], name: str):
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._made: Future[T] = self._thread.submit(make)
+
+    def wait(self) -> T:
+        """The object, when it is made; raises what making it raised."""
+        return self._made.result()
+
+    async def call(self, function: Callable[[T], R]) -> R:
+        """`function(the object)`, without blocking the event loop."""
+        return await asyncio.wrap_future(self._thread.submit(lambda: function(self._made.result())))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,91 @@
+"""All three stages in one process: what the command line draws with, and what a colocated replica holds.
+
+Also the only place that knows how a stage is made from `pipeline.build`; imports torch when a stage is made, not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.params import GenerationParams, ModelInfo
+
+from service.payloads import Conditioning, Denoised, Drawn, Output
+from service.settings import Settings, num_cores
+from service.stages.decode import DecodeStage
+from service.stages.denoise import DenoiseStage
+from service.stages.encode import EncodeStage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Encodes(Protocol):
+    async def encode(self, params: GenerationParams) -> Conditioning: ...
+
+
+class Denoises(Protocol):
+    async def generate(self, conditioning: Conditioning, params: GenerationParams) -> Denoised: ...
+
+
+class Decodes(Protocol):
+    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn: ...
+
+
+async def draw(encoder: Encodes, denoiser: Denoises, decoder: Decodes, params: GenerationParams, output: Output) -> Drawn:
+    """One picture through three stages of this process."""
+    conditioning = await encoder.encode(params)
+    denoised = await denoiser.generate(conditioning, params)
+    return await decoder.decode(denoised, params, output)
+
+
+class Studio:
+    """Three stages, made at once on their own threads."""
+
+    def __init__(self, model: ModelInfo, settings: Settings):
+        self.encoder = make_encode_stage(model, settings)
+        self.denoiser = make_denoise_stage(model, settings)
+        self.decoder = make_decode_stage(model, settings)
+
+    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
+        return await draw(self.encoder, self.denoiser, self.decoder, params, output)
+
+    def wait(self) -> None:
+        """Until every stage is made; raises what making one raised."""
+        for stage in (self.encoder, self.denoiser, self.decoder):
+            stage.wait()
+
+    def close(self) -> None:
+        for stage in (self.encoder, self.denoiser, self.decoder):
+            stage.close()
+
+
+def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
+    from pipeline.build import TextEncoder, build_text_encoder
+
+    def make() -> TextEncoder:
+        return build_text_encoder(model, num_threads=settings.encode_threads or num_cores())
+
+    return EncodeStage(make, model.id, settings.text_cache_size)
+
+
+def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
+    from pipeline.build import build_engine
+    from pipeline.engine import Engine
+
+    def make() -> Engine:
+        return build_engine(model, max_rows=settings.max_rows, num_threads=settings.denoise_threads or num_cores())
+
+    return DenoiseStage(make)
+
+
+def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
+    from pipeline.build import Decoder, build_decoder
+    from pipeline.images import encode_image
+
+    def make() -> Decoder:
+        return build_decoder(model, num_threads=settings.decode_threads or num_cores())
+
+    def write(pixels: np.ndarray, output: Output, params: GenerationParams) -> bytes:
+        return encode_image(pixels, output.format, output.compression, params, model.id)
+
+    return DecodeStage(make, write)

@@ -1,0 +1,89 @@
+"""The DiT against diffusers' PixArtTransformer2DModel on shared random weights."""
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel
+
+from models.attention import BACKENDS
+from models.config import DiTConfig, UnsupportedModel
+from models.dit import DiT, TextKeyValues
+
+CONFIG = DiTConfig(
+    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=3, sample_size=16, patch_size=2,
+    caption_channels=24, interpolation_scale=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[DiT, PixArtTransformer2DModel]:
+    torch.manual_seed(0)
+    theirs = PixArtTransformer2DModel.from_config(CONFIG.to_diffusers()).eval()
+    ours = DiT(CONFIG).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs
+
+
+def forward(dit: DiT, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return dit(x, dit.modulations(t), dit.text_key_values(states, mask))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20), (8, 16)], ids=str)
+def test_equals_diffusers(networks: tuple[DiT, PixArtTransformer2DModel], size: tuple[int, int]) -> None:
+    ours, theirs = networks
+    g = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 4, *size, generator=g), torch.tensor([999.0, 500.25, 3.0])
+    states = torch.randn(3, 7, 24, generator=g)
+    mask = torch.arange(7)[None] < torch.tensor([[7], [3], [1]])
+    with torch.inference_mode():
+        expected = theirs(x, encoder_hidden_states=states, encoder_attention_mask=mask.long(), timestep=t, return_dict=False)[0]
+    torch.testing.assert_close(forward(ours, x, t, states, mask), expected, atol=1e-5, rtol=0)
+
+
+def test_masked_text_changes_nothing(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
+    ours, _ = networks
+    x, t, states = torch.randn(1, 4, 16, 16), torch.tensor([300.0]), torch.randn(1, 7, 24)
+    mask = torch.arange(7)[None] < 3
+    other = states.clone()
+    other[:, 3:] = 100.0
+    assert torch.equal(forward(ours, x, t, states, mask), forward(ours, x, t, other, mask))
+    assert not torch.equal(forward(ours, x, t, states, mask), forward(ours, x, t, states, torch.ones_like(mask)))
+
+
+def test_rows_have_their_own_time_and_text(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
+    ours, _ = networks
+    x, t = torch.randn(4, 4, 16, 16), torch.tensor([900.0, 10.0, 500.0, 123.4])
+    states, mask = torch.randn(4, 7, 24), torch.arange(7)[None] < torch.tensor([[7], [2], [4], [1]])
+    together = forward(ours, x, t, states, mask)
+    for row in range(4):
+        one = slice(row, row + 1)
+        torch.testing.assert_close(forward(ours, x[one], t[one], states[one], mask[one]), together[one], atol=1e-5, rtol=0)
+
+
+def test_sdpa_equals_plain() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=g) for n in (5, 7, 7))
+    mask = torch.arange(7)[None] < torch.tensor([[7], [2]])
+    torch.testing.assert_close(BACKENDS["sdpa"](q, k, v, mask), BACKENDS["plain"](q, k, v, mask), atol=1e-6, rtol=0)
+    torch.testing.assert_close(BACKENDS["sdpa"](q, k, v), BACKENDS["plain"](q, k, v), atol=1e-6, rtol=0)
+
+
+def test_text_key_values_are_rows(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
+    ours, _ = networks
+    states, mask = torch.randn(2, 7, 24), torch.ones(2, 7, dtype=torch.bool)
+    text = ours.text_key_values(states, mask)
+    assert isinstance(text, TextKeyValues)
+    assert text.kv.shape == (3, 2, 2, 4, 7, 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("norm_type", "ada_norm_zero"), ("activation_fn", "geglu"), ("use_additional_conditions", True), ("caption_channels", None)],
+)
+def test_unsupported_configs_are_named(key: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel, match=key):
+        DiTConfig.from_diffusers(CONFIG.to_diffusers() | {key: value})
+
+
+def test_config_round_trip() -> None:
+    assert DiTConfig.from_diffusers(CONFIG.to_diffusers()) == CONFIG

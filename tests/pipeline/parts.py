@@ -1,0 +1,64 @@
+"""The `tiny` model's parts for engine tests: real networks, random weights, float32 or bfloat16."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pipeline.build import build_decoder, build_engine, build_runner, build_text_encoder, read_schedule
+from pipeline.catalog import find_model
+from pipeline.encoder import TextStates
+from pipeline.engine import Engine, Outcome
+from pipeline.guidance import needs_uncond
+from pipeline.params import GenerationParams, ModelInfo
+from pipeline.runner import StepRunner
+
+
+@lru_cache
+def model() -> ModelInfo:
+    return find_model("tiny")
+
+
+@lru_cache
+def runner(dtype: torch.dtype = torch.float32) -> StepRunner:
+    return build_runner(model(), dtype=dtype)
+
+
+@lru_cache
+def states(text: str) -> TextStates:
+    return build_text_encoder(model()).encode([text])[0]
+
+
+def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
+    return build_engine(model(), max_rows=max_rows, dtype=dtype)
+
+
+def params(**changes: object) -> GenerationParams:
+    chosen = {
+        "prompt": "a red apple", "negative_prompt": "", "width": 64, "height": 64, "num_steps": 6, "guidance_scale": 4.0,
+        "solver": "dpmpp_2m", "seed": 1, "image_index": 0,
+    }  # fmt: skip
+    return GenerationParams(**(chosen | changes))
+
+
+def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
+    uncond = states(p.negative_prompt) if needs_uncond(p.guidance_scale) else None
+    engine.add(request_id, p, states(p.prompt), uncond)
+
+
+def drain(engine: Engine) -> dict[str, Outcome]:
+    outcomes = {}
+    while engine.has_work:
+        outcomes |= {o.request_id: o for o in engine.step()}
+    return outcomes
+
+
+def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
+    one = engine(dtype=dtype)
+    add(one, "only", p)
+    latents = drain(one)["only"].latents
+    assert latents is not None
+    return latents
+
+
+__all__ = ["add", "alone", "build_decoder", "drain", "engine", "model", "params", "read_schedule", "runner", "states"]

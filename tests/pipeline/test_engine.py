@@ -1,0 +1,166 @@
+"""The engine against the reference loop, against itself alone, and under joins, leaves and aborts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pipeline import noise
+from pipeline.params import FinishReason, InvalidParams
+from pipeline.reference import generate_one
+from pipeline.solvers import SOLVERS
+from tests.pipeline.parts import add, alone, drain, engine, model, params, read_schedule, runner, states
+
+
+def network(prompt: str):
+    dit = runner().dit
+    text = states(prompt)
+
+    def evaluate(x: Tensor, timestep: float) -> Tensor:
+        with torch.inference_mode():
+            t = torch.tensor([timestep], dtype=torch.float32)
+            kv = dit.text_key_values(text.states[None], text.mask[None])
+            return dit(x[None].float(), dit.modulations(t), kv)[0]
+
+    return evaluate
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 4.5])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
+    p = params(solver=solver, guidance_scale=guidance_scale, num_steps=7, seed=3, negative_prompt="blue")
+    schedule, prediction = read_schedule(model())
+    start = noise.draw(p.seed, p.image_index, noise.START, (4, 8, 8))
+    expected = generate_one(
+        network(p.prompt), network(p.negative_prompt), guidance_scale, prediction, schedule, solver, p.num_steps, start,
+        lambda k: noise.draw(p.seed, p.image_index, k + 1, (4, 8, 8)),
+    )  # fmt: skip
+    torch.testing.assert_close(alone(p).double(), expected, atol=1e-4, rtol=0)
+
+
+NEIGHBOURS = st.builds(
+    params,
+    num_steps=st.integers(1, 9),
+    guidance_scale=st.sampled_from([0.0, 1.0, 2.5, 8.0]),
+    solver=st.sampled_from([*SOLVERS, "ddim"]),
+    seed=st.integers(0, 2**53 - 1),
+    image_index=st.integers(0, 9),
+    prompt=st.sampled_from(["a red apple", "cat", "a very long prompt about a green car on a blue road"]),
+    negative_prompt=st.sampled_from(["", "blurry"]),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_neighbours_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
+    arrivals = data.draw(st.lists(st.tuples(NEIGHBOURS, st.integers(0, 6)), min_size=1, max_size=7))
+    subject = params(num_steps=6, seed=42)
+    busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
+    latents = None
+    add(busy, "subject", subject)
+    for number, (neighbour, ticks) in enumerate(arrivals):
+        add(busy, f"neighbour-{number}", neighbour)
+        for _ in range(ticks):
+            for outcome in busy.step() if busy.has_work else ():
+                latents = outcome.latents if outcome.request_id == "subject" else latents
+    latents = drain(busy)["subject"].latents if latents is None else latents
+    assert torch.equal(latents, alone(subject, dtype))
+
+
+def test_samples_leave_when_their_own_last_tick_is_done() -> None:
+    shared = engine()
+    for steps in (2, 5, 3):
+        add(shared, str(steps), params(num_steps=steps))
+    left_at = {o.request_id: tick for tick in range(1, 6) for o in shared.step()}
+    assert left_at == {"2": 2, "3": 3, "5": 5}
+    assert not shared.has_work
+
+
+def test_a_late_sample_joins_at_the_next_tick() -> None:
+    shared = engine()
+    add(shared, "long", params(num_steps=9))
+    shared.step()
+    add(shared, "short", params(num_steps=2, solver="euler", guidance_scale=1.0))
+    shared.step()
+    assert shared.last_tick is not None
+    assert shared.last_tick.rows == 3
+    assert [o.request_id for o in shared.step()] == ["short"]
+
+
+def test_rows_are_capped_and_nobody_overtakes() -> None:
+    shared = engine(max_rows=3)
+    for name, guidance in (("a", 4.0), ("b", 4.0), ("c", 1.0)):
+        add(shared, name, params(guidance_scale=guidance, num_steps=2))
+    shared.step()
+    assert (shared.num_running, shared.num_waiting) == (1, 2)
+    assert list(drain(shared)) == ["a", "b", "c"]
+
+
+def test_abort_frees_the_rows_at_the_next_tick() -> None:
+    shared = engine()
+    add(shared, "gone", params(num_steps=50))
+    add(shared, "stays", params(num_steps=3))
+    shared.step()
+    shared.abort("gone")
+    shared.abort("gone")
+    outcomes = {o.request_id: o for o in shared.step()}
+    assert outcomes["gone"].reason is FinishReason.ABORTED
+    assert outcomes["gone"].latents is None
+    assert outcomes["gone"].usage.nfe == 1
+    assert shared.last_tick is not None
+    assert shared.last_tick.rows == 2
+    assert drain(shared)["stays"].reason is FinishReason.DONE
+
+
+def test_usage_counts_what_ran() -> None:
+    shared = engine()
+    add(shared, "heun", params(solver="heun", num_steps=5))
+    add(shared, "plain", params(guidance_scale=1.0, num_steps=4))
+    out = drain(shared)
+    # Heun on a flow: the first and the last step are Euler steps, each of the others takes two evaluations
+    assert (out["heun"].usage.nfe, out["heun"].usage.rows) == (8, 16)
+    assert (out["plain"].usage.nfe, out["plain"].usage.rows) == (4, 4)
+    assert out["plain"].usage.tokens == 4 * 16
+    assert out["heun"].usage.cost.flops > 3.5 * out["plain"].usage.cost.flops
+    assert out["plain"].usage.cost.device_seconds > 0
+
+
+def test_a_diverged_sample_fails_alone() -> None:
+    shared = engine()
+    add(shared, "bad", params(num_steps=2))
+    add(shared, "good", params(num_steps=2))
+    shared.step()
+    bad = shared._batcher.running[0]
+    bad.x = torch.full_like(bad.x, float("nan"))
+    outcomes = drain(shared)
+    assert outcomes["bad"].reason is FinishReason.FAILED
+    assert "not finite" in (outcomes["bad"].error or "")
+    assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
+
+
+def test_clear_fails_everything_and_leaves_an_engine_that_works() -> None:
+    shared = engine()
+    add(shared, "running", params())
+    shared.step()
+    add(shared, "waiting", params())
+    failed = {o.request_id: o for o in shared.clear("the tick broke")}
+    assert {o.reason for o in failed.values()} == {FinishReason.FAILED}
+    assert set(failed) == {"running", "waiting"}
+    assert not shared.has_work
+    add(shared, "running", params())
+    assert torch.equal(drain(shared)["running"].latents, alone(params()))
+
+
+def test_a_second_sample_of_the_same_name_is_refused() -> None:
+    shared = engine()
+    add(shared, "same", params())
+    with pytest.raises(ValueError, match="already"):
+        add(shared, "same", params())
+
+
+def test_an_unknown_solver_is_named() -> None:
+    with pytest.raises(InvalidParams, match="magic") as caught:
+        add(engine(), "x", params(solver="magic"))
+    assert caught.value.param == "solver"
