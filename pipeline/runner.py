@@ -42,5 +42,5 @@ class StepRunner:
     def forward(self, members: Membership, state: Gathered) -> Tensor:
         """One network evaluation for every row: raw predictions (R, C, H, W), float32; a learned variance is dropped."""
         rows = state.x[members.row_sample].to(self.dtype)
-        out = self.dit(rows, state.modulations, members.text)
+        out: Tensor = self.dit(rows, state.modulations, members.text)
         return out[:, : self.dit.config.in_channels].float()

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.catalog import find_model
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
+from pipeline.catalog import find_model
 from service.backend import Backend
 from service.deployments import Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
 from service.handles import ColocatedBackend, SplitBackend
@@ -40,14 +40,14 @@ def build_app(settings: Settings) -> Application:
 
 
 def _gateway(settings: Settings) -> Deployment:
-    return serve.deployment(serve.ingress()(Gateway), name="Gateway", max_ongoing_requests=MANY, **_options(settings))
+    make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings))
+    return make(serve.ingress()(Gateway))
 
 
 def _deployment(stage: type[Any], settings: Settings, num_gpus: float = 0.0) -> Deployment:
     room = settings.max_pictures + ROOM_FOR_QUESTIONS
-    return serve.deployment(
-        stage, name=stage.__name__, max_ongoing_requests=room, max_queued_requests=room, **_options(settings, num_gpus)
-    )
+    make = serve.deployment(name=stage.__name__, max_ongoing_requests=room, max_queued_requests=room, **_options(settings, num_gpus))
+    return make(stage)
 
 
 def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from pipeline.params import GenerationParams
-
 from service.payloads import Drawn, Output, StageCensus
 
 STAGES = ("encode", "denoise", "decode")

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from pipeline.params import GenerationParams, ModelInfo
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from pipeline.params import GenerationParams, ModelInfo
 from service.backend import Backend
 from service.gateway import build_gateway
 from service.payloads import Conditioning, Denoised, Drawn, Output, StageCensus
@@ -16,6 +16,7 @@ from service.stages.decode import DecodeJob
 from service.stages.encode import EncodeJob
 from service.studio import draw, make_decode_stage, make_denoise_stage, make_encode_stage
 
+MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
 BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the pictures of one request to meet
 
 
@@ -24,7 +25,7 @@ class TextEncoder:
 
     def __init__(self, model: ModelInfo, settings: Settings):
         self._stage = make_encode_stage(model, settings)
-        self._encode_batch.set_max_batch_size(self._stage.max_batch)
+        self._stage.wait()
 
     async def encode(self, params: GenerationParams) -> Conditioning:
         return await self._encode_batch(EncodeJob(params))
@@ -32,7 +33,7 @@ class TextEncoder:
     async def census(self) -> StageCensus:
         return self._stage.census()
 
-    @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
         return await self._stage.encode_batch(jobs)
 
@@ -60,7 +61,7 @@ class VaeDecoder:
 
     def __init__(self, model: ModelInfo, settings: Settings):
         self._stage = make_decode_stage(model, settings)
-        self._decode_batch.set_max_batch_size(self._stage.max_batch)
+        self._stage.wait()
 
     async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
         return await self._decode_batch(DecodeJob(denoised, params, output))
@@ -68,7 +69,7 @@ class VaeDecoder:
     async def census(self) -> StageCensus:
         return self._stage.census()
 
-    @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn]:
         return await self._stage.decode_batch(jobs)
 
@@ -85,8 +86,11 @@ class Colocated:
         return await draw(self._encoder, self._denoiser, self._decoder, params, output)
 
     async def census(self) -> dict[str, StageCensus]:
-        stages = {"encode": self._encoder, "denoise": self._denoiser, "decode": self._decoder}
-        return {name: await stage.census() for name, stage in stages.items()}
+        return {
+            "encode": await self._encoder.census(),
+            "denoise": await self._denoiser.census(),
+            "decode": await self._decoder.census(),
+        }
 
     def check_health(self) -> None:
         self._denoiser.check_health()
@@ -101,4 +105,4 @@ class Gateway:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_gateway(self._backend, self._model, self._settings)
+        return build_gateway(self._backend, self._model, self._settings, proxied=True)

@@ -1,19 +1,19 @@
 """Everything that can go wrong for a caller.
 
-    ServiceError                 503  anything we did not foresee, said opaquely
-    ├── InvalidRequest           400  names the field
-    │   ├── MalformedBody        400  not JSON, or not an object
-    │   ├── UnknownField         400
-    │   ├── ModelNotFound        404
-    │   ├── RouteNotFound        404
-    │   ├── MethodNotAllowed     405
-    │   ├── BodyTooLarge         413
-    │   └── WrongContentType     415
-    ├── ClientGone               499  never sent: there is nobody to read it
-    ├── QueueFull                429
-    ├── DeadlineExceeded         503
-    └── StageFailed              503  a stage refused to go on
-        └── StageLost            503  its process is gone; the work can be sent again
+ServiceError                 503  anything we did not foresee, said opaquely
+├── InvalidRequest           400  names the field
+│   ├── MalformedBody        400  not JSON, or not an object
+│   ├── UnknownField         400
+│   ├── ModelNotFound        404
+│   ├── RouteNotFound        404
+│   ├── MethodNotAllowed     405
+│   ├── BodyTooLarge         413
+│   └── WrongContentType     415
+├── ClientGone               499  never sent: there is nobody to read it
+├── QueueFull                429
+├── DeadlineExceeded         503
+└── StageFailed              503  a stage refused to go on
+    └── StageLost            503  its process is gone; the work can be sent again
 """
 
 import asyncio

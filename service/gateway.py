@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import Response
-from pipeline.params import ModelInfo
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from pipeline.params import ModelInfo
 from service.accounting import account
 from service.backend import Backend
 from service.body import read_json_body, unless_gone
@@ -28,7 +28,8 @@ from service.translation import check_model, describe_model, make_output, make_p
 from service.validation import parse_request
 
 
-def build_gateway(backend: Backend, model: ModelInfo, settings: Settings) -> FastAPI:
+def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, proxied: bool = False) -> FastAPI:
+    """The app; `proxied` when Serve's own proxy stands before it."""
     metrics = Metrics()
     painter = Painter(backend, metrics, settings)
     warm_up = WarmUp(painter, model)
@@ -45,7 +46,7 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings) -> Fas
     _add_health_routes(app, painter, warm_up, metrics)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ServiceError, _answer_service_error)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, proxied=proxied)
     return app
 
 

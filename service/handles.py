@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
-from pipeline.params import GenerationParams
 from ray.serve.handle import DeploymentHandle
 
+from pipeline.params import GenerationParams
 from service.backend import STAGES
 from service.payloads import Drawn, Output, StageCensus
 
@@ -49,10 +49,11 @@ class ColocatedBackend:
         return await _in_time(self._studio.census.remote()) or dict.fromkeys(STAGES)
 
 
-async def _result_or_cancel(last: Any, *before: Any) -> Any:
+async def _result_or_cancel(last: Any, *before: Any) -> Drawn:
     """The last call's result. Whatever else happens, none of the calls is left running."""
     try:
-        return await last
+        drawn: Drawn = await last
+        return drawn
     except BaseException:
         for response in (last, *before):
             response.cancel()

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -33,33 +34,48 @@ class CannotServe(Exception):
 
 @contextlib.contextmanager
 def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
-    """The service's URL, from when it is ready; `KeyboardInterrupt` on Ctrl-C and on SIGTERM."""
+    """The service's URL, from when it is ready; `KeyboardInterrupt` on Ctrl-C and on SIGTERM.
+
+    Inside, stdout is stderr: Ray tells of dead workers on stdout, which belongs to the caller.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            _start_ray(say)
+            say(f"starting the stages, {settings.stages}")
+            _deploy(settings)
+            say("drawing the warm-up picture")
+            _wait_until_ready(_url(settings))
+            yield _url(settings)
+        finally:
+            say("stopping")
+            _stop()
+
+
+def _start_ray(say: Callable[[str], None]) -> None:
+    import ray
+
+    say("starting Ray")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters is said by the exception
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts a handler of its own here
+
+
+def _stop() -> None:
     import ray
     from ray import serve
 
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters is said by the exception
-    try:
-        say("starting Ray")
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-        signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts a handler of its own here
-        say(f"starting the stages, {settings.stages}")
-        _deploy(settings)
-        say("drawing the warm-up picture")
-        _wait_until_ready(_url(settings))
-        yield _url(settings)
-    finally:
-        for stop in (signal.SIGINT, signal.SIGTERM):  # the first was heard; stopping must not be stopped halfway
-            signal.signal(stop, signal.SIG_IGN)
-        say("stopping")
-        serve.shutdown()
+    for again in (signal.SIGINT, signal.SIGTERM):  # the first was heard; stopping must not be stopped halfway
+        signal.signal(again, signal.SIG_IGN)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
@@ -72,8 +88,8 @@ def _deploy(settings: Settings) -> None:
     try:
         # Serve's own time-out answers in plain text, so it must never be the first to run out
         http = HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=settings.deadline_seconds + 30.0)
-        serve.start(proxy_location="HeadOnly", http_options=http)
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+        serve.start(proxy_location="HeadOnly", http_options=http)
         serve.run(build_app(settings), name="safelight", route_prefix="/")
     except RuntimeError as error:
         raise CannotServe(_first_cause(str(error))) from None

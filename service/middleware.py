@@ -18,10 +18,14 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Envelope:
-    """Outermost: names the request, times it, and turns whatever escapes into an answer."""
+    """Outermost: names the request, times it, and turns whatever escapes into an answer.
 
-    def __init__(self, app: ASGIApp):
+    Serve's proxy writes the request's id into every answer itself, and would write it beside ours: `proxied` leaves it to it.
+    """
+
+    def __init__(self, app: ASGIApp, proxied: bool):
         self.app = app
+        self.proxied = proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,7 +40,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 answered = True
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                if not self.proxied:
+                    headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round(1000 * (time.perf_counter() - started)))
             await send(message)
 

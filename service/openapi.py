@@ -3,7 +3,6 @@
 from typing import Any
 
 from pipeline.params import ModelInfo
-
 from service.schemas import ErrorResponse, ImageRequest
 from service.translation import ALIASES, size_names
 

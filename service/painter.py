@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pipeline.params import GenerationParams
-
 from service.backend import STAGES, Backend
 from service.errors import QueueFull, StageLost, as_service_error
 from service.metrics import Metrics

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from pipeline.params import DenoiseUsage, StageCost, TextReport
 
 if TYPE_CHECKING:
-    from pipeline.encoder import TextStates
     from torch import Tensor
+
+    from pipeline.encoder import TextStates
 
 
 @dataclass(frozen=True, slots=True)

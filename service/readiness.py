@@ -4,7 +4,6 @@ import asyncio
 import logging
 
 from pipeline.params import MIN_STEPS, GenerationParams, ModelInfo
-
 from service.errors import ServiceError
 from service.painter import Painter
 from service.payloads import Output

@@ -2,6 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from pipeline.params import (
     MAX_GUIDANCE_SCALE,
     MAX_PROMPT_CHARACTERS,
@@ -10,7 +12,6 @@ from pipeline.params import (
     MIN_GUIDANCE_SCALE,
     MIN_STEPS,
 )
-from pydantic import BaseModel, ConfigDict, Field
 
 MAX_IMAGES = 10
 
@@ -100,7 +101,7 @@ class Cost(BaseModel):
     seconds: float = Field(description="From the request's arrival to its answer.")
     truncated: bool = Field(description="True when a text was longer than the text encoder can read.")
     unknown_words: list[str] = Field(description="Words that the text encoder does not know; they change nothing.")
-    batch_invariant: Literal[True] = Field(True, description="The same request gives the same bytes, whatever else is being drawn.")
+    batch_invariant: Literal[True] = Field(description="The same request gives the same bytes, whatever else is being drawn.")
 
 
 class Usage(BaseModel):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.params import GenerationParams, ModelInfo
-
 from service.payloads import Conditioning, Denoised, Drawn, Output
 from service.settings import Settings, num_cores
 from service.stages.decode import DecodeStage
@@ -17,6 +16,10 @@ from service.stages.encode import EncodeStage
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from pipeline.decoder import Decoder
+    from pipeline.encoder import TextEncoder
+    from pipeline.engine import Engine
 
 
 class Encodes(Protocol):
@@ -60,7 +63,7 @@ class Studio:
 
 
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
-    from pipeline.build import TextEncoder, build_text_encoder
+    from pipeline.build import build_text_encoder
 
     def make() -> TextEncoder:
         return build_text_encoder(model, num_threads=settings.encode_threads or num_cores())
@@ -70,7 +73,6 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
     from pipeline.build import build_engine
-    from pipeline.engine import Engine
 
     def make() -> Engine:
         return build_engine(model, max_rows=settings.max_rows, num_threads=settings.denoise_threads or num_cores())
@@ -79,7 +81,7 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
-    from pipeline.build import Decoder, build_decoder
+    from pipeline.build import build_decoder
     from pipeline.images import encode_image
 
     def make() -> Decoder:

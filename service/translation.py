@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
-
 from service.errors import InvalidRequest, ModelNotFound
 from service.payloads import Drawn, Output
 from service.schemas import Cost, Image, ImageRequest, ImageResponse, InputTokens, Model, StageSeconds, Usage
@@ -78,6 +77,7 @@ def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], mod
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
         truncated=any(usage.text.truncated for usage in usages),
+        batch_invariant=True,
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
     )
     return Usage(

@@ -14,8 +14,9 @@ def run(args: argparse.Namespace) -> int:
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}")
     with progress("loading the text encoder"):
-        from pipeline.build import build_text_encoder
         from safetensors.torch import save_file
+
+        from pipeline.build import build_text_encoder
 
         try:
             [text] = build_text_encoder(model).encode([args.prompt])

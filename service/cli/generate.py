@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.params import GenerationParams, InvalidParams, ModelInfo
-
 from service.cli import UserError
 from service.cli.inputs import model_of, settings_of
 from service.cli.progress import Say, note, progress

@@ -2,7 +2,6 @@
 
 from pipeline.catalog import UnknownModel, find_model
 from pipeline.params import ModelInfo
-
 from service.cli import UserError
 from service.settings import BadSetting, Settings, read_settings
 

@@ -6,7 +6,6 @@ import sys
 
 from pipeline.catalog import UnknownModel, list_models
 from pipeline.params import ModelInfo
-
 from service.cli import UserError
 from service.translation import size_names
 

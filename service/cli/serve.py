@@ -1,6 +1,7 @@
 """`safelight serve`: the whole service on this machine, until it is told to stop."""
 
 import argparse
+import contextlib
 import signal
 import socket
 import sys
@@ -16,21 +17,21 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
     settings = replace(settings, port=_free_port(settings))
     model = model_of(settings)  # a wrong name is said before anything is started
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
         _serve(settings, model.id)
-    except KeyboardInterrupt:  # how it is meant to end
-        pass
     return 0
 
 
 def _serve(settings: Settings, model_id: str) -> None:
+    stdout = sys.stdout
     with progress("loading Ray") as say:
         from service.local import CannotServe, running_service
 
         try:
             with running_service(settings, say) as url:
                 say("ready; Ctrl-C stops everything")
-                _announce(url, model_id)
+                stdout.write(_announcement(url, model_id))
+                stdout.flush()
                 signal.pause()
         except CannotServe as error:
             raise UserError(str(error)) from None
@@ -46,7 +47,6 @@ def _free_port(settings: Settings) -> int:
         raise UserError(f"cannot listen on port {settings.port} of {settings.host}: {reason}; choose another with --port") from None
 
 
-def _announce(url: str, model_id: str) -> None:
+def _announcement(url: str, model_id: str) -> str:
     curl = f"""curl {url}/v1/images/generations -H 'content-type: application/json' -d '{{"prompt": "a red apple"}}'"""
-    sys.stdout.write(f"Safelight serves {model_id} on {url}, try: {curl}\n")
-    sys.stdout.flush()
+    return f"Safelight serves {model_id} on {url}, try: {curl}\n"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.params import GenerationParams
-
 from service.payloads import Denoised, Drawn, Output, PictureUsage, StageCensus
 from service.stages.worker import Worker
 
 if TYPE_CHECKING:
     import numpy as np
-    from pipeline.build import Decoder
+
+    from pipeline.decoder import Decoder
 
 WriteImage = Callable[["np.ndarray", Output, GenerationParams], bytes]
 
@@ -36,10 +36,6 @@ class DecodeStage:
         self._worker = Worker(make_decoder, "decode")
         self._write_image = write_image
         self._census = StageCensus()
-
-    @property
-    def max_batch(self) -> int:
-        return self._worker.wait().max_batch
 
     async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
         return (await self.decode_batch([DecodeJob(denoised, params, output)]))[0]

@@ -17,7 +17,6 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pipeline.params import FinishReason, GenerationParams, InvalidParams
-
 from service.errors import ServiceError, StageFailed, as_service_error
 from service.payloads import Conditioning, Denoised, StageCensus
 

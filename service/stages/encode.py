@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.guidance import needs_uncond
 from pipeline.params import GenerationParams, StageCost, TextReport
-
 from service.payloads import Conditioning, StageCensus
 from service.stages.worker import Worker
 
@@ -42,10 +41,6 @@ class EncodeStage:
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, str], TextStates] = OrderedDict()  # touched by the worker's thread only
         self._census = StageCensus()
-
-    @property
-    def max_batch(self) -> int:
-        return self._worker.wait().max_batch
 
     async def encode(self, params: GenerationParams) -> Conditioning:
         return (await self.encode_batch([EncodeJob(params)]))[0]

@@ -1,14 +1,9 @@
 """`python -m models.recipes.emoji STAGE`: data, text, vae, dit, export, evaluate; each resumable, each prints its cost."""
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-# Training shares its machine with other work; spinning threads would take twice what they need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def main() -> None:

@@ -149,7 +149,8 @@ def _iconify(packages: Path, name: str):
         if icon is None:
             return None
         width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        box = f'viewBox="0 0 {width} {height}" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{icon["body"]}</svg>'
         png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         square = Image.new("RGBA", (SIZE, SIZE))  # a few icons are not square

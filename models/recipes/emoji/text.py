@@ -22,7 +22,7 @@ from models.recipes.emoji.training import Average, Run
 
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # with the pooled vector: 32 states
-VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "head_width": 64, "patch_size": 8}
+VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "head_width": 64, "patch_size": 16}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
 CHECK_PICTURES = 256
@@ -40,7 +40,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
     clip = build()
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     average = Average(clip, decay=0.99)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:

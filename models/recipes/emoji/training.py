@@ -50,7 +50,7 @@ class Run:
     num_steps: int
     checkpoint: Path
     warmup: int = 100
-    save_every_s: float = 120.0
+    save_every_s: float = 60.0
 
     def train(self, loss_of_step: Callable[[int, torch.Generator], Tensor], seed: int) -> None:
         """Step until `num_steps`; `loss_of_step(step, generator)` draws its batch from the generator alone.

@@ -1,0 +1,115 @@
+"""Broken checkpoint folders: each fault is named in one line; a good one loads whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.checkpoint import WEIGHTS
+from models.folder import CheckpointError
+from models.registry import find_checkpoint
+from models.tiny import ensure_tiny
+from pipeline.build import build_decoder, build_runner
+from pipeline.catalog import UnknownModel, find_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(ensure_tiny(), tmp_path / "model")
+
+
+def load(folder: Path) -> None:
+    model = find_model(str(folder))
+    build_runner(model, dtype=torch.float32)
+    build_decoder(model, dtype=torch.float32)
+
+
+def edit(part: Path, change) -> None:
+    tensors = load_file(part / WEIGHTS)
+    change(tensors)
+    save_file(tensors, part / WEIGHTS)
+
+
+def test_a_good_folder_loads(folder: Path) -> None:
+    load(folder)
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    edit(folder / "transformer", lambda t: t.pop("proj_out.bias"))
+    with pytest.raises(CheckpointError, match=r"proj_out\.bias is missing"):
+        load(folder)
+
+
+def test_an_extra_tensor_is_named(folder: Path) -> None:
+    edit(folder / "vae", lambda t: t.update({"stowaway": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match="stowaway is not expected"):
+        load(folder)
+
+
+def test_a_wrong_shape_is_named(folder: Path) -> None:
+    edit(folder / "transformer", lambda t: t.update({"proj_out.bias": torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match=r"proj_out\.bias has shape \(3,\), expected \(16,\)"):
+        load(folder)
+
+
+def test_a_pickle_is_refused(folder: Path) -> None:
+    (folder / "transformer" / WEIGHTS).unlink()
+    (folder / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin is a pickle"):
+        load(folder)
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    file = folder / "transformer" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS} is not a readable safetensors file"):
+        load(folder)
+
+
+def test_shards_load_and_a_missing_shard_is_named(folder: Path) -> None:
+    part = folder / "transformer"
+    tensors = load_file(part / WEIGHTS)
+    names = sorted(tensors)
+    shards = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for shard, keys in shards.items():
+        save_file({key: tensors[key] for key in keys}, part / shard)
+    (part / WEIGHTS).unlink()
+    index = {"weight_map": {key: shard for shard, keys in shards.items() for key in keys}}
+    (part / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    load(folder)
+    (part / "two.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"two\.safetensors is missing, although the index names it"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("model_index.json", None, "model_index.json is missing"),
+        ("model_index.json", "{", "is not JSON"),
+        ("model_index.json", '{"_class_name": "FluxPipeline"}', "FluxPipeline.*not supported"),
+        ("transformer/config.json", "[]", "does not hold a JSON object"),
+        ("text_encoder/open_clip_config.json", None, "not supported"),
+    ],
+)
+def test_a_wrong_file_is_named(folder: Path, file: str, content: str | None, match: str) -> None:
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(UnknownModel, match=match):
+        load(folder)
+
+
+def test_a_vae_of_another_class_is_named(folder: Path) -> None:
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps(config | {"_class_name": "VQModel"}))
+    with pytest.raises(CheckpointError, match="VQModel.*not supported.*AutoencoderTiny"):
+        load(folder)
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(CheckpointError, match="neither a folder nor one of emoji-128, tiny"):
+        find_checkpoint("nowhere")
