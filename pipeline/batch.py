@@ -51,13 +51,14 @@ def make_membership(samples: Sequence[Sample]) -> Membership:
     row_sample = [index for index, sample in enumerate(samples) for _ in sample.texts]
     first = [row_sample.index(index) for index in range(len(samples))]
     texts = [text for sample in samples for text in sample.texts]
+    device = samples[0].x.device
     return Membership(
         samples=tuple(samples),
         text=TextKeyValues(torch.cat([t.kv for t in texts], dim=2), torch.cat([t.mask for t in texts])),
-        row_sample=torch.tensor(row_sample),
-        cond_row=torch.tensor(first),
-        uncond_row=torch.tensor([row + sample.num_rows - 1 for row, sample in zip(first, samples, strict=True)]),
-        scale=torch.tensor([s.params.guidance_scale for s in samples])[:, None, None, None],
+        row_sample=torch.tensor(row_sample, device=device),
+        cond_row=torch.tensor(first, device=device),
+        uncond_row=torch.tensor([row + sample.num_rows - 1 for row, sample in zip(first, samples, strict=True)], device=device),
+        scale=torch.tensor([s.params.guidance_scale for s in samples], device=device)[:, None, None, None],
     )
 
 

@@ -43,15 +43,17 @@ def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepR
     config = DiTConfig.from_diffusers(read_json(folder / "config.json"))
     with torch.device("meta"):
         dit = DiT(config)
-    fill(dit, load_tensors(folder, "cpu", dtype), folder)
-    return StepRunner(dit, dtype)
+    device = fast_device()
+    fill(dit, load_tensors(folder, str(device), dtype), folder)
+    return StepRunner(dit, dtype, device)
 
 
 def build_decoder(model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Decoder:
     """The autoencoder of `model`."""
     _set_threads(num_threads)
     dtype = dtype or fast_dtype()
-    return Decoder(load_vae(model.path / "vae", "cpu", dtype), dtype)
+    device = fast_device()
+    return Decoder(load_vae(model.path / "vae", str(device), dtype), dtype, device)
 
 
 def read_schedule(model: ModelInfo) -> tuple[Schedule, str]:
@@ -69,9 +71,17 @@ def read_schedule(model: ModelInfo) -> tuple[Schedule, str]:
     return VariancePreserving(kinds[kind]), prediction
 
 
+def fast_device() -> torch.device:
+    """The GPU that torch sees, or the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, float32 elsewhere."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    """bfloat16 where the device multiplies it natively, float32 elsewhere."""
+    if fast_device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def _set_threads(num_threads: int | None) -> None:

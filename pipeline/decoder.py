@@ -26,8 +26,9 @@ class Decoder:
 
     max_batch = 8
 
-    def __init__(self, vae: nn.Module, dtype: torch.dtype):
+    def __init__(self, vae: nn.Module, dtype: torch.dtype, device: torch.device):
         self._vae = vae
+        self._device = device
         self._dtype = dtype
         self._flops: dict[tuple[int, ...], int] = {}
 
@@ -38,8 +39,8 @@ class Decoder:
     @torch.inference_mode()
     def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost]:
         started = time.perf_counter()
-        pixels = decode_latents(self._vae, latent[None].to(self._dtype))[0].float()
-        array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
+        array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, self._flops_of(tuple(latent.shape)))
 

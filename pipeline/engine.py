@@ -145,6 +145,7 @@ class Engine:
         state = batch.gather(members)
         out = self._runner.forward(members, state)
         batch.scatter(members, *batch.update(state, batch.guided(members, out)))
+        self._runner.wait()
         seconds = time.perf_counter() - started
         return self._bill(samples, members.num_rows, seconds)
 
@@ -184,7 +185,7 @@ class Engine:
         if uncond is not None and needs_uncond(params.guidance_scale):
             texts.append(uncond)
         shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        x, y, ring = start_state(params, prepared.plan, shape)
+        x, y, ring = start_state(params, prepared.plan, shape, self._runner.device)
         text_flops = sum(dit_text_flops(self._runner.dit.config, len(t.mask)) for t in texts)
         return Sample(
             request_id=request_id,
@@ -226,4 +227,4 @@ class Engine:
             cost=StageCost(spent.device_seconds, spent.flops, sample.queue_seconds),
         )
         # a copy: the state is a view of its last batch, and would carry the neighbours along to the next stage
-        return Outcome(sample.request_id, reason, sample.x.clone() if reason is FinishReason.DONE else None, usage, error)
+        return Outcome(sample.request_id, reason, sample.x.to("cpu", copy=True) if reason is FinishReason.DONE else None, usage, error)

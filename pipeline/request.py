@@ -54,10 +54,11 @@ class Sample:
         """The noise z that this tick adds, or None if it adds none."""
         if self.plan.ticks[self.step_index].c == 0.0:
             return None
-        return noise.draw(self.params.seed, self.params.image_index, self.step_index + 1, tuple(self.x.shape))
+        z = noise.draw(self.params.seed, self.params.image_index, self.step_index + 1, tuple(self.x.shape))
+        return z.to(self.x.device)
 
 
-def start_state(params: GenerationParams, plan: Plan, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def start_state(params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """x, y and the ring of a sample before its first tick."""
-    x = plan.start_scale * noise.draw(params.seed, params.image_index, noise.START, shape)
-    return x, torch.zeros(shape), torch.zeros(RING, *shape)
+    x = plan.start_scale * noise.draw(params.seed, params.image_index, noise.START, shape).to(device)
+    return x, torch.zeros_like(x), x.new_zeros(RING, *shape)

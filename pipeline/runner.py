@@ -13,10 +13,11 @@ from pipeline.solvers import COLUMNS, Plan
 
 @dataclass(slots=True)
 class StepRunner:
-    """A DiT on a device in a dtype; samples' state stays float32, the one cast is here."""
+    """A DiT on a device in a dtype; samples' state lies on the device too, in float32: the one cast is here."""
 
     dit: DiT
     dtype: torch.dtype
+    device: torch.device
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height, width) of a latent."""
@@ -26,17 +27,23 @@ class StepRunner:
         """The plan's table (T, 16), float32."""
         table = torch.tensor([tick.coefficients for tick in plan.ticks], dtype=torch.float64)
         assert table.shape[1] == len(COLUMNS)
-        return table.float()
+        return table.float().to(self.device)
 
     @torch.inference_mode()
     def modulations(self, plan: Plan) -> Modulations:
         """Modulations of all times of a plan. One GEMM a plan: its shape, hence its bits, depend on the plan alone."""
-        return self.dit.modulations(torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32))
+        times = torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device)
+        return self.dit.modulations(times)
 
     @torch.inference_mode()
     def text_key_values(self, text: TextStates) -> TextKeyValues:
         """Keys and values (one row) of every block. Always computed alone, for the same reason."""
-        return self.dit.text_key_values(text.states[None].to(self.dtype), text.mask[None])
+        return self.dit.text_key_values(text.states[None].to(self.device, self.dtype), text.mask[None].to(self.device))
+
+    def wait(self) -> None:
+        """Until the device has done what it was told, so that a clock read next means something."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
     def forward(self, members: Membership, state: Gathered) -> Tensor:

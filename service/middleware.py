@@ -59,6 +59,6 @@ def choose_request_id(given: str | None) -> str:
 
 
 def error_response(error: ServiceError) -> Response:
-    # ASCII escapes, because a client's text may hold a lone surrogate that UTF-8 cannot write
+    # ASCII, because a message may quote a client's text, and not every text can be written in UTF-8
     body = json.dumps(error.body()).encode("ascii")
     return Response(body, error.status, headers=error.headers, media_type="application/json")

@@ -1,5 +1,6 @@
 """What an operator may decide, and the only place that reads the environment (prefix `SAFELIGHT_`)."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -38,9 +39,11 @@ class Settings:
             raise BadSetting(f"stages must be one of {', '.join(STAGE_LAYOUTS)}, got {self.stages!r}")
         if not 0 <= self.port <= 65535:
             raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_rows", "max_body_bytes", "max_pictures", "deadline_seconds", "shutdown_seconds"):
-            if not getattr(self, name) > 0:
-                raise BadSetting(f"{name} must be more than 0, got {getattr(self, name)}")
+        for name in ("max_body_bytes", "max_pictures", "deadline_seconds", "shutdown_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
+        if self.max_rows < 2:
+            raise BadSetting(f"max_rows must be at least 2, the rows of one guided picture; got {self.max_rows}")
         for name in ("num_gpus", "encode_threads", "denoise_threads", "decode_threads", "text_cache_size"):
             if not getattr(self, name) >= 0:
                 raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")

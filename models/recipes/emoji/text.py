@@ -8,7 +8,6 @@ import json
 import random
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
@@ -39,6 +38,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     dataset = data.load(work)
     seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
+    images = small_pictures(dataset)
     clip = build()
     optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     average = Average(clip, decay=0.99)
@@ -47,7 +47,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         picks = seen[torch.randperm(len(seen), generator=generator)[:BATCH]]
         rng = random.Random(seed * 1_000_003 + step)
         captions = [sample_caption(p.concept, p.style, rng) for p in (dataset.pictures[i] for i in picks.tolist())]
-        return _loss(clip, _views(dataset, picks, generator), tokenizer(captions))
+        return _loss(clip, _views(images[picks], generator), tokenizer(captions))
 
     Run("text", clip, [optimiser], average, num_steps, work / "text.ckpt").train(loss_of_step, seed)
     clip.load_state_dict(average.shadow, strict=False)
@@ -63,7 +63,7 @@ def retrieval(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleToke
     seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
     picks = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES]]
     captions = [f"{p.style} {p.concept.label}" for p in (dataset.pictures[i] for i in picks.tolist())]
-    images = clip.encode_image(_pixels(dataset, picks), normalize=True)
+    images = clip.encode_image(small_pictures(dataset)[picks].float() / 127.5 - 1.0, normalize=True)
     texts = clip.encode_text(tokenizer(captions), normalize=True)
     return ((texts @ images.T).argmax(1) == torch.arange(len(picks))).float().mean().item()
 
@@ -77,14 +77,15 @@ def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:
     return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
 
 
-def _pixels(dataset: data.Dataset, picks: Tensor) -> Tensor:
-    pixels = torch.from_numpy(np.stack([dataset.on_background(i) for i in picks.tolist()])).permute(0, 3, 1, 2)
-    return F.avg_pool2d(pixels.float() / 127.5 - 1.0, 2)
+def small_pictures(dataset: data.Dataset) -> Tensor:
+    """All pictures on white, halved: uint8 (P, 3, 64, 64)."""
+    halved = [F.avg_pool2d(torch.from_numpy(dataset.on_background(i)).permute(2, 0, 1).float(), 2) for i in range(len(dataset.pictures))]
+    return torch.stack(halved).round().to(torch.uint8)
 
 
-def _views(dataset: data.Dataset, picks: Tensor, generator: torch.Generator) -> Tensor:
-    """64x64 pictures, shifted by up to four pixels with a little noise: (B, 3, 64, 64)."""
-    images = _pixels(dataset, picks)
+def _views(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, 64, 64) uint8, shifted by up to four pixels with a little noise, in about [-1, 1]."""
+    images = pictures.float() / 127.5 - 1.0
     shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
     return torch.roll(images, shift, (2, 3)) + 0.05 * torch.randn(images.shape, generator=generator)
 

@@ -1,0 +1,167 @@
+"""Stand-ins for what the service stands on: a backend without Ray, an engine and an encoder without weights."""
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
+from service.backend import STAGES
+from service.payloads import Conditioning, Drawn, Output, PictureUsage, StageCensus
+
+MODEL = ModelInfo(
+    id="fake-8",
+    path=Path("/nowhere"),
+    family="fake",
+    licence="none",
+    sizes=((8, 8), (16, 8)),
+    num_steps=4,
+    guidance_scale=4.0,
+    solver="euler",
+    solvers=("euler", "ddim"),
+)
+USAGE = PictureUsage(
+    text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),
+    encode=StageCost(0.25, 100, 0.5),
+    denoise=DenoiseUsage(ticks=4, nfe=4, rows=8, tokens=128, cost=StageCost(1.0, 1000, 0.125)),
+    decode=StageCost(0.5, 10),
+)
+
+
+def make_params(**changed: Any) -> GenerationParams:
+    return replace(GenerationParams("p", "", 8, 8, 4, 4.0, "euler", 1), **changed)
+
+
+def fake_picture(params: GenerationParams, output: Output) -> bytes:
+    """Bytes that tell what was asked."""
+    return f"{output}{params}".encode()
+
+
+class FakeBackend:
+    """Draws at once; `errors` are raised first, one a call; while `gate` is closed, nobody gets a picture."""
+
+    def __init__(self, *errors: Exception, stages: Mapping[str, StageCensus | None] | None = None):
+        self.errors = list(errors)
+        self.drawn: list[tuple[GenerationParams, Output]] = []
+        self.num_cancelled = 0
+        self.waiting = asyncio.Semaphore(0)  # released once for every draw that has begun
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.stages = stages or dict.fromkeys(STAGES, StageCensus(pictures=1))
+
+    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.waiting.release()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        self.drawn.append((params, output))
+        return Drawn(fake_picture(params, output), USAGE)
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        return self.stages
+
+
+@dataclass
+class FakeSample:
+    params: GenerationParams
+    ticks_left: int
+
+
+class FakeEngine:
+    """Counts ticks. A prompt of `crash` breaks the tick, `refuse` and `stumble` break `add`, `diverge` fails the sample."""
+
+    last_tick = SimpleNamespace(rows=2)
+
+    def __init__(self) -> None:
+        self.samples: dict[str, FakeSample] = {}
+        self.left: list[Any] = []
+        self.may_tick = threading.Event()
+        self.may_tick.set()
+
+    @property
+    def num_running(self) -> int:
+        return len(self.samples)
+
+    num_waiting = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.samples or self.left)
+
+    def add(self, request_id: str, params: GenerationParams, cond: Any, uncond: Any) -> None:
+        if params.prompt == "refuse":
+            raise InvalidParams("solver", "no")
+        if params.prompt == "stumble":
+            raise RuntimeError("shape mismatch")
+        self.samples[request_id] = FakeSample(params, params.num_steps)
+
+    def abort(self, request_id: str) -> None:
+        if self.samples.pop(request_id, None):
+            self.left.append(_outcome(request_id, FinishReason.ABORTED))
+
+    def step(self) -> list[Any]:
+        self.may_tick.wait(10)
+        if any(sample.params.prompt == "crash" for sample in self.samples.values()):
+            raise RuntimeError("the device is on fire")
+        left, self.left = self.left, []
+        for request_id, sample in list(self.samples.items()):
+            sample.ticks_left -= 1
+            if not sample.ticks_left:
+                del self.samples[request_id]
+                left.append(_outcome(request_id, FinishReason.FAILED if sample.params.prompt == "diverge" else FinishReason.DONE))
+        return left
+
+
+def _outcome(request_id: str, reason: FinishReason) -> Any:
+    return SimpleNamespace(request_id=request_id, reason=reason, latents="latents", usage=USAGE.denoise, error=None)
+
+
+def make_conditioning() -> Conditioning:
+    return Conditioning(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class FakeStates:
+    """A text's states, as far as the service looks at them."""
+
+    text: str
+    report: TextReport
+    cost: StageCost
+
+
+class FakeTextEncoder:
+    """Knows every word but `blorp`; takes at most two texts at a time."""
+
+    max_batch = 2
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> list[FakeStates]:
+        self.batches.append(list(texts))
+        return [FakeStates(text, _report(text), StageCost(1.0, 10)) for text in texts]
+
+
+def _report(text: str) -> TextReport:
+    words = text.split()
+    return TextReport(len(words), truncated=len(words) > 5, unknown_words=tuple(word for word in words if word == "blorp"))
+
+
+class FakeDecoder:
+    """Latents are their own pixels."""
+
+    max_batch = 2
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+
+    def decode(self, latents: Sequence[Any]) -> list[tuple[Any, StageCost]]:
+        self.batches.append(list(latents))
+        return [(latent, StageCost(2.0, 20)) for latent in latents]

@@ -1,0 +1,24 @@
+"""A gateway over a fake backend."""
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.gateway import build_gateway
+from service.settings import Settings
+from tests.fakes import MODEL, FakeBackend
+
+ROUTE = "/v1/images/generations"
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    with TestClient(build_gateway(backend, MODEL, Settings())) as client:
+        yield client
+        backend.gate.set()

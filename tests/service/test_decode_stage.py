@@ -1,0 +1,19 @@
+"""Decoding: every picture gets its own bytes and the account of its whole way."""
+
+from service.payloads import Denoised, Output
+from service.stages.decode import DecodeJob, DecodeStage
+from tests.fakes import USAGE, FakeDecoder, fake_picture, make_params
+
+
+async def test_a_batch_is_cut_to_what_the_decoder_takes():
+    decoder = FakeDecoder()
+    stage = DecodeStage(lambda: decoder, lambda pixels, output, params: pixels + fake_picture(params, output))
+    pictures = [make_params(image_index=k) for k in range(3)]
+    jobs = [DecodeJob(Denoised(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise), p, Output("webp", k)) for k, p in enumerate(pictures)]
+    drawn = await stage.decode_batch(jobs)
+    assert [len(batch) for batch in decoder.batches] == [2, 1]
+    assert [d.image for d in drawn] == [bytes([k]) + fake_picture(p, Output("webp", k)) for k, p in enumerate(pictures)]
+    assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (USAGE.text, USAGE.encode, USAGE.denoise)
+    assert (drawn[0].usage.decode.device_seconds, drawn[0].usage.decode.flops) == (2.0, 20)
+    assert stage.census().pictures == 3
+    stage.close()

@@ -1,0 +1,61 @@
+"""Any exception finds its place in the tree, and nothing leaks."""
+
+import asyncio
+import pickle
+import warnings
+
+import pytest
+
+from pipeline.params import InvalidParams
+from service.errors import DeadlineExceeded, InvalidRequest, QueueFull, ServiceError, StageFailed, StageLost, UnknownField, as_service_error
+
+with warnings.catch_warnings():  # Serve's own, about pydantic
+    warnings.simplefilter("ignore")
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, ObjectLostError, RayTaskError
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InvalidParams("seed", "too big"), InvalidRequest),
+        (StageFailed("it failed"), StageFailed),
+        (TimeoutError(), DeadlineExceeded),
+        (asyncio.TimeoutError(), DeadlineExceeded),
+        (GetTimeoutError(), DeadlineExceeded),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), QueueFull),
+        (ActorDiedError(), StageLost),
+        (ActorUnavailableError("gone", None), StageLost),
+        (ObjectLostError("00", None, ""), StageLost),
+        (DeploymentUnavailableError(DeploymentID("Denoiser", "safelight")), StageLost),
+        (RayServeException("upstream actor died"), StageLost),
+        (RayTaskError("generate", "traceback", InvalidParams("seed", "too big")), InvalidRequest),
+        (RayTaskError("generate", "traceback", ActorDiedError()), StageLost),
+        (RayTaskError("generate", "traceback", KeyError("secret")), ServiceError),
+        (KeyError("secret"), ServiceError),
+        (MemoryError(), ServiceError),
+    ],
+)
+def test_every_exception_has_its_place(error, kind):
+    known = as_service_error(error)
+    assert type(known) is kind
+    assert "secret" not in str(known)
+    assert (known.status >= 500) == (known.retry_after is not None and known.status != 429)
+
+
+def test_a_stages_own_error_survives_the_way_between_processes():
+    sent = UnknownField("steps is not a field", "steps")
+    got = pickle.loads(pickle.dumps(sent))
+    assert (type(got), str(got), got.param, got.body()) == (UnknownField, str(sent), "steps", sent.body())
+
+
+def test_the_body_has_openais_four_keys():
+    assert ServiceError().body() == {
+        "error": {
+            "message": "The service could not draw the picture; please try again.",
+            "type": "server_error",
+            "param": None,
+            "code": "service_unavailable",
+        }
+    }
