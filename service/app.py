@@ -28,12 +28,12 @@ def build_app(settings: Settings) -> Application:
     model = find_model(settings.model)
     make_backend: Callable[..., Backend]
     if settings.stages == "colocated":
-        make_backend, stages = ColocatedBackend, [_deployment(Colocated, settings, settings.num_gpus)]
+        make_backend, stages = ColocatedBackend, [_deployment(Colocated, settings)]
     else:
         make_backend = SplitBackend
         stages = [
             _deployment(TextEncoder, settings),
-            _deployment(Denoiser, settings, settings.num_gpus),
+            _deployment(Denoiser, settings),
             _deployment(VaeDecoder, settings),
         ]
     return _gateway(settings).bind(make_backend, model, settings, *(stage.bind(model, settings) for stage in stages))
@@ -44,15 +44,15 @@ def _gateway(settings: Settings) -> Deployment:
     return make(serve.ingress()(Gateway))
 
 
-def _deployment(stage: type[Any], settings: Settings, num_gpus: float = 0.0) -> Deployment:
+def _deployment(stage: type[Any], settings: Settings) -> Deployment:
     room = settings.max_pictures + ROOM_FOR_QUESTIONS
-    make = serve.deployment(name=stage.__name__, max_ongoing_requests=room, max_queued_requests=room, **_options(settings, num_gpus))
+    make = serve.deployment(name=stage.__name__, max_ongoing_requests=room, max_queued_requests=room, **_options(settings))
     return make(stage)
 
 
-def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:
+def _options(settings: Settings) -> dict[str, Any]:
     return {
-        "ray_actor_options": {"num_cpus": SMALL_CPU, "num_gpus": num_gpus},
+        "ray_actor_options": {"num_cpus": SMALL_CPU},
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 2.0,

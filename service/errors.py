@@ -132,14 +132,17 @@ RAY_ERRORS: dict[str, type[ServiceError]] = {
 
 def as_service_error(error: BaseException) -> ServiceError:
     """`error` as a member of the tree; what it does not know becomes a bare `ServiceError`, so no detail can leak."""
+    for kind in type(error).__mro__:
+        if kind.__module__.partition(".")[0] == "ray" and kind.__name__ in RAY_ERRORS:
+            return RAY_ERRORS[kind.__name__]()
+    # Before our own classes: what ray makes of a replica's exception is an instance of them too, but says a traceback.
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception) and cause is not error:
+        return as_service_error(cause)
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, InvalidParams):
         return InvalidRequest(str(error), error.param)
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return DeadlineExceeded()
-    for kind in type(error).__mro__:
-        if kind.__module__.partition(".")[0] == "ray" and kind.__name__ in RAY_ERRORS:
-            return RAY_ERRORS[kind.__name__]()
-    cause = getattr(error, "cause", None)  # ray wraps what a replica raised
-    return as_service_error(cause) if isinstance(cause, Exception) and cause is not error else ServiceError()
+    return ServiceError()

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from pipeline.params import ModelInfo
+from pipeline.params import InvalidParams, ModelInfo
 from service.accounting import account
 from service.backend import Backend
 from service.body import read_json_body, unless_gone
@@ -45,7 +45,8 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, proxie
     _add_model_routes(app, describe_model(model, created=int(time.time())), model)
     _add_health_routes(app, painter, warm_up, metrics)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(ServiceError, _answer_error)
+    app.add_exception_handler(InvalidParams, _answer_error)
     app.add_middleware(Envelope, proxied=proxied)
     return app
 
@@ -99,7 +100,7 @@ def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics:
         return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _answer_service_error(_: Request, error: Exception) -> Response:
+async def _answer_error(_: Request, error: Exception) -> Response:
     return error_response(as_service_error(error))
 
 

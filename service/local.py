@@ -16,10 +16,12 @@ from typing import NoReturn
 from service.settings import Settings
 
 READY_SECONDS = 300.0
+RAY_ATTEMPTS = 3  # its own time limits at start are short for a busy machine or a cold disk
 POLL_SECONDS = 0.1
 OBJECT_STORE_BYTES = 128 << 20  # latents and states are small
-# What Ray and the hub would otherwise say, send or ask; an operator's own choice stands.
-QUIET = {
+# What Ray and the hub would otherwise say, send or ask, and how modest the stages would be; an operator's own choice stands.
+ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # Ray's own 15 lets any other process take the processor from a picture
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -38,7 +40,7 @@ def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[
 
     Inside, stdout is stderr: Ray tells of dead workers on stdout, which belongs to the caller.
     """
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with contextlib.redirect_stdout(sys.stderr):
         try:
@@ -58,6 +60,21 @@ def _start_ray(say: Callable[[str], None]) -> None:
 
     say("starting Ray")
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters is said by the exception
+    for attempt in reversed(range(RAY_ATTEMPTS)):
+        try:
+            _init_ray()
+            break
+        except Exception as error:  # Ray raises bare ones
+            ray.shutdown()
+            if not attempt:
+                raise CannotServe(f"Ray did not start: {error}") from error
+            say("starting Ray again, the machine is slow")
+    signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts a handler of its own here
+
+
+def _init_ray() -> None:
+    import ray
+
     ray.init(
         address="local",
         include_dashboard=False,
@@ -65,7 +82,6 @@ def _start_ray(say: Callable[[str], None]) -> None:
         logging_level=logging.CRITICAL,
         object_store_memory=OBJECT_STORE_BYTES,
     )
-    signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts a handler of its own here
 
 
 def _stop() -> None:
@@ -75,7 +91,8 @@ def _stop() -> None:
     for again in (signal.SIGINT, signal.SIGTERM):  # the first was heard; stopping must not be stopped halfway
         signal.signal(again, signal.SIG_IGN)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        if ray.is_initialized():  # else Serve would start another Ray to shut down
+            serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 

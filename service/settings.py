@@ -23,7 +23,6 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     stages: str = "split"  # one deployment a stage, or `colocated`: all three in one replica
-    num_gpus: float = 0.0  # the denoiser's; the two short stages share the host's processor
     encode_threads: int = 0  # 0: every core this process may use
     denoise_threads: int = 0
     decode_threads: int = 0
@@ -44,7 +43,7 @@ class Settings:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
         if self.max_rows < 2:
             raise BadSetting(f"max_rows must be at least 2, the rows of one guided picture; got {self.max_rows}")
-        for name in ("num_gpus", "encode_threads", "denoise_threads", "decode_threads", "text_cache_size"):
+        for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_size"):
             if not getattr(self, name) >= 0:
                 raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
 

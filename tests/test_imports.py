@@ -1,6 +1,7 @@
-"""The import arrows of docs/structures.md: `models <- pipeline <- service`, and what each part may not know."""
+"""The import arrows of docs/structures.md: `models <- pipeline <- service`, what each part may not know, and its map of modules."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -153,6 +154,10 @@ def _module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _inside(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
@@ -171,6 +176,16 @@ def test_torch_free_modules_start_without_torch():
     code = "\n".join(["import sys", *imports, f"sys.exit(' '.join({DRAGS_TORCH_IN!r} & set(sys.modules)) or None)"])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("part", OURS)
+def test_the_map_names_every_module(part):
+    section = re.search(rf"^## {part}\n(.*?)^## ", (ROOT / "docs" / "structures.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert section
+    named = {f"{part}.{name}" for row in re.findall(r"^\| (`.*?) \|", section[1], re.MULTILINE) for name in re.findall(r"`([\w.]+)`", row)}
+    packages = {name for name, file in Tree(ROOT).files.items() if file.name == "__init__.py" and name != f"{part}.recipes"}
+    modules = {m for m in Tree(ROOT).of(part) if m != f"{part}.recipes" and m != part and _parent(m) not in packages - {part}}
+    assert named == modules
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ class _Version(argparse.Action):
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            parser.exit(message=f"safelight {version('safelight')}\n")
+            print(f"safelight {version('safelight')}")
         except PackageNotFoundError:
-            parser.exit(message="safelight, not installed\n")
+            print("safelight, not installed")
+        parser.exit()

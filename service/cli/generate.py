@@ -77,14 +77,11 @@ def _understand(args: argparse.Namespace, model: ModelInfo, output_format: str) 
 
 async def _draw(model: ModelInfo, settings: Settings, pictures: Sequence[GenerationParams], output: Output, say: Say) -> list[Drawn]:
     studio = Studio(model, settings)
-    try:
-        studio.wait()
-    except ValueError as error:  # a checkpoint that cannot be loaded
-        raise UserError(str(error)) from None
     watching = asyncio.ensure_future(_watch(studio, say))
     try:
+        studio.wait()
         return list(await asyncio.gather(*(studio.draw(params, output) for params in pictures)))
-    except ServiceError as error:
+    except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
     finally:
         await cancel_all(watching)

@@ -66,6 +66,8 @@ class DenoiseStage:
 
     async def generate(self, conditioning: Conditioning, params: GenerationParams) -> Denoised:
         """Denoise one picture; when cancelled, return only after the engine has let the sample go."""
+        if self._loop.broken is not None:
+            raise StageFailed()
         loop = asyncio.get_running_loop()
         sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future())
         self._loop.commands.put(sample)
@@ -135,7 +137,11 @@ class EngineLoop(threading.Thread):
                 if sample := self._samples.pop(outcome.request_id, None):
                     sample.settle(outcome)
             self._count(engine, outcomes)
-        self._settle_all(StageFailed("The denoiser was stopped while the picture was in it; please try again."))
+        self.broken = StageFailed("The denoiser was stopped while the picture was in it; please try again.")
+        self._settle_all(self.broken)
+        while (command := self._next_command(block=False)) is not None:
+            if isinstance(command, Sample):
+                command.settle(self.broken)
         return False
 
     def _obey(self, engine: Engine) -> bool:

@@ -1,18 +1,16 @@
 """The command line: what it refuses, what it writes, and that nothing heavy is loaded before it must be."""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from pipeline.catalog import find_model
 from service import cli
+from tests.broken import tiny_without
 
 
 def refused(capsys, *argv: str) -> str:
@@ -52,11 +50,12 @@ def refused(capsys, *argv: str) -> str:
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
         (["serve", "--stages", "one"], "stages must be one of split, colocated"),
         (["serve", "--model", "nosuch", "--port", "0"], "'nosuch' is neither a folder nor one of"),
-        (["serve", "--host", "192.0.2.255", "--port", "0"], "cannot listen on port 0 of 192.0.2.255"),
+        (["serve", "--host", "203.0.113.7", "--port", "0"], "cannot listen on port 0 of 203.0.113.7"),
     ],
 )
 def test_a_users_mistake_is_one_line(capsys, monkeypatch, argv, complaint):
     monkeypatch.setenv("SAFELIGHT_MODEL", "tiny")
+    monkeypatch.setattr("service.cli.serve._serve", lambda *_: pytest.fail("a service was started"))
     assert complaint in refused(capsys, *argv)
 
 
@@ -91,22 +90,9 @@ def test_in_a_pipe_there_is_silence_and_the_suffix_tells_the_format(capsys, tmp_
     assert path.read_bytes()[8:12] == b"WEBP"
 
 
-def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, tmp_path, tiny_without_a_tensor):
-    argv = ("generate", "x", "--model", str(tiny_without_a_tensor), "-o", str(tmp_path / "x.png"))
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, tmp_path):
+    argv = ("generate", "x", "--model", str(tiny_without("proj_out.weight", tmp_path)), "-o", str(tmp_path / "x.png"))
     assert "proj_out.weight" in refused(capsys, *argv)
-
-
-@pytest.fixture
-def tiny_without_a_tensor(tmp_path: Path) -> Path:
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "broken"
-    shutil.copytree(find_model("tiny").path, folder)
-    [weights] = (folder / "transformer").glob("*.safetensors")
-    tensors = load_file(weights)
-    del tensors["proj_out.weight"]
-    save_file(tensors, weights)
-    return folder
 
 
 def test_states_and_mask_are_written_for_anyone_to_read(tmp_path):

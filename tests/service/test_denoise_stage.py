@@ -135,11 +135,13 @@ async def test_a_stage_that_is_closed_fails_what_is_in_it(engines):
     stage.close()
     with pytest.raises(StageFailed):
         await sample
+    with pytest.raises(StageFailed):
+        await generate(stage)
 
 
 def test_a_loop_that_is_closed_does_not_break_the_engine(stage):
     async def leave_behind() -> None:
-        generate(stage, num_steps=100)
+        generate(stage, num_steps=10**9)
         await running(stage, 1)
 
     loop = asyncio.new_event_loop()

@@ -1,0 +1,180 @@
+"""The whole service as a user meets it: a real `safelight serve`, real Ray, real weights, over loopback."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import psutil
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.broken import tiny_without
+from tests.live import SAFELIGHT, LiveService, serving
+
+PATIENCE = 120.0  # seconds; the machine may be doing something else
+LONG = {"num_inference_steps": 200, "n": 10, "solver": "ddpm"}
+
+
+@pytest.fixture
+def http(live_service: LiveService):
+    with httpx.Client(base_url=live_service.url, timeout=PATIENCE) as client:
+        yield client
+
+
+def draw(http: httpx.Client, **fields) -> dict:
+    answer = http.post("/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 4, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def metric(http: httpx.Client, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    return sum(s.value for family in families for s in family.samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def replica_of(service: LiveService, deployment: str) -> psutil.Process:
+    family = psutil.Process(service.process.pid).children(recursive=True)
+    return next(child for child in family if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline()))
+
+
+def test_the_openai_client_draws_a_picture(live_service):
+    client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+    with client:
+        answer = client.images.generate(
+            prompt="a red apple", model="gpt-image-1", size="auto", quality="low", extra_body={"seed": 1, "num_inference_steps": 4}
+        )
+        names = [model.id for model in client.models.list()]
+    picture = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    assert f"{picture.width}x{picture.height}" == answer.size
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert names == [answer.usage.safelight["model"]]
+
+
+def test_the_openai_client_understands_a_refusal(live_service):
+    client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+    with client, pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a red apple", n=11)
+    assert refused.value.param == "n"
+    assert refused.value.request_id
+
+
+def test_curl_draws_a_picture(live_service):
+    command = ["curl", "-s", f"{live_service.url}/v1/images/generations", "-H", "content-type: application/json"]
+    done = subprocess.run([*command, "-d", '{"prompt": "a red apple"}'], capture_output=True, check=True)
+    assert base64.b64decode(json.loads(done.stdout)["data"][0]["b64_json"]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
+def test_pictures_come_in_the_asked_format(http, name, magic):
+    assert base64.b64decode(draw(http, output_format=name)["data"][0]["b64_json"]).startswith(magic)
+
+
+def test_the_same_request_gives_the_same_bytes_alone_and_in_company(http):
+    alone = draw(http, seed=3)["data"]
+    company = [
+        {"prompt": f"{k} cats", "num_inference_steps": 8 + 3 * k, "guidance_scale": 1.0 + k, "solver": ("euler", "ddim", "dpmpp_2m")[k % 3]}
+        for k in range(8)
+    ]
+    with ThreadPoolExecutor(9) as pool:
+        neighbours = [pool.submit(draw, http, **fields) for fields in company]
+        together = pool.submit(draw, http, seed=3).result()["data"]
+        assert all(neighbour.result()["data"] for neighbour in neighbours)
+    assert together == alone
+
+
+def test_the_command_line_gives_the_same_bytes(http, tmp_path):
+    path = tmp_path / "apple.png"
+    served = draw(http, seed=3, n=2)
+    model = served["usage"]["safelight"]["model"]
+    flags = ["--model", model, "--seed", "3", "--steps", "4", "-n", "2", "-o", str(path)]
+    subprocess.run([SAFELIGHT, "generate", "a red apple", *flags], check=True)
+    for k, picture in enumerate(served["data"]):
+        assert base64.b64decode(picture["b64_json"]) == path.with_stem(f"apple-{k}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kwargs", "status", "param"),
+    [
+        ("POST", "/v1/images/generations", {"json": {"prompt": ""}}, 400, "prompt"),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "size": "3x3"}}, 400, "size"),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "solver": "magic"}}, 400, "solver"),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "colour": "red"}}, 400, "colour"),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "model": "sdxl"}}, 404, "model"),
+        ("POST", "/v1/images/generations", {"content": b"{", "headers": {"content-type": "application/json"}}, 400, None),
+        ("POST", "/v1/images/generations", {"content": b" " * (2 << 20), "headers": {"content-type": "application/json"}}, 413, None),
+        ("POST", "/v1/images/generations", {"content": b"prompt=p"}, 415, None),
+        ("GET", "/v1/images/generations", {}, 405, None),
+        ("GET", "/v1/pictures", {}, 404, None),
+    ],
+    ids=["prompt", "size", "solver", "field", "model", "json", "large", "type", "method", "route"],
+)
+def test_a_bad_request_gets_openais_error_object(http, method, path, kwargs, status, param):
+    answer = http.request(method, path, **kwargs)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+def test_the_request_id_comes_back(http):
+    assert http.get("/livez", headers={"x-request-id": "job-17"}).headers.get_list("x-request-id") == ["job-17"]
+
+
+def test_a_client_that_goes_away_frees_the_engine(http):
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/images/generations", json={"prompt": "a red apple", **LONG}, timeout=1.0)
+    wait_until(lambda: metric(http, "safelight_images_in_flight") == 0)
+    wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") == 0)
+    assert metric(http, "safelight_requests_total", outcome="aborted") == 1
+    ticks = metric(http, "safelight_stage_ticks", stage="denoise")
+    assert metric(http, "safelight_stage_ticks", stage="denoise") == ticks
+
+
+def test_a_picture_in_a_replica_that_dies_is_drawn_all_the_same(live_service, http):
+    asked = {"num_inference_steps": 200, "solver": "ddpm", "seed": 3, "n": 4}
+    expected = draw(http, **asked)["data"]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(draw, http, **asked)
+        wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") > 0)
+        os.kill(replica_of(live_service, "Denoiser").pid, signal.SIGKILL)
+        assert answer.result()["data"] == expected
+    assert metric(http, "safelight_resent_total") == 4
+    wait_until(lambda: http.get("/readyz").status_code == 200)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
+    with serving(tmp_path, "--model", "tiny", "--stages", "colocated") as service:
+        with httpx.Client(base_url=service.url, timeout=PATIENCE) as http:
+            assert draw(http)["data"]
+        family = psutil.Process(service.process.pid).children(recursive=True)
+        service.process.send_signal(how)
+        assert service.process.wait(PATIENCE) == 0
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path):
+    model = tiny_without("proj_out.weight", tmp_path)
+    done = subprocess.run([SAFELIGHT, "serve", "--port", "0", "--model", model], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert "proj_out.weight" in line

@@ -1,0 +1,50 @@
+"""The embedded model itself: a picture's bytes never depend on its neighbours, at its real size and in its real dtype."""
+
+import pytest
+
+from pipeline.build import build_decoder, build_engine, build_text_encoder
+from pipeline.catalog import find_model
+from pipeline.images import encode_image
+from pipeline.params import FinishReason, GenerationParams
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model = find_model("emoji-128")
+    return model, build_text_encoder(model), build_engine(model), build_decoder(model)
+
+
+def params(prompt: str, num_steps: int, guidance_scale: float, solver: str, seed: int) -> GenerationParams:
+    return GenerationParams(prompt, "", 128, 128, num_steps, guidance_scale, solver, seed)
+
+
+def draw(parts, wanted: list[GenerationParams]) -> list[bytes]:
+    """All at once, through every stage, to the bytes of the files."""
+    model, encoder, engine, decoder = parts
+    states = encoder.encode([*(p.prompt for p in wanted), ""][:8])
+    empty = encoder.encode([""])[0]
+    for number, p in enumerate(wanted):
+        engine.add(str(number), p, states[number], empty)
+    outcomes = {}
+    while engine.has_work:
+        outcomes |= {int(o.request_id): o for o in engine.step()}
+    assert all(o.reason is FinishReason.DONE for o in outcomes.values())
+    pixels = decoder.decode([outcomes[n].latents for n in range(len(wanted))])
+    return [encode_image(px, "png", 100, p, model.id) for (px, _), p in zip(pixels, wanted, strict=True)]
+
+
+def test_alone_and_among_eight_mixed_neighbours_the_bytes_are_the_same(parts) -> None:
+    mixed = [
+        params("a red apple", 20, 4.0, "dpmpp_2m", 1),
+        params("rocket", 8, 1.0, "euler", 2),
+        params("3d pizza", 30, 8.0, "ddpm", 3),
+        params("noto cat face", 12, 2.5, "heun", 4),
+        params("flat heart", 15, 6.0, "dpmpp_2m", 5),
+        params("guitar", 25, 1.0, "ddpm", 6),
+        params("umbrella", 10, 3.0, "euler", 7),
+        params("green apple", 9, 5.5, "ddim", 8),
+    ]
+    together = draw(parts, mixed)
+    for index in (0, 1, 2, 3):
+        assert draw(parts, [mixed[index]])[0] == together[index]
+    assert len(set(together)) == 8
