@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXEMPT = {
     "make serve",
     "make test",
-    'make install TORCH_SPEC="torch==2.14.1 torchvision==0.29.1 --index-url https://download.pytorch.org/whl/cpu"',
+    'make install TORCH_SPEC="torch==2.14.1 torchvision==0.29.1 --index-url $CPU_INDEX"',
 }
 
 
