@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from models.folder import CheckpointError, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+CLIP_WEIGHTS = "open_clip_model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def load_tensors(folder: Path, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def load_tensors(folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> dict[str, Tensor]:
     """All tensors of a part of a checkpoint (one file or a sharded index), streamed to `device` in `dtype`."""
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
+    for file in _weight_files(folder, weights):
         try:
             with safe_open(file, framework="pt", device=device) as opened:
                 tensors |= {key: opened.get_tensor(key).to(dtype) for key in opened.keys()}  # noqa: SIM118 - not a dict
@@ -28,7 +29,7 @@ def load_tensors(folder: Path, device: str, dtype: torch.dtype) -> dict[str, Ten
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-    """Assign `tensors` to `module` (built on the meta device); raise `CheckpointError` unless names and shapes all match."""
+    """Assign `tensors` to `module`, whatever it held; raise `CheckpointError` unless names and shapes all match."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     for problem, names in (("missing", wanted.keys() - tensors.keys()), ("not expected", tensors.keys() - wanted.keys())):
         if names:
@@ -41,8 +42,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Modu
     return module.eval().requires_grad_(False)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+def _weight_files(folder: Path, weights: str) -> list[Path]:
+    single, index = folder / weights, folder / f"{weights}.index.json"
     if single.exists():
         return [single]
     if index.exists():
@@ -53,5 +54,5 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     pickles = sorted(f.name for f in folder.glob("*") if f.suffix in PICKLE_SUFFIXES)
     if pickles:
-        raise CheckpointError(f"{folder / pickles[0]} is a pickle, which is never loaded; convert it to {WEIGHTS}")
+        raise CheckpointError(f"{folder / pickles[0]} is a pickle, which is never loaded; convert it to {weights}")
     raise CheckpointError(f"{single} is missing")

@@ -27,10 +27,6 @@ class DiTConfig:
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
-    @property
-    def has_learned_variance(self) -> bool:
-        return self.out_channels == 2 * self.in_channels
-
     @classmethod
     def from_diffusers(cls, config: dict[str, Any]) -> "DiTConfig":
         """Read the `config.json` of a `PixArtTransformer2DModel`; raise `UnsupportedModel` for what is not built."""

@@ -17,8 +17,6 @@ from models.attention import BACKENDS, Attention
 from models.config import DiTConfig
 from models.layers import FeedForward, PatchEmbed, TwoLayer, modulate, sincos_positions, time_frequencies, unpatchify
 
-TIME_SCALE = 1000.0  # the network sees 1000 t
-
 
 @dataclass(frozen=True, slots=True)
 class Modulations:

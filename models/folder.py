@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+CLIP_CONFIG = "open_clip_config.json"
+
 
 class CheckpointError(ValueError):
     """A checkpoint folder that cannot be loaded; the message names the file or the tensor at fault."""

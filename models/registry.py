@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.folder import CheckpointError, read_json
+from models.folder import CLIP_CONFIG, CheckpointError, read_json
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
@@ -35,7 +35,7 @@ class Checkpoint:
     licence: str
 
 
-PIXART_CLIP = Family("pixart-clip", num_steps=20, guidance_scale=4.0, solver="dpmpp_2m")
+PIXART_CLIP = Family("pixart-clip", num_steps=20, guidance_scale=7.0, solver="dpmpp_2m")
 
 EMBEDDED = {"emoji-128": "weights: Apache-2.0; trained on Fluent Emoji (MIT) and Noto Emoji (Apache-2.0)"}
 TINY = "tiny"  # random weights, drawn from a fixed seed: for tests of everything but the pictures
@@ -60,7 +60,7 @@ def read_checkpoint(model_id: str, folder: Path, licence: str) -> Checkpoint:
     """Recognise `folder` by its `model_index.json`; raise `CheckpointError` if no family claims it."""
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if pipeline != "PixArtSigmaPipeline" or not (folder / "text_encoder" / "open_clip_config.json").exists():
+    if pipeline != "PixArtSigmaPipeline" or not (folder / "text_encoder" / CLIP_CONFIG).exists():
         raise CheckpointError(
             f"{folder}: {pipeline!r} with this text encoder is not supported; supported: PixArtSigmaPipeline with an open_clip text_encoder"
         )

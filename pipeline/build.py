@@ -5,7 +5,7 @@ import torch
 from models.checkpoint import fill, load_tensors
 from models.config import DiTConfig
 from models.dit import DiT
-from models.folder import CheckpointError, read_json
+from models.folder import CLIP_CONFIG, CheckpointError, read_json
 from models.registry import spatial_compression
 from models.text import ClipTextTower
 from models.vae import load_vae
@@ -13,9 +13,13 @@ from pipeline.decoder import Decoder
 from pipeline.encoder import TextEncoder
 from pipeline.engine import Engine
 from pipeline.params import GenerationParams, ModelInfo
+from pipeline.prediction import PREDICTIONS
 from pipeline.runner import StepRunner
 from pipeline.schedules import Flow, Schedule, VariancePreserving
 from pipeline.solvers import Plan, plan
+
+# diffusers' names of the schedules that we have, with the betas that they must start and end at
+BETAS = {"linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.00085, 0.012), "squaredcos_cap_v2": ("cosine",)}
 
 
 def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None) -> TextEncoder:
@@ -27,6 +31,7 @@ def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None) -> T
 def build_engine(model: ModelInfo, *, max_rows: int = 16, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Engine:
     """The denoiser of `model` behind an engine; `dtype` defaults to what the processor does fast."""
     _set_threads(num_threads)
+    check_fit(model)
     schedule, prediction = read_schedule(model)
 
     def make_plan(params: GenerationParams) -> Plan:
@@ -56,19 +61,37 @@ def build_decoder(model: ModelInfo, *, num_threads: int | None = None, dtype: to
     return Decoder(load_vae(model.path / "vae", str(device), dtype), dtype, device)
 
 
+def check_fit(model: ModelInfo) -> None:
+    """Raise `CheckpointError` if the parts of a checkpoint, each sound, do not fit together."""
+    transformer = DiTConfig.from_diffusers(read_json(model.path / "transformer" / "config.json"))
+    latent_channels = read_json(model.path / "vae" / "config.json").get("latent_channels", 4)
+    text_width = read_json(model.path / "text_encoder" / CLIP_CONFIG)["model_cfg"]["text_cfg"]["width"]
+    if transformer.in_channels != latent_channels:
+        raise CheckpointError(f"{model.path}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
+    if transformer.caption_channels != text_width:
+        raise CheckpointError(
+            f"{model.path}: the transformer reads text of width {transformer.caption_channels}, the text_encoder has {text_width}"
+        )
+
+
 def read_schedule(model: ModelInfo) -> tuple[Schedule, str]:
     """Noise schedule and prediction type of a checkpoint, from its `scheduler_config.json`."""
     config = read_json(model.path / "scheduler" / "scheduler_config.json")
     prediction = config.get("prediction_type", "epsilon")
     if config.get("use_flow_sigmas") or config.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
         return Flow(config.get("flow_shift", config.get("shift", 1.0))), "flow"
-    if config.get("num_train_timesteps", 1000) != 1000:
-        raise CheckpointError(f"{model.path}: num_train_timesteps {config['num_train_timesteps']} is not supported, only 1000")
-    kinds = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+    if prediction not in PREDICTIONS:
+        raise CheckpointError(f"{model.path}: prediction_type {prediction!r} is not supported; supported: {', '.join(PREDICTIONS)}")
     kind = config.get("beta_schedule", "linear")
-    if kind not in kinds:
-        raise CheckpointError(f"{model.path}: beta_schedule {kind!r} is not supported; supported: {', '.join(kinds)}")
-    return VariancePreserving(kinds[kind]), prediction
+    if kind not in BETAS:
+        raise CheckpointError(f"{model.path}: beta_schedule {kind!r} is not supported; supported: {', '.join(BETAS)}")
+    name, *ends = BETAS[kind]
+    wanted = {"num_train_timesteps": 1000, "trained_betas": None, "rescale_betas_zero_snr": False}
+    wanted |= dict(zip(("beta_start", "beta_end"), ends, strict=False))
+    for key, value in wanted.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{model.path}: {key} {config[key]!r} is not supported, only {value!r}")
+    return VariancePreserving(name), prediction
 
 
 def fast_device() -> torch.device:

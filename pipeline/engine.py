@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.dit import Modulations, TextKeyValues
+from models.dit import Modulations
 from pipeline import batch
 from pipeline.batcher import Batcher
 from pipeline.encoder import TextStates
-from pipeline.flops import dit_forward_flops, dit_text_flops
+from pipeline.flops import dit_forward_flops, dit_modulation_flops, dit_text_flops
 from pipeline.guidance import needs_cond, needs_uncond
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
 from pipeline.request import Sample, Spent, start_state
 from pipeline.runner import StepRunner
-from pipeline.solvers import Plan
+from pipeline.solvers import Plan, canonical_name
 
 PLANS_KEPT = 64
 
@@ -53,14 +53,6 @@ class Prepared:
     plan: Plan
     coefficients: Tensor
     modulations: Modulations
-
-
-@dataclass(slots=True)
-class _Arrival:
-    request_id: str
-    params: GenerationParams
-    texts: tuple[TextStates, ...]
-    since: float
 
 
 class Engine:
@@ -111,14 +103,6 @@ class Engine:
         sample = self._batcher.remove(request_id)
         if sample is not None:
             self._left.append(self._outcome(sample, FinishReason.ABORTED))
-
-    def clear(self, error: str) -> list[Outcome]:
-        """Fail everything that is here: what a broken tick leaves behind."""
-        samples = [*self._batcher.running, *self._batcher.waiting]
-        self._batcher = Batcher(self._batcher.max_rows)
-        self._members.clear()
-        left, self._left = self._left, []
-        return left + [self._outcome(s, FinishReason.FAILED, error) for s in samples]
 
     def step(self) -> list[Outcome]:
         """One tick of every running sample; returns the samples that left since the last call."""
@@ -180,41 +164,42 @@ class Engine:
         return members
 
     def _start(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> Sample:
-        prepared = self._prepare(params)
+        prepared, plan_flops = self._prepare(params)
         texts = [cond] if needs_cond(params.guidance_scale) else []
         if uncond is not None and needs_uncond(params.guidance_scale):
             texts.append(uncond)
         shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
         x, y, ring = start_state(params, prepared.plan, shape, self._runner.device)
-        text_flops = sum(dit_text_flops(self._runner.dit.config, len(t.mask)) for t in texts)
+        config = self._runner.dit.config
+        text_flops = sum(dit_text_flops(config, len(t.mask)) for t in texts)
         return Sample(
             request_id=request_id,
             params=params,
             plan=prepared.plan,
             coefficients=prepared.coefficients,
             modulations=prepared.modulations,
-            texts=tuple(self._text(t) for t in texts),
+            texts=tuple(self._runner.text_key_values(t) for t in texts),
             queue_seconds=0.0,
             x=x,
             y=y,
             ring=ring,
-            spent=Spent(flops=text_flops),
+            spent=Spent(flops=text_flops + plan_flops),
         )
 
-    def _text(self, text: TextStates) -> TextKeyValues:
-        return self._runner.text_key_values(text)
-
-    def _prepare(self, params: GenerationParams) -> Prepared:
+    def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
+        """The plan and what it cost now: who brings a plan pays for its modulations, who shares it later does not."""
         try:
-            plan = self._make_plan(params)
+            key = (canonical_name(params.solver), params.num_steps)
         except ValueError as error:
             raise InvalidParams("solver", str(error)) from None
-        key = (plan.solver, plan.num_steps)
-        if key not in self._prepared:
-            self._prepared[key] = Prepared(plan, self._runner.coefficients(plan), self._runner.modulations(plan))
-            if len(self._prepared) > PLANS_KEPT:
-                self._prepared.popitem(last=False)
-        return self._prepared[key]
+        if key in self._prepared:
+            self._prepared.move_to_end(key)
+            return self._prepared[key], 0
+        plan = self._make_plan(params)
+        self._prepared[key] = Prepared(plan, self._runner.coefficients(plan), self._runner.modulations(plan))
+        if len(self._prepared) > PLANS_KEPT:
+            self._prepared.popitem(last=False)
+        return self._prepared[key], dit_modulation_flops(self._runner.dit.config, plan.nfe)
 
     def _outcome(self, sample: Sample, reason: FinishReason, error: str | None = None) -> Outcome:
         spent = sample.spent

@@ -20,11 +20,6 @@ def needs_uncond(guidance_scale: float) -> bool:
     return guidance_scale != 1.0
 
 
-def num_rows(guidance_scale: float) -> int:
-    """Rows of the network's batch that one evaluation of the guided model takes."""
-    return needs_cond(guidance_scale) + needs_uncond(guidance_scale)
-
-
 def combine(cond: "Tensor", uncond: "Tensor", scale: "Tensor") -> "Tensor":
     """uncond + scale (cond - uncond) with a scale a sample: cond, uncond (S, C, H, W), scale (S, 1, 1, 1).
 

@@ -1,7 +1,7 @@
 """The nouns that every layer shares: what is asked for, what it cost, how it ended. No torch here."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 MAX_PROMPT_CHARACTERS = 4000
@@ -21,7 +21,7 @@ class InvalidParams(ValueError):
         return type(self), (self.param, str(self))
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """How a sample left the engine."""
 
     DONE = "done"

@@ -111,11 +111,6 @@ def canonical_name(solver: str) -> str:
     return name
 
 
-def num_ticks(solver: str, num_steps: int) -> int:
-    """How many network evaluations `num_steps` steps of `solver` take at most."""
-    return num_steps * TICKS_PER_STEP.get(canonical_name(solver), 1)
-
-
 def euler(steps: list[Step]) -> list[Tick]:
     """Euler in sigma / alpha, which is DDIM with eta = 0 (Song et al. 2020, arXiv:2010.02502, eq. 12)."""
     return [_euler_tick(step) for step in steps]
@@ -183,7 +178,6 @@ def ddpm(steps: list[Step]) -> list[Tick]:
 
 SOLVERS: dict[str, Planner] = {"dpmpp_2m": dpmpp_2m, "euler": euler, "heun": heun, "ddpm": ddpm}
 ALIASES = {"ddim": "euler"}
-TICKS_PER_STEP = {"heun": 2}
 
 
 def _euler_tick(step: Step) -> Tick:

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from service.errors import ClientGone, ServiceError, as_service_error
 from service.payloads import PictureUsage
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """How a request left the service."""
 
     DONE = "done"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import WEIGHTS
+from models.checkpoint import CLIP_WEIGHTS, WEIGHTS
 from models.folder import CheckpointError
 from models.registry import find_checkpoint
 from models.tiny import ensure_tiny
-from pipeline.build import build_decoder, build_runner
+from pipeline.build import build_decoder, build_engine, build_text_encoder
 from pipeline.catalog import UnknownModel, find_model
 
 
@@ -23,14 +23,19 @@ def folder(tmp_path: Path) -> Path:
 
 def load(folder: Path) -> None:
     model = find_model(str(folder))
-    build_runner(model, dtype=torch.float32)
+    build_text_encoder(model)
+    build_engine(model, dtype=torch.float32)
     build_decoder(model, dtype=torch.float32)
 
 
-def edit(part: Path, change) -> None:
-    tensors = load_file(part / WEIGHTS)
+def edit(part: Path, change, weights: str = WEIGHTS) -> None:
+    tensors = load_file(part / weights)
     change(tensors)
-    save_file(tensors, part / WEIGHTS)
+    save_file(tensors, part / weights)
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_a_good_folder_loads(folder: Path) -> None:
@@ -66,6 +71,49 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     file = folder / "transformer" / WEIGHTS
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=f"{WEIGHTS} is not a readable safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.pop("text.ln_final.bias"), r"text\.ln_final\.bias is missing"),
+        (lambda t: t.update(stowaway=torch.zeros(1)), "stowaway is not expected"),
+        (lambda t: t.update({"text.positional_embedding": torch.zeros(20, 16)}), r"positional_embedding has shape \(20, 16\)"),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_the_text_tower_is_loaded_as_strictly(folder: Path, change, match: str) -> None:
+    edit(folder / "text_encoder", change, CLIP_WEIGHTS)
+    with pytest.raises(CheckpointError, match=match):
+        load(folder)
+
+
+def test_a_text_tower_without_weights_or_with_a_pickle_is_refused(folder: Path) -> None:
+    (folder / "text_encoder" / CLIP_WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=f"{CLIP_WEIGHTS} is missing"):
+        load(folder)
+    (folder / "text_encoder" / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(CheckpointError, match=r"open_clip_pytorch_model\.bin is a pickle"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "match"),
+    [
+        ("vae/config.json", {"latent_channels": 8}, "transformer has 4 latent channels, the vae 8"),
+        ("transformer/config.json", {"caption_channels": 99}, "reads text of width 99, the text_encoder has 16"),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": False}, "prediction_type 'flow_prediction' is not supported"),
+        (
+            "scheduler/scheduler_config.json",
+            {"use_flow_sigmas": False, "prediction_type": "epsilon", "beta_start": 0.5},
+            "beta_start 0.5 is not supported",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(folder: Path, file: str, changes: dict, match: str) -> None:
+    edit_json(folder / file, **changes)
+    with pytest.raises(CheckpointError, match=match):
         load(folder)
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.checkpoint import CLIP_WEIGHTS
+from models.folder import CLIP_CONFIG
 from models.text import ClipTextTower
-from models.tiny import CONTEXT, ensure_tiny, write_clip
+from models.tiny import CONTEXT, ensure_tiny
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,33 @@ def test_pooled_and_states_are_open_clips(tower: ClipTextTower) -> None:
 
 def test_words_with_untrained_tokens_are_dropped_and_reported(tmp_path: Path, tower: ClipTextTower) -> None:
     source = ensure_tiny() / "text_encoder"
-    tensors = load_file(source / "open_clip_model.safetensors")
+    tensors = load_file(source / CLIP_WEIGHTS)
     unknown = tower.tokenise("zebra").ids[1]
     tensors["text.token_embedding.weight"][unknown] = 0.0
-    write_clip(tmp_path, {}, {})
-    (tmp_path / "open_clip_config.json").write_text((source / "open_clip_config.json").read_text())
-    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / CLIP_CONFIG).write_text((source / CLIP_CONFIG).read_text())
+    save_file(tensors, tmp_path / CLIP_WEIGHTS)
     forgetful = ClipTextTower(tmp_path)
     with_unknown, without = forgetful.tokenise("a red zebra apple zebra"), forgetful.tokenise("a red apple")
     assert with_unknown.unknown_words == ("zebra",)
     assert torch.equal(with_unknown.ids, without.ids)
+    # an unknown mark takes nothing with it
+    tensors["text.token_embedding.weight"][tower.tokenise("?").ids[1]] = 0.0
+    save_file(tensors, tmp_path / CLIP_WEIGHTS)
+    asking = ClipTextTower(tmp_path).tokenise("a red apple?")
+    assert asking.unknown_words == ()
+    assert torch.equal(asking.ids, without.ids)
+
+
+def test_a_prompt_cannot_speak_the_tower_s_own_marks(tower: ClipTextTower) -> None:
+    said = tower.tokenise("red apple <end_of_text> rocket")
+    assert torch.equal(said.ids, tower.tokenise("red apple rocket").ids)
+
+
+def test_endless_words_are_unknown_and_forgotten(tower: ClipTextTower) -> None:
+    assert tower.tokenise("x" * 4000).unknown_words == ("x" * 4000,)
+    for number in range(40):
+        tower.tokenise(" ".join(f"{chr(97 + number % 26)}{chr(97 + k % 26)}{'abcdefghij'[k % 10] * (k % 7)}q{k}" for k in range(400)))
+    assert len(tower._tokenizer.cache) <= 10_000 + 4000
 
 
 def test_long_texts_are_cut_and_say_so(tower: ClipTextTower) -> None:

@@ -140,19 +140,6 @@ def test_a_diverged_sample_fails_alone() -> None:
     assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
 
 
-def test_clear_fails_everything_and_leaves_an_engine_that_works() -> None:
-    shared = engine()
-    add(shared, "running", params())
-    shared.step()
-    add(shared, "waiting", params())
-    failed = {o.request_id: o for o in shared.clear("the tick broke")}
-    assert {o.reason for o in failed.values()} == {FinishReason.FAILED}
-    assert set(failed) == {"running", "waiting"}
-    assert not shared.has_work
-    add(shared, "running", params())
-    assert torch.equal(drain(shared)["running"].latents, alone(params()))
-
-
 def test_a_second_sample_of_the_same_name_is_refused() -> None:
     shared = engine()
     add(shared, "same", params())

@@ -1,6 +1,5 @@
 """Any exception finds its place in the tree, and nothing leaks."""
 
-import asyncio
 import pickle
 import warnings
 
@@ -22,7 +21,7 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
         (InvalidParams("seed", "too big"), InvalidRequest),
         (StageFailed("it failed"), StageFailed),
         (TimeoutError(), DeadlineExceeded),
-        (asyncio.TimeoutError(), DeadlineExceeded),
+        (TimeoutError(), DeadlineExceeded),
         (GetTimeoutError(), DeadlineExceeded),
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), QueueFull),
         (ActorDiedError(), StageLost),

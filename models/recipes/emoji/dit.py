@@ -4,6 +4,7 @@ Pictures held out by rule are never shown. The text is dropped in a tenth of the
 unconditional model to lean on.
 """
 
+import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.attention import BACKENDS
+from models.checkpoint import CLIP_WEIGHTS, WEIGHTS
 from models.config import DiTConfig
 from models.dit import DiT
 from models.recipes import objectives
@@ -24,6 +26,7 @@ from models.recipes.emoji.captions import sample_caption
 from models.recipes.emoji.training import Average, Run, bfloat16_copies
 from models.recipes.emoji.vae import LATENT_CHANNELS
 from models.text import ClipTextTower
+from pipeline.schedules import NUM_TRAIN_STEPS
 
 CONFIG = DiTConfig(
     num_attention_heads=4,
@@ -103,7 +106,7 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 def freeze(work: Path, dataset: data.Dataset, seed: int) -> Frozen:
     """Latents of every picture and states of a pool of captions for each, by the frozen autoencoder and text tower."""
-    cache = work / "frozen.pt"
+    cache = work / f"frozen-{_digest(work, seed)}.pt"
     if cache.exists():
         return Frozen(**torch.load(cache, weights_only=True))
     vae = AutoencoderTiny.from_pretrained(work / "vae").eval()
@@ -133,6 +136,14 @@ def freeze(work: Path, dataset: data.Dataset, seed: int) -> Frozen:
     return Frozen(**frozen)
 
 
+def _digest(work: Path, seed: int) -> str:
+    """Names the cache by all that it depends on, so that a retrained part is never met with old latents or states."""
+    digest = hashlib.sha256(f"{seed}/{CAPTIONS_PER_PICTURE}".encode())
+    for file in (work / "vae" / WEIGHTS, work / "text_encoder" / CLIP_WEIGHTS):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _loss(model: Conditioned, frozen: Frozen, seen: Tensor, generator: torch.Generator) -> Tensor:
     picks = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
     captions = torch.randint(CAPTIONS_PER_PICTURE, (BATCH,), generator=generator)
@@ -144,5 +155,5 @@ def _loss(model: Conditioned, frozen: Frozen, seen: Tensor, generator: torch.Gen
     eps = torch.randn(x0.shape, generator=generator)
     t = objectives.logit_normal_times(BATCH, generator)
     x = objectives.flow_sample(x0, eps, t)
-    out = functional_call(model, bfloat16_copies(model), (x.bfloat16(), 1000.0 * t, states[:, :longest], mask[:, :longest]))
+    out = functional_call(model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, states[:, :longest], mask[:, :longest]))
     return objectives.flow_matching_loss(out, x0, eps)

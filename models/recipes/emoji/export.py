@@ -7,17 +7,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.recipes.emoji import dit
-from models.tiny import FLOW_SCHEDULER, write_clip, write_index, write_part
+from models.checkpoint import CLIP_WEIGHTS, WEIGHTS
+from models.layout import FLOW_SCHEDULER, write_clip, write_index, write_part
+from models.recipes.emoji import dit, text
 
 
 def run(work: Path, output: Path) -> None:
     """Gather `work`'s text tower, autoencoder and averaged DiT into `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    clip_config = json.loads((work / "text_encoder" / "open_clip_config.json").read_text())
-    write_clip(output / "text_encoder", clip_config, _bfloat16(load_file(work / "text_encoder" / "open_clip_model.safetensors")))
+    clip = _bfloat16(load_file(work / "text_encoder" / CLIP_WEIGHTS))
+    write_clip(output / "text_encoder", text.EMBED_DIM, text.VISION, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
-    write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / "diffusion_pytorch_model.safetensors")))
+    write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / WEIGHTS)))
     state = torch.load(work / "dit.ckpt", weights_only=True)
     averaged = {name.removeprefix("dit."): tensor for name, tensor in state["average"].items()}
     write_part(output / "transformer", dit.CONFIG.to_diffusers(), _bfloat16(averaged))

@@ -4,7 +4,6 @@ The text tower conditions the DiT. Pictures held out from the DiT are held out h
 embedding rows of tokens that the caption grammar cannot produce are set to zero.
 """
 
-import json
 import random
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
 from torch import Tensor
 
+from models.layout import write_clip
 from models.recipes.emoji import data
 from models.recipes.emoji.captions import STYLE_PHRASES, sample_caption
 from models.recipes.emoji.training import Average, Run
@@ -52,7 +51,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     Run("text", clip, [optimiser], average, num_steps, work / "text.ckpt").train(loss_of_step, seed)
     clip.load_state_dict(average.shadow, strict=False)
     _forget_unseen_tokens(clip, dataset, tokenizer)
-    _write(clip, work / "text_encoder")
+    write_clip(work / "text_encoder", EMBED_DIM, VISION, TEXT, clip.state_dict())
     print(f"text: in-batch retrieval (batch {CHECK_PICTURES}) {retrieval(clip, dataset, tokenizer):.3f}")
 
 
@@ -102,10 +101,3 @@ def _forget_unseen_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer
     unseen[sorted(seen)] = False
     clip.text.token_embedding.weight[unseen] = 0.0
     print(f"text: {len(seen)} tokens known, {int(unseen.sum())} embedding rows zeroed")
-
-
-def _write(clip: CustomTextCLIP, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": {"embed_dim": EMBED_DIM, "custom_text": True, "vision_cfg": VISION, "text_cfg": TEXT}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
