@@ -86,8 +86,13 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._batcher.waiting or self._batcher.running or self._left)
 
-    def add(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> None:
-        """Queue a sample. Raises `InvalidParams` if it cannot be drawn, `ValueError` if the id is already here."""
+    def add(
+        self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None, arrived: float | None = None
+    ) -> None:
+        """Queue a sample that has waited since `arrived` (by `time.perf_counter`; default: now).
+
+        Raises `InvalidParams` if it cannot be drawn, `ValueError` if the id is already here.
+        """
         if request_id in self._arrived:
             raise ValueError(f"request {request_id} is already in the engine")
         if needs_uncond(params.guidance_scale) and uncond is None:
@@ -95,7 +100,7 @@ class Engine:
         started = time.perf_counter()
         sample = self._start(request_id, params, cond, uncond)
         sample.spent.device_seconds += time.perf_counter() - started
-        self._arrived[request_id] = time.perf_counter()
+        self._arrived[request_id] = started if arrived is None else arrived
         self._batcher.waiting.append(sample)
 
     def abort(self, request_id: str) -> None:

@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, ClientGone, WrongContentType
+from service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
 from service.tasks import cancel_all
 
 T = TypeVar("T")
 
 
-async def read_json_body(request: Request, limit: int) -> bytes:
-    """The body, refused as early as its length is known to be over `limit` bytes."""
+async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The body, refused as early as its length is known to be over `limit` bytes, or after `seconds` without its end."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise WrongContentType()
@@ -23,12 +23,15 @@ async def read_json_body(request: Request, limit: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
     except ClientDisconnect:
         raise ClientGone() from None
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {seconds:g} seconds.") from None
     return bytes(body)
 
 

@@ -7,6 +7,7 @@ ServiceError                 503  anything we did not foresee, said opaquely
 │   ├── ModelNotFound        404
 │   ├── RouteNotFound        404
 │   ├── MethodNotAllowed     405
+│   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
 │   └── WrongContentType     415
 ├── ClientGone               499  never sent: there is nobody to read it
@@ -73,6 +74,11 @@ class RouteNotFound(InvalidRequest):
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLarge(InvalidRequest):

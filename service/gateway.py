@@ -62,7 +62,7 @@ def _add_image_route(app: FastAPI, painter: Painter, metrics: Metrics, model: Mo
     async def generate(request: Request) -> Response:
         # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
         with account(request.state.request_id, metrics.record) as opened:
-            asked = parse_request(await read_json_body(request, settings.max_body_bytes))
+            asked = parse_request(await read_json_body(request, settings.max_body_bytes, settings.body_seconds))
             pictures, output = make_pictures(asked, model), make_output(asked)
             opened.num_images = len(pictures)
             drawn = await unless_gone(request, painter.paint(pictures, output))

@@ -10,11 +10,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from service.settings import Settings
 
+APPLICATION = "safelight"
 READY_SECONDS = 300.0
 RAY_ATTEMPTS = 3  # its own time limits at start are short for a busy machine or a cold disk
 POLL_SECONDS = 0.1
@@ -48,8 +50,8 @@ def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[
             say(f"starting the stages, {settings.stages}")
             _deploy(settings)
             say("drawing the warm-up picture")
-            _wait_until_ready(_url(settings))
-            yield _url(settings)
+            wait_until_ready(url_of(settings))
+            yield url_of(settings)
         finally:
             say("stopping")
             _stop()
@@ -75,13 +77,16 @@ def _start_ray(say: Callable[[str], None]) -> None:
 def _init_ray() -> None:
     import ray
 
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    # Ray puts this process's folder in front of every worker's import path. Where the user stands there may be somebody
+    # else's `models`; where our own packages lie there is not.
+    with contextlib.chdir(Path(__file__).parents[1]):
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
 
 
 def _stop() -> None:
@@ -104,21 +109,24 @@ def _deploy(settings: Settings) -> None:
 
     try:
         # Serve's own time-out answers in plain text, so it must never be the first to run out
-        http = HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=settings.deadline_seconds + 30.0)
+        http = HTTPOptions(
+            host=settings.host, port=settings.port, request_timeout_s=settings.body_seconds + settings.deadline_seconds + 30.0
+        )
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(proxy_location="HeadOnly", http_options=http)
-        serve.run(build_app(settings), name="safelight", route_prefix="/")
+        serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise CannotServe(_first_cause(str(error))) from None
+        stages = serve.status().applications[APPLICATION].deployments.values()
+        raise CannotServe(first_cause(*(stage.message for stage in stages), str(error))) from None
 
 
-def _first_cause(text: str) -> str:
-    """Serve reports a replica's failure as text with a traceback in it; the sentence of the innermost exception."""
-    causes = ERROR_LINE.findall(text)
-    return str(causes[-1]) if causes else text.strip().splitlines()[-1]
+def first_cause(*reports: str) -> str:
+    """Serve reports a replica's failure as text with a traceback in it; the sentence of the first that has one."""
+    causes = [cause for report in reports for cause in ERROR_LINE.findall(report)[-1:]]
+    return str(causes[0]) if causes else reports[-1].strip().splitlines()[-1]
 
 
-def _wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str) -> None:
     answer = "no answer"
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until:
@@ -133,7 +141,7 @@ def _wait_until_ready(url: str) -> None:
     raise CannotServe(f"the service was not ready after {READY_SECONDS:g} seconds: {answer}")
 
 
-def _url(settings: Settings) -> str:
+def url_of(settings: Settings) -> str:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
     return f"http://{host}:{settings.port}"
 

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 PREFIX = "SAFELIGHT_"
@@ -30,7 +31,8 @@ class Settings:
     text_cache_size: int = 1024  # texts
     max_body_bytes: int = 1 << 20
     max_pictures: int = 256  # in flight in one gateway; more are refused with Retry-After
-    deadline_seconds: float = 300.0  # from the first byte of a request to its answer
+    deadline_seconds: float = 300.0  # for drawing, from the moment the request is understood
+    body_seconds: float = 20.0  # for a request to arrive whole
     shutdown_seconds: float = 10.0  # for the pictures in flight when a replica is asked to stop
 
     def __post_init__(self) -> None:
@@ -38,7 +40,7 @@ class Settings:
             raise BadSetting(f"stages must be one of {', '.join(STAGE_LAYOUTS)}, got {self.stages!r}")
         if not 0 <= self.port <= 65535:
             raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_body_bytes", "max_pictures", "deadline_seconds", "shutdown_seconds"):
+        for name in ("max_body_bytes", "max_pictures", "deadline_seconds", "body_seconds", "shutdown_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
         if self.max_rows < 2:
@@ -60,9 +62,14 @@ def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.e
     return Settings(**{name: _parse(name, value) for name, value in texts.items()})
 
 
-def num_cores() -> int:
-    """The cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The cores that this process may use: its share of the machine, or of the container's quota if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup of version 2
+        return cores
 
 
 def _parse(name: str, value: object) -> Any:

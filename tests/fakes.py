@@ -95,7 +95,7 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.samples or self.left)
 
-    def add(self, request_id: str, params: GenerationParams, cond: Any, uncond: Any) -> None:
+    def add(self, request_id: str, params: GenerationParams, cond: Any, uncond: Any, arrived: float | None = None) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")
         if params.prompt == "stumble":

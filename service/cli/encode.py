@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pipeline.params import MAX_PROMPT_CHARACTERS
 from service.cli import UserError
 from service.cli.inputs import model_of, settings_of
 from service.cli.progress import note, progress
@@ -11,6 +12,8 @@ from service.cli.progress import note, progress
 def run(args: argparse.Namespace) -> int:
     model = model_of(settings_of(model=args.model))
     path = Path(args.output)
+    if len(args.prompt) > MAX_PROMPT_CHARACTERS:
+        raise UserError(f"PROMPT has {len(args.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}")
     with progress("loading the text encoder"):
@@ -23,5 +26,8 @@ def run(args: argparse.Namespace) -> int:
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
         save_file({"states": text.states[None].float().contiguous(), "mask": text.mask[None].contiguous()}, path)
-    note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens")
+    cut = ", cut to what the encoder reads" if text.report.truncated else ""
+    note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")
+    if text.report.unknown_words:
+        note(f"words that the model does not know: {', '.join(text.report.unknown_words)}")
     return 0

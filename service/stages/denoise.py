@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -35,6 +36,7 @@ class Sample:
     conditioning: Conditioning
     loop: asyncio.AbstractEventLoop
     settled: asyncio.Future[Outcome | ServiceError]  # errors as values: a promise nobody reads must not complain
+    arrived: float  # by time.perf_counter
 
     def settle(self, result: Outcome | ServiceError) -> None:
         """Callable from any thread, any number of times; the first result counts."""
@@ -69,8 +71,10 @@ class DenoiseStage:
         if self._loop.broken is not None:
             raise StageFailed()
         loop = asyncio.get_running_loop()
-        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future())
+        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future(), time.perf_counter())
         self._loop.commands.put(sample)
+        if self._loop.broken is not None:  # its thread may have looked for the last time before this came
+            sample.settle(StageFailed())
         try:
             return _denoised(await asyncio.shield(sample.settled), conditioning)
         except asyncio.CancelledError:
@@ -165,7 +169,7 @@ class EngineLoop(threading.Thread):
 
     def _add(self, engine: Engine, sample: Sample) -> None:
         try:
-            engine.add(sample.id, sample.params, sample.conditioning.cond, sample.conditioning.uncond)
+            engine.add(sample.id, sample.params, sample.conditioning.cond, sample.conditioning.uncond, sample.arrived)
         except InvalidParams as error:
             sample.settle(as_service_error(error))
         except Exception:  # this sample's fault, not its neighbours'

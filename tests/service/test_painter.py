@@ -49,13 +49,12 @@ async def test_what_is_not_lost_is_not_sent_again(error):
     assert backend.drawn == []
 
 
-async def test_one_failed_picture_takes_the_others_out():
+async def test_cancelling_a_request_takes_all_its_pictures_out():
     backend = FakeBackend()
     backend.gate.clear()
     painting = asyncio.ensure_future(make_painter(backend).paint(PICTURES, Output()))
     for _ in PICTURES[1:]:
         await backend.waiting.acquire()
-    backend.errors = [StageFailed()]
     painting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await painting

@@ -1,0 +1,37 @@
+"""The part of a local service that can be seen without one."""
+
+import pytest
+
+from service import local
+from service.settings import Settings
+
+REPORT = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
+ray::ServeReplica:safelight:Denoiser.initialize_and_get_metadata() (pid=3253, ip=192.0.2.2)
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "/work/main/models/checkpoint.py", line 37, in fill
+    raise CheckpointError(f"{folder}: tensor {first} is {problem}{more}")
+models.folder.CheckpointError: /x/transformer: tensor proj_out.weight is missing"""
+
+
+@pytest.mark.parametrize(
+    ("reports", "cause"),
+    [
+        (("", REPORT, "", "Deploying failed."), "/x/transformer: tensor proj_out.weight is missing"),
+        (("", "Deploying failed.\nThe cluster is full."), "The cluster is full."),
+    ],
+)
+def test_of_serves_reports_the_innermost_sentence_is_told(reports, cause):
+    assert local.first_cause(*reports) == cause
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")])
+def test_the_url_is_one_that_can_be_opened_here(host, url):
+    assert local.url_of(Settings(host=host)) == url
+
+
+def test_a_service_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(local, "READY_SECONDS", 0.01)
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.0)
+    with pytest.raises(local.CannotServe, match="not ready after"):
+        local.wait_until_ready("http://127.0.0.1:9")
