@@ -42,6 +42,7 @@ def run(work: Path, weights: Path, limit: int) -> None:
     dataset = data.load(work)
     oracle = Oracle.of(dataset)
     model = find_model(str(weights))
+    draw_sheet(model, oracle, dataset, Path("docs/contact-sheet.png"))
     concepts = sample_concepts(dataset, limit)
     figures = {
         "model": weights.name,
@@ -56,7 +57,6 @@ def run(work: Path, weights: Path, limit: int) -> None:
     }
     (weights / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
-    draw_sheet(model, oracle, dataset, Path("docs/contact-sheet.png"))
 
 
 def sample_concepts(dataset: data.Dataset, limit: int) -> list[Concept]:
