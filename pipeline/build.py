@@ -19,7 +19,11 @@ from pipeline.schedules import Flow, Schedule, VariancePreserving
 from pipeline.solvers import Plan, plan
 
 # diffusers' names of the schedules that we have, with the betas that they must start and end at
-BETAS = {"linear": ("linear", 1e-4, 0.02), "scaled_linear": ("scaled_linear", 0.00085, 0.012), "squaredcos_cap_v2": ("cosine",)}
+BETAS: dict[str, tuple[str, dict[str, float]]] = {
+    "linear": ("linear", {"beta_start": 1e-4, "beta_end": 0.02}),
+    "scaled_linear": ("scaled_linear", {"beta_start": 0.00085, "beta_end": 0.012}),
+    "squaredcos_cap_v2": ("cosine", {}),
+}
 
 
 def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None) -> TextEncoder:
@@ -85,9 +89,8 @@ def read_schedule(model: ModelInfo) -> tuple[Schedule, str]:
     kind = config.get("beta_schedule", "linear")
     if kind not in BETAS:
         raise CheckpointError(f"{model.path}: beta_schedule {kind!r} is not supported; supported: {', '.join(BETAS)}")
-    name, *ends = BETAS[kind]
-    wanted = {"num_train_timesteps": 1000, "trained_betas": None, "rescale_betas_zero_snr": False}
-    wanted |= dict(zip(("beta_start", "beta_end"), ends, strict=False))
+    name, ends = BETAS[kind]
+    wanted = {"num_train_timesteps": 1000, "trained_betas": None, "rescale_betas_zero_snr": False, **ends}
     for key, value in wanted.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{model.path}: {key} {config[key]!r} is not supported, only {value!r}")

@@ -9,6 +9,7 @@ from service.translation import ALIASES, size_names
 _REASONS = {
     400: "A field is wrong; `param` names it and the message says what is allowed",
     404: "No such model",
+    408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     429: "Too many pictures are waiting; see Retry-After",

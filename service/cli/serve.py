@@ -24,17 +24,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(settings: Settings, model_id: str) -> None:
     stdout = sys.stdout
-    with progress("loading Ray") as say:
-        from service.local import CannotServe, running_service
+    with contextlib.ExitStack() as service:
+        with progress("loading Ray") as say:
+            from service.local import CannotServe, running_service
 
-        try:
-            with running_service(settings, say) as url:
-                say("ready; Ctrl-C stops everything")
-                stdout.write(_announcement(url, model_id))
-                stdout.flush()
-                signal.pause()
-        except CannotServe as error:
-            raise UserError(str(error)) from None
+            try:
+                url = service.enter_context(running_service(settings, say))
+            except CannotServe as error:
+                raise UserError(str(error)) from None
+        stdout.write(_announcement(url, model_id))
+        stdout.flush()
+        signal.pause()
 
 
 def _free_port(settings: Settings) -> int:
