@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
 from service.tasks import cancel_all
@@ -28,10 +28,12 @@ async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
                 body += chunk
                 if len(body) > limit:
                     raise too_large
-    except ClientDisconnect:
-        raise ClientGone() from None
     except TimeoutError:
         raise BodyTooSlow(f"The body did not arrive within {seconds:g} seconds.") from None
+    except BodyTooLarge:
+        raise
+    except Exception:  # starlette has one for a sender that has gone, Serve's proxy another
+        raise ClientGone() from None
     return bytes(body)
 
 

@@ -132,6 +132,7 @@ RAY_ERRORS: dict[str, type[ServiceError]] = {
     "NodeDiedError": StageLost,
     "ReplicaUnavailableError": StageLost,
     "DeploymentUnavailableError": StageLost,
+    "TaskCancelledError": StageLost,  # by a replica that is being replaced; for a client that has gone nobody reads this
     "RayServeException": StageLost,  # "upstream actor died", of a chained call
 }
 

@@ -10,7 +10,7 @@ from service.errors import DeadlineExceeded, InvalidRequest, QueueFull, ServiceE
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, ObjectLostError, RayTaskError
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, ObjectLostError, RayTaskError, TaskCancelledError
     from ray.serve._private.common import DeploymentID
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
@@ -28,6 +28,7 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
         (ActorUnavailableError("gone", None), StageLost),
         (ObjectLostError("00", None, ""), StageLost),
         (DeploymentUnavailableError(DeploymentID("Denoiser", "safelight")), StageLost),
+        (TaskCancelledError(), StageLost),
         (RayServeException("upstream actor died"), StageLost),
         (RayTaskError("generate", "traceback", InvalidParams("seed", "too big")), InvalidRequest),
         (RayTaskError("generate", "traceback", ActorDiedError()), StageLost),

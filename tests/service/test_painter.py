@@ -160,6 +160,17 @@ async def test_a_client_that_goes_away_within_its_body_is_accounted_for(backend,
     assert [r.outcome for r in records] == [Outcome.ABORTED]
 
 
+async def test_a_connection_that_breaks_within_the_body_is_a_client_that_went_away(backend, records):
+    """How Serve's proxy tells of it: by an exception of Ray's out of `receive`."""
+
+    async def broken() -> dict:
+        raise RuntimeError("the task is canceled before it executes")
+
+    client = Client({})
+    await build_gateway(backend, MODEL, Settings())(client.scope, broken, client.send)
+    assert [r.outcome for r in records] == [Outcome.ABORTED]
+
+
 @pytest.mark.parametrize(
     ("body", "errors", "status", "outcome", "code"),
     [
