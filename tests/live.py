@@ -15,7 +15,7 @@ import httpx
 
 SAFELIGHT = Path(sys.executable).with_name("safelight")
 READY_SECONDS = 240.0  # generous: the machine may be doing something else
-STOP_SECONDS = 60.0
+STOP_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def serving(folder: Path, *options: str, safelight: Path = SAFELIGHT, env: Mappi
     try:
         _wait_until_ready(LiveService(port, process, log))
         yield LiveService(port, process, log)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell started in the background
         process.wait(STOP_SECONDS)
     finally:
         _end(process)
