@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.attn1 = SelfAttention(config.width, config.num_attention_heads)
         self.attn2 = CrossAttention(config.width, config.num_attention_heads)
         self.ff = FeedForward(config.width)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, config.width) / config.width**0.5)
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
 
     def forward(self, x: Tensor, modulation: Tensor, kv: Tensor, mask: Tensor, attention: Attention) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table[None] + modulation).unsqueeze(2).unbind(1)
@@ -113,9 +113,14 @@ class DiT(nn.Module):
         self.adaln_single = AdaLNSingle(width)
         self.caption_projection = TwoLayer(config.caption_channels, width, nn.GELU(approximate="tanh"))
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
         self._positions: dict[tuple[int, int], Tensor] = {}
+
+    def draw_tables(self) -> None:
+        """Start the adaLN tables as PixArt does; for a network that is not going to be loaded."""
+        for part in (self, *self.transformer_blocks):
+            nn.init.normal_(part.scale_shift_table, std=self.config.width**-0.5)
 
     def modulations(self, timesteps: Tensor) -> Modulations:
         """Modulations of `timesteps` (B,), each 1000 t, one row a time."""

@@ -80,4 +80,4 @@ def spatial_compression(vae_config: dict) -> int:
 
 def tiny_folder() -> Path:
     """Where the `tiny` preset lies once `models.tiny.ensure_tiny` has written it: one folder a user and format."""
-    return Path(tempfile.gettempdir()) / f"safelight-{TINY}-v1-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"safelight-{TINY}-v2-{os.getuid()}"

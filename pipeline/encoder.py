@@ -3,17 +3,22 @@
 Shapes: B texts, L text tokens, D width.
 """
 
+from __future__ import annotations
+
 import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.text import ClipTextTower
 from pipeline.params import StageCost, TextReport
+
+if TYPE_CHECKING:
+    from models.text import ClipTextTower
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.params import GenerationParams, ModelInfo
+from service.importing import imported_for_good
 from service.payloads import Conditioning, Denoised, Drawn, Output
 from service.settings import Settings, num_cores
 from service.stages.decode import DecodeStage
@@ -45,6 +46,11 @@ class Studio:
     """Three stages, made at once on their own threads."""
 
     def __init__(self, model: ModelInfo, settings: Settings):
+        # before any stage has a thread: what they import does not bear being imported by two threads at once
+        with imported_for_good():
+            import pipeline.build.decoder
+            import pipeline.build.encoder  # noqa: F401
+
         self.encoder = make_encode_stage(model, settings)
         self.denoiser = make_denoise_stage(model, settings)
         self.decoder = make_decode_stage(model, settings)
@@ -63,7 +69,8 @@ class Studio:
 
 
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
-    from pipeline.build import build_text_encoder
+    with imported_for_good():
+        from pipeline.build.encoder import build_text_encoder
 
     def make() -> TextEncoder:
         return build_text_encoder(model, num_threads=settings.encode_threads or num_cores())
@@ -72,7 +79,8 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
-    from pipeline.build import build_engine
+    with imported_for_good():
+        from pipeline.build.engine import build_engine
 
     def make() -> Engine:
         return build_engine(model, max_rows=settings.max_rows, num_threads=settings.denoise_threads or num_cores())
@@ -81,8 +89,9 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
-    from pipeline.build import build_decoder
-    from pipeline.images import encode_image
+    with imported_for_good():
+        from pipeline.build.decoder import build_decoder
+        from pipeline.images import encode_image
 
     def make() -> Decoder:
         return build_decoder(model, num_threads=settings.decode_threads or num_cores())

@@ -1,6 +1,7 @@
 """What every test stands on: markers from the folder, long forms on demand, nothing fetched, one live service."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 # Set before anything is imported, and inherited by every process that a test starts.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1"}
+# A shell ignores Ctrl-C on behalf of what it runs in the background, and that too would be inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.live import LiveService, serving  # noqa: E402
 

@@ -15,7 +15,7 @@ import httpx
 
 SAFELIGHT = Path(sys.executable).with_name("safelight")
 READY_SECONDS = 240.0  # generous: the machine may be doing something else
-STOP_SECONDS = 120.0
+STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     with progress("loading the text encoder"):
         from safetensors.torch import save_file
 
-        from pipeline.build import build_text_encoder
+        from pipeline.build.encoder import build_text_encoder
 
         try:
             [text] = build_text_encoder(model).encode([args.prompt])

@@ -12,7 +12,9 @@ from models.checkpoint import CLIP_WEIGHTS, WEIGHTS
 from models.folder import CheckpointError
 from models.registry import find_checkpoint
 from models.tiny import ensure_tiny
-from pipeline.build import build_decoder, build_engine, build_text_encoder
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine
 from pipeline.catalog import UnknownModel, find_model
 
 

@@ -5,7 +5,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pipeline.build import build_decoder, build_engine, build_runner, build_text_encoder, read_schedule
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine, build_runner, read_schedule
 from pipeline.catalog import find_model
 from pipeline.encoder import TextStates
 from pipeline.engine import Engine, Outcome

@@ -7,7 +7,8 @@ import torch
 from diffusers import PixArtSigmaPipeline
 
 from pipeline import noise
-from pipeline.build import build_runner, build_text_encoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_runner
 from pipeline.catalog import find_model
 from pipeline.engine import Engine
 from pipeline.params import GenerationParams, ModelInfo

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from pipeline.build import build_decoder, build_engine, build_text_encoder
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine
 from pipeline.catalog import find_model
 from pipeline.images import encode_image
 from pipeline.params import FinishReason, GenerationParams

@@ -1,6 +1,8 @@
 """Encoder, decoder, noise, flops and picture files of the pipeline."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.config import DiTConfig
 from models.dit import DiT
 from pipeline import noise
-from pipeline.build import build_decoder, build_text_encoder
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
 from pipeline.flops import dit_forward_flops, dit_modulation_flops, dit_text_flops
 from pipeline.images import FORMATS, encode_image, parameters_text
 from tests.pipeline.parts import model, params
@@ -129,3 +132,13 @@ def test_lossless_webp_and_unknown_formats() -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_image(pixels, "webp", 100, params(), "tiny")))), pixels)
     with pytest.raises(ValueError, match="png, webp, jpeg"):
         encode_image(pixels, "gif", 100, params(), "tiny")
+
+
+def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
+    """They, and the compiler that they bring, take several times as long to import as torch; a replica pays that at every start."""
+    program = (
+        "import sys; from pipeline.build.engine import build_engine; from pipeline.catalog import find_model;"
+        "build_engine(find_model('emoji-128')); print([m for m in ('open_clip', 'diffusers', 'torch._dynamo') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -18,7 +18,9 @@ from models.recipes.emoji import data
 from models.recipes.emoji.captions import STYLES, Concept, styled
 from models.recipes.emoji.oracle import Oracle
 from models.vae import decode_latents, load_vae
-from pipeline.build import build_decoder, build_engine, build_text_encoder
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine
 from pipeline.catalog import find_model
 from pipeline.params import GenerationParams, ModelInfo
 

@@ -25,6 +25,18 @@ def warmup_cosine(step: int, num_steps: int, warmup: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
+def warmup_stable_decay(step: int, num_steps: int, warmup: int) -> float:
+    """Learning-rate factor: linear from 0 over `warmup` steps, 1, then 1 - sqrt down to 0 over the last fifth.
+
+    Until the last fifth nothing depends on `num_steps`, so a run may be lengthened as long as it pays
+    (Hägele et al. 2024, arXiv:2405.18392).
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    decay = num_steps / 5
+    return 1.0 - math.sqrt(max(0.0, step - (num_steps - decay)) / decay)
+
+
 class Average:
     """Exponential moving average of a module's parameters (float32, warmed up so that early steps count)."""
 
@@ -50,6 +62,7 @@ class Run:
     num_steps: int
     checkpoint: Path
     warmup: int = 100
+    schedule: Callable[[int, int, int], float] = warmup_cosine
     save_every_s: float = 60.0
 
     def train(self, loss_of_step: Callable[[int, torch.Generator], Tensor], seed: int) -> None:
@@ -63,7 +76,7 @@ class Run:
         with _progress() as bar:
             task = bar.add_task(self.name, total=self.num_steps, completed=first, loss="")
             for step in range(first, self.num_steps):
-                factor = warmup_cosine(step, self.num_steps, self.warmup)
+                factor = self.schedule(step, self.num_steps, self.warmup)
                 for optimiser, rates in zip(self.optimisers, base_rates, strict=True):
                     for group, rate in zip(optimiser.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
