@@ -50,5 +50,8 @@ e2e chaos: $(DEVELOPING)
 	@ls tests/$@/test_*.py >/dev/null 2>&1 || { echo "make $@: there are no tests in tests/$@ yet" >&2; exit 1; }
 	$(BIN)/pytest tests/$@ --long
 
-bench load:
+bench: $(DEVELOPING)
+	$(BIN)/python -m tests.bench.update
+
+load:
 	@echo "make $@: not written yet" >&2; exit 1

@@ -1,4 +1,4 @@
-"""The autoencoder of a checkpoint, in diffusers' own classes; here it is only loaded, strictly, and decoded.
+"""The autoencoder of a checkpoint, in diffusers' own classes; here it is only loaded, strictly, and used both ways.
 
 Shapes: B pictures, C latent channels, h x w latent pixels, H x W = 8h x 8w pixels.
 """
@@ -32,3 +32,11 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     pixels: Tensor = vae.decode(latents / vae.config.scaling_factor + shift).sample
     return pixels.clamp(-1.0, 1.0)
+
+
+def encode_pixels(vae: nn.Module, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) on the denoiser's scale; of a posterior, its mode."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    encoded = vae.encode(pixels)
+    latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    return (latents - shift) * vae.config.scaling_factor

@@ -10,98 +10,119 @@ import torch
 from torch import Tensor
 
 from models.dit import Modulations, TextKeyValues
-from pipeline.guidance import combine
+from pipeline.guidance import combine, rescale
 from pipeline.request import Sample
-from pipeline.solvers import COLUMNS
+from pipeline.solvers import READ, STATE
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What depends only on which samples run together, kept while nobody joins or leaves.
+    """What depends only on which samples run together at which guidance, kept while neither changes.
 
     `row_sample` (R,) is the sample of each row; `cond_row` and `uncond_row` (S,) are a sample's rows, equal if it has one.
     """
 
     samples: tuple[Sample, ...]
+    scales: tuple[float, ...]
     text: TextKeyValues
     row_sample: Tensor
     cond_row: Tensor
     uncond_row: Tensor
     scale: Tensor  # (S, 1, 1, 1)
+    phi: Tensor | None  # (S, 1, 1, 1), guidance rescale; None if nobody asks for it
+    read: Tensor  # (S, 7, C, H, W) and the next (S, 5, C, H, W): fresh memory every tick would cost more than the arithmetic
+    written: Tensor
 
     @property
     def num_rows(self) -> int:
         return len(self.row_sample)
 
+    def holds(self, samples: tuple[Sample, ...]) -> bool:
+        """Whether it still describes `samples` at their present ticks."""
+        return self.samples == samples and self.scales == _scales(samples)
+
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The samples' state, stacked: x, y, z (S, C, H, W), ring (S, 3, C, H, W), coefficients (S, 16), modulations of rows."""
+    """The samples, stacked: `read` (S, 7, C, H, W), the update's matrices (S, 5, 7), modulations of rows.
 
-    x: Tensor
-    y: Tensor
-    z: Tensor
-    ring: Tensor
-    coefficients: Tensor
+    `read` holds what the update reads, in the order of `solvers.READ`; the network's output is yet to come. The new state
+    goes to `written` (S, 5, C, H, W).
+    """
+
+    read: Tensor
+    written: Tensor
+    update: Tensor
     modulations: Modulations
+
+    @property
+    def x(self) -> Tensor:
+        """(S, C, H, W)."""
+        return self.read[:, 0]
 
 
 def make_membership(samples: Sequence[Sample]) -> Membership:
     """Lay out the rows of `samples`: all of a sample's rows stand together."""
-    row_sample = [index for index, sample in enumerate(samples) for _ in sample.texts]
+    texts = [sample.texts for sample in samples]
+    row_sample = [index for index, rows in enumerate(texts) for _ in rows]
     first = [row_sample.index(index) for index in range(len(samples))]
-    texts = [text for sample in samples for text in sample.texts]
-    device = samples[0].x.device
+    device = samples[0].state.device
+    phis = [s.params.guidance_rescale if len(rows) == 2 else 0.0 for s, rows in zip(samples, texts, strict=True)]
     return Membership(
         samples=tuple(samples),
-        text=TextKeyValues(torch.cat([t.kv for t in texts], dim=2), torch.cat([t.mask for t in texts])),
+        scales=_scales(samples),
+        text=TextKeyValues(torch.cat([t.kv for rows in texts for t in rows], dim=2), torch.cat([t.mask for rows in texts for t in rows])),
         row_sample=torch.tensor(row_sample, device=device),
         cond_row=torch.tensor(first, device=device),
-        uncond_row=torch.tensor([row + sample.num_rows - 1 for row, sample in zip(first, samples, strict=True)], device=device),
-        scale=torch.tensor([s.params.guidance_scale for s in samples], device=device)[:, None, None, None],
+        uncond_row=torch.tensor([row + len(rows) - 1 for row, rows in zip(first, texts, strict=True)], device=device),
+        scale=torch.tensor(_scales(samples), device=device)[:, None, None, None],
+        phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
+        read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
+        written=torch.empty(len(samples), len(STATE), *samples[0].x.shape, device=device),
     )
 
 
 def gather(members: Membership) -> Gathered:
     """Stack the state that moves with every tick."""
     samples = members.samples
-    x = torch.stack([s.x for s in samples])
-    drawn = [s.noise() for s in samples]
+    read = members.read
+    torch.stack([s.state for s in samples], out=read[:, : len(STATE)])
+    for index, sample in enumerate(samples):
+        if (z := sample.noise()) is not None:
+            read[index, READ.index("z")] = z
     blocks = torch.stack([s.modulations.blocks[s.step_index] for s in samples])
     final = torch.stack([s.modulations.final[s.step_index] for s in samples])
     return Gathered(
-        x=x,
-        y=torch.stack([s.y for s in samples]),
-        z=torch.stack([torch.zeros_like(s.x) if z is None else z for s, z in zip(samples, drawn, strict=True)]),
-        ring=torch.stack([s.ring for s in samples]),
-        coefficients=torch.stack([s.coefficients[s.step_index] for s in samples]),
+        read=read,
+        written=members.written,
+        update=torch.stack([s.updates[s.step_index] for s in samples]),
         modulations=Modulations(blocks[members.row_sample], final[members.row_sample]),
     )
 
 
 def guided(members: Membership, out: Tensor) -> Tensor:
     """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
-    return combine(out[members.cond_row], out[members.uncond_row], members.scale)
+    cond = out[members.cond_row]
+    combined = combine(cond, out[members.uncond_row], members.scale)
+    return combined if members.phi is None else rescale(combined, cond, members.phi)
 
 
-def update(state: Gathered, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The table's update for all samples at once: new x, y (S, C, H, W) and ring (S, 3, C, H, W).
+def update(gathered: Gathered, out: Tensor) -> Tensor:
+    """The table's update for all samples at once: the new state (S, 5, C, H, W).
 
-    Only products and sums of single elements, in one order: no sample can feel another.
+    One small matrix a sample, the batch dimension of a batched product: no sample can feel another.
     """
-    k = dict(zip(COLUMNS, state.coefficients[:, :, None, None, None].unbind(1), strict=True))
-    m = (k["p"] * state.x + k["q"] * out, *state.ring.unbind(1))
-    x = k["a"] * state.x + k["s"] * state.y + k["c"] * state.z
-    y = k["d"] * state.x + k["e"] * state.y
-    for j, value in enumerate(m):
-        x = x + k[f"b{j}"] * value
-        y = y + k[f"f{j}"] * value
-    pushed = torch.stack(m[:-1], dim=1)
-    return x, y, torch.where(k["push"][:, :, None] > 0, pushed, state.ring)
+    gathered.read[:, READ.index("out")] = out
+    torch.bmm(gathered.update, gathered.read.flatten(2), out=gathered.written.flatten(2))
+    return gathered.written
 
 
-def scatter(members: Membership, x: Tensor, y: Tensor, ring: Tensor) -> None:
-    """Give every sample its new state and move it on by one tick."""
-    for sample, sample_x, sample_y, sample_ring in zip(members.samples, x, y, ring, strict=True):
-        sample.x, sample.y, sample.ring = sample_x, sample_y, sample_ring
+def scatter(members: Membership, state: Tensor) -> None:
+    """Give every sample its new state, a view until the next tick of these members, and move it on by one tick."""
+    for sample, own in zip(members.samples, state.unbind(), strict=True):
+        sample.state = own
         sample.step_index += 1
+
+
+def _scales(samples: Sequence[Sample]) -> tuple[float, ...]:
+    return tuple(sample.scale for sample in samples)

@@ -19,13 +19,14 @@ class Batcher:
     def admit(self) -> list[Sample]:
         """Move waiting samples into the batch, in order, while they fit; return the ones that joined.
 
-        Nobody overtakes: a sample of two rows that does not fit keeps its place.
+        Nobody overtakes: a sample of two rows that does not fit keeps its place. A sample counts with the most rows that
+        it will yet need, so that what guidance frees for good is refilled at once, and what it needs again is kept.
         """
         joined = []
-        rows = sum(s.num_rows for s in self.running)
-        while self.waiting and rows + self.waiting[0].num_rows <= self.max_rows:
+        rows = sum(s.most_rows for s in self.running)
+        while self.waiting and rows + self.waiting[0].most_rows <= self.max_rows:
             sample = self.waiting.popleft()
-            rows += sample.num_rows
+            rows += sample.most_rows
             self.running.append(sample)
             joined.append(sample)
         return joined

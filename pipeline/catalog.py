@@ -2,8 +2,10 @@
 
 from models.folder import CheckpointError
 from models.registry import EMBEDDED, Checkpoint, find_checkpoint
+from pipeline.build.schedule import read_schedule
 from pipeline.params import ModelInfo
-from pipeline.solvers import ALIASES, SOLVERS
+from pipeline.solvers import ALIASES, SERVED, SOLVERS
+from pipeline.spacing import SPACINGS
 
 
 class UnknownModel(ValueError):
@@ -25,6 +27,8 @@ def find_model(name_or_dir: str) -> ModelInfo:
 
 def _describe(checkpoint: Checkpoint) -> ModelInfo:
     family = checkpoint.family
+    schedule, _ = read_schedule(checkpoint.folder)
+    served = [name for name in SERVED if schedule.family in SOLVERS[name].families]
     return ModelInfo(
         id=checkpoint.id,
         path=checkpoint.folder,
@@ -34,5 +38,6 @@ def _describe(checkpoint: Checkpoint) -> ModelInfo:
         num_steps=family.num_steps,
         guidance_scale=family.guidance_scale,
         solver=family.solver,
-        solvers=(*SOLVERS, *ALIASES),
+        solvers=(*served, *(alias for alias, name in ALIASES.items() if name in served)),
+        spacings=tuple(SPACINGS),
     )

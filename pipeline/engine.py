@@ -16,8 +16,8 @@ from pipeline import batch
 from pipeline.batcher import Batcher
 from pipeline.encoder import TextStates
 from pipeline.flops import dit_forward_flops, dit_modulation_flops, dit_text_flops
-from pipeline.guidance import needs_cond, needs_uncond
-from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
+from pipeline.guidance import needs_cond, needs_uncond, scale_at
+from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
 from pipeline.request import Sample, Spent, start_state
 from pipeline.runner import StepRunner
 from pipeline.solvers import Plan, canonical_name
@@ -51,7 +51,7 @@ class Prepared:
     """What all samples with the same solver and steps share."""
 
     plan: Plan
-    coefficients: Tensor
+    updates: Tensor
     modulations: Modulations
 
 
@@ -70,7 +70,7 @@ class Engine:
         self._batcher = Batcher(max_rows)
         self._left: list[Outcome] = []
         self._members: dict[tuple[int, ...], batch.Membership] = {}
-        self._prepared: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, float, str, int], Prepared] = OrderedDict()
         self._arrived: dict[str, float] = {}
         self.last_tick: TickFacts | None = None
 
@@ -95,8 +95,6 @@ class Engine:
         """
         if request_id in self._arrived:
             raise ValueError(f"request {request_id} is already in the engine")
-        if needs_uncond(params.guidance_scale) and uncond is None:
-            raise ValueError("a guided sample needs the states of its negative prompt")
         started = time.perf_counter()
         sample = self._start(request_id, params, cond, uncond)
         sample.spent.device_seconds += time.perf_counter() - started
@@ -131,27 +129,29 @@ class Engine:
     def _tick(self, samples: tuple[Sample, ...]) -> TickFacts:
         started = time.perf_counter()
         members = self._membership(samples)
-        state = batch.gather(members)
-        out = self._runner.forward(members, state)
-        batch.scatter(members, *batch.update(state, batch.guided(members, out)))
+        gathered = batch.gather(members)
+        out = self._runner.forward(members, gathered)
+        rows = [sample.num_rows for sample in samples]  # of this tick; the next may have others
+        batch.scatter(members, batch.update(gathered, batch.guided(members, out)))
         self._runner.wait()
         seconds = time.perf_counter() - started
-        return self._bill(samples, members.num_rows, seconds)
+        return self._bill(samples, rows, members.text.mask.shape[-1], seconds)
 
-    def _bill(self, samples: tuple[Sample, ...], rows: int, seconds: float) -> TickFacts:
+    def _bill(self, samples: tuple[Sample, ...], rows: list[int], text_tokens: int, seconds: float) -> TickFacts:
         """Share the tick out over its samples by their rows, which here are all of one size."""
         _, height, width = samples[0].x.shape
         config = self._runner.dit.config
         tokens = (height // config.patch_size) * (width // config.patch_size)
-        row_flops = dit_forward_flops(config, height, width, samples[0].texts[0].mask.shape[-1])
-        for sample in samples:
+        row_flops = dit_forward_flops(config, height, width, text_tokens)
+        total = sum(rows)
+        for sample, own in zip(samples, rows, strict=True):
             spent = sample.spent
             spent.ticks += 1
-            spent.rows += sample.num_rows
-            spent.tokens += sample.num_rows * tokens
-            spent.flops += sample.num_rows * row_flops
-            spent.device_seconds += seconds * sample.num_rows / rows
-        return TickFacts(rows, rows * tokens, seconds, rows * row_flops)
+            spent.rows += own
+            spent.tokens += own * tokens
+            spent.flops += own * row_flops
+            spent.device_seconds += seconds * own / total
+        return TickFacts(total, total * tokens, seconds, total * row_flops)
 
     def _settle(self) -> list[Outcome]:
         left, self._left = self._left, []
@@ -164,44 +164,42 @@ class Engine:
     def _membership(self, samples: tuple[Sample, ...]) -> batch.Membership:
         key = tuple(samples[0].x.shape)
         members = self._members.get(key)
-        if members is None or members.samples != samples:
+        if members is None or not members.holds(samples):
             members = self._members[key] = batch.make_membership(samples)
         return members
 
     def _start(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> Sample:
         prepared, plan_flops = self._prepare(params)
-        texts = [cond] if needs_cond(params.guidance_scale) else []
-        if uncond is not None and needs_uncond(params.guidance_scale):
-            texts.append(uncond)
+        scales = tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in prepared.plan.ticks)
+        if any(map(needs_uncond, scales)) and uncond is None:
+            raise ValueError("a guided sample needs the states of its negative prompt")
+        wanted = (cond if any(map(needs_cond, scales)) else None, uncond if any(map(needs_uncond, scales)) else None)
         shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        x, y, ring = start_state(params, prepared.plan, shape, self._runner.device)
-        config = self._runner.dit.config
-        text_flops = sum(dit_text_flops(config, len(t.mask)) for t in texts)
+        text_flops = sum(dit_text_flops(self._runner.dit.config, len(t.mask)) for t in wanted if t is not None)
+        text_cond, text_uncond = (None if t is None else self._runner.text_key_values(t) for t in wanted)
         return Sample(
             request_id=request_id,
             params=params,
             plan=prepared.plan,
-            coefficients=prepared.coefficients,
+            updates=prepared.updates,
             modulations=prepared.modulations,
-            texts=tuple(self._runner.text_key_values(t) for t in texts),
+            scales=scales,
+            cond=text_cond,
+            uncond=text_uncond,
             queue_seconds=0.0,
-            x=x,
-            y=y,
-            ring=ring,
+            state=start_state(params, prepared.plan, shape, self._runner.device),
             spent=Spent(flops=text_flops + plan_flops),
         )
 
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
         """The plan and what it cost now: who brings a plan pays for its modulations, who shares it later does not."""
-        try:
-            key = (canonical_name(params.solver), params.num_steps)
-        except ValueError as error:
-            raise InvalidParams("solver", str(error)) from None
+        name = params.solver if params.eta else canonical_name(params.solver)
+        key = (name, params.eta, params.timestep_spacing, params.num_steps)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key], 0
         plan = self._make_plan(params)
-        self._prepared[key] = Prepared(plan, self._runner.coefficients(plan), self._runner.modulations(plan))
+        self._prepared[key] = Prepared(plan, self._runner.updates(plan), self._runner.modulations(plan))
         if len(self._prepared) > PLANS_KEPT:
             self._prepared.popitem(last=False)
         return self._prepared[key], dit_modulation_flops(self._runner.dit.config, plan.nfe)

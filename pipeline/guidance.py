@@ -2,12 +2,24 @@
 
 The convention is the market's: uncond + w (cond - uncond). w = 1 is off, w = 0 is unconditional; the paper's own w is
 ours minus 1. No torch at import: the gateway asks `needs_uncond`.
+
+Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487) is not here: it clips pixels to their known range, and latents
+have none.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def scale_at(t: float, guidance_scale: float, interval: tuple[float, float]) -> float:
+    """The scale in effect at time t: `guidance_scale` within `interval` (both ends included), 1 outside.
+
+    Kynkaanniemi et al. 2024 (arXiv:2404.07724); their noise levels are our times, 1 noise to 0 data.
+    """
+    start, end = interval
+    return guidance_scale if start <= t <= end else 1.0
 
 
 def needs_cond(guidance_scale: float) -> bool:
@@ -26,3 +38,30 @@ def combine(cond: "Tensor", uncond: "Tensor", scale: "Tensor") -> "Tensor":
     A sample of one row passes that row as both, and gets it back unchanged whatever its scale.
     """
     return uncond + scale * (cond - uncond)
+
+
+def rescale(guided: "Tensor", cond: "Tensor", phi: "Tensor") -> "Tensor":
+    """`guided` (S, C, H, W) drawn by `phi` (S, 1, 1, 1) in 0..1 to the standard deviation of `cond`; 0 leaves every bit.
+
+    Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16. A sample's sums run over its own elements in one fixed order.
+    """
+    ratio = (_deviation(cond) / _deviation(guided))[:, None, None, None]
+    return guided.where(phi == 0.0, guided * (1.0 + phi * (ratio - 1.0)))
+
+
+def _deviation(x: "Tensor") -> "Tensor":
+    """Standard deviation (S,) of each sample of x (S, C, H, W)."""
+    flat = x.flatten(1)
+    centred = flat - (_sum(flat) / flat.shape[1])[:, None]
+    return (_sum(centred.square()) / flat.shape[1]).sqrt()
+
+
+def _sum(x: "Tensor") -> "Tensor":
+    """Sums (S,) of x (S, N) by halves, elementwise: a library's sum may split its work by how many samples there are."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        rest = x[:, 2 * half :]
+        x = x[:, :half] + x[:, half : 2 * half]
+        if rest.shape[1]:
+            x[:, 0] += rest[:, 0]
+    return x[:, 0]

@@ -45,6 +45,14 @@ def parameters_text(params: GenerationParams, model_id: str) -> str:
         "Size": f"{params.width}x{params.height}",
         "Model": model_id,
     }
+    start, end = params.guidance_interval
+    asked_for = {
+        "Schedule type": (params.timestep_spacing, params.timestep_spacing != "trailing"),
+        "Eta": (f"{params.eta:g}", params.eta > 0.0),
+        "CFG interval": (f"{start:g}-{end:g}", (start, end) != (0.0, 1.0)),
+        "CFG rescale": (f"{params.guidance_rescale:g}", params.guidance_rescale > 0.0),
+    }
+    settings |= {name: value for name, (value, is_set) in asked_for.items() if is_set}
     lines = [params.prompt, *([f"Negative prompt: {params.negative_prompt}"] if params.negative_prompt else [])]
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
 

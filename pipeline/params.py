@@ -42,6 +42,10 @@ class GenerationParams:
     solver: str
     seed: int
     image_index: int = 0  # which picture of its request: noise is a function of (seed, image_index, tick)
+    timestep_spacing: str = "trailing"  # where the steps stand
+    eta: float = 0.0  # DDIM's share of fresh noise
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # the times, 0 data to 1 noise, at which guidance acts
+    guidance_rescale: float = 0.0  # phi: how far a guided prediction is scaled back to the spread of the unguided one
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class ModelInfo:
     guidance_scale: float
     solver: str
     solvers: tuple[str, ...]
+    spacings: tuple[str, ...]
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -113,5 +118,17 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
         )
     if params.solver not in model.solvers:
         raise InvalidParams("solver", f"solver {params.solver!r} is unknown; allowed: {', '.join(model.solvers)}")
+    if params.timestep_spacing not in model.spacings:
+        allowed = ", ".join(model.spacings)
+        raise InvalidParams("timestep_spacing", f"timestep_spacing {params.timestep_spacing!r} is unknown; allowed: {allowed}")
+    if params.eta != 0.0 and params.solver != "ddim":
+        raise InvalidParams("eta", f"eta has a meaning for ddim only, not for {params.solver}")
+    if not 0.0 <= params.eta <= 1.0:
+        raise InvalidParams("eta", f"eta must be between 0 and 1, got {params.eta:g}")
+    start, end = params.guidance_interval
+    if not 0.0 <= start <= end <= 1.0:
+        raise InvalidParams("guidance_interval", f"guidance_interval must be two times, 0 <= start <= end <= 1, got [{start:g}, {end:g}]")
+    if not 0.0 <= params.guidance_rescale <= 1.0:
+        raise InvalidParams("guidance_rescale", f"guidance_rescale must be between 0 and 1, got {params.guidance_rescale:g}")
     if not 0 <= params.seed <= MAX_SEED:
         raise InvalidParams("seed", f"seed must be between 0 and {MAX_SEED}, got {params.seed}")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.dit import Modulations, TextKeyValues
 from pipeline import noise
+from pipeline.guidance import needs_cond, needs_uncond
 from pipeline.params import GenerationParams
-from pipeline.solvers import RING, Plan
+from pipeline.solvers import STATE, Plan
 
 
 @dataclass(slots=True)
@@ -27,28 +28,50 @@ class Spent:
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One picture under way. Set once by `start`: everything but the last five fields, which every tick moves on."""
+    """One picture under way. Set once by `start`: everything but the last three fields, which every tick moves on."""
 
     request_id: str
     params: GenerationParams
     plan: Plan
-    coefficients: Tensor  # (T, 16) float32: the plan's table
+    updates: Tensor  # (T, 5, 7) float32: the plan's matrices
     modulations: Modulations  # blocks (T, 6, D), final (T, D)
-    texts: tuple[TextKeyValues, ...]  # one or two rows: cond, uncond; a row alone stands for both
+    scales: tuple[float, ...]  # the guidance in effect at each tick
+    cond: TextKeyValues | None
+    uncond: TextKeyValues | None
     queue_seconds: float
-    x: Tensor  # (C, H, W) float32
-    y: Tensor  # (C, H, W)
-    ring: Tensor  # (3, C, H, W), newest first
+    state: Tensor  # (5, C, H, W) float32: x, y and the ring
     step_index: int = 0  # ticks done; the one number of progress
     spent: Spent = field(default_factory=Spent)
+
+    @property
+    def x(self) -> Tensor:
+        """(C, H, W)."""
+        return self.state[0]
 
     @property
     def is_done(self) -> bool:
         return self.step_index == len(self.plan.ticks)
 
     @property
+    def scale(self) -> float:
+        """The guidance scale of this tick."""
+        return self.scales[self.step_index]
+
+    @property
+    def texts(self) -> tuple[TextKeyValues, ...]:
+        """The rows of this tick: cond, uncond, or the one that is needed, which then stands for both."""
+        wanted = ((self.cond, needs_cond(self.scale)), (self.uncond, needs_uncond(self.scale)))
+        return tuple(text for text, is_needed in wanted if is_needed and text is not None)
+
+    @property
     def num_rows(self) -> int:
-        return len(self.texts)
+        """Rows of this tick."""
+        return rows_at(self.scale)
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that any tick from now on needs."""
+        return max(map(rows_at, self.scales[self.step_index :]))
 
     def noise(self) -> Tensor | None:
         """The noise z that this tick adds, or None if it adds none."""
@@ -58,7 +81,13 @@ class Sample:
         return z.to(self.x.device)
 
 
-def start_state(params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y and the ring of a sample before its first tick."""
-    x = plan.start_scale * noise.draw(params.seed, params.image_index, noise.START, shape).to(device)
-    return x, torch.zeros_like(x), x.new_zeros(RING, *shape)
+def rows_at(scale: float) -> int:
+    """How many rows a sample has at a guidance scale."""
+    return needs_cond(scale) + needs_uncond(scale)
+
+
+def start_state(params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """The state (5, C, H, W) of a sample before its first tick."""
+    state = torch.zeros(len(STATE), *shape, device=device)
+    state[0] = plan.start_scale * noise.draw(params.seed, params.image_index, noise.START, shape).to(device)
+    return state

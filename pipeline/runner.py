@@ -8,7 +8,7 @@ from torch import Tensor
 from models.dit import DiT, Modulations, TextKeyValues
 from pipeline.batch import Gathered, Membership
 from pipeline.encoder import TextStates
-from pipeline.solvers import COLUMNS, Plan
+from pipeline.solvers import Plan
 
 
 @dataclass(slots=True)
@@ -23,11 +23,9 @@ class StepRunner:
         """(C, height, width) of a latent."""
         return self.dit.config.in_channels, height, width
 
-    def coefficients(self, plan: Plan) -> Tensor:
-        """The plan's table (T, 16), float32."""
-        table = torch.tensor([tick.coefficients for tick in plan.ticks], dtype=torch.float64)
-        assert table.shape[1] == len(COLUMNS)
-        return table.float().to(self.device)
+    def updates(self, plan: Plan) -> Tensor:
+        """The plan's matrices (T, 5, 7), float32."""
+        return torch.tensor(plan.matrices(), dtype=torch.float64).float().to(self.device)
 
     @torch.inference_mode()
     def modulations(self, plan: Plan) -> Modulations:

@@ -25,6 +25,7 @@ def image_request_body(model: ModelInfo) -> dict[str, Any]:
         "model": (model.id, *ALIASES),
         "size": ("auto", *size_names(model)),
         "solver": model.solvers,
+        "timestep_spacing": model.spacings,
     }.items():
         schema["properties"][field]["anyOf"][0] = {"type": "string", "enum": list(choices)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -16,6 +16,7 @@ from pipeline.params import (
 MAX_IMAGES = 10
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def _ignored(what: str) -> Any:
@@ -49,6 +50,14 @@ class ImageRequest(BaseModel):
         None, description="Extension: w in uncond + w * (cond - uncond); 1 is off; default: the model's."
     )
     solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
+    timestep_spacing: str | None = Field(None, description="Extension: where the steps stand; default trailing.")
+    eta: Share | None = Field(None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only.")
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1]."
+    )
+    guidance_rescale: Share | None = Field(
+        None, description="Extension: phi, how far a guided prediction is scaled back to the spread of the unguided one; default 0."
+    )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         None,
         description="Extension: where the noise comes from; drawn at random when absent, and reported. Picture k of a request "
@@ -93,6 +102,10 @@ class Cost(BaseModel):
     solver: str
     num_inference_steps: int
     guidance_scale: float
+    timestep_spacing: str
+    eta: float
+    guidance_interval: tuple[float, float]
+    guidance_rescale: float
     nfe: int = Field(description="Evaluations of the guided network.")
     rows: int = Field(description="Rows of the network's batch: two an evaluation under guidance, else one.")
     flops: int
@@ -144,6 +157,7 @@ class Model(BaseModel):
     aliases: list[str]
     sizes: list[str]
     solvers: list[str]
+    timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
 
 

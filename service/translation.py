@@ -22,6 +22,7 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
         check_model(request.model, model)
     width, height = parse_size(request.size or "auto", model)
     seed = _given(request.seed, random_seed())
+    start, end = _given(request.guidance_interval, [0.0, 1.0])
     pictures = [
         GenerationParams(
             prompt=request.prompt,
@@ -33,6 +34,10 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
             solver=_given(request.solver, model.solver),
             seed=seed,
             image_index=index,
+            timestep_spacing=_given(request.timestep_spacing, "trailing"),
+            eta=_given(request.eta, 0.0),
+            guidance_interval=(start, end),
+            guidance_rescale=_given(request.guidance_rescale, 0.0),
         )
         for index in range(_given(request.n, 1))
     ]
@@ -66,6 +71,10 @@ def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], mod
         solver=first.solver,
         num_inference_steps=first.num_steps,
         guidance_scale=first.guidance_scale,
+        timestep_spacing=first.timestep_spacing,
+        eta=first.eta,
+        guidance_interval=first.guidance_interval,
+        guidance_rescale=first.guidance_rescale,
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -103,6 +112,7 @@ def describe_model(model: ModelInfo, created: int) -> Model:
         aliases=list(ALIASES),
         sizes=size_names(model),
         solvers=list(model.solvers),
+        timestep_spacings=list(model.spacings),
         defaults={
             "size": size_names(model)[0],
             "num_inference_steps": model.num_steps,

@@ -33,6 +33,8 @@ def describe(rule: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(map(str, rule["enum"]))
     if "minimum" in rule:
         return f"{_article(rule['type'])} between {rule['minimum']} and {rule['maximum']}"
+    if "items" in rule:
+        return f"a list of {rule['minItems']}, each {describe(rule['items'])}"
     if "minLength" in rule:
         return f"a string of 1 to {rule['maxLength']} characters, not blank"
     if "maxLength" in rule:

@@ -22,6 +22,7 @@ MODEL = ModelInfo(
     guidance_scale=4.0,
     solver="euler",
     solvers=("euler", "ddim"),
+    spacings=("trailing", "karras"),
 )
 USAGE = PictureUsage(
     text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),

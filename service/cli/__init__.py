@@ -38,8 +38,11 @@ def make_parser() -> Parser:
     _add_generate(commands.add_parser("generate", help="draw pictures in this process, without a server"))
     _add_serve(commands.add_parser("serve", help="start the service on this machine"))
     _add_encode(commands.add_parser("encode", help="write the text states of a prompt to a safetensors file"))
+    _add_likelihood(commands.add_parser("likelihood", help="how well a model explains a picture, and how much of that the prompt does"))
     models = commands.add_parser("models", help="list the embedded models")
     models.add_argument("--json", action="store_true", help="one JSON array on stdout")
+    solvers = commands.add_parser("solvers", help="list the solvers: order, cost, schedules, source, and when to take which")
+    solvers.add_argument("--json", action="store_true", help="one JSON array on stdout")
     return parser
 
 
@@ -50,7 +53,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
     parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
-    parser.add_argument("--solver", metavar="NAME")
+    parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`")
+    parser.add_argument("--timestep-spacing", metavar="NAME", help="where the steps stand; default trailing")
+    parser.add_argument("--eta", type=float, metavar="E", help="0 to 1, with --solver ddim: its share of fresh noise")
+    parser.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("START", "END"), help="times, 0 data to 1 noise, at which guidance acts"
+    )
+    parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: scale a guided prediction back")
     parser.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
     parser.add_argument("-n", type=int, metavar="N", help="how many pictures, 1 to 10; several are written as PATH-0, PATH-1, ...")
     parser.add_argument("-o", "--output", default="picture.png", metavar="PATH", help=".png, .webp or .jpeg; default %(default)s")
@@ -68,6 +77,20 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
     _add_model(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE.safetensors", help="`states` (1, L, D) and `mask` (1, L)")
+
+
+def _add_likelihood(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "The density of the picture's latent (not of its pixels) under the model without guidance, in bits a number, "
+        "with the prompt and with the empty one. Slow: an evaluation and a gradient a probe, four times a step."
+    )
+    parser.add_argument("image", metavar="IMAGE", help="of a size that the model draws")
+    parser.add_argument("--prompt", required=True, metavar="TEXT")
+    _add_model(parser)
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of the integral, 1 to 1000; default %(default)s")
+    parser.add_argument("--probes", type=int, default=4, metavar="K", help="random probes of the divergence; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the probes; default %(default)s")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pipeline.build.decoder import build_decoder
 from pipeline.build.encoder import build_text_encoder
-from pipeline.build.engine import build_engine, build_runner, read_schedule
+from pipeline.build.engine import build_engine, build_runner
+from pipeline.build.schedule import read_schedule
 from pipeline.catalog import find_model
 from pipeline.encoder import TextStates
 from pipeline.engine import Engine, Outcome

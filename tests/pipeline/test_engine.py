@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import noise
-from pipeline.params import FinishReason, InvalidParams
+from pipeline.params import FinishReason, GenerationParams, InvalidParams
 from pipeline.reference import generate_one
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import ALIASES
 from tests.pipeline.parts import add, alone, drain, engine, model, params, read_schedule, runner, states
 
 
@@ -26,24 +26,48 @@ def network(prompt: str):
     return evaluate
 
 
+def reference(p: GenerationParams) -> Tensor:
+    schedule, prediction = read_schedule(model().path)
+    return generate_one(
+        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver, p.num_steps,
+        noise.draw(p.seed, p.image_index, noise.START, (4, 8, 8)), lambda k: noise.draw(p.seed, p.image_index, k + 1, (4, 8, 8)),
+        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval, guidance_rescale=p.guidance_rescale,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 4.5])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [s for s in model().solvers if s not in ALIASES])
 def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
     p = params(solver=solver, guidance_scale=guidance_scale, num_steps=7, seed=3, negative_prompt="blue")
-    schedule, prediction = read_schedule(model())
-    start = noise.draw(p.seed, p.image_index, noise.START, (4, 8, 8))
-    expected = generate_one(
-        network(p.prompt), network(p.negative_prompt), guidance_scale, prediction, schedule, solver, p.num_steps, start,
-        lambda k: noise.draw(p.seed, p.image_index, k + 1, (4, 8, 8)),
-    )  # fmt: skip
-    torch.testing.assert_close(alone(p).double(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"timestep_spacing": "karras"},
+        {"solver": "ddim", "eta": 0.5},
+        {"guidance_interval": (0.3, 0.8)},
+        {"guidance_interval": (0.3, 0.8), "guidance_scale": 0.0},
+        {"guidance_rescale": 0.7},
+        {"guidance_interval": (0.3, 0.8), "guidance_rescale": 1.0, "solver": "heun", "timestep_spacing": "uniform_lam"},
+    ],
+    ids=str,
+)
+def test_every_option_equals_reference(changed: dict) -> None:
+    p = params(**({"num_steps": 7, "seed": 3, "negative_prompt": "blue"} | changed))
+    torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
+    assert not torch.allclose(alone(p), alone(params(num_steps=7, seed=3, negative_prompt="blue")), atol=1e-3)
 
 
 NEIGHBOURS = st.builds(
     params,
-    num_steps=st.integers(1, 9),
+    num_steps=st.integers(3, 9),  # plms needs three on a flow
     guidance_scale=st.sampled_from([0.0, 1.0, 2.5, 8.0]),
-    solver=st.sampled_from([*SOLVERS, "ddim"]),
+    solver=st.sampled_from(model().solvers),
+    timestep_spacing=st.sampled_from(["trailing", "karras", "quadratic"]),
+    guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
+    guidance_rescale=st.sampled_from([0.0, 0.7]),
     seed=st.integers(0, 2**53 - 1),
     image_index=st.integers(0, 9),
     prompt=st.sampled_from(["a red apple", "cat", "a very long prompt about a green car on a blue road"]),
@@ -98,6 +122,26 @@ def test_rows_are_capped_and_nobody_overtakes() -> None:
     assert list(drain(shared)) == ["a", "b", "c"]
 
 
+def test_rows_that_guidance_frees_for_good_are_refilled_at_once() -> None:
+    shared = engine(max_rows=3)
+    add(shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0)))  # t = 1, 7/8, 6/8, 5/8 are guided
+    add(shared, "next", params(num_steps=3))
+    rows = []
+    for _ in range(5):
+        shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [2, 2, 2, 2, 3]
+    early = drain(shared)["early"].usage
+    assert (early.ticks, early.rows) == (8, 12)
+
+
+def test_rows_that_guidance_will_need_again_are_kept() -> None:
+    shared = engine(max_rows=2)
+    add(shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3)))  # only the last step is guided
+    add(shared, "waits", params(guidance_scale=1.0, num_steps=1, solver="euler"))
+    assert list(drain(shared)) == ["late", "waits"]
+
+
 def test_abort_frees_the_rows_at_the_next_tick() -> None:
     shared = engine()
     add(shared, "gone", params(num_steps=50))
@@ -119,8 +163,8 @@ def test_usage_counts_what_ran() -> None:
     add(shared, "heun", params(solver="heun", num_steps=5))
     add(shared, "plain", params(guidance_scale=1.0, num_steps=4))
     out = drain(shared)
-    # Heun on a flow: the first and the last step are Euler steps, each of the others takes two evaluations
-    assert (out["heun"].usage.nfe, out["heun"].usage.rows) == (8, 16)
+    # Heun: the last step is an Euler step, each of the others takes two evaluations
+    assert (out["heun"].usage.nfe, out["heun"].usage.rows) == (9, 18)
     assert (out["plain"].usage.nfe, out["plain"].usage.rows) == (4, 4)
     assert out["plain"].usage.tokens == 4 * 16
     assert out["heun"].usage.cost.flops > 3.5 * out["plain"].usage.cost.flops
@@ -133,7 +177,7 @@ def test_a_diverged_sample_fails_alone() -> None:
     add(shared, "good", params(num_steps=2))
     shared.step()
     bad = shared._batcher.running[0]
-    bad.x = torch.full_like(bad.x, float("nan"))
+    bad.state = torch.full_like(bad.state, float("nan"))
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED
     assert "not finite" in (outcomes["bad"].error or "")

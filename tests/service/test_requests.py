@@ -30,6 +30,10 @@ def test_every_extension_reaches_the_picture(client, backend):
         "num_inference_steps": 9,
         "guidance_scale": 2,
         "solver": "ddim",
+        "timestep_spacing": "karras",
+        "eta": 0.5,
+        "guidance_interval": [0.25, 1],
+        "guidance_rescale": 0.7,
         "seed": MAX_SEED,
         "size": "16x8",
         "output_format": "webp",
@@ -38,8 +42,9 @@ def test_every_extension_reaches_the_picture(client, backend):
     }
     assert client.post(ROUTE, json=asked).status_code == 200
     expected = make_params(
-        prompt="a red apple", negative_prompt="blue", num_steps=9, guidance_scale=2.0, solver="ddim", seed=MAX_SEED, width=16
-    )
+        prompt="a red apple", negative_prompt="blue", num_steps=9, guidance_scale=2.0, solver="ddim", seed=MAX_SEED, width=16,
+        timestep_spacing="karras", eta=0.5, guidance_interval=(0.25, 1.0), guidance_rescale=0.7,
+    )  # fmt: skip
     drawn = backend.drawn[-2:]
     assert [params.image_index for params, _ in drawn] == [0, 1]
     assert drawn[0] == (expected, Output("webp", 40))
@@ -59,6 +64,10 @@ def test_usage_is_openais_and_says_what_the_pictures_cost(client):
         "solver": "euler",
         "num_inference_steps": 4,
         "guidance_scale": 4.0,
+        "timestep_spacing": "trailing",
+        "eta": 0.0,
+        "guidance_interval": [0.0, 1.0],
+        "guidance_rescale": 0.0,
         "nfe": 8,
         "rows": 16,
         "flops": 2220,
@@ -131,6 +140,14 @@ BAD_FIELDS = [
     ({"n": 0}, "n", "between 1 and 10"),
     ({"n": 11}, "n", "between 1 and 10"),
     ({"solver": "magic"}, "solver", "euler, ddim"),
+    ({"timestep_spacing": "odd"}, "timestep_spacing", "trailing, karras"),
+    ({"eta": 0.5}, "eta", "ddim only"),
+    ({"eta": 1.5, "solver": "ddim"}, "eta", "between 0.0 and 1.0"),
+    ({"guidance_interval": [0.8, 0.2]}, "guidance_interval", "start <= end"),
+    ({"guidance_interval": [0.2]}, "guidance_interval", "a list of 2, each a number between 0.0 and 1.0"),
+    ({"guidance_interval": [0.2, 1.2]}, "guidance_interval", "a list of 2"),
+    ({"guidance_interval": "all"}, "guidance_interval", "a list of 2"),
+    ({"guidance_rescale": -0.1}, "guidance_rescale", "between 0.0 and 1.0"),
     ({"seed": -1}, "seed", f"between 0 and {MAX_SEED}"),
     ({"seed": MAX_SEED + 1}, "seed", f"between 0 and {MAX_SEED}"),
     ({"seed": 10**400}, "seed", f"between 0 and {MAX_SEED}"),

@@ -1,0 +1,419 @@
+"""Error against network evaluations for every solver, on data whose exact network is known.
+
+    python docs/solver_curves.py             writes docs/solvers.png and the generated tables of docs/solvers.md
+    python docs/solver_curves.py --registry  only the table of solvers, in a moment and without matplotlib
+
+The data are Gaussian mixtures, so scores are exact and only the solvers' discretisation is measured. Needs the extra `docs`.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from pipeline.params import InvalidParams
+from pipeline.reference.adaptive import rk45
+from pipeline.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
+from pipeline.solvers import ALIASES, SOLVERS, Plan, plan
+from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
+
+Denoise = Callable[[Tensor, float], Tensor]
+
+NFES = (5, 6, 8, 10, 12, 15, 20, 30, 40, 60)
+TABLED = (10, 15, 20)
+LAW_NFES = (5, 10, 20, 50, 100, 200)
+LAW_LEVELS = (5, 10)  # of annealed Langevin, 100 evaluations each
+ORDER_STEPS = (160, 320)
+
+NUM_MIXTURES = 4
+NUM_STARTS = 64
+NUM_LAW = 2**15
+SIDE = 8
+COMPONENTS = 32
+CLASS = 4  # components that the prompt means
+
+DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if solver.deterministic)
+STOCHASTIC = tuple(name for name, solver in SOLVERS.items() if not solver.deterministic)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One panel: where the solvers are compared pathwise."""
+
+    title: str
+    schedule: Schedule
+    guidance_scale: float
+    spacing: str
+
+
+SD = VariancePreserving("scaled_linear")
+CASES = (
+    Case("VP, w = 1, trailing", SD, 1.0, "trailing"),
+    Case("VP, w = 7.5, trailing", SD, 7.5, "trailing"),
+    Case("VP, w = 1, karras", SD, 1.0, "karras"),
+    Case("VP, w = 7.5, karras", SD, 7.5, "karras"),
+    Case("flow, shift 3, w = 4.5, trailing", Flow(3.0), 4.5, "trailing"),
+    Case("flow, shift 1, w = 7, trailing", Flow(1.0), 7.0, "trailing"),
+)
+
+
+def image_like(seed: int) -> Mixture:
+    """Pictures of 8 x 8 in the cosine basis: variance falls as 1 / (1 + f^2), half between components and half within."""
+    generator = torch.Generator().manual_seed(seed)
+    f = torch.arange(SIDE, dtype=torch.float64)
+    spectrum = 1.0 / (1.0 + (f[:, None] ** 2 + f**2).flatten())
+    spectrum = spectrum / spectrum.mean()
+    means = (0.5 * spectrum).sqrt() * torch.randn(COMPONENTS, SIDE**2, generator=generator, dtype=torch.float64)
+    spread = (0.5 * torch.randn(COMPONENTS, 1, generator=generator, dtype=torch.float64)).exp()
+    return Mixture(torch.full((COMPONENTS,), 1.0 / COMPONENTS, dtype=torch.float64), means, 0.5 * spectrum * spread)
+
+
+def stack(mixtures: list[Mixture], components: int = COMPONENTS) -> Mixture:
+    """The first, equally likely components of several mixtures, as one of (M, K, D)."""
+    weights, means, variances = (torch.stack([getattr(m, n) for m in mixtures]) for n in ("weights", "means", "variances"))
+    weights = weights[:, :components]
+    return Mixture(weights / weights.sum(1, keepdim=True), means[:, :components], variances[:, :components])
+
+
+def posterior_mean(data: Mixture, x: Tensor, alpha: float, sigma: float) -> Tensor:
+    """`Mixture.x0` (..., N, D) by matrix products: the same numbers, fast, and for several mixtures (..., K, D) at once."""
+    precision = 1.0 / (alpha**2 * data.variances + sigma**2)
+    centre = data.means * precision
+    constant = data.weights.log() - 0.5 * (alpha**2 * (data.means * centre) - precision.log()).sum(-1)
+    shares = (constant[..., None] + centre @ (alpha * x).mT - precision @ (0.5 * x.square()).mT).softmax(dim=-2).mT
+    gain = alpha * data.variances * precision
+    return shares @ (data.means - alpha * gain * data.means) + x * (shares @ gain)
+
+
+def guided(schedule: Schedule, guidance_scale: float) -> Denoise:
+    """A perfect network for a prompt that means a few components, under guidance against all of them; x (M, N, D)."""
+    mixtures = [image_like(seed) for seed in range(NUM_MIXTURES)]
+    data, prompted = stack(mixtures), stack(mixtures, CLASS)
+
+    def denoise(x: Tensor, t: float) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(t)
+        cond = posterior_mean(prompted, x, alpha, sigma)
+        if guidance_scale == 1.0:
+            return cond
+        uncond = posterior_mean(data, x, alpha, sigma)
+        return uncond + guidance_scale * (cond - uncond)
+
+    return denoise
+
+
+def walk(table: Plan, denoise: Denoise, x: Tensor, noise: torch.Generator | None = None) -> Tensor:
+    """The ticks of a plan for data predictions, many starts (N, D) at once."""
+    y, ring = torch.zeros_like(x), [torch.zeros_like(x)] * 3
+    for k in table.ticks:
+        m = [k.p * x + k.q * denoise(x, k.t), *ring]
+        after = k.a * x + _combine(k.b, m) + k.s * y
+        y = k.d * x + _combine(k.f, m) + k.e * y
+        if k.c:
+            after += k.c * torch.randn(x.shape, generator=noise, dtype=x.dtype)
+        x = after
+        if k.push:
+            ring = m[:3]
+    return x
+
+
+def _combine(weights: tuple[float, ...], values: list[Tensor]) -> Tensor:
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        if weight:
+            total = total + weight * value
+    return total
+
+
+def affordable(solver: str, schedule: Schedule, spacing: str, nfe: int) -> Plan | None:
+    """The plan with most steps that takes at most `nfe` evaluations."""
+    for num_steps in range(nfe // SOLVERS[solver].evaluations + 2, 0, -1):  # first and last steps may cost less than the others
+        try:
+            table = plan(solver, schedule, "sample", num_steps, spacing=spacing)
+        except InvalidParams:  # too few steps for this solver or spacing
+            continue
+        if table.nfe <= nfe:
+            return table
+    return None
+
+
+class Bench:
+    """Path errors of one case: starts and their exact ends on a few mixtures, the ends by adaptive Runge-Kutta."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.denoise = guided(case.schedule, case.guidance_scale)
+        self.start = torch.randn(NUM_MIXTURES, NUM_STARTS, SIDE**2, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+        t_end = 1e-4 if case.schedule.family == "flow" else 1e-7  # sigma is under 1e-3 there: the data is what the network says
+        end, _ = rk45(self.denoise, case.schedule, 1.0, t_end, self.start, rtol=1e-6, atol=1e-8)
+        self.end = self.denoise(end, t_end)
+
+    def error(self, table: Plan) -> float:
+        """RMS distance to the exact ends over their RMS."""
+        found = walk(table, self.denoise, table.start_scale * self.start)
+        return float((found - self.end).norm() / self.end.norm())
+
+    def curve(self, solver: str) -> dict[int, tuple[int, float]]:
+        """For each budget of evaluations, how many were used and the error."""
+        found, known = {}, {}
+        for nfe in NFES:
+            table = affordable(solver, self.case.schedule, self.case.spacing, nfe)
+            if table is None:
+                continue
+            if table.nfe not in known:
+                known[table.nfe] = self.error(table)
+            found[nfe] = (table.nfe, known[table.nfe])
+        return found
+
+
+def law_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, float]:
+    """Evaluations, and the Wasserstein-1 distance between samples and the exact mixture over its standard deviation."""
+    table = plan(solver, schedule, "sample", num_steps)
+    generator = torch.Generator().manual_seed(7)
+    start = table.start_scale * torch.randn(NUM_LAW, 1, generator=generator, dtype=torch.float64)
+    end = walk(table, lambda x, t: posterior_mean(MODES, x, *schedule.alpha_sigma(t)), start, generator)
+    return table.nfe, float((end.flatten().sort().values - _quantiles()).abs().mean()) / _deviation()
+
+
+def law_floor() -> float:
+    """What exact samples of the same number score, in the mean of a few draws."""
+    draws = [MODES.draw(NUM_LAW, torch.Generator().manual_seed(seed)).flatten().sort().values for seed in range(16)]
+    return sum(float((drawn - _quantiles()).abs().mean()) for drawn in draws) / len(draws) / _deviation()
+
+
+@cache
+def _quantiles() -> Tensor:
+    """The quantiles of the one-dimensional mixture at (i + 1/2) / NUM_LAW, by bisection."""
+    wanted = (torch.arange(NUM_LAW, dtype=torch.float64) + 0.5) / NUM_LAW
+    low, high = torch.full_like(wanted, -10.0), torch.full_like(wanted, 10.0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = (torch.special.ndtr((middle[:, None] - MODES.means.T) / MODES.variances.T.sqrt()) * MODES.weights).sum(1) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _deviation() -> float:
+    mean = (MODES.weights * MODES.means[:, 0]).sum()
+    return float((MODES.weights * (MODES.variances + (MODES.means - mean) ** 2)[:, 0]).sum().sqrt())
+
+
+def law_curves() -> Iterator[tuple[str, list[tuple[int, float]]]]:
+    """The stochastic solvers, and two deterministic ones to compare with. VP; annealed Langevin on VE."""
+    for solver in (*STOCHASTIC, "euler", "dpmpp_2m"):
+        if "vp" in SOLVERS[solver].families:
+            yield solver, [law_error(solver, SD, n) for n in LAW_NFES]
+        else:
+            yield solver, [law_error(solver, VarianceExploding(), n) for n in LAW_LEVELS]
+
+
+def measured_order(solver: str) -> float:
+    """The last slope of the error on one Gaussian, whose map is closed: flow, equal steps of lam, orders not lowered at the end.
+
+    The path starts close to noise, where the first steps, which have no past and so a lower order, cost next to nothing.
+    """
+    flow, t, t_end = Flow(), 0.995, 0.05
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
+    first, last = (math.log((1.0 - t) / t) for t in (t, t_end))
+    exact = gaussian_map(GAUSSIAN, flow, t, t_end, x)
+    errors = []
+    for n in ORDER_STEPS:
+        grid = (t, *(flow.time_of(first + i / n * (last - first)) for i in range(1, n)), t_end)
+        table = plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
+        end = walk(table, lambda x, t: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(t)), x)
+        errors.append(float((end - exact).abs().max()))
+    return math.log2(errors[-2] / errors[-1])
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def registry_table() -> str:
+    """Every solver, one row each."""
+    rows = ["| solver | order | evaluations a step | kind | place | schedules | source | use |", "|---|---|---|---|---|---|---|---|"]
+    for name, solver in SOLVERS.items():
+        order, kind = (f"{solver.order}", "deterministic") if solver.deterministic else (f"weak {solver.order}", "stochastic")
+        place, families = "served" if solver.served else "offline", ", ".join(solver.families)
+        rows.append(f"| `{name}` | {order} | {solver.evaluations} | {kind} | {place} | {families} | {solver.source} | {solver.use} |")
+    aliases = "; ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
+    return "\n".join([*rows, "", f"Aliases, which are not counted as solvers: {aliases}."])
+
+
+def error_tables(curves: list[dict[str, dict[int, tuple[int, float]]]]) -> str:
+    """One table a budget: solvers down, cases across, the least error of each case in bold."""
+    parts = []
+    for nfe in TABLED:
+        parts.append(f"At most {nfe} evaluations (in brackets: those used, if fewer):\n")
+        parts.append(f"| solver | {' | '.join(case.title for case in CASES)} |\n|---|{'---|' * len(CASES)}")
+        least = [min(curve[nfe][1] for curve in of.values()) for of in curves]
+        for solver in DETERMINISTIC:
+            cells = []
+            for of, best in zip(curves, least, strict=True):
+                used, error = of[solver][nfe]
+                text = _three_digits(error)
+                cells.append((f"**{text}**" if error == best else text) + ("" if used == nfe else f" ({used})"))
+            parts.append(f"| `{solver}` | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts[:-1])
+
+
+def law_table(curves: dict[str, list[tuple[int, float]]], floor: float) -> str:
+    rows = ["| solver | schedule | evaluations: distance |", "|---|---|---|"]
+    for solver, points in curves.items():
+        schedule = "vp" if "vp" in SOLVERS[solver].families else "ve"
+        rows.append(f"| `{solver}` | {schedule} | {', '.join(f'{nfe}: {error:.4f}' for nfe, error in points)} |")
+    return "\n".join([*rows, "", f"As many exact samples ({NUM_LAW:,}) score {floor:.4f}."])
+
+
+def order_table(orders: dict[str, float]) -> str:
+    rows = ["| solver | order | measured |", "|---|---|---|"]
+    return "\n".join([*rows, *(f"| `{name}` | {SOLVERS[name].order} | {slope:.2f} |" for name, slope in orders.items())])
+
+
+def _three_digits(error: float) -> str:
+    return "over 10" if not error < 10.0 else f"{error:.3f}" if error >= 0.01 else f"{error:.4f}"
+
+
+def fill(text: str, name: str, block: str) -> str:
+    """`text` with what stands between the markers of `name` replaced."""
+    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"docs/solvers.md has no block {name!r}")
+    return pattern.sub(lambda found: f"{found[1]}\n{block}\n\n{found[2]}", text)
+
+
+# -- plot -------------------------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; within a colour, line and marker differ.
+STYLES = {
+    "euler": ("#000000", "-", "o"),
+    "heun": ("#000000", "--", "s"),
+    "dpmpp_2m": ("#D55E00", "-", "o"),
+    "dpmpp_3m": ("#D55E00", "--", "s"),
+    "dpmpp_3m_order3": ("#D55E00", ":", "^"),
+    "unipc_2": ("#0072B2", "-", "o"),
+    "unipc_3": ("#0072B2", "--", "s"),
+    "dpmpp_2s": ("#009E73", "-", "o"),
+    "dpm_2s": ("#009E73", "--", "s"),
+    "dpm_3s": ("#009E73", ":", "^"),
+    "ipndm": ("#CC79A7", "-", "o"),
+    "plms": ("#CC79A7", "--", "s"),
+    "ddpm": ("#E69F00", "-", "D"),
+    "ddpm_fixed_large": ("#E69F00", "--", "v"),
+    "sde_dpmpp_2m": ("#56B4E9", "-", "D"),
+    "euler_maruyama": ("#56B4E9", "--", "v"),
+    "langevin": ("#8A8A8A", "-", "D"),
+}
+
+
+def draw(curves: list[dict[str, dict[int, tuple[int, float]]]], laws: dict[str, list[tuple[int, float]]], floor: float) -> None:
+    """docs/solvers.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure, axes = plt.subplots(4, 2, figsize=(11, 15.5), layout="constrained")
+    panels = list(axes.flat)
+
+    def line(axis: "plt.Axes", solver: str, points: list[tuple[int, float]]) -> None:
+        colour, style, marker = STYLES[solver]
+        axis.plot(*zip(*points, strict=True), color=colour, linestyle=style, marker=marker, markersize=4.5, linewidth=1.5)
+
+    def finish(axis: "plt.Axes", title: str, ticks: tuple[int, ...], ylabel: str) -> None:
+        axis.set(xscale="log", yscale="log", title=title, xlabel="network evaluations (NFE)", ylabel=ylabel, xticks=ticks)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(True, which="major", color="#CCCCCC", linewidth=0.7)
+        axis.grid(True, which="minor", axis="y", color="#EEEEEE", linewidth=0.4)
+        axis.set_axisbelow(True)
+
+    for axis, case, of in zip(panels, CASES, curves, strict=False):
+        for solver in DETERMINISTIC:
+            line(axis, solver, sorted(set(of[solver].values())))
+        finish(axis, case.title, (5, 8, 10, 15, 20, 30, 40, 60), "relative RMS path error")
+        axis.set(xlim=(4.6, 66), ylim=(3e-4, 2.0))
+
+    axis = panels[6]
+    for solver, points in laws.items():
+        line(axis, solver, points)
+    axis.axhline(floor, color="#8A8A8A", linewidth=1, linestyle=(0, (1, 2)))
+    axis.annotate("exact samples", (5, floor), xytext=(0, 3), textcoords="offset points", fontsize=9, color="#555555")
+    finish(axis, "law, no guidance: VP trailing (langevin: VE)", (5, 10, 20, 50, 100, 200, 1000), "W1 / standard deviation")
+
+    panels[7].axis("off")
+    handles = [
+        Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=5, linewidth=1.5, label=name)
+        for name, (colour, style, marker) in STYLES.items()
+    ]
+    panels[7].legend(handles=handles, loc="center", ncols=2, fontsize=11, frameon=False, handlelength=3.2, labelspacing=0.9)
+    figure.savefig(HERE / "solvers.png", dpi=110)
+
+
+# -- command ----------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--registry", action="store_true", help="only the table of solvers")
+    page = HERE / "solvers.md"
+    blocks = {"registry": registry_table()}
+    if not parser.parse_args().registry:
+        try:
+            blocks |= measure()
+        except KeyboardInterrupt:
+            return 130
+    text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        text = fill(text, name, block)
+    page.write_text(text, encoding="utf-8")
+    return 0
+
+
+def measure() -> dict[str, str]:
+    """Everything that takes time; nothing is written before all of it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    torch.set_num_threads(1)
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        total = len(CASES) * (len(DETERMINISTIC) + 1) + len(STOCHASTIC) + 2 + len(DETERMINISTIC)
+        task = progress.add_task("", total=total)
+        curves = []
+        for case in CASES:
+            progress.update(task, description=f"{case.title}: reference")
+            bench = Bench(case)
+            progress.advance(task)
+            curves.append({})
+            for solver in DETERMINISTIC:
+                progress.update(task, description=case.title)
+                curves[-1][solver] = bench.curve(solver)
+                progress.advance(task)
+        laws, orders = {}, {}
+        progress.update(task, description="law")
+        for solver, points in law_curves():
+            laws[solver] = points
+            progress.advance(task)
+        progress.update(task, description="order of convergence")
+        for solver in DETERMINISTIC:
+            orders[solver] = measured_order(solver)
+            progress.advance(task)
+    floor = law_floor()
+    draw(curves, laws, floor)
+    return {"errors": error_tables(curves), "law": law_table(laws, floor), "orders": order_table(orders)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

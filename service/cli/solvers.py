@@ -1,0 +1,46 @@
+"""`safelight solvers`: what there is to sample with, and when to take which."""
+
+import argparse
+import json
+
+from pipeline.solvers import ALIASES, SOLVERS
+
+
+def run(args: argparse.Namespace) -> int:
+    print(json.dumps([_describe(name) for name in SOLVERS]) if args.json else "\n".join(map(_as_text, SOLVERS)))
+    return 0
+
+
+def _aliases(name: str) -> list[str]:
+    return [alias for alias, meant in ALIASES.items() if meant == name]
+
+
+def _describe(name: str) -> dict[str, object]:
+    solver = SOLVERS[name]
+    return {
+        "name": name,
+        "aliases": _aliases(name),
+        "order": solver.order,
+        "convergence": "pathwise" if solver.deterministic else "weak",
+        "evaluations_per_step": solver.evaluations,
+        "deterministic": solver.deterministic,
+        "served": solver.served,
+        "schedules": list(solver.families),
+        "source": solver.source,
+        "use": solver.use,
+    }
+
+
+def _as_text(name: str) -> str:
+    solver = SOLVERS[name]
+    facts = (
+        f"{'order' if solver.deterministic else 'weak order'} {solver.order}",
+        f"{solver.evaluations} evaluation{'s' * (solver.evaluations > 1)} a step",
+        "deterministic" if solver.deterministic else "stochastic",
+        "served" if solver.served else "offline",
+        f"on {', '.join(solver.families)}",
+    )
+    lines = [f"{name:17} {'; '.join(facts)}", f"{'':17} {solver.use} [{solver.source}]"]
+    if aliases := _aliases(name):
+        lines.append(f"{'':17} aliases: {', '.join(aliases)}")
+    return "\n".join(lines)

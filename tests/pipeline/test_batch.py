@@ -1,0 +1,114 @@
+"""The fused update against one plain reference run a sample: any mix of solvers, schedules, steps, guidance and seeds."""
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.dit import Modulations, TextKeyValues
+from pipeline import batch, noise
+from pipeline.guidance import scale_at
+from pipeline.params import GenerationParams
+from pipeline.reference import generate_one
+from pipeline.request import Sample, start_state
+from pipeline.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
+from pipeline.solvers import SERVED, SOLVERS, canonical_name, plan
+from pipeline.spacing import SPACINGS
+
+SHAPE = (4, 6, 6)
+CASES: list[tuple[Schedule, str]] = [
+    (Flow(), "flow"), (Flow(3.0), "flow"), (VariancePreserving("linear"), "epsilon"), (VariancePreserving("scaled_linear"), "epsilon"),
+    (VariancePreserving("scaled_linear"), "v_prediction"), (VariancePreserving("cosine"), "v_prediction"),
+    (VarianceExploding(0.02, 30.0), "sample"),
+]  # fmt: skip
+
+
+def network(x: Tensor, timestep: Tensor | float, text: float) -> Tensor:
+    """Elementwise, so that rows share it as they share a DiT; `text` stands for the prompt."""
+    return 0.3 * torch.sin(x + 0.002 * timestep) + 0.1 * text * torch.cos(0.5 * x)
+
+
+def random_case(rng: random.Random) -> tuple[GenerationParams, Schedule, str]:
+    schedule, prediction = rng.choice(CASES)
+    solver = rng.choice([name for name in (*SERVED, "ddim") if schedule.family in SOLVERS[canonical_name(name)].families])
+    params = GenerationParams(
+        "", "", 0, 0,
+        num_steps=rng.randint(4, 24),
+        guidance_scale=rng.choice([0.0, 1.0, rng.uniform(1, 9)]),
+        solver=solver,
+        seed=rng.randrange(2**53),
+        image_index=rng.randrange(10),
+        timestep_spacing=rng.choice([*SPACINGS]) if solver != "plms" else "trailing",
+        eta=rng.random() if solver == "ddim" else 0.0,
+        guidance_interval=rng.choice([(0.0, 1.0), (0.2, 0.9)]),
+        guidance_rescale=rng.choice([0.0, 0.0, 0.7]),
+    )  # fmt: skip
+    return params, schedule, prediction
+
+
+def make_sample(params: GenerationParams, schedule: Schedule, prediction: str) -> Sample:
+    table = plan(params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta)
+    text = TextKeyValues(torch.zeros(1, 2, 1, 1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+    timesteps = torch.tensor([tick.timestep for tick in table.ticks])
+    return Sample(
+        request_id=str(params.seed),
+        params=params,
+        plan=table,
+        updates=torch.tensor(table.matrices(), dtype=torch.float64).float(),
+        modulations=Modulations(timesteps[:, None, None], timesteps[:, None]),
+        scales=tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in table.ticks),
+        cond=text,
+        uncond=text,
+        queue_seconds=0.0,
+        state=start_state(params, table, SHAPE, torch.device("cpu")),
+    )
+
+
+def run(samples: list[Sample]) -> None:
+    """Tick by tick until all are done, each leaving at its own last tick."""
+    while running := tuple(s for s in samples if not s.is_done):
+        members = batch.make_membership(running)
+        gathered = batch.gather(members)
+        texts = [float(text is s.cond and (row == 0 and s.scale != 0.0)) for s in running for row, text in enumerate(s.texts)]
+        rows = gathered.x[members.row_sample]
+        out = network(rows, gathered.modulations.final[:, :, None, None], torch.tensor(texts)[:, None, None, None])
+        batch.scatter(members, batch.update(gathered, batch.guided(members, out)))
+
+
+def expected(params: GenerationParams, schedule: Schedule, prediction: str) -> Tensor:
+    def asked(text: float) -> Callable[[Tensor, float], Tensor]:
+        return lambda x, timestep: network(x, timestep, text)
+
+    p, start = params, plan("euler", schedule, prediction, 1).start_scale
+    return generate_one(
+        asked(1.0), asked(0.0), p.guidance_scale, prediction, schedule, "ddim" if p.eta else canonical_name(p.solver), p.num_steps,
+        start * noise.draw(p.seed, p.image_index, noise.START, SHAPE).double(),
+        lambda k: noise.draw(p.seed, p.image_index, k + 1, SHAPE),
+        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval, guidance_rescale=p.guidance_rescale,
+    )  # fmt: skip
+
+
+def test_64_different_samples_equal_64_reference_runs() -> None:
+    rng = random.Random(0)
+    cases = [random_case(rng) for _ in range(64)]
+    samples = [make_sample(*case) for case in cases]
+    run(samples)
+    worst = {}
+    for case, sample in zip(cases, samples, strict=True):
+        wanted = expected(*case)
+        scale = max(1.0, sample.plan.start_scale, float(wanted.abs().max()))
+        worst[case] = float((sample.x.double() - wanted).abs().max()) / scale
+    case = max(worst, key=worst.__getitem__)
+    assert worst[case] < 1e-5, f"{case}: {worst[case]:.1e}; {sum(e >= 1e-5 for e in worst.values())} of 64 are off"
+
+
+def test_a_sample_of_many_has_the_bits_that_it_has_alone() -> None:
+    rng = random.Random(1)
+    cases = [random_case(rng) for _ in range(24)]
+    together = [make_sample(*case) for case in cases]
+    run(together)
+    for case, among in zip(cases, together, strict=True):
+        alone = [make_sample(*case)]
+        run(alone)
+        assert torch.equal(alone[0].state, among.state), case

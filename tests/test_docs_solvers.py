@@ -1,0 +1,74 @@
+"""docs/solvers.md says what the registry says, and its figures are those that docs/solver_curves.py finds."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.solvers import SOLVERS
+from pipeline.spacing import SPACINGS
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "solvers.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def curves():
+    spec = importlib.util.spec_from_file_location("solver_curves", DOCS / "solver_curves.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name], path = module, list(sys.path)  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    yield module
+    del sys.modules[spec.name]
+
+
+def block(name: str) -> str:
+    (found,) = re.findall(rf"<!-- generated: {name} -->\n\n(.*?)\n\n<!-- end -->", PAGE, re.DOTALL)
+    return found
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """The rows that begin with a solver, the last one where a solver has several."""
+    return {cells[0].strip("`"): cells[1:] for line in table.splitlines() if (cells := line.strip("| ").split(" | "))[0].startswith("`")}
+
+
+def test_the_table_of_solvers_is_the_registry(curves):
+    assert block("registry") == curves.registry_table(), "python docs/solver_curves.py --registry"
+
+
+def test_every_spacing_is_explained():
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("## Spacings") : PAGE.index("## What is not served")], re.MULTILINE)) == set(SPACINGS)
+
+
+def test_every_solver_has_its_figures(curves):
+    assert set(rows(block("errors"))) == set(rows(block("orders"))) == {name for name in SOLVERS if SOLVERS[name].deterministic}
+    assert set(rows(block("law"))) >= {name for name in SOLVERS if not SOLVERS[name].deterministic}
+    assert set(curves.STYLES) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc_2", "heun"])
+def test_the_errors_are_those_that_are_found(curves, solver):
+    bench = curves.Bench(curves.CASES[3])
+    told = block("errors").split("At most ")[1:]
+    for nfe, table in zip(curves.TABLED, told, strict=True):
+        cell = rows(table)[solver][3].replace("*", "").split()[0]
+        plan = curves.affordable(solver, curves.CASES[3].schedule, curves.CASES[3].spacing, nfe)
+        assert bench.error(plan) == pytest.approx(float(cell), rel=0.05)
+
+
+def test_the_orders_are_those_that_are_found(curves):
+    for solver, (_, told) in rows(block("orders")).items():
+        assert curves.measured_order(solver) == pytest.approx(float(told), abs=0.02), solver
+
+
+def test_the_fast_network_is_the_oracles(curves):
+    mixtures = [curves.image_like(seed) for seed in range(2)]
+    x = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for alpha, sigma in ((0.0, 1.0), (0.7, 0.7), (1.0, 1e-3)):
+        found = curves.posterior_mean(curves.stack(mixtures), x, alpha, sigma)
+        exact = torch.stack([mixture.x0(points, alpha, sigma) for mixture, points in zip(mixtures, x, strict=True)])
+        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
