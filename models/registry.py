@@ -35,7 +35,9 @@ class Checkpoint:
     licence: str
 
 
-PIXART_CLIP = Family("pixart-clip", num_steps=20, guidance_scale=7.0, solver="dpmpp_2m")
+# docs/solvers.md: at 20 steps of a guided flow no solver of one evaluation a step is clearly better, and of those that are as
+# good, dpmpp_2m is the one that strong guidance never drives astray; the scale is the best of 3, 5 and 7 on 150 names
+PIXART_CLIP = Family("pixart-clip", num_steps=20, guidance_scale=5.0, solver="dpmpp_2m")
 
 EMBEDDED = {"emoji-128": "weights: Apache-2.0; trained on Fluent Emoji (MIT) and Noto Emoji (Apache-2.0)"}
 TINY = "tiny"  # random weights, drawn from a fixed seed: for tests of everything but the pictures

@@ -11,7 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.recipes.emoji", description="How emoji-128 was made.")
     parser.add_argument("stage", choices=["data", "text", "vae", "dit", "export", "evaluate"])
     parser.add_argument("--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie")
-    parser.add_argument("--steps", type=int, help="training steps (text 450, vae 2000, dit 3200)")
+    parser.add_argument("--steps", type=int, help="training steps (text 450, vae 2000, dit 5900)")
     parser.add_argument("--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder")
     parser.add_argument("--limit", type=int, default=500, help="evaluate: how many prompts")
     args = parser.parse_args()
@@ -27,7 +27,7 @@ def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         "data": lambda: data.run(args.work),
         "text": lambda: text.run(args.work, args.steps or 450),
         "vae": lambda: vae.run(args.work, args.steps or 2000),
-        "dit": lambda: dit.run(args.work, args.steps or 3200),
+        "dit": lambda: dit.run(args.work, args.steps or 5900),
         "export": lambda: export.run(args.work, args.output),
         "evaluate": lambda: evaluate.run(args.work, args.output, args.limit),
     }

@@ -84,7 +84,7 @@ def build() -> DiT:
 
 
 def run(work: Path, num_steps: int, seed: int = 0) -> None:
-    """Train; the averaged weights lie in `work/dit.ckpt`, from where `export` takes them."""
+    """Train; the weights lie in `work/dit.ckpt`, from where `export` takes them."""
     torch.manual_seed(seed)
     dataset = data.load(work)
     frozen = freeze(work, dataset, seed)
