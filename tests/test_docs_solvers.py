@@ -41,7 +41,8 @@ def test_the_table_of_solvers_is_the_registry(curves):
 
 
 def test_every_spacing_is_explained():
-    assert set(re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index("## Spacings") : PAGE.index("## What is not served")], re.MULTILINE)) == set(SPACINGS)
+    section = PAGE[PAGE.index("## Spacings") : PAGE.index("## What is not served")]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(SPACINGS)
 
 
 def test_every_solver_has_its_figures(curves):

@@ -42,7 +42,10 @@ def test_people_read_what_each_is_for(capsys):
 
 
 def test_it_starts_without_torch():
-    code = "import sys; from service import cli; cli.main(['solvers', '--json']); sys.exit(' '.join({'torch', 'ray', 'numpy'} & set(sys.modules)) or None)"
+    code = (
+        "import sys; from service import cli; cli.main(['solvers', '--json']);"
+        "sys.exit(' '.join({'torch', 'ray', 'numpy'} & set(sys.modules)) or None)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(json.loads(done.stdout)) == len(SOLVERS)
