@@ -81,8 +81,8 @@ def broken_arrows(tree: Tree) -> list[str]:
         *_forbid(
             tree,
             tree.of(*pure),
-            lambda i: not (
-                any(_inside(i.target, p) for p in ("pipeline.params", *pure)) or i.top == "torch" or i.top in sys.stdlib_module_names
+            lambda i: (
+                not (any(_inside(i.target, p) for p in ("pipeline.params", *pure)) or i.top == "torch" or i.top in sys.stdlib_module_names)
             ),
             "pure mathematics",
         ),
