@@ -1,0 +1,16 @@
+"""The decoder of a checkpoint."""
+
+import torch
+
+from models.vae import load_vae
+from pipeline.build.device import fast_device, fast_dtype, set_threads
+from pipeline.decoder import Decoder
+from pipeline.params import ModelInfo
+
+
+def build_decoder(model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Decoder:
+    """The autoencoder of `model`."""
+    set_threads(num_threads)
+    dtype = dtype or fast_dtype()
+    device = fast_device()
+    return Decoder(load_vae(model.path / "vae", str(device), dtype), dtype, device)

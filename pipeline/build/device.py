@@ -1,0 +1,22 @@
+"""What this machine computes with."""
+
+import torch
+
+
+def fast_device() -> torch.device:
+    """The GPU that torch sees, or the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, float32 elsewhere."""
+    if fast_device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def set_threads(num_threads: int | None) -> None:
+    """How many threads the kernels called by this thread use; None leaves it to torch."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,116 @@
+"""The parts of a checkpoint that say how well it explains a picture: encoder and autoencoder once, the denoiser many times.
+
+Shapes: C latent channels, h x w latent pixels, H x W pixels, D = C h w numbers, K probes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.dit import DiT
+from models.vae import encode_pixels, load_vae
+from pipeline.build.device import fast_device
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_runner, check_fit
+from pipeline.build.schedule import read_schedule
+from pipeline.encoder import TextEncoder
+from pipeline.likelihood import bits_per_dim, log_likelihood, rademacher, standard_error
+from pipeline.params import ModelInfo, TextReport
+from pipeline.prediction import x0_coefficients
+from pipeline.schedules import Schedule
+from pipeline.spacing import FIRST_TRAINED
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number and its standard error, which is not a number if one probe was used."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How probable the latent of a picture is: `prompt` and `empty` in bits a dimension, `gain` in nats the prompt adds.
+
+    It is the density of the latent of `num_dims` numbers, blurred by noise of standard deviation `blur`; not of pixels.
+    """
+
+    prompt: Measured
+    empty: Measured
+    gain: Measured
+    num_dims: int
+    blur: float
+    text: TextReport
+
+
+@dataclass(frozen=True, slots=True)
+class LatentLikelihood:
+    """A checkpoint as a density of latents, float32, without guidance: guided predictions are those of no density."""
+
+    dit: DiT
+    vae: nn.Module
+    encoder: TextEncoder
+    schedule: Schedule
+    prediction: str
+    device: torch.device
+
+    def explain(
+        self, pixels: np.ndarray, prompt: str, *, num_steps: int, num_probes: int, seed: int, progress: Callable[[int], None]
+    ) -> Explanation:
+        """Pixels (H, W, 3) uint8 and a text, compared with the empty text under the same probes.
+
+        Raises `InvalidParams` as `log_likelihood` and `rademacher` do.
+        """
+        latent = self._latent(pixels)
+        denoise, text = self._denoiser(prompt, "")
+        probes = rademacher(num_probes, latent.shape, seed)
+        found = log_likelihood(
+            denoise, self.schedule, latent.expand(2, -1, -1, -1), num_steps=num_steps, probes=probes, progress=progress
+        ).samples.cpu()
+        dims = latent.numel()
+        prompt_bits, empty_bits = bits_per_dim(found, dims).unbind(1)
+        alpha, sigma = self.schedule.alpha_sigma(FIRST_TRAINED)
+        return Explanation(_measured(prompt_bits), _measured(empty_bits), _measured(found[:, 0] - found[:, 1]), dims, sigma / alpha, text)
+
+    def _latent(self, pixels: np.ndarray) -> Tensor:
+        """The latent (C, h, w), float64, as the denoiser knows it."""
+        scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.device).float() / 127.5 - 1.0
+        with torch.no_grad():
+            return encode_pixels(self.vae, scaled)[0].double()
+
+    def _denoiser(self, *prompts: str) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
+        """The posterior mean of the data, row k under `prompts`[k]; and what was read of the first."""
+        texts = self.encoder.encode(prompts)
+        states, mask = torch.stack([text.states for text in texts]), torch.stack([text.mask for text in texts])
+        with torch.no_grad():
+            key_values = self.dit.text_key_values(states.to(self.device), mask.to(self.device))
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            p, q = x0_coefficients(self.prediction, *self.schedule.alpha_sigma(t))
+            with torch.no_grad():
+                modulations = self.dit.modulations(torch.full((len(x),), self.schedule.timestep(t), device=self.device))
+            out: Tensor = self.dit(x.float(), modulations, key_values)[:, : x.shape[1]]
+            return p * x + q * out.to(x.dtype)
+
+        return denoise, texts[0].report
+
+
+def build_likelihood(model: ModelInfo) -> LatentLikelihood:
+    """`model` in float32, whatever the device does fast: divergences are differences of nearly equal numbers.
+
+    Raises `CheckpointError` (a `ValueError`) for a checkpoint that cannot be loaded.
+    """
+    check_fit(model)
+    schedule, prediction = read_schedule(model.path)
+    device = fast_device()
+    encoder = build_text_encoder(model)
+    vae = load_vae(model.path / "vae", str(device), torch.float32)
+    return LatentLikelihood(build_runner(model, dtype=torch.float32).dit, vae, encoder, schedule, prediction, device)
+
+
+def _measured(samples: Tensor) -> Measured:
+    return Measured(float(samples.mean()), float(standard_error(samples[:, None])))
