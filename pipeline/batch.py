@@ -3,7 +3,8 @@
 Shapes: S samples, R rows (one or two a sample), C latent channels, H x W latent pixels, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -110,10 +111,12 @@ def guided(members: Membership, out: Tensor) -> Tensor:
 def update(gathered: Gathered, out: Tensor) -> Tensor:
     """The table's update for all samples at once: the new state (S, 5, C, H, W).
 
-    One small matrix a sample, the batch dimension of a batched product: no sample can feel another.
+    One small matrix a sample, the batch dimension of a batched product. On one thread: several share a product out, and the
+    bits of a sample then depend on how many samples there are.
     """
     gathered.read[:, READ.index("out")] = out
-    torch.bmm(gathered.update, gathered.read.flatten(2), out=gathered.written.flatten(2))
+    with _one_thread():
+        torch.bmm(gathered.update, gathered.read.flatten(2), out=gathered.written.flatten(2))
     return gathered.written
 
 
@@ -122,6 +125,16 @@ def scatter(members: Membership, state: Tensor) -> None:
     for sample, own in zip(members.samples, state.unbind(), strict=True):
         sample.state = own
         sample.step_index += 1
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _scales(samples: Sequence[Sample]) -> tuple[float, ...]:

@@ -120,7 +120,8 @@ class Engine:
 
     def _run(self) -> None:
         facts = [self._tick(group) for group in self._batcher.groups()]
-        self._members = {key: m for key, m in self._members.items() if all(not s.is_done for s in m.samples)}
+        running = {s for s in self._batcher.running if not s.is_done}
+        self._members = {key: m for key, m in self._members.items() if running.issuperset(m.samples)}
         self.last_tick = TickFacts(
             sum(f.rows for f in facts), sum(f.tokens for f in facts), sum(f.seconds for f in facts), sum(f.flops for f in facts)
         )

@@ -56,8 +56,9 @@ def convert(wanted: str, given: str, alpha: float, sigma: float) -> tuple[float,
 def learned_log_variance(fraction: float, beta: float, posterior: float) -> float:
     """The log variance that ADM's second half of channels means: log beta where `fraction` is 1, log posterior where it is 0.
 
-    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the network says 2 `fraction` - 1. Elementwise in its use, so only
-    the reference samples with it: the engine drops that half. Raises `InvalidParams` unless both variances are positive.
+    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the network says 2 `fraction` - 1. Elementwise in its use, so no
+    table can hold it: the engine drops that half, and this says what it means to those who sample offline. Raises
+    `InvalidParams` unless both variances are positive.
     """
     if not (beta > 0 and posterior > 0):
         raise InvalidParams("prediction", f"variances must be positive, got {beta} and {posterior}")

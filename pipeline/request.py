@@ -28,7 +28,7 @@ class Spent:
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One picture under way. Set once by `start`: everything but the last three fields, which every tick moves on."""
+    """One picture under way. Every tick moves on the last three fields; the others are set before the first."""
 
     request_id: str
     params: GenerationParams

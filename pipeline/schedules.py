@@ -14,7 +14,7 @@ from typing import Protocol
 from pipeline.params import InvalidParams
 
 NUM_TRAIN_STEPS = 1000
-NO_SIGNAL = 5e-3  # alpha / sigma under which float32 cannot tell data from x and noise: the start of flow and cosine paths
+NO_SIGNAL = 5e-3  # alpha under which float32 cannot tell data from x and noise: the start of flow and cosine paths
 
 
 class Schedule(Protocol):
@@ -162,9 +162,9 @@ def lam(alpha: float, sigma: float) -> float:
     return -math.inf if alpha == 0.0 else math.log(alpha / sigma)
 
 
-def is_noise(alpha: float, sigma: float) -> bool:
+def is_noise(alpha: float) -> bool:
     """Whether too little signal is left to step in noise form, or to remember anything from here."""
-    return alpha < NO_SIGNAL * sigma
+    return alpha < NO_SIGNAL
 
 
 def resolution_shift(num_tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)) -> float:

@@ -30,6 +30,8 @@ def make_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
 
 def check_grid(times: Sequence[float], num_steps: int) -> tuple[float, ...]:
     """A custom list of times, if it is a grid; raises `InvalidParams` saying what is wrong with it."""
+    if num_steps < 1:
+        raise InvalidParams("num_inference_steps", f"num_inference_steps must be at least 1, got {num_steps}")
     if len(times) != num_steps + 1:
         raise InvalidParams("grid", f"a grid of {num_steps} steps has {num_steps + 1} times, got {len(times)}")
     if not all(t > u for t, u in zip(times, times[1:], strict=False)):  # NaN is no time
@@ -47,8 +49,8 @@ def trailing(schedule: Schedule, num_steps: int) -> list[float]:
 def leading(schedule: Schedule, num_steps: int) -> list[float]:
     """Equal whole training steps counted from the clean end (Stable Diffusion, offset 1), the first moved to t = 1."""
     stride = NUM_TRAIN_STEPS // num_steps
-    if stride < 1:
-        raise InvalidParams("num_inference_steps", f"leading takes at most {NUM_TRAIN_STEPS} steps, got {num_steps}")
+    if num_steps >= NUM_TRAIN_STEPS:
+        raise InvalidParams("num_inference_steps", f"leading takes fewer than {NUM_TRAIN_STEPS} steps, got {num_steps}")
     times = [(i * stride + 2) / NUM_TRAIN_STEPS for i in reversed(range(num_steps))]
     return [1.0, *(schedule.warp(min(t, LAST_FINITE)) for t in times[1:])]
 
@@ -61,8 +63,9 @@ def linspace(schedule: Schedule, num_steps: int) -> list[float]:
 
 
 def quadratic(schedule: Schedule, num_steps: int) -> list[float]:
-    """Times as squares, dense near the data (Song et al. 2020, arXiv:2010.02502, appendix D.2)."""
-    return [schedule.warp(((num_steps - i) / num_steps) ** 2) for i in range(num_steps)]
+    """Squares of equal steps, dense near the data (Song et al. 2020, arXiv:2010.02502, appendix D.2), to the first trained time."""
+    last = math.sqrt(FIRST_TRAINED) - 1.0
+    return [schedule.warp((1.0 + i / max(1, num_steps - 1) * last) ** 2) for i in range(num_steps)]
 
 
 def uniform_lam(schedule: Schedule, num_steps: int) -> list[float]:

@@ -18,6 +18,8 @@ def read_schedule(folder: Path) -> tuple[Schedule, str]:
     """Noise schedule and prediction type of a checkpoint, from its `scheduler_config.json`."""
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     prediction = config.get("prediction_type", "epsilon")
+    if config.get("use_dynamic_shifting"):
+        raise CheckpointError(f"{folder}: use_dynamic_shifting is not supported yet; give the shift of the served size as shift")
     if config.get("use_flow_sigmas") or config.get("_class_name") == "FlowMatchEulerDiscreteScheduler":
         return Flow(config.get("flow_shift", config.get("shift", 1.0))), "flow"
     if prediction not in PREDICTIONS:

@@ -14,8 +14,8 @@ def _orders(problem: Problem, highest: int, final_below: int) -> list[int]:
     """The order of every step: as much as the finite history allows, falling at the end of a run of few steps."""
     orders, history = [], 0
     for i, (t, t_next) in enumerate(problem.steps):
-        finite = not problem.is_noise(t) and problem.sigma(t_next) > 0.0
-        history = 0 if problem.is_noise(t) else history + 1
+        finite = problem.alpha(t) > 0.0 and problem.sigma(t_next) > 0.0
+        history = 0 if problem.alpha(t) == 0.0 else history + 1
         order = min(highest, max(history, 1)) if finite else 1
         if problem.lower_order_final and problem.num_steps < final_below:
             order = min(order, problem.num_steps - i)
@@ -121,7 +121,7 @@ def unipc(problem: Problem, x: Tensor, order: int) -> Tensor:
     corrected = x
     for i, (t, t_next) in enumerate(problem.steps):
         m = problem.denoise(x, t)
-        if i > 0 and not problem.is_noise(problem.grid[i - 1]):
+        if i > 0 and problem.alpha(problem.grid[i - 1]) > 0.0:
             corrected = _unipc_step(problem, problem.grid[i - 1], t, corrected, past[: orders[i - 1]], m)
         else:
             corrected = x

@@ -39,7 +39,7 @@ class Problem:
 
     def is_noise(self, t: float) -> bool:
         """Whether a step from t is Euler's and leaves no history, because no signal is left there."""
-        return is_noise(*self.schedule.alpha_sigma(t))
+        return is_noise(self.alpha(t))
 
     def eps(self, x: Tensor, t: float) -> Tensor:
         """The noise in x that the predicted data leaves over."""

@@ -99,7 +99,7 @@ def _with_past(path: Path) -> list[tuple[Point, Point, list[Point]]]:
     found = []
     num_steps = len(path.steps)
     for i, (now, then) in enumerate(path.steps):
-        past = [] if now.is_noise or then.is_data else [path.points[k] for k in (i - 1, i - 2) if k >= path.start]
+        past = [] if then.is_data else path.finite(i, 2)
         if path.lower_order_final and num_steps < LOW_ORDER_BELOW:
             past = past[: num_steps - i - 1]
         found.append((now, then, past))

@@ -9,9 +9,11 @@ moves on by
 then pushes m_0 into the ring if `push`. All solvers are rows of this one table, so one batch may hold them all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pipeline.params import InvalidParams
 from pipeline.prediction import x0_coefficients
 from pipeline.schedules import Schedule, is_noise, lam
 
@@ -111,7 +113,7 @@ class Point:
     @property
     def is_noise(self) -> bool:
         """No signal is left to speak of: lam is -infinite or nearly so, and the data cannot be told from x and eps."""
-        return is_noise(self.alpha, self.sigma)
+        return is_noise(self.alpha)
 
     @property
     def is_data(self) -> bool:
@@ -151,13 +153,22 @@ class Path:
 
     @property
     def start(self) -> int:
-        """The first point with any signal: what solvers look back to at most."""
+        """The first point with any signal: what solvers that step on the noise look back to at most."""
         return next((i for i, point in enumerate(self.points) if not point.is_noise), len(self.points))
+
+    def finite(self, step: int, count: int) -> list[Point]:
+        """At most `count` points before point `step`, newest first, none where lam is infinite."""
+        return [self.points[k] for k in range(step - 1, step - 1 - count, -1) if k >= 0 and self.points[k].alpha > 0.0]
 
     def between(self, step: int, fractions: tuple[float, ...]) -> list[Point]:
         """The points at `fractions` of a step's lam, or those given."""
         now, then = self.points[step], self.points[step + 1]
-        times = self.inside[step] if self.inside else [self.schedule.time_of(now.lam + r * (then.lam - now.lam)) for r in fractions]
+        if self.inside is None:
+            times: Sequence[float] = [self.schedule.time_of(now.lam + r * (then.lam - now.lam)) for r in fractions]
+        elif step < len(self.inside) and len(self.inside[step]) == len(fractions):
+            times = self.inside[step]
+        else:
+            raise InvalidParams("inside", f"inside must give {len(fractions)} times for every step")
         return [_point(self.schedule, self.prediction, t) for t in times]
 
 

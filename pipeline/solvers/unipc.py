@@ -48,10 +48,10 @@ def unipc(order: int) -> Callable[[Path], list[Tick]]:
 def _past(path: Path, step: int, order: int) -> list[Point]:
     """The points before step `step` that it looks back at, newest first: at most `order` - 1, none across infinite lam."""
     now, then = path.steps[step]
-    if now.is_noise or then.is_data:
+    if now.alpha == 0.0 or then.is_data:
         return []
     allowed = min(order, len(path.steps) - step) if path.lower_order_final else order
-    return [path.points[k] for k in range(step - 1, step - allowed, -1) if k >= path.start]
+    return path.finite(step, allowed - 1)
 
 
 def _predict(now: Point, then: Point, past: list[Point]) -> Linear:
@@ -76,7 +76,7 @@ def _correct(now: Point, then: Point, past: list[Point]) -> Linear:
     After a step from pure noise, where h is infinite, the predicted point stands: it equals Euler's from the saved state.
     """
     base = ddim_tick(now, then)
-    if now.is_noise or then.is_data:
+    if now.alpha == 0.0 or then.is_data:
         return Linear(base.a, (0.0, base.b[0], 0.0, 0.0))
     h = then.lam - now.lam
     r = [*((point.lam - now.lam) / h for point in past), 1.0]

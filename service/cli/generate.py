@@ -79,8 +79,13 @@ def _understand(args: argparse.Namespace, model: ModelInfo, output_format: str) 
         request: ImageRequest = parse_request(json.dumps(fields).encode())
         return make_pictures(request, model), make_output(request)
     except (ServiceError, InvalidParams) as error:
-        param = error.param or ""
-        raise UserError(str(error).replace(param, FLAGS.get(param, param), 1)) from None
+        raise UserError(_with_flag(error)) from None
+
+
+def _with_flag(error: Exception) -> str:
+    """The error's sentence with the flag in place of the request's field."""
+    param = getattr(error, "param", None) or ""
+    return str(error).replace(param, FLAGS.get(param, param), 1)
 
 
 async def _draw(model: ModelInfo, settings: Settings, pictures: Sequence[GenerationParams], output: Output, say: Say) -> list[Drawn]:
@@ -90,7 +95,7 @@ async def _draw(model: ModelInfo, settings: Settings, pictures: Sequence[Generat
         studio.wait()
         return list(await asyncio.gather(*(studio.draw(params, output) for params in pictures)))
     except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
-        raise UserError(str(error)) from None
+        raise UserError(_with_flag(error)) from None
     finally:
         await cancel_all(watching)
         studio.close()

@@ -26,7 +26,6 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 STEPS = pytest.mark.parametrize("num_steps", [5, 10, 20, 50])
 SHAPE = (1, 4, 4, 4)
 START = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-FIRST_SIGNAL = {1.0: 0.99, 3.0: 0.9945}  # a flow time by shift, above the second, with as much signal as our solvers look back at
 
 
 def network(x: Tensor, t: float) -> Tensor:
@@ -245,27 +244,24 @@ def test_flow_match_heun(num_steps: int, shift: float) -> None:
     ],
 )
 def test_exponential_solvers_on_flows(num_steps: int, shift: float, name: str, solver: str, config: dict) -> None:
-    """Their flow grids start a little below 1 and treat that as a step like others; ours start at 1, and that step is Euler's.
-
-    So the first time is moved to one with enough signal to look back at; the rest of the grid is theirs.
-    """
+    """On their flow grids, which start a little below 1."""
     scheduler = made(name, num_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **config)
-    scheduler.sigmas[0] = FIRST_SIGNAL[shift]
     sigmas = scheduler.sigmas.tolist()
     table = plan(solver, Flow(shift), "flow", num_steps, grid=tuple(sigmas))
     check(walk(table, network, START), run(scheduler, shown(table)))
 
 
 def test_where_flow_grids_start_is_what_differs() -> None:
-    """From 1 - 1e-3, as they place it, the second step of 2M looks back over a step of nearly infinite h; ours does not."""
+    """From 1 - 1e-3, as they place it, the second step of 2M looks back over a long h; from 1 itself, as we do, h is infinite."""
     scheduler = made(
         "DPMSolverMultistepScheduler", 10, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, solver_order=2
     )  # fmt: skip
-    grid = tuple(scheduler.sigmas.tolist())
-    assert grid[0] == pytest.approx(0.999)
-    table = plan("dpmpp_2m", Flow(), "flow", 10, grid=grid)
-    assert table.ticks[1].b[1] == 0.0
-    assert float((walk(table, network, START) - run(scheduler, shown(table))).abs().max()) > 1e-4
+    theirs = tuple(scheduler.sigmas.tolist())
+    assert theirs[0] == pytest.approx(0.999)
+    table = plan("dpmpp_2m", Flow(), "flow", 10, grid=theirs)
+    assert table.ticks[1].b[1] != 0.0
+    check(walk(table, network, START), run(scheduler, shown(table)))
+    assert plan("dpmpp_2m", Flow(), "flow", 10, grid=(1.0, *theirs[1:])).ticks[1].b[1] == 0.0
 
 
 def test_times_rounded_to_integers_are_what_differs_with_karras() -> None:

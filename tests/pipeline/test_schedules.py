@@ -89,9 +89,9 @@ def test_area_shift_doubles_with_the_side() -> None:
 def test_ends_of_lam() -> None:
     assert lam(0.0, 1.0) == -math.inf
     assert lam(1.0, 0.0) == math.inf
-    assert is_noise(0.0, 1.0)
-    assert is_noise(*VariancePreserving("cosine").alpha_sigma(1.0))
-    assert not is_noise(*VariancePreserving("linear").alpha_sigma(1.0))  # 0.0063: DDPM starts with a little signal
+    assert is_noise(0.0)
+    assert is_noise(VariancePreserving("cosine").alpha_sigma(1.0)[0])
+    assert not is_noise(VariancePreserving("linear").alpha_sigma(1.0)[0])  # 0.0063: DDPM starts with a little signal
 
 
 @pytest.mark.parametrize(

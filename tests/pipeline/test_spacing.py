@@ -36,11 +36,15 @@ def test_the_published_places_of_20_steps() -> None:
     assert timesteps("trailing", 20) == pytest.approx(list(range(999, 0, -50)))
     assert timesteps("leading", 20) == pytest.approx([999, *range(901, 0, -50)])
     assert timesteps("linspace", 20) == pytest.approx([999 - 999 * i / 19 for i in range(20)])
-    assert timesteps("quadratic", 10) == pytest.approx([10 * k * k - 1 for k in range(10, 0, -1)])
+    roots = [1 + i / 9 * (0.001**0.5 - 1) for i in range(10)]
+    assert timesteps("quadratic", 10) == pytest.approx([1000 * root**2 - 1 for root in roots])
 
 
-def test_leading_fits_as_many_steps_as_there_were_in_training() -> None:
-    assert len(make_grid(SCALED, 1000, "leading")) == 1001
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_the_longest_grids_fall_strictly_and_ask_for_trained_times(spacing: str) -> None:
+    grid = make_grid(SCALED, 999, spacing)
+    assert all(t > u for t, u in zip(grid, grid[1:], strict=False))
+    assert min(SCALED.timestep(t) for t in make_grid(SCALED, 200, spacing)[:-1]) >= -1e-6
 
 
 def test_shift_moves_evenly_spaced_steps() -> None:
@@ -68,7 +72,7 @@ def test_uniform_lam_is_uniform_where_lam_is_finite(schedule: Schedule) -> None:
     ("spacing", "num_steps", "param"),
     [
         ("odd", 5, "timestep_spacing"), ("trailing", 0, "num_inference_steps"), ("karras", -1, "num_inference_steps"),
-        ("linspace", 1, "num_inference_steps"), ("leading", 1001, "num_inference_steps"),
+        ("linspace", 1, "num_inference_steps"), ("leading", 1000, "num_inference_steps"),
     ],
 )  # fmt: skip
 def test_nonsense_is_named(spacing: str, num_steps: int, param: str) -> None:
