@@ -31,7 +31,7 @@ def make_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
 def check_grid(times: Sequence[float], num_steps: int) -> tuple[float, ...]:
     """A custom list of times, if it is a grid; raises `InvalidParams` saying what is wrong with it."""
     if num_steps < 1:
-        raise InvalidParams("num_inference_steps", f"num_inference_steps must be at least 1, got {num_steps}")
+        raise InvalidParams("grid", f"a grid has at least two times, got {tuple(times)}")
     if len(times) != num_steps + 1:
         raise InvalidParams("grid", f"a grid of {num_steps} steps has {num_steps + 1} times, got {len(times)}")
     if not all(t > u for t, u in zip(times, times[1:], strict=False)):  # NaN is no time
