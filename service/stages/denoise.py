@@ -137,10 +137,10 @@ class EngineLoop(threading.Thread):
     def _tick_until_stopped(self, engine: Engine) -> bool:
         while self._obey(engine):
             outcomes = engine.step()
+            self._count(engine, outcomes)  # before they are handed out: a caller who is answered finds itself counted
             for outcome in outcomes:
                 if sample := self._samples.pop(outcome.request_id, None):
                     sample.settle(outcome)
-            self._count(engine, outcomes)
         self.broken = StageFailed("The denoiser was stopped while the picture was in it; please try again.")
         self._settle_all(self.broken)
         while (command := self._next_command(block=False)) is not None:
