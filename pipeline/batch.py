@@ -4,7 +4,7 @@ Shapes: S samples, R rows (one or two a sample), C latent channels, H x W latent
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -111,11 +111,11 @@ def guided(members: Membership, out: Tensor) -> Tensor:
 def update(gathered: Gathered, out: Tensor) -> Tensor:
     """The table's update for all samples at once: the new state (S, 5, C, H, W).
 
-    One small matrix a sample, the batch dimension of a batched product. On one thread: several share a product out, and the
-    bits of a sample then depend on how many samples there are.
+    One small matrix a sample, the batch dimension of a batched product. Threads share out whole products; where there are
+    fewer products than threads they would share out a product, whose bits are then others, so one thread does it alone.
     """
     gathered.read[:, READ.index("out")] = out
-    with _one_thread():
+    with nullcontext() if len(out) >= torch.get_num_threads() else _one_thread():
         torch.bmm(gathered.update, gathered.read.flatten(2), out=gathered.written.flatten(2))
     return gathered.written
 

@@ -27,7 +27,7 @@ def find_model(name_or_dir: str) -> ModelInfo:
 
 def _describe(checkpoint: Checkpoint) -> ModelInfo:
     family = checkpoint.family
-    schedule, _ = read_schedule(checkpoint.folder)
+    schedule, prediction = read_schedule(checkpoint.folder)
     served = [name for name in SERVED if schedule.family in SOLVERS[name].families]
     return ModelInfo(
         id=checkpoint.id,
@@ -40,4 +40,6 @@ def _describe(checkpoint: Checkpoint) -> ModelInfo:
         solver=family.solver,
         solvers=(*served, *(alias for alias, name in ALIASES.items() if name in served)),
         spacings=tuple(SPACINGS),
+        schedule=schedule,
+        prediction=prediction,
     )

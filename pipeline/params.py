@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.schedules import Schedule  # which imports this module
 
 MAX_PROMPT_CHARACTERS = 4000
 MIN_STEPS, MAX_STEPS = 1, 200
@@ -91,6 +95,8 @@ class ModelInfo:
     solver: str
     solvers: tuple[str, ...]
     spacings: tuple[str, ...]
+    schedule: "Schedule"
+    prediction: str  # of `pipeline.prediction`
 
     @property
     def native_size(self) -> tuple[int, int]:

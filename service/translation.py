@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
+from pipeline.planning import plan_of
 from service.errors import InvalidRequest, ModelNotFound
 from service.payloads import Drawn, Output
 from service.schemas import Cost, Image, ImageRequest, ImageResponse, InputTokens, Model, StageSeconds, Usage
@@ -42,6 +43,7 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
         for index in range(_given(request.n, 1))
     ]
     check_params(pictures[0], model)  # they differ in image_index only
+    plan_of(pictures[0], model)  # too few steps for the solver's start are refused here, before any stage has worked
     return pictures
 
 

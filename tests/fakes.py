@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
+from pipeline.schedules import Flow
 from service.backend import STAGES
 from service.payloads import Conditioning, Drawn, Output, PictureUsage, StageCensus
 
@@ -21,8 +22,10 @@ MODEL = ModelInfo(
     num_steps=4,
     guidance_scale=4.0,
     solver="euler",
-    solvers=("euler", "ddim"),
+    solvers=("euler", "ddim", "plms"),
     spacings=("trailing", "karras"),
+    schedule=Flow(),
+    prediction="flow",
 )
 USAGE = PictureUsage(
     text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),

@@ -1,5 +1,7 @@
 """The denoiser of a checkpoint behind an engine."""
 
+from functools import partial
+
 import torch
 
 from models.checkpoint import fill, load_tensors
@@ -8,24 +10,18 @@ from models.dit import DiT
 from models.folder import CLIP_CONFIG, CheckpointError, read_json
 from models.registry import spatial_compression
 from pipeline.build.device import fast_device, fast_dtype, set_threads
-from pipeline.build.schedule import read_schedule
 from pipeline.engine import Engine
-from pipeline.params import GenerationParams, ModelInfo
+from pipeline.params import ModelInfo
+from pipeline.planning import plan_of
 from pipeline.runner import StepRunner
-from pipeline.solvers import Plan, plan
 
 
 def build_engine(model: ModelInfo, *, max_rows: int = 16, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Engine:
     """The denoiser of `model` behind an engine; `dtype` defaults to what the processor does fast."""
     set_threads(num_threads)
     check_fit(model)
-    schedule, prediction = read_schedule(model.path)
-
-    def make_plan(params: GenerationParams) -> Plan:
-        return plan(params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta)
-
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
-    return Engine(build_runner(model, dtype=dtype), make_plan, scale, max_rows)
+    return Engine(build_runner(model, dtype=dtype), partial(plan_of, model=model), scale, max_rows)
 
 
 def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepRunner:

@@ -3,8 +3,9 @@
 Shapes: C latent channels, h x w latent pixels, H x W pixels, D = C h w numbers, K probes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,18 +16,19 @@ from models.vae import encode_pixels, load_vae
 from pipeline.build.device import fast_device
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_runner, check_fit
-from pipeline.build.schedule import read_schedule
 from pipeline.encoder import TextEncoder
-from pipeline.likelihood import bits_per_dim, log_likelihood, rademacher, standard_error
+from pipeline.likelihood import Denoise, bits_per_dim, elbo, fixed_large, gaussian, log_likelihood, rademacher, standard_error
 from pipeline.params import ModelInfo, TextReport
 from pipeline.prediction import x0_coefficients
 from pipeline.schedules import Schedule
-from pipeline.spacing import FIRST_TRAINED
+from pipeline.spacing import FIRST_TRAINED, make_grid
+
+Method = Callable[[Denoise, Schedule, Tensor, int, int, int, Callable[[float], None]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A number and its standard error, which is not a number if one probe was used."""
+    """A number and its standard error, which is not a number if one probe, or one draw of noise, was used."""
 
     value: float
     standard_error: float
@@ -36,7 +38,9 @@ class Measured:
 class Explanation:
     """How probable the latent of a picture is: `prompt` and `empty` in bits a dimension, `gain` in nats the prompt adds.
 
-    It is the density of the latent of `num_dims` numbers, blurred by noise of standard deviation `blur`; not of pixels.
+    It is the density of the latent of `num_dims` numbers, blurred by noise of standard deviation `blur`; not of pixels. By
+    the method `elbo` the density is that of ancestral sampling in so many steps, the ODE's only where the network is exact, and
+    each number a bound: no more bits than said, and the gain a difference of two bounds.
     """
 
     prompt: Measured
@@ -59,18 +63,17 @@ class LatentLikelihood:
     device: torch.device
 
     def explain(
-        self, pixels: np.ndarray, prompt: str, *, num_steps: int, num_probes: int, seed: int, progress: Callable[[int], None]
+        self, pixels: np.ndarray, prompt: str, *, method: str, num_steps: int, num_probes: int, seed: int, progress: Callable[[float], None]
     ) -> Explanation:
-        """Pixels (H, W, 3) uint8 and a text, compared with the empty text under the same probes.
+        """Pixels (H, W, 3) uint8 and a text, compared with the empty text under the same probes or noise.
 
-        Raises `InvalidParams` as `log_likelihood` and `rademacher` do.
+        `method` is a key of `METHODS`; `progress` is told the share done, in 0..1. Raises `InvalidParams` as
+        `log_likelihood`, `elbo` and `rademacher` do.
         """
         latent = self._latent(pixels)
         denoise, text = self._denoiser(prompt, "")
-        probes = rademacher(num_probes, latent.shape, seed)
-        found = log_likelihood(
-            denoise, self.schedule, latent.expand(2, -1, -1, -1), num_steps=num_steps, probes=probes, progress=progress
-        ).samples.cpu()
+        twice = latent.expand(2, -1, -1, -1)
+        found = METHODS[method](denoise, self.schedule, twice, num_steps, num_probes, seed, progress).cpu()
         dims = latent.numel()
         prompt_bits, empty_bits = bits_per_dim(found, dims).unbind(1)
         alpha, sigma = self.schedule.alpha_sigma(FIRST_TRAINED)
@@ -105,11 +108,43 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
     Raises `CheckpointError` (a `ValueError`) for a checkpoint that cannot be loaded.
     """
     check_fit(model)
-    schedule, prediction = read_schedule(model.path)
     device = fast_device()
     encoder = build_text_encoder(model)
     vae = load_vae(model.path / "vae", str(device), torch.float32)
-    return LatentLikelihood(build_runner(model, dtype=torch.float32).dit, vae, encoder, schedule, prediction, device)
+    return LatentLikelihood(build_runner(model, dtype=torch.float32).dit, vae, encoder, model.schedule, model.prediction, device)
+
+
+def _by_ode(
+    denoise: Denoise, schedule: Schedule, x: Tensor, num_steps: int, num_probes: int, seed: int, progress: Callable[[float], None]
+) -> Tensor:
+    """log p of x (N, C, h, w) as (K, N), an unbiased estimate a probe."""
+    probes = rademacher(num_probes, x[0].shape, seed)
+    return log_likelihood(
+        denoise, schedule, x, num_steps=num_steps, probes=probes, progress=lambda step: progress(step / num_steps)
+    ).samples
+
+
+def _by_elbo(
+    denoise: Denoise, schedule: Schedule, x: Tensor, num_steps: int, num_probes: int, seed: int, progress: Callable[[float], None]
+) -> Tensor:
+    """A lower bound on log p of x (N, C, h, w) as (K, N), one for each draw of noise, which all rows share.
+
+    Equal steps of lam down to the noise that `_by_ode` blurs by, so that the two speak of nearly the same density.
+    """
+    grid = make_grid(schedule, num_steps, "uniform_lam")
+    noise = (z.expand_as(x) for z in gaussian(x[0].shape, seed))
+    bounds = []
+    for k in range(num_probes):
+        done = partial(_share, progress, k * num_steps, num_probes * num_steps)
+        bounds.append(elbo(denoise, schedule, x, grid, noise=noise, variance=fixed_large, progress=done).nats)
+    return torch.stack(bounds)
+
+
+METHODS: Mapping[str, Method] = {"ode": _by_ode, "elbo": _by_elbo}
+
+
+def _share(progress: Callable[[float], None], before: int, total: int, step: int) -> None:
+    progress((before + step) / total)
 
 
 def _measured(samples: Tensor) -> Measured:

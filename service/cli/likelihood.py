@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 MAX_STEPS, MAX_PROBES = 1000, 1000
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # of Pillow's modes: what loses nothing as RGB
 BAR = 30
+STEPS = {"ode": 20, "elbo": 200}
+DOING = {"ode": "integrating", "elbo": "adding up"}
+NAMED = {"ode": "density", "elbo": "evidence lower bound on the density"}
 
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
+    if args.steps is None:
+        args.steps = STEPS[args.method]
     _check_numbers(args)
     model = model_of(settings_of(model=args.model))
     pixels = _read(Path(args.image), model)
@@ -52,12 +57,14 @@ def _explain(args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say
     except ValueError as error:  # a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
 
-    def show(step: int) -> None:
-        done = round(BAR * step / args.steps)
-        say(f"integrating {'━' * done}{'╌' * (BAR - done)} step {step} of {args.steps}")
+    def show(share: float) -> None:
+        done = round(BAR * share)
+        say(f"{DOING[args.method]} {'━' * done}{'╌' * (BAR - done)} {share:.1%}")
 
-    show(0)
-    return likelihood.explain(pixels, args.prompt, num_steps=args.steps, num_probes=args.probes, seed=args.seed, progress=show)
+    show(0.0)
+    return likelihood.explain(
+        pixels, args.prompt, method=args.method, num_steps=args.steps, num_probes=args.probes, seed=args.seed, progress=show
+    )
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -108,7 +115,8 @@ def _turned(model: ModelInfo) -> set[tuple[int, int]]:
 def _as_text(args: argparse.Namespace, model: ModelInfo, found: Explanation) -> str:
     return "\n".join(
         (
-            f"latent of {args.image} under {model.id}, {found.num_dims} numbers, density in bits a number (less is better explained):",
+            f"latent of {args.image} under {model.id}, {found.num_dims} numbers;",
+            f"{NAMED[args.method]} in bits a number (less is better explained):",
             f"  {_pm(found.prompt, 4)}  with the prompt",
             f"  {_pm(found.empty, 4)}  with the empty prompt",
             f"the prompt explains {_pm(found.gain, 2)} nats",
@@ -122,6 +130,7 @@ def _as_json(args: argparse.Namespace, model: ModelInfo, found: Explanation, sec
         "model": model.id,
         "prompt": args.prompt,
         "of": "latent",
+        "method": args.method,
         "num_dims": found.num_dims,
         "blur": found.blur,
         "bits_per_dim": _object(found.prompt),

@@ -8,7 +8,6 @@ from torch import Tensor
 from pipeline.build.decoder import build_decoder
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_engine, build_runner
-from pipeline.build.schedule import read_schedule
 from pipeline.catalog import find_model
 from pipeline.encoder import TextStates
 from pipeline.engine import Engine, Outcome
@@ -64,4 +63,4 @@ def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     return latents
 
 
-__all__ = ["add", "alone", "build_decoder", "drain", "engine", "model", "params", "read_schedule", "runner", "states"]
+__all__ = ["add", "alone", "build_decoder", "drain", "engine", "model", "params", "runner", "states"]

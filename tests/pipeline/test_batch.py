@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from pipeline.params import GenerationParams
 from pipeline.reference import generate_one
 from pipeline.request import Sample, start_state
 from pipeline.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from pipeline.solvers import SERVED, SOLVERS, canonical_name, plan
+from pipeline.solvers import READ, SERVED, SOLVERS, STATE, canonical_name, plan
 from pipeline.spacing import SPACINGS
 
 SHAPE = (4, 6, 6)
@@ -101,6 +102,24 @@ def test_64_different_samples_equal_64_reference_runs() -> None:
         worst[case] = float((sample.x.double() - wanted).abs().max()) / scale
     case = max(worst, key=worst.__getitem__)
     assert worst[case] < 1e-5, f"{case}: {worst[case]:.1e}; {sum(e >= 1e-5 for e in worst.values())} of 64 are off"
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (8, 12, 20), (8, 16, 16), (16, 32, 32), (4, 128, 128)], ids=str)
+def test_the_bits_of_an_update_do_not_depend_on_the_number_of_samples(shape: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    read = torch.randn(9, len(READ), *shape, generator=generator)
+    tables = torch.randn(9, len(STATE), len(READ), generator=generator)
+    out = torch.randn(9, *shape, generator=generator)
+
+    def updated(first: int, num: int) -> Tensor:
+        own = slice(first, first + num)
+        modulations = Modulations(torch.empty(0), torch.empty(0))
+        return batch.update(batch.Gathered(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own], modulations), out[own])
+
+    alone = torch.cat([updated(i, 1) for i in range(9)])
+    for num in (2, 3, 4, 5, 9):
+        for first in {0, 9 - num}:
+            assert torch.equal(updated(first, num), alone[first : first + num]), (first, num)
 
 
 def test_a_sample_of_many_has_the_bits_that_it_has_alone() -> None:

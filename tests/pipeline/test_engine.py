@@ -10,7 +10,7 @@ from pipeline import noise
 from pipeline.params import FinishReason, GenerationParams, InvalidParams
 from pipeline.reference import generate_one
 from pipeline.solvers import ALIASES
-from tests.pipeline.parts import add, alone, drain, engine, model, params, read_schedule, runner, states
+from tests.pipeline.parts import add, alone, drain, engine, model, params, runner, states
 
 
 def network(prompt: str):
@@ -27,7 +27,7 @@ def network(prompt: str):
 
 
 def reference(p: GenerationParams) -> Tensor:
-    schedule, prediction = read_schedule(model().path)
+    schedule, prediction = model().schedule, model().prediction
     return generate_one(
         network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver, p.num_steps,
         noise.draw(p.seed, p.image_index, noise.START, (4, 8, 8)), lambda k: noise.draw(p.seed, p.image_index, k + 1, (4, 8, 8)),

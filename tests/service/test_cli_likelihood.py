@@ -60,7 +60,8 @@ def test_one_object_tells_all(capsys, picture):
     prompt, empty, gain = (number["value"] for number in numbers)
     assert gain == pytest.approx((empty - prompt) * 256 * 0.6931472, abs=1e-6)
     assert found == {
-        "image": str(picture), "model": "tiny", "prompt": "a red xqzzy", "of": "latent", "num_dims": 256, "num_steps": 3, "probes": 2,
+        "image": str(picture), "model": "tiny", "prompt": "a red xqzzy", "of": "latent", "method": "ode",
+        "num_dims": 256, "num_steps": 3, "probes": 2,
         "seed": 4, "prompt_truncated": False, "unknown_words": found["unknown_words"],
     }  # fmt: skip
 
@@ -71,6 +72,17 @@ def test_a_seed_decides_the_estimate(capsys, picture):
     assert first["bits_per_dim"] == again["bits_per_dim"]
     assert first["explained_nats"] == again["explained_nats"]
     assert first["bits_per_dim"] != other["bits_per_dim"]
+
+
+def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, picture):
+    argv = (str(picture), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
+    ode, first, again = (told(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo"))
+    assert first == again != ode
+    assert first["standard_error"] > 0
+
+
+def test_the_bound_by_default_takes_more_steps(capsys, picture):
+    assert told(capsys, str(picture), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
 
 
 def test_one_probe_has_no_standard_error(capsys, picture):
@@ -154,7 +166,7 @@ def test_ctrl_c_ends_the_integral_at_once(picture):
     overdue = threading.Timer(200, process.kill)
     overdue.start()
     shown = b""
-    while b"step 1 of 1000" not in shown:
+    while b" 0.1%" not in shown:
         assert (read := os.read(ours, 4096)), shown
         shown += read
     process.send_signal(signal.SIGINT)

@@ -3,9 +3,10 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -49,6 +50,30 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in module.named_parameters():
             self.shadow[name].lerp_(p, 1.0 - decay)
+
+
+class FilterMuon(torch.optim.Muon):
+    """Muon (orthogonalised momentum) for convolutions: each filter bank is the matrix (out, kh x kw x in) of its columns.
+
+    The matrices are views of `filters` (4-D parameters in the channels-last layout), so whatever loads or averages the
+    parameters goes on working; only gradients are handed over.
+    """
+
+    def __init__(self, filters: Iterable[nn.Parameter], **options: Any):
+        self._filters = list(filters)
+        super().__init__([nn.Parameter(_as_matrix(p.data)) for p in self._filters], **options)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
+            if p.data_ptr() != matrix.data_ptr():
+                raise RuntimeError("a filter was moved: its matrix is no view of it any more")
+            matrix.grad = None if p.grad is None else _as_matrix(p.grad)
+        super().step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for p in self._filters:
+            p.grad = None
 
 
 @dataclass
@@ -117,6 +142,10 @@ class Run:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         return int(state["step"])
+
+
+def _as_matrix(filters: Tensor) -> Tensor:
+    return filters.permute(0, 2, 3, 1).flatten(1)
 
 
 def batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from models.recipes.emoji import data
-from models.recipes.emoji.training import Average, Run, bfloat16_copies
+from models.recipes.emoji.training import Average, FilterMuon, Run, bfloat16_copies, warmup_stable_decay
 
 WIDTH, LATENT_CHANNELS = 48, 8
 CROP, BATCH = 64, 16
 LATENT_NOISE = 0.05
+MSE_WEIGHT = 5.0  # the three terms are then about equal at 27 dB
 MOMENT_WEIGHT = 0.02
 WHITE_SHARE = 0.5  # the other crops lie on a random plain colour
 
@@ -42,7 +43,6 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     dataset = data.load(work)
     seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_vae])
     vae = build().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
     average = Average(vae, decay=0.998)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
@@ -50,11 +50,22 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         crops = _crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
         return _loss(vae, crops, generator)
 
-    Run("vae", vae, [optimiser], average, num_steps, work / "vae.ckpt").train(loss_of_step, seed)
+    Run("vae", vae, optimisers(vae), average, num_steps, work / "vae.ckpt", schedule=warmup_stable_decay).train(loss_of_step, seed)
     vae.load_state_dict(average.shadow, strict=False)
     vae.register_to_config(scaling_factor=_scaling_factor(vae, dataset, seen))
     vae.save_pretrained(work / "vae")
     print(f"vae: scaling_factor {vae.config.scaling_factor:.4f}, held-out PSNR {psnr(vae, dataset):.2f} dB")
+
+
+def optimisers(vae: AutoencoderTiny) -> list[torch.optim.Optimizer]:
+    """Muon for the filters between hidden layers, AdamW for biases and for what reads or writes pixels and latents."""
+    inner = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape[:2]) == WIDTH]
+    ids = {id(p) for p in inner}
+    rest = [p for p in vae.parameters() if id(p) not in ids]
+    return [
+        FilterMuon(inner, lr=2e-3, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
@@ -76,7 +87,7 @@ def _loss(vae: AutoencoderTiny, x: Tensor, generator: torch.Generator) -> Tensor
     y = functional_call(vae.decoder, _part(weights, "decoder."), (noisy,)).float()
     mean, variance = latents.float().mean((0, 2, 3)), latents.float().var((0, 2, 3))
     moments = (mean.square() + variance.clamp_min(1e-4).log().square()).mean()
-    return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(_gradient(y), _gradient(x)) + MOMENT_WEIGHT * moments
+    return F.l1_loss(y, x) + MSE_WEIGHT * F.mse_loss(y, x) + F.l1_loss(_gradient(y), _gradient(x)) + MOMENT_WEIGHT * moments
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
