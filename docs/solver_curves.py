@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 from pipeline.params import InvalidParams
 from pipeline.reference.adaptive import rk45
 from pipeline.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from pipeline.solvers import ALIASES, SOLVERS, Plan, plan
+from pipeline.solvers import ALIASES, SOLVERS, Plan, Tick, plan, walk
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -111,29 +111,6 @@ def guided(schedule: Schedule, guidance_scale: float) -> Denoise:
     return denoise
 
 
-def walk(table: Plan, denoise: Denoise, x: Tensor, noise: torch.Generator | None = None) -> Tensor:
-    """The ticks of a plan for data predictions, many starts (N, D) at once."""
-    y, ring = torch.zeros_like(x), [torch.zeros_like(x)] * 3
-    for k in table.ticks:
-        m = [k.p * x + k.q * denoise(x, k.t), *ring]
-        after = k.a * x + _combine(k.b, m) + k.s * y
-        y = k.d * x + _combine(k.f, m) + k.e * y
-        if k.c:
-            after += k.c * torch.randn(x.shape, generator=noise, dtype=x.dtype)
-        x = after
-        if k.push:
-            ring = m[:3]
-    return x
-
-
-def _combine(weights: tuple[float, ...], values: list[Tensor]) -> Tensor:
-    total = weights[0] * values[0]
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        if weight:
-            total = total + weight * value
-    return total
-
-
 def affordable(solver: str, schedule: Schedule, spacing: str, nfe: int) -> Plan | None:
     """The plan with most steps that takes at most `nfe` evaluations."""
     for num_steps in range(nfe // SOLVERS[solver].evaluations + 2, 0, -1):  # first and last steps may cost less than the others
@@ -159,7 +136,7 @@ class Bench:
 
     def error(self, table: Plan) -> float:
         """RMS distance to the exact ends over their RMS."""
-        found = walk(table, self.denoise, table.start_scale * self.start)
+        found = walk(table, lambda x, tick: self.denoise(x, tick.t), table.start_scale * self.start)
         return float((found - self.end).norm() / self.end.norm())
 
     def curve(self, solver: str) -> dict[int, tuple[int, float]]:
@@ -180,7 +157,11 @@ def law_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, flo
     table = plan(solver, schedule, "sample", num_steps)
     generator = torch.Generator().manual_seed(7)
     start = table.start_scale * torch.randn(NUM_LAW, 1, generator=generator, dtype=torch.float64)
-    end = walk(table, lambda x, t: posterior_mean(MODES, x, *schedule.alpha_sigma(t)), start, generator)
+
+    def network(x: Tensor, tick: Tick) -> Tensor:
+        return posterior_mean(MODES, x, *schedule.alpha_sigma(tick.t))
+
+    end = walk(table, network, start, lambda k: torch.randn(start.shape, generator=generator, dtype=start.dtype))
     return table.nfe, float((end.flatten().sort().values - _quantiles()).abs().mean()) / _deviation()
 
 
@@ -229,7 +210,7 @@ def measured_order(solver: str) -> float:
     for n in ORDER_STEPS:
         grid = (t, *(flow.time_of(first + i / n * (last - first)) for i in range(1, n)), t_end)
         table = plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
-        end = walk(table, lambda x, t: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(t)), x)
+        end = walk(table, lambda x, tick: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(tick.t)), x)
         errors.append(float((end - exact).abs().max()))
     return math.log2(errors[-2] / errors[-1])
 
@@ -241,7 +222,8 @@ def registry_table() -> str:
     """Every solver, one row each."""
     rows = ["| solver | order | evaluations a step | kind | place | schedules | source | use |", "|---|---|---|---|---|---|---|---|"]
     for name, solver in SOLVERS.items():
-        order, kind = (f"{solver.order}", "deterministic") if solver.deterministic else (f"weak {solver.order}", "stochastic")
+        kind = "deterministic" if solver.deterministic else "stochastic"
+        order = "none" if solver.order is None else f"{solver.order}" if solver.deterministic else f"weak {solver.order}"
         place, families = "served" if solver.served else "offline", ", ".join(solver.families)
         rows.append(f"| `{name}` | {order} | {solver.evaluations} | {kind} | {place} | {families} | {solver.source} | {solver.use} |")
     aliases = "; ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())

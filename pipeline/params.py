@@ -123,7 +123,7 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
             f"guidance_scale must be between {MIN_GUIDANCE_SCALE:g} and {MAX_GUIDANCE_SCALE:g}, got {params.guidance_scale:g}",
         )
     if params.solver not in model.solvers:
-        raise InvalidParams("solver", f"solver {params.solver!r} is unknown; allowed: {', '.join(model.solvers)}")
+        raise InvalidParams("solver", f"solver {params.solver!r} is not served by {model.id}; allowed: {', '.join(model.solvers)}")
     if params.timestep_spacing not in model.spacings:
         allowed = ", ".join(model.spacings)
         raise InvalidParams("timestep_spacing", f"timestep_spacing {params.timestep_spacing!r} is unknown; allowed: {allowed}")

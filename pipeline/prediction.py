@@ -3,10 +3,18 @@
 x = alpha x0 + sigma eps. The flow velocity is eps - x0 and never called v; v is alpha eps - sigma x0.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.params import InvalidParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = TypeVar("Value", "float", "Tensor")
 
 PREDICTIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "epsilon": lambda alpha, sigma: (1.0 / alpha, -sigma / alpha),
@@ -53,12 +61,12 @@ def convert(wanted: str, given: str, alpha: float, sigma: float) -> tuple[float,
     return u + w * p, w * q
 
 
-def learned_log_variance(fraction: float, beta: float, posterior: float) -> float:
+def learned_log_variance(fraction: Value, beta: float, posterior: float) -> Value:
     """The log variance that ADM's second half of channels means: log beta where `fraction` is 1, log posterior where it is 0.
 
-    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the network says 2 `fraction` - 1. Elementwise in its use, so no
-    table can hold it: the engine drops that half, and this says what it means to those who sample offline. Raises
-    `InvalidParams` unless both variances are positive.
+    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the network says 2 `fraction` - 1. Elementwise, of any shape, so no
+    table can hold it: the engine drops that half, and `pipeline.reference` samples with it offline. Raises `InvalidParams`
+    unless both variances are positive.
     """
     if not (beta > 0 and posterior > 0):
         raise InvalidParams("prediction", f"variances must be positive, got {beta} and {posterior}")

@@ -14,7 +14,7 @@ from typing import Protocol
 from pipeline.params import InvalidParams
 
 NUM_TRAIN_STEPS = 1000
-NO_SIGNAL = 5e-3  # alpha under which float32 cannot tell data from x and noise: the start of flow and cosine paths
+NO_SIGNAL = 5e-3  # alpha under which steps in noise form would divide by next to nothing: the start of flow and cosine paths
 
 
 class Schedule(Protocol):

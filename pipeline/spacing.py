@@ -50,7 +50,7 @@ def leading(schedule: Schedule, num_steps: int) -> list[float]:
     """Equal whole training steps counted from the clean end (Stable Diffusion, offset 1), the first moved to t = 1."""
     stride = NUM_TRAIN_STEPS // num_steps
     if num_steps >= NUM_TRAIN_STEPS:
-        raise InvalidParams("num_inference_steps", f"leading takes fewer than {NUM_TRAIN_STEPS} steps, got {num_steps}")
+        raise InvalidParams("num_inference_steps", f"num_inference_steps must be under {NUM_TRAIN_STEPS} for leading, got {num_steps}")
     times = [(i * stride + 2) / NUM_TRAIN_STEPS for i in reversed(range(num_steps))]
     return [1.0, *(schedule.warp(min(t, LAST_FINITE)) for t in times[1:])]
 
@@ -58,7 +58,7 @@ def leading(schedule: Schedule, num_steps: int) -> list[float]:
 def linspace(schedule: Schedule, num_steps: int) -> list[float]:
     """Equal steps from the last trained time to the first (Ho et al. 2020), both included."""
     if num_steps < 2:
-        raise InvalidParams("num_inference_steps", "linspace has two ends and takes at least 2 steps")
+        raise InvalidParams("num_inference_steps", "num_inference_steps must be at least 2 for linspace, which has two ends")
     return [schedule.warp(1.0 + i / (num_steps - 1) * (FIRST_TRAINED - 1.0)) for i in range(num_steps)]
 
 

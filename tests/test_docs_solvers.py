@@ -40,6 +40,13 @@ def test_the_table_of_solvers_is_the_registry(curves):
     assert block("registry") == curves.registry_table(), "python docs/solver_curves.py --registry"
 
 
+def test_the_example_says_what_it_prints(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(code, "docs/solvers.md", "exec"), {})  # noqa: S102
+    (told,) = re.findall(r"print\(f.*# (\S+)$", code, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines()[-1] == told
+
+
 def test_every_spacing_is_explained():
     section = PAGE[PAGE.index("## Spacings") : PAGE.index("## What is not served")]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(SPACINGS)
@@ -51,14 +58,15 @@ def test_every_solver_has_its_figures(curves):
     assert set(curves.STYLES) == set(SOLVERS)
 
 
-@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc_2", "heun"])
-def test_the_errors_are_those_that_are_found(curves, solver):
-    bench = curves.Bench(curves.CASES[3])
+@pytest.mark.parametrize("case", [0, 3, 5])
+def test_the_errors_are_those_that_are_found(curves, case):
+    bench = curves.Bench(curves.CASES[case])
     told = block("errors").split("At most ")[1:]
-    for nfe, table in zip(curves.TABLED, told, strict=True):
-        cell = rows(table)[solver][3].replace("*", "").split()[0]
-        plan = curves.affordable(solver, curves.CASES[3].schedule, curves.CASES[3].spacing, nfe)
-        assert bench.error(plan) == pytest.approx(float(cell), rel=0.05)
+    for solver in ("dpmpp_2m", "unipc_2", "heun", "plms"):
+        for nfe, table in zip(curves.TABLED, told, strict=True):
+            cell = rows(table)[solver][case].replace("*", "").split()[0]
+            plan = curves.affordable(solver, curves.CASES[case].schedule, curves.CASES[case].spacing, nfe)
+            assert bench.error(plan) == pytest.approx(float(cell), rel=0.05), solver
 
 
 def test_the_orders_are_those_that_are_found(curves):

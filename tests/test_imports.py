@@ -13,7 +13,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("models", "pipeline", "service")
 PURE = ("schedules", "spacing", "prediction", "solvers", "guidance", "reference", "likelihood")  # of pipeline: mathematics, no networks
-SERVICE_MAY_USE = ("build", "catalog", "params", "planning", "images", "guidance", "solvers")  # of pipeline; solvers: to list them
+SERVICE_MAY_USE = (
+    "build",
+    "catalog",
+    "params",
+    "planning",
+    "evaluation",
+    "images",
+    "guidance",
+    "solvers",
+)  # of pipeline; solvers: to list them
 TORCH_FREE = ("gateway", "schemas", "errors", "accounting", "auth")  # of service: small replicas that start fast
 DRAGS_TORCH_IN = {"torch", "torchvision", "diffusers", "open_clip", "timm", "transformers", "xformers", "accelerate"}
 NOT_FOR_PIPELINE = {"ray", "fastapi", "starlette", "pydantic"}

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 
-def logit_normal_times(num: int, generator: torch.Generator) -> Tensor:
-    """Times in (0, 1) whose logit is standard normal: mid-noise is where the work is (SD3, arXiv:2403.03206).
+def logit_normal_times(num: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
+    """Times in (0, 1) whose logit is normal, of unit variance: mid-noise is where the work is (SD3, arXiv:2403.03206).
 
     Stratified, one time in each of `num` equally likely intervals, so that a small batch sees all of them; in no order.
     """
     quantiles = (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
-    return torch.sigmoid(torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)))
+    return torch.sigmoid(mean + torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)))
 
 
 def flow_sample(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ It shares the schedules and the grids with the engine and nothing else: it never
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
+from pipeline.params import InvalidParams
 from pipeline.reference import multistep, onestep, singlestep
 from pipeline.reference.problem import Problem
 from pipeline.schedules import Schedule
@@ -56,7 +56,14 @@ def generate_one(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guidance_rescale: float = 0.0,
 ) -> Tensor:
-    """From the start x (C, H, W) to data. `cond` and `uncond` are the network with the prompt and the negative prompt."""
+    """From the start x (C, H, W) to data (C, H, W), float64.
+
+    `cond` and `uncond` are the network with the prompt and the negative prompt; `noise(k)` is z of evaluation k. The options
+    mean what they mean in `GenerationParams`, and solvers what their papers say (`onestep`, `multistep`, `singlestep`). Raises
+    `InvalidParams` for a solver or a prediction that it does not know.
+    """
+    if solver not in UPDATES and solver != "ddim":
+        raise InvalidParams("solver", f"solver {solver!r} is unknown; allowed: {', '.join((*UPDATES, 'ddim'))}")
 
     def denoise(x: Tensor, t: float) -> Tensor:
         timestep = schedule.timestep(t)
@@ -87,4 +94,6 @@ def x0_from(prediction: str, out: Tensor, x: Tensor, alpha: float, sigma: float)
         return (x - sigma * out) / (alpha + sigma)
     if prediction == "score":
         return (x + sigma**2 * out) / alpha
-    return torch.as_tensor(out)
+    if prediction == "sample":
+        return out
+    raise InvalidParams("prediction", f"prediction {prediction!r} is unknown")

@@ -1,9 +1,11 @@
 """One-step methods, each in the form of its paper."""
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
+from pipeline.prediction import learned_log_variance
 from pipeline.reference.problem import Problem
 
 
@@ -38,13 +40,31 @@ def ddpm_fixed_large(problem: Problem, x: Tensor) -> Tensor:
 
 def _ancestral(problem: Problem, x: Tensor, fixed_large: bool) -> Tensor:
     for k, (t, t_next) in enumerate(problem.steps):
-        alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
-        x0 = problem.denoise(x, t)
-        alpha_step = alpha / alpha_next
-        beta = sigma**2 - alpha_step**2 * sigma_next**2  # beta_t where the path preserves variance
-        x = (alpha_step * sigma_next**2 * x + alpha_next * beta * x0) / sigma**2
+        x, beta, posterior = _posterior(problem, x, t, t_next)
         if t_next > 0.0:
-            x = x + math.sqrt(beta if fixed_large else beta * sigma_next**2 / sigma**2) * problem.noise(k)
+            x = x + math.sqrt(beta if fixed_large else posterior) * problem.noise(k)
+    return x
+
+
+def _posterior(problem: Problem, x: Tensor, t: float, t_next: float) -> tuple[Tensor, float, float]:
+    """Mean of q(x' | x, x0) with the predicted data, beta_t (where the path preserves variance), and the posterior's variance."""
+    alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+    alpha_step = alpha / alpha_next
+    beta = sigma**2 - alpha_step**2 * sigma_next**2
+    mean = (alpha_step * sigma_next**2 * x + alpha_next * beta * problem.denoise(x, t)) / sigma**2
+    return mean, beta, beta * sigma_next**2 / sigma**2
+
+
+def ddpm_learned(problem: Problem, x: Tensor, fraction: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """`ddpm` with a variance of every element's own (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15), x of any shape.
+
+    `fraction(x, t)`, of the shape of x, is where between the posterior's variance (0) and beta (1) its logarithm lies.
+    """
+    for k, (t, t_next) in enumerate(problem.steps):
+        mean, beta, posterior = _posterior(problem, x, t, t_next)
+        if t_next == 0.0:
+            return mean
+        x = mean + (0.5 * learned_log_variance(fraction(x, t), beta, posterior)).exp() * problem.noise(k)
     return x
 
 

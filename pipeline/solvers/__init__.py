@@ -15,23 +15,26 @@ from pipeline.solvers.onestep import ddim, ddpm, ddpm_fixed_large, euler, euler_
 from pipeline.solvers.singlestep import dpm_2s, dpm_3s, dpmpp_2s
 from pipeline.solvers.table import COLUMNS, READ, RING, STATE, Path, Plan, Point, Tick
 from pipeline.solvers.unipc import unipc
+from pipeline.solvers.walk import walk
 from pipeline.spacing import check_grid, make_grid
 
 __all__ = [
     "ALIASES", "COLUMNS", "READ", "RING", "SERVED", "SOLVERS", "STATE", "Path", "Plan", "Point", "Solver", "Tick", "canonical_name", "plan",
+    "walk",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A solver as it is offered: `order` of convergence (weak order if it is stochastic), evaluations a step, and its place.
+    """A solver as it is offered: `order` of convergence (weak order if it is stochastic, None if it has none), evaluations a
+    step, and its place.
 
     `served` solvers have a bounded number of ticks and run in any batch; the others only in the library. `families` are the
     schedules that it is defined on.
     """
 
     planner: Callable[[Path], list[Tick]]
-    order: int
+    order: int | None
     evaluations: int
     source: str
     use: str
@@ -43,9 +46,11 @@ class Solver:
 SOLVERS: dict[str, Solver] = {
     "dpmpp_2m": Solver(dpmpp_2m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "the default: guided sampling in 15 to 25 steps"),
     "unipc_2": Solver(unipc(2), 3, 1, "Zhao et al. 2023, arXiv:2302.04867", "guided sampling in 8 to 20 steps"),
-    "unipc_3": Solver(unipc(3), 4, 1, "Zhao et al. 2023, arXiv:2302.04867", "weak guidance (up to 3), or 20 steps and more"),
+    "unipc_3": Solver(unipc(3), 4, 1, "Zhao et al. 2023, arXiv:2302.04867", "without guidance, or 20 steps and more"),
     "dpmpp_3m": Solver(dpmpp_3m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "as published in code; 15 steps and more"),
-    "dpmpp_3m_order3": Solver(dpmpp_3m_order3, 3, 1, "Lu et al. 2022, arXiv:2211.01095, corrected", "weak guidance, or 20 steps and more"),
+    "dpmpp_3m_order3": Solver(
+        dpmpp_3m_order3, 3, 1, "Lu et al. 2022, arXiv:2211.01095, corrected", "without guidance, or 20 steps and more"
+    ),
     "dpmpp_2s": Solver(dpmpp_2s, 2, 2, "Lu et al. 2022, arXiv:2211.01095", "comparison; steady under guidance, at twice the cost"),
     "dpm_2s": Solver(dpm_2s, 2, 2, "Lu et al. 2022, arXiv:2206.00927", "comparison; without guidance"),
     "dpm_3s": Solver(dpm_3s, 3, 3, "Lu et al. 2022, arXiv:2206.00927", "accurate trajectories without guidance"),
@@ -69,7 +74,7 @@ SOLVERS: dict[str, Solver] = {
     ),
     "langevin": Solver(
         langevin,
-        1,
+        None,
         INNER_STEPS,
         "Song and Ermon 2019, arXiv:1907.05600",
         "study; not served",
@@ -95,10 +100,13 @@ def plan(
     lower_order_final: bool = True,
     inside: tuple[tuple[float, ...], ...] | None = None,
 ) -> Plan:
-    """The ticks of `solver` over a grid of `num_steps` steps: by the rule `spacing`, or the custom list `grid`.
+    """The ticks of `solver`, a name or an alias, over a grid of `num_steps` steps.
 
-    `eta` in 0..1 is DDIM's. A custom grid may start below t = 1: x is then already there, and the caller's. `inside` gives
-    the inner times of every step to single-step solvers. Raises `InvalidParams` naming what is wrong.
+    `schedule` is one of `pipeline.schedules`, `prediction` one of `pipeline.prediction.PREDICTIONS`: what the network was
+    trained with. The grid is by the rule `spacing` (`pipeline.spacing.SPACINGS`) or the custom list `grid` of times, which may
+    start below t = 1: x is then already there, and the caller's. `eta` in 0..1 is DDIM's. `lower_order_final` lets multistep
+    solvers end at lower orders, which is safer with few steps. `inside` gives the inner times of every step to single-step
+    solvers. Raises `InvalidParams` naming what is wrong.
     """
     name = canonical_name(solver)
     chosen = SOLVERS[name]
@@ -106,6 +114,8 @@ def plan(
         raise InvalidParams(
             "solver", f"solver {solver!r} is not defined on this model's schedule ({schedule.family}), only on {', '.join(chosen.families)}"
         )
+    if grid is not None and spacing != "trailing":
+        raise InvalidParams("grid", "a grid says where the steps stand: give it no timestep_spacing")
     planner = chosen.planner
     if eta != 0.0:
         if solver != "ddim":

@@ -82,7 +82,9 @@ def plms(path: Path) -> list[Tick]:
     """
     start = path.start
     if len(path.steps) < start + 2:
-        raise InvalidParams("num_inference_steps", f"plms takes at least {start + 2} steps here, got {len(path.steps)}")
+        raise InvalidParams(
+            "num_inference_steps", f"num_inference_steps must be at least {start + 2} for plms on this schedule, got {len(path.steps)}"
+        )
     ticks = [ddim_tick(now, then) for now, then in path.steps[:start]]
     now, then = path.steps[start]
     first = _transfer_tick(now, then, ADAMS_BASHFORTH[0], push=True)

@@ -26,7 +26,7 @@ def ddpm(path: Path) -> list[Tick]:
 def ddpm_fixed_large(path: Path) -> list[Tick]:
     """Ancestral sampling with the forward variance, beta where the step is a training step (Ho et al. 2020, section 3.2).
 
-    The posterior's mean, and the larger of the two variances that bound the true one. No noise at the last step.
+    The posterior's mean and, where the path preserves variance, the larger of the two bounds of the true one. No noise at the last step.
     """
     ticks = []
     for now, then in path.steps:

@@ -1,7 +1,7 @@
 """Single-step solvers: several evaluations inside each step, nothing remembered from one step to the next.
 
-Exponential Runge-Kutta in lam with h = lam' - lam. A step from pure noise or to pure data, where h is infinite, is an
-Euler step of one evaluation.
+Exponential Runge-Kutta in lam with h = lam' - lam. A step from next to pure noise or to pure data, where h is infinite
+or nearly so, is an Euler step of one evaluation.
 """
 
 import math

@@ -165,10 +165,12 @@ class Path:
         now, then = self.points[step], self.points[step + 1]
         if self.inside is None:
             times: Sequence[float] = [self.schedule.time_of(now.lam + r * (then.lam - now.lam)) for r in fractions]
-        elif step < len(self.inside) and len(self.inside[step]) == len(fractions):
-            times = self.inside[step]
         else:
-            raise InvalidParams("inside", f"inside must give {len(fractions)} times for every step")
+            times = self.inside[step] if step < len(self.inside) else ()
+            if len(times) != len(fractions) or not all(u > v for u, v in pairwise((now.t, *times, then.t))):
+                raise InvalidParams(
+                    "inside", f"inside must give every step {len(fractions)} falling times within it, got {times} for {step}"
+                )
         return [_point(self.schedule, self.prediction, t) for t in times]
 
 

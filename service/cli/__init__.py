@@ -1,6 +1,7 @@
 """The command `safelight`. Nothing heavy is imported before the command line has been understood."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -23,12 +24,17 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        return int(import_module(f"service.cli.{args.command}").run(args))
+        code = int(import_module(f"service.cli.{args.command}").run(args))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"safelight {args.command}: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def make_parser() -> Parser:
@@ -39,6 +45,7 @@ def make_parser() -> Parser:
     _add_serve(commands.add_parser("serve", help="start the service on this machine"))
     _add_encode(commands.add_parser("encode", help="write the text states of a prompt to a safetensors file"))
     _add_likelihood(commands.add_parser("likelihood", help="how well a model explains a picture, and how much of that the prompt does"))
+    _add_eval(commands.add_parser("eval", help="how often a model draws what prompts say"))
     models = commands.add_parser("models", help="list the embedded models")
     models.add_argument("--json", action="store_true", help="one JSON array on stdout")
     solvers = commands.add_parser("solvers", help="list the solvers: order, cost, schedules, source, and when to take which")
@@ -95,6 +102,27 @@ def _add_likelihood(parser: argparse.ArgumentParser) -> None:
         "--probes", type=int, default=4, metavar="K", help="random probes of the divergence, or draws of noise; default %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the probes or the noise; default %(default)s")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Draws prompts and looks up the nearest clean picture of each among those that the model was taught. FILE holds JSON lines with "
+        "a prompt and any of concept (an emoji's hexcode, or several of which any is right), style and background. "
+        "Without FILE: the sets that come with the model."
+    )
+    _add_model(parser)
+    parser.add_argument("--prompts", metavar="FILE")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
+    parser.add_argument("--solver", metavar="S")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the first picture; the next ones count on; default %(default)s"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many prompts of each set")
+    parser.add_argument(
+        "--keep", metavar="DIR", help="keep the pictures there; drawn again they are taken from there, so a run can be resumed"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 

@@ -19,6 +19,20 @@ def progress(first: str) -> Iterator[Say]:
         yield status.update
 
 
+@contextmanager
+def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, told by the yielded function how many of `total` are done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
 def note(text: str) -> None:
     """A remark beside the result."""
     if sys.stderr.isatty():

@@ -31,10 +31,17 @@ def _describe(name: str) -> dict[str, object]:
     }
 
 
+def _order(name: str) -> str:
+    solver = SOLVERS[name]
+    if solver.order is None:
+        return "no order"
+    return f"{'order' if solver.deterministic else 'weak order'} {solver.order}"
+
+
 def _as_text(name: str) -> str:
     solver = SOLVERS[name]
     facts = (
-        f"{'order' if solver.deterministic else 'weak order'} {solver.order}",
+        _order(name),
         f"{solver.evaluations} evaluation{'s' * (solver.evaluations > 1)} a step",
         "deterministic" if solver.deterministic else "stochastic",
         "served" if solver.served else "offline",

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from models.recipes import objectives
-from models.recipes.emoji.captions import MAX_KEYWORDS, STYLES, Concept, sample_caption, styled
+from models.recipes.emoji import data, dit, prompts, views
+from models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, Concept, on_background, sample_caption, styled
 from models.recipes.emoji.data import Picture, composite
-from models.recipes.emoji.evaluate import rate
-from models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_cosine
+from models.recipes.emoji.text import small_pictures
+from models.recipes.emoji.training import DECAY, Average, FilterMuon, Run, bfloat16_copies, warmup_cosine, warmup_stable_decay
 
 APPLE = Concept("1f34e", "red apple", ("fruit", "healthy", "mac", "school"))
 
@@ -45,7 +46,7 @@ def test_the_holdout_is_the_written_rule() -> None:
 
 def test_captions_name_the_concept_and_only_its_own_style() -> None:
     rng = random.Random(0)
-    captions = {sample_caption(APPLE, "flat", rng) for _ in range(2000)}
+    captions = {sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)}
     assert {"red apple", "a red apple", "flat red apple"} <= captions
     assert not any("3d" in c or "noto" in c for c in captions)
     for caption in captions:
@@ -53,6 +54,78 @@ def test_captions_name_the_concept_and_only_its_own_style() -> None:
         assert words & {"red", "fruit", "healthy", "mac", "school"}
         assert len(words & set(APPLE.keywords)) <= MAX_KEYWORDS
     assert styled("rocket", "3d") == "3d rocket"
+
+
+def test_any_background_but_white_is_always_named() -> None:
+    rng = random.Random(0)
+    blue = [sample_caption(APPLE, "flat", "blue", rng) for _ in range(500)]
+    assert all("blue" in caption for caption in blue)
+    assert {on_background("red apple", "blue"), "red apple on blue", "red apple, blue background"} <= {*blue}
+    white = [sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)]
+    assert sum("white" in caption for caption in white) / len(white) == pytest.approx(0.1, abs=0.03)
+    assert not any(colour in caption for caption in white for colour in COLOURS if colour not in ("red", WHITE))
+
+
+def test_a_twentieth_of_concepts_on_colours_is_kept_back() -> None:
+    shown = [Picture(Concept(f"{code:x}", "x", ()), "3d").shown_on(c) for code in range(0x1F300, 0x1F600) for c in COLOURS]
+    assert sum(shown) / len(shown) == pytest.approx(19 / 20, abs=0.01)
+    assert Picture(APPLE, "3d").shown_on("blue") == Picture(APPLE, "noto").shown_on("blue")
+
+
+PICTURES = tuple(
+    Picture(Concept(f"{code:x}", f"thing {code}", ("thing", f"no {code % 7}")), s) for code in range(1000, 1200) for s in STYLES
+)
+
+
+def test_views_leave_out_what_is_held_out() -> None:
+    dataset = data.Dataset(PICTURES, np.zeros((len(PICTURES), 1, 1, 4), np.uint8))
+    chosen = views._choose(dataset, 3, seed=0)
+    assert {i for i, _ in chosen} == {i for i, p in enumerate(PICTURES) if not p.held_out_from_dit}
+    for index in {i for i, _ in chosen}:
+        colours = [views.NAMES[c] for i, c in chosen if i == index]
+        assert colours[0] == WHITE
+        assert len({*colours}) == 4
+        assert all(PICTURES[index].shown_on(colour) for colour in colours[1:])
+
+
+def test_a_placed_picture_stands_in_the_middle_of_its_background() -> None:
+    rgba = np.full((128, 128, 4), 255, np.uint8)
+    placed = views.placed(rgba, (160, 96), (10, 20, 30))
+    assert placed.shape == (96, 160, 3)
+    assert (placed[:, :32] == (10, 20, 30)).all()
+    assert (placed[:, 128:] == (10, 20, 30)).all()
+    assert (placed[:, 32:128] == 255).all()
+
+
+def test_other_sizes_come_as_the_learning_rate_falls() -> None:
+    sizes = [dit.size_of_step(step, 1000, torch.Generator().manual_seed(step)) for step in range(1000)]
+    assert {*sizes[: int(1000 * (1 - DECAY))]} == {views.NATIVE}
+    late = sizes[int(1000 * (1 - DECAY)) :]
+    assert {*late} == {views.NATIVE, *views.OTHERS}
+    assert late.count(views.NATIVE) / len(late) == pytest.approx(0.5, abs=0.1)
+
+
+def test_sets_of_prompts_ask_for_what_they_say() -> None:
+    sets = prompts.make_sets(PICTURES)
+    held = {(p.concept.hexcode, p.style) for p in PICTURES if p.held_out_from_dit}
+    assert {(p.concepts[0], p.style) for p in sets["held-out"]} == held
+    assert not {(p.concepts[0], p.style) for p in sets["styled"]} & held
+    for prompt in sets["backgrounds"]:
+        assert Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
+    for prompt in sets["held-out-backgrounds"]:
+        assert not Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
+    for prompt in sets["keywords"]:
+        assert len(prompt.concepts) == len({p.concept for p in PICTURES if all(k in prompt.text for k in p.concept.keywords)})
+    assert prompts.make_sets(PICTURES) == sets
+
+
+def test_small_pictures_keep_their_colour_where_they_are_clear() -> None:
+    rgba = np.zeros((1, 128, 128, 4), np.uint8)
+    rgba[0, :64] = (200, 100, 0, 255)
+    small = small_pictures(data.Dataset((), rgba))
+    assert small.shape == (1, 4, 64, 64)
+    assert small[0, :, 0, 0].tolist() == [200, 100, 0, 255]
+    assert small[0, :, 63, 63].tolist() == [0, 0, 0, 0]
 
 
 def test_composite_is_straight_alpha() -> None:
@@ -65,6 +138,30 @@ def test_learning_rate_rises_then_falls() -> None:
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == factors[10] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.02, abs=0.01)
+
+
+def test_the_last_fifth_falls_to_nothing_and_nothing_before_knows_the_end() -> None:
+    assert [warmup_stable_decay(step, 1000, 10) for step in range(700)] == [warmup_stable_decay(step, 2000, 10) for step in range(700)]
+    last = [warmup_stable_decay(step, 1000, 10) for step in range(800, 1001)]
+    assert last == sorted(last, reverse=True)
+    assert (last[0], last[-1]) == (1.0, 0.0)
+
+
+def test_filters_are_stepped_as_the_matrices_that_they_are() -> None:
+    """Against torch's own Muon on a copy of the matrix; the convolution sees its new filters without being told."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(6, 36).clone())
+    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = FilterMuon([convolution.weight], **options), torch.optim.Muon([matrix], **options)
+    for _ in range(2):
+        convolution(torch.randn(2, 4, 8, 8)).square().sum().backward()
+        matrix.grad = convolution.weight.grad.permute(0, 2, 3, 1).reshape(6, 36).clone()
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+        assert convolution.weight.grad is None
+        torch.testing.assert_close(convolution.weight.permute(0, 2, 3, 1).reshape(6, 36), matrix)
 
 
 def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -101,8 +198,3 @@ def test_gradients_reach_the_float32_masters() -> None:
     assert net.weight.grad is not None
     assert net.weight.grad.dtype == torch.float32
     assert torch.equal(net.bias.grad, torch.ones(2))
-
-
-def test_wilson_interval() -> None:
-    got = rate([True] * 20 + [False] * 80)
-    assert (got["rate"], got["low"], got["high"]) == (0.2, pytest.approx(0.1334, abs=1e-3), pytest.approx(0.2888, abs=1e-3))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline import solvers
 from pipeline.schedules import Schedule
 from pipeline.solvers import Plan
 
@@ -98,18 +99,5 @@ def wasserstein_to(data: Mixture, x: Tensor) -> float:
 
 
 def walk(table: Plan, network: Callable[[Tensor, float], Tensor], x: Tensor, noise: Callable[[int], Tensor] | None = None) -> Tensor:
-    """A plan executed on one tensor: what the letters of its table say, with nothing batched. `network(x, t)` is the raw output."""
-    y, ring = x, [x, x, x]
-    for k, tick in enumerate(table.ticks):
-        m = [tick.p * x + tick.q * network(x, tick.t), *ring]
-        x, y = _combined(tick.a, x, tick.s, y, tick.b, m), _combined(tick.d, x, tick.e, y, tick.f, m)
-        if tick.c:
-            x = x + tick.c * noise(k)
-        if tick.push:
-            ring = m[:3]
-    return x
-
-
-def _combined(a: float, x: Tensor, s: float, y: Tensor, weights: tuple[float, ...], m: list[Tensor]) -> Tensor:
-    terms = [(a, x), (s, y), *zip(weights, m, strict=True)]
-    return sum((weight * value for weight, value in terms if weight), torch.zeros_like(x))
+    """The library's walk for a network that is a formula of time: `network(x, t)` is the raw output."""
+    return solvers.walk(table, lambda x, tick: network(x, tick.t), x, noise)

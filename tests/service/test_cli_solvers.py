@@ -33,7 +33,7 @@ def test_people_read_what_each_is_for(capsys):
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")] == list(SOLVERS)
     assert "heun              order 2; 2 evaluations a step; deterministic; served; on vp, flow, ve" in out
-    assert "langevin          weak order 1; 100 evaluations a step; stochastic; offline; on ve" in out
+    assert "langevin          no order; 100 evaluations a step; stochastic; offline; on ve" in out
     for name, solver in SOLVERS.items():
         assert f"{solver.use} [{solver.source}]" in out, name
     for alias in ALIASES:

@@ -1,6 +1,6 @@
 """The caption grammar: what a prompt for `emoji-128` may look like.
 
-A caption names a concept (its label, its keywords, or both), perhaps a style, perhaps an article.
+A caption names a concept (its label, its keywords, or both), perhaps with an article, a style or a background.
 The grammar is the contract with the user: what is said in training is what is understood in use.
 """
 
@@ -14,6 +14,21 @@ STYLE_PHRASES = {
     "flat": ("flat {}", "{} flat", "{}, flat style", "{} in flat style"),
     "noto": ("noto {}", "{} noto", "{}, noto style", "{} in noto style"),
 }
+
+WHITE = "white"
+COLOURS = {
+    WHITE: (255, 255, 255),
+    "red": (220, 50, 47),
+    "orange": (245, 150, 40),
+    "yellow": (250, 220, 80),
+    "green": (60, 160, 75),
+    "blue": (50, 110, 210),
+    "purple": (130, 70, 180),
+    "pink": (250, 170, 200),
+    "black": (20, 20, 24),
+}
+BACKGROUND_PHRASES = ("{} on a {} background", "{} on {}", "{}, {} background")
+NAME_WHITE = 0.1  # of the captions of pictures on white say so; any other background is always named
 
 MAX_KEYWORDS = 4
 
@@ -37,11 +52,18 @@ def styled(caption: str, style: str) -> str:
     return STYLE_PHRASES[style][0].format(caption)
 
 
-def sample_caption(concept: Concept, style: str, rng: random.Random) -> str:
-    """One caption for the picture of `concept` in `style`, drawn from the grammar."""
+def on_background(caption: str, colour: str) -> str:
+    """The plainest caption that asks for a background: `red apple on a blue background`."""
+    return BACKGROUND_PHRASES[0].format(caption, colour)
+
+
+def sample_caption(concept: Concept, style: str, colour: str, rng: random.Random) -> str:
+    """One caption for the picture of `concept` in `style` on a background of `colour`, drawn from the grammar."""
     subject = _subject(concept, rng)
     if rng.random() < 0.5:
         subject = rng.choice(STYLE_PHRASES[style]).format(subject)
+    if colour != WHITE or rng.random() < NAME_WHITE:
+        subject = rng.choice(BACKGROUND_PHRASES).format(subject, colour)
     return subject
 
 

@@ -41,6 +41,10 @@ class Picture:
         """Never shown to the DiT: drawing it is generalisation, not memory."""
         return _falls_in_holdout(f"{self.concept.hexcode}/{self.style}")
 
+    def shown_on(self, colour: str) -> bool:
+        """Whether the DiT may see it on a background of `colour`: a twentieth of all (concept, colour) pairs is kept back."""
+        return not _falls_in_holdout(f"{self.concept.hexcode}/{colour}")
+
     @property
     def held_out_from_vae(self) -> bool:
         """Never shown to the autoencoder: what its PSNR is measured on."""

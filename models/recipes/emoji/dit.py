@@ -1,29 +1,25 @@
-"""Stage `dit`: the diffusion transformer, trained on frozen latents and frozen text states with the flow objective.
+"""Stage `dit`: the diffusion transformer, trained on frozen latents and a frozen text tower with the flow objective.
 
-Pictures held out by rule are never shown. The text is dropped in a tenth of the samples, so that guidance has an
-unconditional model to lean on.
+The text is dropped in a tenth of the samples, so that guidance has an unconditional model to lean on. In the last fifth of
+the steps every second batch is of another size than the native one.
 """
 
-import hashlib
 import random
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderTiny
-from rich.progress import track
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from models.attention import BACKENDS
-from models.checkpoint import CLIP_WEIGHTS, WEIGHTS
 from models.config import DiTConfig
 from models.dit import DiT
 from models.recipes import objectives
-from models.recipes.emoji import data
-from models.recipes.emoji.captions import sample_caption
-from models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
+from models.recipes.emoji import data, views
+from models.recipes.emoji.captions import WHITE, sample_caption
+from models.recipes.emoji.training import DECAY, Average, Run, bfloat16_copies, warmup_stable_decay
 from models.recipes.emoji.vae import LATENT_CHANNELS
 from models.text import ClipTextTower
 from pipeline.schedules import NUM_TRAIN_STEPS
@@ -40,20 +36,10 @@ CONFIG = DiTConfig(
     interpolation_scale=1,
 )
 BATCH = 64  # the optimiser's step costs as much as 20 samples, whatever the batch
-CAPTIONS_PER_PICTURE = 12
 DROP_TEXT = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """What training reads, computed once: latents (P, C, h, w), states (P, captions, L, D), mask (P, captions, L), and
-    the states (L, D) and mask (L,) of no text."""
-
-    latents: Tensor
-    states: Tensor
-    mask: Tensor
-    no_states: Tensor
-    no_mask: Tensor
+COLOURED = 0.2  # of the samples lie on another background than white
+OTHER_SIZES = 0.5  # of the batches of the last fifth
+NOISINESS = 0.0  # the mean of the times' logit
 
 
 class Conditioned(nn.Module):
@@ -86,13 +72,18 @@ def build() -> DiT:
 def run(work: Path, num_steps: int, seed: int = 0) -> None:
     """Train; the weights lie in `work/dit.ckpt`, from where `export` takes them."""
     torch.manual_seed(seed)
-    dataset = data.load(work)
-    frozen = freeze(work, dataset, seed)
-    seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
+    material = Material(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
     model = Conditioned(build())
     average, checkpoint = Average(model, decay=0.9995), work / "dit.ckpt"
     run = Run("dit", model, optimisers(model), average, num_steps, checkpoint, warmup=200, schedule=warmup_stable_decay)
-    run.train(lambda _, generator: _loss(model, frozen, seen, generator), seed)
+    run.train(lambda step, generator: _loss(model, material.batch(size_of_step(step, num_steps, generator), generator), generator), seed)
+
+
+def size_of_step(step: int, num_steps: int, generator: torch.Generator) -> tuple[int, int]:
+    """The native size; from where the learning rate falls, in half of the steps one of the others."""
+    if step < num_steps * (1.0 - DECAY) or torch.rand((), generator=generator) >= OTHER_SIZES:
+        return views.NATIVE
+    return views.OTHERS[int(torch.randint(len(views.OTHERS), (), generator=generator))]
 
 
 def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -106,56 +97,56 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def freeze(work: Path, dataset: data.Dataset, seed: int) -> Frozen:
-    """Latents of every picture and states of a pool of captions for each, by the frozen autoencoder and text tower."""
-    cache = work / f"frozen-{_digest(work, seed)}.pt"
-    if cache.exists():
-        return Frozen(**torch.load(cache, weights_only=True))
-    vae = AutoencoderTiny.from_pretrained(work / "vae").eval()
-    tower = ClipTextTower(work / "text_encoder")
-    rng = random.Random(seed)
-    latents, states, masks = [], [], []
-    with torch.inference_mode():
-        for start in track(range(0, len(dataset.pictures), 16), description="freezing"):
-            indices = range(start, min(start + 16, len(dataset.pictures)))
-            pixels = torch.from_numpy(np.stack([dataset.on_background(i) for i in indices])).permute(0, 3, 1, 2)
-            latents.append(vae.encode(pixels.float() / 127.5 - 1.0).latents * vae.config.scaling_factor)
-            captions = [
-                sample_caption(p.concept, p.style, rng) for i in indices for p in [dataset.pictures[i]] for _ in range(CAPTIONS_PER_PICTURE)
-            ]
-            state, mask = tower(torch.stack([tower.tokenise(c).ids for c in captions]))
-            states.append(state.bfloat16().unflatten(0, (len(indices), -1)))
-            masks.append(mask.unflatten(0, (len(indices), -1)))
-        no_states, no_mask = tower(tower.tokenise("").ids[None])
-    frozen = {
-        "latents": torch.cat(latents),
-        "states": torch.cat(states),
-        "mask": torch.cat(masks),
-        "no_states": no_states[0].bfloat16(),
-        "no_mask": no_mask[0],
-    }
-    torch.save(frozen, cache)
-    return Frozen(**frozen)
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Clean latents x0 (B, C, h, w) float32, text states (B, L, D) and their mask (B, L)."""
+
+    x0: Tensor
+    states: Tensor
+    mask: Tensor
 
 
-def _digest(work: Path, seed: int) -> str:
-    """Names the cache by all that it depends on, so that a retrained part is never met with old latents or states."""
-    digest = hashlib.sha256(f"{seed}/{CAPTIONS_PER_PICTURE}".encode())
-    for file in (work / "vae" / WEIGHTS, work / "text_encoder" / CLIP_WEIGHTS):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+class Material:
+    """What batches are made of: views of every size, and captions written and read anew for every sample."""
+
+    def __init__(self, work: Path, dataset: data.Dataset, tower: ClipTextTower, seed: int):
+        self._pictures = dataset.pictures
+        self._tower = tower
+        self._views = cache(lambda size: views.load(work, dataset, size, seed))
+
+    def batch(self, size: tuple[int, int], generator: torch.Generator) -> Batch:
+        """`BATCH` views of `size` and captions for them, an empty one for `DROP_TEXT` of them."""
+        found = self._views(size)
+        white = found.colour == views.NAMES.index(WHITE)
+        coloured = torch.rand(BATCH, generator=generator) < COLOURED
+        picks = torch.where(coloured, _draw(~white, generator), _draw(white, generator))
+        dropped = (torch.rand(BATCH, generator=generator) < DROP_TEXT).tolist()
+        rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
+        captions = []
+        for index, drop in zip(picks.tolist(), dropped, strict=True):
+            picture = self._pictures[int(found.picture[index])]
+            caption = sample_caption(picture.concept, picture.style, views.NAMES[int(found.colour[index])], rng)
+            captions.append("" if drop else caption)
+        states, mask = self._read(captions)
+        return Batch(found.latents[picks].float(), states, mask)
+
+    @torch.no_grad()
+    def _read(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        ids = torch.stack([self._tower.tokenise(caption).ids for caption in captions])
+        states, mask = self._tower(ids)
+        longest = int(mask.sum(1).max())
+        return states[:, :longest].bfloat16(), mask[:, :longest]
 
 
-def _loss(model: Conditioned, frozen: Frozen, seen: Tensor, generator: torch.Generator) -> Tensor:
-    picks = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
-    captions = torch.randint(CAPTIONS_PER_PICTURE, (BATCH,), generator=generator)
-    dropped = torch.rand(BATCH, generator=generator) < DROP_TEXT
-    states = torch.where(dropped[:, None, None], frozen.no_states, frozen.states[picks, captions])
-    mask = torch.where(dropped[:, None], frozen.no_mask, frozen.mask[picks, captions])
-    longest = int(mask.sum(1).max())
-    x0 = frozen.latents[picks]
-    eps = torch.randn(x0.shape, generator=generator)
-    t = objectives.logit_normal_times(BATCH, generator)
-    x = objectives.flow_sample(x0, eps, t)
-    out = functional_call(model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, states[:, :longest], mask[:, :longest]))
-    return objectives.flow_matching_loss(out, x0, eps)
+def _draw(among: Tensor, generator: torch.Generator) -> Tensor:
+    """`BATCH` numbers of rows where `among` is true."""
+    rows = among.nonzero()[:, 0]
+    return rows[torch.randint(len(rows), (BATCH,), generator=generator)]
+
+
+def _loss(model: Conditioned, batch: Batch, generator: torch.Generator) -> Tensor:
+    eps = torch.randn(batch.x0.shape, generator=generator)
+    t = objectives.logit_normal_times(len(eps), generator, NOISINESS)
+    x = objectives.flow_sample(batch.x0, eps, t)
+    out = functional_call(model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, batch.states, batch.mask))
+    return objectives.flow_matching_loss(out, batch.x0, eps)

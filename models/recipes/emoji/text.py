@@ -5,8 +5,10 @@ embedding rows of tokens that the caption grammar cannot produce are set to zero
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from models.layout import write_clip
 from models.recipes.emoji import data
-from models.recipes.emoji.captions import STYLE_PHRASES, sample_caption
+from models.recipes.emoji.captions import BACKGROUND_PHRASES, COLOURS, STYLE_PHRASES, WHITE, sample_caption
 from models.recipes.emoji.training import Average, Run
 
 EMBED_DIM = WIDTH = 192
@@ -24,6 +26,7 @@ VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "head_width": 64, "patc
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
 CHECK_PICTURES = 256
+COLOURED = 0.25  # of the pictures lie on another background than white
 
 
 def build() -> CustomTextCLIP:
@@ -37,7 +40,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     dataset = data.load(work)
     seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
-    images = small_pictures(dataset)
+    pictures = small_pictures(dataset)
     clip = build()
     optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     average = Average(clip, decay=0.99)
@@ -45,8 +48,10 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         picks = seen[torch.randperm(len(seen), generator=generator)[:BATCH]]
         rng = random.Random(seed * 1_000_003 + step)
-        captions = [sample_caption(p.concept, p.style, rng) for p in (dataset.pictures[i] for i in picks.tolist())]
-        return _loss(clip, _views(images[picks], generator), tokenizer(captions))
+        shown = [dataset.pictures[i] for i in picks.tolist()]
+        colours = [_background(p, rng) for p in shown]
+        captions = [sample_caption(p.concept, p.style, c, rng) for p, c in zip(shown, colours, strict=True)]
+        return _loss(clip, _views(_composited(pictures[picks], colours), generator), tokenizer(captions))
 
     Run("text", clip, [optimiser], average, num_steps, work / "text.ckpt").train(loss_of_step, seed)
     clip.load_state_dict(average.shadow, strict=False)
@@ -62,7 +67,7 @@ def retrieval(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleToke
     seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
     picks = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES]]
     captions = [f"{p.style} {p.concept.label}" for p in (dataset.pictures[i] for i in picks.tolist())]
-    images = clip.encode_image(small_pictures(dataset)[picks].float() / 127.5 - 1.0, normalize=True)
+    images = clip.encode_image(_composited(small_pictures(dataset)[picks], [WHITE] * len(picks)), normalize=True)
     texts = clip.encode_text(tokenizer(captions), normalize=True)
     return ((texts @ images.T).argmax(1) == torch.arange(len(picks))).float().mean().item()
 
@@ -77,14 +82,31 @@ def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:
 
 
 def small_pictures(dataset: data.Dataset) -> Tensor:
-    """All pictures on white, halved: uint8 (P, 3, 64, 64)."""
-    halved = [F.avg_pool2d(torch.from_numpy(dataset.on_background(i)).permute(2, 0, 1).float(), 2) for i in range(len(dataset.pictures))]
-    return torch.stack(halved).round().to(torch.uint8)
+    """All pictures, halved, their colours multiplied by their opacity: uint8 (P, 4, 64, 64)."""
+    return torch.stack([_halved(rgba) for rgba in dataset.rgba])
 
 
-def _views(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64) uint8, shifted by up to four pixels with a little noise, in about [-1, 1]."""
-    images = pictures.float() / 127.5 - 1.0
+def _halved(rgba: np.ndarray) -> Tensor:
+    pixels = torch.from_numpy(rgba.copy()).permute(2, 0, 1).float()
+    pixels[:3] *= pixels[3:] / 255.0
+    return F.avg_pool2d(pixels, 2).round().to(torch.uint8)
+
+
+def _background(picture: data.Picture, rng: random.Random) -> str:
+    """White, or for some any other background that this picture may be seen on."""
+    if rng.random() >= COLOURED:
+        return WHITE
+    return rng.choice([c for c in COLOURS if c != WHITE and picture.shown_on(c)])
+
+
+def _composited(pictures: Tensor, colours: Sequence[str]) -> Tensor:
+    """What `small_pictures` made (B, 4, 64, 64), each on its background: (B, 3, 64, 64) in [-1, 1]."""
+    flat = torch.tensor([COLOURS[c] for c in colours])[:, :, None, None] * (1.0 - pictures[:, 3:] / 255.0)
+    return (pictures[:, :3] + flat) / 127.5 - 1.0
+
+
+def _views(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, 64, 64), shifted by up to four pixels with a little noise."""
     shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
     return torch.roll(images, shift, (2, 3)) + 0.05 * torch.randn(images.shape, generator=generator)
 
@@ -93,6 +115,7 @@ def _views(pictures: Tensor, generator: torch.Generator) -> Tensor:
 def _forget_unseen_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> None:
     texts = {word for p in dataset.pictures for word in (p.concept.label, *p.concept.keywords)}
     texts |= {phrase.format("") for phrases in STYLE_PHRASES.values() for phrase in phrases} | {"a", "an", ","}
+    texts |= {phrase.format("", colour) for phrase in BACKGROUND_PHRASES for colour in COLOURS}
     seen = {tokenizer.sot_token_id, tokenizer.eot_token_id}
     for text in texts:
         seen.update(tokenizer.encode(text))

@@ -12,6 +12,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+DECAY = 0.2  # of a run, its end
+
 
 def bfloat16_copies(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of `module` rounded to bfloat16; gradients flow back to the float32 masters."""
@@ -34,7 +36,7 @@ def warmup_stable_decay(step: int, num_steps: int, warmup: int) -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    decay = num_steps / 5
+    decay = num_steps * DECAY
     return 1.0 - math.sqrt(max(0.0, step - (num_steps - decay)) / decay)
 
 

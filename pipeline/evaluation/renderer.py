@@ -1,0 +1,78 @@
+"""Prompts to pictures through the engine that serves, many at a time, each kept as soon as it is drawn."""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine
+from pipeline.params import GenerationParams, ModelInfo, check_params
+from pipeline.planning import plan_of
+
+WAITING = 16  # samples ready for the engine: each holds its text's keys and values
+
+
+class Renderer:
+    """Draws what it is asked for; with a folder to keep pictures in, it draws none twice."""
+
+    def __init__(self, model: ModelInfo, keep: Path | None = None):
+        self._encoder, self._engine, self._decoder = build_text_encoder(model), build_engine(model), build_decoder(model)
+        self._model = model
+        self._keep = keep
+        self._weights = _digest(model.path) if keep else ""
+
+    def draw(self, pictures: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None) -> np.ndarray:
+        """One picture each, in order: (P, H, W, 3) uint8; all of one size. `progress` is told how many are there.
+
+        Raises `InvalidParams` before anything is drawn, `RuntimeError` for a sample that diverged.
+        """
+        for params in pictures:
+            check_params(params, self._model)
+            plan_of(params, self._model)
+        drawn = {i: kept for i, params in enumerate(pictures) if (kept := self._kept(params)) is not None}
+        progress(len(drawn))
+        missing = deque(i for i in range(len(pictures)) if i not in drawn)
+        while missing or self._engine.has_work:
+            while missing and self._engine.num_waiting < WAITING:
+                self._add(missing[0], pictures[missing.popleft()])
+            for outcome in self._engine.step():
+                i = int(outcome.request_id)
+                if outcome.latents is None:
+                    raise RuntimeError(f"{pictures[i].prompt}: {outcome.error}")
+                drawn[i] = self._decoder.decode([outcome.latents])[0][0]
+                self._put_away(pictures[i], drawn[i])
+                progress(len(drawn))
+        return np.stack([drawn[i] for i in range(len(pictures))])
+
+    def _add(self, number: int, params: GenerationParams) -> None:
+        cond, uncond = self._encoder.encode([params.prompt, params.negative_prompt])
+        self._engine.add(str(number), params, cond, uncond)
+
+    def _kept(self, params: GenerationParams) -> np.ndarray | None:
+        if self._keep is None or not (file := self._file(self._keep, params)).exists():
+            return None
+        return np.asarray(Image.open(file).convert("RGB"))
+
+    def _put_away(self, params: GenerationParams, pixels: np.ndarray) -> None:
+        if self._keep is not None:
+            file = self._file(self._keep, params)
+            partial = file.with_suffix(".partial")
+            Image.fromarray(pixels).save(partial, "PNG")
+            partial.replace(file)  # an interruption never leaves half a picture
+
+    def _file(self, folder: Path, params: GenerationParams) -> Path:
+        """Named by the text, to be found, and by all that decides the bytes, to be right."""
+        words = "-".join("".join(c if c.isalnum() else " " for c in params.prompt).split())[:60]
+        return folder / f"{words}-{hashlib.sha256(f'{self._weights} {params}'.encode()).hexdigest()[:12]}.png"
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""`safelight eval`: how often a model draws what prompts say, by the nearest clean picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
+from pipeline.params import GenerationParams, InvalidParams, ModelInfo, check_params
+from pipeline.planning import plan_of
+from service.cli import UserError
+from service.cli.inputs import model_of, settings_of
+from service.cli.progress import counter
+from service.importing import imported_for_good
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.judge import Rate
+
+FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance-scale", "solver": "--solver", "seed": "--seed"}
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    model = model_of(settings_of(model=args.model))
+    sets = _sets(args, model)
+    pictures = {name: _pictures(args, model, prompts) for name, prompts in sets.items()}
+    rates = _measure(args, model, sets, pictures)
+    first = next(iter(pictures.values()))[0]
+    found = {
+        "model": model.id,
+        "num_inference_steps": first.num_steps,
+        "guidance_scale": first.guidance_scale,
+        "solver": first.solver,
+        "seed": args.seed,
+        "sets": {name: {"prompts": len(sets[name]), **{n: r.as_dict() for n, r in of.items()}} for name, of in rates.items()},
+        "seconds": time.perf_counter() - started,
+    }
+    print(json.dumps(found) if args.json else _as_text(found, rates))
+    return 0
+
+
+def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of the file, or every set that comes with the model; at most --limit of each."""
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    try:
+        sets = {Path(args.prompts).stem: read_prompts(Path(args.prompts))} if args.prompts else own_sets(model.path)
+    except InvalidPrompts as error:
+        raise UserError(str(error)) from None
+    if not sets:
+        raise UserError(f"{model.id} brings no prompts of its own; give some with --prompts FILE")
+    return {name: prompts[: args.limit] for name, prompts in sets.items()}
+
+
+def _pictures(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]) -> list[GenerationParams]:
+    width, height = model.native_size
+    pictures = [
+        GenerationParams(
+            prompt=prompt.text,
+            negative_prompt="",
+            width=width,
+            height=height,
+            num_steps=model.num_steps if args.steps is None else args.steps,
+            guidance_scale=model.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+            solver=args.solver or model.solver,
+            seed=args.seed + number,
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+    try:
+        for params in pictures:
+            check_params(params, model)
+        plan_of(pictures[0], model)
+    except InvalidParams as error:
+        raise UserError(str(error).replace(error.param, FLAGS.get(error.param, error.param), 1)) from None
+    return pictures
+
+
+def _measure(
+    args: argparse.Namespace, model: ModelInfo, sets: Mapping[str, Sequence[Prompt]], pictures: Mapping[str, Sequence[GenerationParams]]
+) -> dict[str, dict[str, Rate]]:
+    if args.keep is not None and not Path(args.keep).is_dir():
+        raise UserError(f"there is no folder {args.keep}")
+    with imported_for_good():
+        from pipeline.evaluation.judge import check, judge, load_gallery
+        from pipeline.evaluation.renderer import Renderer
+    try:
+        gallery = load_gallery(model)
+        for prompts in sets.values():
+            check(gallery, prompts)
+        renderer = Renderer(model, Path(args.keep) if args.keep else None)
+    except ValueError as error:  # no gallery, prompts that it does not know, a checkpoint that cannot be loaded
+        raise UserError(str(error)) from None
+    found = {}
+    for name, prompts in sets.items():
+        with counter(name, len(prompts)) as done:
+            found[name] = judge(gallery, prompts, renderer.draw(pictures[name], done))
+    return found
+
+
+def _as_text(found: Mapping[str, object], rates: Mapping[str, Mapping[str, Rate]]) -> str:
+    lines = [f"{found['model']}: {found['num_inference_steps']} steps, guidance {found['guidance_scale']:g}, {found['solver']}"]
+    for name, of in rates.items():
+        lines.append(f"{name}:")
+        for figure, rate in of.items():
+            low, high = rate.interval
+            lines.append(f"  {figure:<20} {rate.share:6.1%}  ({low:.1%} to {high:.1%}; {rate.hits} of {rate.count})")
+    return "\n".join(lines)
