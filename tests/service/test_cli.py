@@ -38,7 +38,7 @@ def refused(capsys, *argv: str) -> str:
         (["generate", "x", "--guidance-scale", "nan"], "--guidance-scale must be a number"),
         (["generate", "x", "--size", "7x7"], "--size 7x7 is not served by tiny; allowed: 64x64"),
         (["generate", "x", "--size", "big"], "--size must be WIDTHxHEIGHT or auto"),
-        (["generate", "x", "--solver", "magic"], "--solver 'magic' is unknown; allowed: "),
+        (["generate", "x", "--solver", "magic"], "--solver 'magic' is not served by tiny; allowed: "),
         (["generate", "x", "--seed", "-1"], "--seed must be an integer between 0 and"),
         (["generate", "x", "-n", "11"], "-n must be an integer between 1 and 10"),
         (["generate", "x", "-o", "picture.gif"], "got 'picture.gif'"),

