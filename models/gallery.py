@@ -81,11 +81,13 @@ class Gallery:
         return (self.pixels[:, :3] + flat * (1.0 - self.pixels[:, 3:])).flatten(1)
 
     def nearest(self, drawn: np.ndarray, background: str, num: int = 1) -> list[list[int]]:
-        """The numbers of the `num` nearest clean pictures on `background` of each drawn one (B, H, W, 3) uint8, nearest first.
+        """The numbers of the `num` nearest clean pictures on `background` of each drawn one (B, H, W, 3) uint8, nearest first;
+        fewer where there are fewer.
 
         Euclidean between colours in [0, 1], pooled to 32x32; fixed before any result was looked at.
         """
-        found: list[list[int]] = torch.cdist(pooled(drawn), self.points(background)).topk(num, largest=False).indices.tolist()
+        apart = torch.cdist(pooled(drawn), self.points(background))
+        found: list[list[int]] = apart.topk(min(num, len(self.entries)), largest=False).indices.tolist()
         return found
 
     @cached_property
