@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pipeline.schedules import Schedule
+
 
 def logit_normal_times(num: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
     """Times in (0, 1) whose logit is normal, of unit variance: mid-noise is where the work is (SD3, arXiv:2403.03206).
@@ -19,6 +21,41 @@ def flow_sample(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return (1.0 - t) * x0 + t * eps
 
 
+def noised(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """alpha(t) x0 + sigma(t) eps on any schedule."""
+    alpha, sigma = _alpha_sigma(t, schedule)
+    return alpha * x0 + sigma * eps
+
+
+def simple_loss(out: Tensor, eps: Tensor) -> Tensor:
+    """DDPM's (Ho et al. 2020, arXiv:2006.11239, eq. 14): mean squared error to the noise."""
+    return (out.float() - eps).square().mean()
+
+
+def x0_loss(out: Tensor, x0: Tensor) -> Tensor:
+    """Mean squared error to the data (Ho et al. 2020, section 3.2)."""
+    return (out.float() - x0).square().mean()
+
+
+def v_loss(out: Tensor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """Mean squared error to v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    alpha, sigma = _alpha_sigma(t, schedule)
+    return (out.float() - (alpha * eps - sigma * x0)).square().mean()
+
+
+def min_snr_weights(t: Tensor, schedule: Schedule, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) / SNR (B,), for losses on the noise (Hang et al. 2023, arXiv:2303.09556)."""
+    alpha, sigma = _alpha_sigma(t, schedule)
+    snr = (alpha / sigma).square().flatten()
+    return snr.clamp(max=gamma) / snr
+
+
 def flow_matching_loss(out: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     """Conditional flow matching (Lipman et al. 2022, arXiv:2210.02747): mean squared error to the velocity eps - x0."""
     return (out.float() - (eps - x0)).square().mean()
+
+
+def _alpha_sigma(t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of times (B,) as (B, 1, 1, 1) each, in float32."""
+    alpha, sigma = torch.tensor([schedule.alpha_sigma(float(u)) for u in t], dtype=torch.float32).T[:, :, None, None, None]
+    return alpha, sigma

@@ -15,6 +15,8 @@ from models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, 
 from models.recipes.emoji.data import Picture, composite
 from models.recipes.emoji.text import small_pictures
 from models.recipes.emoji.training import DECAY, Average, FilterMuon, Run, bfloat16_copies, warmup_cosine, warmup_stable_decay
+from pipeline.prediction import out_coefficients
+from pipeline.schedules import Flow, Schedule, VariancePreserving
 
 APPLE = Concept("1f34e", "red apple", ("fruit", "healthy", "mac", "school"))
 
@@ -31,10 +33,35 @@ def test_flow_path_and_loss() -> None:
     torch.testing.assert_close(between + 0.2 * (eps - x0), objectives.flow_sample(x0, eps, torch.tensor([0.5, 0.5])))
 
 
+@pytest.mark.parametrize("schedule", [VariancePreserving(), VariancePreserving("cosine"), Flow()], ids=str)
+def test_each_loss_is_the_error_of_its_own_target(schedule: Schedule) -> None:
+    """A network that knows the data, in each prediction's own terms, has no loss; one that is off by 2 has 4."""
+    x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.6, 0.95])
+    x = objectives.noised(x0, eps, t, schedule)
+    out = {}
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        u, w = zip(*(out_coefficients(prediction, *schedule.alpha_sigma(float(v))) for v in t), strict=True)
+        out[prediction] = torch.tensor(u)[:, None, None, None] * x + torch.tensor(w)[:, None, None, None] * x0
+    for off, loss in ((0.0, 0.0), (2.0, 4.0)):
+        assert float(objectives.simple_loss(out["epsilon"] + off, eps)) == pytest.approx(loss, abs=1e-3)
+        assert float(objectives.x0_loss(out["sample"] + off, x0)) == pytest.approx(loss, abs=1e-3)
+        if schedule.family == "vp":  # v speaks of alpha^2 + sigma^2 = 1
+            assert float(objectives.v_loss(out["v_prediction"] + off, x0, eps, t, schedule)) == pytest.approx(loss, abs=1e-3)
+
+
+def test_min_snr_weights_cap_the_signal() -> None:
+    t = torch.tensor([0.01, 0.5, 0.9])
+    snr = torch.tensor([(a / s) ** 2 for a, s in (VariancePreserving().alpha_sigma(float(u)) for u in t)])
+    assert snr[0] > 5.0 > snr[1]
+    torch.testing.assert_close(objectives.min_snr_weights(t, VariancePreserving()), torch.tensor([5.0 / float(snr[0]), 1.0, 1.0]))
+
+
 def test_times_are_logit_normal() -> None:
     logits = torch.logit(objectives.logit_normal_times(20_000, torch.Generator().manual_seed(0)))
     assert float(logits.mean()) == pytest.approx(0.0, abs=0.03)
     assert float(logits.std()) == pytest.approx(1.0, abs=0.03)
+    noisier = torch.logit(objectives.logit_normal_times(20_000, torch.Generator().manual_seed(0), mean=1.5))
+    assert float(noisier.mean()) == pytest.approx(1.5, abs=0.03)
 
 
 def test_the_holdout_is_the_written_rule() -> None:

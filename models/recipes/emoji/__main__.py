@@ -1,4 +1,4 @@
-"""`python -m models.recipes.emoji STAGE`: data, text, vae, dit, export, prompts, evaluate; each prints its cost."""
+"""`python -m models.recipes.emoji STAGE`: data, text, vae, dit, export, prompts, evaluate, curves; each prints its cost."""
 
 import argparse
 import time
@@ -9,11 +9,11 @@ from pathlib import Path
 def main() -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m models.recipes.emoji", description="How emoji-128 was made.")
-    parser.add_argument("stage", choices=["data", "text", "vae", "dit", "export", "prompts", "evaluate"])
+    parser.add_argument("stage", choices=["data", "text", "vae", "dit", "export", "prompts", "evaluate", "curves"])
     parser.add_argument("--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie")
     parser.add_argument("--steps", type=int, help="training steps (text 1100, vae 2800, dit 30000)")
     parser.add_argument("--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder")
-    parser.add_argument("--limit", type=int, default=500, help="evaluate: how many prompts of each set")
+    parser.add_argument("--limit", type=int, default=500, help="evaluate, curves: how many prompts of each set")
     args = parser.parse_args()
     started = time.monotonic()
     _stages(args)[args.stage]()
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    from models.recipes.emoji import data, dit, evaluate, export, prompts, text, vae
+    from models.recipes.emoji import curves, data, dit, evaluate, export, prompts, text, vae
 
     return {
         "data": lambda: data.run(args.work),
@@ -30,6 +30,7 @@ def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         "dit": lambda: dit.run(args.work, args.steps or 30000),
         "export": lambda: export.run(args.work, args.output),
         "prompts": lambda: prompts.run(args.work, args.output),
+        "curves": lambda: curves.run(args.work, args.output, args.limit),
         "evaluate": lambda: evaluate.run(args.work, args.output, args.limit),
     }
 
