@@ -22,6 +22,7 @@ class DiTConfig:
     caption_channels: int
     interpolation_scale: float
     norm_eps: float = 1e-6
+    is_sized: bool = False  # told the picture's resolution and aspect ratio, as PixArt-alpha at 1024 is
 
     @property
     def width(self) -> int:
@@ -37,10 +38,6 @@ class DiTConfig:
         _require(config, "attention_type", "default")
         sample_size = config.get("sample_size", 128)
         additional = config.get("use_additional_conditions")
-        if additional or (additional is None and sample_size == 128):
-            raise UnsupportedModel(
-                "use_additional_conditions (resolution and aspect embeddings) is not supported; set it to false if unused"
-            )
         scale = config.get("interpolation_scale")
         in_channels, out_channels = config.get("in_channels", 4), config.get("out_channels", 8)
         return cls(
@@ -54,6 +51,7 @@ class DiTConfig:
             caption_channels=_caption_channels(config),
             interpolation_scale=max(sample_size // 64, 1) if scale is None else scale,
             norm_eps=config.get("norm_eps", 1e-6),
+            is_sized=sample_size == 128 if additional is None else additional,
         )
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -75,7 +73,7 @@ class DiTConfig:
             "activation_fn": "gelu-approximate",
             "norm_elementwise_affine": False,
             "attention_bias": True,
-            "use_additional_conditions": False,
+            "use_additional_conditions": self.is_sized,
         }
 
 

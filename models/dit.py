@@ -88,17 +88,30 @@ class Block(nn.Module):
 
 
 class AdaLNSingle(nn.Module):
-    """Time to one shared modulation (PixArt section 2.3)."""
+    """Time, and where the network `is_sized` the picture's size, to one shared modulation (PixArt section 2.3)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, is_sized: bool):
         super().__init__()
         self.emb = nn.ModuleDict({"timestep_embedder": TwoLayer(256, width, nn.SiLU())})
+        if is_sized:
+            self.emb["resolution_embedder"] = TwoLayer(256, width // 3, nn.SiLU())
+            self.emb["aspect_ratio_embedder"] = TwoLayer(256, width // 3, nn.SiLU())
         self.linear = nn.Linear(width, 6 * width)
 
-    def forward(self, timesteps: Tensor) -> Modulations:
-        embedder = self.emb["timestep_embedder"]
-        final = embedder(time_frequencies(timesteps).to(self.linear.weight.dtype))
+    def forward(self, timesteps: Tensor, size: tuple[int, int] | None) -> Modulations:
+        final = self._embedded("timestep_embedder", timesteps)
+        if "resolution_embedder" in self.emb:
+            if size is None:
+                raise ValueError("this network is told the size of the picture")
+            height, width = size
+            resolution = self._embedded("resolution_embedder", timesteps.new_tensor([height, width]))
+            aspect = self._embedded("aspect_ratio_embedder", timesteps.new_tensor([height / width]))
+            final = final + torch.cat([resolution.flatten(), aspect.flatten()])
         return Modulations(self.linear(F.silu(final)).unflatten(1, (6, -1)), final)
+
+    def _embedded(self, name: str, values: Tensor) -> Tensor:
+        embedded: Tensor = self.emb[name](time_frequencies(values).to(self.linear.weight.dtype))
+        return embedded
 
 
 class DiT(nn.Module):
@@ -110,7 +123,7 @@ class DiT(nn.Module):
         self.attention = attention
         width = config.width
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
-        self.adaln_single = AdaLNSingle(width)
+        self.adaln_single = AdaLNSingle(width, config.is_sized)
         self.caption_projection = TwoLayer(config.caption_channels, width, nn.GELU(approximate="tanh"))
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
@@ -122,9 +135,12 @@ class DiT(nn.Module):
         for part in (self, *self.transformer_blocks):
             nn.init.normal_(part.scale_shift_table, std=self.config.width**-0.5)
 
-    def modulations(self, timesteps: Tensor) -> Modulations:
-        """Modulations of `timesteps` (B,), each 1000 t, one row a time."""
-        return self.adaln_single(timesteps)
+    def modulations(self, timesteps: Tensor, size: tuple[int, int] | None = None) -> Modulations:
+        """Modulations of `timesteps` (B,), each 1000 t, one row a time.
+
+        `size` is the picture's (height, width) in pixels; raises `ValueError` if the network wants it and it is missing.
+        """
+        return self.adaln_single(timesteps, size)
 
     def text_key_values(self, states: Tensor, mask: Tensor) -> TextKeyValues:
         """Text `states` (B, L, caption_channels) and `mask` (B, L) to every block's keys and values."""

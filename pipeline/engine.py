@@ -70,7 +70,7 @@ class Engine:
         self._batcher = Batcher(max_rows)
         self._left: list[Outcome] = []
         self._members: dict[tuple[int, ...], batch.Membership] = {}
-        self._prepared: OrderedDict[tuple[str, float, str, int], Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
         self._arrived: dict[str, float] = {}
         self.last_tick: TickFacts | None = None
 
@@ -195,12 +195,13 @@ class Engine:
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
         """The plan and what it cost now: who brings a plan pays for its modulations, who shares it later does not."""
         name = params.solver if params.eta else canonical_name(params.solver)
-        key = (name, params.eta, params.timestep_spacing, params.num_steps)
+        size = (params.height, params.width) if self._runner.dit.config.is_sized else None
+        key = (name, params.eta, params.timestep_spacing, params.num_steps, size)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key], 0
         plan = self._make_plan(params)
-        self._prepared[key] = Prepared(plan, self._runner.updates(plan), self._runner.modulations(plan))
+        self._prepared[key] = Prepared(plan, self._runner.updates(plan), self._runner.modulations(plan, (params.height, params.width)))
         if len(self._prepared) > PLANS_KEPT:
             self._prepared.popitem(last=False)
         return self._prepared[key], dit_modulation_flops(self._runner.dit.config, plan.nfe)

@@ -25,6 +25,7 @@ def dit_text_flops(config: DiTConfig, text_tokens: int) -> int:
 
 
 def dit_modulation_flops(config: DiTConfig, num_times: int) -> int:
-    """Time embedding and shared modulation of `num_times` times: once a plan."""
-    d = config.width
-    return num_times * 2 * (256 * d + d * d + 6 * d * d)
+    """Time embedding and shared modulation of `num_times` times, and the embedding of the picture's size: once a plan."""
+    d, third = config.width, config.width // 3
+    of_size = 3 * 2 * (256 * third + third * third) if config.is_sized else 0  # height, width, aspect ratio
+    return num_times * 2 * (256 * d + d * d + 6 * d * d) + of_size

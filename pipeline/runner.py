@@ -28,10 +28,13 @@ class StepRunner:
         return torch.tensor(plan.matrices(), dtype=torch.float64).float().to(self.device)
 
     @torch.inference_mode()
-    def modulations(self, plan: Plan) -> Modulations:
-        """Modulations of all times of a plan. One GEMM a plan: its shape, hence its bits, depend on the plan alone."""
+    def modulations(self, plan: Plan, size: tuple[int, int]) -> Modulations:
+        """Modulations of all times of a plan, for pictures of `size` (height, width).
+
+        One GEMM a plan: its shape, hence its bits, depend on the plan alone.
+        """
         times = torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device)
-        return self.dit.modulations(times)
+        return self.dit.modulations(times, size)
 
     @torch.inference_mode()
     def text_key_values(self, text: TextStates) -> TextKeyValues:

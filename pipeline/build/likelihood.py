@@ -71,7 +71,7 @@ class LatentLikelihood:
         `log_likelihood`, `elbo` and `rademacher` do.
         """
         latent = self._latent(pixels)
-        denoise, text = self._denoiser(prompt, "")
+        denoise, text = self._denoiser((pixels.shape[0], pixels.shape[1]), prompt, "")
         twice = latent.expand(2, -1, -1, -1)
         found = METHODS[method](denoise, self.schedule, twice, num_steps, num_probes, seed, progress).cpu()
         dims = latent.numel()
@@ -85,8 +85,8 @@ class LatentLikelihood:
         with torch.no_grad():
             return encode_pixels(self.vae, scaled)[0].double()
 
-    def _denoiser(self, *prompts: str) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
-        """The posterior mean of the data, row k under `prompts`[k]; and what was read of the first."""
+    def _denoiser(self, size: tuple[int, int], *prompts: str) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
+        """The posterior mean of data of `size` (height, width) in pixels, row k under `prompts`[k]; and what was read of the first."""
         texts = self.encoder.encode(prompts)
         states, mask = torch.stack([text.states for text in texts]), torch.stack([text.mask for text in texts])
         with torch.no_grad():
@@ -95,7 +95,7 @@ class LatentLikelihood:
         def denoise(x: Tensor, t: float) -> Tensor:
             p, q = x0_coefficients(self.prediction, *self.schedule.alpha_sigma(t))
             with torch.no_grad():
-                modulations = self.dit.modulations(torch.full((len(x),), self.schedule.timestep(t), device=self.device))
+                modulations = self.dit.modulations(torch.full((len(x),), self.schedule.timestep(t), device=self.device), size)
             out: Tensor = self.dit(x.float(), modulations, key_values)[:, : x.shape[1]]
             return p * x + q * out.to(x.dtype)
 

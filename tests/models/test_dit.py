@@ -1,5 +1,7 @@
 """The DiT against diffusers' PixArtTransformer2DModel on shared random weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
@@ -40,6 +42,33 @@ def test_equals_diffusers(networks: tuple[DiT, PixArtTransformer2DModel], size: 
     torch.testing.assert_close(forward(ours, x, t, states, mask), expected, atol=1e-5, rtol=0)
 
 
+SIZED = replace(CONFIG, num_attention_heads=3, sample_size=128, is_sized=True)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)], ids=str)
+def test_a_network_that_is_told_the_size_equals_diffusers(size: tuple[int, int]) -> None:
+    """PixArt-alpha at 1024: resolution and aspect ratio ride on the time."""
+    torch.manual_seed(0)
+    theirs = PixArtTransformer2DModel.from_config(SIZED.to_diffusers()).eval()
+    ours = DiT(SIZED).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    g = torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 4, *size, generator=g), torch.tensor([999.0, 40.5])
+    states, mask = torch.randn(2, 7, 24, generator=g), torch.ones(2, 7, dtype=torch.bool)
+    height, width = 8 * size[0], 8 * size[1]
+    told = {"resolution": torch.tensor([[height, width]] * 2).float(), "aspect_ratio": torch.tensor([[height / width]] * 2)}
+    with torch.inference_mode():
+        expected = theirs(
+            x, encoder_hidden_states=states, encoder_attention_mask=mask.long(), timestep=t, added_cond_kwargs=told, return_dict=False
+        )[0]
+        got = ours(x, ours.modulations(t, (height, width)), ours.text_key_values(states, mask))
+        other = ours(x, ours.modulations(t, (width // 2, height)), ours.text_key_values(states, mask))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(got, other, atol=1e-4)
+    with pytest.raises(ValueError, match="size"):
+        ours.modulations(t)
+
+
 def test_masked_text_changes_nothing(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
     ours, _ = networks
     x, t, states = torch.randn(1, 4, 16, 16), torch.tensor([300.0]), torch.randn(1, 7, 24)
@@ -78,7 +107,7 @@ def test_text_key_values_are_rows(networks: tuple[DiT, PixArtTransformer2DModel]
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("norm_type", "ada_norm_zero"), ("activation_fn", "geglu"), ("use_additional_conditions", True), ("caption_channels", None)],
+    [("norm_type", "ada_norm_zero"), ("activation_fn", "geglu"), ("caption_channels", None)],
 )
 def test_unsupported_configs_are_named(key: str, value: object) -> None:
     with pytest.raises(UnsupportedModel, match=key):
@@ -86,4 +115,12 @@ def test_unsupported_configs_are_named(key: str, value: object) -> None:
 
 
 def test_config_round_trip() -> None:
-    assert DiTConfig.from_diffusers(CONFIG.to_diffusers()) == CONFIG
+    for config in (CONFIG, SIZED):
+        assert DiTConfig.from_diffusers(config.to_diffusers()) == config
+
+
+def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
+    for side, is_sized in ((128, True), (64, False)):
+        config = replace(CONFIG, sample_size=side).to_diffusers()
+        del config["use_additional_conditions"]
+        assert DiTConfig.from_diffusers(config).is_sized == is_sized

@@ -71,11 +71,12 @@ def test_noise_is_a_function_of_its_three_numbers() -> None:
     assert float(many.std()) == pytest.approx(1.0, abs=0.02)
 
 
+@pytest.mark.parametrize("is_sized", [False, True])
 @pytest.mark.parametrize("size", [(16, 16), (32, 24)])
-def test_flops_equal_the_counter_of_torch(size: tuple[int, int]) -> None:
+def test_flops_equal_the_counter_of_torch(size: tuple[int, int], is_sized: bool) -> None:
     config = DiTConfig(
-        num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=3, sample_size=32, patch_size=2,
-        caption_channels=96, interpolation_scale=1,
+        num_attention_heads=3, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=3, sample_size=32, patch_size=2,
+        caption_channels=96, interpolation_scale=1, is_sized=is_sized,
     )  # fmt: skip
     with torch.device("meta"):
         dit = DiT(config)
@@ -87,11 +88,11 @@ def test_flops_equal_the_counter_of_torch(size: tuple[int, int]) -> None:
             call()
         return int(counter.get_total_flops())
 
-    text, modulations = dit.text_key_values(states, mask), dit.modulations(times)
+    text, modulations = dit.text_key_values(states, mask), dit.modulations(times, size)
     dit._positions[size] = torch.empty(1, size[0] * size[1] // 4, config.width, device="meta")
     assert dit_forward_flops(config, *size, 20) == counted(lambda: dit(x, modulations, text))
     assert dit_text_flops(config, 20) == counted(lambda: dit.text_key_values(states, mask))
-    assert dit_modulation_flops(config, 1) == counted(lambda: dit.modulations(times))
+    assert dit_modulation_flops(config, 1) == counted(lambda: dit.modulations(times, size))
 
 
 def test_published_flops_of_pixart() -> None:
