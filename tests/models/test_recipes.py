@@ -14,7 +14,16 @@ from models.recipes.emoji import data, dit, prompts, views
 from models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, Concept, on_background, sample_caption, styled
 from models.recipes.emoji.data import Picture, composite
 from models.recipes.emoji.text import small_pictures
-from models.recipes.emoji.training import DECAY, Average, FilterMuon, Run, bfloat16_copies, warmup_cosine, warmup_stable_decay
+from models.recipes.emoji.training import (
+    Average,
+    FilterMuon,
+    Run,
+    bfloat16_copies,
+    one_minus_sqrt,
+    warmup_cosine,
+    warmup_stable,
+    warmup_stable_decay,
+)
 from pipeline.prediction import out_coefficients
 from pipeline.schedules import Flow, Schedule, VariancePreserving
 
@@ -124,12 +133,23 @@ def test_a_placed_picture_stands_in_the_middle_of_its_background() -> None:
     assert (placed[:, 32:128] == 255).all()
 
 
-def test_other_sizes_come_as_the_learning_rate_falls() -> None:
-    sizes = [dit.size_of_step(step, 1000, torch.Generator().manual_seed(step)) for step in range(1000)]
-    assert {*sizes[: int(1000 * (1 - DECAY))]} == {views.NATIVE}
-    late = sizes[int(1000 * (1 - DECAY)) :]
-    assert {*late} == {views.NATIVE, *views.OTHERS}
-    assert late.count(views.NATIVE) / len(late) == pytest.approx(0.5, abs=0.1)
+def test_half_of_the_batches_of_annealing_are_of_other_sizes() -> None:
+    sizes = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
+    assert {*sizes} == {views.NATIVE, *views.OTHERS}
+    assert sizes.count(views.NATIVE) / len(sizes) == pytest.approx(0.5, abs=0.08)
+
+
+def test_what_was_annealed_last_is_exported(tmp_path: Path) -> None:
+    assert dit.latest(tmp_path).name == "dit.ckpt"
+    for first in (900, 12_000):
+        (tmp_path / f"{dit.ANNEALED}{first:06d}.ckpt").touch()
+    assert dit.latest(tmp_path).name == "annealed-012000.ckpt"
+
+
+def test_annealing_starts_at_the_full_rate_wherever_it_starts() -> None:
+    factors = [one_minus_sqrt(step, 9000, 8000) for step in (7000, 8000, 8250, 9000)]
+    assert factors == [1.0, 1.0, 0.5, 0.0]
+    assert [warmup_stable(step, 0, 10) for step in (0, 9, 5000)] == [0.1, 1.0, 1.0]
 
 
 def test_sets_of_prompts_ask_for_what_they_say() -> None:

@@ -1,10 +1,13 @@
 """Stage `dit`: the diffusion transformer, trained on frozen latents and a frozen text tower with the flow objective.
 
-The text is dropped in a tenth of the samples, so that guidance has an unconditional model to lean on. In the last fifth of
-the steps every second batch is of another size than the native one.
+Stage `dit` goes on at a steady rate for as long as it pays; stage `anneal` takes a copy from wherever that is and lets the rate
+fall, which is when a picture's detail comes (Hägele et al. 2024, arXiv:2405.18392), with every second batch of another size
+than the native one. The text is dropped in a tenth of the samples, so that guidance has an unconditional model to lean on.
 """
 
 import random
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +22,7 @@ from models.dit import DiT
 from models.recipes import objectives
 from models.recipes.emoji import data, views
 from models.recipes.emoji.captions import WHITE, sample_caption
-from models.recipes.emoji.training import DECAY, Average, Run, bfloat16_copies, warmup_stable_decay
+from models.recipes.emoji.training import Average, Run, bfloat16_copies, one_minus_sqrt, warmup_stable
 from models.recipes.emoji.vae import LATENT_CHANNELS
 from models.text import ClipTextTower
 from pipeline.schedules import NUM_TRAIN_STEPS
@@ -37,8 +40,9 @@ CONFIG = DiTConfig(
 )
 BATCH = 64  # the optimiser's step costs as much as 20 samples, whatever the batch
 DROP_TEXT = 0.1
+ANNEALED = "annealed-"
 COLOURED = 0.2  # of the samples lie on another background than white
-OTHER_SIZES = 0.5  # of the batches of the last fifth
+OTHER_SIZES = 0.5  # of the batches while annealing
 # The mean of the times' logit. What a picture shows is decided while t > 0.7 (at t = 0.6 one step back from a noised picture
 # finds its concept in 97 % of cases, at 0.9 in 15 %), and the usual mean of 0 spends a fifth of the samples there.
 NOISINESS = 1.5
@@ -72,20 +76,46 @@ def build() -> DiT:
 
 
 def run(work: Path, num_steps: int, seed: int = 0) -> None:
-    """Train; the weights lie in `work/dit.ckpt`, from where `export` takes them."""
+    """Train up to `num_steps` in all, at a steady rate; the state lies in `work/dit.ckpt`."""
+    _train(work, work / "dit.ckpt", num_steps, warmup_stable, lambda generator: views.NATIVE, seed)
+
+
+def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) -> None:
+    """Let the rate of a copy of `work/dit.ckpt` fall over `num_steps`; the copy lies in `work/annealed-STEP.ckpt`."""
+    first = int(torch.load(work / "dit.ckpt", weights_only=True)["step"])
+    checkpoint = work / f"{ANNEALED}{first:06d}.ckpt"
+    if not checkpoint.exists():
+        shutil.copy(work / "dit.ckpt", checkpoint)
+    sizes = size_of_batch if other_sizes else lambda generator: views.NATIVE
+    _train(work, checkpoint, first + num_steps, lambda step, last, _: one_minus_sqrt(step, last, first), sizes, seed)
+
+
+def latest(work: Path) -> Path:
+    """The checkpoint to export: the one annealed last, or what is trained so far."""
+    return max(work.glob(f"{ANNEALED}*.ckpt"), default=work / "dit.ckpt")
+
+
+def size_of_batch(generator: torch.Generator) -> tuple[int, int]:
+    """The native size, or for `OTHER_SIZES` of the batches one of the others."""
+    if torch.rand((), generator=generator) >= OTHER_SIZES:
+        return views.NATIVE
+    return views.OTHERS[int(torch.randint(len(views.OTHERS), (), generator=generator))]
+
+
+def _train(
+    work: Path,
+    checkpoint: Path,
+    num_steps: int,
+    schedule: Callable[[int, int, int], float],
+    size_of: Callable[[torch.Generator], tuple[int, int]],
+    seed: int,
+) -> None:
     torch.manual_seed(seed)
     material = Material(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
     model = Conditioned(build())
-    average, checkpoint = Average(model, decay=0.9995), work / "dit.ckpt"
-    run = Run("dit", model, optimisers(model), average, num_steps, checkpoint, warmup=200, schedule=warmup_stable_decay)
-    run.train(lambda step, generator: _loss(model, material.batch(size_of_step(step, num_steps, generator), generator), generator), seed)
-
-
-def size_of_step(step: int, num_steps: int, generator: torch.Generator) -> tuple[int, int]:
-    """The native size; from where the learning rate falls, in half of the steps one of the others."""
-    if step < num_steps * (1.0 - DECAY) or torch.rand((), generator=generator) >= OTHER_SIZES:
-        return views.NATIVE
-    return views.OTHERS[int(torch.randint(len(views.OTHERS), (), generator=generator))]
+    average = Average(model, decay=0.9995)
+    run = Run(checkpoint.stem, model, optimisers(model), average, num_steps, checkpoint, warmup=200, schedule=schedule)
+    run.train(lambda _, generator: _loss(model, material.batch(size_of(generator), generator), generator), seed)
 
 
 def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:

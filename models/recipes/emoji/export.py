@@ -31,7 +31,7 @@ def run(work: Path, output: Path) -> None:
     write_clip(output / "text_encoder", text.EMBED_DIM, text.VISION, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
     write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / WEIGHTS)))
-    state = torch.load(work / "dit.ckpt", weights_only=True)
+    state = torch.load(dit.latest(work), weights_only=True)
     trained = {name.removeprefix("dit."): tensor for name, tensor in state["module"].items()}
     write_part(output / "transformer", dit.CONFIG.to_diffusers(), _bfloat16(trained))
     write_index(output, FLOW_SCHEDULER)

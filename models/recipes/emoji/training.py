@@ -34,10 +34,18 @@ def warmup_stable_decay(step: int, num_steps: int, warmup: int) -> float:
     Until the last fifth nothing depends on `num_steps`, so a run may be lengthened as long as it pays
     (Hägele et al. 2024, arXiv:2405.18392).
     """
-    if step < warmup:
-        return (step + 1) / warmup
     decay = num_steps * DECAY
-    return 1.0 - math.sqrt(max(0.0, step - (num_steps - decay)) / decay)
+    return warmup_stable(step, num_steps, warmup) * one_minus_sqrt(step, num_steps, num_steps - decay)
+
+
+def warmup_stable(step: int, num_steps: int, warmup: int) -> float:
+    """Learning-rate factor: linear from 0 over `warmup` steps, then 1."""
+    return min(1.0, (step + 1) / warmup)
+
+
+def one_minus_sqrt(step: int, num_steps: int, first: float) -> float:
+    """Learning-rate factor: 1 until step `first`, then 1 - sqrt down to 0 at `num_steps`."""
+    return 1.0 - math.sqrt(max(0.0, step - first) / (num_steps - first))
 
 
 class Average:
