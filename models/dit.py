@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from models.attention import BACKENDS, Attention
 from models.config import DiTConfig
-from models.layers import FeedForward, PatchEmbed, TwoLayer, modulate, sincos_positions, time_frequencies, unpatchify
+from models.layers import (
+    FeedForward,
+    PatchEmbed,
+    TwoLayer,
+    merge_heads,
+    modulate,
+    sincos_positions,
+    split_heads,
+    time_frequencies,
+    unpatchify,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +175,3 @@ class DiT(nn.Module):
             grid = sincos_positions(height // patch, width // patch, config.sample_size // patch, config.interpolation_scale, config.width)
             self._positions[key] = grid[None]
         return self._positions[key]
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, D) to (B, A, N, K)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, A, N, K) to (B, N, D)."""
-    return x.transpose(1, 2).flatten(2)

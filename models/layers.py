@@ -1,6 +1,6 @@
 """Small parts of a diffusion transformer: positions, time embedding, modulation, patches. Pure where possible.
 
-Shapes: B rows, C channels, H x W latent pixels, p patch, N = HW/p^2 tokens, D width.
+Shapes: B rows, C channels, H x W latent pixels, p patch, N = HW/p^2 tokens, D width, A heads, K = D / A.
 """
 
 import math
@@ -47,6 +47,16 @@ def unpatchify(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
     rows, columns = height // patch, width // patch
     x = tokens.unflatten(1, (rows, columns)).unflatten(3, (patch, patch, -1))  # B h w p q C
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, D) to (B, A, N, K)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, A, N, K) to (B, N, D)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class PatchEmbed(nn.Module):
