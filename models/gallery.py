@@ -37,10 +37,6 @@ class Entry:
     held_out: bool  # this (concept, style) was never shown to the denoiser
     restored: bool  # after a trip through the autoencoder the judge still finds this concept: the ceiling
 
-    def names(self, words: frozenset[str]) -> bool:
-        """Whether all `words` are among its label and keywords."""
-        return words <= {self.label, *self.keywords}
-
 
 @dataclass(frozen=True)
 class Gallery:

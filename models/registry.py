@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 # docs/solvers.md: of the solvers never worse than Euler from ten evaluations on, dpmpp_2m and unipc_2 are the most exact, and
-# as good as each other on 150 names; of the scales 3, 5 and 7 none is surely better on them, and 5 was highest
+# as good as each other on 150 names with earlier weights; of the scales 3, 5 and 7 none is surely better on them, and 5 was highest
 PIXART_CLIP = Family("pixart-clip", num_steps=20, guidance_scale=5.0, solver="dpmpp_2m")
 
 EMBEDDED = {"emoji-128": "weights: Apache-2.0; trained on Fluent Emoji (MIT) and Noto Emoji (Apache-2.0)"}

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def _normalise(hexcode: str) -> str:
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
-def _fluent_3d(packages: Path):
+def _fluent_3d(packages: Path) -> Callable[[str], np.ndarray | None]:
     files = {_normalise(f.stem): f for f in (packages / "@lobehub/fluent-emoji-3d/assets").glob("*.webp")}
 
     def draw(hexcode: str) -> np.ndarray | None:
@@ -141,7 +142,7 @@ def _fluent_3d(packages: Path):
     return draw
 
 
-def _iconify(packages: Path, name: str):
+def _iconify(packages: Path, name: str) -> Callable[[str], np.ndarray | None]:
     import resvg_py  # needed by this stage alone
 
     folder = packages / "@iconify-json" / name

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class FilterMuon(torch.optim.Muon):
         self._filters = list(filters)
         super().__init__([nn.Parameter(_as_matrix(p.data)) for p in self._filters], **options)
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
             if p.data_ptr() != matrix.data_ptr():
                 raise RuntimeError("a filter was moved: its matrix is no view of it any more")
@@ -156,12 +156,6 @@ class Run:
 
 def _as_matrix(filters: Tensor) -> Tensor:
     return filters.permute(0, 2, 3, 1).flatten(1)
-
-
-def batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """`indices` once, shuffled, in full batches."""
-    order = indices[torch.randperm(len(indices), generator=generator)]
-    yield from order[: len(order) // batch_size * batch_size].split(batch_size)
 
 
 def _progress() -> Progress:
