@@ -37,6 +37,11 @@ class Rate:
         low, high = self.interval
         return {"hits": self.hits, "count": self.count, "rate": round(self.share, 4), "low": round(low, 4), "high": round(high, 4)}
 
+    def as_text(self) -> str:
+        """For people."""
+        low, high = self.interval
+        return f"{self.share:6.1%}  ({low:.1%} to {high:.1%}; {self.hits} of {self.count})"
+
     @classmethod
     def of(cls, hits: Sequence[bool]) -> "Rate":
         return cls(sum(hits), len(hits))

@@ -18,6 +18,7 @@ from service.cli.progress import counter
 from service.importing import imported_for_good
 
 if TYPE_CHECKING:
+    from pipeline.evaluation.clip import Mean
     from pipeline.evaluation.judge import Rate
 
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance-scale", "solver": "--solver", "seed": "--seed"}
@@ -82,31 +83,32 @@ def _pictures(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prom
 
 def _measure(
     args: argparse.Namespace, model: ModelInfo, sets: Mapping[str, Sequence[Prompt]], pictures: Mapping[str, Sequence[GenerationParams]]
-) -> dict[str, dict[str, Rate]]:
+) -> dict[str, dict[str, Rate | Mean]]:
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
     with imported_for_good():
+        from pipeline.evaluation.clip import clip_scores, load_scorer
         from pipeline.evaluation.judge import check, judge, load_gallery
         from pipeline.evaluation.renderer import Renderer
     try:
         gallery = load_gallery(model)
         for prompts in sets.values():
             check(gallery, prompts)
+        scorer = load_scorer(model)
         renderer = Renderer(model, Path(args.keep) if args.keep else None)
     except ValueError as error:  # no gallery, prompts that it does not know, a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
-    found = {}
+    found: dict[str, dict[str, Rate | Mean]] = {}
     for name, prompts in sets.items():
         with counter(name, len(prompts)) as done:
-            found[name] = judge(gallery, prompts, renderer.draw(pictures[name], done))
+            drawn = renderer.draw(pictures[name], done)
+        found[name] = {**judge(gallery, prompts, drawn), **(clip_scores(scorer, gallery, prompts, drawn) if scorer else {})}
     return found
 
 
-def _as_text(found: Mapping[str, object], rates: Mapping[str, Mapping[str, Rate]]) -> str:
+def _as_text(found: Mapping[str, object], figures: Mapping[str, Mapping[str, Rate | Mean]]) -> str:
     lines = [f"{found['model']}: {found['num_inference_steps']} steps, guidance {found['guidance_scale']:g}, {found['solver']}"]
-    for name, of in rates.items():
+    for name, of in figures.items():
         lines.append(f"{name}:")
-        for figure, rate in of.items():
-            low, high = rate.interval
-            lines.append(f"  {figure:<20} {rate.share:6.1%}  ({low:.1%} to {high:.1%}; {rate.hits} of {rate.count})")
+        lines += [f"  {figure:<20} {value.as_text()}" for figure, value in of.items()]
     return "\n".join(lines)

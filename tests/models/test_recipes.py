@@ -169,7 +169,7 @@ def test_sets_of_prompts_ask_for_what_they_say() -> None:
 def test_small_pictures_keep_their_colour_where_they_are_clear() -> None:
     rgba = np.zeros((1, 128, 128, 4), np.uint8)
     rgba[0, :64] = (200, 100, 0, 255)
-    small = small_pictures(data.Dataset((), rgba))
+    small = small_pictures(data.Dataset((), rgba), 64)
     assert small.shape == (1, 4, 64, 64)
     assert small[0, :, 0, 0].tolist() == [200, 100, 0, 255]
     assert small[0, :, 63, 63].tolist() == [0, 0, 0, 0]

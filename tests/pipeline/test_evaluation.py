@@ -10,6 +10,7 @@ import torch
 from models.folder import CheckpointError
 from models.gallery import Entry, Gallery, pooled, small
 from pipeline.evaluation import renderer
+from pipeline.evaluation.clip import Mean, clip_scores
 from pipeline.evaluation.judge import Rate, framed, judge
 from pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts, write_prompts
 from pipeline.evaluation.renderer import Renderer
@@ -92,6 +93,31 @@ def test_every_figure_is_what_was_drawn(gallery):
         "ceiling": (4, 5),  # b is never restored, but a is, where either will do
         "floor": (1, 5),  # the prompt after next of the third, `disc a or b`, is ... not c; of the fourth it is `disc a`
     }
+
+
+class Redness:
+    """Scores a picture by its redness, whatever size it has, where the text speaks of `a`, and by the opposite elsewhere."""
+
+    def score(self, drawn: np.ndarray, texts: list[str]) -> np.ndarray:
+        middle = drawn[:, drawn.shape[1] // 2, drawn.shape[2] // 2].astype(float)
+        red = middle[:, 0] - middle[:, 1]
+        return np.where([text.endswith(" a") for text in texts], red, -red)
+
+
+def test_the_second_opinion_has_a_ceiling_and_a_floor(gallery):
+    prompts = [Prompt("disc a", ("a",)), Prompt("flat disc b", ("b",), "flat"), Prompt("disc"), Prompt("odd disc a", ("a",), "odd")]
+    drawn = np.stack([picture("a", "round"), picture("b", "round"), picture("d", "flat"), picture("b", "flat")])
+    found = clip_scores(Redness(), gallery, prompts, drawn)
+    assert {name: mean.count for name, mean in found.items()} == {"clip_score": 4, "clip_floor": 4, "clip_ceiling": 3}
+    assert found["clip_score"].value == pytest.approx((170 + 170 - 1 - 170) / 4)
+    assert found["clip_ceiling"].value == pytest.approx(170.0)
+    assert found["clip_floor"].value == pytest.approx((-170 - 170 + 1 + 170) / 4)  # of `disc`, `odd disc a`, `disc a`, `flat disc b`
+
+
+def test_the_interval_of_a_mean():
+    mean = Mean.of(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert (mean.value, mean.high - mean.value) == (2.5, pytest.approx(1.96 * 1.29099 / 2, rel=1e-4))
+    assert Mean.of(np.array([7.0])) == Mean(7.0, 7.0, 7.0, 1)
 
 
 def test_figures_that_nobody_asks_for_are_not_told(gallery):

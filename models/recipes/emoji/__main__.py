@@ -1,20 +1,24 @@
-"""`python -m models.recipes.emoji STAGE`: data, text, vae, dit, anneal, export, prompts, evaluate, curves; each prints its cost."""
+"""`python -m models.recipes.emoji STAGE`: the stages in the order in which they are run; each prints its cost."""
 
 import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+STAGES = ("data", "text", "locked", "scorer", "vae", "dit", "anneal", "export", "prompts", "evaluate", "curves", "contest")
+
 
 def main() -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m models.recipes.emoji", description="How emoji-128 was made.")
-    parser.add_argument("stage", choices=["data", "text", "vae", "dit", "anneal", "export", "prompts", "evaluate", "curves"])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie")
-    parser.add_argument("--steps", type=int, help="training steps (text 1100, vae 2800, dit 24000, anneal 6000)")
+    parser.add_argument(
+        "--steps", type=int, help="training steps (text 1100, locked 3500, scorer 1100, vae 2800, dit 24000, anneal 6000, contest 1500)"
+    )
     parser.add_argument("--native-only", action="store_true", help="anneal: leave the other sizes out")
     parser.add_argument("--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder")
-    parser.add_argument("--limit", type=int, default=500, help="evaluate, curves: how many prompts of each set")
+    parser.add_argument("--limit", type=int, default=500, help="evaluate, curves, contest: how many prompts of each set")
     args = parser.parse_args()
     started = time.monotonic()
     _stages(args)[args.stage]()
@@ -22,17 +26,20 @@ def main() -> None:
 
 
 def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    from models.recipes.emoji import curves, data, dit, evaluate, export, prompts, text, vae
+    from models.recipes.emoji import contest, curves, data, dit, evaluate, export, locked, prompts, text, vae
 
     return {
         "data": lambda: data.run(args.work),
         "text": lambda: text.run(args.work, args.steps or 1100),
+        "locked": lambda: locked.run(args.work, args.steps or 3500),
+        "scorer": lambda: text.run(args.work, args.steps or 1100, text.SCORER),
         "vae": lambda: vae.run(args.work, args.steps or 2800),
         "dit": lambda: dit.run(args.work, args.steps or 24000),
         "anneal": lambda: dit.anneal(args.work, args.steps or 6000, other_sizes=not args.native_only),
         "export": lambda: export.run(args.work, args.output),
         "prompts": lambda: prompts.run(args.work, args.output),
         "curves": lambda: curves.run(args.work, args.output, args.limit),
+        "contest": lambda: contest.run(args.work, args.output, args.steps or 1500, args.limit),
         "evaluate": lambda: evaluate.run(args.work, args.output, args.limit),
     }
 

@@ -30,6 +30,7 @@ COLOURS = {
 BACKGROUND_PHRASES = ("{} on a {} background", "{} on {}", "{}, {} background")
 NAME_WHITE = 0.1  # of the captions of pictures on white say so; any other background is always named
 
+STYLED = 0.6  # of the captions name the style
 MAX_KEYWORDS = 4
 
 
@@ -60,7 +61,7 @@ def on_background(caption: str, colour: str) -> str:
 def sample_caption(concept: Concept, style: str, colour: str, rng: random.Random) -> str:
     """One caption for the picture of `concept` in `style` on a background of `colour`, drawn from the grammar."""
     subject = _subject(concept, rng)
-    if rng.random() < 0.5:
+    if rng.random() < STYLED:
         subject = rng.choice(STYLE_PHRASES[style]).format(subject)
     if colour != WHITE or rng.random() < NAME_WHITE:
         subject = rng.choice(BACKGROUND_PHRASES).format(subject, colour)
@@ -69,11 +70,11 @@ def sample_caption(concept: Concept, style: str, colour: str, rng: random.Random
 
 def _subject(concept: Concept, rng: random.Random) -> str:
     draw = rng.random()
-    if draw < 0.40 or not concept.keywords:
+    if draw < 0.30 or not concept.keywords:
         return concept.label
-    if draw < 0.65:
+    if draw < 0.45:
         return f"{article(concept.label)} {concept.label}"
     keywords = rng.sample(concept.keywords, min(len(concept.keywords), rng.randint(1, MAX_KEYWORDS)))
-    if draw < 0.85:
+    if draw < 0.60:
         return f"{concept.label}, {', '.join(keywords)}"
     return " ".join(keywords)

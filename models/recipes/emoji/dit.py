@@ -24,7 +24,7 @@ from models.recipes.emoji import data, views
 from models.recipes.emoji.captions import WHITE, sample_caption
 from models.recipes.emoji.training import Average, Run, bfloat16_copies, one_minus_sqrt, warmup_stable
 from models.recipes.emoji.vae import LATENT_CHANNELS
-from models.text import ClipTextTower
+from models.text.clip import ClipTextTower
 from pipeline.schedules import NUM_TRAIN_STEPS
 
 CONFIG = DiTConfig(
@@ -59,9 +59,9 @@ class Conditioned(nn.Module):
         return self.dit(x, self.dit.modulations(timesteps), self.dit.text_key_values(states, mask))
 
 
-def build() -> DiT:
+def build(config: DiTConfig = CONFIG) -> DiT:
     """The untrained DiT, initialised as in PixArt: cross-attention and output start at zero."""
-    dit = DiT(CONFIG, attention=BACKENDS["plain"])  # at 64 tokens its backward takes two thirds of the fused one's time
+    dit = DiT(config, attention=BACKENDS["plain"])  # at 64 tokens its backward takes two thirds of the fused one's time
     dit.draw_tables()
     for module in dit.modules():
         if isinstance(module, nn.Linear):

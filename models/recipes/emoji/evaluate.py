@@ -10,6 +10,7 @@ from models.gallery import Gallery
 from models.recipes.emoji import data
 from models.recipes.emoji.captions import STYLES
 from pipeline.catalog import find_model
+from pipeline.evaluation.clip import clip_scores, load_scorer
 from pipeline.evaluation.judge import judge
 from pipeline.evaluation.prompts import own_sets
 from pipeline.evaluation.renderer import Renderer
@@ -39,6 +40,7 @@ def run(work: Path, weights: Path, limit: int) -> None:
     kept.mkdir(exist_ok=True)
     renderer = Renderer(model, kept)
     draw_sheet(renderer, model, gallery, Path("docs/contact-sheet.png"))
+    scorer = load_scorer(model)
     sets = {}
     for name, prompts in own_sets(weights).items():
         chosen = prompts[:limit]
@@ -46,7 +48,8 @@ def run(work: Path, weights: Path, limit: int) -> None:
             task = bar.add_task(name, total=len(chosen))
             pictures = [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(chosen)]
             drawn = renderer.draw(pictures, lambda done, bar=bar, task=task: bar.update(task, completed=done))
-        sets[name] = {"prompts": len(chosen)} | {figure: rate.as_dict() for figure, rate in judge(gallery, chosen, drawn).items()}
+        found = {**judge(gallery, chosen, drawn), **(clip_scores(scorer, gallery, chosen, drawn) if scorer else {})}
+        sets[name] = {"prompts": len(chosen)} | {figure: value.as_dict() for figure, value in found.items()}
         print(json.dumps({name: sets[name]}, indent=1), flush=True)
     figures = {
         "model": weights.name,

@@ -21,14 +21,15 @@ BATCH = 16
 
 
 def run(work: Path, output: Path) -> None:
-    """Gather `work`'s text tower, autoencoder and DiT into `output`.
+    """Gather `work`'s text tower, autoencoder, DiT and scorer into `output`.
 
     Of the DiT the weights themselves: once the learning rate has decayed, their average lags behind them (31 % against 27 %
     of 150 names at the same step).
     """
     output.mkdir(parents=True, exist_ok=True)
-    clip = _bfloat16(load_file(work / "text_encoder" / CLIP_WEIGHTS))
-    write_clip(output / "text_encoder", text.EMBED_DIM, text.VISION, text.TEXT, clip)
+    for which in (text.CONDITIONING, text.SCORER):
+        clip = _bfloat16(load_file(work / which.folder / CLIP_WEIGHTS))
+        write_clip(output / which.folder, text.EMBED_DIM, which.vision, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
     write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / WEIGHTS)))
     state = torch.load(dit.latest(work), weights_only=True)

@@ -1,11 +1,13 @@
-"""Stage `text`: a small open_clip CLIP, trained contrastively on pictures and captions, then frozen.
+"""Stages `text` and `scorer`: small open_clip CLIPs, trained contrastively on pictures and captions.
 
-The text tower conditions the DiT. Pictures held out from the DiT are held out here too. After training, the
-embedding rows of tokens that the caption grammar cannot produce are set to zero.
+The text tower of the one conditions the DiT; pictures held out from the DiT are held out there too. The other shares no weight
+with it, sees all pictures, and scores what was drawn. After training, the embedding rows of tokens that the caption grammar
+cannot produce are set to zero.
 """
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from models import gallery
 from models.layout import write_clip
 from models.recipes.emoji import data
 from models.recipes.emoji.captions import BACKGROUND_PHRASES, COLOURS, STYLE_PHRASES, WHITE, sample_caption
@@ -23,51 +26,77 @@ from models.recipes.emoji.training import Average, Run
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # with the pooled vector: 32 states
 VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "head_width": 64, "patch_size": 16}
+SCORER_VISION = {"image_size": gallery.SIDE, "layers": 4, "width": WIDTH, "head_width": 64, "patch_size": gallery.SIDE // 4}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
 CHECK_PICTURES = 256
 COLOURED = 0.25  # of the pictures lie on another background than white
 
 
-def build() -> CustomTextCLIP:
-    """The untrained CLIP (13 M parameters, 9.5 M of them token embeddings)."""
-    return CustomTextCLIP(EMBED_DIM, CLIPVisionCfg(**VISION), CLIPTextCfg(**TEXT))
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What tells the two apart: the name of the stage, the folder of the result, its eyes, its seed and what it may see."""
+
+    stage: str
+    folder: str
+    vision: dict[str, int]
+    seed: int
+    sees_all: bool
+
+    def build(self) -> CustomTextCLIP:
+        """The untrained CLIP (13 M parameters, 9.5 M of them token embeddings)."""
+        return CustomTextCLIP(EMBED_DIM, CLIPVisionCfg(**self.vision), CLIPTextCfg(**TEXT))
+
+    def pictures(self, dataset: data.Dataset) -> Tensor:
+        """The rows that it is trained on."""
+        return torch.tensor([i for i, p in enumerate(dataset.pictures) if self.sees_all or not p.held_out_from_dit])
 
 
-def run(work: Path, num_steps: int, seed: int = 0) -> None:
-    """Train, then write `work/text_encoder` in open_clip's local-dir layout (float32)."""
-    torch.manual_seed(seed)
+CONDITIONING = Clip("text", "text_encoder", VISION, seed=0, sees_all=False)
+SCORER = Clip("scorer", "scorer", SCORER_VISION, seed=1, sees_all=True)
+
+
+def run(work: Path, num_steps: int, which: Clip = CONDITIONING) -> None:
+    """Train, then write the CLIP in open_clip's local-dir layout (float32) into its folder of `work`."""
+    torch.manual_seed(which.seed)
     dataset = data.load(work)
-    seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
+    seen = which.pictures(dataset)
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
-    pictures = small_pictures(dataset)
-    clip = build()
+    pictures = small_pictures(dataset, which.vision["image_size"])
+    clip = which.build()
     optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     average = Average(clip, decay=0.99)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         picks = seen[torch.randperm(len(seen), generator=generator)[:BATCH]]
-        rng = random.Random(seed * 1_000_003 + step)
+        rng = random.Random(which.seed * 1_000_003 + step)
         shown = [dataset.pictures[i] for i in picks.tolist()]
         colours = [_background(p, rng) for p in shown]
         captions = [sample_caption(p.concept, p.style, c, rng) for p, c in zip(shown, colours, strict=True)]
-        return _loss(clip, _views(_composited(pictures[picks], colours), generator), tokenizer(captions))
+        return _loss(clip, _views(composited(pictures[picks], colours), generator), tokenizer(captions))
 
-    Run("text", clip, [optimiser], average, num_steps, work / "text.ckpt").train(loss_of_step, seed)
+    Run(which.stage, clip, [optimiser], average, num_steps, work / f"{which.stage}.ckpt").train(loss_of_step, which.seed)
     clip.load_state_dict(average.shadow, strict=False)
+    write(work, which, clip, dataset)
+
+
+def write(work: Path, which: Clip, clip: CustomTextCLIP, dataset: data.Dataset) -> None:
+    """Write `clip` into its folder, without the tokens that no caption has."""
+    tokenizer = SimpleTokenizer(context_length=CONTEXT)
     _forget_unseen_tokens(clip, dataset, tokenizer)
-    write_clip(work / "text_encoder", EMBED_DIM, VISION, TEXT, clip.state_dict())
-    print(f"text: in-batch retrieval (batch {CHECK_PICTURES}) {retrieval(clip, dataset, tokenizer):.3f}")
+    write_clip(work / which.folder, EMBED_DIM, which.vision, TEXT, clip.state_dict())
+    print(f"{which.stage}: in-batch retrieval (batch {CHECK_PICTURES}) {retrieval(which, clip, dataset, tokenizer):.3f}")
 
 
 @torch.inference_mode()
-def retrieval(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> float:
+def retrieval(which: Clip, clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> float:
     """Share of captions (label with style) whose own picture is the nearest of a fixed batch of trained pictures."""
     clip.eval()
-    seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit])
+    seen = which.pictures(dataset)
     picks = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES]]
     captions = [f"{p.style} {p.concept.label}" for p in (dataset.pictures[i] for i in picks.tolist())]
-    images = clip.encode_image(_composited(small_pictures(dataset)[picks], [WHITE] * len(picks)), normalize=True)
+    small = small_pictures(dataset, which.vision["image_size"])[picks]
+    images = clip.encode_image(composited(small, [WHITE] * len(picks)), normalize=True)
     texts = clip.encode_text(tokenizer(captions), normalize=True)
     return ((texts @ images.T).argmax(1) == torch.arange(len(picks))).float().mean().item()
 
@@ -81,15 +110,15 @@ def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:
     return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
 
 
-def small_pictures(dataset: data.Dataset) -> Tensor:
-    """All pictures, halved, their colours multiplied by their opacity: uint8 (P, 4, 64, 64)."""
-    return torch.stack([_halved(rgba) for rgba in dataset.rgba])
+def small_pictures(dataset: data.Dataset, side: int) -> Tensor:
+    """All pictures at `side` pixels, their colours multiplied by their opacity: uint8 (P, 4, side, side)."""
+    return torch.stack([_shrunk(rgba, side) for rgba in dataset.rgba])
 
 
-def _halved(rgba: np.ndarray) -> Tensor:
+def _shrunk(rgba: np.ndarray, side: int) -> Tensor:
     pixels = torch.from_numpy(rgba.copy()).permute(2, 0, 1).float()
     pixels[:3] *= pixels[3:] / 255.0
-    return F.avg_pool2d(pixels, 2).round().to(torch.uint8)
+    return F.avg_pool2d(pixels, rgba.shape[0] // side).round().to(torch.uint8)
 
 
 def _background(picture: data.Picture, rng: random.Random) -> str:
@@ -99,15 +128,16 @@ def _background(picture: data.Picture, rng: random.Random) -> str:
     return rng.choice([c for c in COLOURS if c != WHITE and picture.shown_on(c)])
 
 
-def _composited(pictures: Tensor, colours: Sequence[str]) -> Tensor:
-    """What `small_pictures` made (B, 4, 64, 64), each on its background: (B, 3, 64, 64) in [-1, 1]."""
+def composited(pictures: Tensor, colours: Sequence[str]) -> Tensor:
+    """What `small_pictures` made (B, 4, S, S), each on its background: (B, 3, S, S) in [-1, 1]."""
     flat = torch.tensor([COLOURS[c] for c in colours])[:, :, None, None] * (1.0 - pictures[:, 3:] / 255.0)
     return (pictures[:, :3] + flat) / 127.5 - 1.0
 
 
 def _views(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64), shifted by up to four pixels with a little noise."""
-    shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
+    """Pictures (B, 3, S, S), shifted by up to a sixteenth with a little noise."""
+    most = images.shape[-1] // 16
+    shift = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     return torch.roll(images, shift, (2, 3)) + 0.05 * torch.randn(images.shape, generator=generator)
 
 
@@ -123,4 +153,4 @@ def _forget_unseen_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer
     unseen = torch.ones(TEXT["vocab_size"], dtype=torch.bool)
     unseen[sorted(seen)] = False
     clip.text.token_embedding.weight[unseen] = 0.0
-    print(f"text: {len(seen)} tokens known, {int(unseen.sum())} embedding rows zeroed")
+    print(f"{len(seen)} tokens known, {int(unseen.sum())} embedding rows zeroed")
