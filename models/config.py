@@ -1,11 +1,17 @@
 """Architecture numbers as frozen dataclasses, read from and written to diffusers' `config.json`. No torch here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from models.folder import CheckpointError
 
-class UnsupportedModel(ValueError):
-    """A checkpoint asks for something that these networks do not do; the message names it."""
+# what diffusers' PixArtTransformer2DModel is told that is read here, or means nothing to it
+KNOWN = {
+    "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "cross_attention_dim", "sample_size",
+    "patch_size", "caption_channels", "interpolation_scale", "norm_eps", "norm_type", "activation_fn", "norm_elementwise_affine",
+    "attention_bias", "attention_type", "use_additional_conditions", "dropout", "norm_num_groups", "num_embeds_ada_norm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,8 @@ class DiTConfig:
 
     @classmethod
     def from_diffusers(cls, config: dict[str, Any]) -> "DiTConfig":
-        """Read the `config.json` of a `PixArtTransformer2DModel`; raise `UnsupportedModel` for what is not built."""
+        """Read the `config.json` of a `PixArtTransformer2DModel`; raise `CheckpointError` for what is not built."""
+        refuse_unknown(config, KNOWN)
         _require(config, "norm_type", "ada_norm_single")
         _require(config, "activation_fn", "gelu-approximate")
         _require(config, "norm_elementwise_affine", False)
@@ -40,9 +47,11 @@ class DiTConfig:
         additional = config.get("use_additional_conditions")
         scale = config.get("interpolation_scale")
         in_channels, out_channels = config.get("in_channels", 4), config.get("out_channels", 8)
+        heads, head_dim = config.get("num_attention_heads", 16), config.get("attention_head_dim", 72)
+        _require(config, "cross_attention_dim", heads * head_dim)
         return cls(
-            num_attention_heads=config.get("num_attention_heads", 16),
-            attention_head_dim=config.get("attention_head_dim", 72),
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
             in_channels=in_channels,
             out_channels=in_channels if out_channels is None else out_channels,
             num_layers=config.get("num_layers", 28),
@@ -77,13 +86,20 @@ class DiTConfig:
         }
 
 
+def refuse_unknown(config: dict[str, Any], known: Iterable[str]) -> None:
+    """Raise `CheckpointError` for a key that is not `known` and switches something on: the network would be another."""
+    unknown = sorted(key for key, value in config.items() if value and not key.startswith("_") and key not in known)
+    if unknown:
+        raise CheckpointError(f"transformer config: not supported: {', '.join(unknown)}")
+
+
 def _require(config: dict[str, Any], key: str, value: object) -> None:
     if config.get(key, value) != value:
-        raise UnsupportedModel(f"transformer config: {key} is {config[key]!r}, only {value!r} is supported")
+        raise CheckpointError(f"transformer config: {key} is {config[key]!r}, only {value!r} is supported")
 
 
 def _caption_channels(config: dict[str, Any]) -> int:
     channels = config.get("caption_channels")
     if channels is None:
-        raise UnsupportedModel("transformer config: caption_channels is missing, only models with a caption projection are supported")
+        raise CheckpointError("transformer config: caption_channels is missing, only models with a caption projection are supported")
     return int(channels)

@@ -7,6 +7,7 @@ The state dict is that of diffusers' `PixArtTransformer2DModel`.
 Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,22 @@ class TextKeyValues:
 
     kv: Tensor
     mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text, and the modulations of every time of its plan."""
+
+    text: TextKeyValues
+    modulations: Modulations
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that run together: their texts side by side, each with the modulations of its own plan."""
+
+    text: TextKeyValues
+    modulations: tuple[Modulations, ...]
 
 
 class SelfAttention(nn.Module):
@@ -156,6 +173,26 @@ class DiT(nn.Module):
         """Text `states` (B, L, caption_channels) and `mask` (B, L) to every block's keys and values."""
         text = self.caption_projection(states)
         return TextKeyValues(torch.stack([block.attn2.key_values(text) for block in self.transformer_blocks]), mask)
+
+    def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
+        """`modulations`, as `models.network.Network` calls them."""
+        return self.modulations(timesteps, size)
+
+    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:
+        """One text, `states` (L, caption_channels) and `mask` (L,), under the `times` of a plan; this family has no pooled text."""
+        return Row(self.text_key_values(states[None], mask[None]), times)
+
+    def collate(self, rows: Sequence[Row]) -> Rows:
+        """The texts of `rows` side by side."""
+        texts = [row.text for row in rows]
+        text = TextKeyValues(torch.cat([t.kv for t in texts], dim=2), torch.cat([t.mask for t in texts]))
+        return Rows(text, tuple(row.modulations for row in rows))
+
+    def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
+        """`forward` with row r at time `steps[r]` of its plan."""
+        now = list(zip(rows.modulations, steps, strict=True))
+        blocks, final = torch.stack([m.blocks[step] for m, step in now]), torch.stack([m.final[step] for m, step in now])
+        return self(x, Modulations(blocks, final), rows.text)
 
     def forward(self, x: Tensor, modulations: Modulations, text: TextKeyValues) -> Tensor:
         """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text."""

@@ -29,10 +29,13 @@ def _sincos(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
-def time_frequencies(timesteps: Tensor) -> Tensor:
-    """Sinusoidal features (B, 256), cosines first, of `timesteps` (B,) in 0..1000 (fractions allowed)."""
+def time_frequencies(timesteps: Tensor, freq_shift: int = 0) -> Tensor:
+    """Sinusoidal features (B, 256), cosines first, of `timesteps` (B,) in 0..1000 (fractions allowed).
+
+    Frequencies fall from 1 to 1 / 10000, which the last of them reaches if `freq_shift` is 1 and the one after it if 0.
+    """
     half = TIME_FREQUENCIES // 2
-    omega = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    omega = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift))
     angles = timesteps.float()[:, None] * omega[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

@@ -1,13 +1,15 @@
 """The MMDiT of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206), split where its work repeats.
 
 Image and text tokens are two streams with weights of their own that meet in one attention. The text evolves from block to
-block, so that what can be computed once a request is its projection (`text_tokens`), and once a time the `conditioning`.
+block, so that what can be computed once a request is its projection (`text_tokens`) and what its pooled vector makes of
+every time of its plan (`modulations`).
 There is no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
 `SD3Transformer2DModel`.
 
 Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import BACKENDS, Attention
+from models.config import refuse_unknown
 from models.folder import CheckpointError
 from models.layers import (
     TIME_FREQUENCIES,
@@ -31,6 +34,22 @@ from models.layers import (
 )
 
 NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text under the times of a plan: the tokens (1, L, D) that enter the first block, and all `modulations` (T, M)."""
+
+    text: Tensor
+    modulations: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that run together: text tokens (R, L, D), and each row's modulations over its own plan."""
+
+    text: Tensor
+    modulations: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +74,17 @@ class MMDiTConfig:
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether the network is told the size of the picture."""
+        return False
+
     @classmethod
     def from_diffusers(cls, config: dict[str, Any]) -> "MMDiTConfig":
         """Read the `config.json` of an `SD3Transformer2DModel`; raise `CheckpointError` naming what is not built."""
-        options = {key: value for key, value in config.items() if not key.startswith("_")}
-        unknown = sorted(options.keys() - {field.name for field in fields(cls)})
-        if unknown:
-            raise CheckpointError(f"transformer config: not supported: {', '.join(unknown)}")
+        known = {field.name for field in fields(cls)}
+        refuse_unknown(config, known)
+        options = {key: value for key, value in config.items() if key in known}
         options["dual_attention_layers"] = tuple(options.get("dual_attention_layers", ()))
         if options.get("out_channels", 16) is None:
             options["out_channels"] = options.get("in_channels", 16)
@@ -152,15 +175,16 @@ class JointAttention(SelfAttention):
 
 
 class AdaLN(nn.Module):
-    """Conditioning (B, D) to `parts` modulations (B, 1, D): shift, scale and gate of every branch in turn."""
+    """Conditioning (B, D) to `parts` modulations a channel: shift, scale and gate of every branch in turn."""
 
     def __init__(self, width: int, parts: int):
         super().__init__()
         self.parts = parts
         self.linear = nn.Linear(width, parts * width)
 
-    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(conditioning)[:, None].chunk(self.parts, dim=2)
+    def split(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """What `linear` gave, (B, parts D), in its parts (B, 1, D)."""
+        return modulation[:, None].chunk(self.parts, dim=2)
 
 
 class FinalAdaLN(AdaLN):
@@ -169,8 +193,8 @@ class FinalAdaLN(AdaLN):
     def __init__(self, width: int):
         super().__init__(width, 2)
 
-    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        scale, shift = super().forward(conditioning)
+    def split(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        scale, shift = super().split(modulation)
         return shift, scale
 
 
@@ -187,10 +211,13 @@ class Block(nn.Module):
         self.ff = FeedForward(width)
         self.ff_context = None if is_last else FeedForward(width)
 
-    def forward(self, x: Tensor, text: Tensor, conditioning: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
-        """Tokens x (B, N, D) and text (B, L, D), both moved on; the last block returns the text as it came."""
-        shift, scale, gate, *after = self.norm1(conditioning)
-        text_shift, text_scale, *text_after = self.norm1_context(conditioning)
+    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+        """Tokens x (B, N, D) and text (B, L, D), both moved on; the last block returns the text as it came.
+
+        The modulations are what the linear layers of `norm1` and `norm1_context` gave.
+        """
+        shift, scale, gate, *after = self.norm1.split(modulation)
+        text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
         normed = _norm(x)
         image_part, text_part = self.attn(modulate(normed, shift, scale), modulate(_norm(text), text_shift, text_scale), attention)
         x = torch.addcmul(x, gate, image_part)
@@ -226,29 +253,56 @@ class MMDiT(nn.Module):
         self.norm_out = FinalAdaLN(width)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
 
-    def conditioning(self, timesteps: Tensor, pooled: Tensor) -> Tensor:
-        """Conditioning (B, D) of `timesteps` (B,), each 1000 t, and `pooled` text (B, pooled_projection_dim), or (1, ...) for all.
+    def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family is not told the picture's `size`."""
+        embedder = self.time_text_embed["timestep_embedder"]
+        return embedder(time_frequencies(timesteps).to(embedder.linear_1.weight.dtype))
+
+    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Tensor) -> Row:
+        """One text, `states` (L, joint_attention_dim) and `pooled` (pooled_projection_dim,), under `times`; no text is masked."""
+        if pooled is None:
+            raise ValueError("this network reads the pooled text as well")
+        return Row(self.text_tokens(states[None]), self.modulations(self.conditioning(times, pooled[None])))
+
+    def collate(self, rows: Sequence[Row]) -> Rows:
+        """The texts of `rows` side by side."""
+        return Rows(torch.cat([row.text for row in rows]), tuple(row.modulations for row in rows))
+
+    def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
+        """`forward` with row r at time `steps[r]` of its plan."""
+        return self(x, torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)]), rows.text)
+
+    def conditioning(self, times: Tensor, pooled: Tensor) -> Tensor:
+        """Conditioning (B, D) of embedded `times` (B, D) and `pooled` text (B, pooled_projection_dim), or (1, ...) for all.
 
         It has been through the SiLU with which every adaLN begins.
         """
-        time = self.time_text_embed["timestep_embedder"](time_frequencies(timesteps).to(pooled.dtype))
-        return F.silu(time + self.time_text_embed["text_embedder"](pooled))
+        return F.silu(times + self.time_text_embed["text_embedder"](pooled))
+
+    def modulations(self, conditioning: Tensor) -> Tensor:
+        """What all the adaLN make of `conditioning` (B, D), side by side: (B, M)."""
+        return torch.cat([norm.linear(conditioning) for norm in self._norms()], dim=1)
 
     def text_tokens(self, states: Tensor) -> Tensor:
         """Text `states` (B, L, joint_attention_dim) to the text tokens (B, L, D) that enter the first block."""
         return self.context_embedder(states)
 
-    def forward(self, x: Tensor, conditioning: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulations: Tensor, text: Tensor) -> Tensor:
         """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text.
 
         Raises `ValueError` if H or W is not whole patches or is beyond the position table.
         """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x)
-        for block in self.transformer_blocks:
-            tokens, text = block(tokens, text, conditioning, self.attention)
-        shift, scale = self.norm_out(conditioning)
+        *of_blocks, final = modulations.split([norm.linear.out_features for norm in self._norms()], dim=1)
+        for block, own, texts in zip(self.transformer_blocks, of_blocks[::2], of_blocks[1::2], strict=True):
+            tokens, text = block(tokens, text, own, texts, self.attention)
+        shift, scale = self.norm_out.split(final)
         return unpatchify(self.proj_out(modulate(_norm(tokens), shift, scale)), height, width, self.config.patch_size)
+
+    def _norms(self) -> list[AdaLN]:
+        of_blocks = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+        return [*of_blocks, self.norm_out]
 
 
 def _head_norm(config: MMDiTConfig) -> nn.Module:

@@ -1,6 +1,6 @@
 """One tick's view of the running samples: gather rows, one forward, one fused update, scatter.
 
-Shapes: S samples, R rows (one or two a sample), C latent channels, H x W latent pixels, D width.
+Shapes: S samples, R rows (one or two a sample), C latent channels, H x W latent pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.dit import Modulations, TextKeyValues
+from models.network import Network, Rows
 from pipeline.guidance import combine, rescale
 from pipeline.request import Sample
 from pipeline.solvers import READ, STATE
@@ -25,7 +25,7 @@ class Membership:
 
     samples: tuple[Sample, ...]
     scales: tuple[float, ...]
-    text: TextKeyValues
+    rows: Rows
     row_sample: Tensor
     cond_row: Tensor
     uncond_row: Tensor
@@ -35,8 +35,9 @@ class Membership:
     written: Tensor
 
     @property
-    def num_rows(self) -> int:
-        return len(self.row_sample)
+    def steps(self) -> tuple[int, ...]:
+        """The tick of each row."""
+        return tuple(sample.step_index for sample in self.samples for _ in range(sample.num_rows))
 
     def holds(self, samples: tuple[Sample, ...]) -> bool:
         """Whether it still describes `samples` at their present ticks."""
@@ -45,7 +46,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The samples, stacked: `read` (S, 7, C, H, W), the update's matrices (S, 5, 7), modulations of rows.
+    """The samples, stacked: `read` (S, 7, C, H, W) and the update's matrices (S, 5, 7).
 
     `read` holds what the update reads, in the order of `solvers.READ`; the network's output is yet to come. The new state
     goes to `written` (S, 5, C, H, W).
@@ -54,7 +55,6 @@ class Gathered:
     read: Tensor
     written: Tensor
     update: Tensor
-    modulations: Modulations
 
     @property
     def x(self) -> Tensor:
@@ -62,20 +62,20 @@ class Gathered:
         return self.read[:, 0]
 
 
-def make_membership(samples: Sequence[Sample]) -> Membership:
+def make_membership(samples: Sequence[Sample], network: Network) -> Membership:
     """Lay out the rows of `samples`: all of a sample's rows stand together."""
-    texts = [sample.texts for sample in samples]
-    row_sample = [index for index, rows in enumerate(texts) for _ in rows]
+    rows_of = [sample.rows for sample in samples]
+    row_sample = [index for index, rows in enumerate(rows_of) for _ in rows]
     first = [row_sample.index(index) for index in range(len(samples))]
     device = samples[0].state.device
-    phis = [s.params.guidance_rescale if len(rows) == 2 else 0.0 for s, rows in zip(samples, texts, strict=True)]
+    phis = [s.params.guidance_rescale if len(rows) == 2 else 0.0 for s, rows in zip(samples, rows_of, strict=True)]
     return Membership(
         samples=tuple(samples),
         scales=_scales(samples),
-        text=TextKeyValues(torch.cat([t.kv for rows in texts for t in rows], dim=2), torch.cat([t.mask for rows in texts for t in rows])),
+        rows=network.collate([row for rows in rows_of for row in rows]),
         row_sample=torch.tensor(row_sample, device=device),
         cond_row=torch.tensor(first, device=device),
-        uncond_row=torch.tensor([row + len(rows) - 1 for row, rows in zip(first, texts, strict=True)], device=device),
+        uncond_row=torch.tensor([row + len(rows) - 1 for row, rows in zip(first, rows_of, strict=True)], device=device),
         scale=torch.tensor(_scales(samples), device=device)[:, None, None, None],
         phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
         read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
@@ -91,13 +91,10 @@ def gather(members: Membership) -> Gathered:
     for index, sample in enumerate(samples):
         if (z := sample.noise()) is not None:
             read[index, READ.index("z")] = z
-    blocks = torch.stack([s.modulations.blocks[s.step_index] for s in samples])
-    final = torch.stack([s.modulations.final[s.step_index] for s in samples])
     return Gathered(
         read=read,
         written=members.written,
         update=torch.stack([s.updates[s.step_index] for s in samples]),
-        modulations=Modulations(blocks[members.row_sample], final[members.row_sample]),
     )
 
 

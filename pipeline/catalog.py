@@ -1,11 +1,14 @@
 """What can be served, as the gateway and the command line see it. No torch here."""
 
 from models.folder import CheckpointError
-from models.registry import EMBEDDED, Checkpoint, find_checkpoint
+from models.registry import EMBEDDED, FAMILIES, Checkpoint, Family, find_checkpoint
+from models.text.label import Labels
 from pipeline.build.schedule import read_schedule
 from pipeline.params import ModelInfo
 from pipeline.solvers import ALIASES, SERVED, SOLVERS
 from pipeline.spacing import SPACINGS
+
+__all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_models"]
 
 
 class UnknownModel(ValueError):
@@ -15,6 +18,11 @@ class UnknownModel(ValueError):
 def list_models() -> list[ModelInfo]:
     """The embedded models."""
     return [find_model(name) for name in EMBEDDED]
+
+
+def list_families() -> tuple[Family, ...]:
+    """What a checkpoint folder may be."""
+    return FAMILIES
 
 
 def find_model(name_or_dir: str) -> ModelInfo:
@@ -42,4 +50,5 @@ def _describe(checkpoint: Checkpoint) -> ModelInfo:
         spacings=tuple(SPACINGS),
         schedule=schedule,
         prediction=prediction,
+        labels=Labels(checkpoint.folder) if family.has_classes else None,
     )

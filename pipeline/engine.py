@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.dit import Modulations
+from models.network import Times
 from pipeline import batch
 from pipeline.batcher import Batcher
 from pipeline.encoder import TextStates
-from pipeline.flops import dit_forward_flops, dit_modulation_flops, dit_text_flops
+from pipeline.flops import forward_flops, row_flops, times_flops
 from pipeline.guidance import needs_cond, needs_uncond, scale_at
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
 from pipeline.request import Sample, Spent, start_state
@@ -52,7 +52,7 @@ class Prepared:
 
     plan: Plan
     updates: Tensor
-    modulations: Modulations
+    times: Times
 
 
 class Engine:
@@ -136,23 +136,23 @@ class Engine:
         batch.scatter(members, batch.update(gathered, batch.guided(members, out)))
         self._runner.wait()
         seconds = time.perf_counter() - started
-        return self._bill(samples, rows, members.text.mask.shape[-1], seconds)
+        return self._bill(samples, rows, seconds)
 
-    def _bill(self, samples: tuple[Sample, ...], rows: list[int], text_tokens: int, seconds: float) -> TickFacts:
+    def _bill(self, samples: tuple[Sample, ...], rows: list[int], seconds: float) -> TickFacts:
         """Share the tick out over its samples by their rows, which here are all of one size."""
         _, height, width = samples[0].x.shape
-        config = self._runner.dit.config
+        config = self._runner.network.config
         tokens = (height // config.patch_size) * (width // config.patch_size)
-        row_flops = dit_forward_flops(config, height, width, text_tokens)
+        flops = forward_flops(config, height, width, samples[0].text_tokens)
         total = sum(rows)
         for sample, own in zip(samples, rows, strict=True):
             spent = sample.spent
             spent.ticks += 1
             spent.rows += own
             spent.tokens += own * tokens
-            spent.flops += own * row_flops
+            spent.flops += own * flops
             spent.device_seconds += seconds * own / total
-        return TickFacts(total, total * tokens, seconds, total * row_flops)
+        return TickFacts(total, total * tokens, seconds, total * flops)
 
     def _settle(self) -> list[Outcome]:
         left, self._left = self._left, []
@@ -166,7 +166,7 @@ class Engine:
         key = tuple(samples[0].x.shape)
         members = self._members.get(key)
         if members is None or not members.holds(samples):
-            members = self._members[key] = batch.make_membership(samples)
+            members = self._members[key] = batch.make_membership(samples, self._runner.network)
         return members
 
     def _start(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> Sample:
@@ -176,35 +176,36 @@ class Engine:
             raise ValueError("a guided sample needs the states of its negative prompt")
         wanted = (cond if any(map(needs_cond, scales)) else None, uncond if any(map(needs_uncond, scales)) else None)
         shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        text_flops = sum(dit_text_flops(self._runner.dit.config, len(t.mask)) for t in wanted if t is not None)
-        text_cond, text_uncond = (None if t is None else self._runner.text_key_values(t) for t in wanted)
+        text_tokens, num_times = len(cond.mask), prepared.plan.nfe
+        text_flops = row_flops(self._runner.network.config, text_tokens, num_times) * sum(t is not None for t in wanted)
+        cond_row, uncond_row = (None if t is None else self._runner.row(t, prepared.times) for t in wanted)
         return Sample(
             request_id=request_id,
             params=params,
             plan=prepared.plan,
             updates=prepared.updates,
-            modulations=prepared.modulations,
             scales=scales,
-            cond=text_cond,
-            uncond=text_uncond,
+            cond=cond_row,
+            uncond=uncond_row,
+            text_tokens=text_tokens,
             queue_seconds=0.0,
             state=start_state(params, prepared.plan, shape, self._runner.device),
             spent=Spent(flops=text_flops + plan_flops),
         )
 
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
-        """The plan and what it cost now: who brings a plan pays for its modulations, who shares it later does not."""
+        """The plan and what it cost now: who brings a plan pays for its times, who shares it later does not."""
         name = params.solver if params.eta else canonical_name(params.solver)
-        size = (params.height, params.width) if self._runner.dit.config.is_sized else None
+        size = (params.height, params.width) if self._runner.network.config.is_sized else None
         key = (name, params.eta, params.timestep_spacing, params.num_steps, size)
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key], 0
         plan = self._make_plan(params)
-        self._prepared[key] = Prepared(plan, self._runner.updates(plan), self._runner.modulations(plan, (params.height, params.width)))
+        self._prepared[key] = Prepared(plan, self._runner.updates(plan), self._runner.times(plan, (params.height, params.width)))
         if len(self._prepared) > PLANS_KEPT:
             self._prepared.popitem(last=False)
-        return self._prepared[key], dit_modulation_flops(self._runner.dit.config, plan.nfe)
+        return self._prepared[key], times_flops(self._runner.network.config, plan.nfe)
 
     def _outcome(self, sample: Sample, reason: FinishReason, error: str | None = None) -> Outcome:
         spent = sample.spent

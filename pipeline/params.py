@@ -5,7 +5,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.text.reading import UnreadableText
+
 if TYPE_CHECKING:
+    from models.text.label import Labels
     from pipeline.schedules import Schedule  # which imports this module
 
 MAX_PROMPT_CHARACTERS = 4000
@@ -97,6 +100,7 @@ class ModelInfo:
     spacings: tuple[str, ...]
     schedule: "Schedule"
     prediction: str  # of `pipeline.prediction`
+    labels: "Labels | None" = None  # where a prompt is a class, what may be asked for
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -110,6 +114,7 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
     for name, text in (("prompt", params.prompt), ("negative_prompt", params.negative_prompt)):
         if len(text) > MAX_PROMPT_CHARACTERS:
             raise InvalidParams(name, f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+        _check_label(name, text, model)
     if (params.width, params.height) not in model.sizes:
         allowed = ", ".join(f"{w}x{h}" for w, h in model.sizes)
         raise InvalidParams("size", f"size {params.width}x{params.height} is not served by {model.id}; allowed: {allowed}, or auto")
@@ -138,3 +143,12 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
         raise InvalidParams("guidance_rescale", f"guidance_rescale must be between 0 and 1, got {params.guidance_rescale:g}")
     if not 0 <= params.seed <= MAX_SEED:
         raise InvalidParams("seed", f"seed must be between 0 and {MAX_SEED}, got {params.seed}")
+
+
+def _check_label(name: str, text: str, model: ModelInfo) -> None:
+    if model.labels is None:
+        return
+    try:
+        model.labels.find(text)
+    except UnreadableText as error:
+        raise InvalidParams(name, f"{name} {error}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.dit import Modulations, TextKeyValues
+from models.network import Row
 from pipeline import noise
 from pipeline.guidance import needs_cond, needs_uncond
 from pipeline.params import GenerationParams
@@ -34,10 +34,10 @@ class Sample:
     params: GenerationParams
     plan: Plan
     updates: Tensor  # (T, 5, 7) float32: the plan's matrices
-    modulations: Modulations  # blocks (T, 6, D), final (T, D)
     scales: tuple[float, ...]  # the guidance in effect at each tick
-    cond: TextKeyValues | None
-    uncond: TextKeyValues | None
+    cond: Row | None  # what the network made of the texts under the plan
+    uncond: Row | None
+    text_tokens: int  # of a row
     queue_seconds: float
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
     step_index: int = 0  # ticks done; the one number of progress
@@ -58,10 +58,10 @@ class Sample:
         return self.scales[self.step_index]
 
     @property
-    def texts(self) -> tuple[TextKeyValues, ...]:
+    def rows(self) -> tuple[Row, ...]:
         """The rows of this tick: cond, uncond, or the one that is needed, which then stands for both."""
         wanted = ((self.cond, needs_cond(self.scale)), (self.uncond, needs_uncond(self.scale)))
-        return tuple(text for text, is_needed in wanted if is_needed and text is not None)
+        return tuple(row for row, is_needed in wanted if is_needed and row is not None)
 
     @property
     def num_rows(self) -> int:

@@ -1,11 +1,11 @@
-"""The only caller of the denoising network: what is computed once a request, and the forward of a tick."""
+"""The only caller of the denoising network: what is computed once a plan and once a text, and the forward of a tick."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.dit import DiT, Modulations, TextKeyValues
+from models.network import Network, Row, Times
 from pipeline.batch import Gathered, Membership
 from pipeline.encoder import TextStates
 from pipeline.solvers import Plan
@@ -13,33 +13,36 @@ from pipeline.solvers import Plan
 
 @dataclass(slots=True)
 class StepRunner:
-    """A DiT on a device in a dtype; samples' state lies on the device too, in float32: the one cast is here."""
+    """A network on a device in a dtype; samples' state lies on the device too, in float32: the one cast is here."""
 
-    dit: DiT
+    network: Network
     dtype: torch.dtype
     device: torch.device
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height, width) of a latent."""
-        return self.dit.config.in_channels, height, width
+        return self.network.config.in_channels, height, width
 
     def updates(self, plan: Plan) -> Tensor:
         """The plan's matrices (T, 5, 7), float32."""
         return torch.tensor(plan.matrices(), dtype=torch.float64).float().to(self.device)
 
     @torch.inference_mode()
-    def modulations(self, plan: Plan, size: tuple[int, int]) -> Modulations:
-        """Modulations of all times of a plan, for pictures of `size` (height, width).
+    def times(self, plan: Plan, size: tuple[int, int]) -> Times:
+        """What the network makes of all times of a plan, for pictures of `size` (height, width).
 
-        One GEMM a plan: its shape, hence its bits, depend on the plan alone.
+        All at once: the shape of the products, hence their bits, depend on the plan alone.
         """
-        times = torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device)
-        return self.dit.modulations(times, size)
+        timesteps = torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device)
+        return self.network.prepare_times(timesteps, size)
 
     @torch.inference_mode()
-    def text_key_values(self, text: TextStates) -> TextKeyValues:
-        """Keys and values (one row) of every block. Always computed alone, for the same reason."""
-        return self.dit.text_key_values(text.states[None].to(self.device, self.dtype), text.mask[None].to(self.device))
+    def row(self, text: TextStates, times: Times) -> Row:
+        """What the network makes of one text under the times of a plan. Always computed alone, for the same reason."""
+        pooled = text.pooled
+        if pooled is not None:  # a class is a whole number, which bfloat16 would round to another
+            pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
+        return self.network.prepare_row(text.states.to(self.device, self.dtype), text.mask.to(self.device), pooled, times)
 
     def wait(self) -> None:
         """Until the device has done what it was told, so that a clock read next means something."""
@@ -49,6 +52,6 @@ class StepRunner:
     @torch.inference_mode()
     def forward(self, members: Membership, state: Gathered) -> Tensor:
         """One network evaluation for every row: raw predictions (R, C, H, W), float32; a learned variance is dropped."""
-        rows = state.x[members.row_sample].to(self.dtype)
-        out: Tensor = self.dit(rows, state.modulations, members.text)
-        return out[:, : self.dit.config.in_channels].float()
+        x = state.x[members.row_sample].to(self.dtype)
+        out = self.network.predict(x, members.rows, members.steps)
+        return out[:, : self.network.config.in_channels].float()

@@ -1,12 +1,15 @@
 """The text encoder of a checkpoint."""
 
-from models.text import ClipTextTower
-from pipeline.build.device import set_threads
+import torch
+
+from models.registry import recognise
+from models.text.towers import load_tower
+from pipeline.build.device import fast_device, fast_dtype, set_threads
 from pipeline.encoder import TextEncoder
 from pipeline.params import ModelInfo
 
 
-def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None) -> TextEncoder:
-    """The text tower of `model`, float32."""
+def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
+    """The text parts of `model`; `dtype`, which the embedded tower does not ask for, defaults to what the device does fast."""
     set_threads(num_threads)
-    return TextEncoder(ClipTextTower(model.path / "text_encoder"))
+    return TextEncoder(load_tower(recognise(model.path), model.path, fast_device(), dtype or fast_dtype()))

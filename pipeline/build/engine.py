@@ -4,11 +4,10 @@ from functools import partial
 
 import torch
 
-from models.checkpoint import fill, load_tensors
-from models.config import DiTConfig
-from models.dit import DiT
-from models.folder import CLIP_CONFIG, CheckpointError, read_json
-from models.registry import spatial_compression
+from models.folder import CheckpointError, read_json
+from models.networks import load_network, read_config
+from models.registry import recognise, spatial_compression
+from models.text import towers
 from pipeline.build.device import fast_device, fast_dtype, set_threads
 from pipeline.engine import Engine
 from pipeline.params import ModelInfo
@@ -26,24 +25,14 @@ def build_engine(model: ModelInfo, *, max_rows: int = 16, num_threads: int | Non
 
 def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepRunner:
     """The denoising network alone, its weights checked tensor by tensor."""
-    dtype = dtype or fast_dtype()
-    folder = model.path / "transformer"
-    config = DiTConfig.from_diffusers(read_json(folder / "config.json"))
-    with torch.device("meta"):
-        dit = DiT(config)
-    device = fast_device()
-    fill(dit, load_tensors(folder, str(device), dtype), folder)
-    return StepRunner(dit, dtype, device)
+    dtype, device = dtype or fast_dtype(), fast_device()
+    return StepRunner(load_network(model.path / "transformer", str(device), dtype), dtype, device)
 
 
 def check_fit(model: ModelInfo) -> None:
     """Raise `CheckpointError` if the parts of a checkpoint, each sound, do not fit together."""
-    transformer = DiTConfig.from_diffusers(read_json(model.path / "transformer" / "config.json"))
+    transformer = read_config(model.path / "transformer")
     latent_channels = read_json(model.path / "vae" / "config.json").get("latent_channels", 4)
-    text_width = read_json(model.path / "text_encoder" / CLIP_CONFIG)["model_cfg"]["text_cfg"]["width"]
     if transformer.in_channels != latent_channels:
         raise CheckpointError(f"{model.path}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
-    if transformer.caption_channels != text_width:
-        raise CheckpointError(
-            f"{model.path}: the transformer reads text of width {transformer.caption_channels}, the text_encoder has {text_width}"
-        )
+    towers.check_fit(recognise(model.path), model.path)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.dit import DiT
+from models.network import Network, Row, Times
 from models.vae import encode_pixels, load_vae
 from pipeline.build.device import fast_device
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_runner, check_fit
-from pipeline.encoder import TextEncoder
+from pipeline.encoder import TextEncoder, TextStates
 from pipeline.likelihood import Denoise, bits_per_dim, elbo, fixed_large, gaussian, log_likelihood, rademacher, standard_error
 from pipeline.params import ModelInfo, TextReport
 from pipeline.prediction import x0_coefficients
@@ -55,7 +55,7 @@ class Explanation:
 class LatentLikelihood:
     """A checkpoint as a density of latents, float32, without guidance: guided predictions are those of no density."""
 
-    dit: DiT
+    network: Network
     vae: nn.Module
     encoder: TextEncoder
     schedule: Schedule
@@ -88,18 +88,20 @@ class LatentLikelihood:
     def _denoiser(self, size: tuple[int, int], *prompts: str) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
         """The posterior mean of data of `size` (height, width) in pixels, row k under `prompts`[k]; and what was read of the first."""
         texts = self.encoder.encode(prompts)
-        states, mask = torch.stack([text.states for text in texts]), torch.stack([text.mask for text in texts])
-        with torch.no_grad():
-            key_values = self.dit.text_key_values(states.to(self.device), mask.to(self.device))
 
         def denoise(x: Tensor, t: float) -> Tensor:
             p, q = x0_coefficients(self.prediction, *self.schedule.alpha_sigma(t))
-            with torch.no_grad():
-                modulations = self.dit.modulations(torch.full((len(x),), self.schedule.timestep(t), device=self.device), size)
-            out: Tensor = self.dit(x.float(), modulations, key_values)[:, : x.shape[1]]
+            with torch.no_grad():  # the gradient asked for is that of x
+                times = self.network.prepare_times(torch.tensor([self.schedule.timestep(t)], device=self.device), size)
+                rows = self.network.collate([self._row(text, times) for text in texts])
+            out = self.network.predict(x.float(), rows, [0] * len(x))[:, : x.shape[1]]
             return p * x + q * out.to(x.dtype)
 
         return denoise, texts[0].report
+
+    def _row(self, text: TextStates, times: Times) -> Row:
+        pooled = None if text.pooled is None else text.pooled.to(self.device)
+        return self.network.prepare_row(text.states.to(self.device), text.mask.to(self.device), pooled, times)
 
 
 def build_likelihood(model: ModelInfo) -> LatentLikelihood:
@@ -111,7 +113,7 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
     device = fast_device()
     encoder = build_text_encoder(model)
     vae = load_vae(model.path / "vae", str(device), torch.float32)
-    return LatentLikelihood(build_runner(model, dtype=torch.float32).dit, vae, encoder, model.schedule, model.prediction, device)
+    return LatentLikelihood(build_runner(model, dtype=torch.float32).network, vae, encoder, model.schedule, model.prediction, device)
 
 
 def _by_ode(

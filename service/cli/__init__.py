@@ -46,8 +46,9 @@ def make_parser() -> Parser:
     _add_encode(commands.add_parser("encode", help="write the text states of a prompt to a safetensors file"))
     _add_likelihood(commands.add_parser("likelihood", help="how well a model explains a picture, and how much of that the prompt does"))
     _add_eval(commands.add_parser("eval", help="how often a model draws what prompts say"))
-    models = commands.add_parser("models", help="list the embedded models")
-    models.add_argument("--json", action="store_true", help="one JSON array on stdout")
+    models = commands.add_parser("models", help="list the embedded models, and the families of checkpoint folders that can be served")
+    models.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_check(commands.add_parser("check", help="whether a checkpoint folder could be served, without drawing"))
     solvers = commands.add_parser("solvers", help="list the solvers: order, cost, schedules, source, and when to take which")
     solvers.add_argument("--json", action="store_true", help="one JSON array on stdout")
     return parser
@@ -123,6 +124,15 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", metavar="DIR", help="keep the pictures there; drawn again they are taken from there, so a run can be resumed"
     )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Reads the configurations, the tokenizers and the headers of the weight files, not the weights. Names every fault in one line "
+        "and ends with 1 if there is any."
+    )
+    parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 

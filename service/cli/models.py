@@ -1,13 +1,14 @@
-"""`safelight models`: what is embedded."""
+"""`safelight models`: what is embedded, and which checkpoint folders can be served."""
 
 import argparse
 import json
-import sys
 
-from pipeline.catalog import UnknownModel, list_models
+from pipeline.catalog import Family, UnknownModel, list_families, list_models
 from pipeline.params import ModelInfo
 from service.cli import UserError
 from service.translation import size_names
+
+HUB = "https://huggingface.co/"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -15,10 +16,11 @@ def run(args: argparse.Namespace) -> int:
         models = list_models()
     except UnknownModel as error:
         raise UserError(str(error)) from None
+    families = list_families()
     if args.json:
-        print(json.dumps([_describe(model) for model in models]))
+        print(json.dumps({"models": list(map(_describe, models)), "families": list(map(_describe_family, families))}))
     else:
-        _print_table(models)
+        print("\n".join([*map(_as_text, models), "", "Folders that can be served with --model DIR:", *map(_family_as_text, families)]))
     return 0
 
 
@@ -36,7 +38,43 @@ def _describe(model: ModelInfo) -> dict[str, object]:
     }
 
 
-def _print_table(models: list[ModelInfo]) -> None:
-    for model in models:
-        defaults = f"{model.num_steps} steps of {model.solver} at guidance {model.guidance_scale:g}"
-        sys.stdout.write(f"{model.id}  {', '.join(size_names(model))}  {defaults}  {model.licence}\n")
+def _describe_family(family: Family) -> dict[str, object]:
+    return {
+        "name": family.name,
+        "pipeline": family.pipeline,
+        "mark": family.mark,
+        "parts": [part.folder for part in family.parts],
+        "optional_parts": [part.folder for part in family.parts if part.is_optional],
+        "text": family.text,
+        "num_inference_steps": family.num_steps,
+        "guidance_scale": family.guidance_scale,
+        "solver": family.solver,
+        "schedule": family.schedule,
+        "sides": list(family.sides),
+        "licence": family.licence,
+        "origin": [HUB + repository for repository in family.origin],
+        "extra": family.extra,
+    }
+
+
+def _as_text(model: ModelInfo) -> str:
+    return f"{model.id}  {', '.join(size_names(model))}  {_defaults(model)}  {model.licence}"
+
+
+def _family_as_text(family: Family) -> str:
+    sides = " or ".join(f"{side}x{side}" for side in family.sides)
+    facts = [
+        f"{family.pipeline} {family.mark}".strip(),
+        f"{_defaults(family)}; {family.schedule}; {sides}{' and other shapes of that area' if family.has_buckets else ''}",
+        f"text: {family.text}",
+        f"weights: {', '.join(family.origin) or 'the embedded ones'} ({family.licence})",
+    ]
+    if family.extra:
+        facts.append(
+            f"needs: pip install 'safelight[{family.extra}]'" + (", for T5" if any(part.is_optional for part in family.parts) else "")
+        )
+    return "\n".join(f"{family.name if fact is facts[0] else '':13} {fact}" for fact in facts)
+
+
+def _defaults(of: ModelInfo | Family) -> str:
+    return f"{of.num_steps} steps of {of.solver} at guidance {of.guidance_scale:g}"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 
-from models.dit import Modulations
 from pipeline import batch
 from pipeline.solvers import READ, STATE
 
@@ -21,7 +20,6 @@ def main() -> None:
             read=torch.randn(SAMPLES, len(READ), *shape),
             written=torch.empty(SAMPLES, len(STATE), *shape),
             update=torch.randn(SAMPLES, len(STATE), len(READ)),
-            modulations=Modulations(torch.empty(0), torch.empty(0)),
         )
         out = torch.randn(SAMPLES, *shape)
         read, written = torch.randn(SAMPLES, len(READ), *shape), torch.empty(SAMPLES, len(STATE), *shape)

@@ -7,8 +7,9 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from models.attention import BACKENDS
-from models.config import DiTConfig, UnsupportedModel
+from models.config import DiTConfig
 from models.dit import DiT, TextKeyValues
+from models.folder import CheckpointError
 
 CONFIG = DiTConfig(
     num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=3, sample_size=16, patch_size=2,
@@ -107,11 +108,33 @@ def test_text_key_values_are_rows(networks: tuple[DiT, PixArtTransformer2DModel]
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("norm_type", "ada_norm_zero"), ("activation_fn", "geglu"), ("caption_channels", None)],
+    [
+        ("norm_type", "ada_norm_zero"),
+        ("activation_fn", "geglu"),
+        ("caption_channels", None),
+        ("cross_attention_dim", 48),
+        ("sr_ratio", 2),  # the original's name for the compressed keys and values of its 2K network
+    ],
 )
 def test_unsupported_configs_are_named(key: str, value: object) -> None:
-    with pytest.raises(UnsupportedModel, match=key):
+    with pytest.raises(CheckpointError, match=key):
         DiTConfig.from_diffusers(CONFIG.to_diffusers() | {key: value})
+
+
+def test_keys_that_switch_nothing_on_are_of_no_account() -> None:
+    assert DiTConfig.from_diffusers(CONFIG.to_diffusers() | {"double_self_attention": False, "num_vector_embeds": None}) == CONFIG
+
+
+def test_rows_of_different_plans_run_together(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
+    ours, _ = networks
+    x, states, mask = torch.randn(2, 4, 12, 20), torch.randn(2, 7, 24), torch.arange(7)[None] < torch.tensor([[7], [3]])
+    plans, steps = (torch.tensor([900.0, 400.0, 20.0]), torch.tensor([750.5, 1.0])), (2, 1)
+    with torch.inference_mode():
+        rows = [ours.prepare_row(states[r], mask[r], None, ours.prepare_times(plans[r], (96, 160))) for r in range(2)]
+        together = ours.predict(x, ours.collate(rows), steps)
+        now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+        torch.testing.assert_close(together, ours(x, ours.modulations(now), ours.text_key_values(states, mask)), atol=1e-5, rtol=0)
+        assert not torch.allclose(together, ours.predict(x, ours.collate(rows), (0, 0)), atol=1e-3)
 
 
 def test_config_round_trip() -> None:

@@ -62,7 +62,8 @@ def inputs(size: tuple[int, int], rows: int = 3) -> Inputs:
 
 def forward(mmdit: MMDiT, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor) -> Tensor:
     with torch.inference_mode():
-        return mmdit(x, mmdit.conditioning(t, pooled), mmdit.text_tokens(states))
+        conditioning = mmdit.conditioning(mmdit.prepare_times(t, x.shape[-2:]), pooled)
+        return mmdit(x, mmdit.modulations(conditioning), mmdit.text_tokens(states))
 
 
 def forward_theirs(theirs: SD3Transformer2DModel, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def test_a_block_of_the_true_width_equals_diffusers(config: MMDiTConfig, is_dual
     x, text, embedding = (torch.randn(2, *shape, config.width, generator=g) for shape in ((24,), (9,), ()))
     with torch.inference_mode():
         expected_text, expected = theirs(x, text, embedding)
-        got, got_text = ours(x, text, nn.functional.silu(embedding), BACKENDS["sdpa"])
+        of_norms = [norm.linear(nn.functional.silu(embedding)) for norm in (ours.norm1, ours.norm1_context)]
+        got, got_text = ours(x, text, *of_norms, BACKENDS["sdpa"])
     assert_near(got, expected)
     assert_near(got_text, expected_text)
 
@@ -153,11 +155,24 @@ def test_rows_have_their_own_time_and_text(networks: Networks) -> None:
         assert_near(forward(ours, *(part[one] for part in batch)), together[one], tolerance=1e-5)
 
 
-def test_one_pooled_text_serves_all_times_of_a_plan(networks: Networks) -> None:
+def test_rows_of_different_plans_run_together(networks: Networks) -> None:
     ours, _ = networks
-    _, t, pooled, _ = inputs((16, 16))
+    x, _, pooled, states = inputs((12, 20))
+    plans, steps = (torch.tensor([900.0, 400.0, 20.0]), torch.tensor([750.5, 1.0])), (2, 1)
+    everything = torch.ones(states.shape[1], dtype=torch.bool)
     with torch.inference_mode():
-        torch.testing.assert_close(ours.conditioning(t, pooled[:1]), ours.conditioning(t, pooled[:1].expand(3, -1)), atol=1e-6, rtol=0)
+        rows = [ours.prepare_row(states[r], everything, pooled[r], ours.prepare_times(plans[r], (96, 160))) for r in range(2)]
+        together = ours.predict(x[:2], ours.collate(rows), steps)
+    now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+    assert_near(together, forward(ours, x[:2], now, pooled[:2], states[:2]), tolerance=1e-5)
+    assert not torch.allclose(together, ours.predict(x[:2], ours.collate(rows), (0, 0)), atol=1e-3)
+
+
+def test_without_pooled_text_there_is_no_row(networks: Networks) -> None:
+    ours, _ = networks
+    _, t, _, states = inputs((12, 20))
+    with pytest.raises(ValueError, match="pooled"):
+        ours.prepare_row(states[0], torch.ones(7, dtype=torch.bool), None, ours.prepare_times(t, (96, 160)))
 
 
 def test_plain_attention_gives_the_same(networks: Networks) -> None:

@@ -1,13 +1,13 @@
 """The fused update against one plain reference run a sample: any mix of solvers, schedules, steps, guidance and seeds."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.dit import Modulations, TextKeyValues
 from pipeline import batch, noise
 from pipeline.guidance import scale_at
 from pipeline.params import GenerationParams
@@ -25,9 +25,37 @@ CASES: list[tuple[Schedule, str]] = [
 ]  # fmt: skip
 
 
-def network(x: Tensor, timestep: Tensor | float, text: float) -> Tensor:
+def network(x: Tensor, timestep: Tensor | float, text: Tensor | float) -> Tensor:
     """Elementwise, so that rows share it as they share a DiT; `text` stands for the prompt."""
     return 0.3 * torch.sin(x + 0.002 * timestep) + 0.1 * text * torch.cos(0.5 * x)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text, and the times of its plan (T,)."""
+
+    text: float
+    times: Tensor
+
+
+class Elementwise:
+    """`network` as the engine knows networks."""
+
+    config = None
+
+    def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
+        return timesteps
+
+    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Tensor) -> Row:
+        return Row(float(states), times)
+
+    def collate(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        return tuple(rows)
+
+    def predict(self, x: Tensor, rows: tuple[Row, ...], steps: Sequence[int]) -> Tensor:
+        now = torch.stack([row.times[step] for row, step in zip(rows, steps, strict=True)])
+        texts = torch.tensor([row.text for row in rows])
+        return network(x, now[:, None, None, None], texts[:, None, None, None])
 
 
 def random_case(rng: random.Random, solver: str | None = None) -> tuple[GenerationParams, Schedule, str]:
@@ -54,30 +82,30 @@ def random_case(rng: random.Random, solver: str | None = None) -> tuple[Generati
 
 def make_sample(params: GenerationParams, schedule: Schedule, prediction: str) -> Sample:
     table = plan(params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta)
-    text = TextKeyValues(torch.zeros(1, 2, 1, 1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
     timesteps = torch.tensor([tick.timestep for tick in table.ticks])
     return Sample(
         request_id=str(params.seed),
         params=params,
         plan=table,
         updates=torch.tensor(table.matrices(), dtype=torch.float64).float(),
-        modulations=Modulations(timesteps[:, None, None], timesteps[:, None]),
         scales=tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in table.ticks),
-        cond=text,
-        uncond=text,
+        cond=Row(1.0, timesteps),
+        uncond=Row(0.0, timesteps),
+        text_tokens=0,
         queue_seconds=0.0,
         state=start_state(params, table, SHAPE, torch.device("cpu")),
     )
 
 
+NETWORK = Elementwise()
+
+
 def run(samples: list[Sample]) -> None:
     """Tick by tick until all are done, each leaving at its own last tick."""
     while running := tuple(s for s in samples if not s.is_done):
-        members = batch.make_membership(running)
+        members = batch.make_membership(running, NETWORK)
         gathered = batch.gather(members)
-        texts = [float(text is s.cond and (row == 0 and s.scale != 0.0)) for s in running for row, text in enumerate(s.texts)]
-        rows = gathered.x[members.row_sample]
-        out = network(rows, gathered.modulations.final[:, :, None, None], torch.tensor(texts)[:, None, None, None])
+        out = NETWORK.predict(gathered.x[members.row_sample], members.rows, members.steps)
         batch.scatter(members, batch.update(gathered, batch.guided(members, out)))
 
 
@@ -120,8 +148,7 @@ def test_the_bits_of_an_update_do_not_depend_on_the_number_of_samples(shape: tup
 
     def updated(first: int, num: int) -> Tensor:
         own = slice(first, first + num)
-        modulations = Modulations(torch.empty(0), torch.empty(0))
-        return batch.update(batch.Gathered(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own], modulations), out[own])
+        return batch.update(batch.Gathered(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own]), out[own])
 
     alone = torch.cat([updated(i, 1) for i in range(9)])
     for num in (2, 3, 4, 5, 9):

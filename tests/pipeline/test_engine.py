@@ -14,7 +14,7 @@ from tests.pipeline.parts import add, alone, drain, engine, model, params, runne
 
 
 def network(prompt: str):
-    dit = runner().dit
+    dit = runner().network
     text = states(prompt)
 
     def evaluate(x: Tensor, timestep: float) -> Tensor:

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import DiTConfig
-from models.dit import DiT
 from pipeline import noise
 from pipeline.build.decoder import build_decoder
 from pipeline.build.encoder import build_text_encoder
-from pipeline.flops import dit_forward_flops, dit_modulation_flops, dit_text_flops
 from pipeline.images import FORMATS, encode_image, parameters_text
 from tests.pipeline.parts import model, params
 
@@ -69,38 +65,6 @@ def test_noise_is_a_function_of_its_three_numbers() -> None:
     many = torch.stack([noise.draw(s, i, k, (64,)) for s in range(10) for i in range(10) for k in range(10)])
     assert abs(float(many.mean())) < 0.02
     assert float(many.std()) == pytest.approx(1.0, abs=0.02)
-
-
-@pytest.mark.parametrize("is_sized", [False, True])
-@pytest.mark.parametrize("size", [(16, 16), (32, 24)])
-def test_flops_equal_the_counter_of_torch(size: tuple[int, int], is_sized: bool) -> None:
-    config = DiTConfig(
-        num_attention_heads=3, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=3, sample_size=32, patch_size=2,
-        caption_channels=96, interpolation_scale=1, is_sized=is_sized,
-    )  # fmt: skip
-    with torch.device("meta"):
-        dit = DiT(config)
-        x, times, states = torch.empty(1, 4, *size), torch.empty(1), torch.empty(1, 20, 96)
-        mask = torch.empty(1, 20, dtype=torch.bool)
-
-    def counted(call) -> int:
-        with FlopCounterMode(display=False) as counter:
-            call()
-        return int(counter.get_total_flops())
-
-    text, modulations = dit.text_key_values(states, mask), dit.modulations(times, size)
-    dit._positions[size] = torch.empty(1, size[0] * size[1] // 4, config.width, device="meta")
-    assert dit_forward_flops(config, *size, 20) == counted(lambda: dit(x, modulations, text))
-    assert dit_text_flops(config, 20) == counted(lambda: dit.text_key_values(states, mask))
-    assert dit_modulation_flops(config, 1) == counted(lambda: dit.modulations(times, size))
-
-
-def test_published_flops_of_pixart() -> None:
-    xl = DiTConfig(
-        num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=128, patch_size=2,
-        caption_channels=4096, interpolation_scale=2,
-    )  # fmt: skip
-    assert (dit_forward_flops(xl, 128, 128, 300) + dit_text_flops(xl, 300)) / 1e12 == pytest.approx(6.6336, rel=5e-3)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,5 +1,6 @@
-"""The text tower: unknown words, truncation, padding, open_clip's own answer."""
+"""The embedded text tower: unknown words, truncation, padding, open_clip's own answer."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoint import CLIP_WEIGHTS
 from models.folder import CLIP_CONFIG
-from models.text import ClipTextTower
+from models.text.clip import ClipTextTower, blueprint
 from models.tiny import CONTEXT, ensure_tiny
 
 
@@ -28,6 +30,31 @@ def test_pooled_and_states_are_open_clips(tower: ClipTextTower) -> None:
     torch.testing.assert_close(states[:, 0], expected)
     assert states.shape == (2, CONTEXT + 1, 16)
     assert mask.sum(1).tolist() == [1 + 3 + 2, 1 + 1 + 2]
+
+
+def test_a_reading_is_the_forward_of_its_tokens(tower: ClipTextTower) -> None:
+    tokenised, reading = tower.tokenise("a red apple"), tower.read("a red apple")
+    states, mask = tower(tokenised.ids[None])
+    assert torch.equal(reading.states, states[0])
+    assert torch.equal(reading.mask, mask[0])
+    assert (reading.pooled, reading.num_tokens, reading.truncated, reading.unknown_words) == (None, 3, False, ())
+
+
+@pytest.mark.parametrize("text", ["a red apple", "", "It's 3D!! naïve café 東京 &amp; “quoted”", "cat " * 40])
+def test_ids_are_open_clips(tower: ClipTextTower, text: str) -> None:
+    assert torch.equal(tower.tokenise(text).ids, open_clip.tokenize(text, context_length=CONTEXT)[0])
+
+
+def test_the_blueprint_is_what_the_file_holds() -> None:
+    folder = ensure_tiny() / "text_encoder"
+    assert blueprint(folder) == {name: tuple(tensor.shape) for name, tensor in load_file(folder / CLIP_WEIGHTS).items()}
+
+
+def test_flops_equal_the_counter_of_torch(tower: ClipTextTower) -> None:
+    shadow = copy.deepcopy(tower).to("meta")  # on a processor the counter takes attention for free
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        shadow(torch.empty(1, CONTEXT, dtype=torch.long, device="meta"))
+    assert tower.flops_per_text == counter.get_total_flops()
 
 
 def test_words_with_untrained_tokens_are_dropped_and_reported(tmp_path: Path, tower: ClipTextTower) -> None:
@@ -58,7 +85,7 @@ def test_endless_words_are_unknown_and_forgotten(tower: ClipTextTower) -> None:
     assert tower.tokenise("x" * 4000).unknown_words == ("x" * 4000,)
     for number in range(40):
         tower.tokenise(" ".join(f"{chr(97 + number % 26)}{chr(97 + k % 26)}{'abcdefghij'[k % 10] * (k % 7)}q{k}" for k in range(400)))
-    assert len(tower._tokenizer.cache) <= 10_000 + 4000
+    assert len(tower._pairs._tokenizer.cache) <= 10_000 + 4000
 
 
 def test_long_texts_are_cut_and_say_so(tower: ClipTextTower) -> None:

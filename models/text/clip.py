@@ -1,35 +1,24 @@
 """The embedded text tower: an open_clip CLIP loaded from a local folder, as states for cross-attention.
 
-Shapes: L text tokens, D width. The pooled vector rides as one more token in front of the token states, which is
+Shapes: B texts, L text tokens, D width. The pooled vector rides as one more token in front of the token states, which is
 how it reaches a PixArt-shaped DiT.
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip.model import CustomTextCLIP
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from models.checkpoint import CLIP_WEIGHTS, fill, load_tensors
+from models.checkpoint import CLIP_WEIGHTS, Shapes, fill, load_tensors, shapes_of
 from models.folder import CLIP_CONFIG, CheckpointError, read_json
+from models.text.bpe import SPECIAL_TOKENS, BytePairs
+from models.text.reading import Reading, TokenisedText
 
-SPECIAL_TOKENS = 2  # start and end of text
-LONGEST_PIECE = 64  # byte-pair merging takes time that grows faster than the piece; no word is longer
-MERGES_KEPT = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class TokenisedText:
-    """A text as the tower sees it: `ids` (context,), and what had to be left out."""
-
-    ids: Tensor
-    num_tokens: int  # of the known words, before truncation
-    truncated: bool
-    unknown_words: tuple[str, ...]
+LONGEST_WORD = 64  # no word is longer
 
 
 class ClipTextTower(nn.Module):
@@ -42,39 +31,36 @@ class ClipTextTower(nn.Module):
 
     def __init__(self, folder: Path):
         super().__init__()
-        config = _read_config(folder)
         # open_clip's own loading reads pickles, stretches positions and shrugs at missing files: only its network is used
-        clip = CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+        clip = _build(folder)
         fill(clip, load_tensors(folder, "cpu", torch.float32, CLIP_WEIGHTS), folder)
         self.text = clip.text
         self.context_length: int = self.text.context_length
         self.width: int = self.text.width
         self.num_states = self.context_length + 1
-        self._tokenizer = SimpleTokenizer(context_length=self.context_length)
+        self.flops_per_text = text_flops(self.text)
+        self._pairs = BytePairs()
         self._known = self.text.token_embedding.weight.abs().amax(dim=1) > 0
-        self._known[self._tokenizer.all_special_ids] = False  # what ends a text is not the text's to say
+        self._known[[self._pairs.start_id, self._pairs.end_id]] = False  # what ends a text is not the text's to say
+
+    def read(self, text: str) -> Reading:
+        """States (1 + context, D) and their mask; the pooled vector is the first of them."""
+        tokenised = self.tokenise(text)
+        states, mask = self(tokenised.ids[None])
+        return Reading(states[0], mask[0], None, tokenised.num_tokens, tokenised.truncated, tokenised.unknown_words)
 
     def tokenise(self, text: str) -> TokenisedText:
         """Known words of `text` as ids, cut to the context length; the rest is counted and named."""
         kept: list[int] = []
         unknown: list[str] = []
-        for piece in self._tokenizer.pat.findall(self._tokenizer.clean_fn(text)):
-            tokens = self._tokenizer.encode(piece) if len(piece) <= LONGEST_PIECE else []
+        for word in self._pairs.words(text):
+            tokens = self._pairs.encode(word) if len(word) <= LONGEST_WORD else []
             if tokens and all(self._known[token] for token in tokens):
                 kept += tokens
-            elif any(character.isalnum() for character in piece):
-                unknown.append(piece)
-        self._bound_cache()
-        room = self.context_length - SPECIAL_TOKENS
-        ids = torch.zeros(self.context_length, dtype=torch.long)
-        framed = [self._tokenizer.sot_token_id, *kept[:room], self._tokenizer.eot_token_id]
-        ids[: len(framed)] = torch.tensor(framed)
-        return TokenisedText(ids, len(kept), len(kept) > room, tuple(dict.fromkeys(unknown)))
-
-    def _bound_cache(self) -> None:
-        """open_clip remembers every piece for ever, and callers choose the pieces."""
-        if len(self._tokenizer.cache) > MERGES_KEPT:
-            self._tokenizer.cache = {token: token for token in map(self._tokenizer.decoder.get, self._tokenizer.all_special_ids)}
+            elif any(character.isalnum() for character in word):
+                unknown.append(word)
+        ids = self._pairs.frame(kept, self.context_length, pad_id=0)
+        return TokenisedText(ids, len(kept), len(kept) > self.context_length - SPECIAL_TOKENS, tuple(dict.fromkeys(unknown)))
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, 1 + context, D) and mask (B, 1 + context), True where a state says something; `ids` (B, context)."""
@@ -85,6 +71,33 @@ class ClipTextTower(nn.Module):
         lengths = ids.argmax(dim=1) + 1  # the end mark has the largest id
         positions = torch.arange(self.num_states, device=ids.device)
         return states, positions[None] <= lengths[:, None]
+
+
+def blueprint(folder: Path) -> Shapes:
+    """Names and shapes of the tensors that the weights in `folder` must hold: both towers, as open_clip saves them."""
+    with torch.device("meta"):
+        return shapes_of(_build(folder).state_dict())
+
+
+def read_width(folder: Path) -> int:
+    """Channels of the states, from the config alone."""
+    return int(_read_config(folder)["text_cfg"]["width"])
+
+
+def text_flops(tower: TextTransformer) -> int:
+    """Operations of a CLIP text tower on one text of full length.
+
+    A block is 8LD^2 (attention's projections) + 4L^2D (its two products) + 4LDF (an MLP of width F); then one state is projected.
+    """
+    length, width = tower.context_length, tower.width
+    mlp = tower.transformer.resblocks[0].mlp.c_fc.out_features
+    block = 8 * length * width**2 + 4 * length**2 * width + 4 * length * width * mlp
+    return int(len(tower.transformer.resblocks) * block + 2 * width * tower.output_dim)
+
+
+def _build(folder: Path) -> CustomTextCLIP:
+    config = _read_config(folder)
+    return CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

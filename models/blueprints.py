@@ -1,0 +1,62 @@
+"""What the files of a part of a checkpoint must hold, by its kind: names and shapes from the configs alone, no weight is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.checkpoint import CLIP_WEIGHTS, WEIGHTS, Shapes, shapes_of
+from models.folder import CheckpointError, read_json
+from models.networks import build_empty
+from models.text import clip, hf_clip, t5
+from models.text.bpe import BytePairs
+from models.text.hf_folder import HF_WEIGHTS
+from models.vae import CLASSES
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a part is known: its weight file, what that must hold, and the parts' tokenizer.
+
+    `canonical` takes what a file holds, by name, to what `blueprint` asks for; `check_tokenizer` is given the folders of the
+    part and of its tokenizer. Both, and `blueprint`, raise `CheckpointError`.
+    """
+
+    weights: str
+    blueprint: Callable[[Path], Shapes]
+    canonical: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    check_tokenizer: Callable[[Path, Path], object] | None = None
+
+
+def _network(folder: Path) -> Shapes:
+    return shapes_of(build_empty(folder).state_dict())
+
+
+def _vae(folder: Path) -> Shapes:
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if name not in CLASSES:
+        raise CheckpointError(f"{folder / 'config.json'}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
+    with torch.device("meta"):
+        vae = CLASSES[name](**{key: value for key, value in config.items() if key in signature(CLASSES[name]).parameters})
+    return shapes_of(vae.state_dict())
+
+
+def _check_clip_tokenizer(folder: Path, tokenizer: Path) -> None:
+    BytePairs().read_folder(tokenizer)
+
+
+def _check_t5_tokenizer(folder: Path, tokenizer: Path) -> None:
+    t5.load_tokenizer(tokenizer, t5.T5EncoderConfig.read(folder))
+
+
+KINDS = {
+    "network": Kind(WEIGHTS, _network),
+    "vae": Kind(WEIGHTS, _vae),
+    "open_clip": Kind(CLIP_WEIGHTS, clip.blueprint),
+    "clip": Kind(HF_WEIGHTS, hf_clip.blueprint, hf_clip.canonical, _check_clip_tokenizer),
+    "t5": Kind(HF_WEIGHTS, t5.blueprint, t5.canonical, _check_t5_tokenizer),
+}

@@ -1,0 +1,87 @@
+"""Whether the parts of a checkpoint folder are sound, each by itself, without reading a weight: every fault in one line."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.blueprints import KINDS
+from models.checkpoint import Shapes, Stored, differences, list_tensors, shapes_of
+from models.folder import CLIP_CONFIG, CheckpointError, read_json
+from models.registry import Family, Part
+from models.text.label import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """A part as its configuration wants it and as its files are; `class_name` is None where an optional part is left out."""
+
+    folder: str
+    class_name: str | None
+    num_parameters: int  # numbers that its weights hold, tables that are not learned among them
+    dtypes: Mapping[str, int]  # how many tensors are stored in which, by safetensors' words
+    bytes_on_disk: int
+
+
+def check_parts(folder: Path, family: Family) -> tuple[list[PartReport], list[str]]:
+    """A report on every part of `family` in `folder`, and all faults, one line each."""
+    faults: list[str] = []
+    reports = [_check_part(folder, part, faults) for part in family.parts]
+    if family.has_classes:
+        with collected(faults, folder / "model_index.json"):
+            Labels(folder)
+    return reports, faults
+
+
+@contextmanager
+def collected(faults: list[str], path: Path) -> Iterator[None]:
+    """Add what is raised inside to `faults` as one line about `path`, unless it is there already.
+
+    A configuration full of nonsense can make its readers raise anything.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = str(error) if isinstance(error, CheckpointError) else f"{path}: {type(error).__name__}: {error}"
+        line = " ".join(words.split())
+        if line not in faults:
+            faults.append(line)
+
+
+def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
+    path, kind = folder / part.folder, KINDS[part.kind]
+    if not path.is_dir():
+        if not part.is_optional:
+            faults.append(f"{path} is missing")
+        return PartReport(part.folder, None, 0, {}, 0)
+    wanted: Shapes = {}
+    stored: dict[str, Stored] = {}
+    with collected(faults, path):
+        wanted = kind.blueprint(path)
+    with collected(faults, path):
+        stored = kind.canonical(list_tensors(path, kind.weights))
+    if wanted and stored:
+        faults += [f"{path}: {line}" for line in differences(wanted, shapes_of(stored))]
+    if part.tokenizer and kind.check_tokenizer:
+        with collected(faults, folder / part.tokenizer):
+            kind.check_tokenizer(path, folder / part.tokenizer)
+    return PartReport(
+        folder=part.folder,
+        class_name=_class_name(path),
+        num_parameters=sum(math.prod(shape) for shape in wanted.values()),
+        dtypes=Counter(tensor.dtype for tensor in stored.values()),
+        bytes_on_disk=sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()}),
+    )
+
+
+def _class_name(path: Path) -> str:
+    """What its configuration calls the part."""
+    if (path / CLIP_CONFIG).exists():
+        return "CustomTextCLIP"
+    try:
+        config = read_json(path / "config.json")
+    except CheckpointError:
+        return "unknown"
+    return str(config.get("_class_name") or (config.get("architectures") or ["unknown"])[0])

@@ -1,0 +1,56 @@
+"""What the engine asks of a denoising network, whatever its family.
+
+A network's work is split by how often it must be done: once a plan (`prepare_times`), once a sample and text (`prepare_row`),
+once a set of rows that run together (`collate`), and at every tick (`predict`). Small products over rows belong in
+`prepare_row`, over all times of the plan at once: a row's bits then depend on its own request alone.
+
+Shapes: T times of a plan, R rows, L text tokens, C channels, H x W latent pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+# What a family makes of its times, of one text under them, and of the rows that run together: frozen dataclasses of its own.
+Times = Any
+Row = Any
+Rows = Any
+
+
+class NetworkConfig(Protocol):
+    """What every family's configuration says."""
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the network is told the size of the picture."""
+        ...
+
+
+class Network(Protocol):
+    """A latent diffusion transformer."""
+
+    @property
+    def config(self) -> Any: ...  # a NetworkConfig; each family's own type to itself
+
+    def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
+        """`timesteps` (T,), each 1000 t, for pictures of `size` (height, width) in pixels."""
+        ...
+
+    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Times) -> Row:
+        """One text, `states` (L, D), `mask` (L,) and `pooled` (P,) where the family has one, under `times`."""
+        ...
+
+    def collate(self, rows: Sequence[Row]) -> Rows:
+        """R rows side by side."""
+        ...
+
+    def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
+        """Latents x (R, C, H, W) to the raw prediction (R, out_channels, H, W); row r is at time `steps[r]` of its own."""
+        ...

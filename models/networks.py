@@ -1,0 +1,62 @@
+"""The denoising networks by the class that a folder's `transformer/config.json` names: built empty, then filled, strictly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from models.checkpoint import fill, load_tensors
+from models.class_dit import ClassDiT, ClassDiTConfig
+from models.config import DiTConfig
+from models.dit import DiT
+from models.folder import CheckpointError, read_json
+from models.mmdit import MMDiT, MMDiTConfig
+from models.network import Network, NetworkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A family's network: how its configuration is read, and what is built from it."""
+
+    read: Callable[[dict[str, Any]], NetworkConfig]
+    build: Callable[[Any], nn.Module]
+
+
+KINDS = {
+    "PixArtTransformer2DModel": Kind(DiTConfig.from_diffusers, DiT),
+    "SD3Transformer2DModel": Kind(MMDiTConfig.from_diffusers, MMDiT),
+    "DiTTransformer2DModel": Kind(ClassDiTConfig.from_diffusers, ClassDiT),
+}
+# older folders say what they hold by the norm alone
+OLD_CLASS, CLASS_OF_NORM = "Transformer2DModel", {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
+
+
+def read_config(folder: Path) -> NetworkConfig:
+    """The configuration of the network in `folder`; raise `CheckpointError` for a class or an option that is not built."""
+    config, kind = _kind(folder)
+    return kind.read(config)
+
+
+def build_empty(folder: Path) -> nn.Module:
+    """The network in `folder` without its weights, on the meta device."""
+    config, kind = _kind(folder)
+    with torch.device("meta"):
+        return kind.build(kind.read(config))
+
+
+def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
+    """The network in `folder`, its weights checked tensor by tensor."""
+    return cast(Network, fill(build_empty(folder), load_tensors(folder, device, dtype), folder))
+
+
+def _kind(folder: Path) -> tuple[dict[str, Any], Kind]:
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if name == OLD_CLASS:
+        name = CLASS_OF_NORM.get(str(config.get("norm_type")), name)
+    if name not in KINDS:
+        raise CheckpointError(f"{folder / 'config.json'}: class {name!r} is not supported; supported: {', '.join(KINDS)}")
+    return config, KINDS[name]

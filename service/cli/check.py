@@ -1,0 +1,81 @@
+"""`safelight check`: whether a checkpoint folder could be served, without drawing and without reading its weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from pipeline.catalog import UnknownModel
+from service.cli import UserError
+from service.importing import imported_for_good
+
+if TYPE_CHECKING:
+    from pipeline.build.check import FolderReport, PartReport
+
+FAULTY = 1
+BYTES_EACH = {"bfloat16": 2, "float32": 4}
+PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
+WIDTHS = (14, 28, 10, 8, 8, 8, 30)
+
+
+def run(args: argparse.Namespace) -> int:
+    with imported_for_good():
+        from pipeline.build.check import check_folder
+    try:
+        report = check_folder(args.folder)
+    except UnknownModel as error:
+        raise UserError(str(error)) from None
+    print(json.dumps(_describe(report)) if args.json else _as_text(report))
+    return FAULTY if report.faults else 0
+
+
+def _describe(report: FolderReport) -> dict[str, object]:
+    parts = [
+        {
+            "part": part.folder,
+            "class": part.class_name,
+            "parameters": part.num_parameters,
+            "dtypes": dict(part.dtypes),
+            "bytes_on_disk": part.bytes_on_disk,
+            "bytes_on_device": {dtype: part.num_parameters * each for dtype, each in BYTES_EACH.items()},
+        }
+        for part in report.parts
+    ]
+    return {"path": str(report.folder), "family": report.family, "parts": parts, "faults": list(report.faults)}
+
+
+def _as_text(report: FolderReport) -> str:
+    """The parts as a table, then the faults, then the verdict."""
+    lines = [f"{report.folder}: {report.family or 'unknown family'}"]
+    if report.parts:
+        lines += [_row("part", "class", "parameters", "on disk", *BYTES_EACH, "stored as"), *map(_part_row, report.parts), _totals(report)]
+    lines += report.faults
+    count = len(report.faults)
+    lines.append(f"{count} fault{'s' * (count > 1)}" if count else "sound")
+    return "\n".join(lines)
+
+
+def _part_row(part: PartReport) -> str:
+    if part.class_name is None:
+        return _row(part.folder, "left out")
+    stored = ", ".join(f"{count} {dtype}" for dtype, count in part.dtypes.items())
+    return _row(part.folder, part.class_name, *_amounts(part.num_parameters, part.bytes_on_disk), stored)
+
+
+def _totals(report: FolderReport) -> str:
+    return _row("all", "", *_amounts(sum(part.num_parameters for part in report.parts), sum(part.bytes_on_disk for part in report.parts)))
+
+
+def _amounts(num_parameters: int, bytes_on_disk: int) -> list[str]:
+    return [_short(num_parameters), f"{_short(bytes_on_disk)}B", *(f"{_short(num_parameters * each)}B" for each in BYTES_EACH.values())]
+
+
+def _row(*cells: str) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)).rstrip()
+
+
+def _short(number: int) -> str:
+    """Three digits and a prefix."""
+    scale, prefix = next(((scale, prefix) for scale, prefix in PREFIXES if number >= 0.9995 * scale), (1, ""))
+    return f"{number / scale:.3g} {prefix}"

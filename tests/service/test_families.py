@@ -1,0 +1,97 @@
+"""A folder of every public family, of random weights, draws over HTTP through the three stages."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from pipeline.catalog import find_model
+from pipeline.params import GenerationParams
+from service.backend import STAGES
+from service.gateway import build_gateway
+from service.payloads import Drawn, Output, StageCensus
+from service.settings import Settings
+from service.studio import Studio
+from tests.live import serving
+from tests.pipeline.test_public_pipelines import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers, which writes the folders, talks of its own future
+
+ROUTE = "/v1/images/generations"
+
+
+class StudioBackend:
+    """The three stages themselves, without Ray between them."""
+
+    def __init__(self, studio: Studio):
+        self._studio = studio
+
+    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
+        return await self._studio.draw(params, output)
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        stages = (self._studio.encoder, self._studio.denoiser, self._studio.decoder)
+        return dict(zip(STAGES, (stage.census() for stage in stages), strict=True))
+
+
+@pytest.fixture(params=[*FAMILIES])
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestClient]:
+    FAMILIES[request.param](tmp_path / request.param.replace(" ", "-"))
+    model = find_model(str(tmp_path / request.param.replace(" ", "-")))
+    studio = Studio(model, Settings())
+    studio.wait()
+    with TestClient(build_gateway(StudioBackend(studio), model, Settings())) as client:
+        yield client
+    studio.close()
+
+
+def test_every_family_draws(client: TestClient) -> None:
+    told = client.get("/v1/models").json()["data"][0]
+    prompt = "golden retriever" if told["id"] == "dit" else "a red apple"
+    body = {"prompt": prompt, "seed": 3, "n": 2, "num_inference_steps": 4}
+    answers = [client.post(ROUTE, json=body | changed) for changed in ({}, {}, {"guidance_scale": 1.0}, {"size": told["sizes"][-1]})]
+    assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
+    first, again, unguided, other = (answer.json() for answer in answers)
+    assert _pictures(first) == _pictures(again)
+    assert len({*_pictures(first), *_pictures(unguided)}) == 4
+    width, height = Image.open(io.BytesIO(_pictures(other)[0])).size
+    assert f"{width}x{height}" == told["sizes"][-1]
+
+
+def test_a_prompt_that_is_no_class_is_refused_by_name(tmp_path: Path) -> None:
+    FAMILIES["dit"](tmp_path)
+    with TestClient(build_gateway(NoBackend(), find_model(str(tmp_path)), Settings())) as client:
+        answer = client.post(ROUTE, json={"prompt": "golden retreiver"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "prompt"
+        assert "golden retriever" in answer.json()["error"]["message"]
+
+
+class NoBackend:
+    """For requests that must not get this far."""
+
+    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
+        raise AssertionError(params)
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        return dict.fromkeys(STAGES)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_draws_as_three_deployments(name: str, tmp_path: Path) -> None:
+    FAMILIES[name](tmp_path / "model")
+    prompt = "207" if name == "dit" else "a red apple"
+    with serving(tmp_path, "--model", str(tmp_path / "model"), "--stages", "split") as service:
+        answer = httpx.post(service.url + ROUTE, json={"prompt": prompt, "num_inference_steps": 4}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert Image.open(io.BytesIO(_pictures(answer.json())[0])).size == (64, 64)
+
+
+def _pictures(answer: dict) -> list[bytes]:
+    return [base64.b64decode(picture["b64_json"]) for picture in answer["data"]]
