@@ -2,19 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from models import networks, vae
 from models.checkpoint import CLIP_WEIGHTS, WEIGHTS, Shapes, shapes_of
-from models.folder import CheckpointError, read_json
-from models.networks import build_empty
 from models.text import clip, hf_clip, t5
 from models.text.bpe import BytePairs
 from models.text.hf_folder import HF_WEIGHTS
-from models.vae import CLASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +27,11 @@ class Kind:
 
 
 def _network(folder: Path) -> Shapes:
-    return shapes_of(build_empty(folder).state_dict())
+    return shapes_of(networks.build_empty(folder).state_dict())
 
 
 def _vae(folder: Path) -> Shapes:
-    config = read_json(folder / "config.json")
-    name = config.get("_class_name")
-    if name not in CLASSES:
-        raise CheckpointError(f"{folder / 'config.json'}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
-    with torch.device("meta"):
-        vae = CLASSES[name](**{key: value for key, value in config.items() if key in signature(CLASSES[name]).parameters})
-    return shapes_of(vae.state_dict())
+    return shapes_of(vae.build_empty(folder).state_dict())
 
 
 def _check_clip_tokenizer(folder: Path, tokenizer: Path) -> None:

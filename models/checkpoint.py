@@ -75,6 +75,13 @@ def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
     ]
 
 
+def load_into(module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> nn.Module:
+    """Fill `module` with the tensors of a part of a checkpoint; a folder with others is refused before a weight is read."""
+    if wrong := differences(shapes_of(module.state_dict()), shapes_of(list_tensors(folder, weights))):
+        raise CheckpointError(f"{folder}: {wrong[0]}")
+    return fill(module, load_tensors(folder, device, dtype, weights), folder)
+
+
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
     """Assign `tensors` to `module`, whatever it held; raise `CheckpointError` unless names and shapes all match."""
     if wrong := differences(shapes_of(module.state_dict()), shapes_of(tensors)):

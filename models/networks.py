@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from models.checkpoint import fill, load_tensors
+from models.checkpoint import load_into
 from models.class_dit import ClassDiT, ClassDiTConfig
 from models.config import DiTConfig
 from models.dit import DiT
@@ -49,7 +49,7 @@ def build_empty(folder: Path) -> nn.Module:
 
 def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
     """The network in `folder`, its weights checked tensor by tensor."""
-    return cast(Network, fill(build_empty(folder), load_tensors(folder, device, dtype), folder))
+    return cast(Network, load_into(build_empty(folder), folder, device, dtype))
 
 
 def _kind(folder: Path) -> tuple[dict[str, Any], Kind]:

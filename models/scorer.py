@@ -14,7 +14,7 @@ from open_clip.model import CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from models.checkpoint import CLIP_WEIGHTS, fill, load_tensors
+from models.checkpoint import CLIP_WEIGHTS, load_into
 from models.folder import CLIP_CONFIG, read_json
 
 SCORER = "scorer"  # the folder beside a checkpoint's weights
@@ -34,7 +34,7 @@ class Scorer:
         """The scorer beside a checkpoint's weights, float32; `CheckpointError` if there is none, or not all of it."""
         config = read_json(folder / SCORER / CLIP_CONFIG)["model_cfg"]
         clip = CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-        fill(clip, load_tensors(folder / SCORER, "cpu", torch.float32, CLIP_WEIGHTS), folder / SCORER)
+        load_into(clip, folder / SCORER, "cpu", torch.float32, CLIP_WEIGHTS)
         return cls(clip, SimpleTokenizer(context_length=config["text_cfg"]["context_length"]), config["vision_cfg"]["image_size"])
 
     @torch.inference_mode()

@@ -10,21 +10,26 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from models.checkpoint import fill, load_tensors
+from models.checkpoint import load_into
 from models.folder import CheckpointError, read_json
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
-def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
-    """The autoencoder in `folder` (`config.json` and safetensors); raise `CheckpointError` naming what is wrong."""
+def build_empty(folder: Path) -> nn.Module:
+    """The autoencoder in `folder` without its weights, on the meta device; raise `CheckpointError` for another class."""
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
     if name not in CLASSES:
         raise CheckpointError(f"{folder / 'config.json'}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
     with torch.device("meta"):
-        vae = CLASSES[name](**{key: value for key, value in config.items() if key in signature(CLASSES[name]).parameters})
-    return fill(vae, load_tensors(folder, device, dtype), folder)
+        vae: nn.Module = CLASSES[name](**{key: value for key, value in config.items() if key in signature(CLASSES[name]).parameters})
+        return vae
+
+
+def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
+    """The autoencoder in `folder` (`config.json` and safetensors); raise `CheckpointError` naming what is wrong."""
+    return load_into(build_empty(folder), folder, device, dtype)
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from models.checkpoint import CLIP_WEIGHTS, Shapes, fill, load_tensors, shapes_of
+from models.checkpoint import CLIP_WEIGHTS, Shapes, load_into, shapes_of
 from models.folder import CLIP_CONFIG, CheckpointError, read_json
 from models.text.bpe import SPECIAL_TOKENS, BytePairs
 from models.text.reading import Reading, TokenisedText
@@ -33,7 +33,7 @@ class ClipTextTower(nn.Module):
         super().__init__()
         # open_clip's own loading reads pickles, stretches positions and shrugs at missing files: only its network is used
         clip = _build(folder)
-        fill(clip, load_tensors(folder, "cpu", torch.float32, CLIP_WEIGHTS), folder)
+        load_into(clip, folder, "cpu", torch.float32, CLIP_WEIGHTS)
         self.text = clip.text
         self.context_length: int = self.text.context_length
         self.width: int = self.text.width

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
 from models.recipes import objectives
 from models.recipes.emoji import data, dit, prompts, views
 from models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, Concept, on_background, sample_caption, styled
 from models.recipes.emoji.data import Picture, composite
-from models.recipes.emoji.text import small_pictures
+from models.recipes.emoji.text import CONDITIONING as CLIP
+from models.recipes.emoji.text import CONTEXT, SCORER, read_texts, small_pictures
 from models.recipes.emoji.training import (
     Average,
     FilterMuon,
@@ -173,6 +175,21 @@ def test_small_pictures_keep_their_colour_where_they_are_clear() -> None:
     assert small.shape == (1, 4, 64, 64)
     assert small[0, :, 0, 0].tolist() == [200, 100, 0, 255]
     assert small[0, :, 63, 63].tolist() == [0, 0, 0, 0]
+
+
+def test_texts_are_read_the_same_without_their_padding() -> None:
+    clip = CLIP.build().eval()
+    ids = SimpleTokenizer(context_length=CONTEXT)(["red apple", "a flat red apple on a blue background"])
+    with torch.inference_mode():
+        torch.testing.assert_close(read_texts(clip, ids), clip.encode_text(ids), atol=1e-5, rtol=0)
+        assert clip.encode_text(ids).shape == (2, 192)  # the mask is whole again
+
+
+def test_the_scorer_shares_nothing_but_its_shape() -> None:
+    assert (CLIP.seed, CLIP.sees_all) != (SCORER.seed, SCORER.sees_all)
+    pictures = tuple(Picture(Concept(f"{code:x}", "x", ()), "3d") for code in range(0x1F300, 0x1F380))
+    dataset = data.Dataset(pictures, np.zeros((0, 128, 128, 4), np.uint8))
+    assert len(SCORER.pictures(dataset)) == len(pictures) > len(CLIP.pictures(dataset))
 
 
 def test_composite_is_straight_alpha() -> None:

@@ -45,14 +45,12 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         shown = [(dataset.pictures[pictures[i]], colours[i]) for i in among[picks].tolist()]
         captions = [sample_caption(picture.concept, picture.style, colour, rng) for picture, colour in shown]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            read = F.normalize(_read(clip, tokenizer(captions), causal), dim=-1)
+            read = F.normalize(text.read_texts(clip, tokenizer(captions)), dim=-1)
             logits = read @ features[among].T
         return F.cross_entropy(scale * logits.float(), picks)
 
-    causal = clip.text.attn_mask
     optimiser = torch.optim.AdamW(tower.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     Run("locked", tower, [optimiser], average, num_steps, work / "locked.ckpt").train(loss_of_step, seed)
-    clip.text.attn_mask = causal
     tower.load_state_dict(average.shadow, strict=False)
     text.write(work, text.CONDITIONING, clip, dataset)
 
@@ -73,13 +71,6 @@ def every_view(clip: CustomTextCLIP, dataset: data.Dataset) -> tuple[Tensor, lis
             features.append(clip.encode_image(text.composited(small[list(pictures)], colours), normalize=True))
     numbers, colours = zip(*shown, strict=True)
     return torch.cat(features).bfloat16(), list(numbers), list(colours)
-
-
-def _read(clip: CustomTextCLIP, ids: Tensor, causal: Tensor) -> Tensor:
-    """The pooled vectors; what is behind the longest text's end costs nothing."""
-    longest = int(ids.argmax(dim=1).max()) + 1
-    clip.text.attn_mask = causal[:longest, :longest]
-    return clip.text(ids[:, :longest])
 
 
 def _draw(rows: Tensor, generator: torch.Generator) -> Tensor:

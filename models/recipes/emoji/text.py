@@ -104,10 +104,21 @@ def retrieval(which: Clip, clip: CustomTextCLIP, dataset: data.Dataset, tokenize
 def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         image_features = clip.encode_image(images, normalize=True)
-        text_features = clip.encode_text(ids, normalize=True)
+        text_features = F.normalize(read_texts(clip, ids), dim=-1)
     logits = clip.logit_scale.exp().clamp(max=100.0) * image_features.float() @ text_features.float().T
     own = torch.arange(len(logits))
     return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
+
+
+def read_texts(clip: CustomTextCLIP, ids: Tensor) -> Tensor:
+    """The text tower's pooled vectors (B, D) of `ids` (B, context); what is behind the end of the longest text costs nothing."""
+    causal, longest = clip.text.attn_mask, int(ids.argmax(dim=1).max()) + 1
+    clip.text.attn_mask = causal[:longest, :longest]
+    try:
+        pooled: Tensor = clip.text(ids[:, :longest])
+        return pooled
+    finally:
+        clip.text.attn_mask = causal
 
 
 def small_pictures(dataset: data.Dataset, side: int) -> Tensor:
