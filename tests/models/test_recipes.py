@@ -1,6 +1,7 @@
 """The recipe's parts that can be wrong in silence: objectives, holdouts, captions, exact resumption."""
 
 import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
 from models.recipes import objectives
-from models.recipes.emoji import data, dit, prompts, views
+from models.recipes.emoji import card, data, dit, prompts, views
 from models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, Concept, on_background, sample_caption, styled
 from models.recipes.emoji.data import Picture, composite
 from models.recipes.emoji.text import CONDITIONING as CLIP
@@ -29,6 +30,7 @@ from models.recipes.emoji.training import (
 from pipeline.prediction import out_coefficients
 from pipeline.schedules import Flow, Schedule, VariancePreserving
 
+WEIGHTS = Path(dit.__file__).parents[2] / "weights" / "emoji-128"
 APPLE = Concept("1f34e", "red apple", ("fruit", "healthy", "mac", "school"))
 
 
@@ -190,6 +192,11 @@ def test_the_scorer_shares_nothing_but_its_shape() -> None:
     pictures = tuple(Picture(Concept(f"{code:x}", "x", ()), "3d") for code in range(0x1F300, 0x1F380))
     dataset = data.Dataset(pictures, np.zeros((0, 128, 128, 4), np.uint8))
     assert len(SCORER.pictures(dataset)) == len(pictures) > len(CLIP.pictures(dataset))
+
+
+def test_the_card_says_what_was_evaluated() -> None:
+    evaluation = json.loads((WEIGHTS / "evaluation.json").read_text())
+    assert card.table(evaluation) in (WEIGHTS / "README.md").read_text(encoding="utf-8")
 
 
 def test_composite_is_straight_alpha() -> None:

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from rich.progress import Progress
 
 from models.gallery import Gallery
-from models.recipes.emoji import data
+from models.recipes.emoji import card, data
 from models.recipes.emoji.captions import STYLES
 from pipeline.catalog import find_model
 from pipeline.evaluation.clip import clip_scores, load_scorer
@@ -60,6 +60,7 @@ def run(work: Path, weights: Path, limit: int) -> None:
         "sets": sets,
     }
     (weights / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(card.table(figures))
 
 
 def picture_of(prompt: str, seed: int, model: ModelInfo) -> GenerationParams:
