@@ -21,13 +21,13 @@ BATCH = 16
 
 
 def run(work: Path, output: Path) -> None:
-    """Gather `work`'s text tower, autoencoder, DiT and scorer into `output`.
+    """Gather `work`'s text tower, autoencoder, DiT and, once it is trained, scorer into `output`.
 
     Of the DiT the weights themselves: once the learning rate has decayed, their average lags behind them (31 % against 27 %
     of 150 names at the same step).
     """
     output.mkdir(parents=True, exist_ok=True)
-    for which in (text.CONDITIONING, text.SCORER):
+    for which in (text.CONDITIONING, text.SCORER) if (work / text.SCORER.folder).exists() else (text.CONDITIONING,):
         clip = _bfloat16(load_file(work / which.folder / CLIP_WEIGHTS))
         write_clip(output / which.folder, text.EMBED_DIM, which.vision, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
