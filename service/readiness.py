@@ -43,4 +43,5 @@ class WarmUp:
 def make_warm_up_picture(model: ModelInfo) -> GenerationParams:
     """The smallest request that goes through everything: native size, guidance as usual, few steps."""
     width, height = model.native_size
-    return GenerationParams("warm-up", "", width, height, MIN_STEPS, model.guidance_scale, model.solver, seed=0)
+    prompt = "0" if model.labels else "warm-up"  # a class
+    return GenerationParams(prompt, "", width, height, MIN_STEPS, model.guidance_scale, model.solver, seed=0)

@@ -79,11 +79,6 @@ def blueprint(folder: Path) -> Shapes:
         return shapes_of(_build(folder).state_dict())
 
 
-def read_width(folder: Path) -> int:
-    """Channels of the states, from the config alone."""
-    return int(_read_config(folder)["text_cfg"]["width"])
-
-
 def text_flops(tower: TextTransformer) -> int:
     """Operations of a CLIP text tower on one text of full length.
 

@@ -24,7 +24,7 @@ from models.text.t5 import T5Encoder, T5EncoderConfig
 
 CLIPS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # parts of the folder: L, then bigG
 T5, T5_TOKENIZER, T5_CONTEXT = "text_encoder_3", "tokenizer_3", 256
-JOINT_WIDTH, POOLED_WIDTH = 4096, 2048  # of a transformer whose config does not say
+JOINT_WIDTH = 4096  # of a transformer whose config does not say
 LONGEST_WORD = 256  # characters; a longer one is read in parts
 
 
@@ -37,7 +37,7 @@ class Sd3Towers:
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
         self._pairs = BytePairs()
-        self._context, self._width = fitting_sizes(folder)
+        self._context, self._width = _fitting_sizes(folder)
         self._pads = [self._read_pad(folder / tokenizer) for tokenizer in CLIPS.values()]
         self._clips = [HfClipTower(folder / part, device, dtype) for part in CLIPS]
         self._t5 = T5Encoder(folder / T5, folder / T5_TOKENIZER, T5_CONTEXT, device, dtype) if has_t5(folder) else None
@@ -88,7 +88,7 @@ def blueprints(folder: Path) -> dict[str, Shapes]:
     return shapes | ({T5: t5.blueprint(folder / T5)} if has_t5(folder) else {})
 
 
-def fitting_sizes(folder: Path) -> tuple[int, int]:
+def _fitting_sizes(folder: Path) -> tuple[int, int]:
     """Tokens that a CLIP reads and channels that the transformer takes, once the configs agree on them."""
     clips = [_read_clip(folder / part) for part in CLIPS]
     transformer = read_json(folder / "transformer" / "config.json")
@@ -100,9 +100,6 @@ def fitting_sizes(folder: Path) -> tuple[int, int]:
         raise CheckpointError(f"{folder}: {' and '.join(CLIPS)} read {contexts[0]} and {contexts[1]} tokens, which must be as many")
     if channels > width:
         raise CheckpointError(f"{folder}: {' and '.join(CLIPS)} have {channels} channels together, the transformer takes {width}")
-    pooled, wanted = sum(clip.projection_dim for clip in clips), transformer.get("pooled_projection_dim", POOLED_WIDTH)
-    if pooled != wanted:
-        raise CheckpointError(f"{folder}: {' and '.join(CLIPS)} have {pooled} pooled channels together, the transformer takes {wanted}")
     if has_t5(folder) and (t5_width := T5EncoderConfig.read(folder / T5).d_model) != width:
         raise CheckpointError(f"{folder}: {T5} has {t5_width} channels, the transformer takes {width}")
     return contexts[0], width

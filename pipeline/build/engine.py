@@ -7,7 +7,7 @@ import torch
 from models.folder import CheckpointError, read_json
 from models.networks import load_network, read_config
 from models.registry import recognise, spatial_compression
-from models.text import towers
+from models.text import fit
 from pipeline.build.device import fast_device, fast_dtype, set_threads
 from pipeline.engine import Engine
 from pipeline.params import ModelInfo
@@ -35,4 +35,4 @@ def check_fit(model: ModelInfo) -> None:
     latent_channels = read_json(model.path / "vae" / "config.json").get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
         raise CheckpointError(f"{model.path}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
-    towers.check_fit(recognise(model.path), model.path)
+    fit.check_fit(recognise(model.path), model.path)

@@ -7,6 +7,7 @@ import socket
 import sys
 from dataclasses import replace
 
+from pipeline.params import ModelInfo
 from service.cli import UserError
 from service.cli.inputs import model_of, settings_of
 from service.cli.progress import progress
@@ -18,11 +19,11 @@ def run(args: argparse.Namespace) -> int:
     settings = replace(settings, port=_free_port(settings))
     model = model_of(settings)  # a wrong name is said before anything is started
     with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
-        _serve(settings, model.id)
+        _serve(settings, model)
     return 0
 
 
-def _serve(settings: Settings, model_id: str) -> None:
+def _serve(settings: Settings, model: ModelInfo) -> None:
     stdout = sys.stdout
     with contextlib.ExitStack() as service:
         with progress("loading Ray") as say:
@@ -32,7 +33,7 @@ def _serve(settings: Settings, model_id: str) -> None:
                 url = service.enter_context(running_service(settings, say))
             except CannotServe as error:
                 raise UserError(str(error)) from None
-        stdout.write(_announcement(url, model_id))
+        stdout.write(_announcement(url, model))
         stdout.flush()
         signal.pause()
 
@@ -47,6 +48,7 @@ def _free_port(settings: Settings) -> int:
         raise UserError(f"cannot listen on port {settings.port} of {settings.host}: {reason}; choose another with --port") from None
 
 
-def _announcement(url: str, model_id: str) -> str:
-    curl = f"""curl {url}/v1/images/generations -H 'content-type: application/json' -d '{{"prompt": "a red apple"}}'"""
-    return f"Safelight serves {model_id} on {url}, try: {curl}\n"
+def _announcement(url: str, model: ModelInfo) -> str:
+    prompt = "0" if model.labels else "a red apple"  # a class
+    curl = f"""curl {url}/v1/images/generations -H 'content-type: application/json' -d '{{"prompt": "{prompt}"}}'"""
+    return f"Safelight serves {model.id} on {url}, try: {curl}\n"
