@@ -147,3 +147,25 @@ def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
         config = replace(CONFIG, sample_size=side).to_diffusers()
         del config["use_additional_conditions"]
         assert DiTConfig.from_diffusers(config).is_sized == is_sized
+
+
+@pytest.mark.parametrize("is_sized", [False, True])
+def test_a_block_of_the_true_width_equals_diffusers(is_sized: bool) -> None:
+    """PixArt-XL/2: 16 heads of 72; alpha, which is told the size, and Sigma, which is not."""
+    config = replace(CONFIG, num_attention_heads=16, attention_head_dim=72, out_channels=8, num_layers=1, is_sized=is_sized)
+    torch.manual_seed(0)
+    theirs = PixArtTransformer2DModel(**{k: v for k, v in config.to_diffusers().items() if not k.startswith("_")}).eval()
+    ours = DiT(config).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x, t, states = torch.randn(2, 4, 12, 20), torch.tensor([999.0, 500.0]), torch.randn(2, 7, 24)
+    size = {"resolution": torch.tensor([[96.0, 160.0]] * 2), "aspect_ratio": torch.tensor([[0.6]] * 2)}
+    with torch.inference_mode():
+        expected = theirs(x, encoder_hidden_states=states, timestep=t, added_cond_kwargs=size, return_dict=False)[0]
+
+        def predicted(dit: DiT, dtype: torch.dtype) -> torch.Tensor:
+            everything = torch.ones(2, 7, dtype=torch.bool)
+            return dit(x.to(dtype), dit.modulations(t, (96, 160)), dit.text_key_values(states.to(dtype), everything)).float()
+
+        assert float((predicted(ours, torch.float32) - expected).abs().max()) <= 1e-4 * float(expected.std())
+        near = torch.cosine_similarity(predicted(ours.bfloat16(), torch.bfloat16).flatten(), expected.flatten(), dim=0)
+    assert float(near) >= 0.999
