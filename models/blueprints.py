@@ -38,6 +38,12 @@ def _check_clip_tokenizer(folder: Path, tokenizer: Path) -> None:
     BytePairs().read_folder(tokenizer)
 
 
+def _t5(folder: Path) -> Shapes:
+    shapes = t5.blueprint(folder)
+    t5.build_empty(folder)  # for the options that only transformers reads
+    return shapes
+
+
 def _check_t5_tokenizer(folder: Path, tokenizer: Path) -> None:
     t5.load_tokenizer(tokenizer, t5.T5EncoderConfig.read(folder))
 
@@ -47,5 +53,5 @@ KINDS = {
     "vae": Kind(WEIGHTS, _vae),
     "open_clip": Kind(CLIP_WEIGHTS, clip.blueprint),
     "clip": Kind(HF_WEIGHTS, hf_clip.blueprint, hf_clip.canonical, _check_clip_tokenizer),
-    "t5": Kind(HF_WEIGHTS, t5.blueprint, t5.canonical, _check_t5_tokenizer),
+    "t5": Kind(HF_WEIGHTS, _t5, t5.canonical, _check_t5_tokenizer),
 }

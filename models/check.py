@@ -11,6 +11,7 @@ from models.blueprints import KINDS
 from models.checkpoint import Shapes, Stored, differences, list_tensors, shapes_of
 from models.folder import CLIP_CONFIG, CheckpointError, read_json
 from models.registry import Family, Part
+from models.text import sd3
 from models.text.label import Labels
 
 
@@ -29,6 +30,9 @@ def check_parts(folder: Path, family: Family) -> tuple[list[PartReport], list[st
     """A report on every part of `family` in `folder`, and all faults, one line each."""
     faults: list[str] = []
     reports = [_check_part(folder, part, faults) for part in family.parts]
+    if family.parts[0].kind == "clip" and not faults:
+        with collected(faults, folder):
+            sd3.check_tokenizers(folder)
     if family.has_classes:
         with collected(faults, folder / "model_index.json"):
             Labels(folder)

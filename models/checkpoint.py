@@ -51,7 +51,11 @@ def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
 
 def load_tensors(folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> dict[str, Tensor]:
     """All tensors of a part of a checkpoint, streamed to `device` in `dtype` one by one."""
-    stored = list_tensors(folder, weights)
+    return read_stored(list_tensors(folder, weights), device, dtype)
+
+
+def read_stored(stored: Mapping[str, Stored], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors that lie as `stored` says."""
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
         here = {key: tensor for key, tensor in stored.items() if tensor.file == file}
@@ -77,9 +81,10 @@ def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
 
 def load_into(module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> nn.Module:
     """Fill `module` with the tensors of a part of a checkpoint; a folder with others is refused before a weight is read."""
-    if wrong := differences(shapes_of(module.state_dict()), shapes_of(list_tensors(folder, weights))):
+    stored = list_tensors(folder, weights)
+    if wrong := differences(shapes_of(module.state_dict()), shapes_of(stored)):
         raise CheckpointError(f"{folder}: {wrong[0]}")
-    return fill(module, load_tensors(folder, device, dtype, weights), folder)
+    return fill(module, read_stored(stored, device, dtype), folder)
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:

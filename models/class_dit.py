@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import BACKENDS, Attention
-from models.config import refuse_unknown
+from models.config import checked, refuse_unknown, require
 from models.dit import SelfAttention
 from models.folder import CheckpointError
 from models.layers import (
@@ -84,16 +84,13 @@ class ClassDiTConfig:
         """Read the `config.json` of a `DiTTransformer2DModel`; raise `CheckpointError` naming what is not built."""
         known = {field.name for field in fields(cls)}
         refuse_unknown(config, known | BUILT.keys() | IGNORED)
-        for key, value in BUILT.items():
-            if config.get(key, value) != value:
-                raise CheckpointError(f"transformer config: {key} is {config[key]!r}, only {value!r} is supported")
+        require(config, BUILT)
         options = {key: value for key, value in config.items() if key in known}
         if options.get("out_channels") is None:
             options["out_channels"] = options.get("in_channels", 4)
-        read = cls(**options)
-        if not read.num_embeds_ada_norm:
-            raise CheckpointError("transformer config: num_embeds_ada_norm is missing, only models with classes are supported")
-        return read
+        if not options.get("num_embeds_ada_norm", True):
+            raise CheckpointError("num_embeds_ada_norm is missing, only models with classes are supported")
+        return checked(cls, options)
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `config.json` that makes diffusers build the same network."""
@@ -153,7 +150,7 @@ class ClassDiT(nn.Module):
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.patch_size**2 * config.out_channels)
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
         """Every block's embedding (blocks, T, D) of `timesteps` (T,), each 1000 t; this family is not told the picture's `size`."""
@@ -183,22 +180,22 @@ class ClassDiT(nn.Module):
     def forward(self, x: Tensor, modulations: Tensor) -> Tensor:
         """Latents x (B, C, H, W) and `modulations` (B, M) to the raw prediction (B, out_channels, H, W), a learned variance last."""
         height, width = x.shape[-2:]
-        tokens = self.pos_embed(x) + self.positions(height, width).to(x)
+        tokens = self.pos_embed(x) + self.positions(height, width, x)
         *of_blocks, shift, scale = modulations.split([6 * self.config.width] * self.config.num_layers + [self.config.width] * 2, dim=1)
         for block, own in zip(self.transformer_blocks, of_blocks, strict=True):
             tokens = block(tokens, own, self.attention)
         tokens = modulate(_norm(tokens, NORM_EPS), shift[:, None], scale[:, None])
         return unpatchify(self.proj_out_2(tokens), height, width, self.config.patch_size)
 
-    def positions(self, height: int, width: int) -> Tensor:
-        """Positions (1, N, D) of a latent of `height` x `width`, float32, computed once a shape.
+    def positions(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Positions (1, N, D) of a latent of `height` x `width`, on the device and in the dtype of `like`; computed once for each.
 
         Another size than `sample_size` is stretched over the same span.
         """
-        key = (height, width)
+        key = (height, width, like.device, like.dtype)
         if key not in self._positions:
             patch, base = self.config.patch_size, self.config.sample_size // self.config.patch_size
-            self._positions[key] = sincos_positions(height // patch, width // patch, base, 1.0, self.config.width)[None]
+            self._positions[key] = sincos_positions(height // patch, width // patch, base, 1.0, self.config.width)[None].to(like)
         return self._positions[key]
 
 

@@ -1,16 +1,34 @@
 """Architecture numbers as frozen dataclasses, read from and written to diffusers' `config.json`. No torch here."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from models.folder import CheckpointError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 # what diffusers' PixArtTransformer2DModel is told that is read here, or means nothing to it
 KNOWN = {
     "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "cross_attention_dim", "sample_size",
     "patch_size", "caption_channels", "interpolation_scale", "norm_eps", "norm_type", "activation_fn", "norm_elementwise_affine",
     "attention_bias", "attention_type", "use_additional_conditions", "dropout", "norm_num_groups", "num_embeds_ada_norm",
+}  # fmt: skip
+
+DEFAULTS = {
+    "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28, "sample_size": 128,
+    "patch_size": 2,
+}  # fmt: skip
+# options that are built with one value only, diffusers' default
+BUILT = {
+    "norm_type": "ada_norm_single", "activation_fn": "gelu-approximate", "norm_elementwise_affine": False, "attention_bias": True,
+    "attention_type": "default",
 }  # fmt: skip
 
 
@@ -35,33 +53,21 @@ class DiTConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @classmethod
-    def from_diffusers(cls, config: dict[str, Any]) -> "DiTConfig":
+    def from_diffusers(cls, config: dict[str, Any]) -> DiTConfig:
         """Read the `config.json` of a `PixArtTransformer2DModel`; raise `CheckpointError` for what is not built."""
         refuse_unknown(config, KNOWN)
-        _require(config, "norm_type", "ada_norm_single")
-        _require(config, "activation_fn", "gelu-approximate")
-        _require(config, "norm_elementwise_affine", False)
-        _require(config, "attention_bias", True)
-        _require(config, "attention_type", "default")
-        sample_size = config.get("sample_size", 128)
-        additional = config.get("use_additional_conditions")
-        scale = config.get("interpolation_scale")
-        in_channels, out_channels = config.get("in_channels", 4), config.get("out_channels", 8)
-        heads, head_dim = config.get("num_attention_heads", 16), config.get("attention_head_dim", 72)
-        _require(config, "cross_attention_dim", heads * head_dim)
-        return cls(
-            num_attention_heads=heads,
-            attention_head_dim=head_dim,
-            in_channels=in_channels,
-            out_channels=in_channels if out_channels is None else out_channels,
-            num_layers=config.get("num_layers", 28),
-            sample_size=sample_size,
-            patch_size=config.get("patch_size", 2),
-            caption_channels=_caption_channels(config),
-            interpolation_scale=max(sample_size // 64, 1) if scale is None else scale,
-            norm_eps=config.get("norm_eps", 1e-6),
-            is_sized=sample_size == 128 if additional is None else additional,
-        )
+        require(config, BUILT)
+        given = DEFAULTS | {key: value for key, value in config.items() if value is not None or key == "out_channels"}
+        if "caption_channels" not in given:
+            raise CheckpointError("caption_channels is missing, only models with a caption projection are supported")
+        if given["out_channels"] is None:
+            given["out_channels"] = given["in_channels"]
+        sample_size = given["sample_size"]
+        given.setdefault("interpolation_scale", max(sample_size // 64, 1) if isinstance(sample_size, int) else None)
+        given["is_sized"] = given.get("use_additional_conditions", sample_size == 128)
+        read = checked(cls, given)
+        require(config, {"cross_attention_dim": read.width})
+        return read
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `config.json` that makes diffusers build the same network."""
@@ -86,20 +92,46 @@ class DiTConfig:
         }
 
 
+def checked(kind: type[Options], given: Mapping[str, Any], least: int = 1) -> Options:
+    """The dataclass `kind` from those of `given` that it has; raise `CheckpointError` for a value of another type than its field's.
+
+    Whole numbers must be at least `least`; a list stands for a tuple.
+    """
+    hints = get_type_hints(kind)
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in hints}
+    for name, value in options.items():
+        if not _is_of(value, hints[name], least):
+            raise CheckpointError(f"{name} is {given[name]!r}, expected {_in_words(hints[name], least)}")
+    return kind(**options)
+
+
+def _is_of(value: object, hint: Any, least: int) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_is_of(value, each, least) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0], 0) for each in value)
+    if hint is int:
+        return type(value) is int and value >= least
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def _in_words(hint: Any, least: int) -> str:
+    if isinstance(hint, UnionType):
+        return " or ".join(_in_words(each, least) for each in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a list of whole numbers"
+    return {int: f"a whole number, at least {least}", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}[hint]
+
+
 def refuse_unknown(config: dict[str, Any], known: Iterable[str]) -> None:
     """Raise `CheckpointError` for a key that is not `known` and switches something on: the network would be another."""
     unknown = sorted(key for key, value in config.items() if value and not key.startswith("_") and key not in known)
     if unknown:
-        raise CheckpointError(f"transformer config: not supported: {', '.join(unknown)}")
+        raise CheckpointError(f"not supported: {', '.join(unknown)}")
 
 
-def _require(config: dict[str, Any], key: str, value: object) -> None:
-    if config.get(key, value) != value:
-        raise CheckpointError(f"transformer config: {key} is {config[key]!r}, only {value!r} is supported")
-
-
-def _caption_channels(config: dict[str, Any]) -> int:
-    channels = config.get("caption_channels")
-    if channels is None:
-        raise CheckpointError("transformer config: caption_channels is missing, only models with a caption projection are supported")
-    return int(channels)
+def require(config: Mapping[str, Any], built: Mapping[str, object]) -> None:
+    """Raise `CheckpointError` for an option that is `built` with one value only and has another."""
+    for key, value in built.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{key} is {config[key]!r}, only {value!r} is supported")

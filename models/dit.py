@@ -155,7 +155,7 @@ class DiT(nn.Module):
         self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
-        self._positions: dict[tuple[int, int], Tensor] = {}
+        self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def draw_tables(self) -> None:
         """Start the adaLN tables as PixArt does; for a network that is not going to be loaded."""
@@ -197,18 +197,18 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, modulations: Modulations, text: TextKeyValues) -> Tensor:
         """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text."""
         height, width = x.shape[-2:]
-        tokens = self.pos_embed(x) + self.positions(height, width).to(x)
+        tokens = self.pos_embed(x) + self.positions(height, width, x)
         for block, kv in zip(self.transformer_blocks, text.kv, strict=True):
             tokens = block(tokens, modulations.blocks, kv, text.mask, self.attention)
         shift, scale = (self.scale_shift_table[None] + modulations.final[:, None]).unsqueeze(2).unbind(1)
         tokens = modulate(F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6), shift, scale)
         return unpatchify(self.proj_out(tokens), height, width, self.config.patch_size)
 
-    def positions(self, height: int, width: int) -> Tensor:
-        """Positions (1, N, D) of a latent of `height` x `width`, float32, computed once a shape."""
-        key = (height, width)
+    def positions(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Positions (1, N, D) of a latent of `height` x `width`, on the device and in the dtype of `like`; computed once for each."""
+        key = (height, width, like.device, like.dtype)
         if key not in self._positions:
             patch, config = self.config.patch_size, self.config
             grid = sincos_positions(height // patch, width // patch, config.sample_size // patch, config.interpolation_scale, config.width)
-            self._positions[key] = grid[None]
+            self._positions[key] = grid[None].to(like)
         return self._positions[key]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import BACKENDS, Attention
-from models.config import refuse_unknown
+from models.config import checked, refuse_unknown
 from models.folder import CheckpointError
 from models.layers import (
     TIME_FREQUENCIES,
@@ -85,10 +85,11 @@ class MMDiTConfig:
         known = {field.name for field in fields(cls)}
         refuse_unknown(config, known)
         options = {key: value for key, value in config.items() if key in known}
-        options["dual_attention_layers"] = tuple(options.get("dual_attention_layers", ()))
         if options.get("out_channels", 16) is None:
             options["out_channels"] = options.get("in_channels", 16)
-        read = cls(**options)
+        if not options.get("pos_embed_max_size", True):
+            raise CheckpointError("pos_embed_max_size is missing, only models with a stored position table are supported")
+        read = checked(cls, options)
         _refuse_what_is_not_built(read)
         return read
 
@@ -99,13 +100,9 @@ class MMDiTConfig:
 
 def _refuse_what_is_not_built(config: MMDiTConfig) -> None:
     if config.qk_norm not in (None, "rms_norm"):
-        raise CheckpointError(f"transformer config: qk_norm is {config.qk_norm!r}, only None and 'rms_norm' are supported")
+        raise CheckpointError(f"qk_norm is {config.qk_norm!r}, only None and 'rms_norm' are supported")
     if config.caption_projection_dim != config.width:
-        raise CheckpointError(
-            f"transformer config: caption_projection_dim is {config.caption_projection_dim}, only the width, {config.width}, is supported"
-        )
-    if not config.pos_embed_max_size:
-        raise CheckpointError("transformer config: pos_embed_max_size is missing, only models with a stored position table are supported")
+        raise CheckpointError(f"caption_projection_dim is {config.caption_projection_dim}, only the width, {config.width}, is supported")
 
 
 class PositionedPatchEmbed(PatchEmbed):

@@ -36,15 +36,14 @@ OLD_CLASS, CLASS_OF_NORM = "Transformer2DModel", {"ada_norm_single": "PixArtTran
 
 def read_config(folder: Path) -> NetworkConfig:
     """The configuration of the network in `folder`; raise `CheckpointError` for a class or an option that is not built."""
-    config, kind = _kind(folder)
-    return kind.read(config)
+    return _read(folder)[0]
 
 
 def build_empty(folder: Path) -> nn.Module:
     """The network in `folder` without its weights, on the meta device."""
-    config, kind = _kind(folder)
+    config, build = _read(folder)
     with torch.device("meta"):
-        return kind.build(kind.read(config))
+        return build(config)
 
 
 def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
@@ -52,11 +51,15 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
     return cast(Network, load_into(build_empty(folder), folder, device, dtype))
 
 
-def _kind(folder: Path) -> tuple[dict[str, Any], Kind]:
-    config = read_json(folder / "config.json")
+def _read(folder: Path) -> tuple[NetworkConfig, Callable[[Any], nn.Module]]:
+    path = folder / "config.json"
+    config = read_json(path)
     name = config.get("_class_name")
     if name == OLD_CLASS:
         name = CLASS_OF_NORM.get(str(config.get("norm_type")), name)
     if name not in KINDS:
-        raise CheckpointError(f"{folder / 'config.json'}: class {name!r} is not supported; supported: {', '.join(KINDS)}")
-    return config, KINDS[name]
+        raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(KINDS)}")
+    try:
+        return KINDS[name].read(config), KINDS[name].build
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -51,9 +51,11 @@ class Family:
     has_buckets: bool  # trained at BUCKETS too, not at the square alone
     licence: str  # of the published weights
     origin: tuple[str, ...]  # Hugging Face repositories of the published ones
+    bare_sides: tuple[int, ...] = ()  # native sides at which there are no buckets all the same
     sample_size: int = 128  # where transformer/config.json does not say
     has_classes: bool = False  # a prompt is one of the labels in model_index.json
     text_tokens: int | None = None  # that T5 reads, where the family decides it
+    timestep_spacing: str = "trailing"
     extra: str | None = None  # of the package, beside what serving needs anyway
 
 
@@ -140,6 +142,7 @@ FAMILIES = (
         schedule="noise prediction, linear betas",
         sides=(1024, 512),
         has_buckets=True,
+        bare_sides=(512,),
         licence="CreativeML Open RAIL++-M",
         origin=("PixArt-alpha/PixArt-XL-2-1024-MS", "PixArt-alpha/PixArt-XL-2-512x512"),
         extra="t5",
@@ -173,6 +176,7 @@ FAMILIES = (
         guidance_scale=7.0,
         solver="euler",
         schedule="flow, shift 3",
+        timestep_spacing="linspace",
         sides=(1024,),
         has_buckets=True,
         licence=STABILITY,
@@ -190,6 +194,7 @@ FAMILIES = (
         guidance_scale=4.5,
         solver="euler",
         schedule="flow, shift 3",
+        timestep_spacing="linspace",
         sides=(1024,),
         has_buckets=True,
         licence=STABILITY,
@@ -207,6 +212,7 @@ FAMILIES = (
         guidance_scale=3.5,
         solver="euler",
         schedule="flow, shift 3",
+        timestep_spacing="linspace",
         sides=(1024,),
         has_buckets=True,
         licence=STABILITY,
@@ -282,7 +288,8 @@ def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
     side = _number(transformer, "sample_size", family.sample_size) * compression
     patch = _number(transformer, "patch_size", 2) * compression  # in pixels
     longest = _number(transformer, "pos_embed_max_size", UNBOUNDED) * patch  # a table of positions, where there is one
-    scaled = [(width * side / BUCKET_SIDE, height * side / BUCKET_SIDE) for width, height in BUCKETS] if family.has_buckets else []
+    has_buckets = family.has_buckets and side not in family.bare_sides
+    scaled = [(width * side / BUCKET_SIDE, height * side / BUCKET_SIDE) for width, height in BUCKETS] if has_buckets else []
     kept = [size for size in scaled if max(size) <= longest and not any(length % patch for length in size)]
     return ((side, side), *((int(width), int(height)) for width, height in kept))
 
@@ -290,8 +297,8 @@ def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
 def spatial_compression(vae_config: dict[str, Any]) -> int:
     """How many pixels on a side one latent pixel stands for."""
     channels = vae_config.get("block_out_channels") or vae_config.get("decoder_block_out_channels")
-    if not channels:
-        raise CheckpointError("vae/config.json names no block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise CheckpointError(f"vae/config.json: block_out_channels is {channels!r}, expected a list of numbers of channels")
     return int(2 ** (len(channels) - 1))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from pipeline.request import Sample
+from pipeline.request import Sample, Waiting
 
 
 @dataclass(slots=True)
@@ -13,31 +13,37 @@ class Batcher:
     """The waiting and the running samples; rows of running samples never exceed `max_rows`."""
 
     max_rows: int
-    waiting: deque[Sample] = field(default_factory=deque)
+    waiting: deque[Waiting] = field(default_factory=deque)
     running: list[Sample] = field(default_factory=list)
 
-    def admit(self) -> list[Sample]:
-        """Move waiting samples into the batch, in order, while they fit; return the ones that joined.
+    def admit(self) -> list[Waiting]:
+        """Take out the waiting samples, in order, that fit beside the running ones: who calls begins them and lets them `join`.
 
         Nobody overtakes: a sample of two rows that does not fit keeps its place. A sample counts with the most rows that
         it will yet need, so that what guidance frees for good is refilled at once, and what it needs again is kept.
         """
-        joined = []
+        admitted = []
         rows = sum(s.most_rows for s in self.running)
         while self.waiting and rows + self.waiting[0].most_rows <= self.max_rows:
             sample = self.waiting.popleft()
             rows += sample.most_rows
-            self.running.append(sample)
-            joined.append(sample)
-        return joined
+            admitted.append(sample)
+        return admitted
 
-    def remove(self, request_id: str) -> Sample | None:
+    def join(self, sample: Sample) -> None:
+        """Let a sample that has begun run."""
+        self.running.append(sample)
+
+    def remove(self, request_id: str) -> Sample | Waiting | None:
         """Take a sample out, wherever it is; None if it is not here."""
-        for place in (self.waiting, self.running):
-            for sample in place:
-                if sample.request_id == request_id:
-                    place.remove(sample)
-                    return sample
+        for waiting in self.waiting:
+            if waiting.request_id == request_id:
+                self.waiting.remove(waiting)
+                return waiting
+        for running in self.running:
+            if running.request_id == request_id:
+                self.running.remove(running)
+                return running
         return None
 
     def leave(self) -> list[Sample]:

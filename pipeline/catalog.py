@@ -47,6 +47,7 @@ def _describe(checkpoint: Checkpoint) -> ModelInfo:
         guidance_scale=family.guidance_scale,
         solver=family.solver,
         solvers=(*served, *(alias for alias, name in ALIASES.items() if name in served)),
+        timestep_spacing=family.timestep_spacing,
         spacings=tuple(SPACINGS),
         schedule=schedule,
         prediction=prediction,

@@ -30,6 +30,11 @@ class TextStates:
     report: TextReport
     cost: StageCost
 
+    @property
+    def num_bytes(self) -> int:
+        """That the tensors take."""
+        return sum(tensor.nbytes for tensor in (self.states, self.mask, self.pooled) if tensor is not None)
+
 
 class TextEncoder:
     """A text tower. Texts that arrive together run one by one at one fixed shape.

@@ -3,6 +3,7 @@
 No asyncio, no Ray, no locks: one thread owns an engine. A tick is choose, run, settle.
 """
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,18 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.network import Times
 from pipeline import batch
 from pipeline.batcher import Batcher
 from pipeline.encoder import TextStates
 from pipeline.flops import forward_flops, row_flops, times_flops
 from pipeline.guidance import needs_cond, needs_uncond, scale_at
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
-from pipeline.request import Sample, Spent, start_state
+from pipeline.request import Prepared, Sample, Spent, Waiting, start_state
 from pipeline.runner import StepRunner
 from pipeline.solvers import Plan, canonical_name
 
 PLANS_KEPT = 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +48,6 @@ class TickFacts:
     flops: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What all samples with the same solver and steps share."""
-
-    plan: Plan
-    updates: Tensor
-    times: Times
-
-
 class Engine:
     """Step-level batching of samples that differ in steps, solver, guidance and text.
 
@@ -71,7 +64,7 @@ class Engine:
         self._left: list[Outcome] = []
         self._members: dict[tuple[int, ...], batch.Membership] = {}
         self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
-        self._arrived: dict[str, float] = {}
+        self._here: set[str] = set()
         self.last_tick: TickFacts | None = None
 
     @property
@@ -93,19 +86,32 @@ class Engine:
 
         Raises `InvalidParams` if it cannot be drawn, `ValueError` if the id is already here.
         """
-        if request_id in self._arrived:
+        if request_id in self._here:
             raise ValueError(f"request {request_id} is already in the engine")
         started = time.perf_counter()
-        sample = self._start(request_id, params, cond, uncond)
-        sample.spent.device_seconds += time.perf_counter() - started
-        self._arrived[request_id] = started if arrived is None else arrived
-        self._batcher.waiting.append(sample)
+        prepared, flops = self._prepare(params)
+        scales = tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in prepared.plan.ticks)
+        is_guided = any(map(needs_uncond, scales))
+        if is_guided and uncond is None:
+            raise ValueError("a guided sample needs the states of its negative prompt")
+        waiting = Waiting(
+            request_id=request_id,
+            params=params,
+            prepared=prepared,
+            scales=scales,
+            cond=cond if any(map(needs_cond, scales)) else None,
+            uncond=uncond if is_guided else None,
+            arrived=started if arrived is None else arrived,
+            spent=Spent(flops=flops, device_seconds=time.perf_counter() - started),
+        )
+        self._here.add(request_id)
+        self._batcher.waiting.append(waiting)
 
     def abort(self, request_id: str) -> None:
         """Take a sample out now; its outcome comes out of the next `step`. Unknown or finished ids are ignored."""
         sample = self._batcher.remove(request_id)
         if sample is not None:
-            self._left.append(self._outcome(sample, FinishReason.ABORTED))
+            self._leave(sample, FinishReason.ABORTED)
 
     def step(self) -> list[Outcome]:
         """One tick of every running sample; returns the samples that left since the last call."""
@@ -114,9 +120,37 @@ class Engine:
         return self._settle()
 
     def _admit(self) -> None:
-        now = time.perf_counter()
-        for sample in self._batcher.admit():
-            sample.queue_seconds = now - self._arrived[sample.request_id]
+        for waiting in self._batcher.admit():
+            try:
+                self._batcher.join(self._begin(waiting))
+            except Exception as error:  # this sample's fault, not its neighbours'
+                logger.exception("a sample could not begin")
+                self._leave(waiting, FinishReason.FAILED, f"the sample could not begin: {error}")
+
+    def _begin(self, waiting: Waiting) -> Sample:
+        """Put a sample on the device, with what the network makes of its texts; it pays for that itself."""
+        started = time.perf_counter()
+        params, prepared = waiting.params, waiting.prepared
+        shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
+        texts = [text for text in (waiting.cond, waiting.uncond) if text is not None]
+        cond, uncond = (None if text is None else self._runner.row(text, prepared.times) for text in (waiting.cond, waiting.uncond))
+        text_tokens = len(texts[0].mask)
+        sample = Sample(
+            request_id=waiting.request_id,
+            params=params,
+            plan=prepared.plan,
+            updates=prepared.updates,
+            scales=waiting.scales,
+            cond=cond,
+            uncond=uncond,
+            text_tokens=text_tokens,
+            queue_seconds=started - waiting.arrived,
+            state=start_state(params, prepared.plan, shape, self._runner.device),
+            spent=waiting.spent,
+        )
+        sample.spent.flops += len(texts) * row_flops(self._runner.network.config, text_tokens, prepared.plan.nfe)
+        sample.spent.device_seconds += time.perf_counter() - started
+        return sample
 
     def _run(self) -> None:
         facts = [self._tick(group) for group in self._batcher.groups()]
@@ -155,11 +189,12 @@ class Engine:
         return TickFacts(total, total * tokens, seconds, total * flops)
 
     def _settle(self) -> list[Outcome]:
-        left, self._left = self._left, []
         for sample in self._batcher.leave():
-            finite = bool(torch.isfinite(sample.x).all())
-            reason = FinishReason.DONE if finite else FinishReason.FAILED
-            left.append(self._outcome(sample, reason, None if finite else "the sample diverged to values that are not finite"))
+            if bool(torch.isfinite(sample.x).all()):
+                self._leave(sample, FinishReason.DONE)
+            else:
+                self._leave(sample, FinishReason.FAILED, "the sample diverged to values that are not finite")
+        left, self._left = self._left, []
         return left
 
     def _membership(self, samples: tuple[Sample, ...]) -> batch.Membership:
@@ -168,30 +203,6 @@ class Engine:
         if members is None or not members.holds(samples):
             members = self._members[key] = batch.make_membership(samples, self._runner.network)
         return members
-
-    def _start(self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None) -> Sample:
-        prepared, plan_flops = self._prepare(params)
-        scales = tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in prepared.plan.ticks)
-        if any(map(needs_uncond, scales)) and uncond is None:
-            raise ValueError("a guided sample needs the states of its negative prompt")
-        wanted = (cond if any(map(needs_cond, scales)) else None, uncond if any(map(needs_uncond, scales)) else None)
-        shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        text_tokens, num_times = len(cond.mask), prepared.plan.nfe
-        text_flops = row_flops(self._runner.network.config, text_tokens, num_times) * sum(t is not None for t in wanted)
-        cond_row, uncond_row = (None if t is None else self._runner.row(t, prepared.times) for t in wanted)
-        return Sample(
-            request_id=request_id,
-            params=params,
-            plan=prepared.plan,
-            updates=prepared.updates,
-            scales=scales,
-            cond=cond_row,
-            uncond=uncond_row,
-            text_tokens=text_tokens,
-            queue_seconds=0.0,
-            state=start_state(params, prepared.plan, shape, self._runner.device),
-            spent=Spent(flops=text_flops + plan_flops),
-        )
 
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
         """The plan and what it cost now: who brings a plan pays for its times, who shares it later does not."""
@@ -207,15 +218,18 @@ class Engine:
             self._prepared.popitem(last=False)
         return self._prepared[key], times_flops(self._runner.network.config, plan.nfe)
 
-    def _outcome(self, sample: Sample, reason: FinishReason, error: str | None = None) -> Outcome:
+    def _leave(self, sample: Sample | Waiting, reason: FinishReason, error: str | None = None) -> None:
+        self._here.discard(sample.request_id)
+        queue_seconds = time.perf_counter() - sample.arrived if isinstance(sample, Waiting) else sample.queue_seconds
         spent = sample.spent
-        del self._arrived[sample.request_id]
         usage = DenoiseUsage(
             ticks=spent.ticks,
             nfe=spent.ticks,
             rows=spent.rows,
             tokens=spent.tokens,
-            cost=StageCost(spent.device_seconds, spent.flops, sample.queue_seconds),
+            cost=StageCost(spent.device_seconds, spent.flops, queue_seconds),
         )
-        # a copy: the state is a view of its last batch, and would carry the neighbours along to the next stage
-        return Outcome(sample.request_id, reason, sample.x.to("cpu", copy=True) if reason is FinishReason.DONE else None, usage, error)
+        latents = None
+        if isinstance(sample, Sample) and reason is FinishReason.DONE:
+            latents = sample.x.to("cpu", copy=True)  # the state is a view of its last batch, and would carry the neighbours along
+        self._left.append(Outcome(sample.request_id, reason, latents, usage, error))

@@ -5,8 +5,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.text.reading import UnreadableText
-
 if TYPE_CHECKING:
     from models.text.label import Labels
     from pipeline.schedules import Schedule  # which imports this module
@@ -97,6 +95,7 @@ class ModelInfo:
     guidance_scale: float
     solver: str
     solvers: tuple[str, ...]
+    timestep_spacing: str
     spacings: tuple[str, ...]
     schedule: "Schedule"
     prediction: str  # of `pipeline.prediction`
@@ -150,5 +149,5 @@ def _check_label(name: str, text: str, model: ModelInfo) -> None:
         return
     try:
         model.labels.find(text)
-    except UnreadableText as error:
+    except ValueError as error:  # models.text.reading.UnreadableText, whose module imports torch
         raise InvalidParams(name, f"{name} {error}") from None

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.network import Row
+from models.network import Row, Times
 from pipeline import noise
+from pipeline.encoder import TextStates
 from pipeline.guidance import needs_cond, needs_uncond
 from pipeline.params import GenerationParams
 from pipeline.solvers import STATE, Plan
@@ -24,6 +25,34 @@ class Spent:
     tokens: int = 0
     flops: int = 0
     device_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What all samples with the same solver and steps share, on the device."""
+
+    plan: Plan
+    updates: Tensor  # (T, 5, 7) float32: the plan's matrices
+    times: Times
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiting:
+    """A sample that has not begun: nothing of its own lies on the device yet, however many wait."""
+
+    request_id: str
+    params: GenerationParams
+    prepared: Prepared
+    scales: tuple[float, ...]  # the guidance in effect at each tick
+    cond: TextStates | None  # None where no tick needs it
+    uncond: TextStates | None
+    arrived: float  # by time.perf_counter
+    spent: Spent
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that any tick needs."""
+        return max(map(rows_at, self.scales))
 
 
 @dataclass(slots=True, eq=False)

@@ -56,10 +56,13 @@ def leading(schedule: Schedule, num_steps: int) -> list[float]:
 
 
 def linspace(schedule: Schedule, num_steps: int) -> list[float]:
-    """Equal steps from the last trained time to the first (Ho et al. 2020), both included."""
-    if num_steps < 2:
-        raise InvalidParams("num_inference_steps", "num_inference_steps must be at least 2 for linspace, which has two ends")
-    return [schedule.warp(1.0 + i / (num_steps - 1) * (FIRST_TRAINED - 1.0)) for i in range(num_steps)]
+    """Equal steps from the last trained time to the first (Ho et al. 2020), both included.
+
+    Where a schedule moves times, the first trained one has been moved before it is moved with the others: so Stable Diffusion 3
+    is drawn by its authors and by diffusers' `FlowMatchEulerDiscreteScheduler`.
+    """
+    last = schedule.warp(FIRST_TRAINED)
+    return [schedule.warp(1.0 + i / max(1, num_steps - 1) * (last - 1.0)) for i in range(num_steps)]
 
 
 def quadratic(schedule: Schedule, num_steps: int) -> list[float]:

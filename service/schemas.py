@@ -50,7 +50,7 @@ class ImageRequest(BaseModel):
         None, description="Extension: w in uncond + w * (cond - uncond); 1 is off; default: the model's."
     )
     solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
-    timestep_spacing: str | None = Field(None, description="Extension: where the steps stand; default trailing.")
+    timestep_spacing: str | None = Field(None, description="Extension: where the steps stand; default: the model's.")
     eta: Share | None = Field(None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only.")
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None, description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1]."

@@ -75,7 +75,7 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
     def make() -> TextEncoder:
         return build_text_encoder(model, num_threads=settings.encode_threads or num_cores())
 
-    return EncodeStage(make, model.id, settings.text_cache_size)
+    return EncodeStage(make, model.id, settings.text_cache_bytes)
 
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:

@@ -35,7 +35,7 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
             solver=_given(request.solver, model.solver),
             seed=seed,
             image_index=index,
-            timestep_spacing=_given(request.timestep_spacing, "trailing"),
+            timestep_spacing=_given(request.timestep_spacing, model.timestep_spacing),
             eta=_given(request.eta, 0.0),
             guidance_interval=(start, end),
             guidance_rescale=_given(request.guidance_rescale, 0.0),
@@ -120,6 +120,7 @@ def describe_model(model: ModelInfo, created: int) -> Model:
             "num_inference_steps": model.num_steps,
             "guidance_scale": model.guidance_scale,
             "solver": model.solver,
+            "timestep_spacing": model.timestep_spacing,
         },
     )
 

@@ -23,6 +23,7 @@ MODEL = ModelInfo(
     guidance_scale=4.0,
     solver="euler",
     solvers=("euler", "ddim", "plms"),
+    timestep_spacing="trailing",
     spacings=("trailing", "karras"),
     schedule=Flow(),
     prediction="flow",
@@ -138,6 +139,7 @@ class FakeStates:
     text: str
     report: TextReport
     cost: StageCost
+    num_bytes: int = 10
 
 
 class FakeTextEncoder:

@@ -70,11 +70,6 @@ class LabelTower:
         return Reading(*nothing, torch.tensor([number]), num_tokens=int(number != self.labels.null_class), truncated=False)
 
 
-def blueprint(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Reading a label takes no weights."""
-    return {}
-
-
 def _read_num_classes(folder: Path) -> int:
     path = folder / "transformer" / "config.json"
     number = read_json(path).get("num_embeds_ada_norm")

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.checkpoint import Shapes
 from models.folder import CheckpointError, read_json
-from models.text import hf_clip, t5
 from models.text.bpe import NUM_TOKENS, SPECIAL_TOKENS, BytePairs
 from models.text.hf_clip import ClipTextConfig, HfClipTower
 from models.text.reading import Reading
@@ -37,8 +35,8 @@ class Sd3Towers:
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
         self._pairs = BytePairs()
-        self._context, self._width = _fitting_sizes(folder)
-        self._pads = [self._read_pad(folder / tokenizer) for tokenizer in CLIPS.values()]
+        self._context, self._width = fitting_sizes(folder)
+        self._pads = [_read_pad(self._pairs, folder / tokenizer, self._context) for tokenizer in CLIPS.values()]
         self._clips = [HfClipTower(folder / part, device, dtype) for part in CLIPS]
         self._t5 = T5Encoder(folder / T5, folder / T5_TOKENIZER, T5_CONTEXT, device, dtype) if has_t5(folder) else None
         self.flops_per_text = sum(clip.flops_per_text for clip in self._clips) + (self._t5.flops_per_text if self._t5 else 0)
@@ -68,28 +66,14 @@ class Sd3Towers:
         for word in self._pairs.plain_words(text):
             yield from (word[start : start + LONGEST_WORD] for start in range(0, len(word), LONGEST_WORD))
 
-    def _read_pad(self, folder: Path) -> int:
-        tokenizer = self._pairs.read_folder(folder)
-        if tokenizer.context_length not in (None, self._context):
-            raise CheckpointError(
-                f"{folder}: model_max_length is {tokenizer.context_length}, the text encoders read {self._context} tokens"
-            )
-        return tokenizer.pad_id
-
 
 def has_t5(folder: Path) -> bool:
     """Whether a checkpoint brings its T5, which is optional: 4.8 of its 5.6 billion text parameters."""
     return (folder / T5).is_dir()
 
 
-def blueprints(folder: Path) -> dict[str, Shapes]:
-    """For each text encoder in `folder`, names and shapes of the tensors that its weights must hold."""
-    shapes = {part: hf_clip.blueprint(folder / part) for part in CLIPS}
-    return shapes | ({T5: t5.blueprint(folder / T5)} if has_t5(folder) else {})
-
-
-def _fitting_sizes(folder: Path) -> tuple[int, int]:
-    """Tokens that a CLIP reads and channels that the transformer takes, once the configs agree on them."""
+def fitting_sizes(folder: Path) -> tuple[int, int]:
+    """Tokens that a CLIP reads and channels that the transformer takes; `CheckpointError` unless the configs agree on them."""
     clips = [_read_clip(folder / part) for part in CLIPS]
     transformer = read_json(folder / "transformer" / "config.json")
     width = transformer.get("joint_attention_dim", JOINT_WIDTH)
@@ -103,6 +87,20 @@ def _fitting_sizes(folder: Path) -> tuple[int, int]:
     if has_t5(folder) and (t5_width := T5EncoderConfig.read(folder / T5).d_model) != width:
         raise CheckpointError(f"{folder}: {T5} has {t5_width} channels, the transformer takes {width}")
     return contexts[0], width
+
+
+def check_tokenizers(folder: Path) -> None:
+    """Raise `CheckpointError` unless both CLIPs' tokenizers in `folder` are CLIP's, for as many tokens as the encoders read."""
+    context, _ = fitting_sizes(folder)
+    for tokenizer in CLIPS.values():
+        _read_pad(BytePairs(), folder / tokenizer, context)
+
+
+def _read_pad(pairs: BytePairs, folder: Path, context: int) -> int:
+    tokenizer = pairs.read_folder(folder)
+    if tokenizer.context_length not in (None, context):
+        raise CheckpointError(f"{folder}: model_max_length is {tokenizer.context_length}, the text encoders read {context} tokens")
+    return tokenizer.pad_id
 
 
 def _read_clip(folder: Path) -> ClipTextConfig:

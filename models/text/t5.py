@@ -158,13 +158,19 @@ def load_tokenizer(folder: Path, config: T5EncoderConfig) -> Any:
     return tokenizer
 
 
-def _load_network(folder: Path, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+def build_empty(folder: Path) -> nn.Module:
+    """The encoder in `folder` without its weights, on the meta device; `CheckpointError` for a config that is no T5's."""
     transformers = _import_transformers()
     try:
         with torch.device("meta"):
-            network = transformers.T5EncoderModel(transformers.T5Config.from_dict(read_json(folder / "config.json")))
+            network: nn.Module = transformers.T5EncoderModel(transformers.T5Config.from_dict(read_json(folder / "config.json")))
     except Exception as error:  # options that only transformers reads, judged by whatever its version judges them with
         raise CheckpointError(f"{folder / 'config.json'} is not a T5's: {_first_line(error)}") from None
+    return network
+
+
+def _load_network(folder: Path, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    network = build_empty(folder)
     tensors = load_exactly(folder, blueprint(folder), canonical, device, dtype)
     return fill(network, tensors | {EMBEDDING_TOO: tensors[EMBEDDING]}, folder)
 

@@ -1,6 +1,5 @@
 """Whether a checkpoint folder could be served, found out without drawing and without reading a weight."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from models.folder import CheckpointError
 from models.registry import find_folder, list_sizes, recognise
 from pipeline.build.engine import check_fit
 from pipeline.build.schedule import read_schedule
-from pipeline.catalog import UnknownModel, find_model
+from pipeline.catalog import UnknownModel
 
 __all__ = ["FolderReport", "PartReport", "check_folder"]
 
@@ -37,11 +36,9 @@ def check_folder(name_or_dir: str) -> FolderReport:
     parts, faults = check_parts(folder, family)
     with collected(faults, folder / "scheduler"):
         read_schedule(folder)
-    with collected(faults, folder):
-        list_sizes(family, folder)
-    is_known = all(part.num_parameters or part.class_name is None for part in parts)  # else nobody can say if they fit together
-    with suppress(UnknownModel):  # its reason is among the faults
-        model = find_model(name_or_dir)
-        with collected(faults if is_known else [], folder):
-            check_fit(model)
+    if all(part.num_parameters or part.class_name is None for part in parts):  # else nobody can say if they fit together
+        with collected(faults, folder):
+            list_sizes(family, folder)
+        with collected(faults, folder):
+            check_fit(folder)
     return FolderReport(folder, family.name, tuple(parts), tuple(faults))

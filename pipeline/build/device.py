@@ -11,7 +11,7 @@ def fast_device() -> torch.device:
 def fast_dtype() -> torch.dtype:
     """bfloat16 where the device multiplies it natively, float32 elsewhere."""
     if fast_device().type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 

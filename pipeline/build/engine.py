@@ -1,6 +1,7 @@
 """The denoiser of a checkpoint behind an engine."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ from pipeline.runner import StepRunner
 def build_engine(model: ModelInfo, *, max_rows: int = 16, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Engine:
     """The denoiser of `model` behind an engine; `dtype` defaults to what the processor does fast."""
     set_threads(num_threads)
-    check_fit(model)
+    check_fit(model.path)
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     return Engine(build_runner(model, dtype=dtype), partial(plan_of, model=model), scale, max_rows)
 
@@ -29,10 +30,10 @@ def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepR
     return StepRunner(load_network(model.path / "transformer", str(device), dtype), dtype, device)
 
 
-def check_fit(model: ModelInfo) -> None:
-    """Raise `CheckpointError` if the parts of a checkpoint, each sound, do not fit together."""
-    transformer = read_config(model.path / "transformer")
-    latent_channels = read_json(model.path / "vae" / "config.json").get("latent_channels", 4)
+def check_fit(folder: Path) -> None:
+    """Raise `CheckpointError` if the parts of the checkpoint in `folder`, each sound, do not fit together."""
+    transformer = read_config(folder / "transformer")
+    latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
-        raise CheckpointError(f"{model.path}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
-    fit.check_fit(recognise(model.path), model.path)
+        raise CheckpointError(f"{folder}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
+    fit.check_fit(recognise(folder), folder)

@@ -109,7 +109,7 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
 
     Raises `CheckpointError` (a `ValueError`) for a checkpoint that cannot be loaded.
     """
-    check_fit(model)
+    check_fit(model.path)
     device = fast_device()
     encoder = build_text_encoder(model)
     vae = load_vae(model.path / "vae", str(device), torch.float32)

@@ -62,7 +62,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
     parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
     parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`")
-    parser.add_argument("--timestep-spacing", metavar="NAME", help="where the steps stand; default trailing")
+    parser.add_argument("--timestep-spacing", metavar="NAME", help="where the steps stand; default: the model's")
     parser.add_argument("--eta", type=float, metavar="E", help="0 to 1, with --solver ddim: its share of fresh noise")
     parser.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("START", "END"), help="times, 0 data to 1 noise, at which guidance acts"

@@ -47,7 +47,7 @@ def _describe(report: FolderReport) -> dict[str, object]:
 
 def _as_text(report: FolderReport) -> str:
     """The parts as a table, then the faults, then the verdict."""
-    lines = [f"{report.folder}: {report.family or 'unknown family'}"]
+    lines = [f"{report.folder}: {report.family or 'no family recognised'}"]
     if report.parts:
         lines += [_row("part", "class", "parameters", "on disk", *BYTES_EACH, "stored as"), *map(_part_row, report.parts), _totals(report)]
     lines += report.faults

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
             [text] = build_text_encoder(model).encode([args.prompt])
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
-        save_file({"states": text.states[None].float().contiguous(), "mask": text.mask[None].contiguous()}, path)
+        tensors = {"states": text.states, "mask": text.mask} | ({} if text.pooled is None else {"pooled": text.pooled})
+        save_file({name: tensor[None].contiguous() for name, tensor in tensors.items()}, path)
     cut = ", cut to what the encoder reads" if text.report.truncated else ""
     note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")
     if text.report.unknown_words:

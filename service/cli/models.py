@@ -35,6 +35,7 @@ def _describe(model: ModelInfo) -> dict[str, object]:
         "num_inference_steps": model.num_steps,
         "guidance_scale": model.guidance_scale,
         "solver": model.solver,
+        "timestep_spacing": model.timestep_spacing,
     }
 
 
@@ -49,6 +50,7 @@ def _describe_family(family: Family) -> dict[str, object]:
         "num_inference_steps": family.num_steps,
         "guidance_scale": family.guidance_scale,
         "solver": family.solver,
+        "timestep_spacing": family.timestep_spacing,
         "schedule": family.schedule,
         "sides": list(family.sides),
         "licence": family.licence,

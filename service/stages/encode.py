@@ -35,10 +35,11 @@ class EncodeJob:
 class EncodeStage:
     """Hosts a text encoder. A text costs only the picture that first brought it; from the cache it is free."""
 
-    def __init__(self, make_encoder: Callable[[], TextEncoder], model_id: str, cache_size: int):
+    def __init__(self, make_encoder: Callable[[], TextEncoder], model_id: str, cache_bytes: int):
         self._worker = Worker(make_encoder, "encode")
         self._model_id = model_id
-        self._cache_size = cache_size
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
         self._cache: OrderedDict[tuple[str, str], TextStates] = OrderedDict()  # touched by the worker's thread only
         self._census = StageCensus()
 
@@ -79,10 +80,14 @@ class EncodeStage:
 
     def _remember(self, known: dict[str, TextStates]) -> None:
         for text, states in known.items():
-            self._cache[(self._model_id, text)] = states
-            self._cache.move_to_end((self._model_id, text))
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+            key = (self._model_id, text)
+            if key not in self._cache:
+                self._cache[key] = states
+                self._cached_bytes += states.num_bytes
+            self._cache.move_to_end(key)
+        while self._cached_bytes > self._cache_bytes:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.num_bytes
 
     def _count(self, num_pictures: int, hits: int, misses: int) -> None:
         seen = self._census

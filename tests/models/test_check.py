@@ -81,13 +81,29 @@ def test_t5_may_be_left_out_but_not_broken(sd3: Path) -> None:
 
 
 def test_nonsense_in_a_configuration_is_a_line_too(sigma: Path) -> None:
-    edit_json(sigma / "transformer" / "config.json", num_layers="many")
+    edit_json(sigma / "transformer" / "config.json", num_layers="many", interpolation_scale="x")
     edit_json(sigma / "vae" / "config.json", norm_num_groups="many")
     faults = faults_of(sigma)
     assert len(faults) == 2
-    for part, fault in zip(("transformer", "vae"), faults, strict=True):
-        assert fault.startswith(f"{sigma}/{part}: TypeError: ")
-        assert "\n" not in fault
+    assert faults[0] == f"{sigma}/transformer/config.json: num_layers is 'many', expected a whole number, at least 1"
+    assert faults[1].startswith(f"{sigma}/vae: TypeError: ")
+    assert "\n" not in faults[1]
+
+
+def test_every_option_of_a_network_is_held_to_its_type(sigma: Path) -> None:
+    edit_json(sigma / "transformer" / "config.json", interpolation_scale="x")
+    assert faults_of(sigma) == [f"{sigma}/transformer/config.json: interpolation_scale is 'x', expected a number"]
+
+
+def test_options_that_only_transformers_reads_are_judged_by_it(sigma: Path) -> None:
+    edit_json(sigma / "text_encoder" / "config.json", dropout_rate="much")
+    [fault] = faults_of(sigma)
+    assert fault.startswith(f"{sigma}/text_encoder/config.json is not a T5's: ")
+
+
+def test_a_tokenizer_for_another_length_is_a_fault(sd3: Path) -> None:
+    edit_json(sd3 / "tokenizer_2" / "tokenizer_config.json", model_max_length=248)
+    assert faults_of(sd3) == [f"{sd3}/tokenizer_2: model_max_length is 248, the text encoders read 77 tokens"]
 
 
 def test_classes_are_checked(tmp_path: Path) -> None:

@@ -119,3 +119,9 @@ def test_it_is_read_without_torch() -> None:
     code = f"import sys; import models.registry, pipeline.catalog; sys.exit(' '.join({heavy} & set(sys.modules)) or None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_alpha_at_512_was_trained_on_squares_alone(tmp_path: Path) -> None:
+    family = by_name("pixart-alpha")
+    assert list_sizes(family, write_configs(tmp_path / "512", "pixart-alpha", sample_size=64)) == ((512, 512),)
+    assert len(list_sizes(family, write_configs(tmp_path / "1024", "pixart-alpha"))) == 9

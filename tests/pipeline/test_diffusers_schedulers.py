@@ -216,11 +216,12 @@ def test_dpm_solver_singlestep_on_the_noise(num_steps: int, solver: str, order: 
 @STEPS
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_match_euler(num_steps: int, shift: float) -> None:
-    """With the sigmas that the pipelines of SD3 and FLUX hand it; its own default shifts its least sigma twice."""
+    """On its own times, as the pipeline of SD3 has them, and with the sigmas that the one of FLUX hands it."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)])
-    table = plan("euler", Flow(shift), "flow", num_steps)
-    check(walk(table, network, START), run(scheduler, shown(table)))
+    for spacing, sigmas in (("linspace", None), ("trailing", [1 - i / num_steps for i in range(num_steps)])):
+        scheduler.set_timesteps(num_steps, sigmas=sigmas)
+        table = plan("euler", Flow(shift), "flow", num_steps, spacing=spacing)
+        check(walk(table, network, START), run(scheduler, shown(table)))
 
 
 @STEPS

@@ -16,6 +16,7 @@ from pipeline.build.engine import build_runner
 from pipeline.catalog import find_model
 from pipeline.engine import Engine
 from pipeline.params import GenerationParams, ModelInfo
+from pipeline.planning import plan_of
 from pipeline.solvers import Plan, plan
 from tests.models.folders import SAMPLE_SIZE, write_dit, write_pixart, write_sd3
 from tests.pipeline.parts import drain
@@ -35,12 +36,13 @@ FAMILIES: dict[str, Callable[[Path], DiffusionPipeline]] = {
 SOLVERS = {"DPMSolverMultistepScheduler": "dpmpp_2m", "FlowMatchEulerDiscreteScheduler": "euler", "DDIMScheduler": "ddim"}
 
 
-def their_plan(pipe: DiffusionPipeline, model: ModelInfo) -> Plan:
-    """Our solver on their grid, which starts below 1 or ends where ours does not."""
+def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationParams) -> Plan:
+    """What we do by default where that is what they do; else our solver on their grid, which starts below 1 or leaves out the data."""
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        return plan_of(params, model)
     pipe.scheduler.set_timesteps(STEPS)
     times = [float(t) for t in pipe.scheduler.timesteps]
-    is_flow = isinstance(pipe, StableDiffusion3Pipeline)
-    grid = (*(t / 1000.0 if is_flow else (t + 1.0) / 1000.0 for t in times), 0.0)
+    grid = (*((t + 1.0) / 1000.0 for t in times), 0.0)
     exact = plan(SOLVERS[type(pipe.scheduler).__name__], model.schedule, model.prediction, STEPS, grid=grid)
     assert [tick.timestep for tick in exact.ticks] == pytest.approx(times, abs=1e-3)
     return replace(exact, start_scale=1.0)
@@ -86,8 +88,8 @@ def test_final_latents_equal_diffusers(name: str, tmp_path: Path, monkeypatch: p
     pipe = FAMILIES[name](tmp_path)
     model = find_model(str(tmp_path))
     prompt, negative = ("207", "") if name == "dit" else ("a red apple", "blurry")
-    params = GenerationParams(prompt, negative, SIDE, SIDE, STEPS, 4.0, model.solver, 1)
+    params = GenerationParams(prompt, negative, SIDE, SIDE, STEPS, 4.0, model.solver, 1, timestep_spacing=model.timestep_spacing)
     start = noise.draw(1, 0, noise.START, (pipe.transformer.config.in_channels, SAMPLE_SIZE, SAMPLE_SIZE))[None]
-    ours, theirs = our_latents(model, their_plan(pipe, model), params), their_latents(pipe, params, start, monkeypatch)
+    ours, theirs = our_latents(model, their_plan(pipe, model, params), params), their_latents(pipe, params, start, monkeypatch)
     assert float(theirs.std()) > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)

@@ -165,7 +165,6 @@ def test_samples_start_from_the_noise_that_is_there() -> None:
         (("euler", Flow(), "flow", 0), {}, "num_inference_steps"),
         (("plms", LINEAR, "epsilon", 1), {}, "num_inference_steps"),
         (("plms", Flow(), "flow", 2), {}, "num_inference_steps"),  # its first step is Euler's: it starts at the second
-        (("euler", LINEAR, "epsilon", 1), {"spacing": "linspace"}, "num_inference_steps"),
         (("euler", LINEAR, "epsilon", 5), {"spacing": "odd"}, "timestep_spacing"),
         (("euler", LINEAR, "epsilon", 5), {"eta": 0.5}, "eta"),
         (("ddpm", LINEAR, "epsilon", 5), {"eta": 1.0}, "eta"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.checkpoint import WEIGHTS
 from models.text.hf_folder import HF_WEIGHTS
+from pipeline.catalog import UnknownModel, find_model
 from service import cli
 from tests.models.folders import write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer
@@ -118,6 +119,36 @@ def test_faults_of_several_parts_are_told_together(capsys, folder: Path) -> None
     assert "beta_schedule 'odd' is not supported" in lines[-2]
 
 
+@pytest.mark.parametrize(
+    ("part", "changed", "fault"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10}, ": num_train_timesteps 10 is not supported, only 1000"),
+        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, ": use_karras_sigmas True is not supported, only False"),
+        (
+            "scheduler/scheduler_config.json",
+            {"use_flow_sigmas": True, "flow_shift": "three"},
+            ": flow_shift is 'three', expected a positive number",
+        ),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True, "flow_shift": -1}, ": flow_shift is -1, expected a positive number"),
+    ],
+)
+def test_nonsense_is_told_in_one_line(capsys, folder: Path, part: str, changed: dict, fault: str) -> None:
+    edit_json(folder / part, **changed)
+    assert cli.main(["check", str(folder), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"] == [f"{folder}/{part}{fault}"]
+    with pytest.raises(UnknownModel, match=fault.removeprefix(": ")):
+        find_model(str(folder))
+
+
+def test_an_autoencoder_without_widths_is_told_in_one_line(capsys, folder: Path) -> None:
+    edit_json(folder / "vae" / "config.json", block_out_channels=8)
+    assert cli.main(["check", str(folder), "--json"]) == 1
+    [line] = json.loads(capsys.readouterr().out)["faults"]
+    assert line.startswith(f"{folder}/vae: ")
+    with pytest.raises(UnknownModel, match="block_out_channels is 8, expected a list"):
+        find_model(str(folder))
+
+
 def test_parts_that_do_not_fit_one_another_are_told(capsys, folder: Path) -> None:
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(folder / "vae")
     assert cli.main(["check", str(folder), "--json"]) == 1
@@ -191,7 +222,18 @@ def test_models_and_families_are_told_without_torch() -> None:
     told, *lines = done.stdout.splitlines()
     found = json.loads(told)
     [emoji] = found["models"]
-    assert {"id", "family", "licence", "path", "sizes", "solvers", "num_inference_steps", "guidance_scale", "solver"} == emoji.keys()
+    assert {
+        "id",
+        "family",
+        "licence",
+        "path",
+        "sizes",
+        "solvers",
+        "num_inference_steps",
+        "guidance_scale",
+        "solver",
+        "timestep_spacing",
+    } == emoji.keys()
     names = [family["name"] for family in found["families"]]
     assert names == ["pixart-clip", "pixart-alpha", "pixart-sigma", "sd3", "sd3.5-medium", "sd3.5-large", "dit"]
     assert [line.split()[0] for line in lines if line and not line.startswith(" ")][-len(names) :] == names

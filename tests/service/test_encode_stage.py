@@ -15,7 +15,7 @@ def encoder() -> FakeTextEncoder:
 
 @pytest.fixture
 def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
-    stage = EncodeStage(lambda: encoder, "m", cache_size=3)
+    stage = EncodeStage(lambda: encoder, "m", cache_bytes=30)
     yield stage
     stage.close()
 
@@ -64,7 +64,7 @@ async def test_an_encoder_that_cannot_be_made_says_so():
     def make() -> FakeTextEncoder:
         raise ValueError("tensor text.positional_embedding is missing")
 
-    stage = EncodeStage(make, "m", cache_size=3)
+    stage = EncodeStage(make, "m", cache_bytes=30)
     with pytest.raises(ValueError, match="positional_embedding"):
         stage.wait()
     with pytest.raises(ValueError, match="positional_embedding"):

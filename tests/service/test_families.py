@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -10,8 +11,12 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from models.folder import CheckpointError
+from pipeline.build.decoder import build_decoder
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine
 from pipeline.catalog import find_model
-from pipeline.params import GenerationParams
+from pipeline.params import GenerationParams, ModelInfo
 from service.backend import STAGES
 from service.gateway import build_gateway
 from service.payloads import Drawn, Output, StageCensus
@@ -61,6 +66,34 @@ def test_every_family_draws(client: TestClient) -> None:
     assert len({*_pictures(first), *_pictures(unguided)}) == 4
     width, height = Image.open(io.BytesIO(_pictures(other)[0])).size
     assert f"{width}x{height}" == told["sizes"][-1]
+
+
+def test_every_family_becomes_ready_by_a_warm_up_picture(client: TestClient) -> None:
+    for _ in range(600):
+        answer = client.get("/readyz")
+        if answer.status_code == 200:
+            break
+        time.sleep(0.1)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("build", "own"),
+    [(build_text_encoder, "text_encoder"), (build_engine, "transformer"), (build_decoder, "vae")],
+    ids=["encode", "denoise", "decode"],
+)
+def test_a_stage_reads_no_weights_but_its_own(tmp_path: Path, name: str, build: Callable[[ModelInfo], object], own: str) -> None:
+    FAMILIES[name](tmp_path)
+    for file in tmp_path.glob("*/*.safetensors"):
+        if not file.parent.name.startswith(own):
+            file.write_bytes(b"not weights")
+    build(find_model(str(tmp_path)))
+    for file in tmp_path.glob(f"{own}*/*.safetensors"):
+        file.write_bytes(b"not weights")
+    if list(tmp_path.glob(f"{own}*/*.safetensors")):
+        with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
+            build(find_model(str(tmp_path)))
 
 
 def test_a_prompt_that_is_no_class_is_refused_by_name(tmp_path: Path) -> None:

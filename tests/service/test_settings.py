@@ -21,7 +21,7 @@ def test_what_is_given_goes_before_the_environment_before_the_defaults():
         ({"deadline_seconds": "nan"}, "more than 0"),
         ({"deadline_seconds": "inf"}, "deadline_seconds must be"),
         ({"max_pictures": "0"}, "more than 0"),
-        ({"text_cache_size": "-1"}, "at least 0"),
+        ({"text_cache_bytes": "-1"}, "at least 0"),
         ({"max_rows": "1"}, "max_rows must be at least 2"),
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],

@@ -125,7 +125,7 @@ def test_the_position_numbers_of_older_files_are_left_alone(folder: Path) -> Non
         ({"eos_token_id": 5}, "eos_token_id is 5"),
         ({"num_hidden_layers": 1}, "no layer before the last"),
         ({"num_attention_heads": 5}, "5 heads do not divide a width of 32"),
-        ({"hidden_size": "32"}, "hidden_size is '32', expected something like 512"),
+        ({"hidden_size": "32"}, "hidden_size is '32', expected a whole number, at least 0"),
     ],
 )
 def test_a_config_that_is_not_built_is_named(folder: Path, changes: dict, match: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.folder import CheckpointError
-from models.text.label import LabelTower, blueprint
+from models.text.label import LabelTower
 from models.text.reading import UnreadableText
 
 NAMES = {
@@ -94,9 +94,8 @@ def test_a_wrong_number_of_classes_is_named(folder: Path, number: object) -> Non
         LabelTower(folder)
 
 
-def test_reading_costs_nothing_and_needs_no_weights(folder: Path) -> None:
+def test_reading_costs_nothing(folder: Path) -> None:
     assert LabelTower(folder).flops_per_text == 0
-    assert blueprint(folder) == {}
 
 
 def test_names_are_looked_up_without_torch(folder: Path) -> None:
