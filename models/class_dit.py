@@ -47,6 +47,7 @@ class Row:
     """One class under the times of a plan: all `modulations` (T, M)."""
 
     modulations: Tensor
+    text_tokens = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class Row:
     text: Tensor
     modulations: Tensor
 
+    @property
+    def text_tokens(self) -> int:
+        return self.text.shape[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -13,8 +13,11 @@ from models.class_dit import ClassDiT, ClassDiTConfig
 from models.config import DiTConfig
 from models.dit import DiT
 from models.folder import CheckpointError, read_json
+from models.grouped import Grouped
 from models.mmdit import MMDiT, MMDiTConfig
-from models.network import Network, NetworkConfig
+from models.network import Network, NetworkConfig, PackedNetwork
+from models.packed_attention import BACKENDS
+from models.packed_dit import PackedDiT
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ def build_empty(folder: Path) -> nn.Module:
 def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
     """The network in `folder`, its weights checked tensor by tensor."""
     return cast(Network, load_into(build_empty(folder), folder, device, dtype))
+
+
+def pack(network: Network) -> PackedNetwork:
+    """`network` made ready for the engine; it is taken apart and must not be used any more."""
+    return PackedDiT(network, BACKENDS["fused"]) if isinstance(network, DiT) else Grouped(network)
 
 
 def _read(folder: Path) -> tuple[NetworkConfig, Callable[[Any], nn.Module]]:

@@ -1,31 +1,30 @@
-"""One tick's view of the running samples: gather rows, one forward, one fused update, scatter.
+"""One tick's view of the running samples: gather rows, one forward, a fused update for each shape of latents, scatter.
 
-Shapes: S samples, R rows (one or two a sample), C latent channels, H x W latent pixels.
+Shapes: S samples of a group, R rows (one or two a sample), C latent channels, H x W latent pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from models.network import Network, Rows
+from models.network import PackedNetwork, Row, Rows
 from pipeline.guidance import combine, rescale
 from pipeline.request import Sample
 from pipeline.solvers import READ, STATE
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
-    """What depends only on which samples run together at which guidance, kept while neither changes.
+class Group:
+    """Samples with latents of one shape, and their rows in a batch.
 
     `row_sample` (R,) is the sample of each row; `cond_row` and `uncond_row` (S,) are a sample's rows, equal if it has one.
     """
 
     samples: tuple[Sample, ...]
-    scales: tuple[float, ...]
-    rows: Rows
     row_sample: Tensor
     cond_row: Tensor
     uncond_row: Tensor
@@ -34,14 +33,31 @@ class Membership:
     read: Tensor  # (S, 7, C, H, W) and the next (S, 5, C, H, W): fresh memory every tick would cost more than the arithmetic
     written: Tensor
 
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What depends only on which samples run together at which guidance, kept while neither changes.
+
+    Groups follow one another in the network's rows; within one, rows whose texts are of one length stand together.
+    """
+
+    groups: tuple[Group, ...]
+    scales: tuple[float, ...]
+    rows: Rows
+    row_samples: tuple[Sample, ...]  # of all rows
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(sample for group in self.groups for sample in group.samples)
+
     @property
     def steps(self) -> tuple[int, ...]:
         """The tick of each row."""
-        return tuple(sample.step_index for sample in self.samples for _ in range(sample.num_rows))
+        return tuple(sample.step_index for sample in self.row_samples)
 
-    def holds(self, samples: tuple[Sample, ...]) -> bool:
-        """Whether it still describes `samples` at their present ticks."""
-        return self.samples == samples and self.scales == _scales(samples)
+    def holds(self, samples: Sequence[Sample]) -> bool:
+        """Whether it still describes `samples`, in the order in which its groups have them, at their present ticks."""
+        return self.samples == tuple(samples) and self.scales == _scales(samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,47 +78,62 @@ class Gathered:
         return self.read[:, 0]
 
 
-def make_membership(samples: Sequence[Sample], network: Network) -> Membership:
-    """Lay out the rows of `samples`: all of a sample's rows stand together."""
-    rows_of = [sample.rows for sample in samples]
-    row_sample = [index for index, rows in enumerate(rows_of) for _ in rows]
-    first = [row_sample.index(index) for index in range(len(samples))]
-    device = samples[0].state.device
-    phis = [s.params.guidance_rescale if len(rows) == 2 else 0.0 for s, rows in zip(samples, rows_of, strict=True)]
+def by_shape(samples: Iterable[Sample]) -> list[Sample]:
+    """`samples` in the order in which a batch has them: those with latents of one shape together, each shape in order of arrival."""
+    return sorted(samples, key=lambda sample: sample.x.shape)
+
+
+def make_membership(samples: Sequence[Sample], network: PackedNetwork) -> Membership:
+    """Lay out the rows of `samples`, which are in the order of `by_shape`."""
+    laid_out = [_lay_out(tuple(own)) for _, own in groupby(samples, key=lambda sample: sample.x.shape)]
+    rows = [row for _, own in laid_out for row in own]
     return Membership(
-        samples=tuple(samples),
+        groups=tuple(group for group, _ in laid_out),
         scales=_scales(samples),
-        rows=network.collate([row for rows in rows_of for row in rows]),
-        row_sample=torch.tensor(row_sample, device=device),
-        cond_row=torch.tensor(first, device=device),
-        uncond_row=torch.tensor([row + len(rows) - 1 for row, rows in zip(first, rows_of, strict=True)], device=device),
+        rows=network.collate([row for _, row in rows], [(sample.x.shape[1], sample.x.shape[2]) for sample, _ in rows]),
+        row_samples=tuple(sample for sample, _ in rows),
+    )
+
+
+def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row]]]:
+    """The group of `samples`, and its rows with their samples."""
+    every = [(index, which, row) for index, sample in enumerate(samples) for which, row in enumerate(sample.rows)]
+    every.sort(key=lambda one: one[2].text_tokens)  # stable
+    place = {(index, which): position for position, (index, which, _) in enumerate(every)}
+    device = samples[0].state.device
+    phis = [sample.params.guidance_rescale if sample.num_rows == 2 else 0.0 for sample in samples]
+    group = Group(
+        samples=samples,
+        row_sample=torch.tensor([index for index, _, _ in every], device=device),
+        cond_row=torch.tensor([place[index, 0] for index in range(len(samples))], device=device),
+        uncond_row=torch.tensor([place[index, sample.num_rows - 1] for index, sample in enumerate(samples)], device=device),
         scale=torch.tensor(_scales(samples), device=device)[:, None, None, None],
         phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
         read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
         written=torch.empty(len(samples), len(STATE), *samples[0].x.shape, device=device),
     )
+    return group, [(samples[index], row) for index, _, row in every]
 
 
-def gather(members: Membership) -> Gathered:
+def gather(group: Group) -> Gathered:
     """Stack the state that moves with every tick."""
-    samples = members.samples
-    read = members.read
+    samples, read = group.samples, group.read
     torch.stack([s.state for s in samples], out=read[:, : len(STATE)])
     for index, sample in enumerate(samples):
         if (z := sample.noise()) is not None:
             read[index, READ.index("z")] = z
     return Gathered(
         read=read,
-        written=members.written,
+        written=group.written,
         update=torch.stack([s.updates[s.step_index] for s in samples]),
     )
 
 
-def guided(members: Membership, out: Tensor) -> Tensor:
+def guided(group: Group, out: Tensor) -> Tensor:
     """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
-    cond = out[members.cond_row]
-    combined = combine(cond, out[members.uncond_row], members.scale)
-    return combined if members.phi is None else rescale(combined, cond, members.phi)
+    cond = out[group.cond_row]
+    combined = combine(cond, out[group.uncond_row], group.scale)
+    return combined if group.phi is None else rescale(combined, cond, group.phi)
 
 
 def update(gathered: Gathered, out: Tensor) -> Tensor:
@@ -117,9 +148,9 @@ def update(gathered: Gathered, out: Tensor) -> Tensor:
     return gathered.written
 
 
-def scatter(members: Membership, state: Tensor) -> None:
+def scatter(group: Group, state: Tensor) -> None:
     """Give every sample its new state, a view until the next tick of these members, and move it on by one tick."""
-    for sample, own in zip(members.samples, state.unbind(), strict=True):
+    for sample, own in zip(group.samples, state.unbind(), strict=True):
         sample.state = own
         sample.step_index += 1
 

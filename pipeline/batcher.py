@@ -1,9 +1,7 @@
 """Who waits and who runs: first come, first served, as many samples as their rows fit."""
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from pipeline.request import Sample, Waiting
 
@@ -51,12 +49,3 @@ class Batcher:
         done = [s for s in self.running if s.is_done]
         self.running = [s for s in self.running if not s.is_done]
         return done
-
-    def groups(self) -> Iterator[tuple[Sample, ...]]:
-        """The running samples by latent shape: those that can share a forward."""
-        for _, group in groupby(sorted(self.running, key=_shape), key=_shape):
-            yield tuple(group)
-
-
-def _shape(sample: Sample) -> tuple[int, ...]:
-    return tuple(sample.x.shape)

@@ -6,12 +6,13 @@ No asyncio, no Ray, no locks: one thread owns an engine. A tick is choose, run, 
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.network import Row
 from pipeline import batch
 from pipeline.batcher import Batcher
 from pipeline.encoder import TextStates
@@ -62,7 +63,7 @@ class Engine:
         self._latent_scale = latent_scale
         self._batcher = Batcher(max_rows)
         self._left: list[Outcome] = []
-        self._members: dict[tuple[int, ...], batch.Membership] = {}
+        self._members: batch.Membership | None = None
         self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
         self._here: set[str] = set()
         self.last_tick: TickFacts | None = None
@@ -132,9 +133,7 @@ class Engine:
         started = time.perf_counter()
         params, prepared = waiting.params, waiting.prepared
         shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        texts = [text for text in (waiting.cond, waiting.uncond) if text is not None]
         cond, uncond = (None if text is None else self._runner.row(text, prepared.times) for text in (waiting.cond, waiting.uncond))
-        text_tokens = len(texts[0].mask)
         sample = Sample(
             request_id=waiting.request_id,
             params=params,
@@ -143,50 +142,46 @@ class Engine:
             scales=waiting.scales,
             cond=cond,
             uncond=uncond,
-            text_tokens=text_tokens,
             queue_seconds=started - waiting.arrived,
             state=start_state(params, prepared.plan, shape, self._runner.device),
             spent=waiting.spent,
         )
-        sample.spent.flops += len(texts) * row_flops(self._runner.network.config, text_tokens, prepared.plan.nfe)
+        config = self._runner.network.config
+        sample.spent.flops += sum(row_flops(config, row.text_tokens, prepared.plan.nfe) for row in (cond, uncond) if row is not None)
         sample.spent.device_seconds += time.perf_counter() - started
         return sample
 
-    def _run(self) -> None:
-        facts = [self._tick(group) for group in self._batcher.groups()]
-        running = {s for s in self._batcher.running if not s.is_done}
-        self._members = {key: m for key, m in self._members.items() if running.issuperset(m.samples)}
-        self.last_tick = TickFacts(
-            sum(f.rows for f in facts), sum(f.tokens for f in facts), sum(f.seconds for f in facts), sum(f.flops for f in facts)
-        )
-
     @torch.inference_mode()
-    def _tick(self, samples: tuple[Sample, ...]) -> TickFacts:
+    def _run(self) -> None:
+        samples = batch.by_shape(self._batcher.running)
+        if not samples:
+            self.last_tick = TickFacts(0, 0, 0.0, 0)
+            return
         started = time.perf_counter()
-        members = self._membership(samples)
-        gathered = batch.gather(members)
-        out = self._runner.forward(members, gathered)
-        rows = [sample.num_rows for sample in samples]  # of this tick; the next may have others
-        batch.scatter(members, batch.update(gathered, batch.guided(members, out)))
+        if self._members is None or not self._members.holds(samples):
+            self._members = batch.make_membership(samples, self._runner.network)
+        members = self._members
+        rows = [sample.rows for sample in samples]  # of this tick; the next may have others
+        gathered = [batch.gather(group) for group in members.groups]
+        for group, own, out in zip(members.groups, gathered, self._runner.forward(members, gathered), strict=True):
+            batch.scatter(group, batch.update(own, batch.guided(group, out)))
         self._runner.wait()
-        seconds = time.perf_counter() - started
-        return self._bill(samples, rows, seconds)
+        self.last_tick = self._bill(samples, rows, time.perf_counter() - started)
 
-    def _bill(self, samples: tuple[Sample, ...], rows: list[int], seconds: float) -> TickFacts:
-        """Share the tick out over its samples by their rows, which here are all of one size."""
-        _, height, width = samples[0].x.shape
+    def _bill(self, samples: Sequence[Sample], rows: Sequence[Sequence[Row]], seconds: float) -> TickFacts:
+        """Share the tick out over its samples by the operations of their rows."""
         config = self._runner.network.config
-        tokens = (height // config.patch_size) * (width // config.patch_size)
-        flops = forward_flops(config, height, width, samples[0].text_tokens)
-        total = sum(rows)
-        for sample, own in zip(samples, rows, strict=True):
+        shapes = [sample.x.shape[1:] for sample in samples]
+        tokens = [len(own) * (h // config.patch_size) * (w // config.patch_size) for own, (h, w) in zip(rows, shapes, strict=True)]
+        flops = [sum(forward_flops(config, h, w, row.text_tokens) for row in own) for own, (h, w) in zip(rows, shapes, strict=True)]
+        for sample, own, own_tokens, own_flops in zip(samples, rows, tokens, flops, strict=True):
             spent = sample.spent
             spent.ticks += 1
-            spent.rows += own
-            spent.tokens += own * tokens
-            spent.flops += own * flops
-            spent.device_seconds += seconds * own / total
-        return TickFacts(total, total * tokens, seconds, total * flops)
+            spent.rows += len(own)
+            spent.tokens += own_tokens
+            spent.flops += own_flops
+            spent.device_seconds += seconds * own_flops / sum(flops)
+        return TickFacts(sum(map(len, rows)), sum(tokens), seconds, sum(flops))
 
     def _settle(self) -> list[Outcome]:
         for sample in self._batcher.leave():
@@ -196,13 +191,6 @@ class Engine:
                 self._leave(sample, FinishReason.FAILED, "the sample diverged to values that are not finite")
         left, self._left = self._left, []
         return left
-
-    def _membership(self, samples: tuple[Sample, ...]) -> batch.Membership:
-        key = tuple(samples[0].x.shape)
-        members = self._members.get(key)
-        if members is None or not members.holds(samples):
-            members = self._members[key] = batch.make_membership(samples, self._runner.network)
-        return members
 
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
         """The plan and what it cost now: who brings a plan pays for its times, who shares it later does not."""
@@ -220,6 +208,8 @@ class Engine:
 
     def _leave(self, sample: Sample | Waiting, reason: FinishReason, error: str | None = None) -> None:
         self._here.discard(sample.request_id)
+        if isinstance(sample, Sample):
+            self._members = None  # it would keep what has left
         queue_seconds = time.perf_counter() - sample.arrived if isinstance(sample, Waiting) else sample.queue_seconds
         spent = sample.spent
         usage = DenoiseUsage(

@@ -66,7 +66,6 @@ class Sample:
     scales: tuple[float, ...]  # the guidance in effect at each tick
     cond: Row | None  # what the network made of the texts under the plan
     uncond: Row | None
-    text_tokens: int  # of a row
     queue_seconds: float
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
     step_index: int = 0  # ticks done; the one number of progress

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from models.folder import CheckpointError, read_json
-from models.networks import load_network, read_config
+from models.networks import load_network, pack, read_config
 from models.registry import recognise, spatial_compression
 from models.text import fit
 from pipeline.build.device import fast_device, fast_dtype, set_threads
@@ -27,7 +27,7 @@ def build_engine(model: ModelInfo, *, max_rows: int = 16, num_threads: int | Non
 def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepRunner:
     """The denoising network alone, its weights checked tensor by tensor."""
     dtype, device = dtype or fast_dtype(), fast_device()
-    return StepRunner(load_network(model.path / "transformer", str(device), dtype), dtype, device)
+    return StepRunner(pack(load_network(model.path / "transformer", str(device), dtype)), dtype, device)
 
 
 def check_fit(folder: Path) -> None:

@@ -6,16 +6,18 @@ Shapes: C latent channels, h x w latent pixels, H x W pixels, D = C h w numbers,
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.network import Network, Row, Times
+from models.network import Network, Times
+from models.networks import load_network
 from models.vae import encode_pixels, load_vae
 from pipeline.build.device import fast_device
 from pipeline.build.encoder import build_text_encoder
-from pipeline.build.engine import build_runner, check_fit
+from pipeline.build.engine import check_fit
 from pipeline.encoder import TextEncoder, TextStates
 from pipeline.likelihood import Denoise, bits_per_dim, elbo, fixed_large, gaussian, log_likelihood, rademacher, standard_error
 from pipeline.params import ModelInfo, TextReport
@@ -99,7 +101,7 @@ class LatentLikelihood:
 
         return denoise, texts[0].report
 
-    def _row(self, text: TextStates, times: Times) -> Row:
+    def _row(self, text: TextStates, times: Times) -> Any:
         pooled = None if text.pooled is None else text.pooled.to(self.device)
         return self.network.prepare_row(text.states.to(self.device), text.mask.to(self.device), pooled, times)
 
@@ -112,8 +114,9 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
     check_fit(model.path)
     device = fast_device()
     encoder = build_text_encoder(model)
+    network = load_network(model.path / "transformer", str(device), torch.float32)
     vae = load_vae(model.path / "vae", str(device), torch.float32)
-    return LatentLikelihood(build_runner(model, dtype=torch.float32).network, vae, encoder, model.schedule, model.prediction, device)
+    return LatentLikelihood(network, vae, encoder, model.schedule, model.prediction, device)
 
 
 def _by_ode(

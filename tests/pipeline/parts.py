@@ -5,6 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from models.dit import DiT
+from models.networks import load_network
 from pipeline.build.decoder import build_decoder
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_engine, build_runner
@@ -24,6 +26,14 @@ def model() -> ModelInfo:
 @lru_cache
 def runner(dtype: torch.dtype = torch.float32) -> StepRunner:
     return build_runner(model(), dtype=dtype)
+
+
+@lru_cache
+def plain_network() -> DiT:
+    """The oracle: the same weights in float32, not made ready for the engine."""
+    network = load_network(model().path / "transformer", "cpu", torch.float32)
+    assert isinstance(network, DiT)
+    return network
 
 
 @lru_cache
@@ -63,4 +73,4 @@ def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     return latents
 
 
-__all__ = ["add", "alone", "build_decoder", "drain", "engine", "model", "params", "runner", "states"]
+__all__ = ["add", "alone", "build_decoder", "drain", "engine", "model", "params", "plain_network", "runner", "states"]

@@ -58,8 +58,6 @@ def test_formulas_equal_the_counter(name: str, size: tuple[int, int]) -> None:
         mask, pooled = torch.empty(TEXT_TOKENS, dtype=torch.bool), torch.empty(40)
         if isinstance(network, ClassDiT):
             pooled = torch.empty(1, dtype=torch.long)
-    if isinstance(network, DiT):  # made on the processor
-        network._positions[size] = torch.empty(1, size[0] * size[1] // 4, network.config.width, device="meta")
     times = network.prepare_times(timesteps, size)
     rows = network.collate([network.prepare_row(states, mask, pooled, times)])
     assert times_flops(network.config, TIMES) == counted(lambda: network.prepare_times(timesteps, size))

@@ -1,0 +1,170 @@
+"""The PixArt family's transformer as the engine runs it: rows of any sizes and text lengths in one evaluation.
+
+The same weights as `models.dit`, which stays the plain version: queries, keys and values from one product, the keys and values of
+all blocks from one product over a text, tokens of all rows in one matrix.
+
+Shapes: R rows, T image tokens of all rows, L text tokens of a row, S of all rows, D width, A heads, K = D / A, B blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.dit import Block, DiT, Modulations
+from models.layers import modulate, unpatchify
+from models.linear import Linear, make_linear
+from models.packed_attention import PackedAttention, Plan
+from models.packing import Layout
+
+SCALES = [1, 4]  # of a block's six modulations; `1 + scale` is stored
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text, `key_values` (B, 2, L, A, K) with its `mask` (L,), and the modulations of every time of its plan."""
+
+    key_values: Tensor
+    mask: Tensor
+    modulations: Modulations
+
+    @property
+    def text_tokens(self) -> int:
+        return len(self.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that run together: how their tokens lie, their texts end to end, (B, 2, S, A, K), and each one's modulations."""
+
+    image: Layout
+    positions: Tensor  # (T, D)
+    key_values: Tensor
+    modulations: tuple[Modulations, ...]
+    to_itself: Plan
+    to_text: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A block's products."""
+
+    to_qkv: Linear
+    to_out: Linear
+    to_text_q: Linear
+    to_text_out: Linear
+    rise: Linear
+    fall: Linear
+    eps: float
+
+
+class PackedDiT:
+    """A `DiT` made ready to run; the network given is taken apart and must not be used any more."""
+
+    def __init__(self, dit: DiT, attention: PackedAttention):
+        self.config = dit.config
+        self.attention = attention
+        self._dit = dit
+        self._heads = dit.config.num_attention_heads
+        self._patch = make_linear(dit.pos_embed.proj.weight.flatten(1), dit.pos_embed.proj.bias)
+        self._text = make_linear(*_joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)]))
+        self._blocks = [_pack(block) for block in dit.transformer_blocks]
+        self._tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])[:, None].clone()  # (B, 1, 6, D)
+        self._tables[:, :, SCALES] += 1
+        self._final = make_linear(dit.proj_out.weight, dit.proj_out.bias)
+        del dit.transformer_blocks
+
+    def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
+        """`timesteps` (T,), each 1000 t, for pictures of `size` (height, width) in pixels, to modulations."""
+        return self._dit.modulations(timesteps, size)
+
+    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:
+        """One text, `states` (L, caption_channels) and `mask` (L,), under the `times` of a plan; this family has no pooled text."""
+        key_values = self._text(self._dit.caption_projection(states)).unflatten(1, (len(self._blocks), 2, self._heads, -1))
+        return Row(key_values.permute(1, 2, 0, 3, 4), mask, times)
+
+    def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
+        """R rows end to end, each on latents of its `shapes` (height, width)."""
+        patch = self.config.patch_size
+        image = Layout(tuple((height // patch) * (width // patch) for height, width in shapes))
+        text = Layout(tuple(row.text_tokens for row in rows))
+        key_values = torch.cat([row.key_values for row in rows], dim=2)
+        masks = torch.cat([row.mask for row in rows])
+        return Rows(
+            image=image,
+            positions=torch.cat([self._dit.positions(*shape, key_values)[0] for shape in shapes]),
+            key_values=key_values,
+            modulations=tuple(row.modulations for row in rows),
+            to_itself=self.attention.plan(image, image, None, key_values.dtype),
+            to_text=self.attention.plan(image, text, masks, key_values.dtype),
+        )
+
+    def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:
+        """Latents, (rows, C, H, W) for each shape in turn, to raw predictions (rows, out_channels, H, W); row r is at `steps[r]`."""
+        now = list(zip(rows.modulations, steps, strict=True))
+        modulations = self._tables + torch.stack([m.blocks[step] for m, step in now])  # (B, R, 6, D)
+        patch = self.config.patch_size
+        x = self._patch(torch.cat([_patches(each, patch) for each in latents])) + rows.positions
+        for block, modulation, key_values in zip(self._blocks, modulations, rows.key_values, strict=True):
+            x = self._move(block, x, modulation, key_values, rows)
+        shift, scale = (self._dit.scale_shift_table[None] + torch.stack([m.final[step] for m, step in now])[:, None]).unbind(1)
+        x = self._final(rows.image.by_row(modulate, [F.layer_norm(x, x.shape[-1:], eps=1e-6)], [shift, scale]))
+        lengths = [len(each) * (each.shape[2] // patch) * (each.shape[3] // patch) for each in latents]
+        return [
+            unpatchify(own.unflatten(0, (len(each), -1)), *each.shape[2:], patch)
+            for own, each in zip(x.split(lengths), latents, strict=True)
+        ]
+
+    def _move(self, block: _Block, x: Tensor, modulation: Tensor, key_values: Tensor, rows: Rows) -> Tensor:
+        """One block: x (T, D) moved on under `modulation` (R, 6, D) and the text's keys and values (2, S, A, K)."""
+        by_row = rows.image.by_row
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
+        q, k, v = block.to_qkv(by_row(_scaled, [_norm(x, block.eps)], [shift_a, scale_a])).unflatten(1, (3, self._heads, -1)).unbind(1)
+        attended = block.to_out(self.attention(q, k, v, rows.to_itself).flatten(1))
+        x = by_row(_gated, [x, attended], [gate_a])
+        q = block.to_text_q(x).unflatten(1, (self._heads, -1))
+        x = x + block.to_text_out(self.attention(q, *key_values, rows.to_text).flatten(1))
+        changed = block.fall(block.rise(by_row(_scaled, [_norm(x, block.eps)], [shift_m, scale_m])))
+        return by_row(_gated, [x, changed], [gate_m])
+
+
+def _pack(block: Block) -> _Block:
+    own, text, mlp = block.attn1, block.attn2, block.ff.net
+    return _Block(
+        to_qkv=make_linear(*_joined([own.to_q, own.to_k, own.to_v])),
+        to_out=make_linear(*_parameters(own.to_out[0])),
+        to_text_q=make_linear(*_parameters(text.to_q)),
+        to_text_out=make_linear(*_parameters(text.to_out[0])),
+        rise=make_linear(*_parameters(mlp[0]["proj"]), has_gelu=True),
+        fall=make_linear(*_parameters(mlp[2])),
+        eps=block.eps,
+    )
+
+
+def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias
+
+
+def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """One layer that answers for several, one after another in its output."""
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+
+
+def _patches(x: Tensor, patch: int) -> Tensor:
+    """Latents (rows, C, H, W) to (tokens of all rows, C p p), in the order of a patch convolution's weight."""
+    rows, channels, height, width = x.shape
+    return x.view(rows, channels, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * patch**2)
+
+
+def _norm(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def _scaled(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, scale)
+
+
+def _gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
+    return torch.addcmul(x, gate, change)
