@@ -11,6 +11,7 @@ from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]
 
+FEWEST_TOKENS = 64
 TYPICAL_TOKENS = 1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
 
 
@@ -19,8 +20,17 @@ def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> Linear:
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_onednn():
         return _prepacked(weight, bias, has_gelu)
     if has_gelu:
-        return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
-    return lambda x: F.linear(x, weight, bias)
+        return lambda x: F.gelu(_linear(x, weight, bias), approximate="tanh")
+    return lambda x: _linear(x, weight, bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The bits of a row are the same in any company: under a dozen rows MKL takes another way to a product, so few are filled up."""
+    return (
+        F.linear(x, weight, bias)
+        if len(x) >= FEWEST_TOKENS
+        else F.linear(F.pad(x, (0, 0, 0, FEWEST_TOKENS - len(x))), weight, bias)[: len(x)]
+    )
 
 
 def _prepacked(weight: Tensor, bias: Tensor, has_gelu: bool) -> Linear:

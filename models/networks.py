@@ -16,7 +16,7 @@ from models.folder import CheckpointError, read_json
 from models.grouped import Grouped
 from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network, NetworkConfig, PackedNetwork
-from models.packed_attention import BACKENDS
+from models.packed_attention import choose
 from models.packed_dit import PackedDiT
 
 
@@ -56,7 +56,10 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
 
 def pack(network: Network) -> PackedNetwork:
     """`network` made ready for the engine; it is taken apart and must not be used any more."""
-    return PackedDiT(network, BACKENDS["fused"]) if isinstance(network, DiT) else Grouped(network)
+    if not isinstance(network, DiT):
+        return Grouped(network)
+    weight = network.proj_out.weight
+    return PackedDiT(network, choose(weight.device, weight.dtype, network.config.num_attention_heads))
 
 
 def _read(folder: Path) -> tuple[NetworkConfig, Callable[[Any], nn.Module]]:

@@ -18,6 +18,8 @@ from models.packing import Layout, Run, cut_alike
 
 Plan = Any  # a back end's own
 
+LARGEST_PRODUCT = 128 * 128  # queries times keys up to which a matrix of scores is cheaper than doing without
+
 
 class PackedAttention(Protocol):
     """Attention of each row's queries to the keys of the same row."""
@@ -76,8 +78,10 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Two batched products around a softmax: faster than `fused` on processors while the N x L matrix is small."""
+    """Two batched products around a softmax; `fused` where their N x L matrix would be large."""
     rows, heads, n, channels = q.shape
+    if n * k.shape[2] > LARGEST_PRODUCT:
+        return fused(q, k, v, bias)
     q, k, v = (x.reshape(rows * heads, -1, channels) for x in (q, k, v))
     scale = 1.0 / math.sqrt(channels)
     if bias is None:
@@ -86,6 +90,16 @@ def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         bias = bias.expand(rows, heads, 1, -1).reshape(rows * heads, 1, -1)
         scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (rows, heads))
+
+
+def choose(device: torch.device, dtype: torch.dtype, heads: int) -> PackedAttention:
+    """The fastest back end whose bits for a row depend on that row alone.
+
+    Threads share out whole products, one a row and head. With fewer of them than threads they would share out a product, whose
+    bits are then others than in company.
+    """
+    is_fast = device.type == "cpu" and dtype == torch.bfloat16 and heads >= torch.get_num_threads()
+    return BACKENDS["products" if is_fast else "fused"]
 
 
 def _bias(mask: Tensor | None, run: Run, dtype: torch.dtype) -> Tensor | None:

@@ -65,10 +65,11 @@ def test_rows_of_many_shapes_and_texts_equal_the_plain_network(backend: str) -> 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["fused", "products"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(dtype: torch.dtype, data: st.DataObject) -> None:
-    network = NETWORKS[dtype]
+def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(backend: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    network = NETWORKS[backend, dtype]
     subject, shape = text(9, 16, 5, dtype), data.draw(st.sampled_from(SHAPES))
     mine, x = row(network, *subject), latents(7, 1, shape, dtype)
     [alone] = network.predict([x], network.collate([mine], [shape]), [4])
@@ -85,7 +86,7 @@ def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(dtype: torch.dtype, d
     assert torch.equal(together[-1][len(before)], alone[0])
 
 
-NETWORKS = {dtype: packed(dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+NETWORKS = {(name, dtype): packed(name, dtype) for name in ("fused", "products") for dtype in (torch.float32, torch.bfloat16)}
 
 
 def test_runs_are_rows_of_equal_length_that_stand_together() -> None:
