@@ -11,6 +11,19 @@ from models.network import Network, Row, Rows, Times
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A text as it came."""
+
+    states: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.states, self.mask, self.pooled) if tensor is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class Grouped:
     """For families whose rows are not packed end to end."""
 
@@ -23,8 +36,11 @@ class Grouped:
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
         return self.network.prepare_times(timesteps, size)
 
-    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Times) -> Row:
-        row: Row = self.network.prepare_row(states, mask, pooled, times)
+    def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
+        return Text(states, mask, pooled)
+
+    def prepare_row(self, text: Text, times: Times) -> Row:
+        row: Row = self.network.prepare_row(text.states, text.mask, text.pooled, times)
         return row
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> tuple[Rows, ...]:

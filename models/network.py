@@ -26,6 +26,15 @@ class Row(Protocol):
         ...
 
 
+class Text(Protocol):
+    """What a network made of one text, whatever its plan."""
+
+    @property
+    def num_bytes(self) -> int:
+        """That it holds on the device."""
+        ...
+
+
 class NetworkConfig(Protocol):
     """What every family's configuration says."""
 
@@ -74,8 +83,12 @@ class PackedNetwork(Protocol):
         """As a `Network`'s."""
         ...
 
-    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Times) -> Row:
-        """As a `Network`'s."""
+    def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
+        """What can be made of a text before its times are known: one text, as a `Network`'s `prepare_row` is given it."""
+        ...
+
+    def prepare_row(self, text: Text, times: Times) -> Row:
+        """A text under `times`."""
         ...
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:

@@ -23,16 +23,27 @@ SCALES = [1, 4]  # of a block's six modulations; `1 + scale` is stored
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One text, `key_values` (B, 2, L, A, K) with its `mask` (L,), and the modulations of every time of its plan."""
+class Text:
+    """One text as every block attends to it: `key_values` (B, 2, L, A, K) with its `mask` (L,)."""
 
     key_values: Tensor
     mask: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.key_values.nbytes + self.mask.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text, and the modulations of every time of its plan."""
+
+    text: Text
     modulations: Modulations
 
     @property
     def text_tokens(self) -> int:
-        return len(self.mask)
+        return len(self.text.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +91,22 @@ class PackedDiT:
         """`timesteps` (T,), each 1000 t, for pictures of `size` (height, width) in pixels, to modulations."""
         return self._dit.modulations(timesteps, size)
 
-    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:
-        """One text, `states` (L, caption_channels) and `mask` (L,), under the `times` of a plan; this family has no pooled text."""
+    def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
+        """One text, `states` (L, caption_channels) and `mask` (L,); this family has no pooled text."""
         key_values = self._text(self._dit.caption_projection(states)).unflatten(1, (len(self._blocks), 2, self._heads, -1))
-        return Row(key_values.permute(1, 2, 0, 3, 4), mask, times)
+        return Text(key_values.permute(1, 2, 0, 3, 4).contiguous(), mask)
+
+    def prepare_row(self, text: Text, times: Modulations) -> Row:
+        """A text under the `times` of a plan."""
+        return Row(text, times)
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
         """R rows end to end, each on latents of its `shapes` (height, width)."""
         patch = self.config.patch_size
         image = Layout(tuple((height // patch) * (width // patch) for height, width in shapes))
         text = Layout(tuple(row.text_tokens for row in rows))
-        key_values = torch.cat([row.key_values for row in rows], dim=2)
-        masks = torch.cat([row.mask for row in rows])
+        key_values = torch.cat([row.text.key_values for row in rows], dim=2)
+        masks = torch.cat([row.text.mask for row in rows])
         return Rows(
             image=image,
             positions=torch.cat([self._dit.positions(*shape, key_values)[0] for shape in shapes]),

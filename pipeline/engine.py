@@ -16,7 +16,7 @@ from models.network import Row
 from pipeline import batch
 from pipeline.batcher import Batcher
 from pipeline.encoder import TextStates
-from pipeline.flops import forward_flops, row_flops, times_flops
+from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
 from pipeline.guidance import needs_cond, needs_uncond, scale_at
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
 from pipeline.request import Prepared, Sample, Spent, Waiting, start_state
@@ -133,7 +133,7 @@ class Engine:
         started = time.perf_counter()
         params, prepared = waiting.params, waiting.prepared
         shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        cond, uncond = (None if text is None else self._runner.row(text, prepared.times) for text in (waiting.cond, waiting.uncond))
+        cond, uncond = (None if text is None else self._row(text, prepared, waiting.spent) for text in (waiting.cond, waiting.uncond))
         sample = Sample(
             request_id=waiting.request_id,
             params=params,
@@ -146,8 +146,6 @@ class Engine:
             state=start_state(params, prepared.plan, shape, self._runner.device),
             spent=waiting.spent,
         )
-        config = self._runner.network.config
-        sample.spent.flops += sum(row_flops(config, row.text_tokens, prepared.plan.nfe) for row in (cond, uncond) if row is not None)
         sample.spent.device_seconds += time.perf_counter() - started
         return sample
 
@@ -191,6 +189,13 @@ class Engine:
                 self._leave(sample, FinishReason.FAILED, "the sample diverged to values that are not finite")
         left, self._left = self._left, []
         return left
+
+    def _row(self, text: TextStates, prepared: Prepared, spent: Spent) -> Row:
+        """A text under a plan; whoever brings a text pays for it, whoever shares it later does not."""
+        config = self._runner.network.config
+        row, is_new = self._runner.row(text, prepared.times)
+        spent.flops += is_new * text_flops(config, row.text_tokens) + row_flops(config, row.text_tokens, prepared.plan.nfe)
+        return row
 
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
         """The plan and what it cost now: who brings a plan pays for its times, who shares it later does not."""

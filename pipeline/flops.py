@@ -20,8 +20,14 @@ def forward_flops(config: NetworkConfig, height: int, width: int, text_tokens: i
 
 
 @singledispatch
+def text_flops(config: NetworkConfig, text_tokens: int) -> int:
+    """What one text costs whatever its plan, once as long as it is remembered."""
+    raise TypeError(f"no formulas for {type(config).__name__}")
+
+
+@singledispatch
 def row_flops(config: NetworkConfig, text_tokens: int, num_times: int) -> int:
-    """What one text costs under a plan of `num_times`, once a sample."""
+    """What else one text costs under a plan of `num_times`, once a sample."""
     raise TypeError(f"no formulas for {type(config).__name__}")
 
 
@@ -39,11 +45,24 @@ def _(config: DiTConfig, height: int, width: int, text_tokens: int) -> int:
     return config.num_layers * block + _patches(config, d, config.out_channels, n)
 
 
-@row_flops.register
-def _(config: DiTConfig, text_tokens: int, num_times: int) -> int:
-    """Caption projection and every block's text keys and values; the times do not meet the text."""
+@text_flops.register
+def _(config: DiTConfig, text_tokens: int) -> int:
+    """Caption projection and every block's text keys and values."""
     d = config.width
     return 2 * text_tokens * (config.caption_channels * d + d * d) + config.num_layers * 4 * text_tokens * d * d
+
+
+@text_flops.register(MMDiTConfig)
+@text_flops.register(ClassDiTConfig)
+def _(config: NetworkConfig, text_tokens: int) -> int:
+    """All of it waits for the times."""
+    return 0
+
+
+@row_flops.register
+def _(config: DiTConfig, text_tokens: int, num_times: int) -> int:
+    """The times do not meet the text."""
+    return 0
 
 
 @times_flops.register

@@ -1,16 +1,19 @@
 """The only caller of the denoising network: what is computed once a plan and once a text, and the forward of a tick."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from models.network import PackedNetwork, Row, Times
+from models.network import PackedNetwork, Row, Text, Times
 from pipeline.batch import Gathered, Membership
 from pipeline.encoder import TextStates
 from pipeline.solvers import Plan
 
+TEXT_BYTES = 128 << 20  # of texts kept on the device
 SHORTEST = 16  # text tokens of a row, if the text has as many
 
 
@@ -21,6 +24,7 @@ class StepRunner:
     network: PackedNetwork
     dtype: torch.dtype
     device: torch.device
+    _texts: OrderedDict[bytes, Text] = field(default_factory=OrderedDict)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height, width) of a latent."""
@@ -40,17 +44,31 @@ class StepRunner:
         return self.network.prepare_times(timesteps, size)
 
     @torch.inference_mode()
-    def row(self, text: TextStates, times: Times) -> Row:
-        """What the network makes of one text under the times of a plan. Always computed alone, for the same reason.
+    def row(self, text: TextStates, times: Times) -> tuple[Row, bool]:
+        """What the network makes of one text under the times of a plan, and whether the text was new.
+
+        Always computed alone, for the same reason.
 
         Of a masked text the end that says nothing is left off, in coarse steps: rows with as many tokens share their attention, and
-        a length that a text has by itself leaves its bits alone.
+        a length that a text has by itself leaves its bits alone. What does not depend on the times is kept for the next sample
+        with this text, as the empty one is for nearly all.
         """
         length = bucket(text.mask)
-        pooled = text.pooled
-        if pooled is not None:  # a class is a whole number, which bfloat16 would round to another
-            pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
-        return self.network.prepare_row(text.states[:length].to(self.device, self.dtype), text.mask[:length].to(self.device), pooled, times)
+        states, mask, pooled = text.states[:length], text.mask[:length], text.pooled
+        key = _digest(states, mask, pooled)
+        is_new = (known := self._texts.get(key)) is None
+        if known is None:
+            if pooled is not None:  # a class is a whole number, which bfloat16 would round to another
+                pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
+            known = self.network.prepare_text(states.to(self.device, self.dtype), mask.to(self.device), pooled)
+        self._remember(key, known)
+        return self.network.prepare_row(known, times), is_new
+
+    def _remember(self, key: bytes, text: Text) -> None:
+        self._texts[key] = text
+        self._texts.move_to_end(key)
+        while sum(each.num_bytes for each in self._texts.values()) > TEXT_BYTES and len(self._texts) > 1:
+            self._texts.popitem(last=False)
 
     def wait(self) -> None:
         """Until the device has done what it was told, so that a clock read next means something."""
@@ -75,3 +93,12 @@ def bucket(mask: Tensor) -> int:
     while length < said:
         length *= 2
     return min(length, len(mask))
+
+
+def _digest(*tensors: Tensor | None) -> bytes:
+    """The same for the same text alone."""
+    digest = blake2b()
+    for tensor in tensors:
+        digest.update(b"" if tensor is None else tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(b"|")
+    return digest.digest()

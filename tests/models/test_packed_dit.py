@@ -41,7 +41,7 @@ def latents(seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = t
 
 
 def row(network: PackedDiT, states: Tensor, mask: Tensor) -> Row:
-    return network.prepare_row(states, mask, None, network.prepare_times(TIMES, (128, 128)))
+    return network.prepare_row(network.prepare_text(states, mask, None), network.prepare_times(TIMES, (128, 128)))
 
 
 def expected(x: Tensor, states: Tensor, mask: Tensor, step: int) -> Tensor:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import noise
+from pipeline.flops import text_flops, times_flops
 from pipeline.params import FinishReason, GenerationParams, InvalidParams
 from pipeline.reference import generate_one
 from pipeline.solvers import ALIASES
@@ -175,6 +176,16 @@ def test_usage_counts_what_ran() -> None:
     assert out["plain"].usage.tokens == 4 * 16
     assert out["heun"].usage.cost.flops > 3.5 * out["plain"].usage.cost.flops
     assert out["plain"].usage.cost.device_seconds > 0
+
+
+def test_a_text_is_projected_once_and_paid_for_by_its_first_sample() -> None:
+    shared = engine()
+    for name, prompt in (("first", "a red apple"), ("again", "a red apple"), ("other", "cat")):
+        add(shared, name, params(prompt=prompt, num_steps=2))
+    out = {name: outcome.usage.cost.flops for name, outcome in drain(shared).items()}
+    per_text = text_flops(shared._runner.network.config, 16)
+    assert out["other"] - out["again"] == per_text
+    assert out["first"] - out["again"] == 2 * per_text + times_flops(shared._runner.network.config, 2)
 
 
 def test_a_diverged_sample_fails_alone() -> None:

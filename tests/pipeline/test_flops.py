@@ -11,7 +11,7 @@ from models.config import DiTConfig
 from models.dit import DiT
 from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network
-from pipeline.flops import forward_flops, row_flops, times_flops
+from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
 
 TEXT_TOKENS, TIMES = 20, 5
 
@@ -61,7 +61,8 @@ def test_formulas_equal_the_counter(name: str, size: tuple[int, int]) -> None:
     times = network.prepare_times(timesteps, size)
     rows = network.collate([network.prepare_row(states, mask, pooled, times)])
     assert times_flops(network.config, TIMES) == counted(lambda: network.prepare_times(timesteps, size))
-    assert row_flops(network.config, TEXT_TOKENS, TIMES) == counted(lambda: network.prepare_row(states, mask, pooled, times))
+    once = text_flops(network.config, TEXT_TOKENS) + row_flops(network.config, TEXT_TOKENS, TIMES)
+    assert once == counted(lambda: network.prepare_row(states, mask, pooled, times))
     assert forward_flops(network.config, *size, TEXT_TOKENS) == counted(lambda: network.predict(x, rows, [2]))
 
 
@@ -70,10 +71,10 @@ def test_published_flops_of_pixart() -> None:
         num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=128, patch_size=2,
         caption_channels=4096, interpolation_scale=2,
     )  # fmt: skip
-    assert (forward_flops(xl, 128, 128, 300) + row_flops(xl, 300, 1)) / 1e12 == pytest.approx(6.6336, rel=5e-3)
+    assert (forward_flops(xl, 128, 128, 300) + text_flops(xl, 300)) / 1e12 == pytest.approx(6.6336, rel=5e-3)
 
 
 def test_a_family_without_formulas_is_refused() -> None:
-    for formula, sizes in ((forward_flops, (16, 16, 20)), (row_flops, (20, 5)), (times_flops, (5,))):
+    for formula, sizes in ((forward_flops, (16, 16, 20)), (text_flops, (20,)), (row_flops, (20, 5)), (times_flops, (5,))):
         with pytest.raises(TypeError, match="object"):
             formula(object(), *sizes)
