@@ -52,6 +52,7 @@ e2e chaos: $(DEVELOPING)
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
+	$(BIN)/safelight bench
 
 load:
 	@echo "make $@: not written yet" >&2; exit 1

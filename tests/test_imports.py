@@ -19,6 +19,7 @@ SERVICE_MAY_USE = (
     "params",
     "planning",
     "evaluation",
+    "bench",
     "images",
     "guidance",
     "solvers",

@@ -49,6 +49,7 @@ def make_parser() -> Parser:
     models = commands.add_parser("models", help="list the embedded models, and the families of checkpoint folders that can be served")
     models.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_check(commands.add_parser("check", help="whether a checkpoint folder could be served, without drawing"))
+    _add_bench(commands.add_parser("bench", help="how fast this machine is, beside diffusers on the same weights"))
     solvers = commands.add_parser("solvers", help="list the solvers: order, cost, schedules, source, and when to take which")
     solvers.add_argument("--json", action="store_true", help="one JSON array on stdout")
     return parser
@@ -133,6 +134,18 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "and ends with 1 if there is any."
     )
     parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Times the engine and diffusers in one run: matrix products, a picture alone, and a trace of unlike requests that arrive faster "
+        "than they can be served. Everything else on the machine should rest."
+    )
+    _add_model(parser)
+    parser.add_argument("--requests", type=int, default=60, metavar="N", help="of the trace; default %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times the trace is replayed in each way; default %(default)s")
+    parser.add_argument("--no-compile", action="store_true", help="leave out diffusers under torch.compile, which takes minutes to compile")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 

@@ -1,0 +1,215 @@
+"""The whole benchmark in one run, side by side: what `safelight bench` measures and what it says.
+
+Text states are ready before the clock starts, the same for all, and latents are not decoded: denoising is what is compared.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from models.folder import read_json
+from models.network import PackedNetwork
+from models.registry import spatial_compression
+from pipeline.bench.diffusers_loop import DiffusersLoop, load_loop
+from pipeline.bench.load import LARGEST_BATCH, PATIENCE_S, Replay, by_diffusers, by_engine
+from pipeline.bench.peak import gemm_peak
+from pipeline.bench.trace import PROMPTS, Arrival, make_trace
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_runner
+from pipeline.encoder import TextStates
+from pipeline.engine import Engine
+from pipeline.params import GenerationParams, ModelInfo
+from pipeline.planning import plan_of
+from pipeline.runner import StepRunner
+
+OVERLOAD = 1.5  # the load, as a multiple of what the engine was seen to serve: everyone is saturated
+TICKS = 30  # of full rows, that bookkeeping and MFU are taken from
+REPEATS = 5  # of a picture alone
+
+Say = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What came of the trace: medians over the rounds."""
+
+    images_per_hour: float
+    p95_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Figures of one run on one machine; times are good for ratios with each other only."""
+
+    model: str
+    device: str
+    dtype: str
+    threads: int
+    gemm_peak_gflops: float
+    mfu: float  # of the engine under the trace: operations of real rows over what the peak does in the seconds of its ticks
+    batch1: Mapping[str, float | None]
+    mixed: Mapping[str, Mixed | None]
+    num_requests: int
+    requests_per_second: float
+    bookkeeping_share: float  # of a full tick, what is not the network's evaluation
+    peak_memory_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compiled: bool, say: Say) -> Benchmark:
+    """Everything on the clock, one after another, in `rounds` for the trace."""
+    runner = build_runner(model)
+    device, dtype = runner.device, runner.dtype
+    encoder = build_text_encoder(model)
+    texts = {prompt: encoder.encode([prompt])[0] for prompt in (*PROMPTS, "")}
+    scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
+
+    def make_engine() -> Engine:
+        return Engine(runner, partial(plan_of, model=model), scale)
+
+    say("matrix products", 0, 1)
+    peak = gemm_peak(device, dtype)
+    loops = {"eager": load_loop(model, dtype, device, scale, is_compiled=False)}
+    if with_compiled:
+        loops["compiled"] = load_loop(model, dtype, device, scale, is_compiled=True)
+    batch1 = _batch1(_like(model), make_engine(), loops, texts, say)
+    trace = make_trace(num_requests, model.sizes)
+    at_once = by_engine(make_engine, texts)([replace(each, at=0.0) for each in trace], partial(_tell, say, "capacity", num_requests))
+    rate = OVERLOAD * at_once.images_per_hour / 3600
+    mixed = _mixed(_replays(make_engine, loops, texts), [replace(each, at=each.at / rate) for each in trace], rounds, say)
+    say("bookkeeping", 0, 1)
+    share, mfu = _full_ticks(runner, make_engine(), _like(model), texts, peak)
+    return Benchmark(
+        model=model.id,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}",
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        gemm_peak_gflops=peak / 1e9,
+        mfu=mfu,
+        batch1=batch1,
+        mixed=mixed,
+        num_requests=num_requests,
+        requests_per_second=rate,
+        bookkeeping_share=share,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _like(model: ModelInfo) -> GenerationParams:
+    """The picture that is drawn alone: 20 steps under guidance."""
+    width, height = model.native_size
+    return GenerationParams(PROMPTS[0], "", width, height, 20, 4.0, "dpmpp_2m", 1)
+
+
+def _batch1(
+    params: GenerationParams, engine: Engine, loops: Mapping[str, DiffusersLoop], texts: Mapping[str, TextStates], say: Say
+) -> dict[str, float | None]:
+    """Median seconds of one picture with nothing beside it, in turns."""
+
+    def ours() -> None:
+        engine.add("only", params, texts[params.prompt], texts[""])
+        while engine.has_work:
+            engine.step()
+
+    ways: dict[str, Callable[[], object]] = {"ours_s": ours}
+    ways |= {f"diffusers_{name}_s": partial(loop.draw, [params], dict(texts)) for name, loop in loops.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(-1, REPEATS):  # the first warms up
+        say("a picture alone", repeat + 1, REPEATS + 1)
+        for name, draw in ways.items():
+            started = time.perf_counter()
+            draw()
+            times[name].append(time.perf_counter() - started)
+    return {"diffusers_compiled_s": None} | {name: statistics.median(each[1:]) for name, each in times.items()}
+
+
+def _replays(make_engine: Callable[[], Engine], loops: Mapping[str, DiffusersLoop], texts: Mapping[str, TextStates]) -> dict[str, Replay]:
+    replays: dict[str, Replay] = {"ours": by_engine(make_engine, texts)}
+    for name, loop in loops.items():
+        replays[f"serial_{name}"] = by_diffusers(loop, texts, largest_batch=1, patience_s=0.0)
+        replays[f"static_{name}"] = by_diffusers(loop, texts, LARGEST_BATCH, PATIENCE_S)
+    return replays
+
+
+def _mixed(replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say) -> dict[str, Mixed | None]:
+    """The trace replayed in each way, in turns; `static_best` is the static batching with most pictures an hour."""
+    found: dict[str, list[Mixed]] = {name: [] for name in replays}
+    for number in range(rounds):
+        for name, replay in replays.items():
+            replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals)))
+            found[name].append(Mixed(replayed.images_per_hour, replayed.p95_s))
+    medians = {name: Mixed(*(statistics.median(figure) for figure in zip(*map(_pair, each), strict=True))) for name, each in found.items()}
+    static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
+    return {"serial_compiled": None} | medians | {"static_best": max(static, key=lambda mixed: mixed.images_per_hour)}
+
+
+def _full_ticks(
+    runner: StepRunner, engine: Engine, params: GenerationParams, texts: Mapping[str, TextStates], peak: float
+) -> tuple[float, float]:
+    """Of ticks with as many rows as the engine takes: the share that is not the network's, and the operations' share of `peak`."""
+    for seed in range(LARGEST_BATCH):
+        engine.add(str(seed), replace(params, seed=seed, num_steps=TICKS), texts[params.prompt], texts[""])
+    seconds, evaluating, flops = 0.0, 0.0, 0
+    with timed(runner) as clock:
+        for tick in range(TICKS):
+            before = clock.seconds
+            started = time.perf_counter()
+            engine.step()
+            if tick and engine.last_tick:  # the first also begins the samples
+                seconds += time.perf_counter() - started
+                evaluating += clock.seconds - before
+                flops += engine.last_tick.flops
+    return 1.0 - evaluating / seconds, flops / seconds / peak
+
+
+class _Clock:
+    """Seconds of network evaluations so far."""
+
+    seconds = 0.0
+
+
+@contextmanager
+def timed(runner: StepRunner) -> Iterator[_Clock]:
+    """Count the seconds that `runner`'s network evaluates."""
+    clock, network = _Clock(), runner.network
+
+    def predict(*given: Any) -> Any:
+        started = time.perf_counter()
+        out = network.predict(*given)
+        runner.wait()
+        clock.seconds += time.perf_counter() - started
+        return out
+
+    runner.network = _Watched(network, predict)
+    try:
+        yield clock
+    finally:
+        runner.network = network
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A network whose `predict` is another."""
+
+    network: PackedNetwork
+    predict: Callable[..., Any]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
+
+def _pair(mixed: Mixed) -> tuple[float, float]:
+    return mixed.images_per_hour, mixed.p95_s
+
+
+def _tell(say: Say, what: str, total: int, done: int) -> None:
+    say(what, done, total)

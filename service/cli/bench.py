@@ -1,0 +1,62 @@
+"""`safelight bench`: what this machine makes of a model, beside diffusers on the same weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from service.cli import UserError
+from service.cli.inputs import model_of, settings_of
+from service.cli.progress import progress
+from service.importing import imported_for_good
+
+if TYPE_CHECKING:
+    from pipeline.bench.report import Benchmark
+
+FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of it can run
+
+
+def run(args: argparse.Namespace) -> int:
+    model = model_of(settings_of(model=args.model))
+    if model.family not in FAMILIES:
+        raise UserError(f"{model.id} is of the family {model.family}; compared are {', '.join(FAMILIES)}")
+    if args.requests < 2 or args.rounds < 1:
+        raise UserError(f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}")
+    with _telling() as say:
+        with imported_for_good():
+            from pipeline.bench.report import run_benchmark
+        try:
+            found = run_benchmark(model, args.requests, args.rounds, not args.no_compile, say)
+        except ValueError as error:  # a checkpoint that cannot be loaded
+            raise UserError(str(error)) from None
+    print(json.dumps(found.as_dict()) if args.json else _as_text(found))
+    return 0
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str, int, int], None]]:
+    with progress("loading the model") as say:
+        yield lambda what, done, total: say(f"{what}: {done} of {total}" if total > 1 else what)
+
+
+def _as_text(found: Benchmark) -> str:
+    lines = [
+        f"{found.model} on {found.device}, {found.dtype}, {found.threads} threads",
+        f"best matrix product      {found.gemm_peak_gflops:10.0f} GFLOPS",
+        f"full ticks               {100 * found.mfu:10.1f} % of it, {100 * found.bookkeeping_share:.1f} % of a tick is bookkeeping",
+        "one picture alone, 20 steps under guidance",
+    ]
+    ours = found.batch1["ours_s"] or 0.0
+    lines += [f"  {name.removesuffix('_s'):22} {value:10.3f} s   {value / ours:5.2f}" for name, value in found.batch1.items() if value]
+    lines.append(f"{found.num_requests} unlike pictures, {found.requests_per_second:.2f} a second")
+    best = found.mixed["ours"]
+    for name, mixed in found.mixed.items():
+        if mixed and best:
+            times = best.images_per_hour / mixed.images_per_hour
+            lines.append(f"  {name:22} {mixed.images_per_hour:10.0f} an hour   p95 {mixed.p95_s:7.2f} s   {times:5.2f}")
+    lines.append("the last column: how many times the engine's figure, or the engine's pictures for one of theirs")
+    lines.append(f"memory at its peak       {found.peak_memory_bytes / 1e9:10.2f} GB, diffusers' weights among it")
+    return "\n".join(lines)
