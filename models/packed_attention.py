@@ -18,7 +18,8 @@ from models.packing import Layout, Run, cut_alike
 
 Plan = Any  # a back end's own
 
-LARGEST_PRODUCT = 128 * 128  # queries times keys up to which a matrix of scores is cheaper than doing without
+# from so many keys on, and up to so many queries times keys, a matrix of scores is cheaper than doing without
+FEWEST_KEYS, LARGEST_PRODUCT = 32, 128 * 128
 
 
 class PackedAttention(Protocol):
@@ -78,17 +79,16 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Two batched products around a softmax; `fused` where their N x L matrix would be large."""
+    """Two batched products around a softmax; `fused` where their N x L matrix would be large, or hardly be one."""
     rows, heads, n, channels = q.shape
-    if n * k.shape[2] > LARGEST_PRODUCT:
+    if k.shape[2] < FEWEST_KEYS or n * k.shape[2] > LARGEST_PRODUCT:
         return fused(q, k, v, bias)
     q, k, v = (x.reshape(rows * heads, -1, channels) for x in (q, k, v))
-    scale = 1.0 / math.sqrt(channels)
     if bias is None:
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+        start, beta = q.new_empty(()), 0.0  # not read
     else:
-        bias = bias.expand(rows, heads, 1, -1).reshape(rows * heads, 1, -1)
-        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+        start, beta = bias.expand(rows, heads, 1, -1).reshape(rows * heads, 1, -1), 1.0
+    scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=1.0 / math.sqrt(channels))
     return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (rows, heads))
 
 

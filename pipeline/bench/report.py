@@ -81,6 +81,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
     loops = {"eager": load_loop(model, dtype, device, scale, is_compiled=False)}
     if with_compiled:
         loops["compiled"] = load_loop(model, dtype, device, scale, is_compiled=True)
+    _warm_up(loops, _like(model), texts, say)
     batch1 = _batch1(_like(model), make_engine(), loops, texts, say)
     trace = make_trace(num_requests, model.sizes)
     at_once = by_engine(make_engine, texts)([replace(each, at=0.0) for each in trace], partial(_tell, say, "capacity", num_requests))
@@ -108,6 +109,17 @@ def _like(model: ModelInfo) -> GenerationParams:
     """The picture that is drawn alone: 20 steps under guidance."""
     width, height = model.native_size
     return GenerationParams(PROMPTS[0], "", width, height, 20, 4.0, "dpmpp_2m", 1)
+
+
+def _warm_up(loops: Mapping[str, DiffusersLoop], params: GenerationParams, texts: Mapping[str, TextStates], say: Say) -> None:
+    """Every shape that the trace may bring, before the clock runs: a compiled network compiles for some of them anew."""
+    shapes = [(count, w) for count in range(1, LARGEST_BATCH + 1) for w in (1.0, params.guidance_scale)]
+    for number, (count, w) in enumerate(shapes):
+        say("warming up", number, len(shapes))
+        for loop in loops.values():
+            for prompt in (min(texts, key=len), max(texts, key=len)):
+                one = replace(params, num_steps=2, guidance_scale=w, prompt=prompt)
+                loop.draw([one] * count, dict(texts))
 
 
 def _batch1(
