@@ -26,7 +26,9 @@ def test_the_served_model_is_listed_with_what_can_be_asked_of_it(client):
     assert (model["id"], model["object"], model["owned_by"]) == ("fake-8", "model", "safelight")
     assert model["sizes"] == ["8x8", "16x8"]
     assert model["solvers"] == ["euler", "ddim", "plms"]
-    assert model["defaults"] == {"size": "8x8", "num_inference_steps": 4, "guidance_scale": 4.0, "solver": "euler"}
+    assert model["defaults"] == {
+        "size": "8x8", "num_inference_steps": 4, "guidance_scale": 4.0, "solver": "euler", "timestep_spacing": "trailing"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["fake-8", "gpt-image-1"])
