@@ -48,17 +48,29 @@ def collected(faults: list[str], path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        words = str(error) if isinstance(error, CheckpointError) else f"{path}: {type(error).__name__}: {error}"
-        line = " ".join(words.split())
-        if line not in faults:
-            faults.append(line)
+        add_fault(faults, _in_words(error, path))
+
+
+def add_fault(faults: list[str], words: str) -> None:
+    """As one line, whatever a folder may be called, unless it is there already."""
+    line = " ".join(words.split())
+    if line not in faults:
+        faults.append(line)
+
+
+def _in_words(error: Exception, path: Path) -> str:
+    if isinstance(error, CheckpointError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return f"{path}: {type(error).__name__}: {error}"
 
 
 def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
     path, kind = folder / part.folder, KINDS[part.kind]
     if not path.is_dir():
         if not part.is_optional:
-            faults.append(f"{path} is missing")
+            add_fault(faults, f"{path} is missing")
         return PartReport(part.folder, None, 0, {}, 0)
     wanted: Shapes = {}
     stored: dict[str, Stored] = {}
@@ -67,13 +79,17 @@ def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
     with collected(faults, path):
         stored = kind.canonical(list_tensors(path, kind.weights))
     if wanted and stored:
-        faults += [f"{path}: {line}" for line in differences(wanted, shapes_of(stored))]
+        for line in differences(wanted, shapes_of(stored)):
+            add_fault(faults, f"{path}: {line}")
     if part.tokenizer and kind.check_tokenizer:
         with collected(faults, folder / part.tokenizer):
             kind.check_tokenizer(path, folder / part.tokenizer)
+    class_name = "unknown"
+    with collected(faults, path):
+        class_name = _class_name(path)
     return PartReport(
         folder=part.folder,
-        class_name=_class_name(path),
+        class_name=class_name,
         num_parameters=sum(math.prod(shape) for shape in wanted.values()),
         dtypes=Counter(tensor.dtype for tensor in stored.values()),
         bytes_on_disk=sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()}),
@@ -88,4 +104,5 @@ def _class_name(path: Path) -> str:
         config = read_json(path / "config.json")
     except CheckpointError:
         return "unknown"
-    return str(config.get("_class_name") or (config.get("architectures") or ["unknown"])[0])
+    architectures = config.get("architectures")
+    return str(config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else "unknown"))

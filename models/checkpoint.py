@@ -63,7 +63,7 @@ def read_stored(stored: Mapping[str, Stored], device: str, dtype: torch.dtype) -
             with safe_open(file, framework="pt", device=device) as opened:
                 tensors |= {key: opened.get_tensor(tensor.name).to(dtype) for key, tensor in here.items()}
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
+            raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
     return tensors
 
 
@@ -100,16 +100,32 @@ def shapes_of(tensors: Mapping[str, Tensor | Stored]) -> Shapes:
 
 
 def _read_header(file: Path) -> dict[str, Stored]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is not a file")
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
             held = [Stored(file, name, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()]
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
+        raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
     for tensor in held:
         if tensor.dtype not in READABLE:
             raise CheckpointError(f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, only {', '.join(READABLE)} are read")
     return {_present_name(tensor.name): tensor for tensor in held}
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """In words, what `file` is instead of weights, as far as its first bytes tell; safetensors says of all sorts that they are missing."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(64).lstrip()
+    except OSError as reason:
+        return f"cannot be read: {reason.strerror}"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the weights: `git lfs pull` fetches them"
+    if start.startswith(b"<"):
+        return "is a web page, not the weights: the download was refused"
+    return f"is not a readable safetensors file: {error}"
 
 
 def _present_name(name: str) -> str:

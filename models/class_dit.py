@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import BACKENDS, Attention
-from models.config import checked, refuse_unknown, require
+from models.config import Depth, Positive, checked, refuse_unknown, require
 from models.dit import SelfAttention
 from models.folder import CheckpointError
 from models.layers import (
@@ -65,11 +65,11 @@ class ClassDiTConfig:
     attention_head_dim: int = 72
     in_channels: int = 4
     out_channels: int = 4  # twice `in_channels` where the variance is learned
-    num_layers: int = 28
+    num_layers: Depth = 28
     sample_size: int = 32  # latent pixels on a side; with patch_size, the scale of the positions
     patch_size: int = 2
     num_embeds_ada_norm: int = 1000  # classes; the index after the last is the null class
-    norm_eps: float = 1e-5  # of the norm before the MLP
+    norm_eps: Positive = 1e-5  # of the norm before the MLP
 
     @property
     def width(self) -> int:

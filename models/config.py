@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from models.folder import CheckpointError
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
+
+POSITIVE, DEEP = "a positive number", 1000
+Positive = Annotated[float, POSITIVE]
+Depth = Annotated[int, DEEP]  # layers: each is built before it is compared with what the files hold, so there is a bound
 
 # what diffusers' PixArtTransformer2DModel is told that is read here, or means nothing to it
 KNOWN = {
@@ -40,12 +45,12 @@ class DiTConfig:
     attention_head_dim: int
     in_channels: int
     out_channels: int
-    num_layers: int
+    num_layers: Depth
     sample_size: int  # latent pixels on a side, at the resolution that the checkpoint was trained for
     patch_size: int
     caption_channels: int
-    interpolation_scale: float
-    norm_eps: float = 1e-6
+    interpolation_scale: Positive
+    norm_eps: Positive = 1e-6
     is_sized: bool = False  # told the picture's resolution and aspect ratio, as PixArt-alpha at 1024 is
 
     @property
@@ -64,8 +69,10 @@ class DiTConfig:
             given["out_channels"] = given["in_channels"]
         sample_size = given["sample_size"]
         given.setdefault("interpolation_scale", max(sample_size // 64, 1) if isinstance(sample_size, int) else None)
-        given["is_sized"] = given.get("use_additional_conditions", sample_size == 128)
-        read = checked(cls, given)
+        is_sized = given.get("use_additional_conditions", sample_size == 128)
+        if type(is_sized) is not bool:
+            raise CheckpointError(f"use_additional_conditions is {is_sized!r}, expected true or false")
+        read = checked(cls, given | {"is_sized": is_sized})
         require(config, {"cross_attention_dim": read.width})
         return read
 
@@ -95,9 +102,9 @@ class DiTConfig:
 def checked(kind: type[Options], given: Mapping[str, Any], least: int = 1) -> Options:
     """The dataclass `kind` from those of `given` that it has; raise `CheckpointError` for a value of another type than its field's.
 
-    Whole numbers must be at least `least`; a list stands for a tuple.
+    Whole numbers must be at least `least`, other numbers finite; a list stands for a tuple.
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in hints}
     for name, value in options.items():
         if not _is_of(value, hints[name], least):
@@ -112,7 +119,11 @@ def _is_of(value: object, hint: Any, least: int) -> bool:
         return isinstance(value, tuple) and all(_is_of(each, get_args(hint)[0], 0) for each in value)
     if hint is int:
         return type(value) is int and value >= least
-    return type(value) in ((int, float) if hint is float else (hint,))
+    if hint == Depth:
+        return type(value) is int and least <= value <= DEEP
+    if hint is float or hint == Positive:
+        return type(value) in (int, float) and math.isfinite(value) and (hint is float or value > 0)
+    return type(value) is hint
 
 
 def _in_words(hint: Any, least: int) -> str:
@@ -120,6 +131,10 @@ def _in_words(hint: Any, least: int) -> str:
         return " or ".join(_in_words(each, least) for each in get_args(hint))
     if get_origin(hint) is tuple:
         return "a list of whole numbers"
+    if hint == Depth:
+        return f"a whole number from {least} to {DEEP}"
+    if hint == Positive:
+        return POSITIVE
     return {int: f"a whole number, at least {least}", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}[hint]
 
 

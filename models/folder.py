@@ -17,10 +17,14 @@ class _SaidTwice(ValueError):
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`; `CheckpointError` if it is missing or not JSON, or says a thing twice."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for its other end
+        raise CheckpointError(f"{path} is not a file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deeply") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except _SaidTwice as error:

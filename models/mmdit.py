@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import BACKENDS, Attention
-from models.config import checked, refuse_unknown
+from models.config import Depth, checked, refuse_unknown
 from models.folder import CheckpointError
 from models.layers import (
     TIME_FREQUENCIES,
@@ -63,7 +63,7 @@ class MMDiTConfig:
     sample_size: int = 128  # latent pixels on a side; with patch_size, the scale of the positions
     patch_size: int = 2
     in_channels: int = 16
-    num_layers: int = 18
+    num_layers: Depth = 18
     attention_head_dim: int = 64
     num_attention_heads: int = 18
     joint_attention_dim: int = 4096  # channels of the text states

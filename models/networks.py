@@ -18,6 +18,7 @@ from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network, NetworkConfig, PackedNetwork
 from models.packed_attention import choose
 from models.packed_dit import PackedDiT
+from models.registry import CLASS_DIT, PIXART, SD3, network_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,10 @@ class Kind:
 
 
 KINDS = {
-    "PixArtTransformer2DModel": Kind(DiTConfig.from_diffusers, DiT),
-    "SD3Transformer2DModel": Kind(MMDiTConfig.from_diffusers, MMDiT),
-    "DiTTransformer2DModel": Kind(ClassDiTConfig.from_diffusers, ClassDiT),
+    PIXART: Kind(DiTConfig.from_diffusers, DiT),
+    SD3: Kind(MMDiTConfig.from_diffusers, MMDiT),
+    CLASS_DIT: Kind(ClassDiTConfig.from_diffusers, ClassDiT),
 }
-# older folders say what they hold by the norm alone
-OLD_CLASS, CLASS_OF_NORM = "Transformer2DModel", {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
 
 
 def read_config(folder: Path) -> NetworkConfig:
@@ -65,10 +64,8 @@ def pack(network: Network) -> PackedNetwork:
 def _read(folder: Path) -> tuple[NetworkConfig, Callable[[Any], nn.Module]]:
     path = folder / "config.json"
     config = read_json(path)
-    name = config.get("_class_name")
-    if name == OLD_CLASS:
-        name = CLASS_OF_NORM.get(str(config.get("norm_type")), name)
-    if name not in KINDS:
+    name = network_class(config)
+    if not isinstance(name, str) or name not in KINDS:
         raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(KINDS)}")
     try:
         return KINDS[name].read(config), KINDS[name].build

@@ -21,6 +21,10 @@ Size = tuple[int, int]  # width, height, in pixels
 BUCKETS: tuple[Size, ...] = ((1152, 896), (896, 1152), (1216, 832), (832, 1216), (1344, 768), (768, 1344), (1536, 640), (640, 1536))
 BUCKET_SIDE = 1024
 UNBOUNDED = 2**31
+LONGEST_SIDE = 4096  # of a native square, in pixels: twice that of the largest published checkpoint
+PIXART, SD3, CLASS_DIT = "PixArtTransformer2DModel", "SD3Transformer2DModel", "DiTTransformer2DModel"
+# older folders say what they hold by the norm alone
+OLD_CLASS, CLASS_OF_NORM = "Transformer2DModel", {"ada_norm_single": PIXART, "ada_norm_zero": CLASS_DIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Family:
     pipeline: str  # `_class_name` of its model_index.json
     mark: str  # what tells it from others with that class, in words
     has_mark: Callable[[Path], bool]
+    network: str  # class of its transformer
     parts: tuple[Part, ...]
     text: str  # what reads the prompt, in words
     num_steps: int
@@ -115,6 +120,7 @@ FAMILIES = (
         pipeline="PixArtSigmaPipeline",
         mark="with an open_clip text_encoder",
         has_mark=_has_clip,
+        network=PIXART,
         parts=(Part("text_encoder", "open_clip"), NETWORK, VAE),
         text="an open_clip text tower",
         # docs/solvers.md: of the solvers never worse than Euler from ten evaluations on, dpmpp_2m and unipc_2 are the most exact, and
@@ -133,6 +139,7 @@ FAMILIES = (
         pipeline="PixArtAlphaPipeline",
         mark="with a T5 text_encoder",
         has_mark=_has_t5,
+        network=PIXART,
         parts=(T5, NETWORK, VAE),
         text="T5-XXL, 120 tokens",
         text_tokens=120,
@@ -152,6 +159,7 @@ FAMILIES = (
         pipeline="PixArtSigmaPipeline",
         mark="with a T5 text_encoder",
         has_mark=_has_t5,
+        network=PIXART,
         parts=(T5, NETWORK, VAE),
         text="T5-XXL, 300 tokens",
         text_tokens=300,
@@ -170,6 +178,7 @@ FAMILIES = (
         pipeline="StableDiffusion3Pipeline",
         mark="without qk_norm",
         has_mark=_is_plain,
+        network=SD3,
         parts=(*THREE_ENCODERS, NETWORK, VAE),
         text=THREE_ENCODERS_IN_WORDS,
         num_steps=28,
@@ -188,6 +197,7 @@ FAMILIES = (
         pipeline="StableDiffusion3Pipeline",
         mark="with dual_attention_layers",
         has_mark=_is_dual,
+        network=SD3,
         parts=(*THREE_ENCODERS, NETWORK, VAE),
         text=THREE_ENCODERS_IN_WORDS,
         num_steps=40,
@@ -206,6 +216,7 @@ FAMILIES = (
         pipeline="StableDiffusion3Pipeline",
         mark="with qk_norm",
         has_mark=_is_normed,
+        network=SD3,
         parts=(*THREE_ENCODERS, NETWORK, VAE),
         text=THREE_ENCODERS_IN_WORDS,
         num_steps=28,
@@ -224,6 +235,7 @@ FAMILIES = (
         pipeline="DiTPipeline",
         mark="",
         has_mark=lambda folder: True,
+        network=CLASS_DIT,
         parts=(NETWORK, VAE),
         text="an ImageNet class, by name or number",
         num_steps=25,
@@ -266,6 +278,8 @@ def find_folder(name_or_dir: str) -> Path:
     if name_or_dir in EMBEDDED:
         return WEIGHTS_FOLDER / name_or_dir
     folder = Path(name_or_dir).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"model {name_or_dir!r} is a file, a checkpoint is a folder with a model_index.json")
     if not folder.is_dir():
         raise CheckpointError(f"model {name_or_dir!r} is neither a folder nor one of {', '.join((*EMBEDDED, TINY))}")
     return folder.resolve()
@@ -282,12 +296,20 @@ def recognise(folder: Path) -> Family:
 
 
 def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
-    """What the checkpoint in `folder` draws: its native square, then the buckets that are whole patches and have positions."""
+    """What the checkpoint in `folder` draws: its native square, then the buckets that are whole patches and have positions.
+
+    Raises `CheckpointError` for a native square that is not, or has not, or is beyond what anybody trains.
+    """
     transformer = _transformer(folder)
     compression = spatial_compression(read_json(folder / "vae" / "config.json"))
     side = _number(transformer, "sample_size", family.sample_size) * compression
     patch = _number(transformer, "patch_size", 2) * compression  # in pixels
     longest = _number(transformer, "pos_embed_max_size", UNBOUNDED) * patch  # a table of positions, where there is one
+    if side % patch or side > min(longest, LONGEST_SIDE):
+        raise CheckpointError(
+            f"transformer/config.json: sample_size stands for pictures of {side} x {side} pixels; "
+            f"a side is a multiple of {patch} and at most {min(longest, LONGEST_SIDE)}"
+        )
     has_buckets = family.has_buckets and side not in family.bare_sides
     scaled = [(width * side / BUCKET_SIDE, height * side / BUCKET_SIDE) for width, height in BUCKETS] if has_buckets else []
     kept = [size for size in scaled if max(size) <= longest and not any(length % patch for length in size)]
@@ -300,6 +322,12 @@ def spatial_compression(vae_config: dict[str, Any]) -> int:
     if not isinstance(channels, list) or not channels:
         raise CheckpointError(f"vae/config.json: block_out_channels is {channels!r}, expected a list of numbers of channels")
     return int(2 ** (len(channels) - 1))
+
+
+def network_class(config: dict[str, Any]) -> Any:
+    """The class that a transformer's `config.json` is of, by its present name; None if it does not say."""
+    name = config.get("_class_name")
+    return CLASS_OF_NORM.get(str(config.get("norm_type")), name) if name == OLD_CLASS else name
 
 
 def tiny_folder() -> Path:
@@ -321,6 +349,6 @@ def _number(config: dict[str, Any], key: str, default: int) -> int:
     value = config.get(key)
     if value is None:
         return default
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise CheckpointError(f"transformer/config.json: {key} is {value!r}, expected a positive whole number")
     return value

@@ -3,28 +3,69 @@
 Shapes: B pictures, C latent channels, h x w latent pixels, H x W = 8h x 8w pixels.
 """
 
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from models.checkpoint import load_into
+from models.config import Depth, Positive, checked, refuse_unknown
 from models.folder import CheckpointError, read_json
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+UNREAD = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor
+
+
+@dataclass(frozen=True, slots=True)
+class VaeOptions:
+    """The options of both classes that are read here or could make diffusers fail late; the rest is diffusers' own."""
+
+    scaling_factor: Positive = 1.0
+    shift_factor: float | None = None
+    latent_channels: int = 4
+    in_channels: int = 3
+    out_channels: int = 3
+    layers_per_block: Depth = 1
+    norm_num_groups: int = 32
+    block_out_channels: tuple[int, ...] = ()
+    encoder_block_out_channels: tuple[int, ...] = ()
+    decoder_block_out_channels: tuple[int, ...] = ()
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    act_fn: str = "silu"
 
 
 def build_empty(folder: Path) -> nn.Module:
-    """The autoencoder in `folder` without its weights, on the meta device; raise `CheckpointError` for another class."""
-    config = read_json(folder / "config.json")
+    """The autoencoder in `folder` without its weights, on the meta device.
+
+    Raises `CheckpointError` for another class, an option that is not built and a value that is none.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
     name = config.get("_class_name")
-    if name not in CLASSES:
-        raise CheckpointError(f"{folder / 'config.json'}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
-    with torch.device("meta"):
-        vae: nn.Module = CLASSES[name](**{key: value for key, value in config.items() if key in signature(CLASSES[name]).parameters})
-        return vae
+    if not isinstance(name, str) or name not in CLASSES:
+        raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
+    options = signature(CLASSES[name]).parameters
+    try:
+        refuse_unknown(config, {*options, "block_out_channels"} - {*UNREAD})  # which AutoencoderTiny writes, and does not read
+        checked(VaeOptions, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return _build(name, {key: value for key, value in config.items() if key in options}, path)
+
+
+def _build(name: str, options: dict[str, Any], path: Path) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            vae: nn.Module = CLASSES[name](**options)
+    except Exception as error:  # diffusers does not check its options, it stumbles over them
+        raise CheckpointError(f"{path} does not describe an {name}: {type(error).__name__}: {error}") from None
+    return vae
 
 
 def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:

@@ -18,6 +18,10 @@ from pipeline.params import StageCost
 Pixels = np.ndarray
 
 
+class NotAPicture(ArithmeticError):
+    """Pixels that are no numbers: broken weights, or a network that overflows."""
+
+
 class Decoder:
     """The autoencoder's decoder. Pictures that arrive together are decoded one by one at one fixed shape.
 
@@ -32,14 +36,16 @@ class Decoder:
         self._dtype = dtype
         self._flops: dict[tuple[int, ...], int] = {}
 
-    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost]]:
-        """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost."""
+    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | NotAPicture]:
+        """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost, or to why there are none: the others' are not lost."""
         return [self._decode_one(latent) for latent in latents]
 
     @torch.inference_mode()
-    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost]:
+    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | NotAPicture:
         started = time.perf_counter()
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
+        if not pixels.isfinite().all():
+            return NotAPicture(f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite")
         array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, self._flops_of(tuple(latent.shape)))

@@ -9,10 +9,11 @@ from ray.serve.handle import DeploymentHandle
 
 from pipeline.params import GenerationParams, ModelInfo
 from service.backend import Backend
+from service.errors import BrokenPicture
 from service.gateway import build_gateway
 from service.payloads import Conditioning, Denoised, Drawn, Output, StageCensus
 from service.settings import Settings
-from service.stages.decode import DecodeJob
+from service.stages.decode import DecodeJob, one_of_batch
 from service.stages.encode import EncodeJob
 from service.studio import draw, make_decode_stage, make_denoise_stage, make_encode_stage
 
@@ -64,13 +65,13 @@ class VaeDecoder:
         self._stage.wait()
 
     async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
-        return await self._decode_batch(DecodeJob(denoised, params, output))
+        return one_of_batch(await self._decode_batch(DecodeJob(denoised, params, output)))
 
     async def census(self) -> StageCensus:
         return self._stage.census()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn]:
+    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
         return await self._stage.decode_batch(jobs)
 
 
@@ -105,4 +106,9 @@ class Gateway:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_gateway(self._backend, self._model, self._settings, proxied=True)
+        self._app = build_gateway(self._backend, self._model, self._settings, proxied=True)
+        return self._app
+
+    async def drain(self) -> None:
+        """Refuse what comes from now on; returns when what was let in before is drawn."""
+        await self._app.state.painter.drain()

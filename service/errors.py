@@ -13,7 +13,9 @@ ServiceError                 503  anything we did not foresee, said opaquely
 ├── ClientGone               499  never sent: there is nobody to read it
 ├── QueueFull                429
 ├── DeadlineExceeded         503
+├── ShuttingDown             503
 └── StageFailed              503  a stage refused to go on
+    ├── BrokenPicture        503  the model made numbers that are no picture; asking again changes nothing
     └── StageLost            503  its process is gone; the work can be sent again
 """
 
@@ -113,8 +115,19 @@ class DeadlineExceeded(ServiceError):
     retry_after = 10
 
 
+class ShuttingDown(ServiceError):
+    code = "shutting_down"
+    message = "The service is being stopped; please try again later."
+    retry_after = 10
+
+
 class StageFailed(ServiceError):
     code = "stage_failed"
+
+
+class BrokenPicture(StageFailed):
+    code = "broken_picture"
+    retry_after = None
 
 
 class StageLost(StageFailed):

@@ -41,6 +41,7 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, proxie
         await cancel_all(warming)
 
     app = FastAPI(title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False)
+    app.state.painter = painter
     _add_image_route(app, painter, metrics, model, settings)
     _add_model_routes(app, describe_model(model, created=int(time.time())), model)
     _add_health_routes(app, painter, warm_up, metrics)

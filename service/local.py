@@ -1,6 +1,7 @@
 """A Ray of our own for one service on one machine: started with it, stopped with it."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -53,6 +54,8 @@ def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[
             wait_until_ready(url_of(settings))
             yield url_of(settings)
         finally:
+            say("finishing the pictures in flight")
+            _drain(settings.shutdown_seconds)
             say("stopping")
             _stop()
 
@@ -101,6 +104,14 @@ def _stop() -> None:
         ray.shutdown()
 
 
+def _drain(seconds: float) -> None:
+    """Let the gateway answer what it has let in; another Ctrl-C ends the wait."""
+    from ray import serve
+
+    with contextlib.suppress(Exception, KeyboardInterrupt):  # a service that did not come up has nothing in flight
+        serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=seconds)
+
+
 def _deploy(settings: Settings) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -135,10 +146,21 @@ def wait_until_ready(url: str) -> None:
                 return
         except urllib.error.HTTPError as error:
             answer = error.read().decode(errors="replace")
+            if reason := reason_to_give_up(answer):
+                raise CannotServe(f"the warm-up picture failed: {reason}") from None
         except OSError as error:
             answer = str(error)
         time.sleep(POLL_SECONDS)
     raise CannotServe(f"the service was not ready after {READY_SECONDS:g} seconds: {answer}")
+
+
+def reason_to_give_up(readiness: str) -> str | None:
+    """Why no picture will ever be drawn, if that is known."""
+    try:
+        report = json.loads(readiness)
+        return str(report["reason"]) if report["failed"] else None
+    except (ValueError, KeyError, TypeError):  # not the gateway's answer, but Serve's while it starts
+        return None
 
 
 def url_of(settings: Settings) -> str:

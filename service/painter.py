@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 from pipeline.params import GenerationParams
 from service.backend import STAGES, Backend
-from service.errors import QueueFull, StageLost, as_service_error
+from service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from service.metrics import Metrics
 from service.payloads import Drawn, Output, StageCensus
 from service.settings import Settings
 from service.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
+
+DRAIN_POLL_SECONDS = 0.05
 
 
 class Painter:
@@ -24,6 +26,7 @@ class Painter:
         self._metrics = metrics
         self._settings = settings
         self._in_flight = 0
+        self._is_draining = False
 
     async def paint(self, pictures: Sequence[GenerationParams], output: Output) -> list[Drawn]:
         """Every picture of one request, or a `ServiceError` and no picture left in the batch."""
@@ -35,6 +38,12 @@ class Painter:
             if known.status >= 500:
                 logger.warning("drawing failed: %s: %s", type(error).__name__, error)
             raise known from error
+
+    async def drain(self) -> None:
+        """Refuse every further request; returns when no picture is in flight."""
+        self._is_draining = True
+        while self._in_flight:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         """How every stage is; None for one that does not say."""
@@ -48,6 +57,8 @@ class Painter:
 
     @contextmanager
     def _room_for(self, num_pictures: int) -> Iterator[None]:
+        if self._is_draining:
+            raise ShuttingDown()
         if self._in_flight + num_pictures > self._settings.max_pictures:
             raise QueueFull()
         self._count(num_pictures)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from pipeline.params import MIN_STEPS, GenerationParams, ModelInfo
-from service.errors import ServiceError
+from service.errors import BrokenPicture, ServiceError
 from service.painter import Painter
 from service.payloads import Output
 from service.schemas import Readiness, StageReadiness
@@ -21,14 +21,18 @@ class WarmUp:
         self._painter = painter
         self._picture = make_warm_up_picture(model)
         self._done = False
+        self._failed = False
+        self._trouble: str | None = None
 
     async def run(self) -> None:
-        while not self._done:
+        while not (self._done or self._failed):
             try:
                 await self._painter.paint([self._picture], Output())
-                self._done = True
+                self._done, self._trouble = True, None
             except ServiceError as error:
-                logger.warning("the warm-up picture failed, trying again: %s", error)
+                self._trouble = str(error)
+                self._failed = isinstance(error, BrokenPicture)
+                logger.warning("the warm-up picture failed: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def report(self) -> Readiness:
@@ -37,7 +41,8 @@ class WarmUp:
             name: StageReadiness(ready=stage is not None and (self._done or stage.pictures > 0), pictures=stage.pictures if stage else 0)
             for name, stage in census.items()
         }
-        return Readiness(ready=self._done and all(stage.ready for stage in stages.values()), stages=stages)
+        ready = self._done and all(stage.ready for stage in stages.values())
+        return Readiness(ready=ready, stages=stages, reason=self._trouble, failed=self._failed)
 
 
 def make_warm_up_picture(model: ModelInfo) -> GenerationParams:

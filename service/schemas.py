@@ -176,3 +176,5 @@ class Readiness(BaseModel):
 
     ready: bool
     stages: dict[str, StageReadiness]
+    reason: str | None = None  # why the last warm-up picture failed
+    failed: bool = False  # it is not tried again: the model cannot draw

@@ -168,6 +168,6 @@ class FakeDecoder:
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
 
-    def decode(self, latents: Sequence[Any]) -> list[tuple[Any, StageCost]]:
+    def decode(self, latents: Sequence[Any]) -> list[tuple[Any, StageCost] | ArithmeticError]:
         self.batches.append(list(latents))
-        return [(latent, StageCost(2.0, 20)) for latent in latents]
+        return [latent if isinstance(latent, ArithmeticError) else (latent, StageCost(2.0, 20)) for latent in latents]

@@ -62,7 +62,8 @@ class BytePairs:
         """The tokenizer in `folder`, in transformers' layout; `CheckpointError` unless its words and merges are these."""
         vocabulary, merges = _vocabulary_and_merges(folder)
         if vocabulary != self._ids:
-            raise CheckpointError(f"{folder} is not CLIP's tokenizer: its {len(vocabulary)} tokens are not CLIP's {NUM_TOKENS}")
+            odd = next(token for token in self._ids | vocabulary if self._ids.get(token) != vocabulary.get(token))
+            raise CheckpointError(f"{folder} is not CLIP's tokenizer: token {odd!r} is missing, too much or has another number")
         if merges != list(self._tokenizer.bpe_ranks):
             raise CheckpointError(f"{folder} is not CLIP's tokenizer: its merges are not CLIP's")
         config = read_json(folder / "tokenizer_config.json")

@@ -16,6 +16,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from models.checkpoint import Shapes, fill
+from models.config import Depth, Positive
 from models.folder import CheckpointError
 from models.text.clip import text_flops
 from models.text.hf_folder import load_exactly, read_config
@@ -46,11 +47,11 @@ class ClipTextConfig:
     hidden_size: int = 512
     intermediate_size: int = 2048
     projection_dim: int = 512
-    num_hidden_layers: int = 12
+    num_hidden_layers: Depth = 12
     num_attention_heads: int = 8
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Positive = 1e-5
     eos_token_id: int = 49407
 
     @classmethod

@@ -22,6 +22,8 @@ def read_config(folder: Path, kind: type[Options], model_type: str) -> Options:
     content = read_json(path)
     if content.get("model_type") != model_type:
         raise CheckpointError(f"{path}: model_type is {content.get('model_type')!r}, expected {model_type!r}")
+    if content.get("quantization_config"):
+        raise CheckpointError(f"{path}: quantization_config is not supported, only weights in a floating-point type")
     try:
         return checked(kind, content, least=0)
     except CheckpointError as error:

@@ -37,7 +37,7 @@ class Labels:
         asked = text.strip()
         if not asked:
             return self.null_class
-        if asked.isdecimal() and int(asked) < self.num_classes:
+        if asked.isascii() and asked.isdecimal() and int(asked) < self.num_classes:
             return int(asked)
         for table, name in zip(self._tables, (asked, asked, asked.casefold(), asked.casefold()), strict=True):
             if found := table.get(name):
@@ -85,7 +85,7 @@ def _read_names(folder: Path, num_classes: int) -> dict[int, str]:
     if not isinstance(labels, dict):
         raise CheckpointError(f"{path}: id2label is not an object")
     for key, label in labels.items():
-        if not (key.isdecimal() and int(key) < num_classes and isinstance(label, str)):
+        if not (key.isascii() and key.isdecimal() and int(key) < num_classes and isinstance(label, str)):
             raise CheckpointError(f"{path}: id2label[{key!r}] is {label!r}, expected a name for one of the classes 0 to {num_classes - 1}")
     return {int(key): label for key, label in labels.items()}
 

@@ -36,7 +36,7 @@ class Sd3Towers:
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
         self._pairs = BytePairs()
         self._context, self._width = fitting_sizes(folder)
-        self._pads = [_read_pad(self._pairs, folder / tokenizer, self._context) for tokenizer in CLIPS.values()]
+        self._pads = _read_pads(self._pairs, folder, self._context)
         self._clips = [HfClipTower(folder / part, device, dtype) for part in CLIPS]
         self._t5 = T5Encoder(folder / T5, folder / T5_TOKENIZER, T5_CONTEXT, device, dtype) if has_t5(folder) else None
         self.flops_per_text = sum(clip.flops_per_text for clip in self._clips) + (self._t5.flops_per_text if self._t5 else 0)
@@ -80,6 +80,8 @@ def fitting_sizes(folder: Path) -> tuple[int, int]:
     if type(width) is not int:
         raise CheckpointError(f"{folder / 'transformer' / 'config.json'}: joint_attention_dim is {width!r}, expected a number of channels")
     contexts, channels = [clip.max_position_embeddings for clip in clips], sum(clip.hidden_size for clip in clips)
+    if clips[0].hidden_size > clips[1].hidden_size:
+        raise CheckpointError(f"{folder}: {' is wider than '.join(CLIPS)}: they are the wrong way round, the smaller CLIP-L comes first")
     if contexts[0] != contexts[1]:
         raise CheckpointError(f"{folder}: {' and '.join(CLIPS)} read {contexts[0]} and {contexts[1]} tokens, which must be as many")
     if channels > width:
@@ -92,8 +94,15 @@ def fitting_sizes(folder: Path) -> tuple[int, int]:
 def check_tokenizers(folder: Path) -> None:
     """Raise `CheckpointError` unless both CLIPs' tokenizers in `folder` are CLIP's, for as many tokens as the encoders read."""
     context, _ = fitting_sizes(folder)
-    for tokenizer in CLIPS.values():
-        _read_pad(BytePairs(), folder / tokenizer, context)
+    _read_pads(BytePairs(), folder, context)
+
+
+def _read_pads(pairs: BytePairs, folder: Path, context: int) -> list[int]:
+    """L fills up with the end mark, bigG with another token, both published so."""
+    pads = [_read_pad(pairs, folder / tokenizer, context) for tokenizer in CLIPS.values()]
+    if pads[0] != pairs.end_id and pads[1] == pairs.end_id:
+        raise CheckpointError(f"{folder}: {' and '.join(CLIPS.values())} are the wrong way round, the first pads with the end mark")
+    return pads
 
 
 def _read_pad(pairs: BytePairs, folder: Path, context: int) -> int:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Shapes, fill
+from models.config import Depth
 from models.folder import CheckpointError, read_json
 from models.text.hf_folder import load_exactly, read_config
 from models.text.reading import Reading, TokenisedText
 
 PROJECTIONS = ("relu", "gated-gelu")  # of T5's MLP: version 1.0, and 1.1 as PixArt and SD3 have it
-INSTALL = "pip install 'safelight[t5]'"
+INSTALL = "in the checkout, pip install -e '.[t5]'"
 EMBEDDING, EMBEDDING_TOO = "shared.weight", "encoder.embed_tokens.weight"  # one tensor, tied; files hold either name or both
 
 T = TypeVar("T")
@@ -36,9 +37,10 @@ class T5EncoderConfig:
     d_model: int = 512
     d_kv: int = 64
     d_ff: int = 2048
-    num_layers: int = 6
+    num_layers: Depth = 6
     num_heads: int = 8
     relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
     feed_forward_proj: str = "relu"
     pad_token_id: int = 0
     eos_token_id: int = 1
@@ -58,6 +60,12 @@ class T5EncoderConfig:
         if read.feed_forward_proj not in PROJECTIONS:
             raise CheckpointError(
                 f"{folder / 'config.json'}: feed_forward_proj is {read.feed_forward_proj!r}, only {', '.join(PROJECTIONS)} are supported"
+            )
+        nearest = read.relative_attention_num_buckets // 4  # distances with a bucket each; up to the longest, the others share
+        if not 1 <= nearest < read.relative_attention_max_distance:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {read.relative_attention_num_buckets} buckets do not cover distances "
+                f"up to {read.relative_attention_max_distance}"
             )
         return read
 
@@ -194,7 +202,15 @@ def _require_sentencepiece(model: Path) -> None:
         raise CheckpointError(f"{model} is missing, and so is tokenizer.json")
     if find_spec("sentencepiece") is None:  # transformers reads the file with it, and fails obscurely without
         raise CheckpointError(f"{model} needs sentencepiece: {INSTALL}")
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor(str(model))
+    except (RuntimeError, OSError):  # transformers would try it as something else, and advise on that
+        raise CheckpointError(f"{model} is not a sentencepiece model") from None
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What transformers' own checks say after "Validation error ...:" stands on the next line."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,6 +1,7 @@
 """Whether a checkpoint folder could be served, found out without drawing and without reading a weight."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from models.check import PartReport, check_parts, collected
@@ -29,16 +30,17 @@ def check_folder(name_or_dir: str) -> FolderReport:
         folder = find_folder(name_or_dir)
     except CheckpointError as error:
         raise UnknownModel(str(error)) from None
-    try:
+    faults: list[str] = []
+    with collected(faults, folder):
         family = recognise(folder)
-    except CheckpointError as error:
-        return FolderReport(folder, None, (), (str(error),))
+    if faults:
+        return FolderReport(folder, None, (), tuple(faults))
     parts, faults = check_parts(folder, family)
     with collected(faults, folder / "scheduler"):
         read_schedule(folder)
-    if all(part.num_parameters or part.class_name is None for part in parts):  # else nobody can say if they fit together
-        with collected(faults, folder):
-            list_sizes(family, folder)
-        with collected(faults, folder):
-            check_fit(folder)
+    left_out = [part.is_optional and report.class_name is None for part, report in zip(family.parts, parts, strict=True)]
+    if all(absent or report.num_parameters for absent, report in zip(left_out, parts, strict=True)):  # else nobody can say if they fit
+        for check in (check_fit, partial(list_sizes, family)):
+            with collected(faults, folder):
+                check(folder)
     return FolderReport(folder, family.name, tuple(parts), tuple(faults))

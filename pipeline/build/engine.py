@@ -7,7 +7,7 @@ import torch
 
 from models.folder import CheckpointError, read_json
 from models.networks import load_network, pack, read_config
-from models.registry import recognise, spatial_compression
+from models.registry import network_class, recognise, spatial_compression
 from models.text import fit
 from pipeline.build.device import fast_device, fast_dtype, set_threads
 from pipeline.engine import Engine
@@ -32,8 +32,12 @@ def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepR
 
 def check_fit(folder: Path) -> None:
     """Raise `CheckpointError` if the parts of the checkpoint in `folder`, each sound, do not fit together."""
+    family = recognise(folder)
     transformer = read_config(folder / "transformer")
+    name = network_class(read_json(folder / "transformer" / "config.json"))
+    if name != family.network:
+        raise CheckpointError(f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network}")
     latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
         raise CheckpointError(f"{folder}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
-    fit.check_fit(recognise(folder), folder)
+    fit.check_fit(family, folder)

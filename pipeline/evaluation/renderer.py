@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline.build.decoder import build_decoder
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_engine
+from pipeline.decoder import NotAPicture
 from pipeline.params import GenerationParams, ModelInfo, check_params
 from pipeline.planning import plan_of
 
@@ -44,7 +45,10 @@ class Renderer:
                 i = int(outcome.request_id)
                 if outcome.latents is None:
                     raise RuntimeError(f"{pictures[i].prompt}: {outcome.error}")
-                drawn[i] = self._decoder.decode([outcome.latents])[0][0]
+                picture = self._decoder.decode([outcome.latents])[0]
+                if isinstance(picture, NotAPicture):
+                    raise RuntimeError(f"{pictures[i].prompt}: {picture}")
+                drawn[i] = picture[0]
                 self._put_away(pictures[i], drawn[i])
                 progress(len(drawn))
         return np.stack([drawn[i] for i in range(len(pictures))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.catalog import UnknownModel
@@ -21,11 +22,13 @@ WIDTHS = (14, 28, 10, 8, 8, 8, 30)
 
 def run(args: argparse.Namespace) -> int:
     with imported_for_good():
-        from pipeline.build.check import check_folder
+        from pipeline.build.check import FolderReport, check_folder
     try:
         report = check_folder(args.folder)
     except UnknownModel as error:
-        raise UserError(str(error)) from None
+        if not args.json:
+            raise UserError(str(error)) from None
+        report = FolderReport(Path(args.folder), None, (), (str(error),))
     print(json.dumps(_describe(report)) if args.json else _as_text(report))
     return FAULTY if report.faults else 0
 
@@ -47,7 +50,8 @@ def _describe(report: FolderReport) -> dict[str, object]:
 
 def _as_text(report: FolderReport) -> str:
     """The parts as a table, then the faults, then the verdict."""
-    lines = [f"{report.folder}: {report.family or 'no family recognised'}"]
+    name = " ".join(str(report.folder).split())  # whatever a folder may be called
+    lines = [f"{name}: {report.family or 'family unknown'}"]
     if report.parts:
         lines += [_row("part", "class", "parameters", "on disk", *BYTES_EACH, "stored as"), *map(_part_row, report.parts), _totals(report)]
     lines += report.faults

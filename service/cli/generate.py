@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         images = [{"path": str(p), "seed": g.seed, "width": g.width, "height": g.height} for p, g in zip(paths, pictures, strict=True)]
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
-        note(f"{', '.join(map(str, paths))}: seed {pictures[0].seed}, {usage.safelight.seconds:.1f} s")
+        print(f"{', '.join(map(str, paths))}: seed {pictures[0].seed}, {usage.safelight.seconds:.1f} s")
     if usage.safelight.unknown_words:
         note(f"words that the model does not know: {', '.join(usage.safelight.unknown_words)}")
     return 0

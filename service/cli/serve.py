@@ -2,10 +2,13 @@
 
 import argparse
 import contextlib
+import json
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.params import ModelInfo
 from service.cli import UserError
@@ -18,9 +21,23 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
     settings = replace(settings, port=_free_port(settings))
     model = model_of(settings)  # a wrong name is said before anything is started
+    if Path(settings.model).is_dir():
+        _require_sound(settings.model)
     with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
         _serve(settings, model)
     return 0
+
+
+def _require_sound(folder: str) -> None:
+    """Raise `UserError` for a checkpoint that would fail in a stage, in half a minute and in Ray's words.
+
+    In a process of its own: what reads weights is large, and this one lives as long as the service.
+    """
+    with progress(f"checking {folder}"):
+        command = [sys.executable, "-m", "service.cli", "check", folder, "--json"]
+        checked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if checked.returncode and checked.stdout:
+        raise UserError("; ".join(json.loads(checked.stdout)["faults"]))
 
 
 def _serve(settings: Settings, model: ModelInfo) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.params import GenerationParams
+from service.errors import BrokenPicture
 from service.payloads import Denoised, Drawn, Output, PictureUsage, StageCensus
 from service.stages.worker import Worker
 
@@ -38,9 +39,10 @@ class DecodeStage:
         self._census = StageCensus()
 
     async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
-        return (await self.decode_batch([DecodeJob(denoised, params, output)]))[0]
+        return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output)]))[0])
 
-    async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn]:
+    async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
+        """A picture for each job, or why there is none."""
         return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
 
     def census(self) -> StageCensus:
@@ -53,19 +55,30 @@ class DecodeStage:
     def close(self) -> None:
         self._worker.close()
 
-    def _decode(self, decoder: Decoder, jobs: Sequence[DecodeJob]) -> list[Drawn]:
+    def _decode(self, decoder: Decoder, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
         started = time.perf_counter()
-        drawn = []
+        drawn: list[Drawn | BrokenPicture] = []
         for first in range(0, len(jobs), decoder.max_batch):
             drawn += self._decode_chunk(decoder, jobs[first : first + decoder.max_batch], started)
         self._census = replace(self._census, pictures=self._census.pictures + len(jobs))
         return drawn
 
-    def _decode_chunk(self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float) -> list[Drawn]:
+    def _decode_chunk(self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float) -> list[Drawn | BrokenPicture]:
         pictures = decoder.decode([job.denoised.latents for job in jobs])
-        drawn = []
-        for job, (pixels, cost) in zip(jobs, pictures, strict=True):
+        drawn: list[Drawn | BrokenPicture] = []
+        for job, picture in zip(jobs, pictures, strict=True):
+            if isinstance(picture, ArithmeticError):
+                drawn.append(BrokenPicture(f"The model drew no picture: {picture}."))
+                continue
+            pixels, cost = picture
             decode = replace(cost, queue_seconds=max(0.0, started - job.arrived))
             usage = PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
             drawn.append(Drawn(self._write_image(pixels, job.output, job.params), usage))
         return drawn
+
+
+def one_of_batch(drawn: Drawn | BrokenPicture) -> Drawn:
+    """A picture by itself: raises why there is none."""
+    if isinstance(drawn, BrokenPicture):
+        raise drawn
+    return drawn

@@ -175,8 +175,12 @@ def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
     with serving(tmp_path, "--model", "tiny", "--stages", "colocated") as service:
         with httpx.Client(base_url=service.url, timeout=PATIENCE) as http:
             assert draw(http)["data"]
-        family = psutil.Process(service.process.pid).children(recursive=True)
-        service.process.send_signal(how)
+            family = psutil.Process(service.process.pid).children(recursive=True)
+            with ThreadPoolExecutor(1) as pool:
+                in_flight = pool.submit(draw, http, num_inference_steps=100, solver="ddpm")
+                wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") > 0)
+                service.process.send_signal(how)
+                assert in_flight.result()["data"]  # what was let in is answered
         assert service.process.wait(PATIENCE) == 0
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []

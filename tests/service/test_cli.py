@@ -1,6 +1,7 @@
 """The command line: what it refuses, what it writes, and that nothing heavy is loaded before it must be."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -83,10 +84,12 @@ def test_pictures_are_written_and_told_of_in_one_object(capsys, tmp_path):
     assert pictures[0] != pictures[1]
 
 
-def test_in_a_pipe_there_is_silence_and_the_suffix_tells_the_format(capsys, tmp_path):
+def test_the_seed_is_told_and_the_suffix_tells_the_format(capsys, tmp_path):
     path = tmp_path / "apple.webp"
     assert cli.main(["generate", "a red apple", "--model", "tiny", "--steps", "1", "-o", str(path)]) == 0
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"{re.escape(str(path))}: seed \d+, [\d.]+ s\n", out)
+    assert err == ""
     assert path.read_bytes()[8:12] == b"WEBP"
 
 

@@ -23,6 +23,9 @@ from tests.models.text.folders import edit_json, write_clip_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers talk of their own future
 
 
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sigma")
@@ -126,10 +129,10 @@ def test_faults_of_several_parts_are_told_together(capsys, folder: Path) -> None
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, ": use_karras_sigmas True is not supported, only False"),
         (
             "scheduler/scheduler_config.json",
-            {"use_flow_sigmas": True, "flow_shift": "three"},
-            ": flow_shift is 'three', expected a positive number",
+            FLOW | {"flow_shift": "three"},
+            ": flow_shift is 'three', expected a number from 0.001 to 1000",
         ),
-        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True, "flow_shift": -1}, ": flow_shift is -1, expected a positive number"),
+        ("scheduler/scheduler_config.json", FLOW | {"flow_shift": -1}, ": flow_shift is -1, expected a number from 0.001 to 1000"),
     ],
 )
 def test_nonsense_is_told_in_one_line(capsys, folder: Path, part: str, changed: dict, fault: str) -> None:
@@ -144,7 +147,7 @@ def test_an_autoencoder_without_widths_is_told_in_one_line(capsys, folder: Path)
     edit_json(folder / "vae" / "config.json", block_out_channels=8)
     assert cli.main(["check", str(folder), "--json"]) == 1
     [line] = json.loads(capsys.readouterr().out)["faults"]
-    assert line.startswith(f"{folder}/vae: ")
+    assert line == f"{folder}/vae/config.json: block_out_channels is 8, expected a list of whole numbers"
     with pytest.raises(UnknownModel, match="block_out_channels is 8, expected a list"):
         find_model(str(folder))
 
@@ -242,3 +245,21 @@ def test_models_and_families_are_told_without_torch() -> None:
     assert large["optional_parts"] == ["text_encoder_3"]
     assert large["origin"][0] == "https://huggingface.co/stabilityai/stable-diffusion-3.5-large"
     assert max(map(len, lines)) <= 150
+
+
+def test_a_folder_that_is_not_there_is_json_too(capsys, tmp_path: Path) -> None:
+    assert cli.main(["check", str(tmp_path / "gone"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["family"], report["parts"]) == (None, [])
+    assert report["faults"] == [f"model '{tmp_path / 'gone'}' is neither a folder nor one of emoji-128, tiny"]
+
+
+def test_a_file_is_not_a_folder(capsys, folder: Path) -> None:
+    assert cli.main(["check", str(folder / "model_index.json")]) == 2
+    assert "is a file, a checkpoint is a folder" in capsys.readouterr().err
+
+
+def test_serve_says_what_is_wrong_before_it_starts_anything(capsys, folder: Path) -> None:
+    (folder / "vae" / WEIGHTS).unlink()
+    assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
+    assert capsys.readouterr().err == f"safelight serve: {folder}/vae/{WEIGHTS} is missing\n"

@@ -1,5 +1,8 @@
 """Decoding: every picture gets its own bytes and the account of its whole way."""
 
+import pytest
+
+from service.errors import BrokenPicture
 from service.payloads import Denoised, Output
 from service.stages.decode import DecodeJob, DecodeStage
 from tests.fakes import USAGE, FakeDecoder, fake_picture, make_params
@@ -16,4 +19,17 @@ async def test_a_batch_is_cut_to_what_the_decoder_takes():
     assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (USAGE.text, USAGE.encode, USAGE.denoise)
     assert (drawn[0].usage.decode.device_seconds, drawn[0].usage.decode.flops) == (2.0, 20)
     assert stage.census().pictures == 3
+    stage.close()
+
+
+async def test_what_is_no_picture_takes_no_other_with_it():
+    stage = DecodeStage(FakeDecoder, lambda pixels, output, params: pixels)
+    latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
+    denoised = [Denoised(latent, USAGE.text, USAGE.encode, USAGE.denoise) for latent in latents]
+    one, broken, three = await stage.decode_batch([DecodeJob(each, make_params(), Output()) for each in denoised])
+    assert (one.image, three.image) == (b"a", b"c")
+    assert str(broken) == "The model drew no picture: the decoder left numbers that are not finite."
+    assert (broken.status, broken.headers) == (503, {})  # nothing about trying again
+    with pytest.raises(BrokenPicture):
+        await stage.decode(denoised[1], make_params(), Output())
     stage.close()

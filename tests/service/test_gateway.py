@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from service.backend import STAGES
-from service.errors import StageFailed
+from service.errors import BrokenPicture, StageFailed
 from service.gateway import build_gateway
 from service.payloads import StageCensus
 from service.settings import Settings
@@ -65,7 +65,12 @@ def test_the_gateway_is_alive_and_ready(client):
     assert client.get("/livez").json() == {"alive": True}
     answer = client.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json() == {"ready": True, "stages": dict.fromkeys(STAGES, {"ready": True, "pictures": 1})}
+    assert answer.json() == {
+        "ready": True,
+        "stages": dict.fromkeys(STAGES, {"ready": True, "pictures": 1}),
+        "reason": None,
+        "failed": False,
+    }
 
 
 def test_not_ready_before_the_warm_up_picture_is_drawn():
@@ -87,6 +92,16 @@ def test_the_warm_up_is_tried_again_until_it_is_drawn(monkeypatch):
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
         assert wait_for(lambda: client.get("/readyz").status_code == 200)
     assert len(backend.drawn) == 1
+
+
+def test_a_model_that_cannot_draw_is_said_and_not_tried_again(monkeypatch):
+    monkeypatch.setattr("service.readiness.RETRY_SECONDS", 0.0)
+    backend = FakeBackend(BrokenPicture("The model drew no picture."))
+    with TestClient(build_gateway(backend, MODEL, Settings())) as client:
+        assert wait_for(lambda: client.get("/readyz").json()["failed"])
+        answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "The model drew no picture.")
+    assert backend.drawn == []
 
 
 def test_not_ready_while_a_stage_does_not_answer(client, backend):

@@ -35,3 +35,16 @@ def test_a_service_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(local, "POLL_SECONDS", 0.0)
     with pytest.raises(local.CannotServe, match="not ready after"):
         local.wait_until_ready("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("readiness", "reason"),
+    [
+        ('{"ready": false, "stages": {}, "reason": "no picture", "failed": true}', "no picture"),
+        ('{"ready": false, "stages": {}, "reason": "lost", "failed": false}', None),
+        ("Route table is not populated yet.", None),
+        ("[]", None),
+    ],
+)
+def test_a_service_is_given_up_when_it_says_so(readiness, reason):
+    assert local.reason_to_give_up(readiness) == reason

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from service.accounting import Outcome
-from service.errors import ClientGone, DeadlineExceeded, QueueFull, ServiceError, StageFailed, StageLost
+from service.errors import ClientGone, DeadlineExceeded, QueueFull, ServiceError, ShuttingDown, StageFailed, StageLost
 from service.gateway import build_gateway
 from service.metrics import Metrics
 from service.painter import Painter
@@ -27,6 +27,22 @@ async def test_pictures_come_in_the_order_of_the_request():
     backend = FakeBackend()
     await make_painter(backend).paint(PICTURES, Output())
     assert [params.image_index for params, _ in backend.drawn] == [0, 1, 2]
+
+
+async def test_draining_answers_what_was_let_in_and_refuses_the_rest():
+    backend = FakeBackend()
+    painter = make_painter(backend)
+    backend.gate.clear()
+    let_in = asyncio.ensure_future(painter.paint(PICTURES, Output()))
+    await backend.waiting.acquire()
+    draining = asyncio.ensure_future(painter.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(ShuttingDown):
+        await painter.paint(PICTURES[:1], Output())
+    assert not draining.done()
+    backend.gate.set()
+    assert len(await let_in) == 3
+    await asyncio.wait_for(draining, 5.0)
 
 
 async def test_a_lost_picture_is_sent_once_more():

@@ -181,12 +181,12 @@ def test_a_tokenizer_that_is_missing_or_none_is_named(folder: Path) -> None:
 
 def test_missing_libraries_are_named_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match=r"needs transformers: pip install 'safelight\[t5\]'"):
+    with pytest.raises(CheckpointError, match=r"needs transformers: in the checkout, pip install -e '.\[t5\]'"):
         tower(folder)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
-    with pytest.raises(CheckpointError, match=r"spiece\.model needs sentencepiece: pip install 'safelight\[t5\]'"):
+    with pytest.raises(CheckpointError, match=r"spiece\.model needs sentencepiece: in the checkout, pip install -e '.\[t5\]'"):
         tower(folder)
 
 
