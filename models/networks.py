@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.checkpoint import load_into
 from models.class_dit import ClassDiT, ClassDiTConfig
@@ -59,6 +59,18 @@ def pack(network: Network) -> PackedNetwork:
         return Grouped(network)
     weight = network.proj_out.weight
     return PackedDiT(network, choose(weight.device, weight.dtype, network.config.num_attention_heads))
+
+
+def example_text(config: NetworkConfig) -> tuple[Tensor, Tensor, Tensor | None]:
+    """States (L, D), mask (L,) and the pooled text of no text in particular, in the shapes that a network with `config` reads."""
+    if isinstance(config, ClassDiTConfig):
+        return torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+    if isinstance(config, MMDiTConfig):
+        length, width, pooled = 77 + 256, config.joint_attention_dim, torch.zeros(config.pooled_projection_dim)
+    else:
+        assert isinstance(config, DiTConfig)
+        length, width, pooled = 16, config.caption_channels, None
+    return torch.ones(length, width), torch.ones(length, dtype=torch.bool), pooled
 
 
 def _read(folder: Path) -> tuple[NetworkConfig, Callable[[Any], nn.Module]]:

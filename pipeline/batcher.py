@@ -1,51 +1,67 @@
-"""Who waits and who runs: first come, first served, as many samples as their rows fit."""
+"""Who runs in a tick, of all who are here: a pure rule, which the forecast follows as well."""
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from pipeline.request import Sample, Waiting
+from pipeline.curve import CostCurve
+from pipeline.load import Load
 
 
-@dataclass(slots=True)
-class Batcher:
-    """The waiting and the running samples; rows of running samples never exceed `max_rows`."""
+class Standing(Protocol):
+    """A sample and how far it is."""
+
+    @property
+    def load(self) -> Load: ...
+
+    @property
+    def step_index(self) -> int: ...
+
+
+S = TypeVar("S", bound=Standing)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one tick: rows of the network, and image tokens of all of them, which bound the memory that a tick takes."""
 
     max_rows: int
-    waiting: deque[Waiting] = field(default_factory=deque)
-    running: list[Sample] = field(default_factory=list)
+    max_tokens: int
 
-    def admit(self) -> list[Waiting]:
-        """Take out the waiting samples, in order, that fit beside the running ones: who calls begins them and lets them `join`.
+    def __post_init__(self) -> None:
+        if self.max_rows < 2:
+            raise ValueError("max_rows must be at least 2: a guided sample has two rows")
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens must be positive")
 
-        Nobody overtakes: a sample of two rows that does not fit keeps its place. A sample counts with the most rows that
-        it will yet need, so that what guidance frees for good is refilled at once, and what it needs again is kept.
-        """
-        admitted = []
-        rows = sum(s.most_rows for s in self.running)
-        while self.waiting and rows + self.waiting[0].most_rows <= self.max_rows:
-            sample = self.waiting.popleft()
-            rows += sample.most_rows
-            admitted.append(sample)
-        return admitted
 
-    def join(self, sample: Sample) -> None:
-        """Let a sample that has begun run."""
-        self.running.append(sample)
+def choose(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
+    """The samples to move on in the next tick.
 
-    def remove(self, request_id: str) -> Sample | Waiting | None:
-        """Take a sample out, wherever it is; None if it is not here."""
-        for waiting in self.waiting:
-            if waiting.request_id == request_id:
-                self.waiting.remove(waiting)
-                return waiting
-        for running in self.running:
-            if running.request_id == request_id:
-                self.running.remove(running)
-                return running
-        return None
+    They are taken as they are due (`Load.due`), while they fit: into the limits, and into the work beyond which a larger tick
+    gets no more done in a second, when whoever comes later only makes the others late. The first due is always taken, so nobody
+    starves. Nobody is left out where there is room: to run the short ones alone, in small ticks, would cost more throughput
+    than it wins (docs/performance.md).
+    """
+    chosen: list[S] = []
+    rows = tokens = 0
+    work = 0.0
+    for standing in sorted(standings, key=lambda each: each.load.due(each.step_index, now, curve.factor)):
+        load, step = standing.load, standing.step_index
+        own = load.rows[step]
+        fits = (
+            rows + own <= limits.max_rows and tokens + own * load.tokens <= limits.max_tokens and work + load.work[step] <= curve.best_work
+        )
+        if chosen and not fits:
+            continue
+        chosen.append(standing)
+        rows, tokens, work = rows + own, tokens + own * load.tokens, work + load.work[step]
+        if rows == limits.max_rows:
+            break
+    return chosen
 
-    def leave(self) -> list[Sample]:
-        """Take out and return the running samples whose last tick is done."""
-        done = [s for s in self.running if s.is_done]
-        self.running = [s for s in self.running if not s.is_done]
-        return done
+
+def in_order_of(chosen: Sequence[S], arrival: Iterable[S]) -> list[S]:
+    """`chosen` as they arrived: while the same samples run, their batch need not be laid out again."""
+    wanted = set(map(id, chosen))
+    return [each for each in arrival if id(each) in wanted]

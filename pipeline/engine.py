@@ -4,26 +4,32 @@ No asyncio, no Ray, no locks: one thread owns an engine. A tick is choose, run, 
 """
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from models.network import Row
+from models.network import NetworkConfig, Row
 from pipeline import batch
-from pipeline.batcher import Batcher
+from pipeline.batcher import Limits, choose, in_order_of
+from pipeline.curve import UNKNOWN, CostCurve
 from pipeline.encoder import TextStates
 from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
+from pipeline.forecast import finish_times
 from pipeline.guidance import needs_cond, needs_uncond, scale_at
+from pipeline.load import Load, make_load
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
 from pipeline.request import Prepared, Sample, Spent, Waiting, start_state
-from pipeline.runner import StepRunner
+from pipeline.runner import StepRunner, bucket
 from pipeline.solvers import Plan, canonical_name
 
 PLANS_KEPT = 64
+EARLIEST = 64  # of those who wait, the ones that are looked at: a choice must cost little beside a tick
 
 logger = logging.getLogger(__name__)
 
@@ -50,44 +56,68 @@ class TickFacts:
 
 
 class Engine:
-    """Step-level batching of samples that differ in steps, solver, guidance and text.
+    """Step-level batching of samples that differ in steps, solver, guidance, size and text.
 
-    `make_plan(params)` plans a sample; `latent_scale` is how many pixels on a side one latent pixel stands for.
+    `make_plan(params)` plans a sample; `latent_scale` is how many pixels on a side one latent pixel stands for. Of those who
+    are here each tick moves on the samples that `batcher.choose` takes, within `limits`; the others keep their state.
     """
 
-    def __init__(self, runner: StepRunner, make_plan: Callable[[GenerationParams], Plan], latent_scale: int, max_rows: int = 16):
-        if max_rows < 2:
-            raise ValueError("max_rows must be at least 2: a guided sample has two rows")
+    def __init__(
+        self,
+        runner: StepRunner,
+        make_plan: Callable[[GenerationParams], Plan],
+        latent_scale: int,
+        limits: Limits,
+        curve: CostCurve = UNKNOWN,
+    ):
         self._runner = runner
         self._make_plan = make_plan
         self._latent_scale = latent_scale
-        self._batcher = Batcher(max_rows)
+        self.limits = limits
+        self.curve = curve  # corrected by every tick
+        self._waiting: dict[str, Waiting] = {}  # in order of arrival, as the next
+        self._running: dict[str, Sample] = {}
         self._left: list[Outcome] = []
         self._members: batch.Membership | None = None
         self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
-        self._here: set[str] = set()
         self.last_tick: TickFacts | None = None
 
     @property
+    def config(self) -> NetworkConfig:
+        """Of the network."""
+        config: NetworkConfig = self._runner.network.config
+        return config
+
+    @property
+    def device(self) -> torch.device:
+        return self._runner.device
+
+    @property
     def num_waiting(self) -> int:
-        return len(self._batcher.waiting)
+        return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        return len(self._batcher.running)
+        return len(self._running)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._batcher.waiting or self._batcher.running or self._left)
+        return bool(self._waiting or self._running or self._left)
 
     def add(
-        self, request_id: str, params: GenerationParams, cond: TextStates, uncond: TextStates | None, arrived: float | None = None
+        self,
+        request_id: str,
+        params: GenerationParams,
+        cond: TextStates,
+        uncond: TextStates | None,
+        arrived: float | None = None,
+        deadline: float = math.inf,
     ) -> None:
-        """Queue a sample that has waited since `arrived` (by `time.perf_counter`; default: now).
+        """Queue a sample that has waited since `arrived` and is of no use after `deadline` (by `time.perf_counter`; default: now, never).
 
         Raises `InvalidParams` if it cannot be drawn, `ValueError` if the id is already here.
         """
-        if request_id in self._here:
+        if request_id in self._waiting or request_id in self._running:
             raise ValueError(f"request {request_id} is already in the engine")
         started = time.perf_counter()
         prepared, flops = self._prepare(params)
@@ -95,38 +125,60 @@ class Engine:
         is_guided = any(map(needs_uncond, scales))
         if is_guided and uncond is None:
             raise ValueError("a guided sample needs the states of its negative prompt")
-        waiting = Waiting(
+        self._waiting[request_id] = Waiting(
             request_id=request_id,
             params=params,
             prepared=prepared,
             scales=scales,
             cond=cond if any(map(needs_cond, scales)) else None,
             uncond=uncond if is_guided else None,
-            arrived=started if arrived is None else arrived,
+            load=self._load(params, scales, cond, uncond, started if arrived is None else arrived, deadline),
             spent=Spent(flops=flops, device_seconds=time.perf_counter() - started),
         )
-        self._here.add(request_id)
-        self._batcher.waiting.append(waiting)
 
     def abort(self, request_id: str) -> None:
         """Take a sample out now; its outcome comes out of the next `step`. Unknown or finished ids are ignored."""
-        sample = self._batcher.remove(request_id)
+        sample = self._waiting.get(request_id) or self._running.get(request_id)
         if sample is not None:
             self._leave(sample, FinishReason.ABORTED)
 
+    def abort_all(self) -> None:
+        """Abort every sample that is here."""
+        for request_id in (*self._waiting, *self._running):
+            self.abort(request_id)
+
     def step(self) -> list[Outcome]:
-        """One tick of every running sample; returns the samples that left since the last call."""
-        self._admit()
-        self._run()
+        """One tick of the samples that are chosen for it; returns those that left since the last call."""
+        self._run(self._choose())
         return self._settle()
 
-    def _admit(self) -> None:
-        for waiting in self._batcher.admit():
-            try:
-                self._batcher.join(self._begin(waiting))
-            except Exception as error:  # this sample's fault, not its neighbours'
-                logger.exception("a sample could not begin")
-                self._leave(waiting, FinishReason.FAILED, f"the sample could not begin: {error}")
+    def forecast(self) -> dict[str, float]:
+        """For every sample that is here, the seconds until it leaves, if nobody else comes."""
+        here: list[Sample | Waiting] = [*self._running.values(), *self._waiting.values()]
+        seconds = finish_times(here, time.perf_counter(), self.limits, self.curve)
+        return {sample.request_id: own for sample, own in zip(here, seconds, strict=True)}
+
+    def _choose(self) -> list[Sample]:
+        """The samples of the next tick, in order of arrival; those who have waited until now are begun."""
+        most_begun = 2 * self.limits.max_rows  # what has begun lies on the device, also while it is passed over
+        here: list[Sample | Waiting] = [*self._running.values()]
+        here += islice(self._waiting.values(), EARLIEST if len(self._running) < most_begun else 0)
+        chosen = choose(here, time.perf_counter(), self.limits, self.curve)
+        return in_order_of([sample for sample in map(self._begun, chosen) if sample is not None], self._running.values())
+
+    def _begun(self, sample: Sample | Waiting) -> Sample | None:
+        """A sample on the device; None if it cannot begin, and has left."""
+        if isinstance(sample, Sample):
+            return sample
+        try:
+            begun = self._begin(sample)
+        except Exception as error:  # this sample's fault, not its neighbours'
+            logger.exception("a sample could not begin")
+            self._leave(sample, FinishReason.FAILED, f"the sample could not begin: {error}")
+            return None
+        del self._waiting[sample.request_id]
+        self._running[sample.request_id] = begun
+        return begun
 
     def _begin(self, waiting: Waiting) -> Sample:
         """Put a sample on the device, with what the network makes of its texts; it pays for that itself."""
@@ -142,7 +194,8 @@ class Engine:
             scales=waiting.scales,
             cond=cond,
             uncond=uncond,
-            queue_seconds=started - waiting.arrived,
+            load=waiting.load,
+            queue_seconds=started - waiting.load.arrived,
             state=start_state(params, prepared.plan, shape, self._runner.device),
             spent=waiting.spent,
         )
@@ -150,8 +203,8 @@ class Engine:
         return sample
 
     @torch.inference_mode()
-    def _run(self) -> None:
-        samples = batch.by_shape(self._batcher.running)
+    def _run(self, chosen: Sequence[Sample]) -> None:
+        samples = batch.by_shape(chosen)
         if not samples:
             self.last_tick = TickFacts(0, 0, 0.0, 0)
             return
@@ -170,8 +223,9 @@ class Engine:
         """Share the tick out over its samples by the operations of their rows."""
         config = self._runner.network.config
         shapes = [sample.x.shape[1:] for sample in samples]
-        tokens = [len(own) * (h // config.patch_size) * (w // config.patch_size) for own, (h, w) in zip(rows, shapes, strict=True)]
+        tokens = [len(own) * sample.load.tokens for sample, own in zip(samples, rows, strict=True)]
         flops = [sum(forward_flops(config, h, w, row.text_tokens) for row in own) for own, (h, w) in zip(rows, shapes, strict=True)]
+        self.curve = self.curve.observed(sum(flops), seconds)
         for sample, own, own_tokens, own_flops in zip(samples, rows, tokens, flops, strict=True):
             spent = sample.spent
             spent.ticks += 1
@@ -182,13 +236,38 @@ class Engine:
         return TickFacts(sum(map(len, rows)), sum(tokens), seconds, sum(flops))
 
     def _settle(self) -> list[Outcome]:
-        for sample in self._batcher.leave():
+        for sample in [sample for sample in self._running.values() if sample.is_done]:
             if bool(torch.isfinite(sample.x).all()):
                 self._leave(sample, FinishReason.DONE)
             else:
                 self._leave(sample, FinishReason.FAILED, "the sample diverged to values that are not finite")
         left, self._left = self._left, []
         return left
+
+    def row_flops(self, width: int, height: int) -> int:
+        """Of one row in one tick, for a picture of `width` x `height` pixels without a text."""
+        return forward_flops(self.config, height // self._latent_scale, width // self._latent_scale, 0)
+
+    def _load(
+        self,
+        params: GenerationParams,
+        scales: Sequence[float],
+        cond: TextStates,
+        uncond: TextStates | None,
+        arrived: float,
+        deadline: float,
+    ) -> Load:
+        config = self.config
+        h, w = params.height // self._latent_scale, params.width // self._latent_scale
+        of_cond, of_uncond = (0 if text is None else forward_flops(config, h, w, bucket(text.mask)) for text in (cond, uncond))
+        return make_load(
+            rows=[needs_cond(scale) + needs_uncond(scale) for scale in scales],
+            work=[needs_cond(scale) * of_cond + needs_uncond(scale) * of_uncond for scale in scales],
+            tokens=(h // config.patch_size) * (w // config.patch_size),
+            curve=self.curve,
+            arrived=arrived,
+            deadline=deadline,
+        )
 
     def _row(self, text: TextStates, prepared: Prepared, spent: Spent) -> Row:
         """A text under a plan; whoever brings a text pays for it, whoever shares it later does not."""
@@ -212,10 +291,10 @@ class Engine:
         return self._prepared[key], times_flops(self._runner.network.config, plan.nfe)
 
     def _leave(self, sample: Sample | Waiting, reason: FinishReason, error: str | None = None) -> None:
-        self._here.discard(sample.request_id)
-        if isinstance(sample, Sample):
+        self._waiting.pop(sample.request_id, None)
+        if self._running.pop(sample.request_id, None):
             self._members = None  # it would keep what has left
-        queue_seconds = time.perf_counter() - sample.arrived if isinstance(sample, Waiting) else sample.queue_seconds
+        queue_seconds = time.perf_counter() - sample.load.arrived if isinstance(sample, Waiting) else sample.queue_seconds
         spent = sample.spent
         usage = DenoiseUsage(
             ticks=spent.ticks,

@@ -12,6 +12,7 @@ from models.network import Row, Times
 from pipeline import noise
 from pipeline.encoder import TextStates
 from pipeline.guidance import needs_cond, needs_uncond
+from pipeline.load import Load
 from pipeline.params import GenerationParams
 from pipeline.solvers import STATE, Plan
 
@@ -46,13 +47,9 @@ class Waiting:
     scales: tuple[float, ...]  # the guidance in effect at each tick
     cond: TextStates | None  # None where no tick needs it
     uncond: TextStates | None
-    arrived: float  # by time.perf_counter
+    load: Load
     spent: Spent
-
-    @property
-    def most_rows(self) -> int:
-        """The most rows that any tick needs."""
-        return max(map(rows_at, self.scales))
+    step_index: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +63,7 @@ class Sample:
     scales: tuple[float, ...]  # the guidance in effect at each tick
     cond: Row | None  # what the network made of the texts under the plan
     uncond: Row | None
+    load: Load
     queue_seconds: float
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
     step_index: int = 0  # ticks done; the one number of progress
@@ -95,11 +93,6 @@ class Sample:
     def num_rows(self) -> int:
         """Rows of this tick."""
         return rows_at(self.scale)
-
-    @property
-    def most_rows(self) -> int:
-        """The most rows that any tick from now on needs."""
-        return max(map(rows_at, self.scales[self.step_index :]))
 
     def noise(self) -> Tensor | None:
         """The noise z that this tick adds, or None if it adds none."""

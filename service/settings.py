@@ -28,6 +28,7 @@ class Settings:
     denoise_threads: int = 0
     decode_threads: int = 0
     max_rows: int = 16  # rows of the network in one tick
+    max_tokens: int = 0  # image tokens in one tick, which bound its memory; 0: those of so many rows at the native size
     text_cache_bytes: int = 256 << 20  # of states: some 4,000 texts of emoji-128, 48 of Stable Diffusion 3
     max_body_bytes: int = 1 << 20
     max_pictures: int = 256  # in flight in one gateway; more are refused with Retry-After
@@ -45,7 +46,7 @@ class Settings:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
         if self.max_rows < 2:
             raise BadSetting(f"max_rows must be at least 2, the rows of one guided picture; got {self.max_rows}")
-        for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes"):
+        for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes", "max_tokens"):
             if not getattr(self, name) >= 0:
                 raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
 

@@ -80,10 +80,15 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
     with imported_for_good():
+        from pipeline.build.curve import measure_curve
         from pipeline.build.engine import build_engine
 
     def make() -> Engine:
-        return build_engine(model, max_rows=settings.max_rows, num_threads=settings.denoise_threads or num_cores())
+        engine = build_engine(
+            model, max_rows=settings.max_rows, max_tokens=settings.max_tokens, num_threads=settings.denoise_threads or num_cores()
+        )
+        engine.curve = measure_curve(engine, model)
+        return engine
 
     return DenoiseStage(make)
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pipeline.bench.diffusers_loop import DiffusersLoop
@@ -24,6 +24,7 @@ class Replayed:
 
     latencies: tuple[float, ...]
     seconds: float
+    forecasts: tuple[float, ...] = ()  # of the latencies, made when each request came
 
     @property
     def images_per_hour(self) -> float:
@@ -45,19 +46,20 @@ def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]
 
     def replay(arrivals: Sequence[Arrival], progress: Progress) -> Replayed:
         engine = make_engine()
-        due, done = list(reversed(arrivals)), dict[str, float]()
+        due, done, told = list(reversed(arrivals)), dict[str, float](), dict[str, float]()
         started = time.perf_counter()
         while due or engine.has_work:
-            while due and due[-1].at <= time.perf_counter() - started:
-                params = due.pop().params
+            while due and due[-1].at <= (now := time.perf_counter() - started):
+                at, params = due[-1].at, due.pop().params
                 engine.add(str(params.seed), params, texts[params.prompt], _negative(params, texts))
+                told[str(params.seed)] = now - at + engine.forecast()[str(params.seed)]
             if not engine.has_work:
                 _sleep_until(started + due[-1].at)
                 continue
             for outcome in engine.step():
                 done[outcome.request_id] = time.perf_counter() - started
                 progress(len(done))
-        return _replayed(arrivals, done)
+        return replace(_replayed(arrivals, done), forecasts=tuple(told[str(each.params.seed)] for each in arrivals))
 
     return replay
 

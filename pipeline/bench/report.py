@@ -21,12 +21,13 @@ from pipeline.bench.diffusers_loop import DiffusersLoop, load_loop
 from pipeline.bench.load import LARGEST_BATCH, PATIENCE_S, Replay, by_diffusers, by_engine
 from pipeline.bench.peak import gemm_peak
 from pipeline.bench.trace import PROMPTS, Arrival, make_trace
+from pipeline.build.curve import measure_curve
 from pipeline.build.encoder import build_text_encoder
-from pipeline.build.engine import build_runner
+from pipeline.build.engine import build_runner, engine_on
+from pipeline.curve import CostCurve
 from pipeline.encoder import TextStates
 from pipeline.engine import Engine
 from pipeline.params import GenerationParams, ModelInfo
-from pipeline.planning import plan_of
 from pipeline.runner import StepRunner
 
 OVERLOAD = 1.5  # the load, as a multiple of what the engine was seen to serve: everyone is saturated
@@ -58,6 +59,8 @@ class Benchmark:
     mixed: Mapping[str, Mixed | None]
     num_requests: int
     requests_per_second: float
+    curve: CostCurve  # of a tick, as measured before the rest
+    forecast_error: float  # of the seconds that a request was told when it came, by how much they differ from what it took: median
     bookkeeping_share: float  # of a full tick, what is not the network's evaluation
     peak_memory_bytes: int
 
@@ -73,8 +76,13 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
     texts = {prompt: encoder.encode([prompt])[0] for prompt in (*PROMPTS, "")}
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
 
+    say("what a tick costs", 0, 1)
+    curve = measure_curve(engine_on(runner, model), model)
+
     def make_engine() -> Engine:
-        return Engine(runner, partial(plan_of, model=model), scale)
+        engine = engine_on(runner, model)
+        engine.curve = curve
+        return engine
 
     say("matrix products", 0, 1)
     peak = gemm_peak(device, dtype)
@@ -86,7 +94,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
     trace = make_trace(num_requests, model.sizes)
     at_once = by_engine(make_engine, texts)([replace(each, at=0.0) for each in trace], partial(_tell, say, "capacity", num_requests))
     rate = OVERLOAD * at_once.images_per_hour / 3600
-    mixed = _mixed(_replays(make_engine, loops, texts), [replace(each, at=each.at / rate) for each in trace], rounds, say)
+    mixed, forecast_error = _mixed(_replays(make_engine, loops, texts), [replace(each, at=each.at / rate) for each in trace], rounds, say)
     say("bookkeeping", 0, 1)
     share, mfu = _full_ticks(runner, make_engine(), _like(model), texts, peak)
     return Benchmark(
@@ -100,6 +108,8 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         mixed=mixed,
         num_requests=num_requests,
         requests_per_second=rate,
+        curve=curve,
+        forecast_error=forecast_error,
         bookkeeping_share=share,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -152,16 +162,22 @@ def _replays(make_engine: Callable[[], Engine], loops: Mapping[str, DiffusersLoo
     return replays
 
 
-def _mixed(replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say) -> dict[str, Mixed | None]:
-    """The trace replayed in each way, in turns; `static_best` is the static batching with most pictures an hour."""
+def _mixed(replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say) -> tuple[dict[str, Mixed | None], float]:
+    """The trace replayed in each way, in turns; `static_best` is the static batching with most pictures an hour.
+
+    And by how much the engine's forecasts were off.
+    """
     found: dict[str, list[Mixed]] = {name: [] for name in replays}
+    errors: list[float] = []
     for number in range(rounds):
         for name, replay in replays.items():
             replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals)))
             found[name].append(Mixed(replayed.images_per_hour, replayed.p95_s))
+            errors += [abs(told / took - 1) for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)]
     medians = {name: Mixed(*(statistics.median(figure) for figure in zip(*map(_pair, each), strict=True))) for name, each in found.items()}
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
-    return {"serial_compiled": None} | medians | {"static_best": max(static, key=lambda mixed: mixed.images_per_hour)}
+    best = max(static, key=lambda mixed: mixed.images_per_hour)
+    return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors)
 
 
 def _full_ticks(

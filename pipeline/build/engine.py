@@ -9,6 +9,7 @@ from models.folder import CheckpointError, read_json
 from models.networks import load_network, pack, read_config
 from models.registry import network_class, recognise, spatial_compression
 from models.text import fit
+from pipeline.batcher import Limits
 from pipeline.build.device import fast_device, fast_dtype, set_threads
 from pipeline.engine import Engine
 from pipeline.params import ModelInfo
@@ -16,12 +17,23 @@ from pipeline.planning import plan_of
 from pipeline.runner import StepRunner
 
 
-def build_engine(model: ModelInfo, *, max_rows: int = 16, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Engine:
-    """The denoiser of `model` behind an engine; `dtype` defaults to what the processor does fast."""
+def build_engine(
+    model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0, num_threads: int | None = None, dtype: torch.dtype | None = None
+) -> Engine:
+    """The denoiser of `model` behind an engine; `dtype` defaults to what the device does fast, `max_tokens` to `max_rows` native ones.
+
+    What a tick costs is not measured here (`pipeline.build.curve`).
+    """
     set_threads(num_threads)
     check_fit(model.path)
+    return engine_on(build_runner(model, dtype=dtype), model, max_rows=max_rows, max_tokens=max_tokens)
+
+
+def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0) -> Engine:
+    """A new engine on a network that is there already."""
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
-    return Engine(build_runner(model, dtype=dtype), partial(plan_of, model=model), scale, max_rows)
+    width, height = (side // scale // runner.network.config.patch_size for side in model.native_size)
+    return Engine(runner, partial(plan_of, model=model), scale, Limits(max_rows, max_tokens or max_rows * width * height))
 
 
 def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepRunner:

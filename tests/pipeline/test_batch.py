@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from pipeline import batch, noise
+from pipeline.curve import UNKNOWN
 from pipeline.guidance import scale_at
+from pipeline.load import make_load
 from pipeline.params import GenerationParams
 from pipeline.reference import generate_one
 from pipeline.request import Sample, start_state
@@ -94,6 +96,7 @@ def make_sample(params: GenerationParams, schedule: Schedule, prediction: str, s
         scales=tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in table.ticks),
         cond=Row(1.0, timesteps, text_tokens=params.seed % 3),  # so that rows of a sample stand apart
         uncond=Row(0.0, timesteps, text_tokens=1),
+        load=make_load([1], [1.0], 1, UNKNOWN, arrived=0.0),
         queue_seconds=0.0,
         state=start_state(params, table, shape, torch.device("cpu")),
     )

@@ -7,6 +7,7 @@ import torch
 from diffusers import PixArtSigmaPipeline
 
 from pipeline import noise
+from pipeline.batcher import Limits
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_runner
 from pipeline.catalog import find_model
@@ -28,7 +29,7 @@ def their_plan(pipe: PixArtSigmaPipeline) -> Plan:
 
 
 def our_latents(model: ModelInfo, table: Plan, params: GenerationParams, cond, uncond) -> torch.Tensor:
-    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8)
+    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6))
     engine.add("only", params, cond, uncond)
     latents = drain(engine)["only"].latents
     assert latents is not None

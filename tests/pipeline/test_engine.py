@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline import noise
+from pipeline.build.engine import build_engine
 from pipeline.flops import text_flops, times_flops
 from pipeline.params import FinishReason, GenerationParams, InvalidParams
 from pipeline.reference import generate_one
@@ -120,19 +121,21 @@ def test_a_late_sample_joins_at_the_next_tick() -> None:
     assert [o.request_id for o in shared.step()] == ["short"]
 
 
-def test_rows_are_capped_and_nobody_overtakes() -> None:
+def test_rows_are_capped_and_what_fits_beside_is_let_in() -> None:
     shared = engine(max_rows=3)
     for name, guidance in (("a", 4.0), ("b", 4.0), ("c", 1.0)):
         add(shared, name, params(guidance_scale=guidance, num_steps=2))
-    shared.step()
-    assert (shared.num_running, shared.num_waiting) == (1, 2)
-    assert list(drain(shared)) == ["a", "b", "c"]
+    rows = []
+    while shared.has_work:
+        shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [3, 3, 2, 2]
 
 
-def test_rows_that_guidance_frees_for_good_are_refilled_at_once() -> None:
+def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     shared = engine(max_rows=3)
     add(shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0)))  # t = 1, 7/8, 6/8, 5/8 are guided
-    add(shared, "next", params(num_steps=3))
+    add(shared, "next", params(num_steps=30))
     rows = []
     for _ in range(5):
         shared.step()
@@ -142,11 +145,49 @@ def test_rows_that_guidance_frees_for_good_are_refilled_at_once() -> None:
     assert (early.ticks, early.rows) == (8, 12)
 
 
-def test_rows_that_guidance_will_need_again_are_kept() -> None:
+def test_rows_that_guidance_will_need_only_later_are_lent() -> None:
     shared = engine(max_rows=2)
     add(shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3)))  # only the last step is guided
-    add(shared, "waits", params(guidance_scale=1.0, num_steps=1, solver="euler"))
-    assert list(drain(shared)) == ["late", "waits"]
+    add(shared, "beside", params(guidance_scale=1.0, num_steps=3, solver="euler"))
+    rows = []
+    while shared.has_work:
+        shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [2, 2, 2, 2]
+
+
+def test_a_short_request_overtakes_long_ones_and_they_keep_what_they_have() -> None:
+    shared = engine(max_rows=2)
+    long = params(num_steps=30, seed=5)
+    add(shared, "long", long)
+    shared.step()
+    add(shared, "short", params(num_steps=2, solver="euler"))
+    left = drain(shared)
+    assert list(left) == ["short", "long"]
+    assert left["long"].usage.ticks == 30
+    assert torch.equal(left["long"].latents, alone(long, torch.float32))
+
+
+def test_tokens_of_a_tick_are_bounded() -> None:
+    shared = build_engine(model(), max_tokens=40, dtype=torch.float32)  # a row at 64x64 has 16
+    for seed in range(3):
+        add(shared, str(seed), params(seed=seed, guidance_scale=1.0))
+    add(shared, "large", params(width=128, height=128))  # 2 rows of 64: alone it is let in all the same
+    tokens = []
+    while shared.has_work:
+        shared.step()
+        tokens.append(shared.last_tick.tokens)
+    assert set(tokens) <= {16, 32, 128}
+    assert {32, 128} <= set(tokens)
+
+
+def test_what_waits_does_not_all_lie_on_the_device() -> None:
+    shared = engine(max_rows=2)
+    for seed in range(9):
+        add(shared, str(seed), params(seed=seed, num_steps=30 - seed))  # each more urgent than those before
+        shared.step()
+    assert shared.num_running <= 4
+    assert len(drain(shared)) == 9
 
 
 def test_abort_frees_the_rows_at_the_next_tick() -> None:
@@ -193,7 +234,7 @@ def test_a_diverged_sample_fails_alone() -> None:
     add(shared, "bad", params(num_steps=2))
     add(shared, "good", params(num_steps=2))
     shared.step()
-    bad = shared._batcher.running[0]
+    bad = next(iter(shared._running.values()))
     bad.state = torch.full_like(bad.state, float("nan"))
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED

@@ -11,6 +11,7 @@ from diffusers.pipelines.dit import pipeline_dit
 from torch import Tensor
 
 from pipeline import noise
+from pipeline.batcher import Limits
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_runner
 from pipeline.catalog import find_model
@@ -49,7 +50,7 @@ def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationPara
 
 
 def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tensor:
-    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8)
+    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6))
     engine.add("only", params, *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]))
     latents = drain(engine)["only"].latents
     assert latents is not None
