@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import load_into
+from models.choice import choose
 from models.class_dit import ClassDiT, ClassDiTConfig
 from models.config import DiTConfig
 from models.dit import DiT
@@ -16,7 +17,6 @@ from models.folder import CheckpointError, read_json
 from models.grouped import Grouped
 from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network, NetworkConfig, PackedNetwork
-from models.packed_attention import choose
 from models.packed_dit import PackedDiT
 from models.registry import CLASS_DIT, PIXART, SD3, network_class
 
@@ -57,8 +57,9 @@ def pack(network: Network) -> PackedNetwork:
     """`network` made ready for the engine; it is taken apart and must not be used any more."""
     if not isinstance(network, DiT):
         return Grouped(network)
-    weight = network.proj_out.weight
-    return PackedDiT(network, choose(weight.device, weight.dtype, network.config.num_attention_heads))
+    weight, config = network.proj_out.weight, network.config
+    attention, _ = choose(weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim)
+    return PackedDiT(network, attention)
 
 
 def example_text(config: NetworkConfig) -> tuple[Tensor, Tensor, Tensor | None]:

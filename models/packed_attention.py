@@ -92,16 +92,6 @@ def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (rows, heads))
 
 
-def choose(device: torch.device, dtype: torch.dtype, heads: int) -> PackedAttention:
-    """The fastest back end whose bits for a row depend on that row alone.
-
-    Threads share out whole products, one a row and head. With fewer of them than threads they would share out a product, whose
-    bits are then others than in company.
-    """
-    is_fast = device.type == "cpu" and dtype == torch.bfloat16 and heads >= torch.get_num_threads()
-    return BACKENDS["products" if is_fast else "fused"]
-
-
 def _bias(mask: Tensor | None, run: Run, dtype: torch.dtype) -> Tensor | None:
     if mask is None:
         return None

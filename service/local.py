@@ -60,6 +60,25 @@ def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[
             _stop()
 
 
+def try_ray() -> str:
+    """Ray's version, after it was started, asked for it by a task, and stopped; raise `CannotServe`."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with contextlib.redirect_stdout(sys.stderr):
+        import ray
+
+        try:
+            _start_ray(lambda text: None)
+            version: str = ray.get(ray.remote(num_cpus=0)(lambda: ray.__version__).remote(), timeout=READY_SECONDS)
+            return version
+        except CannotServe:
+            raise
+        except Exception as error:  # Ray raises bare ones
+            raise CannotServe(f"Ray started, and then failed: {error}") from None
+        finally:
+            ray.shutdown()
+
+
 def _start_ray(say: Callable[[str], None]) -> None:
     import ray
 

@@ -49,6 +49,7 @@ def make_parser() -> Parser:
     models = commands.add_parser("models", help="list the embedded models, and the families of checkpoint folders that can be served")
     models.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_check(commands.add_parser("check", help="whether a checkpoint folder could be served, without drawing"))
+    _add_doctor(commands.add_parser("doctor", help="what this machine will do, found out by doing it"))
     _add_bench(commands.add_parser("bench", help="how fast this machine is, beside diffusers on the same weights"))
     solvers = commands.add_parser("solvers", help="list the solvers: order, cost, schedules, source, and when to take which")
     solvers.add_argument("--json", action="store_true", help="one JSON array on stdout")
@@ -134,6 +135,16 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "and ends with 1 if there is any."
     )
     parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Calls every attention kernel and torch.compile, compares the network with the plain one in float32, draws pictures alone and "
+        "in company, measures what a tick costs, starts Ray, tries the port. Ends with 1 if anything is not as it should be."
+    )
+    _add_model(parser)
+    parser.add_argument("--port", help="that the service would listen on; default 8000")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 

@@ -1,0 +1,185 @@
+"""What this machine will do with a model, found out by doing it: the acceptance test of a device, a GPU above all.
+
+Nothing is taken on trust: kernels are called, pictures are drawn, bits are compared. What fails is a finding, not an exception.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from models.choice import choose
+from models.networks import example_text, load_network, pack, read_config
+from models.packed_attention import BACKENDS
+from models.packing import Layout
+from pipeline.build.check import check_folder
+from pipeline.build.curve import LARGEST_ROW, TICKS, measure_curve
+from pipeline.build.decoder import build_decoder
+from pipeline.build.device import fast_device, fast_dtype
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_engine
+from pipeline.curve import CostCurve
+from pipeline.decoder import NotAPicture
+from pipeline.engine import Engine, Outcome
+from pipeline.params import GenerationParams, ModelInfo
+
+MIN_COSINE = 0.999
+ATTENTION_TOLERANCE = 0.02  # of the largest value, in bfloat16
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried. `is_sound` is None for what is merely good to know."""
+
+    name: str
+    is_sound: bool | None
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prognosis:
+    """What to expect of a picture at the native size, with the model's own steps and guidance, by the measured curve."""
+
+    seconds: float  # alone, all stages
+    images_per_hour: float  # of full ticks, by the denoiser
+    curve: CostCurve
+
+
+def examine(model: ModelInfo, say: Say) -> tuple[list[Finding], Prognosis | None]:
+    """Everything in turn; no prognosis if the model cannot be drawn with."""
+    findings: list[Finding] = []
+    for name, finding in (("weights", _weights), ("attention", _attention), ("compile", _compile), ("network", _network)):
+        say(name)
+        findings.append(_tried(name, finding, model))
+    if not findings[0].is_sound:
+        return findings, None
+    say("pictures")
+    try:
+        drawn, prognosis = _draw(model)
+        return findings + drawn, prognosis
+    except Exception as error:
+        return [*findings, _failed("pictures", error)], None
+
+
+def device_finding() -> Finding:
+    """What is computed on."""
+    device = fast_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return Finding("device", None, f"{device.type}, {name}{threads}, {_short(fast_dtype())}, torch {torch.__version__}")
+
+
+def _tried(name: str, find: Callable[[ModelInfo], Finding], model: ModelInfo) -> Finding:
+    try:
+        return find(model)
+    except Exception as error:
+        return _failed(name, error)
+
+
+def _failed(name: str, error: Exception) -> Finding:
+    return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _weights(model: ModelInfo) -> Finding:
+    report = check_folder(str(model.path))
+    tensors = sum(sum(part.dtypes.values()) for part in report.parts)
+    return Finding("weights", not report.faults, "; ".join(report.faults) or f"{tensors} tensors as the configurations want them")
+
+
+def _attention(model: ModelInfo) -> Finding:
+    """The back end that is chosen, and each that there is against the plain one on rows of several lengths."""
+    config: Any = read_config(model.path / "transformer")  # every family has heads
+    heads, channels = config.num_attention_heads, config.attention_head_dim
+    device, dtype = fast_device(), fast_dtype()
+    chosen, why = choose(device, dtype, heads, channels)
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = Layout((64, 64, 96)), Layout((16, 32, 32))
+    q, k, v = (torch.randn(n, heads, channels, generator=generator).to(device, dtype) for n in (224, 80, 80))
+    mask = torch.ones(keys.num_tokens, dtype=torch.bool, device=device)
+    mask[12:16] = False
+    answers = {each.name: each(q, k, v, each.plan(queries, keys, mask, dtype)).float() for each in (*BACKENDS.values(), chosen)}
+    largest = answers["plain"].abs().max()
+    errors = {name: float((each - answers["plain"]).abs().max() / largest) for name, each in answers.items()}
+    told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items() if name != "plain")
+    return Finding("attention", max(errors.values()) < ATTENTION_TOLERANCE, f"{chosen.name}, because {why}; off the plain one by: {told}")
+
+
+def _compile(_: ModelInfo) -> Finding:
+    """Whether torch.compile works here: a real call, for it needs a C++ compiler, or Triton."""
+    x = torch.ones(8, device=fast_device())
+    try:
+        worked = bool(torch.equal(torch.compile(lambda x: x.sin() + 1)(x), x.sin() + 1))
+    except Exception as error:
+        return Finding("compile", None, f"not available: {' '.join(str(error).split())[:120]}")
+    return Finding("compile", None, "available" if worked else "gives other numbers")
+
+
+def _network(model: ModelInfo) -> Finding:
+    """One evaluation as it is served beside the plain network in float32 on the processor."""
+    folder, device, dtype = model.path / "transformer", fast_device(), fast_dtype()
+    config: Any = read_config(folder)
+    side = config.sample_size
+    states, mask, pooled = example_text(config)
+    states = states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1, config.in_channels, side, side, generator=torch.Generator().manual_seed(2))
+    size, timesteps = (model.native_size[1], model.native_size[0]), torch.tensor([500.0])
+
+    plain = load_network(folder, "cpu", torch.float32)
+    with torch.inference_mode():
+        row = plain.prepare_row(states, mask, pooled, plain.prepare_times(timesteps, size))
+        wanted = plain.predict(x, plain.collate([row]), [0])
+        del plain
+        packed = pack(load_network(folder, str(device), dtype))
+        pooled = pooled if pooled is None else pooled.to(device, dtype if pooled.is_floating_point() else pooled.dtype)
+        text = packed.prepare_text(states.to(device, dtype), mask.to(device), pooled)
+        rows = packed.collate([packed.prepare_row(text, packed.prepare_times(timesteps.to(device), size))], [(side, side)])
+        found = packed.predict([x.to(device, dtype)], rows, [0])[0].float().cpu()
+    cosine = float(cosine_similarity(found.flatten(), wanted.flatten(), dim=0))
+    return Finding("network", cosine >= MIN_COSINE, f"cosine {cosine:.6f} with the plain network in float32 on the processor")
+
+
+def _draw(model: ModelInfo) -> tuple[list[Finding], Prognosis]:
+    """A picture alone, the same in company, and how long one takes."""
+    encoder, engine, decoder = build_text_encoder(model), build_engine(model), build_decoder(model)
+    engine.curve = curve = measure_curve(engine, model)
+    width, height = model.native_size
+    prompt = "0" if model.labels else "a red apple"
+    params = GenerationParams(prompt, "", width, height, TICKS, model.guidance_scale, model.solver, seed=1)
+    cond, uncond = encoder.encode([prompt, ""])
+
+    def latents(company: int) -> torch.Tensor:
+        for number in range(company + 1):
+            engine.add(str(number), replace(params, num_steps=TICKS + number % 2, seed=1 + number), cond, uncond)
+        left = {outcome.request_id: outcome for outcome in _drain(engine)}
+        if left["0"].latents is None:
+            raise RuntimeError(str(left["0"].error))
+        return left["0"].latents
+
+    alone = latents(0)
+    is_small = engine.row_flops(width, height) < LARGEST_ROW or engine.device.type != "cpu"
+    company = engine.limits.max_rows // 2 - 1 if is_small else 1
+    is_same = torch.equal(alone, latents(company))
+    picture, pace = decoder.decode([alone])[0], decoder.decode([alone])[0]
+    findings = [
+        Finding("neighbours", is_same, f"a picture's bits {'are the same' if is_same else 'differ'} alone and among {company} others"),
+        Finding("picture", not isinstance(picture, NotAPicture), "drawn" if not isinstance(picture, NotAPicture) else str(picture)),
+    ]
+    row = engine.row_flops(params.width, params.height)
+    ticks, rows = model.num_steps, 2 if model.guidance_scale != 1.0 else 1
+    decoding = 0.0 if isinstance(pace, NotAPicture) else pace[1].device_seconds
+    seconds = cond.cost.device_seconds + ticks * curve.seconds_for(rows * row) + decoding
+    most = min(engine.limits.max_rows * row, curve.best_work)
+    return findings, Prognosis(seconds, 3600 * most / curve.seconds_for(most) / (ticks * rows * row), curve)
+
+
+def _drain(engine: Engine) -> Iterator[Outcome]:
+    while engine.has_work:
+        yield from engine.step()
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

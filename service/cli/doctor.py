@@ -1,0 +1,71 @@
+"""`safelight doctor`: what this machine will do, found out by doing it. On a GPU, the acceptance test of the CUDA path."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from pipeline.params import ModelInfo
+from service.cli.inputs import model_of, settings_of
+from service.cli.progress import progress
+from service.importing import imported_for_good
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.build.doctor import Finding, Prognosis
+
+UNSOUND = 1
+MARKS = {True: "ok", False: "FAULT", None: "-"}
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = settings_of(model=args.model, port=args.port)
+    model = model_of(settings)
+    with progress("loading") as say:
+        with imported_for_good():
+            from pipeline.build.doctor import device_finding, examine
+        findings, prognosis = examine(model, say)
+        say("Ray")
+        findings = [device_finding(), *findings, _ray(), _port(settings)]
+    is_sound = all(finding.is_sound is not False for finding in findings)
+    if args.json:
+        found = {"model": model.id, "sound": is_sound, "findings": [asdict(each) for each in findings]}
+        print(json.dumps(found | {"prognosis": asdict(prognosis) if prognosis else None}))
+    else:
+        print(_as_text(model, findings, prognosis, is_sound))
+    return 0 if is_sound else UNSOUND
+
+
+def _as_text(model: ModelInfo, findings: list[Finding], prognosis: Prognosis | None, is_sound: bool) -> str:
+    lines = [f"{finding.name:11} {MARKS[finding.is_sound]:6} {finding.says}" for finding in findings]
+    if prognosis:
+        width, height = model.native_size
+        what = f"{width}x{height}, {model.num_steps} steps, guidance {model.guidance_scale:g}"
+        lines.append(
+            f"expect      a picture ({what}) alone in {prognosis.seconds:.2f} s, {prognosis.images_per_hour:.0f} an hour in full batches"
+        )
+    return "\n".join([*lines, f"{model.id} can be served here" if is_sound else f"{model.id} cannot be served here as it is"])
+
+
+def _ray() -> Finding:
+    """Ray started, asked and stopped."""
+    from pipeline.build.doctor import Finding
+    from service.local import CannotServe, try_ray
+
+    try:
+        return Finding("ray", True, f"{try_ray()} starts, and answers a task")
+    except CannotServe as error:
+        return Finding("ray", False, str(error))
+
+
+def _port(settings: Settings) -> Finding:
+    from pipeline.build.doctor import Finding
+
+    try:
+        socket.create_server((settings.host, settings.port)).close()
+    except OSError as error:
+        return Finding("port", False, f"{settings.port} of {settings.host}: {error.strerror or error}")
+    return Finding("port", True, f"{settings.port} of {settings.host} is free")
