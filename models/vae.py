@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from models.checkpoint import load_into
 from models.config import Depth, Positive, checked, refuse_unknown
+from models.cuda_runtime import preload_cuda_runtime
 from models.folder import CheckpointError, read_json
+
+preload_cuda_runtime()  # work at import, for once: diffusers imports xformers when it is imported itself
+from diffusers import AutoencoderKL as AutoencoderKL  # noqa: E402
+from diffusers import AutoencoderTiny as AutoencoderTiny  # noqa: E402
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 UNREAD = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor
@@ -50,21 +54,22 @@ def build_empty(folder: Path) -> nn.Module:
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in CLASSES:
         raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
-    options = signature(CLASSES[name]).parameters
+    kind = CLASSES[name]
+    options = signature(kind).parameters
     try:
         refuse_unknown(config, {*options, "block_out_channels"} - {*UNREAD})  # which AutoencoderTiny writes, and does not read
         checked(VaeOptions, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return _build(name, {key: value for key, value in config.items() if key in options}, path)
+    return _build(kind, {key: value for key, value in config.items() if key in options}, path)
 
 
-def _build(name: str, options: dict[str, Any], path: Path) -> nn.Module:
+def _build(kind: type[nn.Module], options: dict[str, Any], path: Path) -> nn.Module:
     try:
         with torch.device("meta"):
-            vae: nn.Module = CLASSES[name](**options)
+            vae = kind(**options)
     except Exception as error:  # diffusers does not check its options, it stumbles over them
-        raise CheckpointError(f"{path} does not describe an {name}: {type(error).__name__}: {error}") from None
+        raise CheckpointError(f"{path} does not describe an {kind.__name__}: {type(error).__name__}: {error}") from None
     return vae
 
 

@@ -5,19 +5,17 @@ Shapes: T query tokens, S key tokens, A heads, K channels a head.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.cuda_runtime import preload_cuda_runtime
 from models.packed_attention import BACKENDS, PackedAttention
 from models.packing import Layout
 
-CUDA_RUNTIME = "libcudart.so.12"  # what the wheel's kernels are linked against
 PROBE = Layout((48, 80)), Layout((16, 32))  # rows of different lengths, as the engine has them
 TOLERANCE = 0.02  # of the largest value, in bfloat16
 
@@ -78,21 +76,12 @@ def import_ops() -> Any:
     """xformers.ops, with the CUDA runtime that its wheel wants already in memory."""
     if importlib.util.find_spec("xformers") is None:
         raise XformersUnavailable("xformers is not installed: in the checkout, pip install -e '.[cuda]'")
-    _preload_cuda_runtime()
+    preload_cuda_runtime()
     try:
         import xformers.ops
     except Exception as failed:  # a wheel for another torch fails in many ways
         raise XformersUnavailable(f"xformers cannot be imported: {' '.join(str(failed).split())[:200]}") from None
     return xformers.ops
-
-
-def _preload_cuda_runtime() -> None:
-    """The wheel was built for CUDA 12 and finds no runtime of it beside a torch for CUDA 13; the extra `cuda` brings one."""
-    package = importlib.util.find_spec("nvidia.cuda_runtime") if importlib.util.find_spec("nvidia") else None
-    for folder in package.submodule_search_locations or () if package else ():
-        library = Path(folder) / "lib" / CUDA_RUNTIME
-        if library.exists():
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 def _probe(attention: PackedAttention, device: torch.device, dtype: torch.dtype, heads: int, channels: int) -> float:
