@@ -33,6 +33,10 @@ class Grouped:
     def config(self) -> Any:
         return self.network.config
 
+    @property
+    def attention_name(self) -> str:
+        return "sdpa"
+
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
         return self.network.prepare_times(timesteps, size)
 

@@ -79,6 +79,11 @@ class PackedNetwork(Protocol):
     @property
     def config(self) -> Any: ...
 
+    @property
+    def attention_name(self) -> str:
+        """The back end of its attention."""
+        ...
+
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
         """As a `Network`'s."""
         ...

@@ -87,6 +87,10 @@ class PackedDiT:
         self._final = make_linear(dit.proj_out.weight, dit.proj_out.bias)
         del dit.transformer_blocks
 
+    @property
+    def attention_name(self) -> str:
+        return self.attention.name
+
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
         """`timesteps` (T,), each 1000 t, for pictures of `size` (height, width) in pixels, to modulations."""
         return self._dit.modulations(timesteps, size)

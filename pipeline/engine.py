@@ -93,6 +93,11 @@ class Engine:
         return self._runner.device
 
     @property
+    def attention(self) -> str:
+        """The back end of the network's attention."""
+        return self._runner.network.attention_name
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 

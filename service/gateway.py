@@ -15,13 +15,13 @@ from pipeline.params import InvalidParams, ModelInfo
 from service.accounting import account
 from service.backend import Backend
 from service.body import read_json_body, unless_gone
-from service.errors import MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
+from service.errors import MethodNotAllowed, RouteNotFound, ServiceError, StageFailed, as_service_error
 from service.metrics import Metrics
 from service.middleware import Envelope, error_response
 from service.openapi import ERRORS, image_request_body
 from service.painter import Painter
 from service.readiness import WarmUp
-from service.schemas import ImageResponse, Model, ModelList, Readiness
+from service.schemas import Curve, ImageResponse, Model, ModelList, Readiness
 from service.settings import Settings
 from service.tasks import cancel_all
 from service.translation import check_model, describe_model, make_output, make_pictures, make_response, make_usage
@@ -43,7 +43,7 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, proxie
     app = FastAPI(title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False)
     app.state.painter = painter
     _add_image_route(app, painter, metrics, model, settings)
-    _add_model_routes(app, describe_model(model, created=int(time.time())), model)
+    _add_model_routes(app, painter, describe_model(model, created=int(time.time())), model)
     _add_health_routes(app, painter, warm_up, metrics)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ServiceError, _answer_error)
@@ -73,15 +73,26 @@ def _add_image_route(app: FastAPI, painter: Painter, metrics: Metrics, model: Mo
             return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _add_model_routes(app: FastAPI, described: Model, model: ModelInfo) -> None:
+def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: ModelInfo) -> None:
+    async def describe_now() -> Model:
+        denoiser = (await painter.census()).get("denoise")
+        return described.model_copy(update={"attention": denoiser.attention if denoiser else None})
+
     @app.get("/v1/models", summary="The models served here")
     async def list_models() -> ModelList:
-        return ModelList(data=[described])
+        return ModelList(data=[await describe_now()])
 
     @app.get("/v1/models/{model_id}", responses={404: ERRORS[404]}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, model)
-        return described
+        return await describe_now()
+
+    @app.get("/v1/curve", summary="What a tick of the denoiser costs on its machine", responses={503: ERRORS[503]})
+    async def get_curve() -> Curve:
+        denoiser = (await painter.census()).get("denoise")
+        if denoiser is None or denoiser.curve is None:
+            raise StageFailed("The denoiser has not measured itself yet.")
+        return Curve(work_flops=list(denoiser.curve.work), seconds=list(denoiser.curve.seconds), factor=denoiser.curve.factor)
 
 
 def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics) -> None:

@@ -27,6 +27,8 @@ class Metrics:
         self._resent = Counter("safelight_resent", "Pictures sent a second time because their replica was lost.", registry=own)
         self._in_flight = Gauge("safelight_images_in_flight", "Pictures asked for and not yet answered.", registry=own)
         self._up = Gauge("safelight_stage_up", "1 when the stage answers.", ["stage"], registry=own)
+        self._attention = Gauge("safelight_attention", "1 for the denoiser's attention back end.", ["backend"], registry=own)
+        self._slowness = Gauge("safelight_tick_slowness", "Tick time over what was measured at start.", registry=own)
         self._census = {
             name: Gauge(f"safelight_stage_{name}", help, ["stage"], registry=own)
             for name, help in (
@@ -56,6 +58,11 @@ class Metrics:
     def observe_stages(self, stages: Mapping[str, StageCensus | None]) -> None:
         for stage, census in stages.items():
             self._up.labels(stage).set(census is not None)
+            if census is not None and census.attention:
+                self._attention.clear()
+                self._attention.labels(census.attention).set(1)
+            if census is not None and census.curve:
+                self._slowness.set(census.curve.factor)
             for name, gauge in self._census.items():
                 if census is not None:
                     gauge.labels(stage).set(getattr(census, name))

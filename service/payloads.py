@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.curve import CostCurve
 from pipeline.params import DenoiseUsage, StageCost, TextReport
 
 if TYPE_CHECKING:
@@ -87,3 +88,5 @@ class StageCensus:
     rows: int = 0  # over all ticks
     cache_hits: int = 0
     cache_misses: int = 0
+    attention: str | None = None  # the denoiser's back end
+    curve: CostCurve | None = None  # what its ticks cost, as corrected by the last one

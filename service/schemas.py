@@ -159,6 +159,15 @@ class Model(BaseModel):
     solvers: list[str]
     timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
+    attention: str | None = None  # the denoiser's back end, once it has said so
+
+
+class Curve(BaseModel):
+    """What a tick of the denoiser costs: `seconds` for so many floating-point operations, times `factor` now."""
+
+    work_flops: list[float]
+    seconds: list[float]
+    factor: float
 
 
 class ModelList(BaseModel):

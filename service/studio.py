@@ -90,7 +90,7 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
         engine.curve = measure_curve(engine, model)
         return engine
 
-    return DenoiseStage(make)
+    return DenoiseStage(make, settings.deadline_seconds)
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.curve import UNKNOWN
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
 from pipeline.schedules import Flow
 from service.backend import STAGES
@@ -83,6 +84,8 @@ class FakeEngine:
     """Counts ticks. A prompt of `crash` breaks the tick, `refuse` and `stumble` break `add`, `diverge` fails the sample."""
 
     last_tick = SimpleNamespace(rows=2)
+    attention = "by hand"
+    curve = UNKNOWN
 
     def __init__(self) -> None:
         self.samples: dict[str, FakeSample] = {}
@@ -100,7 +103,7 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.samples or self.left)
 
-    def add(self, request_id: str, params: GenerationParams, cond: Any, uncond: Any, arrived: float | None = None) -> None:
+    def add(self, request_id: str, params: GenerationParams, cond: Any, uncond: Any, arrived: float, deadline: float) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")
         if params.prompt == "stumble":

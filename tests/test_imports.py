@@ -16,6 +16,7 @@ PURE = ("schedules", "spacing", "prediction", "solvers", "guidance", "reference"
 SERVICE_MAY_USE = (
     "build",
     "catalog",
+    "curve",
     "params",
     "planning",
     "evaluation",

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Sample:
     loop: asyncio.AbstractEventLoop
     settled: asyncio.Future[Outcome | ServiceError]  # errors as values: a promise nobody reads must not complain
     arrived: float  # by time.perf_counter
+    deadline: float
 
     def settle(self, result: Outcome | ServiceError) -> None:
         """Callable from any thread, any number of times; the first result counts."""
@@ -62,7 +64,9 @@ class Stop:
 class DenoiseStage:
     """Hosts an engine; `generate` may be called from any number of tasks."""
 
-    def __init__(self, make_engine: Callable[[], Engine]):
+    def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
+        """A picture that is not done `deadline_seconds` after it came is of no use to anybody."""
+        self._deadline_seconds = deadline_seconds
         self._loop = EngineLoop(make_engine)
         self._ids = map(str, itertools.count())
 
@@ -71,7 +75,8 @@ class DenoiseStage:
         if self._loop.broken is not None:
             raise StageFailed()
         loop = asyncio.get_running_loop()
-        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future(), time.perf_counter())
+        now = time.perf_counter()
+        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future(), now, now + self._deadline_seconds)
         self._loop.commands.put(sample)
         if self._loop.broken is not None:  # its thread may have looked for the last time before this came
             sample.settle(StageFailed())
@@ -126,6 +131,8 @@ class EngineLoop(threading.Thread):
             engine = self._make_engine()
         except Exception as error:
             return self._refuse_all(error)
+        self.census = replace(self.census, attention=engine.attention, curve=engine.curve)
+        logger.info("attention by %s", engine.attention)
         self.built.set()
         try:
             return self._tick_until_stopped(engine)
@@ -169,7 +176,7 @@ class EngineLoop(threading.Thread):
 
     def _add(self, engine: Engine, sample: Sample) -> None:
         try:
-            engine.add(sample.id, sample.params, sample.conditioning.cond, sample.conditioning.uncond, sample.arrived)
+            engine.add(sample.id, sample.params, sample.conditioning.cond, sample.conditioning.uncond, sample.arrived, sample.deadline)
         except InvalidParams as error:
             sample.settle(as_service_error(error))
         except Exception:  # this sample's fault, not its neighbours'
@@ -187,6 +194,7 @@ class EngineLoop(threading.Thread):
             waiting=engine.num_waiting,
             ticks=seen.ticks + 1,
             rows=seen.rows + (tick.rows if tick else 0),
+            curve=engine.curve,
         )
 
     def _settle_all(self, error: ServiceError) -> None:

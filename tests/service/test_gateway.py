@@ -4,6 +4,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from pipeline.curve import CostCurve
 from service.backend import STAGES
 from service.errors import BrokenPicture, StageFailed
 from service.gateway import build_gateway
@@ -59,6 +60,18 @@ def test_an_unknown_route_is_404(client, path):
 
 def test_docs_are_there(client):
     assert client.get("/docs").status_code == 200
+
+
+def test_the_cost_of_a_tick_and_the_attention_that_runs_are_told(client, backend):
+    assert client.get("/v1/curve").status_code == 503  # nobody has measured yet
+    assert client.get("/v1/models").json()["data"][0]["attention"] is None
+    curve = CostCurve((1e9, 4e9), (0.01, 0.03), 1.5)
+    backend.stages = {**backend.stages, "denoise": StageCensus(pictures=1, attention="products", curve=curve)}
+    assert client.get("/v1/curve").json() == {"work_flops": [1e9, 4e9], "seconds": [0.01, 0.03], "factor": 1.5}
+    assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
+    told = metrics(client)
+    assert told["safelight_attention products"] == 1
+    assert told["safelight_tick_slowness"] == 1.5
 
 
 def test_the_gateway_is_alive_and_ready(client):
