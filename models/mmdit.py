@@ -219,8 +219,8 @@ class Block(nn.Module):
         """
         shift, scale, gate, *after = self.norm1.split(modulation)
         text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
-        normed = _norm(x)
-        image_part, text_part = self.attn(modulate(normed, shift, scale), modulate(_norm(text), text_shift, text_scale), attention)
+        normed = norm(x)
+        image_part, text_part = self.attn(modulate(normed, shift, scale), modulate(norm(text), text_shift, text_scale), attention)
         x = torch.addcmul(x, gate, image_part)
         if self.attn2 is not None:
             shift, scale, gate = after[3:]
@@ -282,7 +282,7 @@ class MMDiT(nn.Module):
 
     def modulations(self, conditioning: Tensor) -> Tensor:
         """What all the adaLN make of `conditioning` (B, D), side by side: (B, M)."""
-        return torch.cat([norm.linear(conditioning) for norm in self._norms()], dim=1)
+        return torch.cat([norm.linear(conditioning) for norm in self.norms()], dim=1)
 
     def text_tokens(self, states: Tensor) -> Tensor:
         """Text `states` (B, L, joint_attention_dim) to the text tokens (B, L, D) that enter the first block."""
@@ -295,13 +295,14 @@ class MMDiT(nn.Module):
         """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x)
-        *of_blocks, final = modulations.split([norm.linear.out_features for norm in self._norms()], dim=1)
+        *of_blocks, final = modulations.split([norm.linear.out_features for norm in self.norms()], dim=1)
         for block, own, texts in zip(self.transformer_blocks, of_blocks[::2], of_blocks[1::2], strict=True):
             tokens, text = block(tokens, text, own, texts, self.attention)
         shift, scale = self.norm_out.split(final)
-        return unpatchify(self.proj_out(modulate(_norm(tokens), shift, scale)), height, width, self.config.patch_size)
+        return unpatchify(self.proj_out(modulate(norm(tokens), shift, scale)), height, width, self.config.patch_size)
 
-    def _norms(self) -> list[AdaLN]:
+    def norms(self) -> list[AdaLN]:
+        """Every adaLN, in the order of `modulations`."""
         of_blocks = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
         return [*of_blocks, self.norm_out]
 
@@ -310,9 +311,9 @@ def _head_norm(config: MMDiTConfig) -> nn.Module:
     return nn.Identity() if config.qk_norm is None else nn.RMSNorm(config.attention_head_dim, eps=NORM_EPS)
 
 
-def _norm(x: Tensor) -> Tensor:
+def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
 
 
 def _feed_forward(ff: FeedForward, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-    return torch.addcmul(x, gate, ff(modulate(_norm(x), shift, scale)))
+    return torch.addcmul(x, gate, ff(modulate(norm(x), shift, scale)))

@@ -18,6 +18,7 @@ from models.grouped import Grouped
 from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network, NetworkConfig, PackedNetwork
 from models.packed_dit import PackedDiT
+from models.packed_mmdit import PackedMMDiT
 from models.registry import CLASS_DIT, PIXART, SD3, network_class
 
 
@@ -55,11 +56,11 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
 
 def pack(network: Network) -> PackedNetwork:
     """`network` made ready for the engine; it is taken apart and must not be used any more."""
-    if not isinstance(network, DiT):
+    if not isinstance(network, DiT | MMDiT):
         return Grouped(network)
     weight, config = network.proj_out.weight, network.config
     attention, _ = choose(weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim)
-    return PackedDiT(network, attention)
+    return PackedDiT(network, attention) if isinstance(network, DiT) else PackedMMDiT(network, attention)
 
 
 def example_text(config: NetworkConfig) -> tuple[Tensor, Tensor, Tensor | None]:

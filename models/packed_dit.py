@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.dit import Block, DiT, Modulations
 from models.layers import modulate, unpatchify
 from models.linear import Linear, make_linear
 from models.packed_attention import PackedAttention, Plan
+from models.packed_layers import gated, joined, parameters, patches
 from models.packing import Layout
 
 SCALES = [1, 4]  # of a block's six modulations; `1 + scale` is stored
@@ -80,7 +81,7 @@ class PackedDiT:
         self._dit = dit
         self._heads = dit.config.num_attention_heads
         self._patch = make_linear(dit.pos_embed.proj.weight.flatten(1), dit.pos_embed.proj.bias)
-        self._text = make_linear(*_joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)]))
+        self._text = make_linear(*joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)]))
         self._blocks = [_pack(block) for block in dit.transformer_blocks]
         self._tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])[:, None].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
@@ -125,7 +126,7 @@ class PackedDiT:
         now = list(zip(rows.modulations, steps, strict=True))
         modulations = self._tables + torch.stack([m.blocks[step] for m, step in now])  # (B, R, 6, D)
         patch = self.config.patch_size
-        x = self._patch(torch.cat([_patches(each, patch) for each in latents])) + rows.positions
+        x = self._patch(torch.cat([patches(each, patch) for each in latents])) + rows.positions
         for block, modulation, key_values in zip(self._blocks, modulations, rows.key_values, strict=True):
             x = self._move(block, x, modulation, key_values, rows)
         shift, scale = (self._dit.scale_shift_table[None] + torch.stack([m.final[step] for m, step in now])[:, None]).unbind(1)
@@ -142,39 +143,24 @@ class PackedDiT:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
         q, k, v = block.to_qkv(by_row(_scaled, [_norm(x, block.eps)], [shift_a, scale_a])).unflatten(1, (3, self._heads, -1)).unbind(1)
         attended = block.to_out(self.attention(q, k, v, rows.to_itself).flatten(1))
-        x = by_row(_gated, [x, attended], [gate_a])
+        x = by_row(gated, [x, attended], [gate_a])
         q = block.to_text_q(x).unflatten(1, (self._heads, -1))
         x = x + block.to_text_out(self.attention(q, *key_values, rows.to_text).flatten(1))
         changed = block.fall(block.rise(by_row(_scaled, [_norm(x, block.eps)], [shift_m, scale_m])))
-        return by_row(_gated, [x, changed], [gate_m])
+        return by_row(gated, [x, changed], [gate_m])
 
 
 def _pack(block: Block) -> _Block:
     own, text, mlp = block.attn1, block.attn2, block.ff.net
     return _Block(
-        to_qkv=make_linear(*_joined([own.to_q, own.to_k, own.to_v])),
-        to_out=make_linear(*_parameters(own.to_out[0])),
-        to_text_q=make_linear(*_parameters(text.to_q)),
-        to_text_out=make_linear(*_parameters(text.to_out[0])),
-        rise=make_linear(*_parameters(mlp[0]["proj"]), has_gelu=True),
-        fall=make_linear(*_parameters(mlp[2])),
+        to_qkv=make_linear(*joined([own.to_q, own.to_k, own.to_v])),
+        to_out=make_linear(*parameters(own.to_out[0])),
+        to_text_q=make_linear(*parameters(text.to_q)),
+        to_text_out=make_linear(*parameters(text.to_out[0])),
+        rise=make_linear(*parameters(mlp[0]["proj"]), has_gelu=True),
+        fall=make_linear(*parameters(mlp[2])),
         eps=block.eps,
     )
-
-
-def _parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    return layer.weight, layer.bias
-
-
-def _joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
-    """One layer that answers for several, one after another in its output."""
-    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-
-
-def _patches(x: Tensor, patch: int) -> Tensor:
-    """Latents (rows, C, H, W) to (tokens of all rows, C p p), in the order of a patch convolution's weight."""
-    rows, channels, height, width = x.shape
-    return x.view(rows, channels, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * patch**2)
 
 
 def _norm(x: Tensor, eps: float) -> Tensor:
@@ -183,7 +169,3 @@ def _norm(x: Tensor, eps: float) -> Tensor:
 
 def _scaled(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, scale)
-
-
-def _gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
-    return torch.addcmul(x, gate, change)

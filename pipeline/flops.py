@@ -52,9 +52,14 @@ def _(config: DiTConfig, text_tokens: int) -> int:
     return 2 * text_tokens * (config.caption_channels * d + d * d) + config.num_layers * 4 * text_tokens * d * d
 
 
-@text_flops.register(MMDiTConfig)
-@text_flops.register(ClassDiTConfig)
-def _(config: NetworkConfig, text_tokens: int) -> int:
+@text_flops.register
+def _(config: MMDiTConfig, text_tokens: int) -> int:
+    """The text's projection."""
+    return 2 * text_tokens * config.joint_attention_dim * config.width
+
+
+@text_flops.register
+def _(config: ClassDiTConfig, text_tokens: int) -> int:
     """All of it waits for the times."""
     return 0
 
@@ -85,10 +90,10 @@ def _(config: MMDiTConfig, height: int, width: int, text_tokens: int) -> int:
 
 @row_flops.register
 def _(config: MMDiTConfig, text_tokens: int, num_times: int) -> int:
-    """The text's projection, the pooled text's embedding, and every adaLN at every time."""
+    """The pooled text's embedding, and every adaLN at every time."""
     d, duals = config.width, len(config.dual_attention_layers)
     parts = config.num_layers * 12 - 4 + 3 * duals + 2  # the last block's text has two for six
-    return 2 * text_tokens * config.joint_attention_dim * d + 2 * (config.pooled_projection_dim * d + d * d) + num_times * 2 * parts * d * d
+    return 2 * (config.pooled_projection_dim * d + d * d) + num_times * 2 * parts * d * d
 
 
 @times_flops.register

@@ -20,7 +20,7 @@ from models.registry import spatial_compression
 from pipeline.bench.diffusers_loop import DiffusersLoop, load_loop
 from pipeline.bench.load import LARGEST_BATCH, PATIENCE_S, Replay, by_diffusers, by_engine
 from pipeline.bench.peak import gemm_peak
-from pipeline.bench.trace import PROMPTS, Arrival, make_trace
+from pipeline.bench.trace import PROMPTS, SOLVERS, Arrival, make_trace
 from pipeline.build.curve import measure_curve
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_runner, engine_on
@@ -122,13 +122,17 @@ def _like(model: ModelInfo) -> GenerationParams:
 
 
 def _warm_up(loops: Mapping[str, DiffusersLoop], params: GenerationParams, texts: Mapping[str, TextStates], say: Say) -> None:
-    """Every shape that the trace may bring, before the clock runs: a compiled network compiles for some of them anew."""
-    shapes = [(count, w) for count in range(1, LARGEST_BATCH + 1) for w in (1.0, params.guidance_scale)]
-    for number, (count, w) in enumerate(shapes):
+    """Every shape and solver that the trace may bring, before the clock runs: a compiled network compiles for some of them anew.
+
+    Solvers, because their schedulers give times of different types.
+    """
+    counts = range(1, LARGEST_BATCH + 1)
+    shapes = [(count, w, solver) for count in counts for w in (1.0, params.guidance_scale) for solver in SOLVERS]
+    for number, (count, w, solver) in enumerate(shapes):
         say("warming up", number, len(shapes))
         for loop in loops.values():
             for prompt in (min(texts, key=len), max(texts, key=len)):
-                one = replace(params, num_steps=2, guidance_scale=w, prompt=prompt)
+                one = replace(params, num_steps=2, guidance_scale=w, prompt=prompt, solver=solver)
                 loop.draw([one] * count, dict(texts))
 
 
