@@ -6,7 +6,7 @@ No asyncio, no Ray, no locks: one thread owns an engine. A tick is choose, run, 
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ from pipeline.batcher import Limits, choose, in_order_of
 from pipeline.curve import UNKNOWN, CostCurve
 from pipeline.encoder import TextStates
 from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
-from pipeline.forecast import finish_times
+from pipeline.forecast import LATE, finish_times
 from pipeline.guidance import needs_cond, needs_uncond, scale_at
 from pipeline.load import Load, make_load
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
@@ -77,6 +77,7 @@ class Engine:
         self.curve = curve  # corrected by every tick
         self._waiting: dict[str, Waiting] = {}  # in order of arrival, as the next
         self._running: dict[str, Sample] = {}
+        self._lately: deque[Load] = deque(maxlen=LATE)
         self._left: list[Outcome] = []
         self._members: batch.Membership | None = None
         self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
@@ -130,6 +131,8 @@ class Engine:
         is_guided = any(map(needs_uncond, scales))
         if is_guided and uncond is None:
             raise ValueError("a guided sample needs the states of its negative prompt")
+        load = self._load(params, scales, cond, uncond, started if arrived is None else arrived, deadline)
+        self._lately.append(load)
         self._waiting[request_id] = Waiting(
             request_id=request_id,
             params=params,
@@ -137,7 +140,7 @@ class Engine:
             scales=scales,
             cond=cond if any(map(needs_cond, scales)) else None,
             uncond=uncond if is_guided else None,
-            load=self._load(params, scales, cond, uncond, started if arrived is None else arrived, deadline),
+            load=load,
             spent=Spent(flops=flops, device_seconds=time.perf_counter() - started),
         )
 
@@ -148,7 +151,8 @@ class Engine:
             self._leave(sample, FinishReason.ABORTED)
 
     def abort_all(self) -> None:
-        """Abort every sample that is here."""
+        """Abort every sample that is here; they are not taken for what comes as a rule either."""
+        self._lately.clear()
         for request_id in (*self._waiting, *self._running):
             self.abort(request_id)
 
@@ -158,9 +162,9 @@ class Engine:
         return self._settle()
 
     def forecast(self) -> dict[str, float]:
-        """For every sample that is here, the seconds until it leaves, if nobody else comes."""
+        """For every sample that is here, the seconds until it leaves, if others come as they did lately."""
         here: list[Sample | Waiting] = [*self._running.values(), *self._waiting.values()]
-        seconds = finish_times(here, time.perf_counter(), self.limits, self.curve)
+        seconds = finish_times(here, time.perf_counter(), self.limits, self.curve, list(self._lately))
         return {sample.request_id: own for sample, own in zip(here, seconds, strict=True)}
 
     def _choose(self) -> list[Sample]:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
+from torch import Tensor
+
+from models.cuda_runtime import preload_cuda_runtime
+from pipeline import noise
+from pipeline.encoder import TextStates
+from pipeline.guidance import needs_uncond
+from pipeline.params import GenerationParams, ModelInfo
+from pipeline.runner import bucket
+
+preload_cuda_runtime()  # as in models.vae, before diffusers
+from diffusers import (  # noqa: E402
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -17,13 +27,6 @@ from diffusers import (
     HeunDiscreteScheduler,
     PixArtTransformer2DModel,
 )
-from torch import Tensor
-
-from pipeline import noise
-from pipeline.encoder import TextStates
-from pipeline.guidance import needs_uncond
-from pipeline.params import GenerationParams, ModelInfo
-from pipeline.runner import bucket
 
 
 @dataclass(frozen=True, slots=True)

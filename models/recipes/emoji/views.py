@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from models.checkpoint import WEIGHTS
 from models.recipes.emoji import data
 from models.recipes.emoji.captions import COLOURS, WHITE
+from models.vae import AutoencoderTiny
 
 NATIVE = (data.SIZE, data.SIZE)
 OTHERS = ((96, 96), (160, 96), (96, 160))  # width, height
