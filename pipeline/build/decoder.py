@@ -13,4 +13,6 @@ def build_decoder(model: ModelInfo, *, num_threads: int | None = None, dtype: to
     set_threads(num_threads)
     dtype = dtype or fast_dtype()
     device = fast_device()
-    return Decoder(load_vae(model.path / "vae", str(device), dtype), dtype, device)
+    vae = load_vae(model.path / "vae", str(device), dtype)
+    vae.to(memory_format=torch.channels_last)  # in place; two thirds of the time on a processor (docs/performance.md)
+    return Decoder(vae, dtype, device)
