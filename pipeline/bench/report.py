@@ -61,6 +61,7 @@ class Benchmark:
     requests_per_second: float
     curve: CostCurve  # of a tick, as measured before the rest
     forecast_error: float  # of the seconds that a request was told when it came, by how much they differ from what it took: median
+    head_of_line: float  # seconds of a short request behind four long ones, of those among four others as short
     bookkeeping_share: float  # of a full tick, what is not the network's evaluation
     peak_memory_bytes: int
 
@@ -96,6 +97,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
     rate = OVERLOAD * at_once.images_per_hour / 3600
     mixed, forecast_error = _mixed(_replays(make_engine, loops, texts), [replace(each, at=each.at / rate) for each in trace], rounds, say)
     say("bookkeeping", 0, 1)
+    blocked = _head_of_line(_like(model), make_engine, texts)
     share, mfu = _full_ticks(runner, make_engine(), _like(model), texts, peak)
     return Benchmark(
         model=model.id,
@@ -110,6 +112,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         requests_per_second=rate,
         curve=curve,
         forecast_error=forecast_error,
+        head_of_line=blocked,
         bookkeeping_share=share,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -182,6 +185,25 @@ def _mixed(replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: i
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
     best = max(static, key=lambda mixed: mixed.images_per_hour)
     return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors)
+
+
+def _head_of_line(params: GenerationParams, make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> float:
+    """An 8-step request that comes five ticks after four of 40 steps, against one of five such that start together: a median."""
+
+    def seconds(others: int, ticks_before: int) -> float:
+        engine = make_engine()
+        for number in range(4):
+            engine.add(str(number), replace(params, num_steps=others, seed=number), texts[params.prompt], texts[""])
+        for _ in range(ticks_before):
+            engine.step()
+        started = time.perf_counter()
+        engine.add("short", replace(params, num_steps=8, seed=9), texts[params.prompt], texts[""])
+        while "short" not in {outcome.request_id for outcome in engine.step()}:
+            pass
+        return time.perf_counter() - started
+
+    pairs = [(seconds(40, 5), seconds(8, 0)) for _ in range(REPEATS)]
+    return statistics.median(behind / fair for behind, fair in pairs)
 
 
 def _full_ticks(
