@@ -91,7 +91,8 @@ def test_the_command_tells_all_it_measured(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["bench", "--model", "tiny", "--requests", "3", "--rounds", "1", "--no-compile", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {
-        "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line", "curve", "peak_memory_bytes", "model", "device", "dtype"
+        "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line", "curve",
+        "peak_memory_bytes", "model", "device", "dtype"
     } <= found.keys()  # fmt: skip
     assert found["batch1"].keys() == {"ours_s", "diffusers_eager_s", "diffusers_compiled_s"}
     assert found["mixed"].keys() == {"ours", "serial_eager", "serial_compiled", "static_best"}
