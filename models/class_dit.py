@@ -42,7 +42,7 @@ BUILT = {
 IGNORED = {"dropout", "norm_num_groups"}  # means nothing to this network at inference
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
     """One class under the times of a plan: all `modulations` (T, M)."""
 

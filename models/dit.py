@@ -45,7 +45,7 @@ class TextKeyValues:
     mask: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
     """One text, and the modulations of every time of its plan."""
 

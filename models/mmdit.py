@@ -36,7 +36,7 @@ from models.layers import (
 NORM_EPS = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
     """One text under the times of a plan: the tokens (1, L, D) that enter the first block, and all `modulations` (T, M)."""
 

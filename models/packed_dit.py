@@ -35,7 +35,7 @@ class Text:
         return self.key_values.nbytes + self.mask.nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
     """One text, and the modulations of every time of its plan."""
 

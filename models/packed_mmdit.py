@@ -34,7 +34,7 @@ class Text:
         return self.tokens.nbytes + self.pooled.nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
     """One text, and what every adaLN makes of it at every time of its plan: `modulations` (times, M)."""
 

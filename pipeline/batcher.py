@@ -1,4 +1,4 @@
-"""Who runs in a tick, of all who are here: a pure rule, which the forecast follows as well."""
+"""Who runs in a tick, of all who are here: pure rules, which the forecast follows as well."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ def choose(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve)
     """The samples to move on in the next tick.
 
     They are taken as they are due (`Load.due`), while they fit: into the limits, and into the work beyond which a larger tick
-    gets no more done in a second, when whoever comes later only makes the others late. The first due is always taken, so nobody
-    starves. Nobody is left out where there is room: to run the short ones alone, in small ticks, would cost more throughput
-    than it wins (docs/performance.md).
+    gets less done in a second, when whoever comes later only makes the others late. The first due is always taken, so nobody
+    who can still be in time starves. Nobody is left out where there is room: to run the short ones alone, in small ticks, would
+    cost more throughput than it wins (docs/performance.md).
     """
     chosen: list[S] = []
     rows = tokens = 0

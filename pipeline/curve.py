@@ -5,25 +5,27 @@ Never assumed to be a straight line: a tick has a fixed part, and a row is cheap
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-LEARNING = 0.05  # of each tick's error: a mean over the last twenty or so
-GUESSED = 0.5  # the same, of a curve that nobody measured
-STEADY = (0.2, 5.0)  # an error beyond these is a hiccup of the machine, not news of its speed
-WORTH = 1.03  # a larger tick must do this much more in a second than a smaller one to be preferred
+SETTLED = 20  # ticks: the factor is a mean over as many
+SHAPE = 0.2  # of what the factor learns from a tick, the points beside its work learn as well
+HICCUP = 2.0  # an error beyond this is one of the machine rather than news of its speed, and counts as no more than this
+LOSS = 0.9  # a larger tick that does less than this much of what the best does in a second is not worth its length
 
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
     """`seconds[k]` were measured for a tick of `work[k]` operations, `work` rising; straight lines between, and beyond the ends.
 
-    `factor` is how much slower the machine is now than when it was measured.
+    `factor` is how much slower the machine is now than when it was measured, learnt from `ticks_seen` ticks at most.
     """
 
     work: tuple[float, ...]
     seconds: tuple[float, ...]
     factor: float = 1.0
+    ticks_seen: int = SETTLED  # 0: a guess that nobody measured, which follows the first tick entirely
 
     def __post_init__(self) -> None:
         if len(self.work) != len(self.seconds) or not self.work or list(self.work) != sorted(set(self.work)):
@@ -41,19 +43,33 @@ class CostCurve:
 
     @property
     def best_work(self) -> float:
-        """The least work of a tick beyond which more of it does not get more done in a second; infinite if it still does at the end."""
+        """The most work of a tick that is worth its length: where the next larger one that was measured loses, the middle between them.
+
+        Infinite if none loses. The middle, because a tick has never exactly the work of one that was measured.
+        """
         rates = [work / seconds for work, seconds in zip(self.work, self.seconds, strict=True)]
-        best = next(k for k, rate in enumerate(rates) if rate * WORTH >= max(rates))
-        return self.work[best] if best < len(rates) - 1 else float("inf")
+        last = max(k for k, rate in enumerate(rates) if rate >= LOSS * max(rates))
+        return math.sqrt(self.work[last] * self.work[last + 1]) if last + 1 < len(rates) else math.inf
 
     def observed(self, work: float, seconds: float) -> CostCurve:
-        """The curve after a tick of `work` that took `seconds`."""
-        error = seconds / self.seconds_for(work)
-        if len(self.work) == 1:  # a guess, not a measurement
-            return replace(self, factor=self.factor * error**GUESSED)
-        if not STEADY[0] < error < STEADY[1]:
-            return self
-        return replace(self, factor=self.factor * error**LEARNING)
+        """The curve after a tick of `work` that took `seconds`: another speed mostly, and a little another shape."""
+        error = math.log(seconds / self.seconds_for(work))
+        if self.ticks_seen > 0:
+            error = min(max(error, -math.log(HICCUP)), math.log(HICCUP))
+        rate = 1.0 / min(self.ticks_seen + 1, SETTLED)
+        return replace(
+            self,
+            seconds=self._bent(work, math.exp(SHAPE * rate * error)) if len(self.work) > 1 else self.seconds,
+            factor=self.factor * math.exp(rate * error),
+            ticks_seen=min(self.ticks_seen + 1, SETTLED),
+        )
+
+    def _bent(self, work: float, by: float) -> tuple[float, ...]:
+        """The seconds with those of the point nearest to `work` multiplied; more work still does not cost less."""
+        right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
+        k = right if work * work > self.work[right - 1] * self.work[right] else right - 1
+        least, most = self.seconds[k - 1] if k else 0.0, self.seconds[k + 1] if k + 1 < len(self.seconds) else math.inf
+        return (*self.seconds[:k], min(max(self.seconds[k] * by, least), most), *self.seconds[k + 1 :])
 
 
-UNKNOWN = CostCurve((1e9,), (1e-2,))  # until it is measured: in proportion to the work
+UNKNOWN = CostCurve((1e9,), (1e-2,), ticks_seen=0)  # until it is measured: in proportion to the work

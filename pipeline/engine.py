@@ -3,33 +3,33 @@
 No asyncio, no Ray, no locks: one thread owns an engine. A tick is choose, run, settle.
 """
 
+import heapq
 import logging
 import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from models.network import NetworkConfig, Row
 from pipeline import batch
-from pipeline.batcher import Limits, choose, in_order_of
+from pipeline.batcher import Limits, in_order_of
 from pipeline.curve import UNKNOWN, CostCurve
 from pipeline.encoder import TextStates
 from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
 from pipeline.forecast import LATE, finish_times
 from pipeline.guidance import needs_cond, needs_uncond, scale_at
 from pipeline.load import Load, make_load
-from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
+from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
 from pipeline.request import Prepared, Sample, Spent, Waiting, start_state
 from pipeline.runner import StepRunner, bucket
 from pipeline.solvers import Plan, canonical_name
+from pipeline.waiting import WaitingQueue, choose_next
 
 PLANS_KEPT = 64
-EARLIEST = 64  # of those who wait, the ones that are looked at: a choice must cost little beside a tick
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,10 @@ class Engine:
         self._latent_scale = latent_scale
         self.limits = limits
         self.curve = curve  # corrected by every tick
-        self._waiting: dict[str, Waiting] = {}  # in order of arrival, as the next
+        self._waiting: dict[str, Waiting] = {}
+        self._queue = WaitingQueue[Sample | Waiting](curve.factor)  # the same
         self._running: dict[str, Sample] = {}
+        self._deadlines: list[tuple[float, str]] = []  # a heap; some are of samples that have left
         self._lately: deque[Load] = deque(maxlen=LATE)
         self._left: list[Outcome] = []
         self._members: batch.Membership | None = None
@@ -119,7 +121,9 @@ class Engine:
         arrived: float | None = None,
         deadline: float = math.inf,
     ) -> None:
-        """Queue a sample that has waited since `arrived` and is of no use after `deadline` (by `time.perf_counter`; default: now, never).
+        """Queue a sample that has waited since `arrived` and leaves at `deadline`, done or not.
+
+        Both by `time.perf_counter`; without them it came now, and may take for ever.
 
         Raises `InvalidParams` if it cannot be drawn, `ValueError` if the id is already here.
         """
@@ -132,8 +136,11 @@ class Engine:
         if is_guided and uncond is None:
             raise ValueError("a guided sample needs the states of its negative prompt")
         load = self._load(params, scales, cond, uncond, started if arrived is None else arrived, deadline)
+        if (most := max(load.rows) * load.tokens) > self.limits.max_tokens:
+            size, least = f"{params.width}x{params.height}", self.limits.max_tokens
+            raise InvalidParams("size", f"a picture of {size} takes {most} tokens in a tick, and this engine at most {least}")
         self._lately.append(load)
-        self._waiting[request_id] = Waiting(
+        waiting = Waiting(
             request_id=request_id,
             params=params,
             prepared=prepared,
@@ -143,6 +150,10 @@ class Engine:
             load=load,
             spent=Spent(flops=flops, device_seconds=time.perf_counter() - started),
         )
+        self._waiting[request_id] = waiting
+        self._queue.add(waiting)
+        if deadline < math.inf:
+            heapq.heappush(self._deadlines, (deadline, request_id))
 
     def abort(self, request_id: str) -> None:
         """Take a sample out now; its outcome comes out of the next `step`. Unknown or finished ids are ignored."""
@@ -158,21 +169,19 @@ class Engine:
 
     def step(self) -> list[Outcome]:
         """One tick of the samples that are chosen for it; returns those that left since the last call."""
+        self._expire()
         self._run(self._choose())
         return self._settle()
 
     def forecast(self) -> dict[str, float]:
         """For every sample that is here, the seconds until it leaves, if others come as they did lately."""
-        here: list[Sample | Waiting] = [*self._running.values(), *self._waiting.values()]
-        seconds = finish_times(here, time.perf_counter(), self.limits, self.curve, list(self._lately))
-        return {sample.request_id: own for sample, own in zip(here, seconds, strict=True)}
+        begun = list(self._running.values())
+        seconds = finish_times(begun, self._queue, time.perf_counter(), self.limits, self.curve, list(self._lately))
+        return {sample.request_id: own for sample, own in zip((*begun, *self._queue), seconds, strict=True)}
 
     def _choose(self) -> list[Sample]:
         """The samples of the next tick, in order of arrival; those who have waited until now are begun."""
-        most_begun = 2 * self.limits.max_rows  # what has begun lies on the device, also while it is passed over
-        here: list[Sample | Waiting] = [*self._running.values()]
-        here += islice(self._waiting.values(), EARLIEST if len(self._running) < most_begun else 0)
-        chosen = choose(here, time.perf_counter(), self.limits, self.curve)
+        chosen = choose_next(list(self._running.values()), self._queue, time.perf_counter(), self.limits, self.curve)
         return in_order_of([sample for sample in map(self._begun, chosen) if sample is not None], self._running.values())
 
     def _begun(self, sample: Sample | Waiting) -> Sample | None:
@@ -185,7 +194,7 @@ class Engine:
             logger.exception("a sample could not begin")
             self._leave(sample, FinishReason.FAILED, f"the sample could not begin: {error}")
             return None
-        del self._waiting[sample.request_id]
+        self._stop_waiting(sample)
         self._running[sample.request_id] = begun
         return begun
 
@@ -219,30 +228,43 @@ class Engine:
             return
         started = time.perf_counter()
         if self._members is None or not self._members.holds(samples):
+            self._detach_all_but(samples)
             self._members = batch.make_membership(samples, self._runner.network)
         members = self._members
-        rows = [sample.rows for sample in samples]  # of this tick; the next may have others
         gathered = [batch.gather(group) for group in members.groups]
         for group, own, out in zip(members.groups, gathered, self._runner.forward(members, gathered), strict=True):
             batch.scatter(group, batch.update(own, batch.guided(group, out)))
         self._runner.wait()
-        self.last_tick = self._bill(samples, rows, time.perf_counter() - started)
+        self.last_tick = self._bill(samples, time.perf_counter() - started)
 
-    def _bill(self, samples: Sequence[Sample], rows: Sequence[Sequence[Row]], seconds: float) -> TickFacts:
-        """Share the tick out over its samples by the operations of their rows."""
-        config = self._runner.network.config
-        shapes = [sample.x.shape[1:] for sample in samples]
-        tokens = [len(own) * sample.load.tokens for sample, own in zip(samples, rows, strict=True)]
-        flops = [sum(forward_flops(config, h, w, row.text_tokens) for row in own) for own, (h, w) in zip(rows, shapes, strict=True)]
-        self.curve = self.curve.observed(sum(flops), seconds)
-        for sample, own, own_tokens, own_flops in zip(samples, rows, tokens, flops, strict=True):
+    def _detach_all_but(self, samples: Sequence[Sample]) -> None:
+        """Give those who are passed over their state to themselves: as a view it would keep the whole of their last batch in memory."""
+        for sample in set(self._running.values()) - set(samples):
+            if sample.state.untyped_storage().nbytes() > sample.state.nbytes:
+                sample.state = sample.state.clone()
+
+    def _bill(self, samples: Sequence[Sample], seconds: float) -> TickFacts:
+        """Share the tick that was just done out over its samples by the operations of their rows."""
+        done = [(sample, sample.load.rows[sample.step_index - 1], sample.load.work[sample.step_index - 1]) for sample in samples]
+        flops = sum(work for _, _, work in done)
+        self.curve = self.curve.observed(flops, seconds)
+        for sample, rows, work in done:
             spent = sample.spent
             spent.ticks += 1
-            spent.rows += len(own)
-            spent.tokens += own_tokens
-            spent.flops += own_flops
-            spent.device_seconds += seconds * own_flops / sum(flops)
-        return TickFacts(sum(map(len, rows)), sum(tokens), seconds, sum(flops))
+            spent.rows += rows
+            spent.tokens += rows * sample.load.tokens
+            spent.flops += int(work)
+            spent.device_seconds += seconds * work / flops
+        return TickFacts(sum(rows for _, rows, _ in done), sum(rows * sample.load.tokens for sample, rows, _ in done), seconds, int(flops))
+
+    def _expire(self) -> None:
+        """Let those go whose deadline has come: nobody waits for them any more."""
+        now = time.perf_counter()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, request_id = heapq.heappop(self._deadlines)
+            sample = self._waiting.get(request_id) or self._running.get(request_id)
+            if sample is not None and sample.load.deadline == deadline:
+                self._leave(sample, FinishReason.EXPIRED, "its deadline came first")
 
     def _settle(self) -> list[Outcome]:
         for sample in [sample for sample in self._running.values() if sample.is_done]:
@@ -280,9 +302,9 @@ class Engine:
 
     def _row(self, text: TextStates, prepared: Prepared, spent: Spent) -> Row:
         """A text under a plan; whoever brings a text pays for it, whoever shares it later does not."""
-        config = self._runner.network.config
-        row, is_new = self._runner.row(text, prepared.times)
-        spent.flops += is_new * text_flops(config, row.text_tokens) + row_flops(config, row.text_tokens, prepared.plan.nfe)
+        row, is_new_text, is_new_row = self._runner.row(text, prepared.times, prepared.key)
+        spent.flops += is_new_text * text_flops(self.config, row.text_tokens)
+        spent.flops += is_new_row * row_flops(self.config, row.text_tokens, prepared.plan.nfe)
         return row
 
     def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
@@ -294,14 +316,19 @@ class Engine:
             self._prepared.move_to_end(key)
             return self._prepared[key], 0
         plan = self._make_plan(params)
-        self._prepared[key] = Prepared(plan, self._runner.updates(plan), self._runner.times(plan, (params.height, params.width)))
+        self._prepared[key] = Prepared(key, plan, self._runner.updates(plan), self._runner.times(plan, (params.height, params.width)))
         if len(self._prepared) > PLANS_KEPT:
             self._prepared.popitem(last=False)
         return self._prepared[key], times_flops(self._runner.network.config, plan.nfe)
 
+    def _stop_waiting(self, sample: Waiting) -> None:
+        del self._waiting[sample.request_id]
+        self._queue.remove(sample)
+
     def _leave(self, sample: Sample | Waiting, reason: FinishReason, error: str | None = None) -> None:
-        self._waiting.pop(sample.request_id, None)
-        if self._running.pop(sample.request_id, None):
+        if isinstance(sample, Waiting):
+            self._stop_waiting(sample)
+        elif self._running.pop(sample.request_id, None):
             self._members = None  # it would keep what has left
         queue_seconds = time.perf_counter() - sample.load.arrived if isinstance(sample, Waiting) else sample.queue_seconds
         spent = sample.spent

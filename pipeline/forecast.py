@@ -5,14 +5,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, cycle
 
-from pipeline.batcher import Limits, Standing, choose
+from pipeline.batcher import Limits, Standing
 from pipeline.curve import CostCurve
 from pipeline.load import Load
+from pipeline.waiting import WaitingQueue, choose_next
 
 STRIDE = 4  # ticks between two choices: the real batcher chooses at each
 FEWEST = 5  # arrivals from which a rate is told
 LATE = 16  # arrivals that are company of late
-MOST_COMING = 200  # who comes after them hardly changes what those who are here are told
+TOGETHER = 0.01  # seconds within which samples came at once: the pictures of one request say nothing of a rate
+HORIZON = 4.0  # for how many times as long as others were seen to come they are taken to go on
 
 
 @dataclass(slots=True, eq=False)
@@ -24,26 +26,35 @@ class Ghost:
     step_index: int
 
 
-def finish_times(standings: Iterable[Standing], now: float, limits: Limits, curve: CostCurve, lately: Sequence[Load] = ()) -> list[float]:
-    """For each of `standings`, the seconds from `now` until it leaves.
+def finish_times(
+    begun: Iterable[Standing], waiting: Iterable[Standing], now: float, limits: Limits, curve: CostCurve, lately: Sequence[Load] = ()
+) -> list[float]:
+    """For each who has `begun`, then for each who is `waiting`, the seconds from `now` until it leaves.
 
     Others will come, and some go first: as many, and such, as did `lately` (in order of arrival). Without them nobody comes.
     """
-    ghosts = [Ghost(number, standing.load, standing.step_index) for number, standing in enumerate(standings)]
-    times = [0.0] * len(ghosts)
-    left = sum(ghost.step_index < ghost.load.num_ticks for ghost in ghosts)
-    here = [ghost for ghost in ghosts if ghost.step_index < ghost.load.num_ticks]
+    numbers = count()
+    here = [Ghost(next(numbers), standing.load, standing.step_index) for standing in begun]
+    queue = WaitingQueue[Ghost](curve.factor)
+    for standing in waiting:
+        queue.add(Ghost(next(numbers), standing.load, 0))
+    times = [0.0] * next(numbers)
+    here = [ghost for ghost in here if ghost.step_index < ghost.load.num_ticks]
+    left = len(here) + len(queue)
     coming = _coming(lately, now)
     following = next(coming, None)
     moment = now
     while left:
         while following is not None and following.load.arrived <= moment:
-            here.append(following)
+            queue.add(following)
             following = next(coming, None)
-        chosen = choose(here, moment, limits, curve)
+        chosen = choose_next(here, queue, moment, limits, curve)
         ticks = min(STRIDE, *(ghost.load.num_ticks - ghost.step_index for ghost in chosen))
         moment += ticks * curve.seconds_for(sum(ghost.load.work[ghost.step_index] for ghost in chosen))
         for ghost in chosen:
+            if ghost.step_index == 0:
+                queue.remove(ghost)
+                here.append(ghost)
             ghost.step_index += ticks
             if ghost.step_index == ghost.load.num_ticks:
                 here.remove(ghost)
@@ -54,12 +65,12 @@ def finish_times(standings: Iterable[Standing], now: float, limits: Limits, curv
 
 
 def _coming(lately: Sequence[Load], now: float) -> Iterator[Ghost]:
-    """Samples like those that came `lately`, at their mean distance."""
-    seconds = lately[-1].arrived - lately[0].arrived if len(lately) >= FEWEST else 0.0
-    if not seconds > 0.0:
+    """Samples like those that came `lately`, at their mean distance; a silence since the last of them counts as well."""
+    times = [load.arrived for load in lately]
+    moments = [time for time, before in zip(times, [-math.inf, *times], strict=False) if time - before > TOGETHER]
+    if len(moments) < FEWEST:
         return
-    distance = seconds / (len(lately) - 1)
-    for number, load in zip(count(1), cycle(lately), strict=False):
-        if number > MOST_COMING:
-            return
+    seconds = max(now, times[-1]) - times[0]
+    distance = seconds / sum(time > times[0] + TOGETHER for time in times)
+    for number, load in zip(range(1, int(HORIZON * seconds / distance) + 1), cycle(lately), strict=False):
         yield Ghost(None, replace(load, arrived=now + number * distance, deadline=math.inf), 0)

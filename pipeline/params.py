@@ -32,6 +32,7 @@ class FinishReason(StrEnum):
     DONE = "done"
     ABORTED = "aborted"
     FAILED = "failed"
+    EXPIRED = "expired"  # its deadline came first
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Shapes: C latent channels, H x W latent pixels, T ticks of the plan.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -30,8 +31,9 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What all samples with the same solver and steps share, on the device."""
+    """What all samples with the same solver and steps share, on the device; `key` says which."""
 
+    key: Hashable
     plan: Plan
     updates: Tensor  # (T, 5, 7) float32: the plan's matrices
     times: Times

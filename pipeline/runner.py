@@ -1,9 +1,10 @@
 """The only caller of the denoising network: what is computed once a plan and once a text, and the forward of a tick."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class StepRunner:
     dtype: torch.dtype
     device: torch.device
     _texts: OrderedDict[bytes, Text] = field(default_factory=OrderedDict)
+    _rows: WeakValueDictionary[tuple[bytes, Hashable], Row] = field(default_factory=WeakValueDictionary)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height, width) of a latent."""
@@ -44,10 +46,11 @@ class StepRunner:
         return self.network.prepare_times(timesteps, size)
 
     @torch.inference_mode()
-    def row(self, text: TextStates, times: Times) -> tuple[Row, bool]:
-        """What the network makes of one text under the times of a plan, and whether the text was new.
+    def row(self, text: TextStates, times: Times, plan: Hashable) -> tuple[Row, bool, bool]:
+        """What the network makes of one text under the `times` of a plan, whether the text was new, and whether the two together were.
 
-        Always computed alone, for the same reason.
+        Always computed alone, for the same reason. `plan` stands for the times: samples under way that share it and the text
+        share the row.
 
         Of a masked text the end that says nothing is left off, in coarse steps: rows with as many tokens share their attention, and
         a length that a text has by itself leaves its bits alone. What does not depend on the times is kept for the next sample
@@ -62,7 +65,10 @@ class StepRunner:
                 pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
             known = self.network.prepare_text(states.to(self.device, self.dtype), mask.to(self.device), pooled)
         self._remember(key, known)
-        return self.network.prepare_row(known, times), is_new
+        if (row := self._rows.get((key, plan))) is not None:
+            return row, is_new, False
+        self._rows[key, plan] = row = self.network.prepare_row(known, times)
+        return row, is_new, True
 
     def _remember(self, key: bytes, text: Text) -> None:
         self._texts[key] = text

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pipeline.params import FinishReason, GenerationParams, InvalidParams
-from service.errors import ServiceError, StageFailed, as_service_error
+from service.errors import DeadlineExceeded, ServiceError, StageFailed, as_service_error
 from service.payloads import Conditioning, Denoised, StageCensus
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class DenoiseStage:
     """Hosts an engine; `generate` may be called from any number of tasks."""
 
     def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
-        """A picture that is not done `deadline_seconds` after it came is of no use to anybody."""
+        """A picture that is not done `deadline_seconds` after its text came to be encoded is of no use to anybody."""
         self._deadline_seconds = deadline_seconds
         self._loop = EngineLoop(make_engine)
         self._ids = map(str, itertools.count())
@@ -76,7 +76,8 @@ class DenoiseStage:
             raise StageFailed()
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
-        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future(), now, now + self._deadline_seconds)
+        deadline = now + self._deadline_seconds - conditioning.cost.queue_seconds - conditioning.cost.device_seconds
+        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future(), now, deadline)
         self._loop.commands.put(sample)
         if self._loop.broken is not None:  # its thread may have looked for the last time before this came
             sample.settle(StageFailed())
@@ -217,6 +218,8 @@ class EngineLoop(threading.Thread):
 def _denoised(result: Outcome | ServiceError, conditioning: Conditioning) -> Denoised:
     if isinstance(result, ServiceError):
         raise result
+    if result.reason is FinishReason.EXPIRED:
+        raise DeadlineExceeded()
     if result.reason is not FinishReason.DONE or result.latents is None:
         logger.error("a sample left the engine as %s: %s", result.reason.value, result.error)
         raise StageFailed()

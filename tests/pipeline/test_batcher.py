@@ -3,52 +3,35 @@
 import math
 import random
 import statistics
-from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.batcher import Limits, choose
-from pipeline.bench.policies import RULES, simulate
+from pipeline.bench import policies
 from pipeline.curve import CostCurve
 from pipeline.forecast import LATE, finish_times
 from pipeline.load import STRETCH, Load, make_load
+from pipeline.simulation import Here, Queue, Simulated, simulate
+from pipeline.waiting import WaitingQueue, choose_next
 
-CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.130))  # a row is cheapest at 16
+CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.150))  # a row is cheapest at 16
 LIMITS = Limits(16, 16 * 64)
 
 
-@dataclass(eq=False)
-class One:
-    load: Load
-    step_index: int = 0
-    done_at: float = 0.0
+def one(steps: int, rows: int = 2, arrived: float = 0.0, deadline: float = math.inf, tokens: int = 64) -> Simulated:
+    return Simulated(make_load([rows] * steps, [float(rows)] * steps, tokens, CURVE, arrived, deadline))
 
 
-def one(steps: int, rows: int = 2, arrived: float = 0.0, deadline: float = math.inf, tokens: int = 64) -> One:
-    return One(make_load([rows] * steps, [float(rows)] * steps, tokens, CURVE, arrived, deadline))
-
-
-def work_of(chosen: list[One]) -> float:
+def work_of(chosen: list[Simulated]) -> float:
     return sum(each.load.work[each.step_index] for each in chosen)
 
 
-def run(coming: list[One], limits: Limits = LIMITS, curve: CostCurve = CURVE) -> None:
-    """All of them to their end, each from when it arrives."""
-    coming = sorted(coming, key=lambda each: each.load.arrived)
-    now, here = 0.0, list[One]()
-    while coming or here:
-        if not here:
-            now = max(now, coming[0].load.arrived)
-        while coming and coming[0].load.arrived <= now:
-            here.append(coming.pop(0))
-        chosen = choose(here, now, limits, curve)
-        now += curve.seconds_for(work_of(chosen))
-        for each in chosen:
-            each.step_index += 1
-            each.done_at = now
-        here = [each for each in here if each.step_index < each.load.num_ticks]
+def run(coming: list[Simulated], limits: Limits = LIMITS, curve: CostCurve = CURVE) -> None:
+    """All of them to their end, each from when it arrives, as the engine chooses."""
+    simulate(coming, partial(choose_next, limits=limits, curve=curve), curve)
 
 
 ONES = st.builds(
@@ -57,7 +40,7 @@ ONES = st.builds(
 
 
 @given(here=st.lists(ONES, min_size=1, max_size=40), now=st.floats(3.0, 9.0), most=st.integers(2, 32))
-def test_a_tick_is_within_its_limits(here: list[One], now: float, most: int) -> None:
+def test_a_tick_is_within_its_limits(here: list[Simulated], now: float, most: int) -> None:
     limits = Limits(most, 500)
     chosen = choose(here, now, limits, CURVE)
     assert len(set(map(id, chosen))) == len(chosen) >= 1
@@ -68,13 +51,13 @@ def test_a_tick_is_within_its_limits(here: list[One], now: float, most: int) -> 
 
 
 @given(here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=8))
-def test_nobody_is_left_out_where_there_is_room(here: list[One]) -> None:
+def test_nobody_is_left_out_where_there_is_room(here: list[Simulated]) -> None:
     assert set(map(id, choose(here, 0.0, LIMITS, CURVE))) == set(map(id, here))
 
 
 def test_more_work_than_is_worth_it_is_left_for_the_next_tick() -> None:
-    assert CURVE.best_work == 16.0
-    assert work_of(choose([one(20) for _ in range(16)], 0.0, Limits(32, 10**6), CURVE)) == 16.0
+    assert 16.0 < CURVE.best_work < 32.0
+    assert 16.0 <= work_of(choose([one(20) for _ in range(16)], 0.0, Limits(32, 10**6), CURVE)) <= 22.0
     rising = CostCurve((1.0, 32.0), (0.008, 0.06))
     assert work_of(choose([one(20) for _ in range(16)], 0.0, Limits(32, 10**6), rising)) == 32.0
 
@@ -114,41 +97,91 @@ def test_a_short_request_behind_long_ones_is_not_blocked() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=24))
-def test_forecasts_come_true_if_nobody_comes(here: list[One]) -> None:
-    told = finish_times(here, 0.0, LIMITS, CURVE)
+@given(here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=100))
+def test_forecasts_come_true_if_nobody_comes(here: list[Simulated]) -> None:
+    """However many wait, also more than may begin."""
+    queue = WaitingQueue[Simulated]()
+    for each in here:
+        queue.add(each)
+    told = dict(zip(queue, finish_times([], queue, 0.0, LIMITS, CURVE), strict=True))
     run(here)
-    for seconds, each in zip(told, here, strict=True):
+    for each, seconds in told.items():
         assert seconds == pytest.approx(each.done_at, rel=0.15, abs=0.2)
-    assert max(told) == pytest.approx(max(each.done_at for each in here), rel=0.1)
+    assert max(told.values()) == pytest.approx(max(each.done_at for each in here), rel=0.1)
+
+
+def told_and_true(coming: list[Simulated], is_foreseeing: bool = True) -> list[tuple[float, float]]:
+    """Of each who comes, the seconds that it is told at arrival, and those that it takes."""
+    told: dict[Simulated, float] = {}
+    seen: list[Load] = []
+
+    def tell(who: Simulated, begun: Here, queue: Queue, now: float) -> None:
+        seen.append(who.load)
+        place = [*begun, *queue].index(who)
+        seconds = finish_times(begun, queue, now, LIMITS, CURVE, seen[-LATE:] if is_foreseeing else ())[place]
+        told[who] = seconds + now - who.load.arrived
+
+    simulate(coming, partial(choose_next, limits=LIMITS, curve=CURVE), CURVE, on_arrival=tell)
+    return [(told[each], each.latency) for each in coming]
 
 
 def test_forecasts_reckon_with_those_who_will_come() -> None:
     """Under a steady stream, what is told at arrival is right within an eighth; reckoning with nobody it is a fifth too little."""
 
     def errors(is_foreseeing: bool) -> list[float]:
-        rng, now = random.Random(0), 0.0
-        coming, here, seen = list[One](), list[One](), list[Load]()
-        told: dict[int, float] = {}
+        rng, now, coming = random.Random(0), 0.0, list[Simulated]()
         for _ in range(200):
             now += rng.expovariate(5.5)
             coming.append(one(rng.choice((8, 20, 30, 40)), rng.choice((1, 2, 2)), arrived=now))
-        everyone, due, now = list(coming), coming[::-1], 0.0
-        while due or here:
-            now = max(now, due[-1].load.arrived) if not here else now
-            while due and due[-1].load.arrived <= now:
-                here.append(due.pop())
-                seen = [*seen, here[-1].load][-LATE:]
-                told[id(here[-1])] = finish_times(here, now, LIMITS, CURVE, seen if is_foreseeing else ())[-1] + now - here[-1].load.arrived
-            chosen = choose(here, now, LIMITS, CURVE)
-            now += CURVE.seconds_for(work_of(chosen))
-            for each in chosen:
-                each.step_index, each.done_at = each.step_index + 1, now
-            here = [each for each in here if each.step_index < each.load.num_ticks]
-        return [told[id(each)] / (each.done_at - each.load.arrived) - 1 for each in everyone]
+        return [told / true - 1 for told, true in told_and_true(coming, is_foreseeing)]
 
     assert statistics.median(map(abs, errors(is_foreseeing=True))) < 0.13
     assert statistics.mean(errors(is_foreseeing=False)) < -0.18
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.002, 0.05])
+def test_a_burst_is_not_taken_for_a_stream(apart: float) -> None:
+    """Thirty at once, or nearly, and nobody after them: whoever comes last is told about what it takes."""
+    coming = [one(20, arrived=number * apart) for number in range(30)]
+    told, true = told_and_true(coming)[-1]
+    assert told == pytest.approx(true, rel=0.3)
+
+
+def test_a_silence_is_no_stream_either() -> None:
+    burst = [one(8, arrived=number * 0.1) for number in range(20)]
+    told, true = told_and_true([*burst, one(40, arrived=60.0)])[-1]
+    assert told == pytest.approx(true, rel=0.15)
+
+
+def test_a_short_request_is_seen_however_many_wait() -> None:
+    """Hundreds of long ones that came before it wait too; it is told, and gets, a time near its own."""
+    long = [one(40) for _ in range(300)]
+    (*_, (told, true)) = told_and_true([*long, one(8, arrived=0.5)])
+    assert true < 2.0
+    assert told == pytest.approx(true, rel=0.3)
+
+
+def test_the_queue_keeps_the_due_first_whatever_the_speed() -> None:
+    queue = WaitingQueue[Simulated]()
+    rng = random.Random(1)
+    here = [one(rng.randint(1, 40), arrived=rng.random()) for _ in range(50)]
+    for each in here:
+        queue.add(each)
+    for slowness in (1.0, 1.05, 3.0, 0.2):
+        assert queue.most_due(7, 1.0, slowness) == sorted(here, key=lambda each: each.load.due(0, 1.0, slowness))[:7]
+    queue.remove(here[9])
+    assert here[9] not in list(queue)
+    assert len(queue) == 49
+    with pytest.raises(ValueError, match="not in the queue"):
+        queue.remove(here[9])
+
+
+def test_the_late_wait_behind_those_who_can_be_in_time() -> None:
+    queue = WaitingQueue[Simulated]()
+    late, punctual = [one(2, deadline=0.01) for _ in range(9)], [one(40, deadline=1e3) for _ in range(3)]
+    for each in (*late, *punctual):
+        queue.add(each)
+    assert queue.most_due(4, 1.0, 1.0) == [*punctual, late[0]]
 
 
 def test_limits_that_nothing_fits_are_refused() -> None:
@@ -160,7 +193,7 @@ def test_limits_that_nothing_fits_are_refused() -> None:
 
 def test_the_simulation_of_rules_says_what_the_documentation_says() -> None:
     def worst(rule: str) -> float:
-        return max(each.latency / each.load.left[0] for each in simulate(RULES[rule], rate=5.5, seed=0))
+        return max(each.latency / each.load.left[0] for each in simulate(policies.trace(5.5, seed=0), policies.RULES[rule], policies.CURVE))
 
     assert worst("due (`batcher.choose`)") < 0.6 * worst("first come, first served")
     assert worst("due (`batcher.choose`)") < 0.5 * worst("most completions a second")
