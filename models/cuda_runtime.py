@@ -5,6 +5,8 @@ import importlib.util
 import logging
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 LIBRARY = "libcudart.so.12"  # the wheel was built for CUDA 12, and finds no runtime of it beside a torch for CUDA 13
 
 
@@ -18,4 +20,11 @@ def preload_cuda_runtime() -> None:
     for folder in package.submodule_search_locations or () if package else ():
         library = Path(folder) / "lib" / LIBRARY
         if library.exists():
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+            _load(library)
+
+
+def _load(library: Path) -> None:
+    try:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:  # of another machine, or cut short: pictures are drawn without xformers as well
+        logger.warning("the CUDA runtime for xformers cannot be loaded: %s", error)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.dit import Block, DiT, Modulations
-from models.layers import modulate, unpatchify
+from models.layers import modulate
 from models.linear import Linear, make_linear
 from models.packed_attention import PackedAttention, Plan
-from models.packed_layers import gated, joined, parameters, patches
+from models.packed_layers import gated, joined, parameters, patches, unpatched
 from models.packing import Layout
 
 SCALES = [1, 4]  # of a block's six modulations; `1 + scale` is stored
@@ -131,11 +131,7 @@ class PackedDiT:
             x = self._move(block, x, modulation, key_values, rows)
         shift, scale = (self._dit.scale_shift_table[None] + torch.stack([m.final[step] for m, step in now])[:, None]).unbind(1)
         x = self._final(rows.image.by_row(modulate, [F.layer_norm(x, x.shape[-1:], eps=1e-6)], [shift, scale]))
-        lengths = [len(each) * (each.shape[2] // patch) * (each.shape[3] // patch) for each in latents]
-        return [
-            unpatchify(own.unflatten(0, (len(each), -1)), *each.shape[2:], patch)
-            for own, each in zip(x.split(lengths), latents, strict=True)
-        ]
+        return unpatched(x, latents, patch)
 
     def _move(self, block: _Block, x: Tensor, modulation: Tensor, key_values: Tensor, rows: Rows) -> Tensor:
         """One block: x (T, D) moved on under `modulation` (R, 6, D) and the text's keys and values (2, S, A, K)."""

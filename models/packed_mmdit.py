@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.layers import FeedForward, modulate, unpatchify
+from models.layers import FeedForward, modulate
 from models.linear import Linear, make_linear
 from models.mmdit import AdaLN, Block, MMDiT, SelfAttention, norm
 from models.packed_attention import PackedAttention, Plan
-from models.packed_layers import gated, joined, parameters, patches
-from models.packing import Layout
+from models.packed_layers import gated, joined, parameters, patches, unpatched
+from models.packing import Layout, Run, cut_alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,7 @@ class Rows:
     positions: Tensor  # (T, D)
     tokens: Tensor
     modulations: tuple[Tensor, ...]
-    joint: tuple[Tensor, Tensor]  # where image and text tokens lie among all J
-    order: Tensor  # which of [image, text] tokens each of the J is
+    pieces: tuple[tuple[Run, ...], ...]  # (image, text) runs of rows that are alike in both
     to_both: Plan
     to_image: Plan | None  # of the dual blocks
 
@@ -136,8 +135,6 @@ class PackedMMDiT:
         text = Layout(tuple(row.text_tokens for row in rows))
         tokens = torch.cat([row.text.tokens for row in rows])
         both = Layout(tuple(map(sum, zip(image.lengths, text.lengths, strict=True))))
-        order = _side_by_side(image, text).to(tokens.device)
-        place = order.argsort()
         has_duals = any(block.alone for block in self._blocks)
         return Rows(
             image=image,
@@ -145,8 +142,7 @@ class PackedMMDiT:
             positions=torch.cat([self._mmdit.pos_embed.positions(*shape)[0] for shape in shapes]).to(tokens.dtype),
             tokens=tokens,
             modulations=tuple(row.modulations for row in rows),
-            joint=(place[: image.num_tokens], place[image.num_tokens :]),
-            order=order,
+            pieces=tuple(cut_alike((image, text))),
             to_both=self.attention.plan(both, both, None, tokens.dtype),
             to_image=self.attention.plan(image, image, None, tokens.dtype) if has_duals else None,
         )
@@ -161,11 +157,7 @@ class PackedMMDiT:
             x, text = self._move(block, x, text, _split(block.norms[0], own), _split(block.norms[1], of_text), rows)
         shift, scale = _split(self._mmdit.norm_out, final)
         x = self._final(rows.image.by_row(modulate, [norm(x)], [shift, scale]))
-        lengths = [len(each) * (each.shape[2] // patch) * (each.shape[3] // patch) for each in latents]
-        return [
-            unpatchify(own.unflatten(0, (len(each), -1)), *each.shape[2:], patch)
-            for own, each in zip(x.split(lengths), latents, strict=True)
-        ]
+        return unpatched(x, latents, patch)
 
     def _move(
         self, block: _Block, x: Tensor, text: Tensor, modulation: Sequence[Tensor], of_text: Sequence[Tensor], rows: Rows
@@ -177,10 +169,10 @@ class PackedMMDiT:
         normed = norm(x)
         of_image = block.image.query_key_value(by_row(modulate, [normed], [shift, scale]), self._heads)
         of_words = block.text.query_key_value(by_text(modulate, [norm(text)], [text_shift, text_scale]), self._heads)
-        q, k, v = (torch.cat(pair)[rows.order] for pair in zip(of_image, of_words, strict=True))
-        attended = self.attention(q, k, v, rows.to_both).flatten(1)
+        q, k, v = (_side_by_side(*pair, rows.pieces) for pair in zip(of_image, of_words, strict=True))
+        of_image_tokens, of_text_tokens = _parted(self.attention(q, k, v, rows.to_both).flatten(1), rows.pieces)
         assert block.image.to_out is not None
-        x = by_row(gated, [x, block.image.to_out(attended[rows.joint[0]])], [gate])
+        x = by_row(gated, [x, block.image.to_out(of_image_tokens)], [gate])
         if block.alone is not None:
             assert block.alone.to_out is not None
             shift, scale, gate = after[3:]
@@ -189,7 +181,7 @@ class PackedMMDiT:
         x = _feed_forward(block.image_mlp, x, after[:3], rows.image)
         if block.text_mlp is not None and block.text.to_out is not None:
             text_gate, *mlp = text_after
-            text = by_text(gated, [text, block.text.to_out(attended[rows.joint[1]])], [text_gate])
+            text = by_text(gated, [text, block.text.to_out(of_text_tokens)], [text_gate])
             text = _feed_forward(block.text_mlp, text, mlp, rows.text)
         return x, text
 
@@ -235,8 +227,22 @@ def _feed_forward(mlp: _Mlp, x: Tensor, modulation: Sequence[Tensor], layout: La
     return layout.by_row(gated, [x, mlp.fall(mlp.rise(layout.by_row(modulate, [norm(x)], [shift, scale])))], [gate])
 
 
-def _side_by_side(image: Layout, text: Layout) -> Tensor:
-    """Numbers of tokens in [image tokens, text tokens], (J,), so that each row's image tokens are followed by its text's."""
-    of_image, of_text = torch.arange(image.num_tokens), torch.arange(image.num_tokens, image.num_tokens + text.num_tokens)
-    pairs = zip(of_image.split(list(image.lengths)), of_text.split(list(text.lengths)), strict=True)
-    return torch.cat([own for pair in pairs for own in pair])
+def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[Run, ...]]) -> Tensor:
+    """Image tokens (T, ...) and text tokens (S, ...) as (J, ...): each row's image tokens, followed by its text's."""
+    return _end_to_end([torch.cat([of_image.batch(image), of_text.batch(text)], dim=1).flatten(0, 1) for of_image, of_text in pieces])
+
+
+def _parted(both: Tensor, pieces: Sequence[tuple[Run, ...]]) -> tuple[Tensor, Tensor]:
+    """The way back: (J, D) to image tokens (T, D) and text tokens (S, D)."""
+    images, texts, start = list[Tensor](), list[Tensor](), 0
+    for of_image, of_text in pieces:
+        rows, length = of_image.num_rows, of_image.length + of_text.length
+        own = both[start : start + rows * length].unflatten(0, (rows, length))
+        images.append(own[:, : of_image.length].flatten(0, 1))
+        texts.append(own[:, of_image.length :].flatten(0, 1))
+        start += rows * length
+    return _end_to_end(images), _end_to_end(texts)
+
+
+def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

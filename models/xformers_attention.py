@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.attention_probe import TOLERANCE, largest_error
 from models.cuda_runtime import preload_cuda_runtime
-from models.packed_attention import BACKENDS, PackedAttention
+from models.packed_attention import PackedAttention
 from models.packing import Layout
-
-PROBE = Layout((48, 80)), Layout((16, 32))  # rows of different lengths, as the engine has them
-TOLERANCE = 0.02  # of the largest value, in bfloat16
 
 
 class XformersUnavailable(Exception):
@@ -64,7 +62,7 @@ def load_xformers(device: torch.device, dtype: torch.dtype, heads: int, channels
         raise XformersUnavailable("xformers' kernels run on CUDA only")
     attention = XformersAttention(import_ops())
     try:
-        error = _probe(attention, device, dtype, heads, channels)
+        error = largest_error(attention, device, dtype, heads, channels)
     except Exception as failed:  # its dispatcher and CUDA raise all sorts
         raise XformersUnavailable(f"a call of xformers failed: {' '.join(str(failed).split())[:200]}") from None
     if not error < TOLERANCE:
@@ -82,14 +80,3 @@ def import_ops() -> Any:
     except Exception as failed:  # a wheel for another torch fails in many ways
         raise XformersUnavailable(f"xformers cannot be imported: {' '.join(str(failed).split())[:200]}") from None
     return xformers.ops
-
-
-def _probe(attention: PackedAttention, device: torch.device, dtype: torch.dtype, heads: int, channels: int) -> float:
-    """The largest difference from the plain oracle, of its largest value."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(n, heads, channels, generator=generator).to(device, dtype) for n in (128, 48, 48))
-    queries, keys = PROBE
-    mask = torch.ones(keys.num_tokens, dtype=torch.bool, device=device)
-    mask[10:16] = False
-    ours, wanted = (each(q, k, v, each.plan(queries, keys, mask, dtype)).float() for each in (attention, BACKENDS["plain"]))
-    return float((ours - wanted).abs().max() / wanted.abs().max())

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch.nn.functional import cosine_similarity
 
+from models.attention_probe import TOLERANCE, largest_error
 from models.choice import choose
 from models.networks import example_text, load_network, pack, read_config
 from models.packed_attention import BACKENDS
-from models.packing import Layout
 from pipeline.build.check import check_folder
 from pipeline.build.curve import LARGEST_ROW, TICKS, measure_curve
 from pipeline.build.decoder import build_decoder
-from pipeline.build.device import fast_device, fast_dtype
+from pipeline.build.device import fast_device, fast_dtype, set_threads
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_engine
 from pipeline.curve import CostCurve
 from pipeline.decoder import NotAPicture
 from pipeline.engine import Engine, Outcome
 from pipeline.params import GenerationParams, ModelInfo
+from pipeline.planning import plan_of
 
 MIN_COSINE = 0.999
-ATTENTION_TOLERANCE = 0.02  # of the largest value, in bfloat16
 Say = Callable[[str], None]
 
 
@@ -49,8 +49,9 @@ class Prognosis:
     curve: CostCurve
 
 
-def examine(model: ModelInfo, say: Say) -> tuple[list[Finding], Prognosis | None]:
-    """Everything in turn; no prognosis if the model cannot be drawn with."""
+def examine(model: ModelInfo, num_threads: int, say: Say) -> tuple[list[Finding], Prognosis | None]:
+    """Everything in turn, on as many threads as the service takes; no prognosis if the model cannot be drawn with."""
+    set_threads(num_threads)
     findings: list[Finding] = []
     for name, finding in (("weights", _weights), ("attention", _attention), ("compile", _compile), ("network", _network)):
         say(name)
@@ -96,16 +97,10 @@ def _attention(model: ModelInfo) -> Finding:
     heads, channels = config.num_attention_heads, config.attention_head_dim
     device, dtype = fast_device(), fast_dtype()
     chosen, why = choose(device, dtype, heads, channels)
-    generator = torch.Generator().manual_seed(0)
-    queries, keys = Layout((64, 64, 96)), Layout((16, 32, 32))
-    q, k, v = (torch.randn(n, heads, channels, generator=generator).to(device, dtype) for n in (224, 80, 80))
-    mask = torch.ones(keys.num_tokens, dtype=torch.bool, device=device)
-    mask[12:16] = False
-    answers = {each.name: each(q, k, v, each.plan(queries, keys, mask, dtype)).float() for each in (*BACKENDS.values(), chosen)}
-    largest = answers["plain"].abs().max()
-    errors = {name: float((each - answers["plain"]).abs().max() / largest) for name, each in answers.items()}
+    errors = {each.name: largest_error(each, device, dtype, heads, channels) for each in (*BACKENDS.values(), chosen)}
     told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items() if name != "plain")
-    return Finding("attention", max(errors.values()) < ATTENTION_TOLERANCE, f"{chosen.name}, because {why}; off the plain one by: {told}")
+    is_sound = all(error < TOLERANCE for error in errors.values())  # which a NaN is not
+    return Finding("attention", is_sound, f"{chosen.name}, because {why}; off the plain one by: {told}")
 
 
 def _compile(_: ModelInfo) -> Finding:
@@ -148,12 +143,17 @@ def _draw(model: ModelInfo) -> tuple[list[Finding], Prognosis]:
     engine.curve = curve = measure_curve(engine, model)
     width, height = model.native_size
     prompt = "0" if model.labels else "a red apple"
+    other = "1" if model.labels else "a long text about a green car on a blue road with many more words than sixteen, far too many of them"
     params = GenerationParams(prompt, "", width, height, TICKS, model.guidance_scale, model.solver, seed=1)
-    cond, uncond = encoder.encode([prompt, ""])
+    cond, uncond, long = encoder.encode([prompt, "", other])
 
     def latents(company: int) -> torch.Tensor:
+        """Of the first of several that differ in steps, guidance, size and text."""
         for number in range(company + 1):
-            engine.add(str(number), replace(params, num_steps=TICKS + number % 2, seed=1 + number), cond, uncond)
+            width, height = model.sizes[number % len(model.sizes)]
+            scale = (model.guidance_scale, 1.0, 7.0)[number % 3]
+            one = replace(params, width=width, height=height, num_steps=TICKS + number % 2, guidance_scale=scale, seed=1 + number)
+            engine.add(str(number), one, long if number % 2 else cond, uncond)
         left = {outcome.request_id: outcome for outcome in _drain(engine)}
         if left["0"].latents is None:
             raise RuntimeError(str(left["0"].error))
@@ -169,7 +169,8 @@ def _draw(model: ModelInfo) -> tuple[list[Finding], Prognosis]:
         Finding("picture", not isinstance(picture, NotAPicture), "drawn" if not isinstance(picture, NotAPicture) else str(picture)),
     ]
     row = engine.row_flops(params.width, params.height)
-    ticks, rows = model.num_steps, 2 if model.guidance_scale != 1.0 else 1
+    ticks = plan_of(replace(params, num_steps=model.num_steps), model).nfe
+    rows = 2 if model.guidance_scale != 1.0 else 1
     decoding = 0.0 if isinstance(pace, NotAPicture) else pace[1].device_seconds
     seconds = cond.cost.device_seconds + ticks * curve.seconds_for(rows * row) + decoding
     most = min(engine.limits.max_rows * row, curve.best_work)

@@ -12,7 +12,7 @@ from pipeline.params import ModelInfo
 from service.cli.inputs import model_of, settings_of
 from service.cli.progress import progress
 from service.importing import imported_for_good
-from service.settings import Settings
+from service.settings import Settings, num_cores
 
 if TYPE_CHECKING:
     from pipeline.build.doctor import Finding, Prognosis
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     with progress("loading") as say:
         with imported_for_good():
             from pipeline.build.doctor import device_finding, examine
-        findings, prognosis = examine(model, say)
+        findings, prognosis = examine(model, settings.denoise_threads or num_cores(), say)
         say("Ray")
         findings = [device_finding(), *findings, _ray(), _port(settings)]
     is_sound = all(finding.is_sound is not False for finding in findings)

@@ -1,5 +1,6 @@
 """xformers' back end as far as a machine without CUDA can tell: its masks, the call's arguments, and when it is not taken."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import xformers_attention
+from models import cuda_runtime, xformers_attention
 from models.choice import choose
 from models.packed_attention import BACKENDS
 from models.packing import Layout
@@ -87,3 +88,13 @@ def test_a_processor_has_its_own(dtype: torch.dtype, heads: int, name: str) -> N
     attention, why = choose(CPU, dtype, heads, 64)
     assert attention.name == name
     assert why
+
+
+def test_a_broken_cuda_runtime_is_told_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """diffusers' back ends are imported through it too, which must not fail over a library that only xformers wants."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / cuda_runtime.LIBRARY).write_bytes(b"not a library")
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda name: package)
+    cuda_runtime.preload_cuda_runtime()
+    assert "cannot be loaded" in caplog.text
