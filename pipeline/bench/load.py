@@ -14,7 +14,7 @@ from pipeline.guidance import needs_uncond
 from pipeline.params import GenerationParams
 
 Progress = Callable[[int], None]
-LARGEST_BATCH = 8  # pictures: as many rows as the engine's, where they are guided
+LARGEST_BATCH = 8  # pictures: as many rows as the engine's limit, where they are guided
 PATIENCE_S = 1.0  # how long a static batch waits for company
 
 
@@ -25,6 +25,7 @@ class Replayed:
     latencies: tuple[float, ...]
     seconds: float
     forecasts: tuple[float, ...] = ()  # of the latencies, made when each request came
+    flops_per_second: float | None = None  # of all ticks, in the seconds that they took
 
     @property
     def images_per_hour(self) -> float:
@@ -47,6 +48,7 @@ def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]
     def replay(arrivals: Sequence[Arrival], progress: Progress) -> Replayed:
         engine = make_engine()
         due, done, told = list(reversed(arrivals)), dict[str, float](), dict[str, float]()
+        flops, seconds = 0, 0.0
         started = time.perf_counter()
         while due or engine.has_work:
             while due and due[-1].at <= (now := time.perf_counter() - started):
@@ -59,7 +61,10 @@ def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]
             for outcome in engine.step():
                 done[outcome.request_id] = time.perf_counter() - started
                 progress(len(done))
-        return replace(_replayed(arrivals, done), forecasts=tuple(told[str(each.params.seed)] for each in arrivals))
+            if tick := engine.last_tick:
+                flops, seconds = flops + tick.flops, seconds + tick.seconds
+        forecasts = tuple(told[str(each.params.seed)] for each in arrivals)
+        return replace(_replayed(arrivals, done), forecasts=forecasts, flops_per_second=flops / seconds)
 
     return replay
 

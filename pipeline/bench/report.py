@@ -18,13 +18,14 @@ from models.folder import read_json
 from models.network import PackedNetwork
 from models.registry import spatial_compression
 from pipeline.bench.diffusers_loop import DiffusersLoop, load_loop
+from pipeline.bench.fidelity import Fidelity, measure_fidelity
 from pipeline.bench.load import LARGEST_BATCH, PATIENCE_S, Replay, by_diffusers, by_engine
 from pipeline.bench.peak import gemm_peak
 from pipeline.bench.trace import PROMPTS, SOLVERS, Arrival, make_trace
 from pipeline.build.curve import measure_curve
 from pipeline.build.encoder import build_text_encoder
 from pipeline.build.engine import build_runner, engine_on
-from pipeline.curve import CostCurve
+from pipeline.curve import UNKNOWN, CostCurve
 from pipeline.encoder import TextStates
 from pipeline.engine import Engine
 from pipeline.params import GenerationParams, ModelInfo
@@ -54,7 +55,8 @@ class Benchmark:
     dtype: str
     threads: int
     gemm_peak_gflops: float
-    mfu: float  # of the engine under the trace: operations of real rows over what the peak does in the seconds of its ticks
+    mfu: float  # of full ticks of equal samples: operations of their rows over what the best product does in their seconds
+    mfu_under_trace: float  # of all ticks of the trace, which are not all full and whose rows are unlike
     batch1: Mapping[str, float | None]
     mixed: Mapping[str, Mixed | None]
     num_requests: int
@@ -62,6 +64,8 @@ class Benchmark:
     curve: CostCurve  # of a tick, as measured before the rest
     forecast_error: float  # of the seconds that a request was told when it came, by how much they differ from what it took: median
     head_of_line: float  # seconds of a short request behind four long ones, of those among four others as short
+    head_of_line_crowded: float  # the same behind forty, which are more than a tick holds
+    fidelity: Fidelity
     bookkeeping_share: float  # of a full tick, what is not the network's evaluation
     peak_memory_bytes: int
 
@@ -95,9 +99,10 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
     trace = make_trace(num_requests, model.sizes)
     at_once = by_engine(make_engine, texts)([replace(each, at=0.0) for each in trace], partial(_tell, say, "capacity", num_requests))
     rate = OVERLOAD * at_once.images_per_hour / 3600
-    mixed, forecast_error = _mixed(_replays(make_engine, loops, texts), [replace(each, at=each.at / rate) for each in trace], rounds, say)
+    arrivals = [replace(each, at=each.at / rate) for each in trace]
+    mixed, forecast_error, flops_per_second = _mixed(_replays(make_engine, loops, texts), arrivals, rounds, say)
     say("bookkeeping", 0, 1)
-    blocked = _head_of_line(_like(model), make_engine, texts)
+    blocked, crowded = (_head_of_line(_like(model), make_engine, texts, count) for count in (4, 40))
     share, mfu = _full_ticks(runner, make_engine(), _like(model), texts, peak)
     return Benchmark(
         model=model.id,
@@ -106,6 +111,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         threads=torch.get_num_threads(),
         gemm_peak_gflops=peak / 1e9,
         mfu=mfu,
+        mfu_under_trace=flops_per_second / peak,
         batch1=batch1,
         mixed=mixed,
         num_requests=num_requests,
@@ -113,6 +119,8 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         curve=curve,
         forecast_error=forecast_error,
         head_of_line=blocked,
+        head_of_line_crowded=crowded,
+        fidelity=measure_fidelity(model, partial(_tell, say, "fidelity", 128)),
         bookkeeping_share=share,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -169,31 +177,35 @@ def _replays(make_engine: Callable[[], Engine], loops: Mapping[str, DiffusersLoo
     return replays
 
 
-def _mixed(replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say) -> tuple[dict[str, Mixed | None], float]:
+def _mixed(
+    replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say
+) -> tuple[dict[str, Mixed | None], float, float]:
     """The trace replayed in each way, in turns; `static_best` is the static batching with most pictures an hour.
 
-    And by how much the engine's forecasts were off.
+    And by how much the engine's forecasts were off, and how many operations its ticks did in a second.
     """
     found: dict[str, list[Mixed]] = {name: [] for name in replays}
     errors: list[float] = []
+    rates: list[float] = []
     for number in range(rounds):
         for name, replay in replays.items():
             replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals)))
             found[name].append(Mixed(replayed.images_per_hour, replayed.p95_s))
+            rates += [replayed.flops_per_second] if replayed.flops_per_second else []
             errors += [abs(told / took - 1) for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)]
     medians = {name: Mixed(*(statistics.median(figure) for figure in zip(*map(_pair, each), strict=True))) for name, each in found.items()}
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
     best = max(static, key=lambda mixed: mixed.images_per_hour)
-    return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors)
+    return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors), statistics.median(rates)
 
 
-def _head_of_line(params: GenerationParams, make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> float:
-    """An 8-step request that comes five ticks after four of 40 steps, against one of five such that start together: a median."""
+def _head_of_line(params: GenerationParams, make_engine: Callable[[], Engine], texts: Mapping[str, TextStates], num_long: int) -> float:
+    """An 8-step request that comes five ticks after `num_long` of 40 steps, against one of five such that start together: a median."""
 
-    def seconds(others: int, ticks_before: int) -> float:
+    def seconds(others: int, steps: int, ticks_before: int) -> float:
         engine = make_engine()
-        for number in range(4):
-            engine.add(str(number), replace(params, num_steps=others, seed=number), texts[params.prompt], texts[""])
+        for number in range(others):
+            engine.add(str(number), replace(params, num_steps=steps, seed=number), texts[params.prompt], texts[""])
         for _ in range(ticks_before):
             engine.step()
         started = time.perf_counter()
@@ -202,14 +214,15 @@ def _head_of_line(params: GenerationParams, make_engine: Callable[[], Engine], t
             pass
         return time.perf_counter() - started
 
-    pairs = [(seconds(40, 5), seconds(8, 0)) for _ in range(REPEATS)]
+    pairs = [(seconds(num_long, 40, 5), seconds(4, 8, 0)) for _ in range(REPEATS)]
     return statistics.median(behind / fair for behind, fair in pairs)
 
 
 def _full_ticks(
     runner: StepRunner, engine: Engine, params: GenerationParams, texts: Mapping[str, TextStates], peak: float
 ) -> tuple[float, float]:
-    """Of ticks with as many rows as the engine takes: the share that is not the network's, and the operations' share of `peak`."""
+    """Of ticks with as many rows as the engine's limit: the share that is not the network's, and the operations' share of `peak`."""
+    engine.curve = UNKNOWN  # by which no tick is too large
     for seed in range(LARGEST_BATCH):
         engine.add(str(seed), replace(params, seed=seed, num_steps=TICKS), texts[params.prompt], texts[""])
     seconds, evaluating, flops = 0.0, 0.0, 0

@@ -58,7 +58,16 @@ def _as_text(found: Benchmark) -> str:
             times = best.images_per_hour / mixed.images_per_hour
             lines.append(f"  {name:22} {mixed.images_per_hour:10.0f} an hour   p95 {mixed.p95_s:7.2f} s   {times:5.2f}")
     lines.append(f"what a request was told when it came is off by {100 * found.forecast_error:.0f} % (median)")
-    lines.append(f"8 steps behind four times 40 take {found.head_of_line:.2f} of what they take among four other eights")
+    lines.append(f"under this load           {100 * found.mfu_under_trace:9.1f} % of the best product, ticks that are not full among them")
+    lines.append(
+        f"8 steps behind four times 40 take {found.head_of_line:.2f}, behind forty times 40 {found.head_of_line_crowded:.2f} "
+        "of what they take among four other eights"
+    )
+    fidelity = found.fidelity
+    lines.append(
+        f"against diffusers in float32: latents in float32 within {fidelity.float32_error:.1g}; pictures in {found.dtype} "
+        f"{fidelity.psnr_db:.1f} dB inside what is drawn (diffusers' own {fidelity.diffusers_psnr_db:.1f})"
+    )
     lines.append("the last column: how many times the engine's figure, or the engine's pictures for one of theirs")
     lines.append(f"memory at its peak       {found.peak_memory_bytes / 1e9:10.2f} GB, diffusers' weights among it")
     return "\n".join(lines)

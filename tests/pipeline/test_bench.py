@@ -92,7 +92,7 @@ def test_the_command_tells_all_it_measured(capsys: pytest.CaptureFixture[str]) -
     found = json.loads(capsys.readouterr().out)
     assert {
         "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line", "curve",
-        "peak_memory_bytes", "model", "device", "dtype"
+        "peak_memory_bytes", "model", "device", "dtype", "mfu_under_trace", "head_of_line_crowded", "fidelity"
     } <= found.keys()  # fmt: skip
     assert found["batch1"].keys() == {"ours_s", "diffusers_eager_s", "diffusers_compiled_s"}
     assert found["mixed"].keys() == {"ours", "serial_eager", "serial_compiled", "static_best"}
@@ -100,6 +100,10 @@ def test_the_command_tells_all_it_measured(capsys: pytest.CaptureFixture[str]) -
     assert 0.0 < found["bookkeeping_share"] < 1.0
     assert 0.0 <= found["forecast_error"] < 10.0
     assert 0.1 < found["head_of_line"] < 10.0
+    assert 0.1 < found["head_of_line_crowded"] < 20.0
+    assert 0.0 < found["mfu_under_trace"] < 1.0
+    assert 0.0 < found["fidelity"]["float32_error"] < 1e-3
+    assert found["fidelity"]["psnr_db"] > 20.0
     assert len(found["curve"]["work"]) == len(found["curve"]["seconds"]) > 1
     assert cli.main(["bench", "--model", "tiny", "--requests", "3", "--rounds", "1", "--no-compile"]) == 0
     assert "an hour" in capsys.readouterr().out

@@ -1,0 +1,107 @@
+"""Whether the engine draws what diffusers draws from the same weights, noise, times and texts."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.folder import read_json
+from models.registry import spatial_compression
+from pipeline.batcher import Limits
+from pipeline.bench.diffusers_loop import DiffusersLoop, load_loop
+from pipeline.bench.load import Progress
+from pipeline.bench.trace import PROMPTS
+from pipeline.build.decoder import build_decoder
+from pipeline.build.device import fast_device, fast_dtype
+from pipeline.build.encoder import build_text_encoder
+from pipeline.build.engine import build_runner
+from pipeline.decoder import Decoder, NotAPicture
+from pipeline.encoder import TextStates
+from pipeline.engine import Engine
+from pipeline.params import GenerationParams, ModelInfo
+from pipeline.solvers import Plan, plan
+
+STYLES = ("", ", 3d", ", flat style", ", noto style")
+TOGETHER = 8  # pictures of a batch
+DRAWN = 12  # levels of 255 that a pixel must differ from white to belong to what is drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Against diffusers in float32, over 32 prompts; PSNR inside what is drawn, because a white background flatters everyone."""
+
+    float32_error: float  # of our latents in float32, the largest difference
+    psnr_db: float  # of our pictures in the fast dtype, the median
+    diffusers_psnr_db: float  # of diffusers' own in the fast dtype
+
+
+def measure_fidelity(model: ModelInfo, progress: Progress) -> Fidelity:
+    """Every prompt drawn four times; `progress` is told how many pictures are done."""
+    device, fast = fast_device(), fast_dtype()
+    width, height = model.native_size
+    prompts = [prompt + style for prompt in PROMPTS for style in STYLES]
+    params = [GenerationParams(prompt, "", width, height, 20, 4.0, "dpmpp_2m", seed) for seed, prompt in enumerate(prompts)]
+    encoder = build_text_encoder(model)
+    texts = {prompt: encoder.encode([prompt])[0] for prompt in (*prompts, "")}
+    scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
+    latents: dict[tuple[str, torch.dtype], list[Tensor]] = {}
+    for dtype in (torch.float32, fast):
+        loop = load_loop(model, dtype, device, scale, is_compiled=False)
+        engine = Engine(build_runner(model, dtype=dtype), partial(_their_plan, loop, model), scale, Limits(2 * TOGETHER, 10**9))
+        for start in range(0, len(params), TOGETHER):
+            some = params[start : start + TOGETHER]
+            latents.setdefault(("theirs", dtype), []).extend(loop.draw(some, texts).cpu())
+            latents.setdefault(("ours", dtype), []).extend(_drawn(engine, some, texts))
+            progress(sum(map(len, latents.values())))
+    pictures = {key: _decoded(build_decoder(model, dtype=key[1]), own) for key, own in latents.items()}
+    wanted = pictures["theirs", torch.float32]
+    pairs = zip(latents["ours", torch.float32], latents["theirs", torch.float32], strict=True)
+    return Fidelity(
+        float32_error=max(float((ours - theirs).abs().max()) for ours, theirs in pairs),
+        psnr_db=statistics.median(map(_psnr, pictures["ours", fast], wanted)),
+        diffusers_psnr_db=statistics.median(map(_psnr, pictures["theirs", fast], wanted)),
+    )
+
+
+def _their_plan(loop: DiffusersLoop, model: ModelInfo, params: GenerationParams) -> Plan:
+    """Our solver at the times of diffusers' scheduler, whose grid ends elsewhere than ours."""
+    scheduler = loop.schedulers[params.solver]()
+    scheduler.set_timesteps(params.num_steps)
+    times = [float(t) for t in scheduler.timesteps]
+    offset = 0.0 if model.schedule.family == "flow" else 1.0  # their discrete step i stands for the time (i + 1) / 1000
+    exact = plan(
+        params.solver,
+        model.schedule,
+        model.prediction,
+        params.num_steps,
+        grid=(*((t + offset) / 1000.0 for t in times), 0.0),
+    )
+    return replace(exact, start_scale=1.0)
+
+
+def _drawn(engine: Engine, params: Sequence[GenerationParams], texts: dict[str, TextStates]) -> list[Tensor]:
+    for each in params:
+        engine.add(str(each.seed), each, texts[each.prompt], texts[""])
+    left: dict[str, Tensor | None] = {}
+    while engine.has_work:
+        left |= {outcome.request_id: outcome.latents for outcome in engine.step()}
+    found = [left[str(each.seed)] for each in params]
+    return [latents for latents in found if latents is not None]
+
+
+def _decoded(decoder: Decoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
+    pictures = [picture for each in latents for picture in decoder.decode([each])]
+    return [picture[0] for picture in pictures if not isinstance(picture, NotAPicture)]
+
+
+def _psnr(picture: np.ndarray, wanted: np.ndarray) -> float:
+    """In dB, over the pixels of `wanted` that are not white."""
+    inside = (wanted < 255 - DRAWN).any(axis=-1)
+    if not inside.any():
+        return float("inf")
+    error = (picture[inside].astype(np.float64) - wanted[inside]) / 255.0
+    return float(-10.0 * np.log10(np.mean(error**2))) if error.any() else float("inf")
