@@ -29,7 +29,7 @@ class Run:
 
     def batch(self, x: Tensor) -> Tensor:
         """Its part of the tokens x (T, ...), as (rows, length, ...)."""
-        return x[self.tokens].unflatten(0, (self.num_rows, self.length))
+        return x[self.tokens].view(self.num_rows, self.length, *x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,15 @@ class Layout:
 
     def by_row(self, function: Callable[..., Tensor], tokens: Sequence[Tensor], of_rows: Sequence[Tensor]) -> Tensor:
         """`function` of `tokens`, (T, D) each, and of what rows have, (R, D) each: it is given runs, (rows, length, D) and (rows, 1, D)."""
-        done = [
-            function(*(run.batch(each) for each in tokens), *(each[run.rows, None] for each in of_rows)).flatten(0, 1) for run in self.runs
-        ]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        if len(self.runs) == 1:  # as for a picture alone, where slices that take everything cost a hundredth of the tick
+            shape = self.runs[0].num_rows, self.runs[0].length, -1
+            return function(*(each.view(shape) for each in tokens), *(each.unsqueeze(1) for each in of_rows)).flatten(0, 1)
+        return torch.cat(
+            [
+                function(*(run.batch(each) for each in tokens), *(each[run.rows, None] for each in of_rows)).flatten(0, 1)
+                for run in self.runs
+            ]
+        )
 
 
 def cut_alike(layouts: Sequence[Layout]) -> list[tuple[Run, ...]]:
