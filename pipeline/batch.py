@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.network import PackedNetwork, Row, Rows
-from pipeline.guidance import combine, rescale
+from pipeline.guidance import Guide, combine, rescale
 from pipeline.request import Sample
 from pipeline.solvers import READ, STATE
 
@@ -30,6 +30,8 @@ class Group:
     uncond_row: Tensor
     scale: Tensor  # (S, 1, 1, 1)
     phi: Tensor | None  # (S, 1, 1, 1), guidance rescale; None if nobody asks for it
+    reuses: Tensor | None  # (S, 1, 1, 1), whose tick takes an earlier difference of its predictions; None if nobody's
+    keeps: tuple[int, ...]  # the samples of which a later tick will
     read: Tensor  # (S, 7, C, H, W) and the next (S, 5, C, H, W): fresh memory every tick would cost more than the arithmetic
     written: Tensor
 
@@ -42,7 +44,7 @@ class Membership:
     """
 
     groups: tuple[Group, ...]
-    scales: tuple[float, ...]
+    guides: tuple[Guide, ...]
     rows: Rows
     row_samples: tuple[Sample, ...]  # of all rows
 
@@ -57,7 +59,7 @@ class Membership:
 
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether it still describes `samples`, in the order in which its groups have them, at their present ticks."""
-        return self.samples == tuple(samples) and self.scales == _scales(samples)
+        return self.samples == tuple(samples) and self.guides == _guides(samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def make_membership(samples: Sequence[Sample], network: PackedNetwork) -> Member
     rows = [row for _, own in laid_out for row in own]
     return Membership(
         groups=tuple(group for group, _ in laid_out),
-        scales=_scales(samples),
+        guides=_guides(samples),
         rows=network.collate([row for _, row in rows], [(sample.x.shape[1], sample.x.shape[2]) for sample, _ in rows]),
         row_samples=tuple(sample for sample, _ in rows),
     )
@@ -101,14 +103,18 @@ def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row
     every.sort(key=lambda one: one[2].text_tokens)  # stable
     place = {(index, which): position for position, (index, which, _) in enumerate(every)}
     device = samples[0].state.device
-    phis = [sample.params.guidance_rescale if sample.num_rows == 2 else 0.0 for sample in samples]
+    guides = _guides(samples)
+    phis = [sample.params.guidance_rescale if guide.mixes else 0.0 for sample, guide in zip(samples, guides, strict=True)]
+    reuses = [guide.reuses for guide in guides]
     group = Group(
         samples=samples,
         row_sample=torch.tensor([index for index, _, _ in every], device=device),
         cond_row=torch.tensor([place[index, 0] for index in range(len(samples))], device=device),
-        uncond_row=torch.tensor([place[index, sample.num_rows - 1] for index, sample in enumerate(samples)], device=device),
-        scale=torch.tensor(_scales(samples), device=device)[:, None, None, None],
+        uncond_row=torch.tensor([place[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device=device),
+        scale=torch.tensor([guide.scale for guide in guides], device=device)[:, None, None, None],
         phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
+        reuses=torch.tensor(reuses, device=device)[:, None, None, None] if any(reuses) else None,
+        keeps=tuple(index for index, sample in enumerate(samples) if guides[index].mixes and sample.reuses_later),
         read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
         written=torch.empty(len(samples), len(STATE), *samples[0].x.shape, device=device),
     )
@@ -131,8 +137,13 @@ def gather(group: Group) -> Gathered:
 
 def guided(group: Group, out: Tensor) -> Tensor:
     """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
-    cond = out[group.cond_row]
-    combined = combine(cond, out[group.uncond_row], group.scale)
+    cond, uncond = out[group.cond_row], out[group.uncond_row]
+    if group.reuses is not None:
+        last = [sample.difference for sample in group.samples]
+        uncond = torch.where(group.reuses, cond - torch.stack([cond[0] if each is None else each for each in last]), uncond)
+    for index in group.keeps:
+        group.samples[index].difference = cond[index] - uncond[index]
+    combined = combine(cond, uncond, group.scale)
     return combined if group.phi is None else rescale(combined, cond, group.phi)
 
 
@@ -165,5 +176,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _scales(samples: Sequence[Sample]) -> tuple[float, ...]:
-    return tuple(sample.scale for sample in samples)
+def _guides(samples: Sequence[Sample]) -> tuple[Guide, ...]:
+    return tuple(sample.guide for sample in samples)

@@ -21,7 +21,7 @@ from pipeline.curve import UNKNOWN, CostCurve
 from pipeline.encoder import TextStates
 from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
 from pipeline.forecast import LATE, finish_times
-from pipeline.guidance import needs_cond, needs_uncond, scale_at
+from pipeline.guidance import Guide, guides
 from pipeline.load import Load, make_load
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
 from pipeline.request import Prepared, Sample, Spent, Waiting, start_state
@@ -131,11 +131,12 @@ class Engine:
             raise ValueError(f"request {request_id} is already in the engine")
         started = time.perf_counter()
         prepared, flops = self._prepare(params)
-        scales = tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in prepared.plan.ticks)
-        is_guided = any(map(needs_uncond, scales))
-        if is_guided and uncond is None:
+        times = (tick.t for tick in prepared.plan.ticks)
+        guided = guides(times, params.guidance_scale, params.guidance_interval, params.guidance_stride)
+        needs_cond, needs_uncond = (any(which) for which in zip(*(guide.rows for guide in guided), strict=True))
+        if needs_uncond and uncond is None:
             raise ValueError("a guided sample needs the states of its negative prompt")
-        load = self._load(params, scales, cond, uncond, started if arrived is None else arrived, deadline)
+        load = self._load(params, guided, cond, uncond, started if arrived is None else arrived, deadline)
         if (most := max(load.rows) * load.tokens) > self.limits.max_tokens:
             size, least = f"{params.width}x{params.height}", self.limits.max_tokens
             raise InvalidParams("size", f"a picture of {size} takes {most} tokens in a tick, and this engine at most {least}")
@@ -144,9 +145,9 @@ class Engine:
             request_id=request_id,
             params=params,
             prepared=prepared,
-            scales=scales,
-            cond=cond if any(map(needs_cond, scales)) else None,
-            uncond=uncond if is_guided else None,
+            guides=guided,
+            cond=cond if needs_cond else None,
+            uncond=uncond if needs_uncond else None,
             load=load,
             spent=Spent(flops=flops, device_seconds=time.perf_counter() - started),
         )
@@ -209,7 +210,7 @@ class Engine:
             params=params,
             plan=prepared.plan,
             updates=prepared.updates,
-            scales=waiting.scales,
+            guides=waiting.guides,
             cond=cond,
             uncond=uncond,
             load=waiting.load,
@@ -282,7 +283,7 @@ class Engine:
     def _load(
         self,
         params: GenerationParams,
-        scales: Sequence[float],
+        guided: Sequence[Guide],
         cond: TextStates,
         uncond: TextStates | None,
         arrived: float,
@@ -292,8 +293,8 @@ class Engine:
         h, w = params.height // self._latent_scale, params.width // self._latent_scale
         of_cond, of_uncond = (0 if text is None else forward_flops(config, h, w, bucket(text.mask)) for text in (cond, uncond))
         return make_load(
-            rows=[needs_cond(scale) + needs_uncond(scale) for scale in scales],
-            work=[needs_cond(scale) * of_cond + needs_uncond(scale) * of_uncond for scale in scales],
+            rows=[sum(guide.rows) for guide in guided],
+            work=[guide.rows[0] * of_cond + guide.rows[1] * of_uncond for guide in guided],
             tokens=(h // config.patch_size) * (w // config.patch_size),
             curve=self.curve,
             arrived=arrived,

@@ -7,10 +7,48 @@ Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487) is not here: it cli
 have none.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What guidance asks of one tick: its scale, and whether it makes do with the difference of an earlier tick."""
+
+    scale: float
+    reuses: bool = False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether two predictions are combined."""
+        return needs_cond(self.scale) and needs_uncond(self.scale)
+
+    @property
+    def rows(self) -> tuple[bool, bool]:
+        """Whether the network is evaluated on the prompt, and on the negative prompt."""
+        return needs_cond(self.scale), needs_uncond(self.scale) and not self.reuses
+
+
+def guides(times: Iterable[float], guidance_scale: float, interval: tuple[float, float], stride: int) -> tuple[Guide, ...]:
+    """The guide of every tick. Of those that mix two predictions each `stride`-th evaluates both, from the first on.
+
+    The others evaluate the prompt alone, and take the difference of the last that evaluated both: the residual that the
+    CFG-Cache of FasterCache keeps (Lv et al. 2024, arXiv:2410.19355), without its weights by frequency. A tick depends on its
+    own sample alone, so a picture's bits do too.
+    """
+    found: list[Guide] = []
+    mixing = 0
+    for t in times:
+        guide = Guide(scale_at(t, guidance_scale, interval))
+        if guide.mixes:
+            guide = Guide(guide.scale, reuses=mixing % stride > 0)
+            mixing += 1
+        found.append(guide)
+    return tuple(found)
 
 
 def scale_at(t: float, guidance_scale: float, interval: tuple[float, float]) -> float:

@@ -50,6 +50,7 @@ def parameters_text(params: GenerationParams, model_id: str) -> str:
         "Schedule type": (params.timestep_spacing, params.timestep_spacing != "trailing"),
         "Eta": (f"{params.eta:g}", params.eta > 0.0),
         "CFG interval": (f"{start:g}-{end:g}", (start, end) != (0.0, 1.0)),
+        "CFG stride": (params.guidance_stride, params.guidance_stride > 1),
         "CFG rescale": (f"{params.guidance_rescale:g}", params.guidance_rescale > 0.0),
     }
     settings |= {name: value for name, (value, is_set) in asked_for.items() if is_set}

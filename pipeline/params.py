@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MAX_PROMPT_CHARACTERS = 4000
 MIN_STEPS, MAX_STEPS = 1, 200
 MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE = 0.0, 20.0
+MAX_GUIDANCE_STRIDE = 10
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 
 
@@ -51,6 +52,7 @@ class GenerationParams:
     timestep_spacing: str = "trailing"  # where the steps stand
     eta: float = 0.0  # DDIM's share of fresh noise
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the times, 0 data to 1 noise, at which guidance acts
+    guidance_stride: int = 1  # every how many guided ticks both predictions are evaluated; between them their difference is reused
     guidance_rescale: float = 0.0  # phi: how far a guided prediction is scaled back to the spread of the unguided one
 
 
@@ -139,6 +141,8 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
     start, end = params.guidance_interval
     if not 0.0 <= start <= end <= 1.0:
         raise InvalidParams("guidance_interval", f"guidance_interval must be two times, 0 <= start <= end <= 1, got [{start:g}, {end:g}]")
+    if not 1 <= params.guidance_stride <= MAX_GUIDANCE_STRIDE:
+        raise InvalidParams("guidance_stride", f"guidance_stride must be between 1 and {MAX_GUIDANCE_STRIDE}, got {params.guidance_stride}")
     if not 0.0 <= params.guidance_rescale <= 1.0:
         raise InvalidParams("guidance_rescale", f"guidance_rescale must be between 0 and 1, got {params.guidance_rescale:g}")
     if not 0 <= params.seed <= MAX_SEED:

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.network import Row, Times
 from pipeline import noise
 from pipeline.encoder import TextStates
-from pipeline.guidance import needs_cond, needs_uncond
+from pipeline.guidance import Guide
 from pipeline.load import Load
 from pipeline.params import GenerationParams
 from pipeline.solvers import STATE, Plan
@@ -46,7 +46,7 @@ class Waiting:
     request_id: str
     params: GenerationParams
     prepared: Prepared
-    scales: tuple[float, ...]  # the guidance in effect at each tick
+    guides: tuple[Guide, ...]  # the guidance in effect at each tick
     cond: TextStates | None  # None where no tick needs it
     uncond: TextStates | None
     load: Load
@@ -56,13 +56,13 @@ class Waiting:
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One picture under way. Every tick moves on the last three fields; the others are set before the first."""
+    """One picture under way. Every tick moves on the last four fields; the others are set before the first."""
 
     request_id: str
     params: GenerationParams
     plan: Plan
     updates: Tensor  # (T, 5, 7) float32: the plan's matrices
-    scales: tuple[float, ...]  # the guidance in effect at each tick
+    guides: tuple[Guide, ...]  # the guidance in effect at each tick
     cond: Row | None  # what the network made of the texts under the plan
     uncond: Row | None
     load: Load
@@ -70,6 +70,9 @@ class Sample:
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
     step_index: int = 0  # ticks done; the one number of progress
     spent: Spent = field(default_factory=Spent)
+    difference: Tensor | None = (
+        None  # (C, H, W), between the two predictions of the last tick that evaluated both; only if a later one reuses it
+    )
 
     @property
     def x(self) -> Tensor:
@@ -81,20 +84,19 @@ class Sample:
         return self.step_index == len(self.plan.ticks)
 
     @property
-    def scale(self) -> float:
-        """The guidance scale of this tick."""
-        return self.scales[self.step_index]
+    def guide(self) -> Guide:
+        """The guidance of this tick."""
+        return self.guides[self.step_index]
+
+    @property
+    def reuses_later(self) -> bool:
+        """Whether the next tick takes the difference of this one's predictions."""
+        return self.step_index + 1 < len(self.guides) and self.guides[self.step_index + 1].reuses
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of this tick: cond, uncond, or the one that is needed, which then stands for both."""
-        wanted = ((self.cond, needs_cond(self.scale)), (self.uncond, needs_uncond(self.scale)))
-        return tuple(row for row, is_needed in wanted if is_needed and row is not None)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of this tick."""
-        return rows_at(self.scale)
+        return tuple(row for row, is_needed in zip((self.cond, self.uncond), self.guide.rows, strict=True) if is_needed and row is not None)
 
     def noise(self) -> Tensor | None:
         """The noise z that this tick adds, or None if it adds none."""
@@ -102,11 +104,6 @@ class Sample:
             return None
         z = noise.draw(self.params.seed, self.params.image_index, self.step_index + 1, tuple(self.x.shape))
         return z.to(self.x.device)
-
-
-def rows_at(scale: float) -> int:
-    """How many rows a sample has at a guidance scale."""
-    return needs_cond(scale) + needs_uncond(scale)
 
 
 def start_state(params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.params import (
     MAX_GUIDANCE_SCALE,
+    MAX_GUIDANCE_STRIDE,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
@@ -54,6 +55,11 @@ class ImageRequest(BaseModel):
     eta: Share | None = Field(None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only.")
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None, description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1]."
+    )
+    guidance_stride: Annotated[int, Field(ge=1, le=MAX_GUIDANCE_STRIDE)] | None = Field(
+        None,
+        description="Extension: every how many guided steps both predictions are evaluated; between them their last difference is "
+        "reused, which is faster and changes the picture. Default 1.",
     )
     guidance_rescale: Share | None = Field(
         None, description="Extension: phi, how far a guided prediction is scaled back to the spread of the unguided one; default 0."
@@ -105,6 +111,7 @@ class Cost(BaseModel):
     timestep_spacing: str
     eta: float
     guidance_interval: tuple[float, float]
+    guidance_stride: int
     guidance_rescale: float
     nfe: int = Field(description="Evaluations of the guided network.")
     rows: int = Field(description="Rows of the network's batch: two an evaluation under guidance, else one.")

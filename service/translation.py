@@ -38,6 +38,7 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
             timestep_spacing=_given(request.timestep_spacing, model.timestep_spacing),
             eta=_given(request.eta, 0.0),
             guidance_interval=(start, end),
+            guidance_stride=_given(request.guidance_stride, 1),
             guidance_rescale=_given(request.guidance_rescale, 0.0),
         )
         for index in range(_given(request.n, 1))
@@ -76,6 +77,7 @@ def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], mod
         timestep_spacing=first.timestep_spacing,
         eta=first.eta,
         guidance_interval=first.guidance_interval,
+        guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),

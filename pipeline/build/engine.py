@@ -20,7 +20,7 @@ from pipeline.runner import StepRunner
 def build_engine(
     model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0, num_threads: int | None = None, dtype: torch.dtype | None = None
 ) -> Engine:
-    """The denoiser of `model` behind an engine; `dtype` defaults to what the device does fast, `max_tokens` to `max_rows` native ones.
+    """The denoiser of `model` behind an engine; `dtype` defaults to what the device does fast, `max_tokens` to `max_rows` native rows.
 
     What a tick costs is not measured here (`pipeline.build.curve`).
     """
@@ -30,10 +30,17 @@ def build_engine(
 
 
 def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0) -> Engine:
-    """A new engine on a network that is there already."""
+    """A new engine on a network that is there already. Raises `ValueError` if `max_tokens` cannot hold a picture that is served."""
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
-    width, height = (side // scale // runner.network.config.patch_size for side in model.native_size)
-    return Engine(runner, partial(plan_of, model=model), scale, Limits(max_rows, max_tokens or max_rows * width * height))
+    side = scale * runner.network.config.patch_size
+    tokens = {(width, height): (width // side) * (height // side) for width, height in model.sizes}
+    width, height = max(tokens, key=lambda size: tokens[size])
+    least = 2 * tokens[width, height]
+    if 0 < max_tokens < least:
+        raise ValueError(f"max_tokens must be at least {least}, for a guided picture of {width}x{height}; got {max_tokens}")
+    return Engine(
+        runner, partial(plan_of, model=model), scale, Limits(max_rows, max_tokens or max(max_rows * tokens[model.native_size], least))
+    )
 
 
 def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepRunner:

@@ -54,6 +54,7 @@ def generate_one(
     spacing: str = "trailing",
     eta: float = 0.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_stride: int = 1,
     guidance_rescale: float = 0.0,
 ) -> Tensor:
     """From the start x (C, H, W) to data (C, H, W), float64.
@@ -65,13 +66,20 @@ def generate_one(
     if solver not in UPDATES and solver != "ddim":
         raise InvalidParams("solver", f"solver {solver!r} is unknown; allowed: {', '.join((*UPDATES, 'ddim'))}")
 
+    differences: list[Tensor] = []  # one for each evaluation under guidance
+
     def denoise(x: Tensor, t: float) -> Tensor:
         timestep = schedule.timestep(t)
         low, high = guidance_interval
         if guidance_scale == 1.0 or not low <= t <= high:
             out = cond(x, timestep).double()
         else:
-            unguided, prompted = uncond(x, timestep).double(), cond(x, timestep).double()
+            prompted = cond(x, timestep).double()
+            if guidance_scale != 0.0 and len(differences) % guidance_stride:
+                unguided = prompted - differences[-1]
+            else:
+                unguided = uncond(x, timestep).double()
+            differences.append(prompted - unguided)
             out = unguided + guidance_scale * (prompted - unguided)
             if guidance_rescale > 0.0 and guidance_scale != 0.0:  # Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16
                 rescaled = out * (prompted.std() / out.std())

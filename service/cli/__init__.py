@@ -69,6 +69,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-interval", type=float, nargs=2, metavar=("START", "END"), help="times, 0 data to 1 noise, at which guidance acts"
     )
+    parser.add_argument("--guidance-stride", type=int, metavar="N", help="evaluate both predictions at every Nth guided step only")
     parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: scale a guided prediction back")
     parser.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
     parser.add_argument("-n", type=int, metavar="N", help="how many pictures, 1 to 10; several are written as PATH-0, PATH-1, ...")

@@ -42,7 +42,7 @@ def states(text: str) -> TextStates:
 
 
 def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
-    return build_engine(model(), max_rows=max_rows, dtype=dtype)
+    return build_engine(model(), max_rows=max_rows, max_tokens=10**6, dtype=dtype)
 
 
 def params(**changes: object) -> GenerationParams:

