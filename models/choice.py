@@ -7,7 +7,7 @@ from models.xformers_attention import XformersUnavailable, load_xformers
 
 
 def choose(device: torch.device, dtype: torch.dtype, heads: int, channels: int) -> tuple[PackedAttention, str]:
-    """The fastest back end that works here and whose bits for a row depend on that row alone, and the reason in words."""
+    """The fastest back end that works here, and the reason in words; on a processor one whose bits for a row depend on that row alone."""
     if device.type == "cpu":
         return _on_processor(dtype, heads)
     try:

@@ -1,5 +1,6 @@
 """The denoising networks by the class that a folder's `transformer/config.json` names: built empty, then filled, strictly."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from models.network import Network, NetworkConfig, PackedNetwork
 from models.packed_dit import PackedDiT
 from models.packed_mmdit import PackedMMDiT
 from models.registry import CLASS_DIT, PIXART, SD3, network_class
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,8 @@ def pack(network: Network) -> PackedNetwork:
     if not isinstance(network, DiT | MMDiT):
         return Grouped(network)
     weight, config = network.proj_out.weight, network.config
-    attention, _ = choose(weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim)
+    attention, why = choose(weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim)
+    logger.info("attention by %s: %s", attention.name, why)
     return PackedDiT(network, attention) if isinstance(network, DiT) else PackedMMDiT(network, attention)
 
 

@@ -339,6 +339,7 @@ class Engine:
             rows=spent.rows,
             tokens=spent.tokens,
             cost=StageCost(spent.device_seconds, spent.flops, queue_seconds),
+            is_batch_invariant=self._runner.is_batch_invariant,
         )
         latents = None
         if isinstance(sample, Sample) and reason is FinishReason.DONE:

@@ -83,6 +83,7 @@ class DenoiseUsage:
     rows: int  # rows of the network's batch: two an evaluation under guidance, one without
     tokens: int  # image tokens over all rows
     cost: StageCost
+    is_batch_invariant: bool = True  # the bits are those that the sample would have alone
 
 
 @dataclass(frozen=True, slots=True)

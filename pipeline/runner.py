@@ -28,6 +28,12 @@ class StepRunner:
     _texts: OrderedDict[bytes, Text] = field(default_factory=OrderedDict)
     _rows: WeakValueDictionary[tuple[bytes, Hashable], Row] = field(default_factory=WeakValueDictionary)
 
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a row's bits were proved to depend on the row alone: on processors. A GPU's library picks a product's kernel by
+        its shape, and nobody tried (`safelight doctor` does)."""
+        return self.device.type == "cpu"
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height, width) of a latent."""
         return self.network.config.in_channels, height, width

@@ -121,7 +121,9 @@ class Cost(BaseModel):
     seconds: float = Field(description="From the request's arrival to its answer.")
     truncated: bool = Field(description="True when a text was longer than the text encoder can read.")
     unknown_words: list[str] = Field(description="Words that the text encoder does not know; they change nothing.")
-    batch_invariant: Literal[True] = Field(description="The same request gives the same bytes, whatever else is being drawn.")
+    batch_invariant: bool = Field(
+        description="Whether it is proved here that the same request gives the same bytes, whatever else is being drawn."
+    )
 
 
 class Usage(BaseModel):

@@ -90,7 +90,7 @@ def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], mod
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
         truncated=any(usage.text.truncated for usage in usages),
-        batch_invariant=True,
+        batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
     )
     return Usage(

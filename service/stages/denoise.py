@@ -133,7 +133,6 @@ class EngineLoop(threading.Thread):
         except Exception as error:
             return self._refuse_all(error)
         self.census = replace(self.census, attention=engine.attention, curve=engine.curve)
-        logger.info("attention by %s", engine.attention)
         self.built.set()
         try:
             return self._tick_until_stopped(engine)

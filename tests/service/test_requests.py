@@ -2,12 +2,14 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipeline.params import MAX_SEED
-from service.payloads import Output
-from tests.fakes import MODEL, fake_picture, make_params
+from service.payloads import Drawn, Output
+from service.translation import make_usage
+from tests.fakes import MODEL, USAGE, fake_picture, make_params
 from tests.service.conftest import ROUTE
 
 DEFAULT = make_params(prompt="a red apple", seed=7)
@@ -251,3 +253,11 @@ def test_the_schema_lists_what_this_model_serves(client):
     assert properties["seed"]["anyOf"][0]["maximum"] == MAX_SEED
     assert properties["quality"]["description"].startswith("Accepted for OpenAI's clients and ignored")
     assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
+
+
+def test_bytes_that_company_may_change_are_said_to_be():
+    told = [
+        make_usage([Drawn(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
+        for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))
+    ]
+    assert told == [True, False]
