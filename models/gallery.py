@@ -109,8 +109,12 @@ class Gallery:
 
 
 def pooled(drawn: np.ndarray) -> Tensor:
-    """Pictures (B, H, W, 3) uint8 as points (B, 3 * 32 * 32)."""
-    x = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255.0
+    """Pictures (B, H, W, 3) uint8, of those that are not square the middle, as points (B, 3 * 32 * 32)."""
+    height, width = drawn.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = np.ascontiguousarray(drawn[:, top : top + side, left : left + side])
+    x = torch.from_numpy(middle).permute(0, 3, 1, 2).float() / 255.0
     return F.adaptive_avg_pool2d(x, SIDE).flatten(1)
 
 

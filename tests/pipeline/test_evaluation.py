@@ -53,6 +53,14 @@ def test_a_gallery_comes_back_from_its_files(gallery, tmp_path):
     torch.testing.assert_close(again.pixels, gallery.pixels, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("margin", [(0, 32), (32, 0)], ids=["wide", "tall"])
+def test_of_a_picture_that_is_not_square_the_middle_is_judged(gallery, margin):
+    rows, columns = margin
+    square = np.stack([picture(code, style, "blue") for code, style, _ in RENDERS])
+    padded = np.pad(square, ((0, 0), (columns, columns), (rows, rows), (0, 0)))
+    torch.testing.assert_close(pooled(padded), pooled(square))
+
+
 def test_without_a_gallery_the_sentence_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="no gallery"):
         Gallery.load(tmp_path)

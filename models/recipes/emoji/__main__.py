@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-STAGES = ("data", "text", "locked", "scorer", "vae", "dit", "anneal", "export", "prompts", "evaluate", "curves", "contest")
+STAGES = ("data", "text", "locked", "scorer", "vae", "dit", "anneal", "export", "prompts", "evaluate", "sizes", "curves", "contest")
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument("--native-only", action="store_true", help="anneal: leave the other sizes out")
     parser.add_argument("--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder")
-    parser.add_argument("--limit", type=int, default=500, help="evaluate, curves, contest: how many prompts of each set")
+    parser.add_argument("--limit", type=int, default=500, help="evaluate, sizes, curves, contest: how many prompts of each set")
     args = parser.parse_args()
     started = time.monotonic()
     _stages(args)[args.stage]()
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    from models.recipes.emoji import contest, curves, data, dit, evaluate, export, locked, prompts, text, vae
+    from models.recipes.emoji import contest, curves, data, dit, evaluate, export, locked, prompts, sizes, text, vae
 
     return {
         "data": lambda: data.run(args.work),
@@ -38,6 +38,7 @@ def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         "anneal": lambda: dit.anneal(args.work, args.steps or 6000, other_sizes=not args.native_only),
         "export": lambda: export.run(args.work, args.output),
         "prompts": lambda: prompts.run(args.work, args.output),
+        "sizes": lambda: sizes.run(args.work, args.output, args.limit),
         "curves": lambda: curves.run(args.work, args.output, args.limit),
         "contest": lambda: contest.run(args.work, args.output, args.steps or 1500, args.limit),
         "evaluate": lambda: evaluate.run(args.work, args.output, args.limit),

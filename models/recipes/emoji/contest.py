@@ -17,7 +17,8 @@ from models.gallery import Gallery
 from models.layout import FLOW_SCHEDULER, write_index, write_part
 from models.recipes import objectives
 from models.recipes.emoji import data, dit
-from models.recipes.emoji.evaluate import SEED, picture_of
+from models.recipes.emoji.evaluate import SEED
+from models.recipes.emoji.sheets import picture_of
 from models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
 from models.recipes.emoji.views import NATIVE
 from models.text.clip import ClipTextTower

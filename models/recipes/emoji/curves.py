@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.progress import Progress
 
 from models.gallery import Gallery
-from models.recipes.emoji.evaluate import SEED, picture_of
+from models.recipes.emoji.evaluate import SEED
+from models.recipes.emoji.sheets import picture_of
 from pipeline.catalog import find_model
 from pipeline.evaluation.judge import Rate, judge
 from pipeline.evaluation.prompts import Prompt, own_sets
