@@ -32,6 +32,10 @@ class Replayed:
         return 3600 * len(self.latencies) / self.seconds
 
     @property
+    def p50_s(self) -> float:
+        return statistics.median(self.latencies)
+
+    @property
     def p95_s(self) -> float:
         return statistics.quantiles(self.latencies, n=20)[-1] if len(self.latencies) > 1 else self.latencies[0]
 

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ class Mixed:
     """What came of the trace: medians over the rounds."""
 
     images_per_hour: float
+    p50_s: float  # latency
     p95_s: float
 
 
@@ -190,10 +191,10 @@ def _mixed(
     for number in range(rounds):
         for name, replay in replays.items():
             replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals)))
-            found[name].append(Mixed(replayed.images_per_hour, replayed.p95_s))
+            found[name].append(Mixed(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
             rates += [replayed.flops_per_second] if replayed.flops_per_second else []
             errors += [abs(told / took - 1) for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)]
-    medians = {name: Mixed(*(statistics.median(figure) for figure in zip(*map(_pair, each), strict=True))) for name, each in found.items()}
+    medians = {name: Mixed(*(statistics.median(figure) for figure in zip(*map(astuple, each), strict=True))) for name, each in found.items()}
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
     best = max(static, key=lambda mixed: mixed.images_per_hour)
     return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors), statistics.median(rates)
@@ -272,10 +273,6 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
-
-
-def _pair(mixed: Mixed) -> tuple[float, float]:
-    return mixed.images_per_hour, mixed.p95_s
 
 
 def _tell(say: Say, what: str, total: int, done: int) -> None:

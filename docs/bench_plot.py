@@ -1,0 +1,73 @@
+"""The figures of one benchmark as a picture.
+
+    safelight bench --json > bench.json
+    python docs/bench_plot.py bench.json     writes docs/bench.png
+
+Needs the extra `docs`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot
+
+HERE = Path(__file__).resolve().parent
+NAMES = {
+    "ours": "this engine",
+    "serial_eager": "diffusers,\none at a time",
+    "serial_compiled": "the same,\ncompiled",
+    "static_best": "diffusers,\nstatic batches",
+}
+BATCH1 = {"ours_s": "this engine", "diffusers_eager_s": "diffusers", "diffusers_compiled_s": "diffusers,\ncompiled"}
+OURS, OTHERS = "#1b6ca8", "#b0b0b0"
+
+
+def main(path: str) -> None:
+    found = json.loads(Path(path).read_text())
+    figure, (curve, alone, rate, latency) = pyplot.subplots(1, 4, figsize=(16, 4))
+    draw_curve(curve, found["curve"])
+    draw_bars(alone, {BATCH1[name]: seconds for name, seconds in found["batch1"].items() if seconds}, "seconds of a picture alone")
+    mixed = {NAMES[name]: of for name, of in found["mixed"].items() if of}
+    draw_bars(rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "pictures an hour, unlike requests")
+    draw_latencies(latency, mixed)
+    figure.suptitle(f"{found['model']}, {found['device']}, {found['dtype']}, {found['threads']} threads")
+    figure.tight_layout()
+    figure.savefig(HERE / "bench.png", dpi=90)
+
+
+def draw_curve(panel, curve: dict) -> None:
+    """Milliseconds a row against the rows of a tick."""
+    rows = [work / curve["work"][0] for work in curve["work"]]
+    panel.plot(rows, [1e3 * seconds / count for seconds, count in zip(curve["seconds"], rows, strict=True)], marker="o", color=OURS)
+    panel.set(xlabel="rows of a tick", ylabel="ms a row", xscale="log", xticks=rows, xticklabels=[f"{count:.0f}" for count in rows])
+    panel.set_ylim(bottom=0)
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)
+
+
+def draw_bars(panel, values: dict[str, float], what: str) -> None:
+    """One bar each, the first one ours, labelled with what it is of ours."""
+    bars = panel.bar(list(values), list(values.values()), color=[OURS, *[OTHERS] * (len(values) - 1)])
+    ours = next(iter(values.values()))
+    panel.bar_label(bars, [f"{value / ours:.2f}" for value in values.values()])
+    panel.margins(y=0.12)
+    panel.set_title(what, fontsize=10)
+    panel.tick_params(axis="x", labelsize=8)
+
+
+def draw_latencies(panel, mixed: dict[str, dict[str, float]]) -> None:
+    """Median and 95th percentile at the same load."""
+    places = range(len(mixed))
+    for offset, name, shade in ((-0.2, "p50_s", "#7fb2d6"), (0.2, "p95_s", "#1b6ca8")):
+        panel.bar([place + offset for place in places], [of[name] for of in mixed.values()], 0.4, label=name[:3], color=shade)
+    panel.set_xticks(list(places), list(mixed), fontsize=8)
+    panel.set_title("seconds of latency under this load", fontsize=10)
+    panel.legend()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
