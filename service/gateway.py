@@ -15,16 +15,16 @@ from pipeline.params import InvalidParams, ModelInfo
 from service.accounting import account
 from service.backend import Backend
 from service.body import read_json_body, unless_gone
-from service.errors import MethodNotAllowed, RouteNotFound, ServiceError, StageFailed, as_service_error
+from service.errors import MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
 from service.metrics import Metrics
 from service.middleware import Envelope, error_response
 from service.openapi import ERRORS, image_request_body
 from service.painter import Painter
 from service.readiness import WarmUp
-from service.schemas import Curve, ImageResponse, Model, ModelList, Readiness
+from service.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from service.settings import Settings
 from service.tasks import cancel_all
-from service.translation import check_model, describe_model, make_output, make_pictures, make_response, make_usage
+from service.translation import check_model, describe_curves, describe_model, make_output, make_pictures, make_response, make_usage
 from service.validation import parse_request
 
 
@@ -87,12 +87,9 @@ def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: M
         check_model(model_id, model)
         return await describe_now()
 
-    @app.get("/v1/curve", summary="What a tick of the denoiser costs on its machine", responses={503: ERRORS[503]})
-    async def get_curve() -> Curve:
-        denoiser = (await painter.census()).get("denoise")
-        if denoiser is None or denoiser.curve is None:
-            raise StageFailed("The denoiser has not measured itself yet.")
-        return Curve(work_flops=list(denoiser.curve.work), seconds=list(denoiser.curve.seconds), factor=denoiser.curve.factor)
+    @app.get("/v1/curve", summary="What each stage's work costs on its machine", responses={503: ERRORS[503]})
+    async def get_curve() -> Curves:
+        return describe_curves(await painter.census())
 
 
 def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics) -> None:

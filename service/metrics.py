@@ -61,7 +61,7 @@ class Metrics:
             if census is not None and census.attention:
                 self._attention.clear()
                 self._attention.labels(census.attention).set(1)
-            if census is not None and census.curve:
+            if stage == "denoise" and census is not None and census.curve:
                 self._slowness.set(census.curve.factor)
             for name, gauge in self._census.items():
                 if census is not None:

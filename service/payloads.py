@@ -89,4 +89,4 @@ class StageCensus:
     cache_hits: int = 0
     cache_misses: int = 0
     attention: str | None = None  # the denoiser's back end
-    curve: CostCurve | None = None  # what its ticks cost, as corrected by the last one
+    curve: CostCurve | None = None  # what its ticks, texts or pictures cost, as corrected by the last one

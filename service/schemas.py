@@ -172,11 +172,19 @@ class Model(BaseModel):
 
 
 class Curve(BaseModel):
-    """What a tick of the denoiser costs: `seconds` for so many floating-point operations, times `factor` now."""
+    """What a stage's work costs on its machine: `seconds` for so many floating-point operations, times `factor` now."""
 
     work_flops: list[float]
     seconds: list[float]
     factor: float
+
+
+class Curves(BaseModel):
+    """Of the denoiser a tick, of the others a text and a picture, one at a time and so in proportion; null until one was seen."""
+
+    encode: Curve | None
+    denoise: Curve
+    decode: Curve | None
 
 
 class ModelList(BaseModel):

@@ -3,14 +3,15 @@
 import base64
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from pipeline.curve import CostCurve
 from pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
 from pipeline.planning import plan_of
-from service.errors import InvalidRequest, ModelNotFound
-from service.payloads import Drawn, Output
-from service.schemas import Cost, Image, ImageRequest, ImageResponse, InputTokens, Model, StageSeconds, Usage
+from service.errors import InvalidRequest, ModelNotFound, StageFailed
+from service.payloads import Drawn, Output, StageCensus
+from service.schemas import Cost, Curve, Curves, Image, ImageRequest, ImageResponse, InputTokens, Model, StageSeconds, Usage
 
 ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")  # clients hard-code them
 
@@ -106,6 +107,18 @@ def check_model(name: str, model: ModelInfo) -> None:
     if name != model.id and name not in ALIASES:
         allowed = ", ".join((model.id, *ALIASES))
         raise ModelNotFound(f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model")
+
+
+def describe_curves(stages: Mapping[str, StageCensus | None]) -> Curves:
+    """What every stage's work costs. Raises `StageFailed` while the denoiser has not measured itself."""
+    curves = {stage: _curve(census.curve) for stage, census in stages.items() if census is not None and census.curve is not None}
+    if "denoise" not in curves:
+        raise StageFailed("The denoiser has not measured itself yet.")
+    return Curves(encode=curves.get("encode"), denoise=curves["denoise"], decode=curves.get("decode"))
+
+
+def _curve(curve: CostCurve) -> Curve:
+    return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.factor)
 
 
 def describe_model(model: ModelInfo, created: int) -> Model:

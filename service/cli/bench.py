@@ -56,7 +56,9 @@ def _as_text(found: Benchmark) -> str:
     for name, mixed in found.mixed.items():
         if mixed and best:
             times = best.images_per_hour / mixed.images_per_hour
-            lines.append(f"  {name:22} {mixed.images_per_hour:10.0f} an hour   p50 {mixed.p50_s:6.2f}, p95 {mixed.p95_s:6.2f} s   {times:5.2f}")
+            lines.append(
+                f"  {name:22} {mixed.images_per_hour:10.0f} an hour   p50 {mixed.p50_s:6.2f}, p95 {mixed.p95_s:6.2f} s   {times:5.2f}"
+            )
     lines.append(f"what a request was told when it came is off by {100 * found.forecast_error:.0f} % (median)")
     lines.append(f"under this load           {100 * found.mfu_under_trace:9.1f} % of the best product, ticks that are not full among them")
     lines.append(

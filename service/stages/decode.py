@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pipeline.curve import UNKNOWN
 from pipeline.params import GenerationParams
 from service.errors import BrokenPicture
 from service.payloads import Denoised, Drawn, Output, PictureUsage, StageCensus
@@ -71,6 +72,7 @@ class DecodeStage:
                 drawn.append(BrokenPicture(f"The model drew no picture: {picture}."))
                 continue
             pixels, cost = picture
+            self._census = replace(self._census, curve=(self._census.curve or UNKNOWN).observed(cost.flops, cost.device_seconds))
             decode = replace(cost, queue_seconds=max(0.0, started - job.arrived))
             usage = PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
             drawn.append(Drawn(self._write_image(pixels, job.output, job.params), usage))

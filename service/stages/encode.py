@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pipeline.curve import UNKNOWN
 from pipeline.guidance import needs_uncond
 from pipeline.params import GenerationParams, StageCost, TextReport
 from service.payloads import Conditioning, StageCensus
@@ -71,9 +72,14 @@ class EncodeStage:
         known = {text: self._cache[key] for text in texts if (key := (self._model_id, text)) in self._cache}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         fresh: dict[str, TextStates] = {}
+        curve = self._census.curve or UNKNOWN
         for start in range(0, len(missing), encoder.max_batch):
             batch = missing[start : start + encoder.max_batch]
             fresh.update(zip(batch, encoder.encode(batch), strict=True))
+        for states in fresh.values():
+            if states.cost.flops:  # the name of a class is looked up, not computed
+                curve = curve.observed(states.cost.flops, states.cost.device_seconds)
+                self._census = replace(self._census, curve=curve)
         known |= fresh
         self._remember(known)
         return known, {text: states.cost for text, states in fresh.items()}

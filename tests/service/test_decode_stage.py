@@ -19,6 +19,7 @@ async def test_a_batch_is_cut_to_what_the_decoder_takes():
     assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (USAGE.text, USAGE.encode, USAGE.denoise)
     assert (drawn[0].usage.decode.device_seconds, drawn[0].usage.decode.flops) == (2.0, 20)
     assert stage.census().pictures == 3
+    assert stage.census().curve.seconds_for(20) == pytest.approx(2.0)
     stage.close()
 
 

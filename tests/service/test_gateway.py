@@ -67,7 +67,8 @@ def test_the_cost_of_a_tick_and_the_attention_that_runs_are_told(client, backend
     assert client.get("/v1/models").json()["data"][0]["attention"] is None
     curve = CostCurve((1e9, 4e9), (0.01, 0.03), 1.5)
     backend.stages = {**backend.stages, "denoise": StageCensus(pictures=1, attention="products", curve=curve)}
-    assert client.get("/v1/curve").json() == {"work_flops": [1e9, 4e9], "seconds": [0.01, 0.03], "factor": 1.5}
+    measured = {"work_flops": [1e9, 4e9], "seconds": [0.01, 0.03], "factor": 1.5}
+    assert client.get("/v1/curve").json() == {"encode": None, "denoise": measured, "decode": None}
     assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
     told = metrics(client)
     assert told["safelight_attention products"] == 1

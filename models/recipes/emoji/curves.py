@@ -1,4 +1,4 @@
-"""Stage `curves`: concept accuracy against steps, solvers and guidance on the model itself, from which its defaults are chosen.
+"""Stage `curves`: concept accuracy against steps, solvers, guidance and its stride, from which the model's defaults are chosen.
 
 Writes `docs/emoji-128-curves.png` and the tables of its figures beside the weights. Pictures are kept in `work/drawn`, so an
 interrupted run goes on where it was.
@@ -23,6 +23,7 @@ from pipeline.params import GenerationParams
 SET = "styled"
 SOLVERS = ("ddim", "dpmpp_2m", "unipc_2")
 STEPS = (4, 6, 8, 10, 15, 20, 30, 50)
+STRIDES = (1, 2, 3, 5, 10)  # every how many steps both predictions are evaluated
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 
 
@@ -36,7 +37,7 @@ def run(work: Path, weights: Path, limit: int) -> None:
     plain = [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
     points: dict[str, dict[str, dict[str, float]]] = {}
     with Progress() as bar:
-        task = bar.add_task("curves", total=(len(SOLVERS) * len(STEPS) + len(GUIDANCE)) * len(prompts))
+        task = bar.add_task("curves", total=(len(SOLVERS) * len(STEPS) + len(GUIDANCE) + len(STRIDES)) * len(prompts))
         for curve, x, pictures in _points(plain):
             done = bar.tasks[task].completed
             drawn = renderer.draw(pictures, lambda num, done=done: bar.update(task, completed=done + num))
@@ -59,6 +60,8 @@ def table(points: dict[str, dict[str, dict[str, float]]]) -> str:
         lines.append(f"| `{solver}` | " + " | ".join(f"{points[solver][str(steps)]['rate']:.1%}" for steps in STEPS) + " |")
     lines += ["", "| guidance | " + " | ".join(f"{w:g}" for w in GUIDANCE) + " |", "|---" * (len(GUIDANCE) + 1) + "|"]
     lines.append("| top-1 | " + " | ".join(f"{points['guidance'][f'{w:g}']['rate']:.1%}" for w in GUIDANCE) + " |")
+    lines += ["", "| `guidance_stride` | " + " | ".join(map(str, STRIDES)) + " |", "|---" * (len(STRIDES) + 1) + "|"]
+    lines.append("| top-1 | " + " | ".join(f"{points['stride'][str(stride)]['rate']:.1%}" for stride in STRIDES) + " |")
     return "\n".join(lines)
 
 
@@ -71,6 +74,8 @@ def draw_plot(points: dict[str, dict[str, dict[str, float]]], path: Path) -> Non
 
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for curve, of in points.items():
+        if curve == "stride":
+            continue
         panel = panels[1] if curve == "guidance" else panels[0]
         xs, ys = [float(x) for x in of], [100 * p["rate"] for p in of.values()]
         spread = [[100 * (p["rate"] - p["low"]) for p in of.values()], [100 * (p["high"] - p["rate"]) for p in of.values()]]
@@ -90,6 +95,8 @@ def _points(plain: Sequence[GenerationParams]) -> Iterator[tuple[str, float, lis
             yield solver, steps, [replace(params, solver=solver, num_steps=steps) for params in plain]
     for scale in GUIDANCE:
         yield "guidance", scale, [replace(params, guidance_scale=scale) for params in plain]
+    for stride in STRIDES:
+        yield "stride", stride, [replace(params, guidance_stride=stride) for params in plain]
 
 
 def _figure(gallery: Gallery, prompts: Sequence[Prompt], drawn) -> dict[str, float]:
