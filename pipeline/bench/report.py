@@ -194,7 +194,7 @@ def _mixed(
             found[name].append(Mixed(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
             rates += [replayed.flops_per_second] if replayed.flops_per_second else []
             errors += [abs(told / took - 1) for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)]
-    medians = {name: Mixed(*(statistics.median(figure) for figure in zip(*map(astuple, each), strict=True))) for name, each in found.items()}
+    medians = {name: Mixed(*map(statistics.median, zip(*map(astuple, each), strict=True))) for name, each in found.items()}
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
     best = max(static, key=lambda mixed: mixed.images_per_hour)
     return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors), statistics.median(rates)
