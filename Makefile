@@ -54,5 +54,11 @@ bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
 	$(BIN)/safelight bench
 
-load:
-	@echo "make $@: not written yet" >&2; exit 1
+LOADING := $(VENV)/.installed-load
+
+$(LOADING): $(SERVING)
+	$(BIN)/pip install -e '.[load]'
+	@touch $@
+
+load: $(LOADING)
+	$(BIN)/python -m loadtests

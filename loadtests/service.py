@@ -1,0 +1,58 @@
+"""A service of its own for a load test: started on a free port, stopped when the test ends."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 300.0
+STOP_SECONDS = 60.0
+
+
+class CannotStart(Exception):
+    """The service did not come up; the message holds the end of what it said."""
+
+
+@contextmanager
+def service(model: str, log: Path) -> Iterator[str]:
+    """The url of a running `safelight serve`, which says its say in `log`."""
+    port = _free_port()
+    command = [str(Path(sys.executable).with_name("safelight")), "serve", "--model", model, "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    ends = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends:
+        if process.poll() is not None:
+            raise CannotStart(f"safelight serve ended with status {process.returncode}:\n{log.read_text()[-2000:]}")
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise CannotStart(f"safelight serve was not ready after {START_SECONDS:.0f} s:\n{log.read_text()[-2000:]}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port

@@ -1,0 +1,54 @@
+"""Locust's users: each asks, waits for its picture, looks at it, thinks, asks again. A closed loop: see `replay` for the open one.
+
+locust -f loadtests/users.py --host http://127.0.0.1:8000            with locust's own page on port 8089
+SHAPE=spike locust -f loadtests/users.py --headless --host ...       the users come and go as `loadtests.shapes` has it
+"""
+
+import os
+import random
+
+from locust import FastHttpUser, between, events, task
+from locust.env import Environment
+
+from loadtests.pictures import fault_of
+from loadtests.replay import ROUTE
+from loadtests.shapes import SHAPES, Users
+from loadtests.traces import any_body
+
+SIZES = os.environ.get("SIZES", "auto").split(",")
+MAX_FAIL_RATIO = float(os.environ.get("MAX_FAIL_RATIO", "0"))
+MAX_P95_MS = float(os.environ.get("MAX_P95_MS", "inf"))
+
+
+class Painter(FastHttpUser):
+    """Asks for unlike pictures."""
+
+    wait_time = between(0.1, 1.0)
+
+    def on_start(self) -> None:
+        self.rng = random.Random()  # noqa: S311
+
+    @task
+    def draw(self) -> None:
+        body = any_body(self.rng, SIZES)
+        with self.client.post(ROUTE, json=body, name=f"{body['num_inference_steps']} steps", catch_response=True) as response:
+            if response.status_code != 200:
+                response.failure(f"status {response.status_code}")
+            elif (fault := fault_of(body, response.json())) is not None:
+                response.failure(fault)
+
+
+if "SHAPE" in os.environ:
+
+    class Shape(Users):
+        """The one that was asked for."""
+
+        curve = staticmethod(SHAPES[os.environ["SHAPE"]])
+
+
+@events.quitting.add_listener
+def fail_the_run(environment: Environment, **_: object) -> None:
+    """Locust's exit status says whether the thresholds were held."""
+    total = environment.stats.total
+    if total.num_requests == 0 or total.fail_ratio > MAX_FAIL_RATIO or total.get_response_time_percentile(0.95) > MAX_P95_MS:
+        environment.process_exit_code = 1
