@@ -52,7 +52,7 @@ def draw_common_things(renderer: Renderer, model: ModelInfo, path: Path) -> None
     prompts = [styled(thing, style) for thing in COMMON for style in STYLES]
     guided = [picture_of(prompt, SEED + i, model) for i, prompt in enumerate(prompts)]
     pictures = [each for params in guided for each in (params, replace(params, guidance_scale=1.0))]
-    captions = [f"{prompt}{', guidance off' * is_off}" for prompt in prompts for is_off in (0, 1)]
+    captions = [caption for prompt in prompts for caption in (prompt, "the same, guidance off")]
     drawn = renderer.draw(pictures)
     _page([Image.fromarray(pixels) for pixels in drawn], captions, ["white"] * len(drawn), 2 * len(STYLES), path)
 
