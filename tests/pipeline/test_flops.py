@@ -1,6 +1,7 @@
 """The closed formulas against torch's own counter, and against what is published."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -66,12 +67,35 @@ def test_formulas_equal_the_counter(name: str, size: tuple[int, int]) -> None:
     assert forward_flops(network.config, *size, TEXT_TOKENS) == counted(lambda: network.predict(x, rows, [2]))
 
 
-def test_published_flops_of_pixart() -> None:
-    xl = DiTConfig(
-        num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=128, patch_size=2,
-        caption_channels=4096, interpolation_scale=2,
-    )  # fmt: skip
-    assert (forward_flops(xl, 128, 128, 300) + text_flops(xl, 300)) / 1e12 == pytest.approx(6.6336, rel=5e-3)
+PIXART_SIGMA = DiTConfig(
+    num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=128, patch_size=2,
+    caption_channels=4096, interpolation_scale=2,
+)  # fmt: skip
+SD35_MEDIUM = MMDiTConfig(
+    sample_size=128, in_channels=16, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
+    caption_projection_dim=1536, pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=384,
+    dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "build", "text_tokens", "published"),
+    [(PIXART_SIGMA, DiT, 300, 6.6336e12), (SD35_MEDIUM, MMDiT, 333, 11.250e12)],
+    ids=["PixArt-Sigma", "SD3.5-medium"],
+)
+def test_at_true_size_for_1024_pixels(config: Any, build: Callable[[Any], Network], text_tokens: int, published: float) -> None:
+    """The closed formula, torch's counter on our network, and the counter on diffusers' as it was once published, texts included."""
+    with torch.device("meta"):
+        network = build(config)
+        x, timesteps = torch.empty(1, config.in_channels, 128, 128), torch.empty(1)
+        width = config.joint_attention_dim if build is MMDiT else config.caption_channels
+        states, mask, pooled = torch.empty(text_tokens, width), torch.empty(text_tokens, dtype=torch.bool), torch.empty(2048)
+    times = network.prepare_times(timesteps, (1024, 1024))
+    rows = network.collate([network.prepare_row(states, mask, pooled, times)])
+    forward = forward_flops(config, 128, 128, text_tokens)
+    assert forward == counted(lambda: network.predict(x, rows, [0]))
+    once = text_flops(config, text_tokens) + row_flops(config, text_tokens, 1) + times_flops(config, 1)
+    assert forward + once == pytest.approx(published, rel=5e-3)
 
 
 def test_a_family_without_formulas_is_refused() -> None:
