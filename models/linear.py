@@ -4,6 +4,7 @@ Shapes: T tokens, D_in and D_out channels.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,32 @@ Linear = Callable[[Tensor], Tensor]
 
 FEWEST_TOKENS = 64
 TYPICAL_TOKENS = 1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
+
+
+class Layers(Protocol):
+    """How the large layers of a packed network are computed; the small ones are always `make_linear`'s."""
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Linear:
+        """x (T, D_in) to x weight^T + bias, (T, D_out)."""
+        ...
+
+    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> Linear:
+        """Weight and bias of two layers with a GELU (tanh) between them, x (T, D_in) to (T, D_out)."""
+        ...
+
+
+class Unquantized:
+    """In the network's own dtype."""
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Linear:
+        return make_linear(weight, bias)
+
+    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> Linear:
+        first, second = make_linear(*rise, has_gelu=True), make_linear(*fall)
+        return lambda x: second(first(x))
+
+
+UNQUANTIZED = Unquantized()
 
 
 def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> Linear:

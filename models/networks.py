@@ -16,10 +16,12 @@ from models.config import DiTConfig
 from models.dit import DiT
 from models.folder import CheckpointError, read_json
 from models.grouped import Grouped
+from models.linear import UNQUANTIZED
 from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network, NetworkConfig, PackedNetwork
 from models.packed_dit import PackedDiT
 from models.packed_mmdit import PackedMMDiT
+from models.quantized import Int8, QuantizationUnavailable
 from models.registry import CLASS_DIT, PIXART, SD3, network_class
 
 logger = logging.getLogger(__name__)
@@ -57,14 +59,22 @@ def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
     return cast(Network, load_into(build_empty(folder), folder, device, dtype))
 
 
-def pack(network: Network) -> PackedNetwork:
-    """`network` made ready for the engine; it is taken apart and must not be used any more."""
+def pack(network: Network, quantization: str = "none") -> PackedNetwork:
+    """`network` made ready for the engine; it is taken apart and must not be used any more.
+
+    With `quantization` "int8" its large layers are `models.quantized`'s; raise `QuantizationUnavailable` where they are not to be had.
+    """
     if not isinstance(network, DiT | MMDiT):
+        if quantization != "none":
+            raise QuantizationUnavailable(
+                f"quantization {quantization} is for networks whose rows are packed; a class-conditional DiT's are not"
+            )
         return Grouped(network)
     weight, config = network.proj_out.weight, network.config
     attention, why = choose(weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim)
     logger.info("attention by %s: %s", attention.name, why)
-    return PackedDiT(network, attention) if isinstance(network, DiT) else PackedMMDiT(network, attention)
+    layers = Int8.on(weight.device, weight.dtype) if quantization == "int8" else UNQUANTIZED
+    return PackedDiT(network, attention, layers) if isinstance(network, DiT) else PackedMMDiT(network, attention, layers)
 
 
 def example_text(config: NetworkConfig) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.dit import Block, DiT, Modulations
 from models.layers import modulate
-from models.linear import Linear, make_linear
+from models.linear import UNQUANTIZED, Layers, Linear, make_linear
 from models.packed_attention import PackedAttention, Plan
 from models.packed_layers import gated, joined, parameters, patches, unpatched
 from models.packing import Layout
@@ -67,22 +67,21 @@ class _Block:
     to_out: Linear
     to_text_q: Linear
     to_text_out: Linear
-    rise: Linear
-    fall: Linear
+    mlp: Linear
     eps: float
 
 
 class PackedDiT:
     """A `DiT` made ready to run; the network given is taken apart and must not be used any more."""
 
-    def __init__(self, dit: DiT, attention: PackedAttention):
+    def __init__(self, dit: DiT, attention: PackedAttention, layers: Layers = UNQUANTIZED):
         self.config = dit.config
         self.attention = attention
         self._dit = dit
         self._heads = dit.config.num_attention_heads
         self._patch = make_linear(dit.pos_embed.proj.weight.flatten(1), dit.pos_embed.proj.bias)
         self._text = make_linear(*joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)]))
-        self._blocks = [_pack(block) for block in dit.transformer_blocks]
+        self._blocks = [_pack(block, layers) for block in dit.transformer_blocks]
         self._tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])[:, None].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
         self._final = make_linear(dit.proj_out.weight, dit.proj_out.bias)
@@ -142,19 +141,18 @@ class PackedDiT:
         x = by_row(gated, [x, attended], [gate_a])
         q = block.to_text_q(x).unflatten(1, (self._heads, -1))
         x = x + block.to_text_out(self.attention(q, *key_values, rows.to_text).flatten(1))
-        changed = block.fall(block.rise(by_row(_scaled, [_norm(x, block.eps)], [shift_m, scale_m])))
+        changed = block.mlp(by_row(_scaled, [_norm(x, block.eps)], [shift_m, scale_m]))
         return by_row(gated, [x, changed], [gate_m])
 
 
-def _pack(block: Block) -> _Block:
+def _pack(block: Block, layers: Layers) -> _Block:
     own, text, mlp = block.attn1, block.attn2, block.ff.net
     return _Block(
-        to_qkv=make_linear(*joined([own.to_q, own.to_k, own.to_v])),
-        to_out=make_linear(*parameters(own.to_out[0])),
-        to_text_q=make_linear(*parameters(text.to_q)),
-        to_text_out=make_linear(*parameters(text.to_out[0])),
-        rise=make_linear(*parameters(mlp[0]["proj"]), has_gelu=True),
-        fall=make_linear(*parameters(mlp[2])),
+        to_qkv=layers.linear(*joined([own.to_q, own.to_k, own.to_v])),
+        to_out=layers.linear(*parameters(own.to_out[0])),
+        to_text_q=layers.linear(*parameters(text.to_q)),
+        to_text_out=layers.linear(*parameters(text.to_out[0])),
+        mlp=layers.feed_forward(parameters(mlp[0]["proj"]), parameters(mlp[2])),
         eps=block.eps,
     )
 

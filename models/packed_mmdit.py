@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import FeedForward, modulate
-from models.linear import Linear, make_linear
+from models.linear import UNQUANTIZED, Layers, Linear, make_linear
 from models.mmdit import AdaLN, Block, MMDiT, SelfAttention, norm
 from models.packed_attention import PackedAttention, Plan
 from models.packed_layers import gated, joined, parameters, patches, unpatched
@@ -76,12 +76,6 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mlp:
-    rise: Linear
-    fall: Linear
-
-
-@dataclass(frozen=True, slots=True)
 class _Block:
     """A block's products; `norms` split what its adaLN made."""
 
@@ -89,14 +83,14 @@ class _Block:
     image: _Stream
     text: _Stream
     alone: _Stream | None  # the image's attention to itself
-    image_mlp: _Mlp
-    text_mlp: _Mlp | None
+    image_mlp: Linear
+    text_mlp: Linear | None
 
 
 class PackedMMDiT:
     """An `MMDiT` made ready to run; the network given is taken apart and must not be used any more."""
 
-    def __init__(self, mmdit: MMDiT, attention: PackedAttention):
+    def __init__(self, mmdit: MMDiT, attention: PackedAttention, layers: Layers = UNQUANTIZED):
         self.config = mmdit.config
         self.attention = attention
         self._heads = mmdit.config.num_attention_heads
@@ -104,7 +98,7 @@ class PackedMMDiT:
         self._adaln = make_linear(*joined([each.linear for each in mmdit.norms()]))
         self._widths = [each.linear.out_features for each in mmdit.norms()]
         self._patch = make_linear(mmdit.pos_embed.proj.weight.flatten(1), mmdit.pos_embed.proj.bias)
-        self._blocks = [_pack(block) for block in mmdit.transformer_blocks]
+        self._blocks = [_pack(block, layers) for block in mmdit.transformer_blocks]
         self._final = make_linear(*parameters(mmdit.proj_out))
         for each in mmdit.norms():
             del each.linear
@@ -186,35 +180,35 @@ class PackedMMDiT:
         return x, text
 
 
-def _pack(block: Block) -> _Block:
+def _pack(block: Block, layers: Layers) -> _Block:
     joint = block.attn
     is_last = block.ff_context is None
     return _Block(
         norms=(block.norm1, block.norm1_context),
-        image=_stream(joint),
+        image=_stream(joint, layers),
         text=_Stream(
-            to_qkv=make_linear(*joined([joint.add_q_proj, joint.add_k_proj, joint.add_v_proj])),
-            to_out=None if is_last else make_linear(*parameters(joint.to_add_out)),
+            to_qkv=layers.linear(*joined([joint.add_q_proj, joint.add_k_proj, joint.add_v_proj])),
+            to_out=None if is_last else layers.linear(*parameters(joint.to_add_out)),
             norm_q=joint.norm_added_q,
             norm_k=joint.norm_added_k,
         ),
-        alone=None if block.attn2 is None else _stream(block.attn2),
-        image_mlp=_mlp(block.ff),
-        text_mlp=None if block.ff_context is None else _mlp(block.ff_context),
+        alone=None if block.attn2 is None else _stream(block.attn2, layers),
+        image_mlp=_mlp(block.ff, layers),
+        text_mlp=None if block.ff_context is None else _mlp(block.ff_context, layers),
     )
 
 
-def _stream(attention: SelfAttention) -> _Stream:
+def _stream(attention: SelfAttention, layers: Layers) -> _Stream:
     return _Stream(
-        to_qkv=make_linear(*joined([attention.to_q, attention.to_k, attention.to_v])),
-        to_out=make_linear(*parameters(attention.to_out[0])),
+        to_qkv=layers.linear(*joined([attention.to_q, attention.to_k, attention.to_v])),
+        to_out=layers.linear(*parameters(attention.to_out[0])),
         norm_q=attention.norm_q,
         norm_k=attention.norm_k,
     )
 
 
-def _mlp(ff: FeedForward) -> _Mlp:
-    return _Mlp(make_linear(*parameters(ff.net[0]["proj"]), has_gelu=True), make_linear(*parameters(ff.net[2])))
+def _mlp(ff: FeedForward, layers: Layers) -> Linear:
+    return layers.feed_forward(parameters(ff.net[0]["proj"]), parameters(ff.net[2]))
 
 
 def _split(adaln: AdaLN, modulation: Tensor) -> tuple[Tensor, ...]:
@@ -222,9 +216,9 @@ def _split(adaln: AdaLN, modulation: Tensor) -> tuple[Tensor, ...]:
     return tuple(part[:, 0] for part in adaln.split(modulation))
 
 
-def _feed_forward(mlp: _Mlp, x: Tensor, modulation: Sequence[Tensor], layout: Layout) -> Tensor:
+def _feed_forward(mlp: Linear, x: Tensor, modulation: Sequence[Tensor], layout: Layout) -> Tensor:
     shift, scale, gate = modulation
-    return layout.by_row(gated, [x, mlp.fall(mlp.rise(layout.by_row(modulate, [norm(x)], [shift, scale])))], [gate])
+    return layout.by_row(gated, [x, mlp(layout.by_row(modulate, [norm(x)], [shift, scale]))], [gate])
 
 
 def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[Run, ...]]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
 STAGE_LAYOUTS = ("split", "colocated")
+QUANTIZATIONS = ("none", "int8")
 
 
 class BadSetting(ValueError):
@@ -27,6 +28,7 @@ class Settings:
     encode_threads: int = 0  # 0: every core this process may use
     denoise_threads: int = 0
     decode_threads: int = 0
+    quantization: str = "none"  # of the denoiser's large layers; `int8` pays from a width of about 1,000 on (docs/performance.md)
     max_rows: int = 16  # rows of the network in one tick
     max_tokens: int = 0  # image tokens in one tick, which bound its memory; 0: those of so many rows at the native size
     text_cache_bytes: int = 256 << 20  # of states: some 4,000 texts of emoji-128, 48 of Stable Diffusion 3
@@ -39,6 +41,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.stages not in STAGE_LAYOUTS:
             raise BadSetting(f"stages must be one of {', '.join(STAGE_LAYOUTS)}, got {self.stages!r}")
+        if self.quantization not in QUANTIZATIONS:
+            raise BadSetting(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}")
         if not 0 <= self.port <= 65535:
             raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
         for name in ("max_body_bytes", "max_pictures", "deadline_seconds", "body_seconds", "shutdown_seconds"):

@@ -85,7 +85,11 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
 
     def make() -> Engine:
         engine = build_engine(
-            model, max_rows=settings.max_rows, max_tokens=settings.max_tokens, num_threads=settings.denoise_threads or num_cores()
+            model,
+            max_rows=settings.max_rows,
+            max_tokens=settings.max_tokens,
+            num_threads=settings.denoise_threads or num_cores(),
+            quantization=settings.quantization,
         )
         engine.curve = measure_curve(engine, model)
         return engine

@@ -74,9 +74,9 @@ class Benchmark:
         return asdict(self)
 
 
-def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compiled: bool, say: Say) -> Benchmark:
+def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compiled: bool, say: Say, quantization: str = "none") -> Benchmark:
     """Everything on the clock, one after another, in `rounds` for the trace."""
-    runner = build_runner(model)
+    runner = build_runner(model, quantization=quantization)
     device, dtype = runner.device, runner.dtype
     encoder = build_text_encoder(model)
     texts = {prompt: encoder.encode([prompt])[0] for prompt in (*PROMPTS, "")}

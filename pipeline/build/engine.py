@@ -18,7 +18,13 @@ from pipeline.runner import StepRunner
 
 
 def build_engine(
-    model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0, num_threads: int | None = None, dtype: torch.dtype | None = None
+    model: ModelInfo,
+    *,
+    max_rows: int = 16,
+    max_tokens: int = 0,
+    num_threads: int | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: str = "none",
 ) -> Engine:
     """The denoiser of `model` behind an engine; `dtype` defaults to what the device does fast, `max_tokens` to `max_rows` native rows.
 
@@ -26,7 +32,7 @@ def build_engine(
     """
     set_threads(num_threads)
     check_fit(model.path)
-    return engine_on(build_runner(model, dtype=dtype), model, max_rows=max_rows, max_tokens=max_tokens)
+    return engine_on(build_runner(model, dtype=dtype, quantization=quantization), model, max_rows=max_rows, max_tokens=max_tokens)
 
 
 def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0) -> Engine:
@@ -43,10 +49,10 @@ def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_t
     )
 
 
-def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None) -> StepRunner:
-    """The denoising network alone, its weights checked tensor by tensor."""
+def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None, quantization: str = "none") -> StepRunner:
+    """The denoising network alone, its weights checked tensor by tensor; `quantization` as `models.networks.pack` has it."""
     dtype, device = dtype or fast_dtype(), fast_device()
-    return StepRunner(pack(load_network(model.path / "transformer", str(device), dtype)), dtype, device)
+    return StepRunner(pack(load_network(model.path / "transformer", str(device), dtype), quantization), dtype, device)
 
 
 def check_fit(folder: Path) -> None:

@@ -21,11 +21,12 @@ WAITING = 16  # samples ready for the engine: each holds its text's keys and val
 class Renderer:
     """Draws what it is asked for; with a folder to keep pictures in, it draws none twice."""
 
-    def __init__(self, model: ModelInfo, keep: Path | None = None):
-        self._encoder, self._engine, self._decoder = build_text_encoder(model), build_engine(model), build_decoder(model)
+    def __init__(self, model: ModelInfo, keep: Path | None = None, quantization: str = "none"):
+        self._encoder, self._decoder = build_text_encoder(model), build_decoder(model)
+        self._engine = build_engine(model, quantization=quantization)
         self._model = model
         self._keep = keep
-        self._weights = _digest(model.path) if keep else ""
+        self._weights = _digest(model.path) + ("" if quantization == "none" else quantization) if keep else ""
 
     def draw(self, pictures: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None) -> np.ndarray:
         """One picture each, in order: (P, H, W, 3) uint8; all of one size. `progress` is told how many are there.

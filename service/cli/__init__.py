@@ -116,6 +116,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         "Without FILE: the sets that come with the model."
     )
     _add_model(parser)
+    _add_quantization(parser)
     parser.add_argument("--prompts", metavar="FILE")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
     parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
@@ -155,6 +156,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "than they can be served. Everything else on the machine should rest."
     )
     _add_model(parser)
+    _add_quantization(parser)
     parser.add_argument("--requests", type=int, default=60, metavar="N", help="of the trace; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times the trace is replayed in each way; default %(default)s")
     parser.add_argument("--no-compile", action="store_true", help="leave out diffusers under torch.compile, which takes minutes to compile")
@@ -163,6 +165,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME_OR_DIR", help="an embedded model or a checkpoint folder; default emoji-128")
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quantization", metavar="none|int8", help="of the denoiser's large layers; default none")
 
 
 class _Version(argparse.Action):

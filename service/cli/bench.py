@@ -20,7 +20,8 @@ FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of 
 
 
 def run(args: argparse.Namespace) -> int:
-    model = model_of(settings_of(model=args.model))
+    settings = settings_of(model=args.model, quantization=args.quantization)
+    model = model_of(settings)
     if model.family not in FAMILIES:
         raise UserError(f"{model.id} is of the family {model.family}; compared are {', '.join(FAMILIES)}")
     if args.requests < 2 or args.rounds < 1:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         with imported_for_good():
             from pipeline.bench.report import run_benchmark
         try:
-            found = run_benchmark(model, args.requests, args.rounds, not args.no_compile, say)
+            found = run_benchmark(model, args.requests, args.rounds, not args.no_compile, say, settings.quantization)
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
     print(json.dumps(found.as_dict()) if args.json else _as_text(found))

@@ -26,10 +26,11 @@ FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance-scale",
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    model = model_of(settings_of(model=args.model))
+    settings = settings_of(model=args.model, quantization=args.quantization)
+    model = model_of(settings)
     sets = _sets(args, model)
     pictures = {name: _pictures(args, model, prompts) for name, prompts in sets.items()}
-    rates = _measure(args, model, sets, pictures)
+    rates = _measure(args, model, settings.quantization, sets, pictures)
     first = next(iter(pictures.values()))[0]
     found = {
         "model": model.id,
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         "guidance_scale": first.guidance_scale,
         "solver": first.solver,
         "seed": args.seed,
+        "quantization": settings.quantization,
         "sets": {name: {"prompts": len(sets[name]), **{n: r.as_dict() for n, r in of.items()}} for name, of in rates.items()},
         "seconds": time.perf_counter() - started,
     }
@@ -82,7 +84,11 @@ def _pictures(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prom
 
 
 def _measure(
-    args: argparse.Namespace, model: ModelInfo, sets: Mapping[str, Sequence[Prompt]], pictures: Mapping[str, Sequence[GenerationParams]]
+    args: argparse.Namespace,
+    model: ModelInfo,
+    quantization: str,
+    sets: Mapping[str, Sequence[Prompt]],
+    pictures: Mapping[str, Sequence[GenerationParams]],
 ) -> dict[str, dict[str, Rate | Mean]]:
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
@@ -95,7 +101,7 @@ def _measure(
         for prompts in sets.values():
             check(gallery, prompts)
         scorer = load_scorer(model)
-        renderer = Renderer(model, Path(args.keep) if args.keep else None)
+        renderer = Renderer(model, Path(args.keep) if args.keep else None, quantization)
     except ValueError as error:  # no gallery, prompts that it does not know, a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
     found: dict[str, dict[str, Rate | Mean]] = {}
