@@ -23,6 +23,7 @@ from pipeline.decoder import Decoder, NotAPicture
 from pipeline.encoder import TextStates
 from pipeline.engine import Engine
 from pipeline.params import GenerationParams, ModelInfo
+from pipeline.schedules import NUM_TRAIN_STEPS
 from pipeline.solvers import Plan, plan
 
 STYLES = ("", ", 3d", ", flat style", ", noto style")
@@ -68,19 +69,14 @@ def measure_fidelity(model: ModelInfo, progress: Progress) -> Fidelity:
 
 
 def _their_plan(loop: DiffusersLoop, model: ModelInfo, params: GenerationParams) -> Plan:
-    """Our solver at the times of diffusers' scheduler, whose grid ends elsewhere than ours."""
+    """Our solver at the times of diffusers' scheduler, whose grid ends elsewhere than ours and tells the network whole numbers."""
     scheduler = loop.schedulers[params.solver]()
     scheduler.set_timesteps(params.num_steps)
-    times = [float(t) for t in scheduler.timesteps]
-    offset = 0.0 if model.schedule.family == "flow" else 1.0  # their discrete step i stands for the time (i + 1) / 1000
-    exact = plan(
-        params.solver,
-        model.schedule,
-        model.prediction,
-        params.num_steps,
-        grid=(*((t + offset) / 1000.0 for t in times), 0.0),
-    )
-    return replace(exact, start_scale=1.0)
+    told = [float(t) for t in scheduler.timesteps]
+    is_flow = model.schedule.family == "flow"
+    times = [float(sigma) for sigma in scheduler.sigmas[:-1]] if is_flow else [(t + 1.0) / NUM_TRAIN_STEPS for t in told]
+    exact = plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
+    return replace(exact, start_scale=1.0, ticks=tuple(replace(tick, timestep=t) for tick, t in zip(exact.ticks, told, strict=True)))
 
 
 def _drawn(engine: Engine, params: Sequence[GenerationParams], texts: dict[str, TextStates]) -> list[Tensor]:
