@@ -18,9 +18,9 @@ from matplotlib import pyplot
 HERE = Path(__file__).resolve().parent
 NAMES = {
     "ours": "this engine",
-    "serial_eager": "diffusers,\none at a time",
+    "serial_eager": "diffusers,\none at\na time",
     "serial_compiled": "the same,\ncompiled",
-    "static_best": "diffusers,\nstatic batches",
+    "static_best": "diffusers,\nstatic\nbatches",
 }
 BATCH1 = {"ours_s": "this engine", "diffusers_eager_s": "diffusers", "diffusers_compiled_s": "diffusers,\ncompiled"}
 OURS, OTHERS = "#1b6ca8", "#b0b0b0"
@@ -30,8 +30,9 @@ def main(path: str) -> None:
     found = json.loads(Path(path).read_text())
     figure, (curve, alone, rate, latency) = pyplot.subplots(1, 4, figsize=(16, 4))
     draw_curve(curve, found["curve"])
-    draw_bars(alone, {BATCH1[name]: seconds for name, seconds in found["batch1"].items() if seconds}, "seconds of a picture alone")
-    mixed = {NAMES[name]: of for name, of in found["mixed"].items() if of}
+    batch1 = {label: found["batch1"][name] for name, label in BATCH1.items() if found["batch1"][name]}
+    draw_bars(alone, batch1, "seconds of a picture alone")
+    mixed = {label: found["mixed"][name] for name, label in NAMES.items() if found["mixed"][name]}
     draw_bars(rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "pictures an hour, unlike requests")
     draw_latencies(latency, mixed)
     figure.suptitle(f"{found['model']}, {found['device']}, {found['dtype']}, {found['threads']} threads")
