@@ -81,6 +81,7 @@ def draw_plot(points: dict[str, dict[str, dict[str, float]]], path: Path) -> Non
         spread = [[100 * (p["rate"] - p["low"]) for p in of.values()], [100 * (p["high"] - p["rate"]) for p in of.values()]]
         panel.errorbar(xs, ys, yerr=spread, marker="o", capsize=2, label=curve)
     panels[0].set(xlabel="steps", ylabel="concept top-1, %", xscale="log", xticks=STEPS, xticklabels=STEPS)
+    panels[0].minorticks_off()  # which would be labelled beside ours
     panels[0].legend()
     panels[1].set(xlabel="guidance scale")
     for panel in panels:
