@@ -114,7 +114,7 @@ def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row
         scale=torch.tensor([guide.scale for guide in guides], device=device)[:, None, None, None],
         phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
         reuses=torch.tensor(reuses, device=device)[:, None, None, None] if any(reuses) else None,
-        keeps=tuple(index for index, sample in enumerate(samples) if guides[index].mixes and sample.reuses_later),
+        keeps=tuple(index for index, sample in enumerate(samples) if len(sample.rows) == 2 and sample.params.guidance_stride > 1),
         read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
         written=torch.empty(len(samples), len(STATE), *samples[0].x.shape, device=device),
     )
@@ -139,12 +139,19 @@ def guided(group: Group, out: Tensor) -> Tensor:
     """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
     cond, uncond = out[group.cond_row], out[group.uncond_row]
     if group.reuses is not None:
-        last = [sample.difference for sample in group.samples]
-        uncond = torch.where(group.reuses, cond - torch.stack([cond[0] if each is None else each for each in last]), uncond)
+        uncond = torch.where(group.reuses, cond - torch.stack([_last_difference(sample) for sample in group.samples]), uncond)
     for index in group.keeps:
         group.samples[index].difference = cond[index] - uncond[index]
     combined = combine(cond, uncond, group.scale)
     return combined if group.phi is None else rescale(combined, cond, group.phi)
+
+
+def _last_difference(sample: Sample) -> Tensor:
+    """That its tick takes; anything for one whose tick takes none."""
+    if not sample.guide.reuses:
+        return torch.zeros_like(sample.x)
+    assert sample.difference is not None
+    return sample.difference
 
 
 def update(gathered: Gathered, out: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 SETTLED = 20  # ticks: the factor is a mean over as many
 SHAPE = 0.2  # of what the factor learns from a tick, the points beside its work learn as well
+EXPLORED = 0.3  # of its error, what the point beside a tick learns that is as large only now and then
 HICCUP = 2.0  # an error beyond this is one of the machine rather than news of its speed, and counts as no more than this
 LOSS = 0.9  # a larger tick that does less than this much of what the best does in a second is not worth its length
 
@@ -51,11 +52,13 @@ class CostCurve:
         last = max(k for k, rate in enumerate(rates) if rate >= LOSS * max(rates))
         return math.sqrt(self.work[last] * self.work[last + 1]) if last + 1 < len(rates) else math.inf
 
+    def exploring(self) -> CostCurve:
+        """The curve without a best tick. Where ticks are never larger, nobody would ever see that they have become worth it."""
+        return replace(self, work=self.work[:1], seconds=self.seconds[:1])
+
     def observed(self, work: float, seconds: float) -> CostCurve:
         """The curve after a tick of `work` that took `seconds`: another speed mostly, and a little another shape."""
-        error = math.log(seconds / self.seconds_for(work))
-        if self.ticks_seen > 0:
-            error = min(max(error, -math.log(HICCUP)), math.log(HICCUP))
+        error = self._error(work, seconds)
         rate = 1.0 / min(self.ticks_seen + 1, SETTLED)
         return replace(
             self,
@@ -63,6 +66,15 @@ class CostCurve:
             factor=self.factor * math.exp(rate * error),
             ticks_seen=min(self.ticks_seen + 1, SETTLED),
         )
+
+    def explored(self, work: float, seconds: float) -> CostCurve:
+        """The curve after a tick that was let be larger than the best: news of the shape alone, and rare."""
+        return replace(self, seconds=self._bent(work, math.exp(EXPLORED * self._error(work, seconds)))) if len(self.work) > 1 else self
+
+    def _error(self, work: float, seconds: float) -> float:
+        """The logarithm of how many times longer than told a tick took; of a curve that is no guess, no hiccup's."""
+        error = math.log(seconds / self.seconds_for(work))
+        return min(max(error, -math.log(HICCUP)), math.log(HICCUP)) if self.ticks_seen > 0 else error
 
     def _bent(self, work: float, by: float) -> tuple[float, ...]:
         """The seconds with those of the point nearest to `work` multiplied; more work still does not cost less."""

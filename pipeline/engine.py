@@ -30,6 +30,7 @@ from pipeline.solvers import Plan, canonical_name
 from pipeline.waiting import WaitingQueue, choose_next
 
 PLANS_KEPT = 64
+EXPLORE = 64  # every how many ticks one may be as large as the limits allow, whatever the curve says of such ticks
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Engine:
         self._lately: deque[Load] = deque(maxlen=LATE)
         self._left: list[Outcome] = []
         self._members: batch.Membership | None = None
+        self._num_ticks = 0
         self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
         self.last_tick: TickFacts | None = None
 
@@ -182,8 +184,15 @@ class Engine:
 
     def _choose(self) -> list[Sample]:
         """The samples of the next tick, in order of arrival; those who have waited until now are begun."""
-        chosen = choose_next(list(self._running.values()), self._queue, time.perf_counter(), self.limits, self.curve)
+        self._num_ticks += 1
+        curve = self.curve.exploring() if self._is_exploring else self.curve
+        chosen = choose_next(list(self._running.values()), self._queue, time.perf_counter(), self.limits, curve)
         return in_order_of([sample for sample in map(self._begun, chosen) if sample is not None], self._running.values())
+
+    @property
+    def _is_exploring(self) -> bool:
+        """Whether this tick may be larger than the best."""
+        return self._num_ticks % EXPLORE == 0
 
     def _begun(self, sample: Sample | Waiting) -> Sample | None:
         """A sample on the device; None if it cannot begin, and has left."""
@@ -248,7 +257,7 @@ class Engine:
         """Share the tick that was just done out over its samples by the operations of their rows."""
         done = [(sample, sample.load.rows[sample.step_index - 1], sample.load.work[sample.step_index - 1]) for sample in samples]
         flops = sum(work for _, _, work in done)
-        self.curve = self.curve.observed(flops, seconds)
+        self.curve = self.curve.explored(flops, seconds) if self._is_exploring else self.curve.observed(flops, seconds)
         for sample, rows, work in done:
             spent = sample.spent
             spent.ticks += 1

@@ -89,11 +89,6 @@ class Sample:
         return self.guides[self.step_index]
 
     @property
-    def reuses_later(self) -> bool:
-        """Whether the next tick takes the difference of this one's predictions."""
-        return self.step_index + 1 < len(self.guides) and self.guides[self.step_index + 1].reuses
-
-    @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of this tick: cond, uncond, or the one that is needed, which then stands for both."""
         return tuple(row for row, is_needed in zip((self.cond, self.uncond), self.guide.rows, strict=True) if is_needed and row is not None)

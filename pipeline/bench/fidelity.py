@@ -40,8 +40,8 @@ class Fidelity:
     diffusers_psnr_db: float  # of diffusers' own in the fast dtype
 
 
-def measure_fidelity(model: ModelInfo, progress: Progress) -> Fidelity:
-    """Every prompt drawn four times; `progress` is told how many pictures are done."""
+def measure_fidelity(model: ModelInfo, progress: Progress, quantization: str = "none") -> Fidelity:
+    """Every prompt drawn four times, in the fast dtype with `quantization`; `progress` is told how many pictures are done."""
     device, fast = fast_device(), fast_dtype()
     width, height = model.native_size
     prompts = [prompt + style for prompt in PROMPTS for style in STYLES]
@@ -52,7 +52,8 @@ def measure_fidelity(model: ModelInfo, progress: Progress) -> Fidelity:
     latents: dict[tuple[str, torch.dtype], list[Tensor]] = {}
     for dtype in (torch.float32, fast):
         loop = load_loop(model, dtype, device, scale, is_compiled=False)
-        engine = Engine(build_runner(model, dtype=dtype), partial(_their_plan, loop, model), scale, Limits(2 * TOGETHER, 10**9))
+        runner = build_runner(model, dtype=dtype, quantization=quantization if dtype == fast else "none")
+        engine = Engine(runner, partial(_their_plan, loop, model), scale, Limits(2 * TOGETHER, 10**9))
         for start in range(0, len(params), TOGETHER):
             some = params[start : start + TOGETHER]
             latents.setdefault(("theirs", dtype), []).extend(loop.draw(some, texts).cpu())

@@ -54,6 +54,7 @@ class Benchmark:
     model: str
     device: str
     dtype: str
+    quantization: str
     threads: int
     gemm_peak_gflops: float
     mfu: float  # of full ticks of equal samples: operations of their rows over what the best product does in their seconds
@@ -109,6 +110,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         model=model.id,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}",
         dtype=str(dtype).removeprefix("torch."),
+        quantization=quantization,
         threads=torch.get_num_threads(),
         gemm_peak_gflops=peak / 1e9,
         mfu=mfu,
@@ -121,7 +123,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         forecast_error=forecast_error,
         head_of_line=blocked,
         head_of_line_crowded=crowded,
-        fidelity=measure_fidelity(model, partial(_tell, say, "fidelity", 128)),
+        fidelity=measure_fidelity(model, partial(_tell, say, "fidelity", 128), quantization),
         bookkeeping_share=share,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )

@@ -40,8 +40,8 @@ def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
             if spent < SECONDS:
                 spent += visit(size)
     finally:
+        engine.abort_all()  # also where nobody is left: those who came are no company to expect
         while engine.has_work:
-            engine.abort_all()
             engine.step()
     rising = sorted(points)
     return CostCurve(tuple(rising), tuple(accumulate((points[work] for work in rising), max)))  # noise must not make more work cost less

@@ -6,6 +6,7 @@ Nothing is taken on trust: kernels are called, pictures are drawn, bits are comp
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from pipeline.build.engine import build_engine
 from pipeline.curve import CostCurve
 from pipeline.decoder import NotAPicture
 from pipeline.engine import Engine, Outcome
+from pipeline.flops import forward_flops
 from pipeline.params import GenerationParams, ModelInfo
 from pipeline.planning import plan_of
+from pipeline.runner import bucket
 
-MIN_COSINE = 0.999
+MIN_COSINE = {"none": 0.999, "int8": 0.99}
 Say = Callable[[str], None]
 
 
@@ -41,6 +44,16 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """What an operator decided of the denoiser."""
+
+    num_threads: int
+    max_rows: int = 16
+    max_tokens: int = 0
+    quantization: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class Prognosis:
     """What to expect of a picture at the native size, with the model's own steps and guidance, by the measured curve."""
 
@@ -49,18 +62,19 @@ class Prognosis:
     curve: CostCurve
 
 
-def examine(model: ModelInfo, num_threads: int, say: Say) -> tuple[list[Finding], Prognosis | None]:
-    """Everything in turn, on as many threads as the service takes; no prognosis if the model cannot be drawn with."""
-    set_threads(num_threads)
+def examine(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[Finding], Prognosis | None]:
+    """Everything in turn, as the service would have it; no prognosis if the model cannot be drawn with."""
+    set_threads(serving.num_threads)
     findings: list[Finding] = []
-    for name, finding in (("weights", _weights), ("attention", _attention), ("compile", _compile), ("network", _network)):
+    network = partial(_network, quantization=serving.quantization)
+    for name, finding in (("weights", _weights), ("attention", _attention), ("compile", _compile), ("network", network)):
         say(name)
         findings.append(_tried(name, finding, model))
     if not findings[0].is_sound:
         return findings, None
     say("pictures")
     try:
-        drawn, prognosis = _draw(model)
+        drawn, prognosis = _draw(model, serving)
         return findings + drawn, prognosis
     except Exception as error:
         return [*findings, _failed("pictures", error)], None
@@ -113,7 +127,7 @@ def _compile(_: ModelInfo) -> Finding:
     return Finding("compile", None, "available" if worked else "gives other numbers")
 
 
-def _network(model: ModelInfo) -> Finding:
+def _network(model: ModelInfo, quantization: str) -> Finding:
     """One evaluation as it is served beside the plain network in float32 on the processor."""
     folder, device, dtype = model.path / "transformer", fast_device(), fast_dtype()
     config: Any = read_config(folder)
@@ -128,19 +142,20 @@ def _network(model: ModelInfo) -> Finding:
         row = plain.prepare_row(states, mask, pooled, plain.prepare_times(timesteps, size))
         wanted = plain.predict(x, plain.collate([row]), [0])
         del plain
-        packed = pack(load_network(folder, str(device), dtype))
+        packed = pack(load_network(folder, str(device), dtype), quantization)
         pooled = pooled if pooled is None else pooled.to(device, dtype if pooled.is_floating_point() else pooled.dtype)
         text = packed.prepare_text(states.to(device, dtype), mask.to(device), pooled)
         rows = packed.collate([packed.prepare_row(text, packed.prepare_times(timesteps.to(device), size))], [(side, side)])
         found = packed.predict([x.to(device, dtype)], rows, [0])[0].float().cpu()
     cosine = float(cosine_similarity(found.flatten(), wanted.flatten(), dim=0))
-    return Finding("network", cosine >= MIN_COSINE, f"cosine {cosine:.6f} with the plain network in float32 on the processor")
+    return Finding("network", cosine >= MIN_COSINE[quantization], f"cosine {cosine:.6f} with the plain network in float32 on the processor")
 
 
-def _draw(model: ModelInfo) -> tuple[list[Finding], Prognosis]:
+def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]:
     """A picture alone, the same in company, and how long one takes."""
-    encoder, engine, decoder = build_text_encoder(model), build_engine(model), build_decoder(model)
-    engine.curve = curve = measure_curve(engine, model)
+    encoder, decoder = build_text_encoder(model), build_decoder(model)
+    engine = build_engine(model, max_rows=serving.max_rows, max_tokens=serving.max_tokens, quantization=serving.quantization)
+    engine.curve = measure_curve(engine, model)
     width, height = model.native_size
     prompt = "0" if model.labels else "a red apple"
     other = "1" if model.labels else "a long text about a green car on a blue road with many more words than sixteen, far too many of them"
@@ -164,17 +179,23 @@ def _draw(model: ModelInfo) -> tuple[list[Finding], Prognosis]:
     company = engine.limits.max_rows // 2 - 1 if is_small else 1
     is_same = torch.equal(alone, latents(company))
     picture, pace = decoder.decode([alone])[0], decoder.decode([alone])[0]
+    is_promised = engine.device.type == "cpu"  # elsewhere the service says `batch_invariant: false`
     findings = [
-        Finding("neighbours", is_same, f"a picture's bits {'are the same' if is_same else 'differ'} alone and among {company} others"),
+        Finding(
+            "neighbours",
+            is_same or (False if is_promised else None),
+            f"a picture's bits {'are the same' if is_same else 'differ'} alone and among {company} others",
+        ),
         Finding("picture", not isinstance(picture, NotAPicture), "drawn" if not isinstance(picture, NotAPicture) else str(picture)),
     ]
-    row = engine.row_flops(params.width, params.height)
+    curve = engine.curve  # after these pictures: of a network too large to be measured at the start they are all that is known
     ticks = plan_of(replace(params, num_steps=model.num_steps), model).nfe
-    rows = 2 if model.guidance_scale != 1.0 else 1
+    texts = (cond, uncond) if model.guidance_scale != 1.0 else (cond,)
+    tick = sum(forward_flops(engine.config, alone.shape[1], alone.shape[2], bucket(text.mask)) for text in texts)
     decoding = 0.0 if isinstance(pace, NotAPicture) else pace[1].device_seconds
-    seconds = cond.cost.device_seconds + ticks * curve.seconds_for(rows * row) + decoding
-    most = min(engine.limits.max_rows * row, curve.best_work)
-    return findings, Prognosis(seconds, 3600 * most / curve.seconds_for(most) / (ticks * rows * row), curve)
+    seconds = cond.cost.device_seconds + ticks * curve.seconds_for(tick) + decoding
+    most = min(engine.limits.max_rows * tick / len(texts), curve.best_work)
+    return findings, Prognosis(seconds, 3600 * most / curve.seconds_for(most) / (ticks * tick), curve)
 
 
 def _drain(engine: Engine) -> Iterator[Outcome]:

@@ -45,7 +45,7 @@ def _telling() -> Iterator[Callable[[str, int, int], None]]:
 
 def _as_text(found: Benchmark) -> str:
     lines = [
-        f"{found.model} on {found.device}, {found.dtype}, {found.threads} threads",
+        f"{found.model} on {found.device}, {found.dtype}, quantization {found.quantization}, {found.threads} threads",
         f"best matrix product      {found.gemm_peak_gflops:10.0f} GFLOPS",
         f"full ticks               {100 * found.mfu:10.1f} % of it, {100 * found.bookkeeping_share:.1f} % of a tick is bookkeeping",
         "one picture alone, 20 steps under guidance",

@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings)
     with progress("loading") as say:
         with imported_for_good():
-            from pipeline.build.doctor import device_finding, examine
-        findings, prognosis = examine(model, settings.denoise_threads or num_cores(), say)
+            from pipeline.build.doctor import Serving, device_finding, examine
+        threads = settings.denoise_threads or num_cores()
+        findings, prognosis = examine(model, Serving(threads, settings.max_rows, settings.max_tokens, settings.quantization), say)
         say("Ray")
         findings = [device_finding(), *findings, _ray(), _port(settings)]
     is_sound = all(finding.is_sound is not False for finding in findings)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.build.curve import TICKS, measure_curve
 from pipeline.build.engine import build_engine
 from pipeline.curve import UNKNOWN, CostCurve
+from pipeline.engine import EXPLORE
 from tests.pipeline.parts import model
 
 CURVE = CostCurve((1e9, 2e9, 4e9), (0.010, 0.015, 0.030))
@@ -61,6 +62,20 @@ def test_the_shape_is_corrected_by_what_is_seen(data: st.DataObject) -> None:
         assert curve.seconds_for(work) == pytest.approx(true.seconds_for(work), rel=0.03)
 
 
+def test_a_curve_that_was_measured_in_a_bad_moment_does_not_keep_ticks_small() -> None:
+    """The largest tick looked a seventh too slow, and is seen only now and then: what it is worth is found out all the same."""
+    true = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0), (0.0066, 0.0112, 0.019, 0.0336, 0.070))
+    curve = CostCurve(true.work, (*true.seconds[:-1], 0.080))
+    assert true.best_work == float("inf") > curve.best_work
+    for tick in range(1, 3000):
+        if tick % EXPLORE == 0:
+            curve = curve.explored(16.0, true.seconds_for(16.0))
+        else:
+            work = min(curve.best_work, 16.0)
+            curve = curve.observed(work, true.seconds_for(work))
+    assert curve.best_work == float("inf")
+
+
 def test_a_guess_follows_what_is_seen_at_once_and_is_none_for_long() -> None:
     curve = UNKNOWN.observed(3e9, 900.0)
     assert curve.seconds_for(1e9) == pytest.approx(300.0)
@@ -84,6 +99,7 @@ def test_the_engine_measures_itself_and_is_left_empty() -> None:
     assert len(curve.work) == 4  # 1, 2, 4, 8 rows
     assert [work / curve.work[0] for work in curve.work] == pytest.approx([1, 2, 4, 8])
     assert curve.ticks_seen > 0
+    assert not engine._lately
 
 
 def test_a_slow_network_is_measured_at_two_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
