@@ -76,6 +76,7 @@ class Engine:
         self._latent_scale = latent_scale
         self.limits = limits
         self.curve = curve  # corrected by every tick
+        self.peak_flops: float | None = None  # a second, of the device, if somebody measured it
         self._waiting: dict[str, Waiting] = {}
         self._queue = WaitingQueue[Sample | Waiting](curve.factor)  # the same
         self._running: dict[str, Sample] = {}
@@ -98,6 +99,10 @@ class Engine:
         return self._runner.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._runner.dtype
+
+    @property
     def attention(self) -> str:
         """The back end of the network's attention."""
         return self._runner.network.attention_name
@@ -109,6 +114,19 @@ class Engine:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def open_seconds(self) -> float:
+        """Device-seconds spent on the samples that are here."""
+        waiting = sum(sample.spent.device_seconds for sample in self._waiting.values())
+        return waiting + sum(sample.spent.device_seconds for sample in self._running.values())
+
+    @property
+    def work_left(self) -> float:
+        """Device-seconds that the samples that are here would still take, each alone."""
+        waiting = sum(sample.load.left[0] for sample in self._waiting.values())
+        running = sum(sample.load.left[sample.step_index] for sample in self._running.values())
+        return self.curve.factor * (waiting + running)
 
     @property
     def has_work(self) -> bool:

@@ -9,7 +9,7 @@ from ray.serve.schema import LoggingConfig
 
 from pipeline.catalog import find_model
 from service.backend import Backend
-from service.deployments import Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
+from service.deployments import Bookkeeper, Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
 from service.handles import ColocatedBackend, SplitBackend
 from service.settings import Settings, read_settings
 
@@ -36,12 +36,18 @@ def build_app(settings: Settings) -> Application:
             _deployment(Denoiser, settings),
             _deployment(VaeDecoder, settings),
         ]
-    return _gateway(settings).bind(make_backend, model, settings, *(stage.bind(model, settings) for stage in stages))
+    ledger = _bookkeeper(settings).bind(settings)
+    return _gateway(settings).bind(make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages))
 
 
 def _gateway(settings: Settings) -> Deployment:
     make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings))
     return make(serve.ingress()(Gateway))
+
+
+def _bookkeeper(settings: Settings) -> Deployment:
+    make = serve.deployment(name="Bookkeeper", max_ongoing_requests=MANY, **_options(settings))
+    return make(Bookkeeper)
 
 
 def _deployment(stage: type[Any], settings: Settings) -> Deployment:

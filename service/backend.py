@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from pipeline.params import GenerationParams
-from service.payloads import Drawn, Output, StageCensus
+from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -12,7 +12,7 @@ STAGES = ("encode", "denoise", "decode")
 class Backend(Protocol):
     """Draws pictures. To cancel `draw` is to take the picture out of the batch."""
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn: ...
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn: ...
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         """How each of `STAGES` is; None for one that does not answer in time."""

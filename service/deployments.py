@@ -9,27 +9,51 @@ from ray.serve.handle import DeploymentHandle
 
 from pipeline.params import GenerationParams, ModelInfo
 from service.backend import Backend
+from service.charges import Statement
+from service.courier import Courier
 from service.errors import BrokenPicture
+from service.figures import AccountingFigures, figures
 from service.gateway import build_gateway
-from service.payloads import Conditioning, Denoised, Drawn, Output, StageCensus
+from service.handles import LedgerOnServe
+from service.ledger import Ledger
+from service.payloads import NOBODY, Conditioning, Denoised, Drawn, Output, StageCensus, Ticket
 from service.settings import Settings
-from service.stages.decode import DecodeJob, one_of_batch
-from service.stages.encode import EncodeJob
+from service.stages.decode import DecodeJob, DecodeStage, one_of_batch
+from service.stages.denoise import DenoiseStage
+from service.stages.encode import EncodeJob, EncodeStage
 from service.studio import draw, make_decode_stage, make_denoise_stage, make_encode_stage
 
 MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
 BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the pictures of one request to meet
 
 
+Handle = DeploymentHandle[Any]
+
+
+class Bookkeeper:
+    """The ledger as a deployment: one replica, asked by all gateways, told by all replicas of the stages."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._ledger = Ledger()
+
+    async def post(self, statement: Statement) -> None:
+        self._ledger.post(statement)
+
+    async def figures(self, window: float | None, latest: int) -> AccountingFigures:
+        return figures(self._ledger, self._settings, window, latest)
+
+
 class TextEncoder:
     """The first stage."""
 
-    def __init__(self, model: ModelInfo, settings: Settings):
+    def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._stage = make_encode_stage(model, settings)
+        self._courier = _courier(self._stage, ledger)
         self._stage.wait()
 
-    async def encode(self, params: GenerationParams) -> Conditioning:
-        return await self._encode_batch(EncodeJob(params))
+    async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
+        return await self._encode_batch(EncodeJob(params, ticket))
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -42,12 +66,13 @@ class TextEncoder:
 class Denoiser:
     """The second stage. Its engine does its own batching, so every picture is let in at once."""
 
-    def __init__(self, model: ModelInfo, settings: Settings):
+    def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._stage = make_denoise_stage(model, settings)
+        self._courier = _courier(self._stage, ledger)
         self._stage.wait()
 
-    async def generate(self, conditioning: Conditioning, params: GenerationParams) -> Denoised:
-        return await self._stage.generate(conditioning, params)
+    async def generate(self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY) -> Denoised:
+        return await self._stage.generate(conditioning, params, ticket)
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -60,12 +85,13 @@ class Denoiser:
 class VaeDecoder:
     """The third stage."""
 
-    def __init__(self, model: ModelInfo, settings: Settings):
+    def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._stage = make_decode_stage(model, settings)
+        self._courier = _courier(self._stage, ledger)
         self._stage.wait()
 
-    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
-        return one_of_batch(await self._decode_batch(DecodeJob(denoised, params, output)))
+    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        return one_of_batch(await self._decode_batch(DecodeJob(denoised, params, output, ticket)))
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -78,13 +104,13 @@ class VaeDecoder:
 class Colocated:
     """All three stages in one replica."""
 
-    def __init__(self, model: ModelInfo, settings: Settings):
-        self._encoder = TextEncoder(model, settings)
-        self._denoiser = Denoiser(model, settings)
-        self._decoder = VaeDecoder(model, settings)
+    def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
+        self._encoder = TextEncoder(model, settings, ledger)
+        self._denoiser = Denoiser(model, settings, ledger)
+        self._decoder = VaeDecoder(model, settings, ledger)
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
-        return await draw(self._encoder, self._denoiser, self._decoder, params, output)
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        return await draw(self._encoder, self._denoiser, self._decoder, params, output, ticket)
 
     async def census(self) -> dict[str, StageCensus]:
         return {
@@ -100,15 +126,23 @@ class Colocated:
 class Gateway:
     """The ingress. The app is built on the replica, because an app with middleware does not travel."""
 
-    def __init__(self, make_backend: Callable[..., Backend], model: ModelInfo, settings: Settings, *stages: DeploymentHandle[Any]):
+    def __init__(self, make_backend: Callable[..., Backend], model: ModelInfo, settings: Settings, ledger: Handle, *stages: Handle):
         self._backend = make_backend(*stages)
+        self._ledger = LedgerOnServe(ledger)
         self._model = model
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._app = build_gateway(self._backend, self._model, self._settings, proxied=True)
+        self._app = build_gateway(self._backend, self._model, self._settings, self._ledger, proxied=True)
         return self._app
 
     async def drain(self) -> None:
         """Refuse what comes from now on; returns when what was let in before is drawn."""
         await self._app.state.painter.drain()
+
+
+def _courier(stage: EncodeStage | DenoiseStage | DecodeStage, ledger: Handle) -> Courier:
+    """Started before the stage is ready, so that its start is in the books as well."""
+    courier = Courier(lambda source, number: stage.books.state(source, number, stage.census()), LedgerOnServe(ledger).post)
+    courier.start()
+    return courier

@@ -4,6 +4,7 @@ ServiceError                 503  anything we did not foresee, said opaquely
 ├── InvalidRequest           400  names the field
 │   ├── MalformedBody        400  not JSON, or not an object
 │   ├── UnknownField         400
+│   ├── Unauthorized         401
 │   ├── ModelNotFound        404
 │   ├── RouteNotFound        404
 │   ├── MethodNotAllowed     405
@@ -60,6 +61,13 @@ class MalformedBody(InvalidRequest):
 
 class UnknownField(InvalidRequest):
     code = "unknown_parameter"
+
+
+class Unauthorized(InvalidRequest):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    message = "This route is the operator's: send the header authorization: Bearer KEY, with the admin key."
 
 
 class ModelNotFound(InvalidRequest):

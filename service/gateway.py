@@ -4,22 +4,29 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pipeline.params import InvalidParams, ModelInfo
-from service.accounting import account
+from service.accounting import Sink, UsageRecord, account
+from service.auth import require_admin
 from service.backend import Backend
 from service.body import read_json_body, unless_gone
-from service.errors import MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
+from service.books import Books, BooksHere
+from service.courier import Courier, Outbox
+from service.errors import InvalidRequest, MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
+from service.figures import AccountingFigures
 from service.metrics import Metrics
 from service.middleware import Envelope, error_response
-from service.openapi import ERRORS, image_request_body
+from service.openapi import ERRORS, OF_DRAWING, image_request_body
 from service.painter import Painter
+from service.payloads import Ticket
 from service.readiness import WarmUp
 from service.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from service.settings import Settings
@@ -28,49 +35,73 @@ from service.translation import check_model, describe_curves, describe_model, ma
 from service.validation import parse_request
 
 
-def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, proxied: bool = False) -> FastAPI:
-    """The app; `proxied` when Serve's own proxy stands before it."""
+def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, books: Books | None = None, proxied: bool = False) -> FastAPI:
+    """The app; its own `books` if there are no common ones, `proxied` when Serve's own proxy stands before it."""
     metrics = Metrics()
+    books = books or BooksHere(settings)
+    outbox = Outbox()
+    courier = Courier(outbox.take, books.post)
     painter = Painter(backend, metrics, settings)
     warm_up = WarmUp(painter, model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.ensure_future(warm_up.run())
+        courier.start()
         yield
         await cancel_all(warming)
+        await asyncio.to_thread(courier.stop)
 
     app = FastAPI(title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False)
     app.state.painter = painter
-    _add_image_route(app, painter, metrics, model, settings)
+    _add_image_route(app, painter, lambda record: _settle(record, metrics, outbox), model, settings)
+    _add_accounting_route(app, books, courier, settings)
     _add_model_routes(app, painter, describe_model(model, created=int(time.time())), model)
     _add_health_routes(app, painter, warm_up, metrics)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ServiceError, _answer_error)
     app.add_exception_handler(InvalidParams, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_wrong_query)
     app.add_middleware(Envelope, proxied=proxied)
     return app
 
 
-def _add_image_route(app: FastAPI, painter: Painter, metrics: Metrics, model: ModelInfo, settings: Settings) -> None:
+def _settle(record: UsageRecord, metrics: Metrics, outbox: Outbox) -> None:
+    metrics.record(record)
+    outbox.put(record)
+
+
+def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInfo, settings: Settings) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses=ERRORS,
+        responses=OF_DRAWING,
         openapi_extra=image_request_body(model),
         summary="Draw pictures from a text",
     )
     async def generate(request: Request) -> Response:
         # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
-        with account(request.state.request_id, metrics.record) as opened:
+        with account(request.state.request_id, model.id, sink) as opened:
             asked = parse_request(await read_json_body(request, settings.max_body_bytes, settings.body_seconds))
             pictures, output = make_pictures(asked, model), make_output(asked)
             opened.num_images = len(pictures)
-            drawn = await unless_gone(request, painter.paint(pictures, output))
+            drawn = await unless_gone(request, painter.paint(pictures, output, Ticket(opened.id)))
             opened.pictures = tuple(picture.usage for picture in drawn)
             usage = make_usage(drawn, pictures, model, opened.seconds)
             answer = make_response(drawn, pictures, output, usage)
             return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _add_accounting_route(app: FastAPI, books: Books, courier: Courier, settings: Settings) -> None:
+    @app.get("/v1/accounting", responses={401: ERRORS[401]}, summary="What was drawn for whom, what it cost, and whether targets are met")
+    async def get_accounting(
+        request: Request,
+        window: Annotated[float | None, Query(gt=0, description="The last so many seconds; all since the start without it.")] = None,
+        latest: Annotated[int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")] = 0,
+    ) -> AccountingFigures:
+        require_admin(request, settings.admin_key)
+        await asyncio.to_thread(courier.deliver)
+        return await books.figures(window, latest)
 
 
 def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: ModelInfo) -> None:
@@ -111,6 +142,14 @@ def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics:
 
 async def _answer_error(_: Request, error: Exception) -> Response:
     return error_response(as_service_error(error))
+
+
+async def _answer_wrong_query(_: Request, error: Exception) -> Response:
+    """The first fault of a query, in one sentence; bodies are read elsewhere."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    name = str(fault["loc"][-1])
+    return error_response(InvalidRequest(f"{name}: {fault['msg']}.", name))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -8,11 +8,14 @@ from ray.serve.handle import DeploymentHandle
 
 from pipeline.params import GenerationParams
 from service.backend import STAGES
-from service.payloads import Drawn, Output, StageCensus
+from service.charges import Statement
+from service.figures import AccountingFigures
+from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
 
 T = TypeVar("T")
 Handle = DeploymentHandle[Any]
 
+POST_SECONDS = 10.0  # after which a statement is posted again
 CENSUS_SECONDS = 2.0  # a stage that needs longer to say how it is, is not ready
 
 
@@ -24,10 +27,10 @@ class SplitBackend:
         self._denoiser = denoiser
         self._decoder = decoder
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
-        conditioning = self._encoder.encode.remote(params)
-        denoised = self._denoiser.generate.remote(conditioning, params)
-        drawn = self._decoder.decode.remote(denoised, params, output)
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        conditioning = self._encoder.encode.remote(params, ticket)
+        denoised = self._denoiser.generate.remote(conditioning, params, ticket)
+        drawn = self._decoder.decode.remote(denoised, params, output, ticket)
         return await _result_or_cancel(drawn, denoised, conditioning)
 
     async def census(self) -> Mapping[str, StageCensus | None]:
@@ -42,11 +45,26 @@ class ColocatedBackend:
     def __init__(self, studio: Handle):
         self._studio = studio
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
-        return await _result_or_cancel(self._studio.draw.remote(params, output))
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        return await _result_or_cancel(self._studio.draw.remote(params, output, ticket))
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         return await _in_time(self._studio.census.remote()) or dict.fromkeys(STAGES)
+
+
+class LedgerOnServe:
+    """The ledger's replica, from wherever statements and questions come."""
+
+    def __init__(self, ledger: Handle):
+        self._ledger = ledger
+
+    def post(self, statement: Statement) -> None:
+        """For a courier's thread: returns when it has been entered."""
+        self._ledger.post.remote(statement).result(timeout_s=POST_SECONDS)
+
+    async def figures(self, window: float | None, latest: int) -> AccountingFigures:
+        answer: AccountingFigures = await asyncio.wait_for(self._ledger.figures.remote(window, latest), CENSUS_SECONDS)
+        return answer
 
 
 async def _result_or_cancel(last: Any, *before: Any) -> Drawn:

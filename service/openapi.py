@@ -8,6 +8,7 @@ from service.translation import ALIASES, size_names
 
 _REASONS = {
     400: "A field is wrong; `param` names it and the message says what is allowed",
+    401: "The admin key is missing or wrong",
     404: "No such model",
     408: "The body did not arrive in time",
     413: "The body is too large",
@@ -16,6 +17,8 @@ _REASONS = {
     503: "The picture could not be drawn now; see Retry-After",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()}
+
+OF_DRAWING = {status: error for status, error in ERRORS.items() if status != 401}
 
 
 def image_request_body(model: ModelInfo) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pipeline.params import GenerationParams
 from service.backend import STAGES, Backend
 from service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from service.metrics import Metrics
-from service.payloads import Drawn, Output, StageCensus
+from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
 from service.settings import Settings
 from service.tasks import cancel_all
 
@@ -28,11 +28,11 @@ class Painter:
         self._in_flight = 0
         self._is_draining = False
 
-    async def paint(self, pictures: Sequence[GenerationParams], output: Output) -> list[Drawn]:
+    async def paint(self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket = NOBODY) -> list[Drawn]:
         """Every picture of one request, or a `ServiceError` and no picture left in the batch."""
         try:
             with self._room_for(len(pictures)):
-                return await asyncio.wait_for(self._draw_all(pictures, output), self._settings.deadline_seconds)
+                return await asyncio.wait_for(self._draw_all(pictures, output, ticket), self._settings.deadline_seconds)
         except Exception as error:
             known = as_service_error(error)
             if known.status >= 500:
@@ -71,19 +71,19 @@ class Painter:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    async def _draw_all(self, pictures: Sequence[GenerationParams], output: Output) -> list[Drawn]:
-        tasks = [asyncio.ensure_future(self._draw(params, output)) for params in pictures]
+    async def _draw_all(self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket) -> list[Drawn]:
+        tasks = [asyncio.ensure_future(self._draw(params, output, ticket)) for params in pictures]
         try:
             return await asyncio.gather(*tasks)
         finally:
             await cancel_all(*tasks)
 
-    async def _draw(self, params: GenerationParams, output: Output) -> Drawn:
+    async def _draw(self, params: GenerationParams, output: Output, ticket: Ticket) -> Drawn:
         try:
-            return await self._backend.draw(params, output)
+            return await self._backend.draw(params, output, ticket)
         except Exception as error:
             if not isinstance(as_service_error(error), StageLost):
                 raise
         # A picture is a pure function of its params, so drawing it twice is drawing it once.
         self._metrics.count_resent()
-        return await self._backend.draw(params, output)
+        return await self._backend.draw(params, output, ticket)

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticket:
+    """What goes with a picture from stage to stage: whose account pays, and the trace that it belongs to."""
+
+    account: str = ""  # the request's, which no client chooses; empty: nobody's, as of the warm-up
+    traceparent: str | None = None  # W3C's header of the gateway's span
+
+
+NOBODY = Ticket()
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """How a picture is to be written."""
 
@@ -89,4 +100,5 @@ class StageCensus:
     cache_hits: int = 0
     cache_misses: int = 0
     attention: str | None = None  # the denoiser's back end
+    peak_flops: float | None = None  # a second, of the denoiser's device
     curve: CostCurve | None = None  # what its ticks, texts or pictures cost, as corrected by the last one

@@ -37,6 +37,11 @@ class Settings:
     deadline_seconds: float = 300.0  # for drawing, from the moment the request is understood
     body_seconds: float = 20.0  # for a request to arrive whole
     shutdown_seconds: float = 10.0  # for the pictures in flight when a replica is asked to stop
+    admin_key: str = ""  # what `/v1/accounting` is asked with; empty: anybody may
+    target_latency_seconds: float = 5.0  # of a request, at the 95th percentile
+    target_images_per_hour: float = 1000.0  # of a device
+    price_per_device_hour: float = 0.0  # in any currency
+    peak_tflops: float = 0.0  # of a device, for its utilisation; 0: measured at start
 
     def __post_init__(self) -> None:
         if self.stages not in STAGE_LAYOUTS:
@@ -45,7 +50,15 @@ class Settings:
             raise BadSetting(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}")
         if not 0 <= self.port <= 65535:
             raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_body_bytes", "max_pictures", "deadline_seconds", "body_seconds", "shutdown_seconds"):
+        for name in (
+            "max_body_bytes",
+            "max_pictures",
+            "deadline_seconds",
+            "body_seconds",
+            "shutdown_seconds",
+            "target_latency_seconds",
+            "target_images_per_hour",
+        ):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
         if self.max_rows < 2:
@@ -53,6 +66,9 @@ class Settings:
         for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes", "max_tokens"):
             if not getattr(self, name) >= 0:
                 raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("price_per_device_hour", "peak_tflops"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadSetting(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
 
 def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:

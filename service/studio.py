@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pipeline.params import GenerationParams, ModelInfo
 from service.importing import imported_for_good
-from service.payloads import Conditioning, Denoised, Drawn, Output
+from service.payloads import NOBODY, Conditioning, Denoised, Drawn, Output, Ticket
 from service.settings import Settings, num_cores
 from service.stages.decode import DecodeStage
 from service.stages.denoise import DenoiseStage
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 
 
 class Encodes(Protocol):
-    async def encode(self, params: GenerationParams) -> Conditioning: ...
+    async def encode(self, params: GenerationParams, ticket: Ticket) -> Conditioning: ...
 
 
 class Denoises(Protocol):
-    async def generate(self, conditioning: Conditioning, params: GenerationParams) -> Denoised: ...
+    async def generate(self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket) -> Denoised: ...
 
 
 class Decodes(Protocol):
-    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn: ...
+    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket) -> Drawn: ...
 
 
-async def draw(encoder: Encodes, denoiser: Denoises, decoder: Decodes, params: GenerationParams, output: Output) -> Drawn:
+async def draw(
+    encoder: Encodes, denoiser: Denoises, decoder: Decodes, params: GenerationParams, output: Output, ticket: Ticket = NOBODY
+) -> Drawn:
     """One picture through three stages of this process."""
-    conditioning = await encoder.encode(params)
-    denoised = await denoiser.generate(conditioning, params)
-    return await decoder.decode(denoised, params, output)
+    conditioning = await encoder.encode(params, ticket)
+    denoised = await denoiser.generate(conditioning, params, ticket)
+    return await decoder.decode(denoised, params, output, ticket)
 
 
 class Studio:
@@ -55,8 +57,8 @@ class Studio:
         self.denoiser = make_denoise_stage(model, settings)
         self.decoder = make_decode_stage(model, settings)
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
-        return await draw(self.encoder, self.denoiser, self.decoder, params, output)
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        return await draw(self.encoder, self.denoiser, self.decoder, params, output, ticket)
 
     def wait(self) -> None:
         """Until every stage is made; raises what making one raised."""
@@ -80,6 +82,7 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
     with imported_for_good():
+        from pipeline.bench.peak import quick_gemm_peak
         from pipeline.build.curve import measure_curve
         from pipeline.build.engine import build_engine
 
@@ -92,6 +95,7 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
             quantization=settings.quantization,
         )
         engine.curve = measure_curve(engine, model)
+        engine.peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
         return engine
 
     return DenoiseStage(make, settings.deadline_seconds)

@@ -12,7 +12,7 @@ from pipeline.curve import UNKNOWN
 from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
 from pipeline.schedules import Flow
 from service.backend import STAGES
-from service.payloads import Conditioning, Drawn, Output, PictureUsage, StageCensus
+from service.payloads import NOBODY, Conditioning, Drawn, Output, PictureUsage, StageCensus, Ticket
 
 MODEL = ModelInfo(
     id="fake-8",
@@ -58,7 +58,7 @@ class FakeBackend:
         self.gate.set()
         self.stages = stages or dict.fromkeys(STAGES, StageCensus(pictures=1))
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
         if self.errors:
             raise self.errors.pop(0)
         self.waiting.release()
@@ -86,6 +86,9 @@ class FakeEngine:
     last_tick = SimpleNamespace(rows=2)
     attention = "by hand"
     curve = UNKNOWN
+    peak_flops = 1e9
+    open_seconds = 0.5
+    work_left = 2.0
 
     def __init__(self) -> None:
         self.samples: dict[str, FakeSample] = {}

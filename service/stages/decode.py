@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pipeline.curve import UNKNOWN
 from pipeline.params import GenerationParams
 from service.errors import BrokenPicture
-from service.payloads import Denoised, Drawn, Output, PictureUsage, StageCensus
+from service.payloads import NOBODY, Denoised, Drawn, Output, PictureUsage, StageCensus, Ticket
+from service.stages.books import StageBooks
 from service.stages.worker import Worker
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class DecodeJob:
     denoised: Denoised
     params: GenerationParams
     output: Output
+    ticket: Ticket = NOBODY
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -35,16 +37,18 @@ class DecodeStage:
     """Hosts a decoder."""
 
     def __init__(self, make_decoder: Callable[[], Decoder], write_image: WriteImage):
-        self._worker = Worker(make_decoder, "decode")
+        self.books = StageBooks("decode")
+        self._worker = Worker(make_decoder, self.books)
         self._write_image = write_image
         self._census = StageCensus()
 
-    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output) -> Drawn:
-        return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output)]))[0])
+    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output, ticket)]))[0])
 
     async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
         """A picture for each job, or why there is none."""
-        return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
+        with self.books.jobs(len(jobs)):
+            return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
 
     def census(self) -> StageCensus:
         return self._census
@@ -62,6 +66,7 @@ class DecodeStage:
         for first in range(0, len(jobs), decoder.max_batch):
             drawn += self._decode_chunk(decoder, jobs[first : first + decoder.max_batch], started)
         self._census = replace(self._census, pictures=self._census.pictures + len(jobs))
+        self.books.took(time.perf_counter() - started, len(jobs))
         return drawn
 
     def _decode_chunk(self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float) -> list[Drawn | BrokenPicture]:
@@ -74,8 +79,10 @@ class DecodeStage:
             pixels, cost = picture
             self._census = replace(self._census, curve=(self._census.curve or UNKNOWN).observed(cost.flops, cost.device_seconds))
             decode = replace(cost, queue_seconds=max(0.0, started - job.arrived))
+            self.books.charge(job.ticket, decode)
             usage = PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
-            drawn.append(Drawn(self._write_image(pixels, job.output, job.params), usage))
+            with self.books.writing():
+                drawn.append(Drawn(self._write_image(pixels, job.output, job.params), usage))
         return drawn
 
 

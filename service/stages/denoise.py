@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.params import FinishReason, GenerationParams, InvalidParams
 from service.errors import DeadlineExceeded, ServiceError, StageFailed, as_service_error
-from service.payloads import Conditioning, Denoised, StageCensus
+from service.payloads import NOBODY, Conditioning, Denoised, StageCensus, Ticket
+from service.stages.books import StageBooks
 
 if TYPE_CHECKING:
     from pipeline.engine import Engine, Outcome
@@ -35,6 +36,7 @@ class Sample:
     id: str  # unique in this stage, whatever ids clients choose
     params: GenerationParams
     conditioning: Conditioning
+    ticket: Ticket
     loop: asyncio.AbstractEventLoop
     settled: asyncio.Future[Outcome | ServiceError]  # errors as values: a promise nobody reads must not complain
     arrived: float  # by time.perf_counter
@@ -67,17 +69,18 @@ class DenoiseStage:
     def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
         """A picture that is not done `deadline_seconds` after its text came to be encoded is of no use to anybody."""
         self._deadline_seconds = deadline_seconds
-        self._loop = EngineLoop(make_engine)
+        self.books = StageBooks("denoise")
+        self._loop = EngineLoop(make_engine, self.books)
         self._ids = map(str, itertools.count())
 
-    async def generate(self, conditioning: Conditioning, params: GenerationParams) -> Denoised:
+    async def generate(self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY) -> Denoised:
         """Denoise one picture; when cancelled, return only after the engine has let the sample go."""
         if self._loop.broken is not None:
             raise StageFailed()
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         deadline = now + self._deadline_seconds - conditioning.cost.queue_seconds - conditioning.cost.device_seconds
-        sample = Sample(next(self._ids), params, conditioning, loop, loop.create_future(), now, deadline)
+        sample = Sample(next(self._ids), params, conditioning, ticket, loop, loop.create_future(), now, deadline)
         self._loop.commands.put(sample)
         if self._loop.broken is not None:  # its thread may have looked for the last time before this came
             sample.settle(StageFailed())
@@ -112,8 +115,9 @@ class DenoiseStage:
 class EngineLoop(threading.Thread):
     """The only thread that touches the engine. `samples` is its own; the rest is read by others."""
 
-    def __init__(self, make_engine: Callable[[], Engine]):
+    def __init__(self, make_engine: Callable[[], Engine], books: StageBooks):
         super().__init__(name="denoise", daemon=True)
+        self._books = books
         self.commands: SimpleQueue[Sample | Abort | Stop] = SimpleQueue()
         self.census = StageCensus()  # replaced whole after every tick, so a reader on another thread sees one moment
         self.built = threading.Event()
@@ -123,16 +127,18 @@ class EngineLoop(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while self._live():
-            pass
+        with self._books.working():
+            while self._live():
+                pass
 
     def _live(self) -> bool:
         """One engine's life. False when there shall not be another."""
         try:
-            engine = self._make_engine()
+            with self._books.starting():
+                engine = self._make_engine()
         except Exception as error:
             return self._refuse_all(error)
-        self.census = replace(self.census, attention=engine.attention, curve=engine.curve)
+        self.census = replace(self.census, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops)
         self.built.set()
         try:
             return self._tick_until_stopped(engine)
@@ -145,8 +151,10 @@ class EngineLoop(threading.Thread):
         while self._obey(engine):
             outcomes = engine.step()
             self._count(engine, outcomes)  # before they are handed out: a caller who is answered finds itself counted
+            self._books.tell(engine.open_seconds, engine.work_left)
             for outcome in outcomes:
                 if sample := self._samples.pop(outcome.request_id, None):
+                    self._books.charge(sample.ticket, outcome.usage.cost, outcome.usage)
                     sample.settle(outcome)
         self.broken = StageFailed("The denoiser was stopped while the picture was in it; please try again.")
         self._settle_all(self.broken)
@@ -170,9 +178,12 @@ class EngineLoop(threading.Thread):
 
     def _next_command(self, block: bool) -> Sample | Abort | Stop | None:
         try:
-            return self.commands.get(block)
+            return self.commands.get_nowait()
         except Empty:
-            return None
+            if not block:
+                return None
+        with self._books.resting():
+            return self.commands.get()
 
     def _add(self, engine: Engine, sample: Sample) -> None:
         try:
@@ -201,6 +212,7 @@ class EngineLoop(threading.Thread):
         for sample in self._samples.values():
             sample.settle(error)
         self._samples.clear()
+        self._books.lose()
         self.census = replace(self.census, running=0, waiting=0)
 
     def _refuse_all(self, error: Exception) -> bool:
@@ -208,7 +220,7 @@ class EngineLoop(threading.Thread):
         self.broken = error
         self.built.set()
         self._settle_all(StageFailed())
-        while not isinstance(command := self.commands.get(), Stop):
+        while not isinstance(command := self._next_command(block=True), Stop):
             if isinstance(command, Sample):
                 command.settle(StageFailed())
         return False

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pipeline.curve import UNKNOWN
 from pipeline.guidance import needs_uncond
 from pipeline.params import GenerationParams, StageCost, TextReport
-from service.payloads import Conditioning, StageCensus
+from service.payloads import NOBODY, Conditioning, StageCensus, Ticket
+from service.stages.books import StageBooks
 from service.stages.worker import Worker
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class EncodeJob:
     """One picture's texts, and since when they wait."""
 
     params: GenerationParams
+    ticket: Ticket = NOBODY
     arrived: float = field(default_factory=time.perf_counter)
 
     @property
@@ -37,18 +39,20 @@ class EncodeStage:
     """Hosts a text encoder. A text costs only the picture that first brought it; from the cache it is free."""
 
     def __init__(self, make_encoder: Callable[[], TextEncoder], model_id: str, cache_bytes: int):
-        self._worker = Worker(make_encoder, "encode")
+        self.books = StageBooks("encode")
+        self._worker = Worker(make_encoder, self.books)
         self._model_id = model_id
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._cache: OrderedDict[tuple[str, str], TextStates] = OrderedDict()  # touched by the worker's thread only
         self._census = StageCensus()
 
-    async def encode(self, params: GenerationParams) -> Conditioning:
-        return (await self.encode_batch([EncodeJob(params)]))[0]
+    async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
+        return (await self.encode_batch([EncodeJob(params, ticket)]))[0]
 
     async def encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
-        return await self._worker.call(lambda encoder: self._encode(encoder, jobs))
+        with self.books.jobs(len(jobs)):
+            return await self._worker.call(lambda encoder: self._encode(encoder, jobs))
 
     def census(self) -> StageCensus:
         return self._census
@@ -65,7 +69,11 @@ class EncodeStage:
         texts = [text for job in jobs for text in job.texts]
         known, bills = self._look_up(encoder, texts)
         self._count(len(jobs), hits=len(texts) - len(bills), misses=len(bills))
-        return [_answer(job, known, bills, started) for job in jobs]
+        answers = [_answer(job, known, bills, started) for job in jobs]
+        for job, answer in zip(jobs, answers, strict=True):
+            self.books.charge(job.ticket, answer.cost)
+        self.books.took(time.perf_counter() - started, len(jobs))
+        return answers
 
     def _look_up(self, encoder: TextEncoder, texts: Sequence[str]) -> tuple[dict[str, TextStates], dict[str, StageCost]]:
         """The states of `texts`, and what the missing ones cost to encode."""

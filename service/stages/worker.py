@@ -5,6 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from service.stages.books import StageBooks
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -15,9 +17,10 @@ class Worker(Generic[T]):
     The thread count of torch's kernels is a property of the calling thread, so whoever sets it must also do the work.
     """
 
-    def __init__(self, make: Callable[[], T], name: str):
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._made: Future[T] = self._thread.submit(make)
+    def __init__(self, make: Callable[[], T], books: StageBooks):
+        self._books = books
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=books.stage)
+        self._made: Future[T] = self._thread.submit(lambda: self._start(make))
 
     def wait(self) -> T:
         """The object, when it is made; raises what making it raised."""
@@ -25,7 +28,15 @@ class Worker(Generic[T]):
 
     async def call(self, function: Callable[[T], R]) -> R:
         """`function(the object)`, without blocking the event loop."""
-        return await asyncio.wrap_future(self._thread.submit(lambda: function(self._made.result())))
+        return await asyncio.wrap_future(self._thread.submit(lambda: self._work(function)))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self, make: Callable[[], T]) -> T:
+        with self._books.working(), self._books.starting():
+            return make()
+
+    def _work(self, function: Callable[[T], R]) -> R:
+        with self._books.working():
+            return function(self._made.result())

@@ -19,7 +19,7 @@ from pipeline.catalog import find_model
 from pipeline.params import GenerationParams, ModelInfo
 from service.backend import STAGES
 from service.gateway import build_gateway
-from service.payloads import Drawn, Output, StageCensus
+from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
 from service.settings import Settings
 from service.studio import Studio
 from tests.live import serving
@@ -36,8 +36,8 @@ class StudioBackend:
     def __init__(self, studio: Studio):
         self._studio = studio
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
-        return await self._studio.draw(params, output)
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        return await self._studio.draw(params, output, ticket)
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         stages = (self._studio.encoder, self._studio.denoiser, self._studio.decoder)
@@ -108,7 +108,7 @@ def test_a_prompt_that_is_no_class_is_refused_by_name(tmp_path: Path) -> None:
 class NoBackend:
     """For requests that must not get this far."""
 
-    async def draw(self, params: GenerationParams, output: Output) -> Drawn:
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
         raise AssertionError(params)
 
     async def census(self) -> Mapping[str, StageCensus | None]:

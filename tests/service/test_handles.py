@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from service.payloads import Output, StageCensus
+from service.payloads import Output, StageCensus, Ticket
 from tests.fakes import make_params
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
@@ -47,12 +47,13 @@ class Handle:
 
 async def test_each_stage_gets_the_one_before_as_it_is():
     stages = Handle(), Handle(), Handle()
-    drawing = asyncio.ensure_future(handles.SplitBackend(*stages).draw(make_params(), Output()))
+    ticket = Ticket("account")
+    drawing = asyncio.ensure_future(handles.SplitBackend(*stages).draw(make_params(), Output(), ticket))
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
-    assert encoding.args == (make_params(),)
-    assert denoising.args == (encoding, make_params())
-    assert decoding.args == (denoising, make_params(), Output())
+    assert encoding.args == (make_params(), ticket)
+    assert denoising.args == (encoding, make_params(), ticket)
+    assert decoding.args == (denoising, make_params(), Output(), ticket)
     decoding.result.set_result("drawn")
     assert await drawing == "drawn"
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
