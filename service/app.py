@@ -1,6 +1,7 @@
 """The composition root: settings to a Ray Serve application."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -11,11 +12,13 @@ from pipeline.catalog import find_model
 from service.backend import Backend
 from service.deployments import Bookkeeper, Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
 from service.handles import ColocatedBackend, SplitBackend
-from service.settings import Settings, read_settings
+from service.settings import Settings, may_sleep, read_settings, replica_range
 
 SMALL_CPU = 0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
 ROOM_FOR_QUESTIONS = 64  # health and census must get through to a stage that is full of pictures
 MANY = 10_000  # the gateway counts its pictures itself
+METRICS_SECONDS = 1.0  # how often replicas and handles say what waits for them; Serve's ten are long for a burst
+BY_REQUESTS = {"target_ongoing_requests": 64}
 
 
 def app_from_args(args: dict[str, str]) -> Application:
@@ -28,20 +31,24 @@ def build_app(settings: Settings) -> Application:
     model = find_model(settings.model)
     make_backend: Callable[..., Backend]
     if settings.stages == "colocated":
-        make_backend, stages = ColocatedBackend, [_deployment(Colocated, settings)]
+        make_backend = partial(ColocatedBackend, may_sleep=may_sleep(settings))
+        stages = [_stage(Colocated, settings.denoise_replicas, settings.denoise_gpus, settings)]
     else:
-        make_backend = SplitBackend
+        make_backend = partial(SplitBackend, may_sleep=may_sleep(settings))
         stages = [
-            _deployment(TextEncoder, settings),
-            _deployment(Denoiser, settings),
-            _deployment(VaeDecoder, settings),
+            _stage(TextEncoder, settings.encode_replicas, settings.encode_gpus, settings),
+            _stage(Denoiser, settings.denoise_replicas, settings.denoise_gpus, settings),
+            _stage(VaeDecoder, settings.decode_replicas, settings.decode_gpus, settings),
         ]
     ledger = _bookkeeper(settings).bind(settings)
     return _gateway(settings).bind(make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages))
 
 
 def _gateway(settings: Settings) -> Deployment:
-    make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings))
+    least, most = replica_range("gateway_replicas", settings.gateway_replicas)
+    # a gateway only passes on, so Serve's own rule, by requests, fits: as many as it may have in flight
+    scaling = {"num_replicas": least} if least == most else {"autoscaling_config": _range(least, most, settings) | BY_REQUESTS}
+    make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings), **scaling)
     return make(serve.ingress()(Gateway))
 
 
@@ -50,15 +57,37 @@ def _bookkeeper(settings: Settings) -> Deployment:
     return make(Bookkeeper)
 
 
-def _deployment(stage: type[Any], settings: Settings) -> Deployment:
+def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings) -> Deployment:
+    least, most = replica_range(stage.__name__, replicas)
+    options = _options(settings, num_gpus)
     room = settings.max_pictures + ROOM_FOR_QUESTIONS
-    make = serve.deployment(name=stage.__name__, max_ongoing_requests=room, max_queued_requests=room, **_options(settings))
-    return make(stage)
+    if least == most:
+        options |= {"num_replicas": least, "max_ongoing_requests": room, "max_queued_requests": room}
+    else:
+        # What does not fit into two ticks waits before the replicas, where one that comes later finds it.
+        options |= {"autoscaling_config": _range(least, most, settings) | _by_work(settings), "max_ongoing_requests": 2 * settings.max_rows}
+        options["graceful_shutdown_timeout_s"] = settings.deadline_seconds  # a replica that goes finishes what it has
+    return serve.deployment(name=stage.__name__, **options)(stage)
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _range(least: int, most: int, settings: Settings) -> dict[str, Any]:
     return {
-        "ray_actor_options": {"num_cpus": SMALL_CPU},
+        "min_replicas": least,
+        "max_replicas": most,
+        "upscale_delay_s": settings.upscale_delay_seconds,
+        "downscale_delay_s": settings.downscale_delay_seconds,
+        "metrics_interval_s": METRICS_SECONDS,
+        "look_back_period_s": 3 * METRICS_SECONDS,
+    }
+
+
+def _by_work(settings: Settings) -> dict[str, Any]:
+    return {"policy": {"policy_function": "service.autoscaling:ByWork", "policy_kwargs": {"target_seconds": settings.target_seconds}}}
+
+
+def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:
+    return {
+        "ray_actor_options": {"num_cpus": SMALL_CPU} | ({"num_gpus": num_gpus} if num_gpus else {}),
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 2.0,

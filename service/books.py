@@ -1,11 +1,13 @@
 """The seam between a gateway and the ledger, wherever it is."""
 
 import threading
+from collections.abc import Mapping
 from typing import Protocol
 
 from service.charges import Statement
 from service.figures import AccountingFigures, figures
 from service.ledger import Ledger
+from service.payloads import StageCensus
 from service.settings import Settings
 
 
@@ -14,6 +16,10 @@ class Books(Protocol):
 
     def post(self, statement: Statement) -> None:
         """From any thread; returns when it has been entered."""
+        ...
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        """What each stage said last, if that is not long ago."""
         ...
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures: ...
@@ -30,6 +36,10 @@ class BooksHere:
     def post(self, statement: Statement) -> None:
         with self._lock:
             self._ledger.post(statement)
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        with self._lock:
+            return self._ledger.census()
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures:
         with self._lock:

@@ -1,6 +1,6 @@
 """The stages and the gateway as Ray Serve deployments: wrappers only, the logic is in the classes they wrap."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,13 +15,14 @@ from service.errors import BrokenPicture
 from service.figures import AccountingFigures, figures
 from service.gateway import build_gateway
 from service.handles import LedgerOnServe
+from service.later import Later, Now
 from service.ledger import Ledger
 from service.payloads import NOBODY, Conditioning, Denoised, Drawn, Output, StageCensus, Ticket
 from service.settings import Settings
 from service.stages.decode import DecodeJob, DecodeStage, one_of_batch
 from service.stages.denoise import DenoiseStage
 from service.stages.encode import EncodeJob, EncodeStage
-from service.studio import draw, make_decode_stage, make_denoise_stage, make_encode_stage
+from service.studio import make_decode_stage, make_denoise_stage, make_encode_stage
 
 MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
 BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the pictures of one request to meet
@@ -39,6 +40,9 @@ class Bookkeeper:
 
     async def post(self, statement: Statement) -> None:
         self._ledger.post(statement)
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        return self._ledger.census()
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures:
         return figures(self._ledger, self._settings, window, latest)
@@ -58,6 +62,10 @@ class TextEncoder:
     async def census(self) -> StageCensus:
         return self._stage.census()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's own question, where there is a range of replicas."""
+        return self._stage.books.demand()
+
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
         return await self._stage.encode_batch(jobs)
@@ -71,11 +79,17 @@ class Denoiser:
         self._courier = _courier(self._stage, ledger)
         self._stage.wait()
 
-    async def generate(self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY) -> Denoised:
-        return await self._stage.generate(conditioning, params, ticket)
+    async def generate(
+        self, conditioning: Later[Conditioning] | Now[Conditioning], params: GenerationParams, ticket: Ticket = NOBODY
+    ) -> Denoised:
+        return await self._stage.generate(await conditioning.value(), params, ticket)
 
     async def census(self) -> StageCensus:
         return self._stage.census()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's own question, where there is a range of replicas."""
+        return self._stage.books.demand()
 
     def check_health(self) -> None:
         """Serve's own question; raising asks for another replica."""
@@ -90,11 +104,17 @@ class VaeDecoder:
         self._courier = _courier(self._stage, ledger)
         self._stage.wait()
 
-    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        return one_of_batch(await self._decode_batch(DecodeJob(denoised, params, output, ticket)))
+    async def decode(
+        self, denoised: Later[Denoised] | Now[Denoised], params: GenerationParams, output: Output, ticket: Ticket = NOBODY
+    ) -> Drawn:
+        return one_of_batch(await self._decode_batch(DecodeJob(await denoised.value(), params, output, ticket)))
 
     async def census(self) -> StageCensus:
         return self._stage.census()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's own question, where there is a range of replicas."""
+        return self._stage.books.demand()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
@@ -110,7 +130,9 @@ class Colocated:
         self._decoder = VaeDecoder(model, settings, ledger)
 
     async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        return await draw(self._encoder, self._denoiser, self._decoder, params, output, ticket)
+        conditioning = await self._encoder.encode(params, ticket)
+        denoised = await self._denoiser.generate(Now(conditioning), params, ticket)
+        return await self._decoder.decode(Now(denoised), params, output, ticket)
 
     async def census(self) -> dict[str, StageCensus]:
         return {
@@ -118,6 +140,10 @@ class Colocated:
             "denoise": await self._denoiser.census(),
             "decode": await self._decoder.census(),
         }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The denoiser's, which is nearly all of the work."""
+        return self._denoiser.record_autoscaling_stats()
 
     def check_health(self) -> None:
         self._denoiser.check_health()

@@ -41,7 +41,7 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, books:
     books = books or BooksHere(settings)
     outbox = Outbox()
     courier = Courier(outbox.take, books.post)
-    painter = Painter(backend, metrics, settings)
+    painter = Painter(backend, metrics, settings, books)
     warm_up = WarmUp(painter, model)
 
     @asynccontextmanager

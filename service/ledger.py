@@ -5,12 +5,13 @@ Of every stage: busy seconds = charged to requests + of requests that are still 
 
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from service.accounting import Outcome, UsageRecord
 from service.backend import STAGES
 from service.charges import Charge, GatewayStatement, StageStatement, StageTotals, Statement
+from service.payloads import StageCensus
 
 MINUTE = 60.0
 MINUTES_KEPT = 24 * 60
@@ -156,6 +157,11 @@ class Ledger:
         """Those of a stage that are alive."""
         self._bury()
         return [replica for replica in self._replicas.values() if replica.statement.stage == stage]
+
+    def census(self) -> Mapping[str, StageCensus | None]:
+        """What the replica of each stage says that was heard last; None where none is alive."""
+        latest = {stage: max(self.replicas(stage), key=lambda replica: replica.last_heard, default=None) for stage in STAGES}
+        return {stage: replica.statement.census if replica else None for stage, replica in latest.items()}
 
     def period(self, seconds: float | None = None) -> Period:
         """All since the start, or the last `seconds`, to the minute."""

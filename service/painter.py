@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from pipeline.params import GenerationParams
 from service.backend import STAGES, Backend
+from service.books import Books
 from service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from service.metrics import Metrics
 from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
-from service.settings import Settings
+from service.settings import Settings, may_sleep
 from service.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,9 @@ DRAIN_POLL_SECONDS = 0.05
 class Painter:
     """Draws the pictures of whole requests."""
 
-    def __init__(self, backend: Backend, metrics: Metrics, settings: Settings):
+    def __init__(self, backend: Backend, metrics: Metrics, settings: Settings, books: Books | None = None):
         self._backend = backend
+        self._books = books
         self._metrics = metrics
         self._settings = settings
         self._in_flight = 0
@@ -46,12 +48,16 @@ class Painter:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def census(self) -> Mapping[str, StageCensus | None]:
-        """How every stage is; None for one that does not say."""
+        """How every stage is; None for one that does not say, and has not lately."""
         try:
             census = await self._backend.census()
         except Exception as error:
             logger.warning("no census: %s: %s", type(error).__name__, error)
             census = dict.fromkeys(STAGES)
+        if self._books is not None and None in census.values():  # it is too full to answer in time, or may be asleep
+            said = await self._books.census()
+            asleep = dict.fromkeys(may_sleep(self._settings), StageCensus(is_asleep=True))
+            census = {stage: own or said.get(stage) or asleep.get(stage) for stage, own in census.items()}
         self._metrics.observe_stages(census)
         return census
 

@@ -92,6 +92,7 @@ class Drawn:
 class StageCensus:
     """What a stage says of itself: totals since it started, and who is in it now."""
 
+    is_asleep: bool = False  # scaled to no replica; the next picture wakes it
     pictures: int = 0  # finished
     running: int = 0
     waiting: int = 0

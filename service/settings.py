@@ -11,6 +11,7 @@ PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
 STAGE_LAYOUTS = ("split", "colocated")
 QUANTIZATIONS = ("none", "int8")
+AT_LEAST_NOTHING = ("encode_gpus", "denoise_gpus", "decode_gpus", "upscale_delay_seconds", "downscale_delay_seconds")
 
 
 class BadSetting(ValueError):
@@ -28,6 +29,16 @@ class Settings:
     encode_threads: int = 0  # 0: every core this process may use
     denoise_threads: int = 0
     decode_threads: int = 0
+    gateway_replicas: str = "1"  # how many, or a range within which they are scaled by load, as in 1-8
+    encode_replicas: str = "1"  # in a range by the work that waits; a stage may go down to 0
+    denoise_replicas: str = "1"
+    decode_replicas: str = "1"
+    encode_gpus: float = 0.0  # of a replica; a fraction shares one
+    denoise_gpus: float = 0.0  # colocated: of all three stages
+    decode_gpus: float = 0.0
+    target_seconds: float = 5.0  # device-seconds of work that may wait for a replica before there are more
+    upscale_delay_seconds: float = 3.0
+    downscale_delay_seconds: float = 60.0
     quantization: str = "none"  # of the denoiser's large layers; `int8` pays from a width of about 1,000 on (docs/performance.md)
     max_rows: int = 16  # rows of the network in one tick
     max_tokens: int = 0  # image tokens in one tick, which bound its memory; 0: those of so many rows at the native size
@@ -58,6 +69,7 @@ class Settings:
             "shutdown_seconds",
             "target_latency_seconds",
             "target_images_per_hour",
+            "target_seconds",
         ):
             if not 0 < getattr(self, name) < math.inf:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
@@ -66,9 +78,20 @@ class Settings:
         for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes", "max_tokens"):
             if not getattr(self, name) >= 0:
                 raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("price_per_device_hour", "peak_tflops"):
+        least = {"gateway_replicas": 1, "encode_replicas": 0, "denoise_replicas": 0, "decode_replicas": 0}
+        for name, fewest in least.items():
+            replica_range(name, getattr(self, name), fewest)
+        for name in (*AT_LEAST_NOTHING, "price_per_device_hour", "peak_tflops"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise BadSetting(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+
+
+def may_sleep(settings: Settings) -> frozenset[str]:
+    """The stages that may have no replica when there is nothing to do."""
+    ranges = {"encode": settings.encode_replicas, "denoise": settings.denoise_replicas, "decode": settings.decode_replicas}
+    if settings.stages == "colocated":
+        ranges = dict.fromkeys(ranges, settings.denoise_replicas)
+    return frozenset(stage for stage, replicas in ranges.items() if replica_range(stage, replicas)[0] == 0)
 
 
 def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
@@ -81,6 +104,17 @@ def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.e
         if field.name not in texts and (value := environ.get(PREFIX + field.name.upper())) is not None:
             texts[field.name] = value
     return Settings(**{name: _parse(name, value) for name, value in texts.items()})
+
+
+def replica_range(name: str, text: str, fewest: int = 0) -> tuple[int, int]:
+    """The least and the most replicas that `text` allows, `3` or `1-8`. Raises `BadSetting`."""
+    least, dash, most = text.partition("-")
+    if not (least.isdecimal() and (most.isdecimal() or not dash)):
+        raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
+    bounds = int(least), int(most or least)
+    if not fewest <= bounds[0] <= bounds[1] or bounds[1] == 0:
+        raise BadSetting(f"{name} must be at least {fewest}, and a range must rise to at least 1; got {text!r}")
+    return bounds
 
 
 def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

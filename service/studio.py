@@ -1,15 +1,15 @@
-"""All three stages in one process: what the command line draws with, and what a colocated replica holds.
+"""All three stages in one process: what the command line draws with.
 
 Also the only place that knows how a stage is made from `pipeline.build`; imports torch when a stage is made, not before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pipeline.params import GenerationParams, ModelInfo
 from service.importing import imported_for_good
-from service.payloads import NOBODY, Conditioning, Denoised, Drawn, Output, Ticket
+from service.payloads import NOBODY, Drawn, Output, Ticket
 from service.settings import Settings, num_cores
 from service.stages.decode import DecodeStage
 from service.stages.denoise import DenoiseStage
@@ -21,27 +21,6 @@ if TYPE_CHECKING:
     from pipeline.decoder import Decoder
     from pipeline.encoder import TextEncoder
     from pipeline.engine import Engine
-
-
-class Encodes(Protocol):
-    async def encode(self, params: GenerationParams, ticket: Ticket) -> Conditioning: ...
-
-
-class Denoises(Protocol):
-    async def generate(self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket) -> Denoised: ...
-
-
-class Decodes(Protocol):
-    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket) -> Drawn: ...
-
-
-async def draw(
-    encoder: Encodes, denoiser: Denoises, decoder: Decodes, params: GenerationParams, output: Output, ticket: Ticket = NOBODY
-) -> Drawn:
-    """One picture through three stages of this process."""
-    conditioning = await encoder.encode(params, ticket)
-    denoised = await denoiser.generate(conditioning, params, ticket)
-    return await decoder.decode(denoised, params, output, ticket)
 
 
 class Studio:
@@ -58,15 +37,21 @@ class Studio:
         self.decoder = make_decode_stage(model, settings)
 
     async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        return await draw(self.encoder, self.denoiser, self.decoder, params, output, ticket)
+        conditioning = await self.encoder.encode(params, ticket)
+        denoised = await self.denoiser.generate(conditioning, params, ticket)
+        return await self.decoder.decode(denoised, params, output, ticket)
+
+    @property
+    def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
+        return self.encoder, self.denoiser, self.decoder
 
     def wait(self) -> None:
         """Until every stage is made; raises what making one raised."""
-        for stage in (self.encoder, self.denoiser, self.decoder):
+        for stage in self.stages:
             stage.wait()
 
     def close(self) -> None:
-        for stage in (self.encoder, self.denoiser, self.decoder):
+        for stage in self.stages:
             stage.close()
 
 

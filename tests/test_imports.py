@@ -21,6 +21,7 @@ SERVICE_MAY_USE = (
     "planning",
     "evaluation",
     "bench",
+    "scaling",
     "images",
     "guidance",
     "solvers",

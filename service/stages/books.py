@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.params import DenoiseUsage, StageCost
+from pipeline.scaling import OfferedLoad
 from service.charges import Charge, StageStatement, StageTotals
 from service.payloads import StageCensus, Ticket
 
@@ -27,7 +28,8 @@ class StageBooks:
         self._since: float | None = None
         self._thread = 0
         self._jobs_here = 0
-        self._seconds_a_job = 0.0
+        self._seconds_a_job = self._charged = 0.0
+        self._offered = OfferedLoad()
 
     def begin(self) -> None:
         """The calling thread is at work from now on."""
@@ -107,6 +109,7 @@ class StageBooks:
     def charge(self, ticket: Ticket, cost: StageCost, usage: DenoiseUsage | None = None) -> None:
         counts = (usage.nfe, usage.rows, usage.tokens) if usage else ()
         with self._lock:
+            self._charged += cost.device_seconds
             self._charges.append(Charge(ticket.account, cost.device_seconds, cost.flops, cost.queue_seconds, *counts))
 
     @property
@@ -114,6 +117,13 @@ class StageBooks:
         """Device-seconds that those who are here will still take."""
         with self._lock:
             return self._work_left + self._jobs_here * self._seconds_a_job
+
+    def demand(self) -> dict[str, float]:
+        """What the scaling of the stage goes by (`service.autoscaling`)."""
+        work_left = self.work_left
+        with self._lock:
+            offered = self._offered.observe(self._charged + self._open + work_left, time.perf_counter())
+            return {"work_left": work_left, "offered": offered, "seconds_a_job": self._seconds_a_job}
 
     @property
     def totals(self) -> StageTotals:

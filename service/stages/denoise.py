@@ -155,6 +155,8 @@ class EngineLoop(threading.Thread):
             for outcome in outcomes:
                 if sample := self._samples.pop(outcome.request_id, None):
                     self._books.charge(sample.ticket, outcome.usage.cost, outcome.usage)
+                    if outcome.reason is FinishReason.DONE:
+                        self._books.took(outcome.usage.cost.device_seconds, jobs=1)
                     sample.settle(outcome)
         self.broken = StageFailed("The denoiser was stopped while the picture was in it; please try again.")
         self._settle_all(self.broken)

@@ -11,6 +11,7 @@ from tests.fakes import make_params
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")
     from service import handles
+    from service.later import Later
 
 
 class Call:
@@ -23,6 +24,9 @@ class Call:
 
     def __await__(self):
         return self.result.__await__()
+
+    async def _to_object_ref(self):
+        return self
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -52,8 +56,8 @@ async def test_each_stage_gets_the_one_before_as_it_is():
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
     assert encoding.args == (make_params(), ticket)
-    assert denoising.args == (encoding, make_params(), ticket)
-    assert decoding.args == (denoising, make_params(), Output(), ticket)
+    assert denoising.args == (Later(encoding), make_params(), ticket)  # wrapped: Serve must not wait for it (service/later.py)
+    assert decoding.args == (Later(denoising), make_params(), Output(), ticket)
     decoding.result.set_result("drawn")
     assert await drawing == "drawn"
     assert not any(call.cancelled for call in (encoding, denoising, decoding))

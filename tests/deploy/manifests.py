@@ -1,0 +1,45 @@
+"""What lies in `deploy`, read."""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+SERVE_CONFIGS = sorted((DEPLOY / "serve").glob("*.yaml"))
+DOCKERFILES = sorted((DEPLOY / "docker").glob("Dockerfile*"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One of a Dockerfile, with its continued lines in one and without comments."""
+
+    name: str
+    value: str
+
+
+def instructions(dockerfile: Path) -> list[Instruction]:
+    lines = [line for line in dockerfile.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+def argument(dockerfile: Path, name: str) -> str:
+    """The default of an ARG."""
+    (found,) = (one.value for one in instructions(dockerfile) if one.name == "ARG" and one.value.startswith(f"{name}="))
+    return found.removeprefix(f"{name}=").strip('"')
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(file.read_text(encoding="utf-8")) if document]
+
+
+def settings_of(config: Path) -> dict[str, Any]:
+    """The `args` of a Serve config."""
+    (application,) = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"]
+    return application["args"]

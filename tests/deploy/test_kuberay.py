@@ -1,0 +1,303 @@
+"""The Kubernetes manifests: against Kubernetes' own schemas, and what in them must agree."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, argument, documents, settings_of
+
+KUBERNETES = "1.37"
+FILES = sorted((DEPLOY / "kuberay").glob("*.yaml"))
+SERVICES = {"rayservice-cpu.yaml": "many-cpus", "rayservice-gpu.yaml": "many-gpus"}
+UNITS = {"m": 1e-3, "": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
+
+# What we write of a RayService, by hand from KubeRay 1.7's definition: a misspelt field is dropped without a word.
+RAY_SERVICE = {
+    "upgradeStrategy",
+    "rayClusterDeletionDelaySeconds",
+    "excludeHeadPodFromServeSvc",
+    "serveConfigV2",
+    "rayClusterConfig",
+}
+RAY_CLUSTER = {
+    "rayVersion",
+    "authOptions",
+    "enableInTreeAutoscaling",
+    "autoscalerOptions",
+    "gcsFaultToleranceOptions",
+    "headGroupSpec",
+    "workerGroupSpecs",
+}
+HEAD_GROUP = {"rayStartParams", "template"}
+WORKER_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "resources", "rayStartParams", "template"}
+AUTOSCALER = {"version", "upscalingMode", "idleTimeoutSeconds", "imagePullPolicy", "resources", "securityContext"}
+
+services = pytest.mark.parametrize("name", SERVICES)
+
+
+def quantity(value: object) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(value)).groups()
+    return float(number) * UNITS[unit]
+
+
+def ray_service(name: str) -> dict[str, Any]:
+    (found,) = (document for document in documents(DEPLOY / "kuberay" / name) if document["kind"] == "RayService")
+    return found
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+
+
+def groups(name: str) -> dict[str, dict[str, Any]]:
+    """The head's and the workers' groups by name."""
+    cluster = ray_service(name)["spec"]["rayClusterConfig"]
+    return {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+
+
+def workers(name: str) -> dict[str, dict[str, Any]]:
+    return {group: spec for group, spec in groups(name).items() if group != "head"}
+
+
+def pod_templates() -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in FILES:
+        for document in documents(file):
+            if document["kind"] == "RayService":
+                for group, spec in groups(file.name).items():
+                    yield f"{file.name} {group}", spec["template"]
+            elif document["kind"] == "StatefulSet":
+                yield f"{file.name} {document['metadata']['name']}", document["spec"]["template"]
+
+
+def check(document: dict[str, Any]) -> None:
+    with warnings.catch_warnings():  # it does not close its files
+        warnings.simplefilter("ignore", ResourceWarning)
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+templates = pytest.mark.parametrize("template", [pytest.param(template, id=where) for where, template in pod_templates()])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_kubernetes_understands_every_object(file):
+    names = set()
+    for document in documents(file):
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", document["metadata"]["name"])
+        names.add((document["kind"], document["metadata"]["name"]))
+        if document["kind"] != "RayService":
+            check(document)
+    assert len(names) == len(documents(file))
+
+
+@templates
+def test_kubernetes_understands_every_pod(template):
+    check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template})
+
+
+def test_a_misspelt_field_would_be_found():
+    template = {"spec": {"containers": [{"name": "a", "image": "a", "imagePulPolicy": "Always"}]}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="imagePulPolicy"):
+        check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template})
+
+
+@services
+def test_kuberay_understands_it(name):
+    document = ray_service(name)
+    assert document["apiVersion"] == "ray.io/v1"
+    spec, cluster = document["spec"], document["spec"]["rayClusterConfig"]
+    assert spec.keys() == RAY_SERVICE
+    assert cluster.keys() == RAY_CLUSTER
+    assert cluster["headGroupSpec"].keys() == HEAD_GROUP
+    assert all(group.keys() <= WORKER_GROUP for group in cluster["workerGroupSpecs"])
+    assert cluster["autoscalerOptions"].keys() <= AUTOSCALER
+    assert spec["upgradeStrategy"] == {"type": "NewCluster"}
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"] is True
+    for group in groups(name).values():
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "KubeRay takes text only"
+        own = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
+        assert not (own and group.get("resources")), "KubeRay takes Ray's resources from one place only"
+
+
+@services
+def test_the_config_in_it_is_the_file(name):
+    file = DEPLOY / "serve" / f"{SERVICES[name]}.yaml"
+    text = ray_service(name)["spec"]["serveConfigV2"]
+    assert yaml.safe_load(text) == yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert text.strip() == file.read_text(encoding="utf-8").strip(), "its comments too"
+
+
+@services
+def test_versions_are_those_of_the_image(name):
+    cluster = ray_service(name)["spec"]["rayClusterConfig"]
+    assert {cluster["rayVersion"]} == {argument(dockerfile, "RAY_VERSION") for dockerfile in DOCKERFILES}
+    (allowed,) = (line for line in PROJECT["dependencies"] if line.startswith("ray["))
+    low, high = re.search(r">=([\d.]+),<([\d.]+)", allowed).groups()
+    version = [int(part) for part in cluster["rayVersion"].split(".")]
+    assert [int(part) for part in low.split(".")] <= version < [int(part) for part in high.split(".")]
+    suffix = "-cuda" if "gpu" in name else ""
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups(name).values()}
+    assert images == {f"safelight:{PROJECT['version']}{suffix}"}, "one image, for every node must have the same Python and Ray"
+
+
+@services
+def test_nothing_is_drawn_on_the_head(name):
+    assert groups(name)["head"]["rayStartParams"]["num-cpus"] == "0"
+    assert ray_service(name)["spec"]["excludeHeadPodFromServeSvc"] is True
+
+
+@services
+def test_ports_have_one_name_and_one_number(name):
+    named: dict[str, int] = {}
+    for group in groups(name).values():
+        for port in group["template"]["spec"]["containers"][0]["ports"]:
+            assert named.setdefault(port["name"], port["containerPort"]) == port["containerPort"]
+    assert named["serve"] == config_of(name)["http_options"]["port"]
+    assert {"serve", "metrics"} <= {p["name"] for g in workers(name).values() for p in g["template"]["spec"]["containers"][0]["ports"]}
+
+
+@templates
+def test_a_pod_asks_for_no_more_than_it_may_have(template):
+    for container in template["spec"]["containers"]:
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert requests.keys() >= {"cpu", "memory"} and "memory" in limits
+        assert all(quantity(requests[kind]) <= quantity(limits[kind]) for kind in requests.keys() & limits.keys())
+        assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu"), "Kubernetes wants them equal"
+        assert requests["memory"] == limits["memory"], "what is over its request is the first to be killed"
+
+
+@templates
+def test_no_pod_runs_as_root_or_may_become_root(template):
+    pod = template["spec"]["securityContext"]
+    assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0 and pod["fsGroup"] == pod["runAsGroup"] > 0
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in template["spec"]["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@services
+def test_the_user_is_the_one_of_the_image(name):
+    for group in groups(name).values():
+        security = group["template"]["spec"]["securityContext"]
+        for dockerfile in DOCKERFILES:
+            assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile.read_text(encoding="utf-8")
+
+
+@services
+def test_a_node_that_goes_lets_pictures_finish(name):
+    """Ray's drain lasts longer than a replica's, the grace longer than all of it, the old cluster longer than a request."""
+    drain = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")["shutdown_seconds"]
+    for group in workers(name).values():
+        spec = group["template"]["spec"]
+        (container,) = spec["containers"]
+        pause = int(re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+        of_ray = next(int(one["value"]) for one in container["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+        assert drain < of_ray < pause + of_ray <= spec["terminationGracePeriodSeconds"] - 20
+    assert ray_service(name)["spec"]["rayClusterDeletionDelaySeconds"] > config_of(name)["http_options"]["request_timeout_s"]
+
+
+def test_ray_has_the_drain_that_the_manifests_set():
+    from ray._private import ray_constants
+
+    assert isinstance(ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, float)
+
+
+@services
+def test_a_worker_is_ready_when_ray_and_its_proxy_are(name):
+    for group in workers(name).values():
+        probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
+        script = probe["exec"]["command"][-1]
+        assert re.findall(r"http://localhost:(\d+)(/\S+)", script) == [("52365", "/api/healthz"), ("8000", "/-/healthz")]
+        assert " && " in script
+        seconds = [int(found) for found in re.findall(r"-T (\d+)", script)]
+        assert sum(seconds) < probe["timeoutSeconds"], "wget gives up before Kubernetes does"
+
+
+@services
+def test_the_autoscaler_has_room_for_every_replica(name):
+    """The most replicas of every stage fit the most pods of every group, the least fit the least."""
+    given = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
+    ends = {
+        stage: [int(n) for n in (given[f"{stage}_replicas"].split("-") * 2)[:2]] for stage in ("gateway", "encode", "denoise", "decode")
+    }
+    for end, field in enumerate(("minReplicas", "maxReplicas")):
+        gpus = sum(ends[stage][end] * given.get(f"{stage}_gpus", 0) for stage in ("encode", "denoise", "decode"))
+        pods = {group: spec[field] for group, spec in workers(name).items()}
+        if "gpu" in pods:
+            shared = sum(ends[stage][end] * given[f"{stage}_gpus"] for stage in ("encode", "decode"))
+            assert pods["gpu"] == ends["denoise"][end] * given["denoise_gpus"] + 1 and shared <= 1 and gpus <= pods["gpu"]
+            assert pods["gateway"] == ends["gateway"][end], "each gateway asks for a node of its own"
+        else:
+            assert pods["cpu"] == max(ends["denoise"][end], ends["gateway"][end])
+    assert all(spec["minReplicas"] <= spec["replicas"] <= spec["maxReplicas"] for spec in workers(name).values())
+
+
+@services
+def test_what_serve_asks_of_a_node_some_node_offers(name):
+    (application,) = config_of(name)["applications"]
+    for deployment in application["deployments"]:
+        asked = deployment.get("ray_actor_options", {})
+        fitting = [
+            group
+            for group, spec in workers(name).items()
+            if asked.get("num_cpus", 0) <= quantity(spec["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+            and all(float(spec.get("resources", {}).get(kind, 0)) >= number for kind, number in asked.get("resources", {}).items())
+        ]
+        assert fitting, deployment["name"]
+
+
+def test_nodes_with_gpus_are_chosen_and_tolerated():
+    for group, spec in workers("rayservice-gpu.yaml").items():
+        pod = spec["template"]["spec"]
+        has_gpu = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        assert has_gpu == (group == "gpu") == ("nodeSelector" in pod) == ("tolerations" in pod)
+    (toleration,) = workers("rayservice-gpu.yaml")["gpu"]["template"]["spec"]["tolerations"]
+    assert toleration == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+@services
+def test_redis_is_the_one_that_is_deployed(name):
+    options = ray_service(name)["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    service, stateful = documents(DEPLOY / "kuberay" / "redis.yaml")
+    (port,) = service["spec"]["ports"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{port['port']}"
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    assert options["redisPassword"]["valueFrom"] == variable["valueFrom"], "one Secret"
+    assert service["spec"]["selector"] == stateful["spec"]["selector"]["matchLabels"] == stateful["spec"]["template"]["metadata"]["labels"]
+    assert stateful["spec"]["serviceName"] == service["metadata"]["name"]
+    assert port["targetPort"] in {p["name"] for p in container["ports"]}
+    claimed = {claim["metadata"]["name"] for claim in stateful["spec"]["volumeClaimTemplates"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == claimed
+
+
+def test_no_password_stands_in_a_file():
+    for file in FILES:
+        assert all(document["kind"] != "Secret" for document in documents(file))
+
+
+@services
+def test_every_disruption_budget_finds_pods_and_leaves_one_to_take(name):
+    """More pods than must stay: otherwise no node could ever be emptied."""
+    budgets = [document for document in documents(DEPLOY / "kuberay" / name) if document["kind"] == "PodDisruptionBudget"]
+    found = set()
+    for budget in budgets:
+        wanted = budget["spec"]["selector"]["matchLabels"].items()
+        (group,) = (group for group, spec in groups(name).items() if wanted <= spec["template"]["metadata"]["labels"].items())
+        assert isinstance(budget["spec"]["minAvailable"], int), "all that Kubernetes counts for pods of a custom resource"
+        assert budget["spec"]["minAvailable"] < groups(name)[group]["minReplicas"]
+        found.add(group)
+    assert found == workers(name).keys()
+
+
+@services
+def test_pods_that_are_spread_are_their_own(name):
+    for spec in workers(name).values():
+        for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
+            assert constraint["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()

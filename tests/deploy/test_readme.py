@@ -1,0 +1,39 @@
+"""deploy/README.md names what is there, and what it says of it is so."""
+
+import re
+
+from service.local import ENVIRONMENT
+from service.settings import Settings
+from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, instructions
+
+README = (DEPLOY / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_link_leads_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links and {link for link in links if not link.startswith("http") and not (DEPLOY / link).exists()} == set()
+
+
+def test_every_file_is_named():
+    ours = {file.relative_to(DEPLOY).as_posix() for folder in ("docker", "serve", "kuberay") for file in (DEPLOY / folder).iterdir()}
+    assert {file for file in ours if file not in README} == set()
+
+
+def test_its_build_arguments_are_those_of_the_dockerfiles():
+    told = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    assert told == {one.value.split("=")[0] for dockerfile in DOCKERFILES for one in instructions(dockerfile) if one.name == "ARG"}
+
+
+def test_its_image_is_this_version():
+    assert set(re.findall(r"safelight:(\d+\.\d+\.\d+)", README)) == {PROJECT["version"]}
+
+
+def test_the_settings_that_it_names_are_settings():
+    named = {name.lower() for name in re.findall(r"SAFELIGHT_([A-Z_]+)", README)}
+    assert named and named <= Settings.__dataclass_fields__.keys()
+    spoken = set(re.findall(r"`(\w+_(?:seconds|replicas|pictures|bytes))[`:]", README))
+    assert spoken and spoken <= Settings.__dataclass_fields__.keys()
+
+
+def test_the_environment_that_it_asks_for_is_that_of_safelight_serve():
+    assert f"`RAY_worker_niceness={ENVIRONMENT['RAY_worker_niceness']}`" in README

@@ -1,0 +1,86 @@
+"""The Serve configs are what Ray Serve and our own settings understand."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from service.settings import Settings, read_settings, replica_range
+from tests.deploy.manifests import SERVE_CONFIGS, settings_of
+
+with warnings.catch_warnings():  # Serve's own, about pydantic
+    warnings.simplefilter("ignore")
+    from ray.serve.schema import ServeDeploySchema
+
+    from service.app import build_app
+
+OF_STAGE = {"Gateway": "gateway", "Bookkeeper": "ledger", "TextEncoder": "encode", "Denoiser": "denoise", "VaeDecoder": "decode"}
+STAGES = ("encode", "denoise", "decode")
+
+pytestmark = pytest.mark.parametrize("config", SERVE_CONFIGS, ids=lambda path: path.stem)
+
+
+def parsed(config):
+    return ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
+
+
+def most(replicas: object) -> int:
+    return int(str(replicas).split("-")[-1])
+
+
+def test_serve_understands_it(config):
+    schema = parsed(config)
+    (application,) = schema.applications
+    assert application.name == "safelight" and application.route_prefix == "/"
+    assert application.import_path == "service.app:app_from_args"
+    assert schema.http_options.host == "0.0.0.0" and schema.http_options.port == 8000
+    assert schema.proxy_location == "EveryNode"
+
+
+def test_safelight_understands_it(config):
+    settings = read_settings(settings_of(config), environ={})
+    assert {name: getattr(settings, name) for name in settings_of(config)} == settings_of(config)
+
+
+def test_the_deployments_that_it_names_are_those_of_the_application(config):
+    bound = build_app(replace(Settings(), model="tiny", stages=settings_of(config)["stages"]))._bound_deployment
+    names = {bound.name, *(argument._bound_deployment.name for argument in bound.init_args if hasattr(argument, "_bound_deployment"))}
+    (application,) = parsed(config).applications
+    assert {deployment.name for deployment in application.deployments} <= OF_STAGE.keys() <= names
+
+
+def test_what_it_overrides_leaves_the_stages_their_gpus(config):
+    """`ray_actor_options` of a Serve config replace ours as a whole, the share of a GPU among them."""
+    (application,) = parsed(config).applications
+    for deployment in application.deployments:
+        if deployment.ray_actor_options and hasattr(deployment.ray_actor_options, "num_cpus"):
+            assert settings_of(config).get(f"{OF_STAGE[deployment.name]}_gpus", 0) == 0, deployment.name
+
+
+def test_the_gateway_answers_before_serve_does(config):
+    """Serve's own time-out is plain text, and the request is lost without a record."""
+    settings = Settings()
+    given = settings_of(config)
+    longest = given.get("body_seconds", settings.body_seconds) + given.get("deadline_seconds", settings.deadline_seconds)
+    assert parsed(config).http_options.request_timeout_s >= longest + 20
+
+
+def test_shares_of_a_gpu_can_be_packed(config):
+    """Whole GPUs, or fractions that fill one GPU together at the most replicas: nothing waits for ever."""
+    given = settings_of(config)
+    gpus = {stage: given.get(f"{stage}_gpus", 0) for stage in STAGES}
+    shared = sum(gpus[stage] * most(given[f"{stage}_replicas"]) for stage in STAGES if gpus[stage] < 1)
+    assert math.isclose(shared, 0) or shared <= 1 + 1e-9
+    assert all(gpu < 1 or gpu == int(gpu) for gpu in gpus.values())
+    assert any(gpus.values()) == ("gpu" in config.stem)
+
+
+def test_ranges_are_text(config):
+    for name, value in settings_of(config).items():
+        if name.endswith("_replicas"):
+            assert isinstance(value, str), f"{name} is quoted: YAML must not make a number or a date of it"
+            low, high = replica_range(name, value)
+            assert low >= 1, "a stage at 0 makes the first picture wait for a node: an operator's choice, not a default"
+            assert high == most(value)
