@@ -14,7 +14,7 @@ FLOW_SCHEDULER = {
     "num_train_timesteps": 1000,
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
-    "flow_shift": 2.0,
+    "flow_shift": 1.0,
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
     "final_sigmas_type": "zero",

@@ -54,6 +54,7 @@ class TickFacts:
     tokens: int
     seconds: float
     flops: int
+    expected_seconds: float = 0.0  # by the curve as it was before
 
 
 class Engine:
@@ -275,6 +276,7 @@ class Engine:
         """Share the tick that was just done out over its samples by the operations of their rows."""
         done = [(sample, sample.load.rows[sample.step_index - 1], sample.load.work[sample.step_index - 1]) for sample in samples]
         flops = sum(work for _, _, work in done)
+        expected = self.curve.seconds_for(flops)
         self.curve = self.curve.explored(flops, seconds) if self._is_exploring else self.curve.observed(flops, seconds)
         for sample, rows, work in done:
             spent = sample.spent
@@ -283,7 +285,8 @@ class Engine:
             spent.tokens += rows * sample.load.tokens
             spent.flops += int(work)
             spent.device_seconds += seconds * work / flops
-        return TickFacts(sum(rows for _, rows, _ in done), sum(rows * sample.load.tokens for sample, rows, _ in done), seconds, int(flops))
+        tokens = sum(rows * sample.load.tokens for sample, rows, _ in done)
+        return TickFacts(sum(rows for _, rows, _ in done), tokens, seconds, int(flops), expected)
 
     def _expire(self) -> None:
         """Let those go whose deadline has come: nobody waits for them any more."""

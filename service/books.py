@@ -7,6 +7,7 @@ from typing import Protocol
 from service.charges import Statement
 from service.figures import AccountingFigures, figures
 from service.ledger import Ledger
+from service.measures import Measures, measures
 from service.payloads import StageCensus
 from service.settings import Settings
 
@@ -21,6 +22,8 @@ class Books(Protocol):
     async def census(self) -> Mapping[str, StageCensus | None]:
         """What each stage said last, if that is not long ago."""
         ...
+
+    async def measures(self) -> Measures: ...
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures: ...
 
@@ -40,6 +43,10 @@ class BooksHere:
     async def census(self) -> Mapping[str, StageCensus | None]:
         with self._lock:
             return self._ledger.census()
+
+    async def measures(self) -> Measures:
+        with self._lock:
+            return measures(self._ledger)
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures:
         with self._lock:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.accounting import UsageRecord
+from service.counts import TickCounts
 from service.payloads import StageCensus
 
 
@@ -31,6 +32,7 @@ class StageTotals:
     lost: float = 0.0  # on pictures that died when the network failed
     open: float = 0.0  # on pictures that are still here, which are charged when they leave
     work_left: float = 0.0  # not spent yet: what those who are here will still take
+    ticks: TickCounts = field(default_factory=TickCounts)  # of a denoiser
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from service.gateway import build_gateway
 from service.handles import LedgerOnServe
 from service.later import Later, Now
 from service.ledger import Ledger
+from service.measures import Measures, measures
 from service.payloads import NOBODY, Conditioning, Denoised, Drawn, Output, StageCensus, Ticket
 from service.settings import Settings
 from service.stages.decode import DecodeJob, DecodeStage, one_of_batch
@@ -43,6 +44,9 @@ class Bookkeeper:
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         return self._ledger.census()
+
+    async def measures(self) -> Measures:
+        return measures(self._ledger)
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures:
         return figures(self._ledger, self._settings, window, latest)

@@ -174,7 +174,7 @@ def figures(ledger: Ledger, settings: Settings, window: float | None = None, lat
             )
             for (key, model), tally in sorted(period.accounts.items())
         ],
-        balance=_balance(ledger),
+        balance=balance(ledger),
         replicas=[_replica(replica) for replicas in living.values() for replica in replicas],
         latest=[_request(entry) for entry in ledger.latest(latest)],
     )
@@ -197,7 +197,8 @@ def _sum(period: Period) -> Tally:
     return total
 
 
-def _balance(ledger: Ledger) -> Balance:
+def balance(ledger: Ledger) -> Balance:
+    """Where every busy second of each stage went, since the ledger's start."""
     charged = _sum(ledger.ever).spent
     stages = {}
     for stage, busy in ledger.ever.stages.items():

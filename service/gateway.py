@@ -1,6 +1,7 @@
 """The HTTP face: a FastAPI app over a backend. Routes are thin; what they mean is said elsewhere."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,7 +58,7 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, books:
     _add_image_route(app, painter, lambda record: _settle(record, metrics, outbox), model, settings)
     _add_accounting_route(app, books, courier, settings)
     _add_model_routes(app, painter, describe_model(model, created=int(time.time())), model)
-    _add_health_routes(app, painter, warm_up, metrics)
+    _add_health_routes(app, painter, warm_up, metrics, books)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ServiceError, _answer_error)
     app.add_exception_handler(InvalidParams, _answer_error)
@@ -123,7 +124,7 @@ def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: M
         return describe_curves(await painter.census())
 
 
-def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics) -> None:
+def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics, books: Books) -> None:
     @app.get("/livez", summary="The gateway is alive")
     async def livez() -> dict[str, bool]:
         return {"alive": True}
@@ -134,9 +135,11 @@ def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics:
         response.status_code = 200 if report.ready else 503
         return report
 
-    @app.get("/metrics", summary="Prometheus metrics of this gateway")
+    @app.get("/metrics", summary="Prometheus metrics: this gateway's requests, and the stages' work")
     async def expose_metrics() -> Response:
         await painter.census()
+        with contextlib.suppress(Exception):  # without the ledger the rest is still worth saying
+            metrics.observe_measures(await books.measures(), (await books.figures(None, 0)).mfu)
         return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -11,6 +11,7 @@ from service.backend import STAGES
 from service.charges import Statement
 from service.figures import AccountingFigures
 from service.later import later
+from service.measures import Measures
 from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
 
 T = TypeVar("T")
@@ -82,6 +83,10 @@ class LedgerOnServe:
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         return await _in_time(self._ledger.census.remote()) or dict.fromkeys(STAGES)
+
+    async def measures(self) -> Measures:
+        answer: Measures = await asyncio.wait_for(self._ledger.measures.remote(), CENSUS_SECONDS)
+        return answer
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures:
         answer: AccountingFigures = await asyncio.wait_for(self._ledger.figures.remote(window, latest), CENSUS_SECONDS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from service.accounting import Outcome, UsageRecord
 from service.backend import STAGES
 from service.charges import Charge, GatewayStatement, StageStatement, StageTotals, Statement
+from service.counts import TickCounts
 from service.payloads import StageCensus
 
 MINUTE = 60.0
@@ -70,6 +71,7 @@ class Busy:
     writing: float = 0.0
     warm_up: float = 0.0  # charged to nobody
     lost: float = 0.0  # spent on pictures whose replica died with them, or whose gateway did
+    ticks: TickCounts = field(default_factory=TickCounts)
 
     def add(self, other: "Busy") -> None:
         self.busy += other.busy
@@ -77,6 +79,7 @@ class Busy:
         self.writing += other.writing
         self.warm_up += other.warm_up
         self.lost += other.lost
+        self.ticks += other.ticks
 
 
 def _busy_by_stage() -> dict[str, Busy]:
@@ -230,6 +233,7 @@ class Ledger:
             busy.starting += statement.totals.starting - known.starting
             busy.writing += statement.totals.writing - known.writing
             busy.lost += statement.totals.lost - known.lost
+            busy.ticks += statement.totals.ticks - known.ticks
         for charge in statement.charges:
             self._enter(statement.stage, charge)
         self._bury()

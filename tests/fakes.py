@@ -83,7 +83,7 @@ class FakeSample:
 class FakeEngine:
     """Counts ticks. A prompt of `crash` breaks the tick, `refuse` and `stumble` break `add`, `diverge` fails the sample."""
 
-    last_tick = SimpleNamespace(rows=2)
+    last_tick = SimpleNamespace(rows=2, tokens=32, seconds=0.03, expected_seconds=0.02)
     attention = "by hand"
     curve = UNKNOWN
     peak_flops = 1e9

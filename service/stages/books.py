@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pipeline.params import DenoiseUsage, StageCost
 from pipeline.scaling import OfferedLoad
 from service.charges import Charge, StageStatement, StageTotals
+from service.counts import TickCounter
 from service.payloads import StageCensus, Ticket
 
 SMOOTHING = 0.1  # of the mean seconds that a job takes
@@ -30,6 +31,7 @@ class StageBooks:
         self._jobs_here = 0
         self._seconds_a_job = self._charged = 0.0
         self._offered = OfferedLoad()
+        self._ticks = TickCounter()
 
     def begin(self) -> None:
         """The calling thread is at work from now on."""
@@ -95,6 +97,10 @@ class StageBooks:
             each = seconds / max(jobs, 1)
             self._seconds_a_job += (SMOOTHING if self._seconds_a_job else 1.0) * (each - self._seconds_a_job)
 
+    def tick(self, seconds: float, rows: int, tokens: int, expected_seconds: float) -> None:
+        with self._lock:
+            self._ticks.observe(seconds, rows, tokens, expected_seconds)
+
     def tell(self, open: float, work_left: float) -> None:
         """Seconds spent on those who are here, and seconds that they will still take."""
         with self._lock:
@@ -131,7 +137,7 @@ class StageBooks:
         work_left = self.work_left
         with self._lock:
             busy = self._busy + (now - self._since if self._since is not None else 0.0)
-            return StageTotals(busy, self._starting, self._writing, self._lost, self._open, work_left)
+            return StageTotals(busy, self._starting, self._writing, self._lost, self._open, work_left, self._ticks.counts)
 
     def state(self, source: str, number: int, census: StageCensus) -> StageStatement:
         """Everything since the last statement; what is stated is taken out of the books."""

@@ -200,6 +200,8 @@ class EngineLoop(threading.Thread):
 
     def _count(self, engine: Engine, outcomes: list[Outcome]) -> None:
         seen, tick = self.census, engine.last_tick
+        if tick and tick.rows:
+            self._books.tick(tick.seconds, tick.rows, tick.tokens, tick.expected_seconds)
         self.census = replace(
             seen,
             pictures=seen.pictures + sum(outcome.reason is FinishReason.DONE for outcome in outcomes),

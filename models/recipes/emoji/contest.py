@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from models.gallery import Gallery
-from models.layout import FLOW_SCHEDULER, write_index, write_part
+from models.layout import write_index, write_part
 from models.recipes import objectives
 from models.recipes.emoji import data, dit
 from models.recipes.emoji.evaluate import SEED
+from models.recipes.emoji.export import SCHEDULER
 from models.recipes.emoji.sheets import picture_of
 from models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
 from models.recipes.emoji.views import NATIVE
@@ -58,7 +59,7 @@ class Contender:
 
 def _noise_scheduler(beta_schedule: str, prediction: str) -> dict[str, object]:
     of_flow = ("use_flow_sigmas", "flow_shift")
-    rest = {key: value for key, value in FLOW_SCHEDULER.items() if key not in of_flow}
+    rest = {key: value for key, value in SCHEDULER.items() if key not in of_flow}
     ends = {"beta_start": 1e-4, "beta_end": 0.02} if beta_schedule == "linear" else {}
     return rest | {"beta_schedule": beta_schedule, "prediction_type": prediction} | ends
 
@@ -75,8 +76,8 @@ CONTENDERS = {
     "eps, linear betas": Contender(LINEAR, _simple, uniform_times, _noise_scheduler("linear", "epsilon")),
     "eps, cosine betas": Contender(COSINE, _simple, uniform_times, _noise_scheduler("squaredcos_cap_v2", "epsilon")),
     "v, cosine betas": Contender(COSINE, objectives.v_loss, uniform_times, _noise_scheduler("squaredcos_cap_v2", "v_prediction")),
-    "flow, logit-normal": Contender(STRAIGHT, _velocity, objectives.logit_normal_times, FLOW_SCHEDULER),
-    "flow, leaning to the noise": Contender(STRAIGHT, _velocity, noisy_times, FLOW_SCHEDULER),
+    "flow, logit-normal": Contender(STRAIGHT, _velocity, objectives.logit_normal_times, SCHEDULER),
+    "flow, leaning to the noise": Contender(STRAIGHT, _velocity, noisy_times, SCHEDULER),
 }
 
 

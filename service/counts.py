@@ -1,0 +1,83 @@
+"""Histograms that travel and can be added up."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many values lay at or below each of `bounds` and above the one before it, the last beyond all; and their sum."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float = 0.0
+
+    @classmethod
+    def empty(cls, bounds: tuple[float, ...]) -> Counts:
+        return cls(bounds, (0,) * (len(bounds) + 1))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.bounds, tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)), self.total + other.total)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(self.bounds, tuple(a - b for a, b in zip(self.counts, other.counts, strict=True)), self.total - other.total)
+
+
+class Counter:
+    """Counts that grow."""
+
+    def __init__(self, bounds: tuple[float, ...]):
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(self._bounds, tuple(self._counts), self._total)
+
+
+TICK_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+TICK_ROWS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+TICK_TOKENS = (64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
+TICK_FORECAST = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.5, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TickCounts:
+    """The ticks of a denoiser: their seconds, rows and tokens, and their seconds over what the curve told."""
+
+    seconds: Counts = field(default_factory=lambda: Counts.empty(TICK_SECONDS))
+    rows: Counts = field(default_factory=lambda: Counts.empty(TICK_ROWS))
+    tokens: Counts = field(default_factory=lambda: Counts.empty(TICK_TOKENS))
+    forecast: Counts = field(default_factory=lambda: Counts.empty(TICK_FORECAST))
+
+    def __add__(self, other: TickCounts) -> TickCounts:
+        return TickCounts(self.seconds + other.seconds, self.rows + other.rows, self.tokens + other.tokens, self.forecast + other.forecast)
+
+    def __sub__(self, other: TickCounts) -> TickCounts:
+        return TickCounts(self.seconds - other.seconds, self.rows - other.rows, self.tokens - other.tokens, self.forecast - other.forecast)
+
+
+class TickCounter:
+    """Tick counts that grow."""
+
+    def __init__(self) -> None:
+        self._seconds, self._rows = Counter(TICK_SECONDS), Counter(TICK_ROWS)
+        self._tokens, self._forecast = Counter(TICK_TOKENS), Counter(TICK_FORECAST)
+
+    def observe(self, seconds: float, rows: int, tokens: int, expected_seconds: float) -> None:
+        self._seconds.observe(seconds)
+        self._rows.observe(rows)
+        self._tokens.observe(tokens)
+        if expected_seconds > 0:
+            self._forecast.observe(seconds / expected_seconds)
+
+    @property
+    def counts(self) -> TickCounts:
+        return TickCounts(self._seconds.counts, self._rows.counts, self._tokens.counts, self._forecast.counts)
