@@ -24,11 +24,10 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class StageTotals:
-    """A replica's seconds since it started, the first four growing."""
+    """A replica's seconds since it started, the first three growing."""
 
     busy: float = 0.0  # its thread was not waiting for work; the rest are parts of this
     starting: float = 0.0  # loading and measuring the network
-    writing: float = 0.0  # pixels to files
     lost: float = 0.0  # on pictures that died when the network failed
     open: float = 0.0  # on pictures that are still here, which are charged when they leave
     work_left: float = 0.0  # not spent yet: what those who are here will still take

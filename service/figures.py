@@ -61,7 +61,6 @@ class StageBalance(BaseModel):
     in_progress: float = Field(description="Spent on requests that have not.")
     warm_up: float
     starting: float = Field(description="Loading and measuring the network.")
-    writing: float = Field(description="Pixels to files.")
     lost: float = Field(description="On pictures that died with their replica.")
     overhead: float = Field(description="The rest: everything between two pieces of charged work.")
 
@@ -203,14 +202,13 @@ def balance(ledger: Ledger) -> Balance:
     stages = {}
     for stage, busy in ledger.ever.stages.items():
         requests, in_progress = charged[stage].device_seconds, ledger.pending_seconds(stage) + ledger.open_seconds(stage)
-        rest = busy.busy - requests - in_progress - busy.warm_up - busy.starting - busy.writing - busy.lost
+        rest = busy.busy - requests - in_progress - busy.warm_up - busy.starting - busy.lost
         stages[stage] = StageBalance(
             busy=busy.busy,
             requests=requests,
             in_progress=in_progress,
             warm_up=busy.warm_up,
             starting=busy.starting,
-            writing=busy.writing,
             lost=busy.lost,
             overhead=rest,
         )

@@ -68,7 +68,6 @@ class Busy:
 
     busy: float = 0.0
     starting: float = 0.0
-    writing: float = 0.0
     warm_up: float = 0.0  # charged to nobody
     lost: float = 0.0  # spent on pictures whose replica died with them, or whose gateway did
     ticks: TickCounts = field(default_factory=TickCounts)
@@ -76,7 +75,6 @@ class Busy:
     def add(self, other: "Busy") -> None:
         self.busy += other.busy
         self.starting += other.starting
-        self.writing += other.writing
         self.warm_up += other.warm_up
         self.lost += other.lost
         self.ticks += other.ticks
@@ -231,7 +229,6 @@ class Ledger:
             busy = period.stages[statement.stage]
             busy.busy += statement.totals.busy - known.busy
             busy.starting += statement.totals.starting - known.starting
-            busy.writing += statement.totals.writing - known.writing
             busy.lost += statement.totals.lost - known.lost
             busy.ticks += statement.totals.ticks - known.ticks
         for charge in statement.charges:

@@ -61,7 +61,7 @@ OF_STAGES = (
     StageMetric("safelight_stage_busy_seconds_total", "counter", "Replicas at work.", lambda m: m.balance.busy),
     StageMetric("safelight_stage_charged_seconds_total", "counter", "Of these, charged to requests.", lambda m: m.balance.requests),
 )
-UNATTRIBUTED = ("warm_up", "starting", "writing", "lost", "overhead")
+UNATTRIBUTED = ("warm_up", "starting", "lost", "overhead")
 TICKS = {
     "safelight_tick_seconds": ("How long a tick takes.", lambda m: m.ticks.seconds),
     "safelight_tick_rows": ("Network rows of a tick.", lambda m: m.ticks.rows),

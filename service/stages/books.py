@@ -24,7 +24,7 @@ class StageBooks:
         self.stage = stage
         self._lock = threading.Lock()
         self._charges: list[Charge] = []
-        self._busy = self._starting = self._writing = self._lost = 0.0
+        self._busy = self._starting = self._lost = 0.0
         self._open = self._work_left = 0.0
         self._since: float | None = None
         self._thread = 0
@@ -69,16 +69,6 @@ class StageBooks:
         finally:
             with self._lock:
                 self._starting += time.perf_counter() - started
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Within `working`: a file is being written."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._writing += time.perf_counter() - started
 
     @contextmanager
     def jobs(self, number: int) -> Iterator[None]:
@@ -137,7 +127,7 @@ class StageBooks:
         work_left = self.work_left
         with self._lock:
             busy = self._busy + (now - self._since if self._since is not None else 0.0)
-            return StageTotals(busy, self._starting, self._writing, self._lost, self._open, work_left, self._ticks.counts)
+            return StageTotals(busy, self._starting, self._lost, self._open, work_left, self._ticks.counts)
 
     def state(self, source: str, number: int, census: StageCensus) -> StageStatement:
         """Everything since the last statement; what is stated is taken out of the books."""

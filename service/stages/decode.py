@@ -78,11 +78,12 @@ class DecodeStage:
                 continue
             pixels, cost = picture
             self._census = replace(self._census, curve=(self._census.curve or UNKNOWN).observed(cost.flops, cost.device_seconds))
-            decode = replace(cost, queue_seconds=max(0.0, started - job.arrived))
+            began = time.perf_counter()
+            image = self._write_image(pixels, job.output, job.params)
+            spent = cost.device_seconds + time.perf_counter() - began  # nobody else can use the stage meanwhile
+            decode = replace(cost, device_seconds=spent, queue_seconds=max(0.0, started - job.arrived))
             self.books.charge(job.ticket, decode)
-            usage = PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
-            with self.books.writing():
-                drawn.append(Drawn(self._write_image(pixels, job.output, job.params), usage))
+            drawn.append(Drawn(image, PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)))
         return drawn
 
 
