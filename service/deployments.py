@@ -24,6 +24,7 @@ from service.stages.decode import DecodeJob, DecodeStage, one_of_batch
 from service.stages.denoise import DenoiseStage
 from service.stages.encode import EncodeJob, EncodeStage
 from service.studio import make_decode_stage, make_denoise_stage, make_encode_stage
+from service.tracing import make_tracing
 
 MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
 BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the pictures of one request to meet
@@ -56,12 +57,16 @@ class TextEncoder:
     """The first stage."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
+        self._tracing = make_tracing(settings, "encode")
         self._stage = make_encode_stage(model, settings)
         self._courier = _courier(self._stage, ledger)
         self._stage.wait()
 
     async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
-        return await self._encode_batch(EncodeJob(params, ticket))
+        with self._tracing.span("encode", ticket.traceparent) as span:
+            encoded = await self._encode_batch(EncodeJob(params, ticket))
+            span.set(queue_seconds=encoded.cost.queue_seconds, device_seconds=encoded.cost.device_seconds)
+            return encoded
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -79,6 +84,7 @@ class Denoiser:
     """The second stage. Its engine does its own batching, so every picture is let in at once."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
+        self._tracing = make_tracing(settings, "denoise")
         self._stage = make_denoise_stage(model, settings)
         self._courier = _courier(self._stage, ledger)
         self._stage.wait()
@@ -86,7 +92,12 @@ class Denoiser:
     async def generate(
         self, conditioning: Later[Conditioning] | Now[Conditioning], params: GenerationParams, ticket: Ticket = NOBODY
     ) -> Denoised:
-        return await self._stage.generate(await conditioning.value(), params, ticket)
+        states = await conditioning.value()
+        with self._tracing.span("denoise", ticket.traceparent, solver=params.solver, image=params.image_index) as span:
+            denoised = await self._stage.generate(states, params, ticket)
+            usage = denoised.denoise
+            span.set(queue_seconds=usage.cost.queue_seconds, device_seconds=usage.cost.device_seconds, nfe=usage.nfe, rows=usage.rows)
+            return denoised
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -104,6 +115,7 @@ class VaeDecoder:
     """The third stage."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
+        self._tracing = make_tracing(settings, "decode")
         self._stage = make_decode_stage(model, settings)
         self._courier = _courier(self._stage, ledger)
         self._stage.wait()
@@ -111,7 +123,11 @@ class VaeDecoder:
     async def decode(
         self, denoised: Later[Denoised] | Now[Denoised], params: GenerationParams, output: Output, ticket: Ticket = NOBODY
     ) -> Drawn:
-        return one_of_batch(await self._decode_batch(DecodeJob(await denoised.value(), params, output, ticket)))
+        latents = await denoised.value()
+        with self._tracing.span("decode", ticket.traceparent, format=output.format) as span:
+            drawn = one_of_batch(await self._decode_batch(DecodeJob(latents, params, output, ticket)))
+            span.set(queue_seconds=drawn.usage.decode.queue_seconds, device_seconds=drawn.usage.decode.device_seconds)
+            return drawn
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -163,7 +179,7 @@ class Gateway:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._app = build_gateway(self._backend, self._model, self._settings, self._ledger, proxied=True)
+        self._app = build_gateway(self._backend, self._model, self._settings, self._ledger, True, make_tracing(self._settings, "gateway"))
         return self._app
 
     async def drain(self) -> None:

@@ -32,11 +32,19 @@ from service.readiness import WarmUp
 from service.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from service.settings import Settings
 from service.tasks import cancel_all
+from service.tracing import Tracing
 from service.translation import check_model, describe_curves, describe_model, make_output, make_pictures, make_response, make_usage
 from service.validation import parse_request
 
 
-def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, books: Books | None = None, proxied: bool = False) -> FastAPI:
+def build_gateway(
+    backend: Backend,
+    model: ModelInfo,
+    settings: Settings,
+    books: Books | None = None,
+    proxied: bool = False,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The app; its own `books` if there are no common ones, `proxied` when Serve's own proxy stands before it."""
     metrics = Metrics()
     books = books or BooksHere(settings)
@@ -55,7 +63,7 @@ def build_gateway(backend: Backend, model: ModelInfo, settings: Settings, books:
 
     app = FastAPI(title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False)
     app.state.painter = painter
-    _add_image_route(app, painter, lambda record: _settle(record, metrics, outbox), model, settings)
+    _add_image_route(app, painter, lambda record: _settle(record, metrics, outbox), model, settings, tracing or Tracing())
     _add_accounting_route(app, books, courier, settings)
     _add_model_routes(app, painter, describe_model(model, created=int(time.time())), model)
     _add_health_routes(app, painter, warm_up, metrics, books)
@@ -72,7 +80,7 @@ def _settle(record: UsageRecord, metrics: Metrics, outbox: Outbox) -> None:
     outbox.put(record)
 
 
-def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInfo, settings: Settings) -> None:
+def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInfo, settings: Settings, tracing: Tracing) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
@@ -82,11 +90,15 @@ def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInf
     )
     async def generate(request: Request) -> Response:
         # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
-        with account(request.state.request_id, model.id, sink) as opened:
+        with (
+            account(request.state.request_id, model.id, sink) as opened,
+            tracing.span("generate", request.headers.get("traceparent"), model=model.id, request_id=opened.request_id) as span,
+        ):
             asked = parse_request(await read_json_body(request, settings.max_body_bytes, settings.body_seconds))
             pictures, output = make_pictures(asked, model), make_output(asked)
             opened.num_images = len(pictures)
-            drawn = await unless_gone(request, painter.paint(pictures, output, Ticket(opened.id)))
+            span.set(images=len(pictures), steps=pictures[0].num_steps, size=f"{pictures[0].width}x{pictures[0].height}")
+            drawn = await unless_gone(request, painter.paint(pictures, output, Ticket(opened.id, span.traceparent)))
             opened.pictures = tuple(picture.usage for picture in drawn)
             usage = make_usage(drawn, pictures, model, opened.seconds)
             answer = make_response(drawn, pictures, output, usage)

@@ -52,6 +52,7 @@ class Settings:
     target_latency_seconds: float = 5.0  # of a request, at the 95th percentile
     target_images_per_hour: float = 1000.0  # of a device
     price_per_device_hour: float = 0.0  # in any currency
+    trace_endpoint: str = ""  # where OpenTelemetry's spans go, OTLP over HTTP, as in http://localhost:4318/v1/traces; empty: nowhere
     peak_tflops: float = 0.0  # of a device, for its utilisation; 0: measured at start
 
     def __post_init__(self) -> None:
