@@ -151,5 +151,16 @@ def test_what_is_small_stays_exact() -> None:
     assert made == [(3 * width, width), *[(width, width)] * 3, (4 * width, width), (width, 4 * width)] * dits.CONFIG.num_layers
 
 
-def test_kernels_are_compiled_once_for_all_layers() -> None:
-    assert _kernels(True, torch.float32) is _kernels(True, torch.float32)
+def test_kernels_are_compiled_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
+    _kernels.cache_clear()
+    try:
+        for width in (24, 48):
+            maker = Int8(_kernels(True, torch.float32))
+            weight, bias = torch.randn(width, width), torch.randn(width)
+            maker.linear(weight, bias)
+            maker.feed_forward((weight, bias), (weight, bias))
+        assert len(compiled) == 3  # quantize, restore, activate
+    finally:
+        _kernels.cache_clear()
