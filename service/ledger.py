@@ -18,6 +18,7 @@ MINUTE = 60.0
 MINUTES_KEPT = 24 * 60
 REQUESTS_KEPT = 100_000  # to say percentiles of, and to know whose a late charge is
 SILENT_SECONDS = 10.0  # a replica that has not stated anything for so long is gone
+BURY_SECONDS = 1.0  # between two looks at who is gone
 UNCLAIMED_SECONDS = 3600.0  # charges of a request that never ended: its gateway was lost
 
 
@@ -138,6 +139,7 @@ class Ledger:
         self._next_number: dict[str, int] = {}
         self._replicas: dict[str, Replica] = {}
         self._gone: dict[str, Replica] = {}
+        self._buried = -BURY_SECONDS
 
     def post(self, statement: Statement) -> None:
         """Enter a statement; one that was entered before is left alone."""
@@ -262,6 +264,9 @@ class Ledger:
     def _bury(self) -> None:
         """What dead replicas and dead gateways have left behind is lost."""
         now = self._now()
+        if now < self._buried + BURY_SECONDS:  # it looks at every replica and every request, and is asked for with every statement
+            return
+        self._buried = now
         for source, replica in list(self._replicas.items()):
             if now - replica.last_heard > SILENT_SECONDS:
                 self._gone[source] = self._replicas.pop(source)

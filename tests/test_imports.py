@@ -15,12 +15,14 @@ OURS = ("models", "pipeline", "service")
 PURE = ("schedules", "spacing", "prediction", "solvers", "guidance", "reference", "likelihood")  # of pipeline: mathematics, no networks
 SERVICE_MAY_USE = (
     "build",
+    "capacity",
     "catalog",
     "curve",
     "params",
     "planning",
     "evaluation",
     "bench",
+    "fleet",
     "scaling",
     "images",
     "guidance",

@@ -50,6 +50,8 @@ def make_parser() -> Parser:
     models.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_check(commands.add_parser("check", help="whether a checkpoint folder could be served, without drawing"))
     _add_doctor(commands.add_parser("doctor", help="what this machine will do, found out by doing it"))
+    _add_plan(commands.add_parser("plan", help="how many pictures a device would draw, how soon, and how many devices are needed"))
+    _add_simulate(commands.add_parser("simulate", help="a fleet of GPUs under a day's traffic, and what is full first"))
     _add_bench(commands.add_parser("bench", help="how fast this machine is, beside diffusers on the same weights"))
     solvers = commands.add_parser("solvers", help="list the solvers: order, cost, schedules, source, and when to take which")
     solvers.add_argument("--json", action="store_true", help="one JSON array on stdout")
@@ -147,6 +149,61 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     )
     _add_model(parser)
     parser.add_argument("--port", help="that the service would listen on; default 8000")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Predicts from the model's operations and the device's peak, before there is either: nothing is loaded and nothing drawn. "
+        "Requests are taken to come at random (Poisson), one picture each. With --gpu cpu this machine is measured instead."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_DIR",
+        help="an embedded model, a checkpoint folder, or a published checkpoint by its name, as sd3-medium; default emoji-128",
+    )
+    parser.add_argument("--gpu", default="a100", metavar="NAME", help="a100, h100, h200, l40s, or cpu: this machine; default %(default)s")
+    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's")
+    parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
+    parser.add_argument("--images-per-hour", type=float, default=1000.0, metavar="N", help="wanted; default %(default)g")
+    parser.add_argument("--latency-s", type=float, default=5.0, metavar="S", help="wanted at the percentile; default %(default)g")
+    parser.add_argument("--percentile", type=float, default=95.0, metavar="P", help="of the latency; default %(default)g")
+    parser.add_argument(
+        "--mfu", type=float, metavar="SHARE", help="of the peak that is reached, 0 to 1; default: what eager networks reach, 0.4 on an A100"
+    )
+    parser.add_argument("--peak-tflops", type=float, metavar="T", help="of the device, in place of its maker's figure or of measuring")
+    parser.add_argument("--price-per-hour", type=float, metavar="P", help="of a device, in any currency")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Simulates denoisers event by event with the service's own rules of batching and scaling, on a device's predicted cost curve. "
+        "Nothing is loaded and nothing drawn. Of more than sixty GPUs sixty are followed, each of which stands for several."
+    )
+    parser.add_argument("--model", default="pixart-sigma", metavar="NAME", help="a published checkpoint by its name; default %(default)s")
+    parser.add_argument("--gpu", default="a100", metavar="NAME", help="a100, h100, h200 or l40s; default %(default)s")
+    parser.add_argument("--mfu", type=float, default=0.5, metavar="SHARE", help="of the peak that is reached; default %(default)g")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="the most that there may be")
+    parser.add_argument("--rate", type=float, required=True, metavar="R", help="pictures an hour that are asked for, on average")
+    parser.add_argument("--trace", default="diurnal", metavar="T", help="steady, diurnal or spike; default %(default)s")
+    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="default %(default)g")
+    parser.add_argument("--grow", action="store_true", help="1, 10, 100, ... up to --gpus, each with its share of --rate")
+    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the model's")
+    parser.add_argument("--least", type=int, default=1, metavar="N", help="GPUs that are never given back; default %(default)s")
+    parser.add_argument("--max-rows", type=int, default=16, metavar="N", help="rows of the network in a tick; default %(default)s")
+    parser.add_argument(
+        "--target-seconds", type=float, default=5.0, metavar="S", help="of work that may wait for a replica; default %(default)g"
+    )
+    parser.add_argument(
+        "--start-seconds", type=float, default=120.0, metavar="S", help="until a new GPU takes pictures; default %(default)g"
+    )
+    parser.add_argument("--mean-life-hours", type=float, default=0.0, metavar="H", help="of a node; 0: none dies; default %(default)g")
+    parser.add_argument("--price-per-hour", type=float, default=0.0, metavar="P", help="of a GPU, in any currency")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 

@@ -20,6 +20,8 @@ ROUTE = "/v1/images/generations"
 SAMPLE_SECONDS = 0.05
 RATE = 3.0  # requests a second, more than one core of denoising can draw
 SHORT, LONG = 40.0, 600.0
+LOOK_SECONDS = 60.0  # between two looks at the last thousand records
+GONE = "gone"  # what became of a client that did not wait
 SETTLED_SECONDS = 3.0  # within which the last statement has come
 
 
@@ -91,19 +93,21 @@ def _conserve(service: LiveService, seconds: float) -> None:
     sampler = Sampler(service.url)
     sampler.start()
     before = httpx.get(f"{service.url}/v1/accounting").json()["requests"]
-    answers = asyncio.run(_load(service, seconds))
-    time.sleep(SETTLED_SECONDS)
-    told = httpx.get(f"{service.url}/v1/accounting", params={"latest": 1000}).json()
+    asked, images, told_ids = asyncio.run(_load(service, seconds))
+    records = dict(told_ids)
+    told = httpx.get(f"{service.url}/v1/accounting", timeout=10).json()
     seen = sampler.busy()
     requests = {outcome: number - before[outcome] for outcome, number in told["requests"].items()}
-    print({"answers": dict(answers), "requests": requests, "seen": dict(seen), "balance": told["balance"]})  # noqa: T201
+    print({"answers": Counter(asked.values()), "requests": requests, "seen": dict(seen), "balance": told["balance"]})  # noqa: T201
 
-    assert answers["aborted"] > 0 and answers[400] > 0 and answers[429] > 0 and answers[200] > 0
-    assert requests["done"] == answers[200]
-    assert requests["refused"] == answers[400] + answers[429]
-    assert requests["aborted"] == answers["aborted"]
-    assert requests["failed"] == sum(number for answer, number in answers.items() if answer not in (200, 400, 429, "aborted", "images"))
-    assert told["images"] == answers["images"]
+    assert {200, 400, 429, GONE} <= set(asked.values())
+    assert len(records) == len(told_ids) == sum(requests.values())  # one record each
+    outcomes = {200: "done", 400: "refused", 429: "refused"}
+    for request_id, answer in asked.items():
+        # Of a client that went away the service may have seen nothing, or may have been done just before.
+        assert records.get(request_id) == outcomes[answer] if answer in outcomes else answer == GONE, (request_id, answer)
+    assert requests["aborted"] == sum(records.get(request_id) == "aborted" for request_id, answer in asked.items() if answer == GONE)
+    assert told["images"] >= images
 
     stages = told["balance"]["stages"]
     for stage, balance in stages.items():
@@ -122,23 +126,42 @@ def _conserve(service: LiveService, seconds: float) -> None:
     assert unattributed * busy - once < 0.05 * busy
 
 
-async def _load(service: LiveService, seconds: float) -> Counter[object]:
-    """Requests of all kinds at their own times; half-way the denoiser is killed. Counts what became of them, and their pictures."""
-    rng, answers, tasks = random.Random(7), Counter[object](), []
-    killed = False
+Records = set[tuple[str, str]]  # id and outcome
+
+
+async def _load(service: LiveService, seconds: float) -> tuple[dict[str, object], int, Records]:
+    """Requests of all kinds at their own times; half-way the denoiser is killed.
+
+    What became of each by its id, how many pictures came, and the service's records of them.
+    """
+    rng, answers, images, tasks, records = random.Random(7), dict[str, object](), list[int](), [], Records()
+    killed, looked = False, 0.0
     async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
         started = time.monotonic()
         while (now := time.monotonic() - started) < seconds:
-            tasks.append(asyncio.ensure_future(_ask(client, rng, answers)))
+            tasks.append(asyncio.ensure_future(_ask(client, rng, f"chaos-{len(tasks)}", answers, images)))
             if now > seconds / 2 and not killed:
                 _kill_the_denoiser(service)
                 killed = True
+            if now > looked + LOOK_SECONDS:
+                looked = now
+                records |= await _records(client)
             await asyncio.sleep(rng.expovariate(RATE))
         await asyncio.gather(*tasks)
-    return answers
+        await asyncio.sleep(SETTLED_SECONDS)
+        records |= await _records(client)
+    return answers, sum(images), records
 
 
-async def _ask(client: httpx.AsyncClient, rng: random.Random, answers: Counter[object]) -> None:
+async def _records(client: httpx.AsyncClient) -> Records:
+    """The last thousand. No id twice."""
+    latest = (await client.get("/v1/accounting", params={"latest": 1000})).json()["latest"]
+    mine = [(each["request_id"], each["outcome"]) for each in latest if each["request_id"].startswith("chaos-")]
+    assert len({request_id for request_id, _ in mine}) == len(mine)
+    return set(mine)
+
+
+async def _ask(client: httpx.AsyncClient, rng: random.Random, request_id: str, answers: dict[str, object], images: list[int]) -> None:
     kind = rng.random()
     body = {
         "prompt": rng.choice(["a red apple", "rocket", "cat face", f"{rng.randrange(1000)} umbrellas"]),
@@ -152,13 +175,13 @@ async def _ask(client: httpx.AsyncClient, rng: random.Random, answers: Counter[o
         body["num_inference_steps"] = 0
     patience = rng.uniform(0.2, 1.0) if kind > 0.85 else None
     try:
-        answer = await asyncio.wait_for(client.post(ROUTE, json=body), patience)
+        answer = await asyncio.wait_for(client.post(ROUTE, json=body, headers={"x-request-id": request_id}), patience)
     except TimeoutError:
-        answers["aborted"] += 1
+        answers[request_id] = GONE
         return
-    answers[answer.status_code] += 1
+    answers[request_id] = answer.status_code
     if answer.status_code == 200:
-        answers["images"] += len(answer.json()["data"])
+        images.append(len(answer.json()["data"]))
 
 
 def _kill_the_denoiser(service: LiveService) -> None:

@@ -1,18 +1,30 @@
 """The closed formulas against torch's own counter, and against what is published."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.class_dit import ClassDiT, ClassDiTConfig
-from models.config import DiTConfig
+from models.config import DiTConfig, checked
 from models.dit import DiT
 from models.mmdit import MMDiT, MMDiTConfig
 from models.network import Network
+from models.published import PARTS, VAE, VAE_16
+from models.registry import WEIGHTS_FOLDER
+from models.sizes import config_folder
+from models.text import clip, hf_clip, t5
+from models.vae import CLASSES
 from pipeline.flops import forward_flops, row_flops, text_flops, times_flops
+from pipeline.params import InvalidParams
+from pipeline.tower_flops import clip_flops, open_clip_flops, t5_flops
+from pipeline.unserved import flux_flops, sdxl_flops
+from pipeline.vae_flops import decode_flops, encode_flops
 
 TEXT_TOKENS, TIMES = 20, 5
 
@@ -102,3 +114,113 @@ def test_a_family_without_formulas_is_refused() -> None:
     for formula, sizes in ((forward_flops, (16, 16, 20)), (text_flops, (20,)), (row_flops, (20, 5)), (times_flops, (5,))):
         with pytest.raises(TypeError, match="object"):
             formula(object(), *sizes)
+
+
+EMOJI = WEIGHTS_FOLDER / "emoji-128"
+T5_XXL = PARTS["T5-XXL encoder"]
+SMALL_T5 = T5_XXL | {"d_model": 96, "d_kv": 16, "d_ff": 200, "num_layers": 3, "num_heads": 5, "feed_forward_proj": "relu"}
+SMALL_VAE = VAE | {"block_out_channels": [32, 64, 96], "layers_per_block": 1, "in_channels": 4, "out_channels": 5, "latent_channels": 6}
+
+
+@pytest.mark.parametrize(
+    ("config", "num_tokens", "published"),
+    [(T5_XXL, 120, 1.117e12), (T5_XXL, 300, 2.814e12), (T5_XXL, 512, 4.845e12), (SMALL_T5, 20, None)],
+    ids=["XXL 120", "XXL 300", "XXL 512", "small, not gated, of another inner width"],
+)
+def test_t5(config: dict[str, Any], num_tokens: int, published: float | None) -> None:
+    with config_folder(config) as folder:
+        network = t5.build_empty(folder)
+    ids = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
+    formula = t5_flops(checked(t5.T5EncoderConfig, config, least=0), num_tokens)
+    assert formula == counted(lambda: network(ids))
+    assert published is None or formula == pytest.approx(published, rel=5e-4)
+
+
+@pytest.mark.parametrize(("name", "published"), [("CLIP-L text tower", 0.0133e12), ("OpenCLIP bigG text tower", 0.0979e12)])
+def test_clip_towers(name: str, published: float) -> None:
+    config = checked(hf_clip.ClipTextConfig, PARTS[name], least=0)
+    tower = hf_clip._build(config)
+    tower.attn_mask = torch.empty(77, 77, device="meta")
+    ids = torch.empty(1, 77, dtype=torch.long, device="meta")
+    assert clip_flops(config) == counted(lambda: tower(ids))
+    assert clip_flops(config) == pytest.approx(published, rel=5e-3)
+
+
+def test_the_embedded_tower() -> None:
+    config = json.loads((EMOJI / "text_encoder" / "open_clip_config.json").read_text())["model_cfg"]
+    with torch.device("meta"):
+        tower = clip._build(EMOJI / "text_encoder").text
+        ids = torch.empty(1, tower.context_length, dtype=torch.long)
+    assert open_clip_flops(config) == counted(lambda: tower(ids))
+
+
+def options(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "block_out_channels"}
+
+
+AUTOENCODERS = {
+    "4 channels": (VAE, 1024), "16 channels": (VAE_16, 1024), "small": (SMALL_VAE, 48),
+    "no attention": (SMALL_VAE | {"mid_block_add_attention": False}, 48),
+    "embedded": (json.loads((EMOJI / "vae" / "config.json").read_text()), 128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoders_both_ways(name: str) -> None:
+    """At the published size, and on a picture that is no square."""
+    config, side = AUTOENCODERS[name]
+    is_kl = config["_class_name"] == "AutoencoderKL"
+    widths = {"block_out_channels": config["block_out_channels"]} if is_kl else {}
+    if is_kl:
+        count = len(config["block_out_channels"])
+        widths |= {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+    scale = 2 ** (len(config["block_out_channels"]) - 1)
+    for height, width in ((side, side), (side, side // 2)):
+        with torch.device("meta"), torch.no_grad():
+            vae = CLASSES[config["_class_name"]](**options(config) | widths)
+            pixels = torch.empty(1, config.get("in_channels", 3), height, width)
+            latents = torch.empty(1, config["latent_channels"], height // scale, width // scale)
+        assert decode_flops(config, height // scale, width // scale) == counted(partial(vae.decode, latents))
+        assert encode_flops(config, height, width) == counted(partial(vae.encode, pixels))
+
+
+def test_a_published_autoencoder_as_published() -> None:
+    assert decode_flops(VAE, 128, 128) == pytest.approx(10.470e12, rel=5e-5)
+    assert encode_flops(VAE, 1024, 1024) == pytest.approx(4.88e12, rel=5e-4)
+    assert decode_flops(VAE, 64, 64) == pytest.approx(2.514e12, rel=5e-4)
+
+
+def test_an_autoencoder_without_formulas_is_refused() -> None:
+    for formula in (decode_flops, encode_flops):
+        with pytest.raises(TypeError, match="AutoencoderDC"):
+            formula({"_class_name": "AutoencoderDC"}, 32, 32)
+
+
+@pytest.mark.parametrize(("num_tokens", "published"), [(256, 69.460e12), (512, 74.378e12)])
+def test_flux_as_diffusers_has_it(num_tokens: int, published: float) -> None:
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(guidance_embeds=True)  # diffusers' defaults are FLUX.1's
+        x, states, pooled = torch.empty(1, 4096, 64), torch.empty(1, num_tokens, 4096), torch.empty(1, 768)
+        places, words, one = torch.empty(4096, 3), torch.empty(num_tokens, 3), torch.empty(1)
+    count = counted(
+        lambda: network(
+            x, encoder_hidden_states=states, pooled_projections=pooled, timestep=one, guidance=one, img_ids=places, txt_ids=words
+        )
+    )
+    assert flux_flops(128, 128, num_tokens) == pytest.approx(count, rel=1e-4)
+    assert flux_flops(128, 128, num_tokens) == pytest.approx(published, rel=5e-4)
+
+
+def test_sdxl_as_diffusers_has_it() -> None:
+    with torch.device("meta"):
+        network = UNet2DConditionModel(
+            sample_size=128, block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"), transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20), cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
+            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+        x, states, one = torch.empty(1, 4, 128, 128), torch.empty(1, 77, 2048), torch.empty(1)
+        more = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
+    assert sdxl_flops(128, 128) == pytest.approx(counted(lambda: network(x, one, states, added_cond_kwargs=more)), rel=5e-4)
+    with pytest.raises(InvalidParams, match="512x512"):
+        sdxl_flops(64, 64)

@@ -1,0 +1,125 @@
+"""Floating-point operations of autoencoders on one picture, by closed formulas: one multiply-add is two, elementwise work is not counted.
+
+Functions of diffusers' `config.json`, without torch; what it leaves out has diffusers' default. `TypeError` for a class without
+formulas. Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Config = Mapping[str, Any]
+
+KL_DEFAULTS = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1, "block_out_channels": (64,),
+    "mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True,
+}  # fmt: skip
+TINY_DEFAULTS = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "encoder_block_out_channels": (64,) * 4,
+    "decoder_block_out_channels": (64,) * 4, "num_encoder_blocks": (1, 3, 3, 3), "num_decoder_blocks": (3, 3, 3, 1),
+    "upsampling_scaling_factor": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Autoencoder:
+    """The formulas of one class: of decoding latents, and of encoding pixels, each of so many rows and columns."""
+
+    decode: Callable[[Config, int, int], int]
+    encode: Callable[[Config, int, int], int]
+
+
+def decode_flops(config: Config, height: int, width: int) -> int:
+    """One picture from latents of `height` x `width`."""
+    return _formulas(config).decode(config, height, width)
+
+
+def encode_flops(config: Config, height: int, width: int) -> int:
+    """One picture of `height` x `width` pixels to latents."""
+    return _formulas(config).encode(config, height, width)
+
+
+def _decode_kl(config: Config, height: int, width: int) -> int:
+    """AutoencoderKL: into the widest channels, the middle, then a block a scale with one layer more than the encoder's, up by two."""
+    config = {**KL_DEFAULTS, **config}
+    latent, widths = config["latent_channels"], config["block_out_channels"][::-1]
+    pixels = height * width
+    total = _conv(latent, latent, pixels, kernel=1) if config["use_post_quant_conv"] else 0
+    total += _conv(latent, widths[0], pixels) + _middle(widths[0], pixels, config["mid_block_add_attention"])
+    before = widths[0]
+    for scale, channels in enumerate(widths):
+        total += _residuals(before, channels, config["layers_per_block"] + 1, pixels)
+        if scale < len(widths) - 1:
+            pixels *= 4
+            total += _conv(channels, channels, pixels)
+        before = channels
+    return total + _conv(before, config["out_channels"], pixels)
+
+
+def _encode_kl(config: Config, height: int, width: int) -> int:
+    """The same from the other end; a mean and a variance leave it."""
+    config = {**KL_DEFAULTS, **config}
+    latent, widths = config["latent_channels"], config["block_out_channels"]
+    before = widths[0]
+    total = _conv(config["in_channels"], before, height * width)
+    for scale, channels in enumerate(widths):
+        total += _residuals(before, channels, config["layers_per_block"], height * width)
+        if scale < len(widths) - 1:
+            height, width = height // 2, width // 2
+            total += _conv(channels, channels, height * width)
+        before = channels
+    pixels = height * width
+    total += _middle(before, pixels, config["mid_block_add_attention"]) + _conv(before, 2 * latent, pixels)
+    return total + (_conv(2 * latent, 2 * latent, pixels, kernel=1) if config["use_quant_conv"] else 0)
+
+
+def _decode_tiny(config: Config, height: int, width: int) -> int:
+    """AutoencoderTiny: blocks of three convolutions, and one to the next scale or to pixels."""
+    config = {**TINY_DEFAULTS, **config}
+    widths, pixels = config["decoder_block_out_channels"], height * width
+    total = _conv(config["latent_channels"], widths[0], pixels)
+    for scale, (channels, blocks) in enumerate(zip(widths, config["num_decoder_blocks"], strict=True)):
+        total += blocks * 3 * _conv(channels, channels, pixels)
+        is_last = scale == len(widths) - 1
+        pixels *= 1 if is_last else config["upsampling_scaling_factor"] ** 2
+        total += _conv(channels, config["out_channels"] if is_last else channels, pixels)
+    return total
+
+
+def _encode_tiny(config: Config, height: int, width: int) -> int:
+    """The same from the other end."""
+    config = {**TINY_DEFAULTS, **config}
+    widths: Sequence[int] = config["encoder_block_out_channels"]
+    total = 0
+    for scale, (channels, blocks) in enumerate(zip(widths, config["num_encoder_blocks"], strict=True)):
+        if scale:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        total += _conv(channels if scale else config["in_channels"], channels, height * width)
+        total += blocks * 3 * _conv(channels, channels, height * width)
+    return total + _conv(widths[-1], config["latent_channels"], height * width)
+
+
+FORMULAS = {"AutoencoderKL": Autoencoder(_decode_kl, _encode_kl), "AutoencoderTiny": Autoencoder(_decode_tiny, _encode_tiny)}
+
+
+def _formulas(config: Config) -> Autoencoder:
+    name = config.get("_class_name")
+    if name not in FORMULAS:
+        raise TypeError(f"no formulas for {name!r}, only for {', '.join(FORMULAS)}")
+    return FORMULAS[name]
+
+
+def _conv(before: int, after: int, pixels: int, kernel: int = 3) -> int:
+    return 2 * kernel**2 * before * after * pixels
+
+
+def _residuals(before: int, channels: int, layers: int, pixels: int) -> int:
+    """Two convolutions a layer; where the first changes the channels, the way around it is one of 1 x 1."""
+    shortcut = _conv(before, channels, pixels, kernel=1) if before != channels else 0
+    return _conv(before, channels, pixels) + shortcut + (2 * layers - 1) * _conv(channels, channels, pixels)
+
+
+def _middle(channels: int, pixels: int, has_attention: bool) -> int:
+    """Two layers, and between them attention of one head: its four projections, and two products of all pixels with all."""
+    attention = 8 * pixels * channels**2 + 4 * pixels**2 * channels
+    return 4 * _conv(channels, channels, pixels) + (attention if has_attention else 0)
