@@ -4,15 +4,17 @@ Shapes: T tokens, D_in and D_out channels.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.invariance import Lengths, agreeing_lengths, cancelling, invariant
+
 Linear = Callable[[Tensor], Tensor]
 
-FEWEST_TOKENS = 64
 TYPICAL_TOKENS = 1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
 
 
@@ -43,21 +45,30 @@ UNQUANTIZED = Unquantized()
 
 
 def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> Linear:
-    """x (T, D_in) to x weight^T + bias, (T, D_out), through GELU (tanh) if `has_gelu`: the fastest way that this device has."""
+    """x (T, D_in) to x weight^T + bias, (T, D_out), through GELU (tanh) if `has_gelu`: the fastest way that this device has.
+
+    On a processor the bits of a token are the same in any company.
+    """
+    product = _product(weight, bias, has_gelu)
+    if weight.device.type != "cpu":
+        return product
+    return invariant(product, _lengths(*weight.shape, weight.dtype, has_gelu, torch.get_num_threads()))
+
+
+def _product(weight: Tensor, bias: Tensor, has_gelu: bool) -> Linear:
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_onednn():
         return _prepacked(weight, bias, has_gelu)
     if has_gelu:
-        return lambda x: F.gelu(_linear(x, weight, bias), approximate="tanh")
-    return lambda x: _linear(x, weight, bias)
+        return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    return lambda x: F.linear(x, weight, bias)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The bits of a row are the same in any company: under a dozen rows MKL takes another way to a product, so few are filled up."""
-    return (
-        F.linear(x, weight, bias)
-        if len(x) >= FEWEST_TOKENS
-        else F.linear(F.pad(x, (0, 0, 0, FEWEST_TOKENS - len(x))), weight, bias)[: len(x)]
-    )
+@cache
+def _lengths(d_out: int, d_in: int, dtype: torch.dtype, has_gelu: bool, num_threads: int) -> Lengths:
+    """Tried once for each shape: with as many threads as there are now."""
+    with torch.inference_mode():
+        product = _product(cancelling(d_out, d_in, dtype), torch.zeros(d_out, dtype=dtype), has_gelu)
+        return agreeing_lengths(product, d_in, dtype)
 
 
 def _prepacked(weight: Tensor, bias: Tensor, has_gelu: bool) -> Linear:

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.linear import FEWEST_TOKENS, Linear
+from models.linear import Linear
 
 LARGEST = 127
 MIDDLE = 128  # processors multiply unsigned by signed numbers: there a token's are stored with this added
 NEVER_ZERO = 1e-8
 TOLERANCE = 0.05  # of the probe; one rounding is a 254th
+FEWEST_TOKENS = 64
 MLP_TOKENS = 1024  # at a time, so that what lies between its products stays in the processor's cache
 
 

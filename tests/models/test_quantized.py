@@ -5,12 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.linear import FEWEST_TOKENS
 from models.networks import pack
 from models.packed_attention import BACKENDS
 from models.packed_dit import PackedDiT
 from models.packed_mmdit import PackedMMDiT
-from models.quantized import MLP_TOKENS, Int8, QuantizationUnavailable, _kernels
+from models.quantized import FEWEST_TOKENS, MLP_TOKENS, Int8, QuantizationUnavailable, _kernels
 from tests.models import test_packed_dit as dits
 from tests.models import test_packed_mmdit as mmdits
 from tests.models.test_mmdit import TINY
