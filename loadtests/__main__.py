@@ -6,6 +6,7 @@ steady share of what was served; users of locust's who come as a spike.
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import httpx
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtests import plots
+from loadtests.accounts import compare, read_books, read_settled_books
 from loadtests.figures import Phase, Thresholds, judge
 from loadtests.replay import replay, was_late
 from loadtests.report import write_report
@@ -29,6 +31,7 @@ from loadtests.watch import Watched, watching
 NUM_ALONE = 16
 BURST = 24  # requests at once, from which the capacity is guessed before it is measured
 OVERLOAD = 1.5
+BENCH_REQUESTS = 120
 SEED = 20_261
 FAILED, NOTHING = 1, 2
 
@@ -39,14 +42,17 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         recorded = read_trace(Path(args.trace), args.speed) if args.trace else None
+        bench = None if args.url or args.trace or args.no_bench else _bench(args.model, folder)
         with nullcontext(args.url) if args.url else service(args.model, folder / "service.log") as url:
-            return _run(url, args, folder, recorded)
+            return _run(url, args, folder, recorded, bench)
     except (CannotStart, InvalidTrace, OSError, httpx.HTTPError) as error:
         sys.stderr.write(f"loadtests: {error}\n")
         return NOTHING
 
 
-def _run(url: str, args: argparse.Namespace, folder: Path, recorded: list[Arrival] | None) -> int:
+def _run(url: str, args: argparse.Namespace, folder: Path, recorded: list[Arrival] | None, bench: float | None) -> int:
+    key = os.environ.get("SAFELIGHT_ADMIN_KEY")
+    before = read_books(url, key)
     model = httpx.get(f"{url}/v1/models", timeout=10.0).raise_for_status().json()["data"][0]
     sizes = model["sizes"]
     runs: list[tuple[Phase, Watched]] = []
@@ -66,10 +72,13 @@ def _run(url: str, args: argparse.Namespace, folder: Path, recorded: list[Arriva
         saturated = go("saturated", poisson(OVERLOAD * capacity, args.seconds / 3, sizes, SEED + 1), OVERLOAD * capacity)
         rate = args.load * saturated.images_per_hour / 3600.0
         steady = go(f"at {args.load:.0%}", poisson(rate, args.seconds / 2, sizes, SEED + 2), rate)
+    after = read_settled_books(url, key)
     is_spike_good = args.trace is not None or _locust(url, args.seconds / 4, folder, sizes)
-    thresholds = Thresholds(args.min_images_per_hour, args.max_p95, args.max_p95_times_alone, args.max_failures)
+    thresholds = Thresholds(args.min_images_per_hour, args.max_p95, args.max_p95_times_alone, args.max_failures, args.min_share_of_bench)
     phases = [phase for phase, _ in runs]
-    verdicts = judge(thresholds, alone or steady, saturated or steady, steady, [p for p in phases if p not in (saturated, steady)], None)
+    verdicts = judge(thresholds, alone or steady, saturated or steady, steady, [p for p in phases if p not in (saturated, steady)], bench)
+    if before is not None and after is not None:
+        verdicts += compare(before, after, phases if alone is None else [alone, *phases], steady, args.max_account_difference)
     facts = {
         "model": model["id"],
         "pictures an hour": f"{(saturated or steady).images_per_hour:.0f}",
@@ -117,6 +126,17 @@ def _one_by_one(url: str, arrivals: Sequence[Arrival]) -> Phase:
     return Phase("one by one", 3600.0 * len(results) / started, tuple(results))
 
 
+def _bench(model: str, folder: Path) -> float:
+    """Pictures an hour of the engine alone on the same mix, saturated; about a minute."""
+    print("the engine alone, without HTTP: a minute or so")
+    command = [str(Path(sys.executable).with_name("safelight")), "bench", "--engine-only", "--json", "--model", model, "--rounds", "1"]
+    done = subprocess.run([*command, "--requests", str(BENCH_REQUESTS)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise CannotStart(f"safelight bench ended with status {done.returncode}")
+    (folder / "bench.json").write_text(done.stdout)
+    return float(json.loads(done.stdout)["mixed"]["ours"]["images_per_hour"])
+
+
 def _locust(url: str, seconds: float, folder: Path, sizes: Sequence[str]) -> bool:
     """Users who come all at once and go again; False if any answer was wrong."""
     command = [str(Path(sys.executable).with_name("locust")), "-f", "loadtests/users.py", "--headless", "--host", url]
@@ -142,6 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-p95", type=float, default=5.0, metavar="SECONDS", help="at the steady load")
     parser.add_argument("--max-p95-times-alone", type=float, default=3.0, metavar="TIMES")
     parser.add_argument("--max-failures", type=int, default=0)
+    parser.add_argument(
+        "--min-share-of-bench", type=float, default=0.85, help="of `safelight bench --engine-only`, run before the service starts"
+    )
+    parser.add_argument("--no-bench", action="store_true", help="without it; so it is with --url or --trace")
+    parser.add_argument("--max-account-difference", type=float, default=0.02, help="between /v1/accounting and what the clients saw")
     return parser
 
 

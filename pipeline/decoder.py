@@ -3,17 +3,17 @@
 Shapes: C latent channels, h x w latent pixels, H x W pixels.
 """
 
-import copy
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.vae import decode_latents
 from pipeline.params import StageCost
+from pipeline.vae_flops import decode_flops
 
 Pixels = np.ndarray
 
@@ -34,7 +34,8 @@ class Decoder:
         self._vae = vae
         self._device = device
         self._dtype = dtype
-        self._flops: dict[tuple[int, ...], int] = {}
+        config: Any = vae.config
+        self._config = {**config, "_class_name": type(vae).__name__}
 
     def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | NotAPicture]:
         """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost, or to why there are none: the others' are not lost."""
@@ -48,12 +49,4 @@ class Decoder:
             return NotAPicture(f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite")
         array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
-        return array, StageCost(seconds, self._flops_of(tuple(latent.shape)))
-
-    def _flops_of(self, shape: tuple[int, ...]) -> int:
-        if shape not in self._flops:
-            vae = copy.deepcopy(self._vae).to("meta")
-            with FlopCounterMode(display=False) as counter, torch.inference_mode():
-                decode_latents(vae, torch.empty(1, *shape, device="meta", dtype=self._dtype))
-            self._flops[shape] = int(counter.get_total_flops())
-        return self._flops[shape]
+        return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))

@@ -48,6 +48,21 @@ class Mixed:
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """The engine under test: every run has one of its own, on the same network and the same cost curve."""
+
+    model: ModelInfo
+    runner: StepRunner
+    texts: Mapping[str, TextStates]
+    curve: CostCurve  # of a tick, as measured before anything else
+
+    def make_engine(self) -> Engine:
+        engine = engine_on(self.runner, self.model)
+        engine.curve = self.curve
+        return engine
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmark:
     """Figures of one run on one machine; times are good for ratios with each other only."""
 
@@ -77,19 +92,10 @@ class Benchmark:
 
 def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compiled: bool, say: Say, quantization: str = "none") -> Benchmark:
     """Everything on the clock, one after another, in `rounds` for the trace."""
-    runner = build_runner(model, quantization=quantization)
+    subject = _prepare(model, say, quantization)
+    runner, texts, curve, make_engine = subject.runner, subject.texts, subject.curve, subject.make_engine
     device, dtype = runner.device, runner.dtype
-    encoder = build_text_encoder(model)
-    texts = {prompt: encoder.encode([prompt])[0] for prompt in (*PROMPTS, "")}
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
-
-    say("what a tick costs", 0, 1)
-    curve = measure_curve(engine_on(runner, model), model)
-
-    def make_engine() -> Engine:
-        engine = engine_on(runner, model)
-        engine.curve = curve
-        return engine
 
     say("matrix products", 0, 1)
     peak = gemm_peak(device, dtype)
@@ -98,10 +104,7 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         loops["compiled"] = load_loop(model, dtype, device, scale, is_compiled=True)
     _warm_up(loops, _like(model), texts, say)
     batch1 = _batch1(_like(model), make_engine(), loops, texts, say)
-    trace = make_trace(num_requests, model.sizes)
-    at_once = by_engine(make_engine, texts)([replace(each, at=0.0) for each in trace], partial(_tell, say, "capacity", num_requests))
-    rate = OVERLOAD * at_once.images_per_hour / 3600
-    arrivals = [replace(each, at=each.at / rate) for each in trace]
+    arrivals, rate = _too_many(subject, num_requests, say)
     mixed, forecast_error, flops_per_second = _mixed(_replays(make_engine, loops, texts), arrivals, rounds, say)
     say("bookkeeping", 0, 1)
     blocked, crowded = (_head_of_line(_like(model), make_engine, texts, count) for count in (4, 40))
@@ -127,6 +130,34 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
         bookkeeping_share=share,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+def _prepare(model: ModelInfo, say: Say, quantization: str) -> Subject:
+    runner, encoder = build_runner(model, quantization=quantization), build_text_encoder(model)
+    texts = {prompt: encoder.encode([prompt])[0] for prompt in (*PROMPTS, "")}
+    say("what a tick costs", 0, 1)
+    return Subject(model, runner, texts, measure_curve(engine_on(runner, model), model))
+
+
+def _too_many(subject: Subject, num_requests: int, say: Say) -> tuple[list[Arrival], float]:
+    """The trace at `OVERLOAD` of what the engine was seen to serve, and that rate, in requests a second."""
+    trace = make_trace(num_requests, subject.model.sizes)
+    replay = by_engine(subject.make_engine, subject.texts)
+    at_once = replay([replace(each, at=0.0) for each in trace], partial(_tell, say, "capacity", num_requests))
+    rate = OVERLOAD * at_once.images_per_hour / 3600
+    return [replace(each, at=each.at / rate) for each in trace], rate
+
+
+def saturated_engine(model: ModelInfo, num_requests: int, rounds: int, say: Say, quantization: str = "none") -> Mixed:
+    """The engine alone on the trace at `OVERLOAD` of what it can do: medians over `rounds`. About as long as it takes to draw them."""
+    subject = _prepare(model, say, quantization)
+    replay = by_engine(subject.make_engine, subject.texts)
+    arrivals, _ = _too_many(subject, num_requests, say)
+    found = []
+    for number in range(rounds):
+        replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}", num_requests))
+        found.append(Mixed(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
+    return Mixed(*map(statistics.median, zip(*map(astuple, found), strict=True)))
 
 
 def _like(model: ModelInfo) -> GenerationParams:

@@ -9,7 +9,7 @@ stands for as many others: replicas meet only through the balancing at random an
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -98,6 +98,7 @@ class Outcome:
     busy_seconds: float = 0.0
     most_replicas: int = 0
     most_waiting: int = 0  # before the replicas
+    last_done: float = 0.0
 
     @property
     def images(self) -> float:
@@ -111,12 +112,24 @@ class Outcome:
 class Simulator:
     """One run."""
 
-    def __init__(self, fleet: Fleet, rate: float, shape: str, seconds: float, seed: int = 0, sample: int = 0):
-        """`rate` requests a second on average, at the times of `shape`; `sample` replicas are followed, all of them for 0."""
+    def __init__(
+        self,
+        fleet: Fleet,
+        rate: float,
+        shape: str,
+        seconds: float,
+        seed: int = 0,
+        sample: int = 0,
+        recorded: Sequence[tuple[float, int]] = (),
+    ):
+        """`rate` requests a second on average, at the times of `shape`; `sample` replicas are followed, all of them for 0.
+
+        In their place, if given, those that were `recorded`: when, in seconds and rising, and which of the fleet's kinds.
+        """
         self.weight = max(1.0, fleet.gpus / sample) if sample else 1.0
         self._fleet = replace(fleet, max_in_flight=round(fleet.max_in_flight / self.weight))
         self._rng = random.Random(seed)
-        self._arrivals = arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1))
+        self._arrivals = iter(recorded) if recorded else self._drawn(arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1)))
         self._seconds = seconds
         self._numbers = count()
         self._events: list[Event] = []
@@ -151,15 +164,19 @@ class Simulator:
         heapq.heappush(self._events, (moment, next(self._numbers), what, subject))
 
     def _next_arrival(self) -> None:
-        if (moment := next(self._arrivals, None)) is not None:
-            self._at(moment, "arrival", None)
+        if (coming := next(self._arrivals, None)) is not None:
+            self._at(coming[0], "arrival", coming[1])
 
-    def _arrival(self, now: float, _: object) -> None:
+    def _drawn(self, moments: Iterator[float]) -> Iterator[tuple[float, int]]:
+        shares = [kind.share for kind in self._fleet.kinds]
+        return ((moment, self._rng.choices(range(len(shares)), shares)[0]) for moment in moments)
+
+    def _arrival(self, now: float, index: object) -> None:
+        assert isinstance(index, int)
         self._next_arrival()
         if 0 < self._fleet.max_in_flight <= self._in_flight:
             self.outcome.refused += 1
             return
-        [index] = self._rng.choices(range(len(self._loads)), [kind.share for kind in self._fleet.kinds])
         load = replace(self._loads[index], arrived=now, deadline=now + self._fleet.deadline)
         self._in_flight += 1
         self._come += load.left[0]
@@ -223,6 +240,7 @@ class Simulator:
 
     def _finish(self, picture: Picture) -> None:
         self._in_flight -= 1
+        self.outcome.last_done = picture.done_at
         latency = picture.latency + picture.around
         if latency > self._fleet.deadline:
             self.outcome.expired += 1

@@ -217,6 +217,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=60, metavar="N", help="of the trace; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="times the trace is replayed in each way; default %(default)s")
     parser.add_argument("--no-compile", action="store_true", help="leave out diffusers under torch.compile, which takes minutes to compile")
+    parser.add_argument("--engine-only", action="store_true", help="leave out diffusers, and all but the trace")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from service.cli import UserError
@@ -14,7 +15,7 @@ from service.cli.progress import progress
 from service.importing import imported_for_good
 
 if TYPE_CHECKING:
-    from pipeline.bench.report import Benchmark
+    from pipeline.bench.report import Benchmark, Mixed
 
 FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of it can run
 
@@ -22,19 +23,32 @@ FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, quantization=args.quantization)
     model = model_of(settings)
-    if model.family not in FAMILIES:
+    if model.family not in FAMILIES and not args.engine_only:
         raise UserError(f"{model.id} is of the family {model.family}; compared are {', '.join(FAMILIES)}")
     if args.requests < 2 or args.rounds < 1:
         raise UserError(f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}")
     with _telling() as say:
         with imported_for_good():
-            from pipeline.bench.report import run_benchmark
+            from pipeline.bench.report import run_benchmark, saturated_engine
         try:
-            found = run_benchmark(model, args.requests, args.rounds, not args.no_compile, say, settings.quantization)
+            if args.engine_only:
+                alone = saturated_engine(model, args.requests, args.rounds, say, settings.quantization)
+            else:
+                found = run_benchmark(model, args.requests, args.rounds, not args.no_compile, say, settings.quantization)
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
-    print(json.dumps(found.as_dict()) if args.json else _as_text(found))
+    if args.engine_only:
+        print(
+            json.dumps({"model": model.id, "mixed": {"ours": asdict(alone)}}) if args.json else _of_engine(model.id, args.requests, alone)
+        )
+    else:
+        print(json.dumps(found.as_dict()) if args.json else _as_text(found))
     return 0
+
+
+def _of_engine(model_id: str, num_requests: int, found: Mixed) -> str:
+    rate = f"{found.images_per_hour:.0f} an hour, p50 {found.p50_s:.2f}, p95 {found.p95_s:.2f} s"
+    return f"{model_id}, {num_requests} unlike pictures, more than can be served: {rate}"
 
 
 @contextmanager
