@@ -1,0 +1,91 @@
+"""Debian's Prometheus for tests: installed where it is not, and run on loopback."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.live import free_port
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+
+
+def install() -> None:
+    """Have `prometheus` and `promtool`, or skip what needs them."""
+    if shutil.which("prometheus") and shutil.which("promtool"):
+        return
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        pytest.skip("there is no prometheus here, and only root on Debian could install it: apt-get install prometheus")
+    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "prometheus"]):
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"prometheus cannot be installed: {done.stderr.strip()[-500:]}")
+    if shutil.which("systemctl"):  # the package starts a server of its own
+        subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True)
+
+
+class Prometheus:
+    """A server that runs, asked by its HTTP API."""
+
+    def __init__(self, url: str):
+        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=10)
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """The samples of an instant query."""
+        answer = self._http.get("/query", params={"query": query}).json()
+        assert answer["status"] == "success", f"{query}: {answer}"
+        return answer["data"]["result"]
+
+    def value(self, query: str) -> float | None:
+        """The only sample's; None if there is none yet."""
+        samples = self.ask(query)
+        assert len(samples) <= 1, samples
+        return float(samples[0]["value"][1]) if samples else None
+
+    def rules(self) -> list[dict[str, Any]]:
+        """As they were evaluated last."""
+        groups = self._http.get("/rules").raise_for_status().json()["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def is_ready(self) -> bool:
+        try:
+            return self._http.get("/status/runtimeinfo").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        self._http.close()
+
+
+@contextmanager
+def running(config: Path, folder: Path) -> Iterator[Prometheus]:
+    """A server with this configuration and an empty storage in `folder`, gone when the block ends."""
+    address = f"127.0.0.1:{free_port()}"
+    options = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}", "--log.level=warn"]
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(["prometheus", *options], cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    prometheus = Prometheus(f"http://{address}")
+    try:
+        until = time.monotonic() + START_SECONDS
+        while not prometheus.is_ready():
+            told = (folder / "prometheus.log").read_text(errors="replace")[-4000:]
+            assert process.poll() is None and time.monotonic() < until, told
+            time.sleep(0.1)
+        yield prometheus
+    finally:
+        prometheus.close()
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,84 @@
+"""deploy/grafana, read: Grafana itself is not here. test_prometheus.py asks the dashboard's queries of a Prometheus."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from tests.deploy.manifests import DEPLOY
+
+FOLDER = DEPLOY / "grafana"
+DASHBOARD = json.loads((FOLDER / "dashboards" / "safelight.json").read_text(encoding="utf-8"))
+PROVISIONING = FOLDER / "provisioning"
+WIDTH = 24  # columns of Grafana's grid
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def queries() -> list[str]:
+    """Every query of the dashboard, once."""
+    return list(dict.fromkeys(target["expr"] for panel in PANELS for target in panel["targets"]))
+
+
+def provisioned(kind: str) -> dict[str, Any]:
+    (file,) = (PROVISIONING / kind).glob("*.yaml")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    at = panel["gridPos"]
+    return itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
+
+
+def test_no_panel_lies_on_another_or_beyond_the_edge():
+    taken = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
+    assert len(taken) == len(set(taken))
+    assert {x for x, _ in taken} == set(range(WIDTH))
+    assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1)), "no gaps"
+
+
+def test_ids_are_those_of_one_panel_and_one_query_each():
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in PANELS:
+        refs = [target["refId"] for target in panel["targets"]]
+        assert refs and len(refs) == len(set(refs))
+
+
+def test_every_panel_asks_the_chosen_source_and_says_in_which_unit():
+    (variable,) = DASHBOARD["templating"]["list"]
+    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in PANELS:
+        assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
+        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [chosen] * (1 + len(panel["targets"]))
+
+
+def test_no_variable_is_asked_for_that_grafana_does_not_know():
+    assert {name for query in queries() for name in re.findall(r"\$\{?(\w+)", query)} == {"__rate_interval"}
+
+
+def test_it_does_without_the_recording_rules():
+    assert not any("safelight:" in query for query in queries())
+
+
+def test_a_legend_names_labels_that_its_query_keeps():
+    for panel in PANELS:
+        for target in panel["targets"]:
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                assert re.search(rf"by \([^)]*\b{label}\b[^)]*\)", target["expr"]), panel["title"]
+
+
+def test_the_source_is_the_prometheus_of_this_repository():
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    (source,) = provisioned("datasources")["datasources"]
+    assert (source["type"], source["access"]) == ("prometheus", "proxy")
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+
+
+def test_dashboards_are_read_from_files():
+    (provider,) = provisioned("dashboards")["providers"]
+    assert (provider["type"], provider["options"]) == ("file", {"path": "/var/lib/grafana/dashboards"})
+    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "an id is a database's own"
