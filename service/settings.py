@@ -26,9 +26,9 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     stages: str = "split"  # one deployment a stage, or `colocated`: all three in one replica
-    encode_threads: int = 0  # 0: every core this process may use
-    denoise_threads: int = 0
-    decode_threads: int = 0
+    encode_threads: int = 0  # 0: every core this process may use, or one where a text is little work
+    denoise_threads: int = 0  # 0: every core
+    decode_threads: int = 0  # 0: every core, or one where a picture is little work
     gateway_replicas: str = "1"  # how many, or a range within which they are scaled by load, as in 1-8
     encode_replicas: str = "1"  # in a range by the work that waits; a stage may go down to 0
     denoise_replicas: str = "1"

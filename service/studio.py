@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.capacity import outline_of
 from pipeline.params import GenerationParams, ModelInfo
 from service.importing import imported_for_good
 from service.payloads import NOBODY, Drawn, Output, Ticket
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pipeline.decoder import Decoder
     from pipeline.encoder import TextEncoder
     from pipeline.engine import Engine
+
+
+SMALL_FLOPS = 2e10  # of a text or a picture: so few are done on one core, which leaves the denoiser's threads the others
 
 
 class Studio:
@@ -55,12 +59,16 @@ class Studio:
             stage.close()
 
 
+def _threads_for(flops: float) -> int:
+    return 1 if flops < SMALL_FLOPS else num_cores()
+
+
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
     with imported_for_good():
         from pipeline.build.encoder import build_text_encoder
 
     def make() -> TextEncoder:
-        return build_text_encoder(model, num_threads=settings.encode_threads or num_cores())
+        return build_text_encoder(model, num_threads=settings.encode_threads or _threads_for(outline_of(model).text))
 
     return EncodeStage(make, model.id, settings.text_cache_bytes)
 
@@ -92,7 +100,8 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
         from pipeline.images import encode_image
 
     def make() -> Decoder:
-        return build_decoder(model, num_threads=settings.decode_threads or num_cores())
+        width, height = (side // outline_of(model).scale for side in model.native_size)
+        return build_decoder(model, num_threads=settings.decode_threads or _threads_for(outline_of(model).decode(height, width)))
 
     def write(pixels: np.ndarray, output: Output, params: GenerationParams) -> bytes:
         return encode_image(pixels, output.format, output.compression, params, model.id)

@@ -11,6 +11,7 @@ from pipeline.params import GenerationParams, ModelInfo, StageCost, TextReport
 SECONDS = 3.0  # of ticks, about: it is done at every start, because a curve of another day is one of another machine
 TICKS = 3  # of a visit to a size; the first warms it up
 VISITS = 6  # to each size, in turn, so that a bad moment of the machine does not fall on one size alone
+LONGEST_VISIT = SECONDS / 2  # a size that would take longer is not tried, unless it is the second
 LARGEST_ROW = 1e12  # operations: a processor takes seconds for a row of more, so its first picture will tell
 
 
@@ -22,8 +23,8 @@ def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
     if engine.row_flops(*model.native_size) > LARGEST_ROW and engine.device.type == "cpu":
         return engine.curve
     points: dict[float, float] = {}
-    visited: list[int] = []
-    spent = cost = 0.0
+    sizes = list(takewhile(lambda size: size <= engine.limits.max_rows, (2**k for k in count())))
+    spent, num_tried = 0.0, 0
 
     def visit(size: int) -> float:
         work, seconds = _visit(engine, model, size)
@@ -31,14 +32,13 @@ def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
         return TICKS * seconds
 
     try:
-        for size in takewhile(lambda size: size <= engine.limits.max_rows, (2**k for k in count())):
-            if len(visited) >= 2 and spent + 2 * cost > SECONDS:
-                break
-            spent += (cost := visit(size))
-            visited.append(size)
-        for size in visited * (VISITS - 1):
-            if spent < SECONDS:
-                spent += visit(size)
+        for _ in range(VISITS):
+            for size in sizes[:num_tried]:
+                if spent < SECONDS:
+                    spent += visit(size)
+            while num_tried < len(sizes) and (num_tried < 2 or 2 * TICKS * max(points.values()) <= LONGEST_VISIT):
+                spent += visit(sizes[num_tried])  # though the time is spent: other stages start beside this one, and made it seem slow
+                num_tried += 1
     finally:
         engine.abort_all()  # also where nobody is left: those who came are no company to expect
         while engine.has_work:
