@@ -80,7 +80,10 @@ async def _ask(client: httpx.AsyncClient, arrival: Arrival, started: float) -> R
     except httpx.HTTPError as error:
         return Result(arrival.at, sent, time.perf_counter() - started, 0, f"no answer: {type(error).__name__}", 0, 0.0, 0)
     done = time.perf_counter() - started  # before the picture is looked at, which is the client's time
-    answer = response.json()
+    try:
+        answer = response.json()
+    except ValueError:  # a proxy's own words
+        return Result(arrival.at, sent, done, response.status_code, f"no JSON, status {response.status_code}", 0, 0.0, 0)
     if response.status_code != 200:
         return Result(arrival.at, sent, done, response.status_code, answer["error"]["code"], 0, 0.0, 0)
     cost = answer["usage"]["safelight"]

@@ -26,7 +26,7 @@ from pipeline.work import Order, Outline, PictureWork, picture_work
 
 __all__ = [
     "GPUS", "HOUR", "STAGES", "Device", "Gpu", "Machine", "Measured", "Order", "Outline", "Prediction", "Seconds", "Targets",
-    "list_published", "outline_of", "picture_work", "predict", "published_outline",
+    "list_published", "measured_by", "outline_of", "picture_work", "predict", "published_outline",
 ]  # fmt: skip
 
 HOUR = 3600.0
@@ -94,6 +94,9 @@ class Device(Protocol):
     def busy_seconds(self, work: PictureWork) -> Seconds:
         """Of the device's time, where it has all the company that it is worth having."""
 
+    def each_takes(self, work: PictureWork) -> float:
+        """Seconds between two pictures, where there are as many as can be drawn."""
+
     def waits(self, work: PictureWork, rate: float, share: float) -> float:
         """Beyond its seconds alone, what `share` of the pictures take at most if one device has all three stages; infinite if never."""
 
@@ -116,6 +119,9 @@ class Machine:
     def busy_seconds(self, work: PictureWork) -> Seconds:
         return self.seconds(work)
 
+    def each_takes(self, work: PictureWork) -> float:
+        return self.seconds(work).total
+
     def waits(self, work: PictureWork, rate: float, share: float) -> float:
         return ConstantServers(rate, self.seconds(work).total).wait_at(share)
 
@@ -127,13 +133,16 @@ class Machine:
 class Measured:
     """A machine that was measured: what ticks cost, seconds to read a text and to decode a picture, and what a tick holds.
 
-    Waits are those of the engine's own rule on a simulated trace: ticks of many rows may cost less than the rows one by one.
+    `in_turns` where each stage was measured while the others rested, so that on one device they take turns. A service's own figures
+    were learnt while all of them worked, side by side: they know of one another. Waits are those of the engine's own rule on a
+    simulated trace: ticks of many rows may cost less than the rows one by one.
     """
 
     curve: CostCurve
     text_seconds: float
     decode_seconds: float
     limits: Limits
+    in_turns: bool = True
 
     def seconds(self, work: PictureWork) -> Seconds:
         return Seconds(work.rows * self.text_seconds, sum(map(self.curve.seconds_for, work.ticks)), self.decode_seconds)
@@ -145,10 +154,14 @@ class Measured:
         full = sum(each * self.curve.seconds_for(most) / most for each in work.ticks)
         return replace(alone, denoise=min(alone.denoise, full))
 
+    def each_takes(self, work: PictureWork) -> float:
+        busy = self.busy_seconds(work)
+        return busy.total if self.in_turns else max(busy.encode, busy.denoise, busy.decode)
+
     def waits(self, work: PictureWork, rate: float, share: float) -> float:
-        """The other stages' seconds are taken off the time in which the device denoises."""
-        others = self.decode_seconds + work.rows * self.text_seconds
-        if rate * self.busy_seconds(work).total >= 1.0:
+        """The other stages' seconds are taken off the time in which the device denoises, if they take turns."""
+        others = self.decode_seconds + work.rows * self.text_seconds if self.in_turns else 0.0
+        if rate * self.each_takes(work) >= 1.0:
             return math.inf
         return self._simulated(work, rate, share, slower=1.0 / (1.0 - rate * others))
 
@@ -190,10 +203,22 @@ class Prediction:
     device_seconds: float  # of one picture, in company
 
 
+def measured_by(curves: Mapping[str, CostCurve], outline: Outline, size: tuple[int, int], max_rows: int, max_tokens: int) -> Measured:
+    """A running service as a machine: the curve of each stage (`/v1/curve`), for pictures of `size` (width, height).
+
+    A tick holds so many rows, and tokens; 0: those of as many rows at the native size.
+    """
+    width, height = (side // outline.scale for side in size)
+    native = [side // outline.scale // outline.patch for side in outline.native_size]
+    limits = Limits(max_rows, max_tokens or max_rows * native[0] * native[1])
+    text, picture = curves["encode"].seconds_for(max(outline.text, 1.0)), curves["decode"].seconds_for(outline.decode(height, width))
+    return Measured(curves["denoise"], text, picture, limits, in_turns=False)
+
+
 def predict(outline: Outline, order: Order, device: Device, targets: Targets) -> Prediction:
     """`order` drawn by `device` against `targets`. Raises `InvalidParams` for an order that the model cannot draw."""
     work = picture_work(outline, order)
-    alone, busy = device.seconds(work), device.busy_seconds(work).total
+    alone, busy = device.seconds(work), device.each_takes(work)
     latency = alone.total + device.waits(work, targets.rate, targets.share)
     replicas, fleet_latency = replicas_for(work, device, targets)
     is_queue = isinstance(device, Machine)
@@ -257,7 +282,7 @@ def _wait(rate: float, seconds: float, share: float, count: int) -> float:
 
 
 def _keeps_up(device: Device, work: PictureWork, targets: Targets) -> bool:
-    return HOUR / device.busy_seconds(work).total >= targets.images_per_hour
+    return HOUR / device.each_takes(work) >= targets.images_per_hour
 
 
 def _in_time(device: Device, work: PictureWork, targets: Targets) -> bool:

@@ -64,8 +64,10 @@ def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings)
     if least == most:
         options |= {"num_replicas": least, "max_ongoing_requests": room, "max_queued_requests": room}
     else:
-        # What does not fit into two ticks waits before the replicas, where one that comes later finds it.
-        options |= {"autoscaling_config": _range(least, most, settings) | _by_work(settings), "max_ongoing_requests": 2 * settings.max_rows}
+        # What does not fit into two ticks waits before the replicas, where one that comes later finds it. But a decoder is given its
+        # pictures while they are still being denoised: long ones must not fill it, and keep out short ones that are done.
+        fits = room if stage is VaeDecoder else 2 * settings.max_rows
+        options |= {"autoscaling_config": _range(least, most, settings) | _by_work(settings), "max_ongoing_requests": fits}
         options["graceful_shutdown_timeout_s"] = settings.deadline_seconds  # a replica that goes finishes what it has
     return serve.deployment(name=stage.__name__, **options)(stage)
 

@@ -11,6 +11,7 @@ from service.charges import GatewayStatement, Statement
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 1.0
+LAST_SECONDS = 5.0
 Take = Callable[[str, int], Statement | None]  # of a source and a number: what is to be reported, if anything
 Post = Callable[[Statement], None]
 
@@ -32,6 +33,7 @@ class Courier(threading.Thread):
     def run(self) -> None:
         while not self._stopping.wait(self._every):
             self.deliver()
+        self.deliver()
 
     def deliver(self) -> bool:
         """Now; False if it did not arrive."""
@@ -51,9 +53,14 @@ class Courier(threading.Thread):
             return True
 
     def stop(self) -> None:
-        """Deliver the rest and end."""
+        """Deliver the rest and end; once, and within `LAST_SECONDS`."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
-        self.deliver()
+        if self.is_alive():
+            self.join(LAST_SECONDS)
+        else:
+            self.deliver()
 
 
 class Outbox:

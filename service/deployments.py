@@ -63,10 +63,13 @@ class TextEncoder:
         self._stage.wait()
 
     async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
-        with self._tracing.span("encode", ticket.traceparent) as span:
+        with self._tracing.span("encode", ticket.traceparent) as span, self._stage.books.jobs(1):
             encoded = await self._encode_batch(EncodeJob(params, ticket))
             span.set(queue_seconds=encoded.cost.queue_seconds, device_seconds=encoded.cost.device_seconds)
             return encoded
+
+    def __del__(self) -> None:
+        _settle(self)
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -99,6 +102,9 @@ class Denoiser:
             span.set(queue_seconds=usage.cost.queue_seconds, device_seconds=usage.cost.device_seconds, nfe=usage.nfe, rows=usage.rows)
             return denoised
 
+    def __del__(self) -> None:
+        _settle(self)
+
     async def census(self) -> StageCensus:
         return self._stage.census()
 
@@ -124,10 +130,13 @@ class VaeDecoder:
         self, denoised: Later[Denoised] | Now[Denoised], params: GenerationParams, output: Output, ticket: Ticket = NOBODY
     ) -> Drawn:
         latents = await denoised.value()
-        with self._tracing.span("decode", ticket.traceparent, format=output.format) as span:
+        with self._tracing.span("decode", ticket.traceparent, format=output.format) as span, self._stage.books.jobs(1):
             drawn = one_of_batch(await self._decode_batch(DecodeJob(latents, params, output, ticket)))
             span.set(queue_seconds=drawn.usage.decode.queue_seconds, device_seconds=drawn.usage.decode.device_seconds)
             return drawn
+
+    def __del__(self) -> None:
+        _settle(self)
 
     async def census(self) -> StageCensus:
         return self._stage.census()
@@ -153,6 +162,11 @@ class Colocated:
         conditioning = await self._encoder.encode(params, ticket)
         denoised = await self._denoiser.generate(Now(conditioning), params, ticket)
         return await self._decoder.decode(Now(denoised), params, output, ticket)
+
+    def __del__(self) -> None:
+        for stage in ("_encoder", "_denoiser", "_decoder"):
+            if hasattr(self, stage):
+                _settle(getattr(self, stage))
 
     async def census(self) -> dict[str, StageCensus]:
         return {
@@ -192,3 +206,9 @@ def _courier(stage: EncodeStage | DenoiseStage | DecodeStage, ledger: Handle) ->
     courier = Courier(lambda source, number: stage.books.state(source, number, stage.census()), LedgerOnServe(ledger).post)
     courier.start()
     return courier
+
+
+def _settle(replica: TextEncoder | Denoiser | VaeDecoder) -> None:
+    """Serve calls `__del__` of a replica that goes: its last charges must not wait for the courier's next turn."""
+    if hasattr(replica, "_courier"):  # it may go before it is made
+        replica._courier.stop()

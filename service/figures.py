@@ -1,5 +1,6 @@
 """What `/v1/accounting` says: the ledger in figures, against the targets and at a price."""
 
+import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, Field
@@ -90,13 +91,13 @@ class Target(BaseModel):
 class AccountingFigures(BaseModel):
     since: float = Field(description="Unix time from which this ledger knows anything.")
     now: float
-    window_seconds: float = Field(description="What is summed up here; from the last full minute on, if it was asked for.")
+    window_seconds: float = Field(description="What is summed up here: what was asked for, and up to a minute more: minutes are whole.")
     requests: dict[str, int]
     refusals: dict[str, int] = Field(description="By reason, and failures and aborts as well.")
     images: int
     images_per_hour: float
     devices: int = Field(description="Living replicas of the denoiser.")
-    images_per_hour_per_device: float | None
+    images_per_hour_per_device: float | None = Field(description="Of the window, for each hour that a replica of the denoiser lived in it.")
     images_per_busy_hour: float | None = Field(
         description="Pictures for an hour of work of all stages, their start left out: what a device can do."
     )
@@ -121,13 +122,12 @@ class AccountingFigures(BaseModel):
 
 def figures(ledger: Ledger, settings: Settings, window: float | None = None, latest: int = 0) -> AccountingFigures:
     """All since the ledger's start, or of the last `window` seconds; with the `latest` so many requests."""
-    now = ledger.since if window is None else max(ledger.since, ledger.now - window)
-    seconds = max(ledger.now - now, 1e-9)
+    seconds = max(ledger.now - ledger.began(window), 1e-9)
     period = ledger.period(window)
     total = _sum(period)
     done = ledger.done(window)
     living = {stage: ledger.replicas(stage) for stage in STAGES}
-    devices = len(living["denoise"])
+    alive = period.stages["denoise"].alive
     busy = sum(stage.busy for stage in period.stages.values())
     per_hour = HOUR * total.images / seconds
     working = busy - sum(stage.starting + stage.warm_up for stage in period.stages.values())
@@ -144,8 +144,8 @@ def figures(ledger: Ledger, settings: Settings, window: float | None = None, lat
         refusals=dict(total.codes),
         images=total.images,
         images_per_hour=per_hour,
-        devices=devices,
-        images_per_hour_per_device=per_hour / devices if devices else None,
+        devices=len(living["denoise"]),
+        images_per_hour_per_device=HOUR * total.images / alive if alive else None,
         images_per_busy_hour=per_busy_hour,
         latency_seconds=latency,
         queue_seconds=percentiles([sum(spent.queue_seconds for spent in entry.spent.values()) for entry in done]),
@@ -184,7 +184,7 @@ def percentiles(values: Sequence[float]) -> Percentiles:
     ordered = sorted(values)
 
     def at(share: float) -> float | None:
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
+        return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None
 
     return Percentiles(p50=at(0.50), p95=at(0.95), p99=at(0.99))
 

@@ -23,6 +23,7 @@ from service.books import Books, BooksHere
 from service.courier import Courier, Outbox
 from service.errors import InvalidRequest, MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
 from service.figures import AccountingFigures
+from service.ledger import MINUTE, MINUTES_KEPT
 from service.metrics import Metrics
 from service.middleware import Envelope, error_response
 from service.openapi import ERRORS, OF_DRAWING, image_request_body
@@ -35,6 +36,8 @@ from service.tasks import cancel_all
 from service.tracing import Tracing
 from service.translation import check_model, describe_curves, describe_model, make_output, make_pictures, make_response, make_usage
 from service.validation import parse_request
+
+WINDOW = "The last so many seconds, and up to a minute more; all since the start without it."
 
 
 def build_gateway(
@@ -109,7 +112,7 @@ def _add_accounting_route(app: FastAPI, books: Books, courier: Courier, settings
     @app.get("/v1/accounting", responses={401: ERRORS[401]}, summary="What was drawn for whom, what it cost, and whether targets are met")
     async def get_accounting(
         request: Request,
-        window: Annotated[float | None, Query(gt=0, description="The last so many seconds; all since the start without it.")] = None,
+        window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
         latest: Annotated[int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")] = 0,
     ) -> AccountingFigures:
         require_admin(request, settings.admin_key)

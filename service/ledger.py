@@ -67,6 +67,7 @@ class Tally:
 class Busy:
     """The replicas of one stage together, dead ones included: seconds."""
 
+    alive: float = 0.0
     busy: float = 0.0
     starting: float = 0.0
     warm_up: float = 0.0  # charged to nobody
@@ -74,6 +75,7 @@ class Busy:
     ticks: TickCounts = field(default_factory=TickCounts)
 
     def add(self, other: "Busy") -> None:
+        self.alive += other.alive
         self.busy += other.busy
         self.starting += other.starting
         self.warm_up += other.warm_up
@@ -121,7 +123,6 @@ class Replica:
     """A source's last word."""
 
     statement: StageStatement
-    first_heard: float
     last_heard: float
 
 
@@ -166,20 +167,28 @@ class Ledger:
         latest = {stage: max(self.replicas(stage), key=lambda replica: replica.last_heard, default=None) for stage in STAGES}
         return {stage: replica.statement.census if replica else None for stage, replica in latest.items()}
 
+    def began(self, seconds: float | None = None) -> float:
+        """When the period of the last `seconds` began that can be told of: with a whole minute; for None, when the ledger did."""
+        if seconds is None:
+            return self.since
+        now = self._now()
+        minute = max((now - seconds) // MINUTE, now // MINUTE - MINUTES_KEPT + 1)
+        return max(self.since, minute * MINUTE)
+
     def period(self, seconds: float | None = None) -> Period:
-        """All since the start, or the last `seconds`, to the minute."""
+        """All since `began`."""
         if seconds is None:
             return self.ever
-        total, first = Period(), int((self._now() - seconds) // MINUTE)
+        total, first = Period(), int(self.began(seconds) // MINUTE)
         for minute, period in self._minutes.items():
             if minute >= first:
                 total.add(period)
         return total
 
     def done(self, seconds: float | None = None) -> list[Entry]:
-        """The requests that were answered with pictures, of those that are remembered."""
-        since = 0.0 if seconds is None else self._now() - seconds
-        return [entry for entry in self._done if entry.record.ended >= since]
+        """The requests that were answered with pictures since `began`, of those that are remembered."""
+        began = 0.0 if seconds is None else self.began(seconds)
+        return [entry for entry in self._done if entry.record.ended >= began]
 
     def latest(self, number: int) -> list[Entry]:
         """The requests that ended last, the newest first."""
@@ -224,11 +233,11 @@ class Ledger:
 
     def _hear(self, statement: StageStatement) -> None:
         now, before = self._now(), self._replicas.get(statement.source) or self._raised(statement.source)
-        self._replicas[statement.source] = Replica(statement, before.first_heard if before else now, now)
-        # Of a replica whose beginning nobody here has heard, what went before is in the books of a ledger that is gone.
-        known = before.statement.totals if before else StageTotals() if statement.number == 0 else statement.totals
+        self._replicas[statement.source] = Replica(statement, now)
+        known = before.statement.totals if before else StageTotals() if statement.number == 0 else _unheard(statement)
         for period in self._periods():
             busy = period.stages[statement.stage]
+            busy.alive += now - before.last_heard if before else 0.0
             busy.busy += statement.totals.busy - known.busy
             busy.starting += statement.totals.starting - known.starting
             busy.lost += statement.totals.lost - known.lost
@@ -267,6 +276,10 @@ class Ledger:
         if now < self._buried + BURY_SECONDS:  # it looks at every replica and every request, and is asked for with every statement
             return
         self._buried = now
+        for source, replica in list(self._gone.items()):
+            if now - replica.last_heard > UNCLAIMED_SECONDS:
+                del self._gone[source]
+                self._next_number.pop(source, None)
         for source, replica in list(self._replicas.items()):
             if now - replica.last_heard > SILENT_SECONDS:
                 self._gone[source] = self._replicas.pop(source)
@@ -277,3 +290,9 @@ class Ledger:
                 for stage, charge in pending.charges:
                     for period in self._periods():
                         period.stages[stage].lost += charge.device_seconds
+
+
+def _unheard(statement: StageStatement) -> StageTotals:
+    """What a replica had done before its first statement here: that is in the books of a ledger that is gone."""
+    told = statement.totals.open + sum(charge.device_seconds for charge in statement.charges)
+    return replace(statement.totals, busy=statement.totals.busy - told)

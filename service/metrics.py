@@ -162,8 +162,8 @@ class StageCollector(Collector):
             for stage, measures in known.items():
                 family.add_metric([stage], metric.value(measures))
             yield family
-        unattributed = CounterMetricFamily(
-            "safelight_unattributed_seconds_total", "Busy seconds that no request pays for.", labels=["stage", "reason"]
+        unattributed = GaugeMetricFamily(
+            "safelight_unattributed_seconds", "Busy seconds that no request pays for.", labels=["stage", "reason"]
         )
         for stage, measures in known.items():
             for reason in UNATTRIBUTED:

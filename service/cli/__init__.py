@@ -163,6 +163,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         help="an embedded model, a checkpoint folder, or a published checkpoint by its name, as sd3-medium; default emoji-128",
     )
     parser.add_argument("--gpu", default="a100", metavar="NAME", help="a100, h100, h200, l40s, or cpu: this machine; default %(default)s")
+    parser.add_argument(
+        "--service", metavar="URL", help="by what the stages of this running service have learnt of their own pace (`/v1/curve`)"
+    )
     parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's")
     parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import capacity
 from pipeline.capacity import GPUS, Device, Machine, Order, Outline, Prediction, Targets
 from pipeline.catalog import UnknownModel, find_model
+from pipeline.curve import CostCurve
 from pipeline.params import InvalidParams, ModelInfo
 from service.cli import UserError
 from service.cli.inputs import settings_of
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.service is not None and args.gpu != HERE:
+        raise UserError("--service is measured by itself: say --gpu cpu with it")
     if args.gpu not in (*GPUS, HERE):
         raise UserError(f"--gpu must be one of {', '.join((*GPUS, HERE))}, got {args.gpu!r}")
     for name in POSITIVE:
@@ -105,6 +108,8 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say
     if args.gpu != HERE:
         gpu = GPUS[args.gpu]
         return _reaching(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
+    if args.service is not None:
+        return Chosen(f"the service at {args.service}", _of_service(args, _find(settings_of(model=args.model).model)[1], order), None, None)
     if args.peak_tflops:
         return _reaching(args, "this machine", args.peak_tflops, MFU_HERE)
     with imported_for_good():
@@ -128,6 +133,19 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say
             return Chosen("this machine, measured", measured, None, None)
     say("measuring the best matrix product")
     return _reaching(args, "this machine by its best matrix product", measure_peak(threads), MFU_HERE)
+
+
+def _of_service(args: argparse.Namespace, outline: Outline, order: Order) -> Device:
+    """By what a running service has learnt of its own stages."""
+    import httpx
+
+    try:
+        said = httpx.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
+        curves = {stage: CostCurve(tuple(each["work_flops"]), tuple(each["seconds"]), each["factor"]) for stage, each in said.items()}
+        settings = settings_of(model=args.model)
+        return capacity.measured_by(curves, outline, order.size, settings.max_rows, settings.max_tokens)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--service {args.service} does not say what its work costs: {error or type(error).__name__}") from None
 
 
 def _reaching(args: argparse.Namespace, name: str, peak: float, mfu: float) -> Chosen:

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     outline = _outline(args.model)
     size = outline.native_size if args.size is None else _size(args.size)
-    order = Order(size, args.steps or outline.num_steps, outline.guidance_scale, outline.solver)
+    order = Order(size, outline.num_steps if args.steps is None else args.steps, outline.guidance_scale, outline.solver)
     fleets = [args.gpus] if not args.grow else [gpus for gpus in GROWTH if gpus <= args.gpus]
     told = []
     with counter("simulating", round(args.hours * len(fleets))) as done:
@@ -64,11 +64,16 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--gpus must be between 1 and 100000, got {args.gpus}")
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu must be more than 0 and at most 1, got {args.mfu}")
+    if not 2 <= args.max_rows <= 4096:
+        raise UserError(f"--max-rows must be between 2, the rows of one guided picture, and 4096; got {args.max_rows}")
+    if not 0 <= args.least <= args.gpus:
+        raise UserError(f"--least must be between 0 and --gpus, got {args.least}")
     for name in ("rate", "hours", "start_seconds", "target_seconds"):
         if not 0 < getattr(args, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be more than 0 and finite, got {getattr(args, name)}")
-    if args.mean_life_hours < 0:
-        raise UserError(f"--mean-life-hours must be at least 0, got {args.mean_life_hours}")
+    for name in ("mean_life_hours", "price_per_hour"):
+        if not 0 <= (getattr(args, name) or 0) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 0 and finite, got {getattr(args, name)}")
 
 
 def _outline(name: str) -> Outline:

@@ -43,12 +43,12 @@ class DecodeStage:
         self._census = StageCensus()
 
     async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output, ticket)]))[0])
+        with self.books.jobs(1):
+            return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output, ticket)]))[0])
 
     async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
-        """A picture for each job, or why there is none."""
-        with self.books.jobs(len(jobs)):
-            return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
+        """A picture for each job, or why there is none. That they are here, whoever collects them has put into `books`."""
+        return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
 
     def census(self) -> StageCensus:
         return self._census

@@ -48,11 +48,12 @@ class EncodeStage:
         self._census = StageCensus()
 
     async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
-        return (await self.encode_batch([EncodeJob(params, ticket)]))[0]
+        with self.books.jobs(1):
+            return (await self.encode_batch([EncodeJob(params, ticket)]))[0]
 
     async def encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
-        with self.books.jobs(len(jobs)):
-            return await self._worker.call(lambda encoder: self._encode(encoder, jobs))
+        """Conditioning for each job. That they are here, whoever collects them has put into `books`."""
+        return await self._worker.call(lambda encoder: self._encode(encoder, jobs))
 
     def census(self) -> StageCensus:
         return self._census

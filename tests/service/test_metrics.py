@@ -15,7 +15,7 @@ from service.metrics import OF_REQUESTS, OF_STAGES, TICKS, Metrics
 from service.payloads import StageCensus
 from tests.fakes import USAGE
 
-NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safelight_unattributed_seconds_total"}
+NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safelight_unattributed_seconds"}
 
 
 def statement(source: str, ticks: TickCounter, *charges: Charge, **totals: float) -> StageStatement:
@@ -62,7 +62,7 @@ def test_replicas_add_up(metrics: Metrics) -> None:
     assert told["safelight_stage_work_left_seconds denoise"] == 6.0
     assert told["safelight_stage_busy_seconds_total denoise"] == 6.0
     assert told["safelight_stage_charged_seconds_total denoise"] == 3.0
-    name = "safelight_unattributed_seconds_total"
+    name = "safelight_unattributed_seconds"
     reasons = {reason: told[" ".join([name, *sorted(["denoise", reason])])] for reason in ("warm_up", "starting", "overhead")}
     assert reasons == {"warm_up": 0.5, "starting": 1.0, "overhead": 1.5}
     assert told["safelight_mfu"] == 0.5
