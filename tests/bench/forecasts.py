@@ -26,7 +26,7 @@ from loadtests.figures import Phase
 from loadtests.replay import replay
 from loadtests.service import service
 from loadtests.traces import Arrival, Body, poisson
-from pipeline.capacity import HOUR, Measured, Order, Outline, Targets, measured_by, outline_of, picture_work, predict
+from pipeline.capacity import HOUR, STAGES, Measured, Order, Outline, Targets, measured_by, outline_of, picture_work, predict
 from pipeline.catalog import find_model
 from pipeline.curve import CostCurve
 from pipeline.fleet.simulator import Fleet, Kind, Outcome, Simulator
@@ -36,7 +36,8 @@ from service.settings import Settings
 
 STEADY = 0.6  # of the pictures an hour that are told
 AT_ONCE = 150
-LEARNING = 60  # pictures, before anything is told
+LEARNING = 80  # pictures, before anything is told
+ASKED_EVERY = 0.5  # seconds
 FOR_EVER = 1e6
 SEED = 77
 MOST_OFF = {"the simulator": 0.20, "safelight plan": 0.15}
@@ -98,8 +99,7 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
         return _simulated([(each.at, _work(outline, each.body)) for each in arrivals], measured)
 
     at_once, load = coming(0.0, AT_ONCE, SEED), f"{name}, {AT_ONCE} at once"
-    _seen(url, f"{name}, learning", coming(0.0, LEARNING, SEED + 1))
-    measured = _learnt(url, model)
+    measured = _learnt(url, f"{name}, learning", coming(0.0, LEARNING, SEED + 1), model)
     told, seen = told_of(at_once, measured), _seen(url, load, at_once)
     lines = _lines(load, told, at_once, seen)
     if order is not None:
@@ -107,8 +107,7 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
         lines.append(Line(load, "pictures an hour", "safelight plan", plan.images_per_hour_per_device, seen.images_per_hour))
 
     rate = STEADY * told.images / told.last_done
-    _seen(url, f"{name}, learning", coming(rate, LEARNING, SEED + 2))
-    measured = _learnt(url, model)
+    measured = _learnt(url, f"{name}, learning", coming(rate, LEARNING, SEED + 2), model)
     at_random, load = coming(rate, round(rate * seconds), SEED + 3), f"{name}, at {STEADY:g} of it"
     told, seen = told_of(at_random, measured), _seen(url, load, at_random)
     lines += _lines(load, told, at_random, seen)
@@ -118,9 +117,24 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
     return lines
 
 
-def _learnt(url: str, model: ModelInfo) -> Measured:
-    settings, said = Settings(), httpx.get(f"{url}/v1/curve", timeout=30.0).raise_for_status().json()
-    curves = {stage: CostCurve(tuple(each["work_flops"]), tuple(each["seconds"]), each["factor"]) for stage, each in said.items()}
+def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) -> Measured:
+    """By what the service says under this load: of all that it said, what has the median speed, for each stage."""
+
+    async def ask() -> list[dict[str, CostCurve]]:
+        said = []
+        drawing = asyncio.ensure_future(replay(url, arrivals))
+        async with httpx.AsyncClient(base_url=url, timeout=30.0) as client:
+            while not drawing.done():
+                await asyncio.sleep(ASKED_EVERY)
+                answer = (await client.get("/v1/curve")).raise_for_status().json()
+                said.append({stage: CostCurve(tuple(e["work_flops"]), tuple(e["seconds"]), e["factor"]) for stage, e in answer.items()})
+        await drawing
+        return said
+
+    said = asyncio.run(ask())
+    curves = {stage: sorted((each[stage] for each in said), key=lambda c: c.seconds_for(c.work[-1]))[len(said) // 2] for stage in STAGES}
+    settings = Settings()
+    print(f"{name}: {' '.join(f'{stage} {curve.factor:.2f}' for stage, curve in curves.items())}")
     return measured_by(curves, outline_of(model), model.native_size, settings.max_rows, settings.max_tokens)
 
 
