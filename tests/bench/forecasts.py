@@ -13,11 +13,13 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,6 +40,7 @@ STEADY = 0.6  # of the pictures an hour that are told
 AT_ONCE = 150
 LEARNING = 80  # pictures, before anything is told
 ASKED_EVERY = 0.5  # seconds
+SETTLING_SECONDS = 5.0
 FOR_EVER = 1e6
 SEED = 77
 MOST_OFF = {"the simulator": 0.20, "safelight plan": 0.15}
@@ -118,7 +121,12 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
 
 
 def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) -> Measured:
-    """By what the service says under this load: of all that it said, what has the median speed, for each stage."""
+    """By what the service says under this load: of all that it said, what has the median speed, for each stage.
+
+    A curve follows what a tick mostly takes, and lets a hiccup count for little. Where several processes want the same cores hiccups
+    are the rule, so the denoiser's is put right by how much longer than told its ticks took on average.
+    """
+    before = _ticks(url)
 
     async def ask() -> list[dict[str, CostCurve]]:
         said = []
@@ -133,9 +141,18 @@ def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) 
 
     said = asyncio.run(ask())
     curves = {stage: sorted((each[stage] for each in said), key=lambda c: c.seconds_for(c.work[-1]))[len(said) // 2] for stage in STAGES}
-    settings = Settings()
-    print(f"{name}: {' '.join(f'{stage} {curve.factor:.2f}' for stage, curve in curves.items())}")
+    time.sleep(SETTLING_SECONDS)  # the ledger hears of ticks once a second
+    after, settings, curve = _ticks(url), Settings(), curves["denoise"]
+    longer = (after[0] - before[0]) / (after[1] - before[1])
+    print(f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.factor:.2f}' for stage, curve in curves.items())}")
+    curves["denoise"] = replace(curve, factor=curve.factor * longer)
     return measured_by(curves, outline_of(model), model.native_size, settings.max_rows, settings.max_tokens)
+
+
+def _ticks(url: str) -> tuple[float, float]:
+    """The sum of ticks' seconds over what was told of them, and their number."""
+    samples = {s.name: s.value for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text) for s in family.samples}
+    return samples["safelight_tick_forecast_ratio_sum"], samples["safelight_tick_forecast_ratio_count"]
 
 
 def _own(arrival: Arrival, body: Body | None, number: int, seed: int) -> Body:
