@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loadtests import plots
+from loadtests.accounts import Books, compare
 from loadtests.figures import Phase, Thresholds, judge, percentile
 from loadtests.pictures import fault_of
 from loadtests.replay import Result, replay, was_late
@@ -185,3 +187,15 @@ def test_a_report_says_what_was_missed(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert json.loads((tmp_path / "run" / "report.json").read_text())["phases"][0]["faults"] == {"queue_full": 1}
+
+
+def test_books_and_clients_are_compared() -> None:
+    results = tuple(Result(float(n), float(n), n + 1.0, 200, None, 1, 0.5, 20) for n in range(10))
+    phase = Phase("steady", 0.0, results)
+    before = Books(100, 1000, 50.0, (9.0,) * 3)
+    told = Books(110, 1200, 55.05, (1.0,) * 10 + before.latencies)
+    assert all(verdict.is_met for verdict in compare(before, told, [phase], phase, 0.02))
+    lost = [replace(told, images=109), replace(told, nfe=1180), replace(told, device_seconds=56.0), replace(told, latencies=(0.9,) * 10)]
+    for wrong, name in zip(lost, ("pictures", "network evaluations", "device-seconds", "p50"), strict=True):
+        missed = [verdict.name for verdict in compare(before, wrong, [phase], phase, 0.02) if not verdict.is_met]
+        assert missed and f"account of {name}" in missed[0]
