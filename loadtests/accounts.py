@@ -47,8 +47,10 @@ def read_settled_books(url: str, key: str | None = None) -> Books | None:
 
 
 def compare(before: Books, after: Books, phases: Sequence[Phase], last: Phase, most: float) -> list[Verdict]:
-    """Totals over `phases`, and latencies of the `last` of them, by the books and by the clients; at most `most` apart, and a latency at most
-    `ON_THE_WAY` if that is more."""
+    """Totals over `phases`, and latencies of the `last` of them, by the books and by the clients.
+
+    At most `most` apart, as a share; latencies at most `ON_THE_WAY`, if that is more.
+    """
     results = [result for phase in phases for result in phase.good]
     newest = sorted(last.good, key=lambda result: result.done)[-LATEST:]
     booked = after.latencies[: len(newest)]
