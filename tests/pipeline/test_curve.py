@@ -105,6 +105,7 @@ def test_the_engine_measures_itself_and_is_left_empty() -> None:
 def test_a_slow_network_is_measured_at_two_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = build_engine(model(), max_rows=8, dtype=torch.float32)
     monkeypatch.setattr("pipeline.build.curve.SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.build.curve.LONGEST_VISIT", 0.0)
     ticks: list[int] = []
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda: (step(), ticks.append(engine.last_tick.rows))[0])
