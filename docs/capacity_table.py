@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from service import cli
+from safelight.service import cli
 
 MODELS = ("pixart-sigma", "sd3-medium", "sd3.5-medium", "sd3.5-large", "flux.1-dev")
 GPUS, SHARES, STEPS = ("a100", "h100"), (0.4, 0.5, 0.6), (20, 28)

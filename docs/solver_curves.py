@@ -21,10 +21,10 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from pipeline.params import InvalidParams
-from pipeline.reference.adaptive import rk45
-from pipeline.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from pipeline.solvers import ALIASES, SOLVERS, Plan, Tick, plan, walk
+from safelight.pipeline.diffusion.reference.adaptive import rk45
+from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
+from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, plan, walk
+from safelight.pipeline.params import InvalidParams
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
 Denoise = Callable[[Tensor, float], Tensor]

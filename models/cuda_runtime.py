@@ -13,7 +13,7 @@ LIBRARY = "libcudart.so.12"  # the wheel was built for CUDA 12, and finds no run
 def preload_cuda_runtime() -> None:
     """Load the library of the extra `cuda`, if it is there, and keep xformers from telling everyone what it cannot load.
 
-    Whether it works is found out by a real call (`models.xformers_attention`), and told by `safelight doctor`.
+    Whether it works is found out by a real call (`safelight.models.packed.xformers_attention`), and told by `safelight doctor`.
     """
     logging.getLogger("xformers").setLevel(logging.ERROR)
     package = importlib.util.find_spec("nvidia.cuda_runtime") if importlib.util.find_spec("nvidia") else None

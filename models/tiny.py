@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 
-from models.config import DiTConfig
-from models.dit import DiT
-from models.layout import FLOW_SCHEDULER, write_clip, write_index, write_part
-from models.registry import tiny_folder
-from models.vae import AutoencoderTiny
+from safelight.models.checkpoints.families import tiny_folder
+from safelight.models.checkpoints.options import DiTConfig
+from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
+from safelight.models.networks.dit import DiT
+from safelight.models.vae import AutoencoderTiny
 
 WIDTH, CONTEXT = 16, 15
 VISION = {"image_size": 16, "layers": 1, "width": WIDTH, "head_width": 8, "patch_size": 8}

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import load_into
-from models.config import Depth, Positive, checked, refuse_unknown
-from models.cuda_runtime import preload_cuda_runtime
-from models.folder import CheckpointError, read_json
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.options import Depth, Positive, checked, refuse_unknown
+from safelight.models.checkpoints.tensors import load_into
+from safelight.models.cuda_runtime import preload_cuda_runtime
 
 preload_cuda_runtime()  # work at import, for once: diffusers imports xformers when it is imported itself
 from diffusers import AutoencoderKL as AutoencoderKL  # noqa: E402

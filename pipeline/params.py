@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from models.text.label import Labels
-    from pipeline.schedules import Schedule  # which imports this module
+    from safelight.models.text.label import Labels
+    from safelight.pipeline.diffusion.schedules import Schedule  # which imports this module
 
 MAX_PROMPT_CHARACTERS = 4000
 MIN_STEPS, MAX_STEPS = 1, 200
@@ -102,7 +102,7 @@ class ModelInfo:
     timestep_spacing: str
     spacings: tuple[str, ...]
     schedule: "Schedule"
-    prediction: str  # of `pipeline.prediction`
+    prediction: str  # of `safelight.pipeline.diffusion.prediction`
     labels: "Labels | None" = None  # where a prompt is a class, what may be asked for
 
     @property
@@ -155,5 +155,5 @@ def _check_label(name: str, text: str, model: ModelInfo) -> None:
         return
     try:
         model.labels.find(text)
-    except ValueError as error:  # models.text.reading.UnreadableText, whose module imports torch
+    except ValueError as error:  # safelight.models.text.reading.UnreadableText, whose module imports torch
         raise InvalidParams(name, f"{name} {error}") from None

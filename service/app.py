@@ -8,11 +8,11 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
-from pipeline.catalog import find_model
-from service.backend import Backend
-from service.deployments import Bookkeeper, Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
-from service.handles import ColocatedBackend, SplitBackend
-from service.settings import Settings, may_sleep, read_settings, replica_range
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.service.backend import Backend
+from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
+from safelight.service.ray_serve.deployments import Bookkeeper, Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
+from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
 SMALL_CPU = 0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
 ROOM_FOR_QUESTIONS = 64  # health and census must get through to a stage that is full of pictures
@@ -22,12 +22,12 @@ BY_REQUESTS = {"target_ongoing_requests": 64}
 
 
 def app_from_args(args: dict[str, str]) -> Application:
-    """For `serve run service.app:app_from_args model=... stages=...` and the `args` of a Serve config file."""
+    """For `serve run safelight.service.app:app_from_args model=... stages=...` and the `args` of a Serve config file."""
     return build_app(read_settings(args))
 
 
 def build_app(settings: Settings) -> Application:
-    """Raises `pipeline.catalog.UnknownModel`."""
+    """Raises `safelight.pipeline.catalog.served_models.UnknownModel`."""
     model = find_model(settings.model)
     make_backend: Callable[..., Backend]
     if settings.stages == "colocated":
@@ -84,7 +84,12 @@ def _range(least: int, most: int, settings: Settings) -> dict[str, Any]:
 
 
 def _by_work(settings: Settings) -> dict[str, Any]:
-    return {"policy": {"policy_function": "service.autoscaling:ByWork", "policy_kwargs": {"target_seconds": settings.target_seconds}}}
+    return {
+        "policy": {
+            "policy_function": "safelight.service.ray_serve.autoscaling:ByWork",
+            "policy_kwargs": {"target_seconds": settings.target_seconds},
+        }
+    }
 
 
 def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from pipeline.params import GenerationParams
-from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
+from safelight.pipeline.params import GenerationParams
+from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
 
 STAGES = ("encode", "denoise", "decode")
 

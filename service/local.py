@@ -11,11 +11,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from service.settings import Settings
+from safelight.service.settings import Settings
 
 APPLICATION = "safelight"
 READY_SECONDS = 300.0
@@ -99,16 +98,13 @@ def _start_ray(say: Callable[[str], None]) -> None:
 def _init_ray() -> None:
     import ray
 
-    # Ray puts this process's folder in front of every worker's import path. Where the user stands there may be somebody
-    # else's `models`; where our own packages lie there is not.
-    with contextlib.chdir(Path(__file__).parents[1]):
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
 
 
 def _stop() -> None:
@@ -135,7 +131,7 @@ def _deploy(settings: Settings) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from service.app import build_app
+    from safelight.service.app import build_app
 
     try:
         # Serve's own time-out answers in plain text, so it must never be the first to run out

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from pipeline.catalog import find_model
+from safelight.pipeline.catalog.served_models import find_model
 
 
 def tiny_without(tensor: str, folder: Path) -> Path:

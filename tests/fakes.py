@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.curve import UNKNOWN
-from pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
-from pipeline.schedules import Flow
-from service.backend import STAGES
-from service.payloads import NOBODY, Conditioning, Drawn, Output, PictureUsage, StageCensus, Ticket
+from safelight.pipeline.diffusion.schedules import Flow
+from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
+from safelight.pipeline.scheduling.cost_curve import UNKNOWN
+from safelight.service.backend import STAGES
+from safelight.service.messages import NOBODY, Conditioning, Drawn, Output, PictureUsage, StageCensus, Ticket
 
 MODEL = ModelInfo(
     id="fake-8",

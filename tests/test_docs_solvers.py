@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.solvers import SOLVERS
-from pipeline.spacing import SPACINGS
+from safelight.pipeline.diffusion.solvers import SOLVERS
+from safelight.pipeline.diffusion.spacing import SPACINGS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "solvers.md").read_text(encoding="utf-8")

@@ -1,42 +1,88 @@
-"""The import arrows of docs/structures.md: `models <- pipeline <- service`, what each part may not know, and its map of modules."""
+"""The import arrows between packages, as docs/structures.md draws them, and what a package may not know at all."""
 
 import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("models", "pipeline", "service")
-PURE = ("schedules", "spacing", "prediction", "solvers", "guidance", "reference", "likelihood")  # of pipeline: mathematics, no networks
-SERVICE_MAY_USE = (
-    "build",
-    "capacity",
-    "catalog",
-    "curve",
-    "params",
-    "planning",
-    "evaluation",
-    "bench",
-    "fleet",
-    "scaling",
-    "images",
-    "guidance",
-    "solvers",
-)  # of pipeline; solvers: to list them
-TORCH_FREE = ("gateway", "schemas", "errors", "accounting", "auth")  # of service: small replicas that start fast
-DRAGS_TORCH_IN = {"torch", "torchvision", "diffusers", "open_clip", "timm", "transformers", "xformers", "accelerate"}
-NOT_FOR_PIPELINE = {"ray", "fastapi", "starlette", "pydantic"}
+PARTS = ("models", "pipeline", "service")
+
+# Which packages a package may import, itself aside. A module that stands beside the packages counts as one.
+ARROWS: dict[str, str] = {
+    "models.checkpoints": "models.tiny",
+    "models.networks": "models.checkpoints",
+    "models.packed": "models.networks models.cuda_runtime",
+    "models.text": "models.checkpoints",
+    "models.vae": "models.checkpoints models.cuda_runtime",
+    "models.tiny": "models.checkpoints models.networks models.vae",
+    "models.denoisers": "models.checkpoints models.networks models.packed",
+    "models.inspection": "models.checkpoints models.denoisers models.text models.vae",
+    "models.evaluation": "models.checkpoints",
+    "models.cuda_runtime": "",
+    "models.recipes": "models.* pipeline.*",
+    "pipeline.params": "models.text pipeline.diffusion",
+    "pipeline.diffusion": "pipeline.params",
+    "pipeline.scheduling": "pipeline.params",
+    "pipeline.flops": "models.checkpoints models.networks models.text",
+    "pipeline.catalog": "models.checkpoints models.text pipeline.diffusion pipeline.params",
+    "pipeline.engine": "models.networks models.text models.vae"
+    " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
+    "pipeline.assembly": "models.* pipeline.catalog pipeline.engine pipeline.params pipeline.scheduling",
+    "pipeline.capacity": "models.checkpoints models.denoisers models.text"
+    " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
+    "pipeline.calibration": "models.* pipeline.assembly pipeline.capacity pipeline.catalog pipeline.engine"
+    " pipeline.flops pipeline.params pipeline.scheduling",
+    "pipeline.evaluation": "models.* pipeline.assembly pipeline.catalog pipeline.diffusion pipeline.engine"
+    " pipeline.params",
+    "pipeline.benchmark": "models.* pipeline.assembly pipeline.calibration pipeline.diffusion pipeline.engine"
+    " pipeline.params pipeline.scheduling",
+    "service.settings": "",
+    "service.asyncio_tasks": "",
+    "service.fast_imports": "",
+    "service.errors": "pipeline.params",
+    "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
+    "service.backend": "pipeline.params service.messages",
+    "service.usage": "service.backend service.errors service.messages service.settings",
+    "service.telemetry": "service.messages service.settings service.usage",
+    "service.stages": "pipeline.diffusion pipeline.engine pipeline.params pipeline.scheduling"
+    " service.errors service.messages service.usage",
+    "service.inprocess": "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.engine pipeline.params"
+    " service.fast_imports service.messages service.settings service.stages",
+    "service.dispatcher": "pipeline.params service.asyncio_tasks service.backend service.errors service.messages"
+    " service.settings service.telemetry service.usage",
+    "service.http": "pipeline.catalog pipeline.params pipeline.scheduling service.asyncio_tasks service.backend"
+    " service.dispatcher service.errors service.messages service.settings service.telemetry service.usage",
+    "service.ray_serve": "pipeline.params pipeline.scheduling service.backend service.errors service.http"
+    " service.inprocess service.messages service.settings service.stages service.telemetry service.usage",
+    "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
+    "service.local": "service.app service.settings",
+    "service.cli": "pipeline.* service.*",
+}  # fmt: skip
+# These start without torch, so that a gateway replica is small.
+TORCH_FREE = (
+    "pipeline.params",
+    "pipeline.scheduling",
+    "pipeline.catalog.served_models",
+    "service.errors",
+    "service.http",
+    "service.settings",
+    "service.telemetry",
+    "service.usage",
+)
+TORCH_LIBRARIES = {"torch", "torchvision", "diffusers", "open_clip", "timm", "transformers", "xformers", "accelerate"}
+SERVICE_LIBRARIES = {"ray", "fastapi", "starlette", "pydantic", "pydantic_settings"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module, by its full name. When: as its importer is imported, in a `call`, or `never` but for types."""
+    """One import: `target` without the leading `safelight.`; `when` is `import`, `call` or `never` (types only)."""
 
     target: str
     line: int
@@ -48,29 +94,35 @@ class Import:
 
 
 class Tree:
-    """The Python files under `root`, by module name."""
+    """The Python files under `root`, by module name without the leading `safelight.`."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.files = {_module_name(f.relative_to(root)): f for part in (*OURS, "loadtests") for f in sorted((root / part).rglob("*.py"))}
-        self.syntax = {name: ast.parse(f.read_text(encoding="utf-8")) for name, f in self.files.items()}
+        paths = [path for part in (*PARTS, "loadtests") for path in sorted((root / part).rglob("*.py"))]
+        self.files = {_module_name(path.relative_to(root)): path for path in paths}
+        self.syntax = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in self.files.items()}
         self.imports = {name: tuple(self._imports(name)) for name in self.files}
 
-    def of(self, *prefixes: str) -> Iterator[str]:
+    def modules(self, *prefixes: str) -> list[str]:
         """The modules that are one of `prefixes` or lie inside one."""
-        return (name for name in self.files if any(_inside(name, p) for p in prefixes))
+        return [name for name in self.files if any(_is_inside(name, prefix) for prefix in prefixes)]
 
     def _imports(self, name: str) -> Iterator[Import]:
         for node, when in _walk(self.syntax[name], "import"):
-            if isinstance(node, ast.Import):
-                yield from (Import(alias.name, node.lineno, when) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                base = self._absolute(name, node)
-                for alias in node.names:
-                    target = f"{base}.{alias.name}"
-                    yield Import(target if target in self.files else base, node.lineno, when)
-            elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
-                yield from (Import(str(a.value), node.lineno, when) for a in node.args[:1] if isinstance(a, ast.Constant))
+            for target in self._targets(name, node):
+                ours = target.removeprefix("safelight.")
+                yield Import(ours if ours.partition(".")[0] in PARTS else target, node.lineno, when)
+
+    def _targets(self, name: str, node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = self._absolute(name, node)
+            for alias in node.names:
+                target = f"{base}.{alias.name}"
+                yield target if target.removeprefix("safelight.") in self.files else base
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            yield from (str(value.value) for value in node.args[:1] if isinstance(value, ast.Constant))
 
     def _absolute(self, name: str, node: ast.ImportFrom) -> str:
         if not node.level:
@@ -80,63 +132,111 @@ class Tree:
         return ".".join((*parts, node.module) if node.module else parts)
 
 
-def broken_arrows(tree: Tree) -> list[str]:
+def forbidden_imports(tree: Tree) -> list[str]:
     """One line for each import in `tree` that the design forbids."""
-    core = [m for m in tree.of("models") if not _inside(m, "models.recipes")]
-    pure = {f"pipeline.{p}" for p in PURE}
-    gates = tuple(f"pipeline.{p}" for p in SERVICE_MAY_USE)
-    below_recipes = [*core, *tree.of("pipeline", "service")]
     return [
-        *_forbid(tree, core, lambda i: i.top in ("pipeline", "service"), "models knows nothing above it"),
-        *_forbid(tree, tree.of("models.recipes"), lambda i: i.top == "service", "recipes do not know the service"),
-        *_forbid(tree, below_recipes, lambda i: _inside(i.target, "models.recipes"), "nothing stands on a recipe"),
-        *_forbid(tree, tree.of("pipeline"), lambda i: i.top == "service", "pipeline knows nothing above it"),
-        *_forbid(tree, tree.of("pipeline"), lambda i: i.top in NOT_FOR_PIPELINE, "pipeline is torch only"),
-        *_forbid(
-            tree,
-            tree.of(*pure),
-            lambda i: (
-                not (any(_inside(i.target, p) for p in ("pipeline.params", *pure)) or i.top == "torch" or i.top in sys.stdlib_module_names)
-            ),
-            "pure mathematics",
-        ),
-        *_forbid(tree, tree.of("service"), lambda i: i.top == "models", "networks only through pipeline.build"),
-        *_forbid(
-            tree,
-            tree.of("service"),
-            lambda i: i.top == "pipeline" and i.when != "never" and not any(_inside(i.target, gate) for gate in gates),
-            f"of pipeline, service uses {', '.join(SERVICE_MAY_USE)}, and types",
-        ),
-        *_forbid(tree, tree.of("loadtests"), lambda i: i.top in OURS, "load tests speak HTTP only"),
+        *_wrong_arrows(tree),
+        *_forbid(tree, tree.modules("pipeline"), lambda i: i.top in SERVICE_LIBRARIES, "pipeline is torch only"),
+        *_forbid(tree, tree.modules("pipeline.diffusion"), _is_not_mathematics, "mathematics: torch and the standard library"),
+        *_forbid(tree, tree.modules("loadtests"), lambda i: i.top in (*PARTS, "safelight"), "load tests speak HTTP only"),
         *_environment(tree),
         *_torch_paths(tree),
     ]
 
 
-def _forbid(tree: Tree, modules: Iterator[str] | list[str], is_bad: Callable[[Import], bool], why: str) -> list[str]:
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one node (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    components = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in edges.get(node, ()):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                components.append(sorted(component))
+
+    for node in edges:
+        if node not in index:
+            visit(node)
+    return components
+
+
+def file_edges(tree: Tree) -> dict[str, set[str]]:
+    """Which modules each module imports, at any time, annotations included."""
+    return {name: {i.target for i in imports if i.target in tree.files} for name, imports in tree.imports.items()}
+
+
+def package_edges(tree: Tree) -> dict[str, set[str]]:
+    """Which packages of `ARROWS` each of them imports."""
+    edges: dict[str, set[str]] = {}
+    for name, targets in file_edges(tree).items():
+        package = _package(name)
+        edges.setdefault(package, set()).update(_package(target) for target in targets)
+        edges[package].discard(package)
+    return edges
+
+
+def _wrong_arrows(tree: Tree) -> Iterator[str]:
+    for name in tree.modules(*PARTS):
+        package = _package(name)
+        if package in PARTS:  # the __init__.py of a part
+            continue
+        if package not in ARROWS:
+            yield f"{name}: package {package} is not in ARROWS"
+            continue
+        for i in tree.imports[name]:
+            target = _package(i.target)
+            if i.top in PARTS and target != package and not _is_allowed(target, ARROWS[package].split()):
+                yield f"{name}:{i.line} imports {i.target} ({package} may import: {ARROWS[package] or 'nothing'})"
+
+
+def _is_allowed(package: str, allowed: list[str]) -> bool:
+    if package.startswith("models.recipes"):
+        return False
+    return any(package == name or (name.endswith(".*") and package.startswith(name[:-1])) for name in allowed)
+
+
+def _forbid(tree: Tree, modules: Iterable[str], is_bad: Callable[[Import], bool], why: str) -> list[str]:
     return [f"{name}:{i.line} imports {i.target} ({why})" for name in modules for i in tree.imports[name] if is_bad(i)]
 
 
+def _is_not_mathematics(i: Import) -> bool:
+    return i.top not in ("pipeline", "torch") and i.top not in sys.stdlib_module_names
+
+
 def _environment(tree: Tree) -> Iterator[str]:
-    for name in tree.of("pipeline"):
+    why = "only service.settings reads the environment"
+    for name in tree.modules("pipeline"):
         for node in ast.walk(tree.syntax[name]):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os" and node.attr in ENVIRONMENT:
-                yield f"{name}:{node.lineno} uses os.{node.attr} (only service.settings reads the environment)"
-            elif isinstance(node, ast.ImportFrom) and node.module == "os" and ENVIRONMENT & {a.name for a in node.names}:
-                yield f"{name}:{node.lineno} imports from os.environ (only service.settings reads the environment)"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os" and node.attr in ENVIRONMENT:
+                yield f"{name}:{node.lineno} uses os.{node.attr} ({why})"
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                if ENVIRONMENT & {alias.name for alias in node.names}:
+                    yield f"{name}:{node.lineno} imports from os ({why})"
 
 
 def _torch_paths(tree: Tree) -> Iterator[str]:
-    for start in tree.of(*(f"service.{m}" for m in TORCH_FREE)):
+    for start in tree.modules(*TORCH_FREE):
         if path := _eager_path_to_torch(tree, start):
             yield f"{' -> '.join(path)} ({start} starts without torch)"
 
 
 def _eager_path_to_torch(tree: Tree, start: str) -> tuple[str, ...] | None:
     paths, seen = [(start,)], {start}
-    for path in paths:  # breadth first: the list grows while we walk it
+    for path in paths:  # breadth first: the list grows while it is walked
         for target in (i.target for i in tree.imports.get(path[-1], ()) if i.when == "import"):
-            if target.partition(".")[0] in DRAGS_TORCH_IN or target == "safetensors.torch":
+            if target.partition(".")[0] in TORCH_LIBRARIES or target == "safetensors.torch":
                 return (*path, target)
             for name in _with_parents(target):
                 if name in tree.files and name not in seen:
@@ -148,13 +248,13 @@ def _eager_path_to_torch(tree: Tree, start: str) -> tuple[str, ...] | None:
 def _walk(node: ast.AST, when: str) -> Iterator[tuple[ast.AST, str]]:
     """Every node below `node`, and when it runs."""
     for child in ast.iter_child_nodes(node):
-        then = when
+        child_when = when
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and when == "import":
-            then = "call"
+            child_when = "call"
         elif isinstance(node, ast.If) and _is_type_checking(node.test) and child in node.body:
-            then = "never"
-        yield child, then
-        yield from _walk(child, then)
+            child_when = "never"
+        yield child, child_when
+        yield from _walk(child, child_when)
 
 
 def _is_type_checking(test: ast.expr) -> bool:
@@ -170,11 +270,11 @@ def _module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
+def _package(name: str) -> str:
+    return ".".join(name.split(".")[:2])
 
 
-def _inside(name: str, prefix: str) -> bool:
+def _is_inside(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -183,82 +283,105 @@ def _with_parents(name: str) -> Iterator[str]:
     return (".".join(parts[: n + 1]) for n in range(len(parts)))
 
 
-def test_this_tree_keeps_the_arrows():
-    assert broken_arrows(Tree(ROOT)) == []
+def test_this_tree_has_no_forbidden_import():
+    assert forbidden_imports(Tree(ROOT)) == []
+
+
+def test_no_circle_of_files():
+    assert circles(file_edges(Tree(ROOT))) == []
+
+
+def test_no_circle_of_packages():
+    assert circles(package_edges(Tree(ROOT))) == []
+
+
+def test_no_arrow_is_allowed_that_nothing_uses():
+    used = package_edges(Tree(ROOT))
+    allowed = {package: {n for n in names.split() if not n.endswith("*")} for package, names in ARROWS.items()}
+    assert {package: names - used[package] for package, names in allowed.items() if names - used[package]} == {}
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"]]
 
 
 def test_torch_free_modules_start_without_torch():
-    imports = [f"import service.{m}" for m in TORCH_FREE if (ROOT / "service" / f"{m}.py").exists()]
-    code = "\n".join(["import sys", *imports, f"sys.exit(' '.join({DRAGS_TORCH_IN!r} & set(sys.modules)) or None)"])
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    names = [name for name in Tree(ROOT).modules(*TORCH_FREE) if not name.endswith("__main__")]
+    imports = [f"import safelight.{name}" for name in names]
+    code = "\n".join(["import sys", *imports, f"sys.exit(' '.join({TORCH_LIBRARIES!r} & set(sys.modules)) or None)"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("part", OURS)
-def test_the_map_names_every_module(part):
-    section = re.search(rf"^## {part}\n(.*?)^## ", (ROOT / "docs" / "structures.md").read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_map_names_every_package(part):
+    text = (ROOT / "docs" / "structures.md").read_text()
+    section = re.search(rf"^## {part}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     assert section
-    named = {f"{part}.{name}" for row in re.findall(r"^\| (`.*?) \|", section[1], re.MULTILINE) for name in re.findall(r"`([\w.]+)`", row)}
-    packages = {name for name, file in Tree(ROOT).files.items() if file.name == "__init__.py" and name != f"{part}.recipes"}
-    modules = {m for m in Tree(ROOT).of(part) if m != f"{part}.recipes" and m != part and _parent(m) not in packages - {part}}
-    assert named == modules
+    rows = re.findall(r"^\| (`.*?) \|", section[1], re.MULTILINE)
+    named = {f"{part}.{name}" for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    assert named == {_package(name) for name in Tree(ROOT).modules(part)} - {part}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("models/dit.py", "import pipeline.params", "models.dit:1 imports pipeline.params"),
-        ("models/vae.py", "def f():\n    from service import stages", "models.vae:2 imports service.stages"),
-        ("models/dit.py", "from models.recipes import emoji", "nothing stands on a recipe"),
-        ("models/recipes/emoji/train.py", "import service.app", "recipes do not know the service"),
-        ("pipeline/engine.py", "import ray", "pipeline is torch only"),
-        ("pipeline/engine.py", "from pydantic import BaseModel", "pipeline is torch only"),
-        ("pipeline/engine.py", "from service import settings", "pipeline knows nothing above it"),
-        ("pipeline/engine.py", "import importlib\nimportlib.import_module('service.app')", "pipeline.engine:2 imports service.app"),
-        ("pipeline/runner.py", "import os\nthreads = os.environ.get('OMP_NUM_THREADS')", "pipeline.runner:2 uses os.environ"),
-        ("pipeline/runner.py", "from os import getenv", "only service.settings reads the environment"),
-        ("pipeline/solvers.py", "from models import dit", "pipeline.solvers:1 imports models.dit (pure"),
-        ("pipeline/solvers.py", "import numpy", "pipeline.solvers:1 imports numpy"),
-        ("pipeline/schedules.py", "from . import engine", "pipeline.schedules:1 imports pipeline.engine"),
-        ("service/stages.py", "from models.dit import DiT", "networks only through pipeline.build"),
-        ("service/stages.py", "from pipeline.engine import Engine", "of pipeline, service uses"),
-        ("service/stages.py", "def draw():\n    from pipeline.engine import Engine", "service.stages:2 imports pipeline.engine"),
-        ("service/stages.py", "if TYPE_CHECKING:\n    from models.dit import DiT", "networks only through pipeline.build"),
-        ("service/auth.py", "if TYPE_CHECKING:\n    import ray\nelse:\n    import torch", "service.auth -> torch"),
-        ("service/gateway.py", "import torch", "service.gateway -> torch"),
-        ("service/gateway.py", "import torch.nn as nn", "service.gateway -> torch.nn"),
-        ("service/gateway.py", "from service.stages import Stage", "service.gateway -> service.stages -> pipeline.build -> torch"),
-        ("service/errors.py", "from .stages import Stage", "service.errors -> service.stages -> pipeline.build -> torch"),
-        ("service/auth.py", "try:\n    import open_clip\nexcept ImportError:\n    pass", "service.auth -> open_clip"),
-        ("loadtests/locustfile.py", "from service.schemas import Request", "load tests speak HTTP only"),
+        ("models/vae.py", "import safelight.pipeline.params", "models.vae:1 imports pipeline.params"),
+        ("models/vae.py", "def f():\n    from safelight.service import stages", "models.vae:2 imports service"),
+        ("models/vae.py", "from safelight.models.recipes import emoji", "models.vae:1 imports models.recipes"),
+        ("models/recipes/emoji/train.py", "import safelight.service.app", "imports service.app (models.recipes may"),
+        ("pipeline/engine/engine.py", "import ray", "pipeline is torch only"),
+        ("pipeline/engine/engine.py", "from pydantic import BaseModel", "pipeline is torch only"),
+        ("pipeline/engine/engine.py", "from safelight.service import settings", "imports service (pipeline.engine may"),
+        (
+            "pipeline/engine/engine.py",
+            "import importlib\nimportlib.import_module('safelight.service.app')",
+            "pipeline.engine.engine:2 imports service.app",
+        ),
+        ("pipeline/engine/runner.py", "import os\nn = os.environ.get('OMP_NUM_THREADS')", "runner:2 uses os.environ"),
+        ("pipeline/engine/runner.py", "from os import getenv", "only service.settings reads the environment"),
+        ("pipeline/diffusion/solvers.py", "from safelight.models import vae", "imports models.vae (pipeline.diffusion may"),
+        ("pipeline/diffusion/solvers.py", "import numpy", "pipeline.diffusion.solvers:1 imports numpy (mathematics"),
+        ("pipeline/diffusion/spacing.py", "from ..engine import engine", "imports pipeline.engine.engine"),
+        ("service/stages/denoise.py", "from safelight.models.vae import load_vae", "imports models.vae (service.stages"),
+        ("service/inprocess.py", "from safelight.pipeline.benchmark import report", "imports pipeline.benchmark"),
+        ("service/http/auth.py", "if TYPE_CHECKING:\n    import ray\nelse:\n    import torch", "service.http.auth -> torch"),
+        ("service/http/gateway.py", "import torch.nn as nn", "service.http.gateway -> torch.nn"),
+        (
+            "service/http/gateway.py",
+            "from safelight.pipeline.catalog.planning import make_plan",
+            "service.http.gateway -> pipeline.catalog.planning -> torch",
+        ),
+        ("service/errors.py", "try:\n    import open_clip\nexcept ImportError:\n    pass", "service.errors -> open_clip"),
+        ("service/corner/new.py", "", "package service.corner is not in ARROWS"),
+        ("loadtests/locustfile.py", "from safelight.service.http.schemas import R", "load tests speak HTTP only"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, path, source, complaint):
-    complaints = broken_arrows(_tree_with(tmp_path, path, source))
+    complaints = forbidden_imports(_tree_with(tmp_path, path, source))
     assert any(complaint in line for line in complaints), complaints
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("models/recipes/emoji/train.py", "from pipeline.build import load_engine"),
-        ("pipeline/solvers.py", "import math\nimport torch\nfrom pipeline import prediction\nfrom pipeline.params import StageCost"),
-        ("pipeline/engine.py", "import os.path\nfrom models import dit\nhere = os.path.abspath('.')"),
-        ("service/stages.py", "from pipeline import build, params"),
-        ("service/stages.py", "if TYPE_CHECKING:\n    from pipeline.engine import Engine"),
-        ("service/gateway.py", "from pipeline.params import GenerationParams\n\n\ndef draw():\n    import torch"),
-        ("service/gateway.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("models/recipes/emoji/train.py", "from safelight.pipeline.assembly.engine import build_engine"),
+        ("pipeline/diffusion/solvers.py", "import math\nimport torch\nfrom safelight.pipeline.diffusion import spacing"),
+        ("pipeline/engine/engine.py", "import os.path\nfolder = os.path.abspath('.')"),
+        ("service/stages/denoise.py", "if TYPE_CHECKING:\n    from safelight.pipeline.engine.engine import Engine"),
+        ("service/http/gateway.py", "def draw():\n    import torch"),
+        ("service/http/gateway.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],
 )
 def test_a_right_import_passes(tmp_path, path, source):
-    assert broken_arrows(_tree_with(tmp_path, path, source)) == []
+    assert forbidden_imports(_tree_with(tmp_path, path, source)) == []
 
 
 def _tree_with(root: Path, path: str, source: str) -> Tree:
     """A small clean tree in which one file is replaced by `source`."""
-    files = {f"{p}/__init__.py": "" for p in (*OURS, "models/recipes", "models/recipes/emoji")}
-    files |= {"models/dit.py": "import torch", "pipeline/params.py": "", "pipeline/prediction.py": "import math"}
-    files |= {"pipeline/build.py": "import torch", "pipeline/engine.py": "", "service/stages.py": "from pipeline.build import build"}
+    files = {f"{part}/__init__.py": "" for part in (*PARTS, "models/recipes", "models/recipes/emoji")}
+    files |= {"models/vae.py": "import torch", "pipeline/params.py": "", "pipeline/engine/engine.py": ""}
+    files |= {"pipeline/diffusion/spacing.py": "import math", "pipeline/catalog/planning.py": "import torch"}
     for name, text in (files | {path: source}).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

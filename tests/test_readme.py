@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from service.schemas import ImageRequest
+from safelight.service.http.schemas import ImageRequest
 from tests.live import LiveService
 
 ROOT = Path(__file__).resolve().parents[1]

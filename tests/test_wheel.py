@@ -1,7 +1,6 @@
-"""The wheel is complete, and its three common package names cannot be taken over by a folder that happens to hold the same ones.
+"""The wheel is complete, and works in a folder that holds packages named `models`, `pipeline` and `service`.
 
-A console script does not put the current folder on `sys.path` (`python -m` does), so one process is safe by itself.
-Ray is not: it puts the driver's current folder first on the path of every worker, so `safelight serve` must start it elsewhere.
+Ray puts the driver's current folder first on the import path of every worker, so such a folder would be imported from.
 """
 
 import os
@@ -26,8 +25,8 @@ OURS = ("models", "pipeline", "service")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our wheel, built from a copy, so that nothing left over in the checkout gets in and nothing stays behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in OURS:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*OURS, "src"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out, source)
@@ -58,7 +57,8 @@ def foreign_folder(tmp_path: Path) -> Path:
 
 
 def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder: Path):
-    code = f"import {', '.join(OURS)}; print({' + chr(10) + '.join(f'{name}.__file__' for name in OURS)})"
+    names = [f"safelight.{name}" for name in OURS]
+    code = f"import {', '.join(names)}; print({' + chr(10) + '.join(f'{name}.__file__' for name in names)})"
     files = _run(clean_bin / "python", "-I", "-c", code, cwd=foreign_folder).split()
     assert [Path(f).parent.name for f in files] == list(OURS)
     assert all(clean_bin.parent in Path(f).parents for f in files), files

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.schedules import Schedule
+from safelight.pipeline.diffusion.schedules import Schedule
 
 
 def logit_normal_times(num: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from models.folder import CheckpointError, read_json
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
 
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text

@@ -13,10 +13,10 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from models.checkpoint import CLIP_WEIGHTS, Shapes, load_into, shapes_of
-from models.folder import CLIP_CONFIG, CheckpointError, read_json
-from models.text.bpe import SPECIAL_TOKENS, BytePairs
-from models.text.reading import Reading, TokenisedText
+from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, Shapes, load_into, shapes_of
+from safelight.models.text.bpe import SPECIAL_TOKENS, BytePairs
+from safelight.models.text.reading import Reading, TokenisedText
 
 LONGEST_WORD = 64  # no word is longer
 

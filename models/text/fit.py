@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from models.folder import CLIP_CONFIG, CheckpointError, read_json
-from models.registry import Family
+from safelight.models.checkpoints.families import Family
+from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
 
 POOLED_WIDTH, PROJECTION_WIDTH = 2048, 512  # where a transformer's config, or a CLIP's, does not say
 

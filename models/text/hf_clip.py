@@ -15,11 +15,11 @@ import torch
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
-from models.checkpoint import Shapes, fill
-from models.config import Depth, Positive
-from models.folder import CheckpointError
-from models.text.clip import text_flops
-from models.text.hf_folder import load_exactly, read_config
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.options import Depth, Positive
+from safelight.models.checkpoints.tensors import Shapes, fill
+from safelight.models.text.clip import text_flops
+from safelight.models.text.hf_folder import load_exactly, read_config
 
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 END_ID_BEFORE_IT_WAS_RIGHT = 2  # what older configs say of every CLIP; transformers then pools at the largest id, as open_clip does

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoint import Shapes, differences, list_tensors, read_stored, shapes_of
-from models.config import Options, checked
-from models.folder import CheckpointError, read_json
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.options import Options, checked
+from safelight.models.checkpoints.tensors import Shapes, differences, list_tensors, read_stored, shapes_of
 
 HF_WEIGHTS = "model.safetensors"
 

@@ -6,8 +6,8 @@ torch is imported where a text is read: whoever only looks names up does without
 from difflib import get_close_matches
 from pathlib import Path
 
-from models.folder import CheckpointError, read_json
-from models.text.reading import Reading, UnreadableText
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.text.reading import Reading, UnreadableText
 
 NUM_SUGGESTIONS = 3
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.folder import CheckpointError, read_json
-from models.text.bpe import NUM_TOKENS, SPECIAL_TOKENS, BytePairs
-from models.text.hf_clip import ClipTextConfig, HfClipTower
-from models.text.reading import Reading
-from models.text.t5 import T5Encoder, T5EncoderConfig
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.text.bpe import NUM_TOKENS, SPECIAL_TOKENS, BytePairs
+from safelight.models.text.hf_clip import ClipTextConfig, HfClipTower
+from safelight.models.text.reading import Reading
+from safelight.models.text.t5 import T5Encoder, T5EncoderConfig
 
 CLIPS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # parts of the folder: L, then bigG
 T5, T5_TOKENIZER, T5_CONTEXT = "text_encoder_3", "tokenizer_3", 256

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import Shapes, fill
-from models.config import Depth
-from models.folder import CheckpointError, read_json
-from models.text.hf_folder import load_exactly, read_config
-from models.text.reading import Reading, TokenisedText
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.options import Depth
+from safelight.models.checkpoints.tensors import Shapes, fill
+from safelight.models.text.hf_folder import load_exactly, read_config
+from safelight.models.text.reading import Reading, TokenisedText
 
 PROJECTIONS = ("relu", "gated-gelu")  # of T5's MLP: version 1.0, and 1.1 as PixArt and SD3 have it
 INSTALL = "in the checkout, pip install -e '.[t5]'"

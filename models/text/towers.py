@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from models.registry import Family
-from models.text.clip import ClipTextTower
-from models.text.label import LabelTower
-from models.text.reading import TextTower
-from models.text.sd3 import Sd3Towers
-from models.text.t5 import T5Tower
+from safelight.models.checkpoints.families import Family
+from safelight.models.text.clip import ClipTextTower
+from safelight.models.text.label import LabelTower
+from safelight.models.text.reading import TextTower
+from safelight.models.text.sd3 import Sd3Towers
+from safelight.models.text.t5 import T5Tower
 
 
 def load_tower(family: Family, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:

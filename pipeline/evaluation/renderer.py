@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.build.decoder import build_decoder
-from pipeline.build.encoder import build_text_encoder
-from pipeline.build.engine import build_engine
-from pipeline.decoder import NotAPicture
-from pipeline.params import GenerationParams, ModelInfo, check_params
-from pipeline.planning import plan_of
+from safelight.pipeline.assembly.decoder import build_decoder
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.engine.image_decoder import NotAPicture
+from safelight.pipeline.params import GenerationParams, ModelInfo, check_params
 
 WAITING = 16  # samples ready for the engine: each holds its text's keys and values
 

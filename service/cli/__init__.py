@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        code = int(import_module(f"service.cli.{args.command}").run(args))
+        code = int(import_module(f"safelight.service.cli.{args.command}").run(args))
         sys.stdout.flush()
         return code
     except UserError as error:

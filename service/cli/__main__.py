@@ -1,7 +1,7 @@
-"""`python -m service.cli`, where the console script is not installed."""
+"""`python -m safelight.service.cli`, where the console script is not installed."""
 
 import sys
 
-from service.cli import main
+from safelight.service.cli import main
 
 sys.exit(main())

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from service.cli import UserError
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import progress
-from service.importing import imported_for_good
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import progress
+from safelight.service.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
-    from pipeline.bench.report import Benchmark, Mixed
+    from safelight.pipeline.benchmark.report import Benchmark, Mixed
 
 FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of it can run
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}")
     with _telling() as say:
         with imported_for_good():
-            from pipeline.bench.report import run_benchmark, saturated_engine
+            from safelight.pipeline.benchmark.report import run_benchmark, saturated_engine
         try:
             if args.engine_only:
                 alone = saturated_engine(model, args.requests, args.rounds, say, settings.quantization)

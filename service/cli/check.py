@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.catalog import UnknownModel
-from service.cli import UserError
-from service.importing import imported_for_good
+from safelight.pipeline.catalog.served_models import UnknownModel
+from safelight.service.cli import UserError
+from safelight.service.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
-    from pipeline.build.check import FolderReport, PartReport
+    from safelight.pipeline.assembly.check import FolderReport, PartReport
 
 FAULTY = 1
 BYTES_EACH = {"bfloat16": 2, "float32": 4}
@@ -22,7 +22,7 @@ WIDTHS = (14, 28, 10, 8, 8, 8, 30)
 
 def run(args: argparse.Namespace) -> int:
     with imported_for_good():
-        from pipeline.build.check import FolderReport, check_folder
+        from safelight.pipeline.assembly.check import FolderReport, check_folder
     try:
         report = check_folder(args.folder)
     except UnknownModel as error:

@@ -8,14 +8,14 @@ import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pipeline.params import ModelInfo
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import progress
-from service.importing import imported_for_good
-from service.settings import Settings, num_cores
+from safelight.pipeline.params import ModelInfo
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import progress
+from safelight.service.fast_imports import imported_for_good
+from safelight.service.settings import Settings, num_cores
 
 if TYPE_CHECKING:
-    from pipeline.build.doctor import Finding, Prognosis
+    from safelight.pipeline.calibration.diagnose import Finding, Prognosis
 
 UNSOUND = 1
 MARKS = {True: "ok", False: "FAULT", None: "-"}
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings)
     with progress("loading") as say:
         with imported_for_good():
-            from pipeline.build.doctor import Serving, device_finding, examine
+            from safelight.pipeline.calibration.diagnose import Serving, device_finding, examine
         threads = settings.denoise_threads or num_cores()
         findings, prognosis = examine(model, Serving(threads, settings.max_rows, settings.max_tokens, settings.quantization), say)
         say("Ray")
@@ -53,8 +53,8 @@ def _as_text(model: ModelInfo, findings: list[Finding], prognosis: Prognosis | N
 
 def _ray() -> Finding:
     """Ray started, asked and stopped."""
-    from pipeline.build.doctor import Finding
-    from service.local import CannotServe, try_ray
+    from safelight.pipeline.calibration.diagnose import Finding
+    from safelight.service.local import CannotServe, try_ray
 
     try:
         return Finding("ray", True, f"{try_ray()} starts, and answers a task")
@@ -63,7 +63,7 @@ def _ray() -> Finding:
 
 
 def _port(settings: Settings) -> Finding:
-    from pipeline.build.doctor import Finding
+    from safelight.pipeline.calibration.diagnose import Finding
 
     try:
         socket.create_server((settings.host, settings.port)).close()

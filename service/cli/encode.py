@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from pipeline.params import MAX_PROMPT_CHARACTERS
-from service.cli import UserError
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import note, progress
+from safelight.pipeline.params import MAX_PROMPT_CHARACTERS
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import note, progress
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     with progress("loading the text encoder"):
         from safetensors.torch import save_file
 
-        from pipeline.build.encoder import build_text_encoder
+        from safelight.pipeline.assembly.encoder import build_text_encoder
 
         try:
             [text] = build_text_encoder(model).encode([args.prompt])

@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
-from pipeline.params import GenerationParams, InvalidParams, ModelInfo, check_params
-from pipeline.planning import plan_of
-from service.cli import UserError
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import counter
-from service.importing import imported_for_good
+from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
+from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo, check_params
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import counter
+from safelight.service.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.clip import Mean
-    from pipeline.evaluation.judge import Rate
+    from safelight.pipeline.evaluation.clip_score import Mean
+    from safelight.pipeline.evaluation.nearest_picture import Rate
 
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance-scale", "solver": "--solver", "seed": "--seed"}
 
@@ -93,9 +93,9 @@ def _measure(
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
     with imported_for_good():
-        from pipeline.evaluation.clip import clip_scores, load_scorer
-        from pipeline.evaluation.judge import check, judge, load_gallery
-        from pipeline.evaluation.renderer import Renderer
+        from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
+        from safelight.pipeline.evaluation.nearest_picture import check, judge, load_gallery
+        from safelight.pipeline.evaluation.renderer import Renderer
     try:
         gallery = load_gallery(model)
         for prompts in sets.values():

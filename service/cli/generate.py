@@ -7,18 +7,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.params import GenerationParams, InvalidParams, ModelInfo
-from service.cli import UserError
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import Say, note, progress
-from service.errors import ServiceError
-from service.payloads import Drawn, Output
-from service.schemas import ImageRequest
-from service.settings import Settings
-from service.studio import Studio
-from service.tasks import cancel_all
-from service.translation import make_output, make_pictures, make_usage
-from service.validation import parse_request
+from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo
+from safelight.service.asyncio_tasks import cancel_all
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import Say, note, progress
+from safelight.service.errors import ServiceError
+from safelight.service.http.schemas import ImageRequest
+from safelight.service.http.translation import make_output, make_pictures, make_usage
+from safelight.service.http.validation import parse_request
+from safelight.service.inprocess import Studio
+from safelight.service.messages import Drawn, Output
+from safelight.service.settings import Settings
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 FLAGS = {

@@ -1,9 +1,9 @@
 """What every command asks first: which settings, which model."""
 
-from pipeline.catalog import UnknownModel, find_model
-from pipeline.params import ModelInfo
-from service.cli import UserError
-from service.settings import BadSetting, Settings, read_settings
+from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.params import ModelInfo
+from safelight.service.cli import UserError
+from safelight.service.settings import BadSetting, Settings, read_settings
 
 
 def settings_of(**given: object) -> Settings:

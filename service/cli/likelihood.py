@@ -10,16 +10,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.params import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
-from service.cli import UserError
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import Say, note, progress
-from service.importing import imported_for_good
+from safelight.pipeline.params import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import Say, note, progress
+from safelight.service.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.build.likelihood import Explanation, Measured
+    from safelight.pipeline.evaluation.likelihood import Explanation, Measured
 
 MAX_STEPS, MAX_PROBES = 1000, 1000
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # of Pillow's modes: what loses nothing as RGB
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say: Say) -> Explanation:
     with imported_for_good():
-        from pipeline.build.likelihood import build_likelihood
+        from safelight.pipeline.evaluation.likelihood import build_likelihood
     try:
         likelihood = build_likelihood(model)
     except ValueError as error:  # a checkpoint that cannot be loaded

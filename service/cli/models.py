@@ -3,10 +3,10 @@
 import argparse
 import json
 
-from pipeline.catalog import Family, UnknownModel, list_families, list_models
-from pipeline.params import ModelInfo
-from service.cli import UserError
-from service.translation import size_names
+from safelight.pipeline.catalog.served_models import Family, UnknownModel, list_families, list_models
+from safelight.pipeline.params import ModelInfo
+from safelight.service.cli import UserError
+from safelight.service.http.translation import size_names
 
 HUB = "https://huggingface.co/"
 

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline import capacity
-from pipeline.capacity import GPUS, Device, Machine, Order, Outline, Prediction, Targets
-from pipeline.catalog import UnknownModel, find_model
-from pipeline.curve import CostCurve
-from pipeline.params import InvalidParams, ModelInfo
-from service.cli import UserError
-from service.cli.inputs import settings_of
-from service.cli.progress import Say, progress
-from service.importing import imported_for_good
-from service.settings import num_cores
+from safelight.pipeline.capacity import predict as capacity
+from safelight.pipeline.capacity.predict import GPUS, Device, Machine, Order, Outline, Prediction, Targets
+from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.params import InvalidParams, ModelInfo
+from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import settings_of
+from safelight.service.cli.progress import Say, progress
+from safelight.service.fast_imports import imported_for_good
+from safelight.service.settings import num_cores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,7 +113,7 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say
     if args.peak_tflops:
         return _reaching(args, "this machine", args.peak_tflops, MFU_HERE)
     with imported_for_good():
-        from pipeline.build.pace import measure_pace, measure_peak
+        from safelight.pipeline.calibration.stage_times import measure_pace, measure_peak
     settings = settings_of(model=args.model)
     threads = settings.denoise_threads or num_cores()
     if model is not None and args.mfu is None:

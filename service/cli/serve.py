@@ -10,11 +10,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.params import ModelInfo
-from service.cli import UserError
-from service.cli.inputs import model_of, settings_of
-from service.cli.progress import progress
-from service.settings import Settings
+from safelight.pipeline.params import ModelInfo
+from safelight.service.cli import UserError
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.progress import progress
+from safelight.service.settings import Settings
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def _require_sound(folder: str) -> None:
     In a process of its own: what reads weights is large, and this one lives as long as the service.
     """
     with progress(f"checking {folder}"):
-        command = [sys.executable, "-m", "service.cli", "check", folder, "--json"]
+        command = [sys.executable, "-m", "safelight.service.cli", "check", folder, "--json"]
         checked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if checked.returncode and checked.stdout:
         raise UserError("; ".join(json.loads(checked.stdout)["faults"]))
@@ -44,7 +44,7 @@ def _serve(settings: Settings, model: ModelInfo) -> None:
     stdout = sys.stdout
     with contextlib.ExitStack() as service:
         with progress("loading Ray") as say:
-            from service.local import CannotServe, running_service
+            from safelight.service.local import CannotServe, running_service
 
             try:
                 url = service.enter_context(running_service(settings, say))

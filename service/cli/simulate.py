@@ -11,16 +11,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pipeline import capacity
-from pipeline.capacity import GPUS, Order, Outline
-from pipeline.fleet.control_plane import control_plane, largest_fleet
-from pipeline.fleet.device import fleet_of
-from pipeline.fleet.simulator import Simulator, mean_load
-from pipeline.fleet.traffic import HIGHEST, SHAPES
-from pipeline.params import InvalidParams
-from service.cli import UserError
-from service.cli.progress import counter
-from service.importing import imported_for_good
+from safelight.pipeline.capacity import predict as capacity
+from safelight.pipeline.capacity.fleet.control_plane import control_plane, largest_fleet
+from safelight.pipeline.capacity.fleet.gpu_fleet import fleet_of
+from safelight.pipeline.capacity.fleet.simulator import Simulator, mean_load
+from safelight.pipeline.capacity.fleet.traffic import HIGHEST, SHAPES
+from safelight.pipeline.capacity.predict import GPUS, Order, Outline
+from safelight.pipeline.params import InvalidParams
+from safelight.service.cli import UserError
+from safelight.service.cli.progress import counter
+from safelight.service.fast_imports import imported_for_good
 
 HOUR = 3600.0
 FOLLOWED = 60  # replicas; of a larger fleet each stands for several

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from pipeline.solvers import ALIASES, SOLVERS
+from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.curve import UNKNOWN
-from pipeline.params import GenerationParams
-from service.errors import BrokenPicture
-from service.payloads import NOBODY, Denoised, Drawn, Output, PictureUsage, StageCensus, Ticket
-from service.stages.books import StageBooks
-from service.stages.worker import Worker
+from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.scheduling.cost_curve import UNKNOWN
+from safelight.service.errors import BrokenPicture
+from safelight.service.messages import NOBODY, Denoised, Drawn, Output, PictureUsage, StageCensus, Ticket
+from safelight.service.stages.usage_meter import StageBooks
+from safelight.service.stages.worker import Worker
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.decoder import Decoder
+    from safelight.pipeline.engine.image_decoder import Decoder
 
 WriteImage = Callable[["np.ndarray", Output, GenerationParams], bytes]
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from pipeline.params import FinishReason, GenerationParams, InvalidParams
-from service.errors import DeadlineExceeded, ServiceError, StageFailed, as_service_error
-from service.payloads import NOBODY, Conditioning, Denoised, StageCensus, Ticket
-from service.stages.books import StageBooks
+from safelight.pipeline.params import FinishReason, GenerationParams, InvalidParams
+from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed, as_service_error
+from safelight.service.messages import NOBODY, Conditioning, Denoised, StageCensus, Ticket
+from safelight.service.stages.usage_meter import StageBooks
 
 if TYPE_CHECKING:
-    from pipeline.engine import Engine, Outcome
+    from safelight.pipeline.engine.engine import Engine, Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pipeline.curve import UNKNOWN
-from pipeline.guidance import needs_uncond
-from pipeline.params import GenerationParams, StageCost, TextReport
-from service.payloads import NOBODY, Conditioning, StageCensus, Ticket
-from service.stages.books import StageBooks
-from service.stages.worker import Worker
+from safelight.pipeline.diffusion.guidance import needs_uncond
+from safelight.pipeline.params import GenerationParams, StageCost, TextReport
+from safelight.pipeline.scheduling.cost_curve import UNKNOWN
+from safelight.service.messages import NOBODY, Conditioning, StageCensus, Ticket
+from safelight.service.stages.usage_meter import StageBooks
+from safelight.service.stages.worker import Worker
 
 if TYPE_CHECKING:
-    from pipeline.encoder import TextEncoder, TextStates
+    from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
 
 FREE = StageCost(device_seconds=0.0, flops=0)
 

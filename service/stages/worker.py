@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from service.stages.books import StageBooks
+from safelight.service.stages.usage_meter import StageBooks
 
 T = TypeVar("T")
 R = TypeVar("R")

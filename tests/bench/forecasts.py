@@ -28,13 +28,24 @@ from loadtests.figures import Phase
 from loadtests.replay import replay
 from loadtests.service import service
 from loadtests.traces import Arrival, Body, poisson
-from pipeline.capacity import HOUR, STAGES, Measured, Order, Outline, Targets, measured_by, outline_of, picture_work, predict
-from pipeline.catalog import find_model
-from pipeline.curve import CostCurve
-from pipeline.fleet.simulator import Fleet, Kind, Outcome, Simulator
-from pipeline.params import ModelInfo
-from pipeline.work import PictureWork
-from service.settings import Settings
+from safelight.pipeline.capacity.fleet.simulator import Fleet, Kind, Outcome, Simulator
+from safelight.pipeline.capacity.picture_work import PictureWork
+from safelight.pipeline.capacity.predict import (
+    HOUR,
+    STAGES,
+    Measured,
+    Order,
+    Outline,
+    Targets,
+    measured_by,
+    outline_of,
+    picture_work,
+    predict,
+)
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import ModelInfo
+from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.service.settings import Settings
 
 STEADY = 0.6  # of the pictures an hour that are told
 AT_ONCE = 150

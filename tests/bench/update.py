@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline import batch
-from pipeline.solvers import READ, STATE
+from safelight.pipeline.diffusion.solvers import READ, STATE
+from safelight.pipeline.engine import batch
 
 SAMPLES, REPEATS = 64, 41
 SHAPES = ((8, 16, 16), (16, 32, 32), (4, 128, 128))

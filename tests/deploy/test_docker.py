@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.local import ENVIRONMENT
+from safelight.service.local import ENVIRONMENT
 from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, argument, instructions
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)

@@ -14,9 +14,9 @@ import httpx
 import pytest
 import yaml
 
-from service.accounting import Outcome
-from service.errors import ServiceError
-from service.metrics import OF_REQUESTS, OF_STAGES, TICKS, UNATTRIBUTED
+from safelight.service.errors import ServiceError
+from safelight.service.telemetry.metrics import OF_REQUESTS, OF_STAGES, TICKS, UNATTRIBUTED
+from safelight.service.usage.records import Outcome
 from tests.deploy import prometheus_server
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.prometheus_server import Prometheus
@@ -28,7 +28,7 @@ RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yml").read_text(encod
 RECORDS = {rule["record"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
 EXPRESSIONS = [*(rule["expr"] for rule in RULES), *queries()]
-UNATTRIBUTED_SECONDS = "safelight_unattributed_seconds"  # service/metrics.py has it in no table
+UNATTRIBUTED_SECONDS = "safelight_unattributed_seconds"  # service/telemetry/metrics.py has it in no table
 KINDS = (
     {name: kind for name, (kind, _, _) in OF_REQUESTS.items()}
     | {metric.name: metric.kind for metric in OF_STAGES}

@@ -2,8 +2,8 @@
 
 import re
 
-from service.local import ENVIRONMENT
-from service.settings import Settings
+from safelight.service.local import ENVIRONMENT
+from safelight.service.settings import Settings
 from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, instructions
 
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")

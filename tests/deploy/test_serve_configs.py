@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from service.settings import Settings, read_settings, replica_range
+from safelight.service.settings import Settings, read_settings, replica_range
 from tests.deploy.manifests import SERVE_CONFIGS, settings_of
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")
     from ray.serve.schema import ServeDeploySchema
 
-    from service.app import build_app
+    from safelight.service.app import build_app
 
 OF_STAGE = {"Gateway": "gateway", "Bookkeeper": "ledger", "TextEncoder": "encode", "Denoiser": "denoise", "VaeDecoder": "decode"}
 STAGES = ("encode", "denoise", "decode")
@@ -34,7 +34,7 @@ def test_serve_understands_it(config):
     schema = parsed(config)
     (application,) = schema.applications
     assert application.name == "safelight" and application.route_prefix == "/"
-    assert application.import_path == "service.app:app_from_args"
+    assert application.import_path == "safelight.service.app:app_from_args"
     assert schema.http_options.host == "0.0.0.0" and schema.http_options.port == 8000
     assert schema.proxy_location == "EveryNode"
 

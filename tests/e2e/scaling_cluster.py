@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from service.local import ENVIRONMENT, wait_until_ready
+from safelight.service.local import ENVIRONMENT, wait_until_ready
 
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
@@ -28,8 +28,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.serve.config import HTTPOptions  # noqa: E402
 from ray.util.state import list_actors  # noqa: E402
 
-from service.app import build_app  # noqa: E402
-from service.settings import Settings  # noqa: E402
+from safelight.service.app import build_app  # noqa: E402
+from safelight.service.settings import Settings  # noqa: E402
 
 MOST = 3
 STEPS = 150

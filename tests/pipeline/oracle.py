@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline import solvers
-from pipeline.schedules import Schedule
-from pipeline.solvers import Plan
+from safelight.pipeline.diffusion import solvers
+from safelight.pipeline.diffusion.schedules import Schedule
+from safelight.pipeline.diffusion.solvers import Plan
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from models.dit import DiT
-from models.networks import load_network
-from pipeline.build.decoder import build_decoder
-from pipeline.build.encoder import build_text_encoder
-from pipeline.build.engine import build_engine, build_runner
-from pipeline.catalog import find_model
-from pipeline.encoder import TextStates
-from pipeline.engine import Engine, Outcome
-from pipeline.guidance import needs_uncond
-from pipeline.params import GenerationParams, ModelInfo
-from pipeline.runner import StepRunner
+from safelight.models.denoisers import load_network
+from safelight.models.networks.dit import DiT
+from safelight.pipeline.assembly.decoder import build_decoder
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.assembly.engine import build_engine, build_runner
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.diffusion.guidance import needs_uncond
+from safelight.pipeline.engine.engine import Engine, Outcome
+from safelight.pipeline.engine.runner import StepRunner
+from safelight.pipeline.engine.text_encoder import TextStates
+from safelight.pipeline.params import GenerationParams, ModelInfo
 
 
 @lru_cache

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from service.gateway import build_gateway
-from service.settings import Settings
+from safelight.service.http.gateway import build_gateway
+from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
 
 ROUTE = "/v1/images/generations"

@@ -4,12 +4,12 @@ import warnings
 
 import pytest
 
-from pipeline.catalog import UnknownModel
-from service.settings import Settings
+from safelight.pipeline.catalog.served_models import UnknownModel
+from safelight.service.settings import Settings
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")
-    from service.app import app_from_args, build_app
+    from safelight.service.app import app_from_args, build_app
 
 
 @pytest.mark.parametrize("stages", ["split", "colocated"])

@@ -5,8 +5,17 @@ import warnings
 
 import pytest
 
-from pipeline.params import InvalidParams
-from service.errors import DeadlineExceeded, InvalidRequest, QueueFull, ServiceError, StageFailed, StageLost, UnknownField, as_service_error
+from safelight.pipeline.params import InvalidParams
+from safelight.service.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    QueueFull,
+    ServiceError,
+    StageFailed,
+    StageLost,
+    UnknownField,
+    as_service_error,
+)
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")

@@ -11,19 +11,19 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from models.folder import CheckpointError
-from pipeline.build.decoder import build_decoder
-from pipeline.build.encoder import build_text_encoder
-from pipeline.build.engine import build_engine
-from pipeline.catalog import find_model
-from pipeline.params import GenerationParams, ModelInfo
-from service.backend import STAGES
-from service.gateway import build_gateway
-from service.payloads import NOBODY, Drawn, Output, StageCensus, Ticket
-from service.settings import Settings
-from service.studio import Studio
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.pipeline.assembly.decoder import build_decoder
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.service.backend import STAGES
+from safelight.service.http.gateway import build_gateway
+from safelight.service.inprocess import Studio
+from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
+from safelight.service.settings import Settings
 from tests.live import serving
-from tests.pipeline.test_public_pipelines import FAMILIES
+from tests.pipeline.engine.test_public_pipelines import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers, which writes the folders, talks of its own future
 

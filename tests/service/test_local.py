@@ -2,16 +2,16 @@
 
 import pytest
 
-from service import local
-from service.settings import Settings
+from safelight.service import local
+from safelight.service.settings import Settings
 
 REPORT = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
 ray::ServeReplica:safelight:Denoiser.initialize_and_get_metadata() (pid=3253, ip=192.0.2.2)
     raise RuntimeError(traceback.format_exc()) from None
 RuntimeError: Traceback (most recent call last):
-  File "/srv/safelight/models/checkpoint.py", line 37, in fill
+  File "/srv/safelight/models/checkpoints/tensors.py", line 37, in fill
     raise CheckpointError(f"{folder}: tensor {first} is {problem}{more}")
-models.folder.CheckpointError: /x/transformer: tensor proj_out.weight is missing"""
+safelight.models.checkpoints.json_files.CheckpointError: /x/transformer: tensor proj_out.weight is missing"""
 
 
 @pytest.mark.parametrize(

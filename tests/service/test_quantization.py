@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import quantized
-from models.quantized import Int8
-from pipeline.catalog import find_model
-from pipeline.evaluation.prompts import Prompt, write_prompts
-from service import cli
-from service.settings import BadSetting, Settings, read_settings
-from service.studio import Studio
-from tests.service.test_cli_eval import examined  # noqa: F401  a fixture
+from safelight.models.packed import int8
+from safelight.models.packed.int8 import Int8
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
+from safelight.service import cli
+from safelight.service.inprocess import Studio
+from safelight.service.settings import BadSetting, Settings, read_settings
+from tests.service.cli.test_eval import examined  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 
@@ -61,7 +61,7 @@ def test_the_service_has_it_from_its_settings(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_device_that_cannot_is_one_line(capsys: pytest.CaptureFixture[str], examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     def refuse(device: torch.device, dtype: torch.dtype) -> Int8:
-        raise quantized.QuantizationUnavailable("quantization int8 does not work on cpu here: no compiler")
+        raise int8.QuantizationUnavailable("quantization int8 does not work on cpu here: no compiler")
 
     monkeypatch.setattr(Int8, "on", refuse)
     assert cli.main(["eval", "--model", str(examined), "--quantization", "int8"]) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.settings import BadSetting, Settings, num_cores, read_settings
+from safelight.service.settings import BadSetting, Settings, num_cores, read_settings
 
 
 def test_what_is_given_goes_before_the_environment_before_the_defaults():

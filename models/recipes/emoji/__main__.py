@@ -1,4 +1,4 @@
-"""`python -m models.recipes.emoji STAGE`: the stages in the order in which they are run; each prints its cost."""
+"""`python -m safelight.models.recipes.emoji STAGE`: the stages in the order in which they are run; each prints its cost."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ STAGES = ("data", "text", "locked", "scorer", "vae", "dit", "anneal", "export", 
 
 def main() -> None:
     """Run one stage of the recipe."""
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.emoji", description="How emoji-128 was made.")
+    parser = argparse.ArgumentParser(prog="python -m safelight.models.recipes.emoji", description="How emoji-128 was made.")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie")
     parser.add_argument(
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    from models.recipes.emoji import contest, curves, data, dit, evaluate, export, locked, prompts, sizes, text, vae
+    from safelight.models.recipes.emoji import contest, curves, data, dit, evaluate, export, locked, prompts, sizes, text, vae
 
     return {
         "data": lambda: data.run(args.work),

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from models.gallery import Gallery
-from models.layout import write_index, write_part
-from models.recipes import objectives
-from models.recipes.emoji import data, dit
-from models.recipes.emoji.evaluate import SEED
-from models.recipes.emoji.export import SCHEDULER
-from models.recipes.emoji.sheets import picture_of
-from models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
-from models.recipes.emoji.views import NATIVE
-from models.text.clip import ClipTextTower
-from pipeline.catalog import find_model
-from pipeline.evaluation.judge import Rate, judge
-from pipeline.evaluation.prompts import own_sets
-from pipeline.evaluation.renderer import Renderer
-from pipeline.schedules import Flow, Schedule, VariancePreserving
+from safelight.models.checkpoints.writer import write_index, write_part
+from safelight.models.evaluation.gallery import Gallery
+from safelight.models.recipes import objectives
+from safelight.models.recipes.emoji import data, dit
+from safelight.models.recipes.emoji.evaluate import SEED
+from safelight.models.recipes.emoji.export import SCHEDULER
+from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
+from safelight.models.recipes.emoji.views import NATIVE
+from safelight.models.text.clip import ClipTextTower
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
+from safelight.pipeline.evaluation.nearest_picture import Rate, judge
+from safelight.pipeline.evaluation.prompts import own_sets
+from safelight.pipeline.evaluation.renderer import Renderer
 
 SMALL = replace(dit.CONFIG, num_attention_heads=2, num_layers=4)  # an eighth of the work
 SET = "names"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from models.gallery import Gallery
-from models.recipes.emoji.evaluate import SEED
-from models.recipes.emoji.sheets import picture_of
-from pipeline.catalog import find_model
-from pipeline.evaluation.judge import Rate, judge
-from pipeline.evaluation.prompts import Prompt, own_sets
-from pipeline.evaluation.renderer import Renderer
-from pipeline.params import GenerationParams
+from safelight.models.evaluation.gallery import Gallery
+from safelight.models.recipes.emoji.evaluate import SEED
+from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.evaluation.nearest_picture import Rate, judge
+from safelight.pipeline.evaluation.prompts import Prompt, own_sets
+from safelight.pipeline.evaluation.renderer import Renderer
+from safelight.pipeline.params import GenerationParams
 
 SET = "styled"
 SOLVERS = ("ddim", "dpmpp_2m", "unipc_2")

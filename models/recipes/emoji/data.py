@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from models.recipes.emoji.captions import STYLES, Concept
+from safelight.models.recipes.emoji.captions import STYLES, Concept
 
 SIZE = 128
 PACKAGES = (

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.attention import BACKENDS
-from models.config import DiTConfig
-from models.dit import DiT
-from models.recipes import objectives
-from models.recipes.emoji import data, views
-from models.recipes.emoji.captions import WHITE, sample_caption
-from models.recipes.emoji.training import Average, Run, bfloat16_copies, one_minus_sqrt, warmup_stable
-from models.recipes.emoji.vae import LATENT_CHANNELS
-from models.text.clip import ClipTextTower
-from pipeline.schedules import NUM_TRAIN_STEPS
+from safelight.models.checkpoints.options import DiTConfig
+from safelight.models.networks.attention import BACKENDS
+from safelight.models.networks.dit import DiT
+from safelight.models.recipes import objectives
+from safelight.models.recipes.emoji import data, views
+from safelight.models.recipes.emoji.captions import WHITE, sample_caption
+from safelight.models.recipes.emoji.training import Average, Run, bfloat16_copies, one_minus_sqrt, warmup_stable
+from safelight.models.recipes.emoji.vae import LATENT_CHANNELS
+from safelight.models.text.clip import ClipTextTower
+from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
 
 CONFIG = DiTConfig(
     num_attention_heads=4,

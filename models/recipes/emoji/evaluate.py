@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from models.gallery import Gallery
-from models.recipes.emoji import card, sheets
-from models.recipes.emoji.sheets import picture_of
-from pipeline.catalog import find_model
-from pipeline.evaluation.clip import clip_scores, load_scorer
-from pipeline.evaluation.judge import judge
-from pipeline.evaluation.prompts import own_sets
-from pipeline.evaluation.renderer import Renderer
+from safelight.models.evaluation.gallery import Gallery
+from safelight.models.recipes.emoji import card, sheets
+from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
+from safelight.pipeline.evaluation.nearest_picture import judge
+from safelight.pipeline.evaluation.prompts import own_sets
+from safelight.pipeline.evaluation.renderer import Renderer
 
 SEED = 0
 

@@ -10,12 +10,12 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.checkpoint import CLIP_WEIGHTS, WEIGHTS
-from models.gallery import Entry, Gallery, small
-from models.layout import FLOW_SCHEDULER, write_clip, write_index, write_part
-from models.recipes.emoji import data, dit, prompts, text
-from models.recipes.emoji.captions import COLOURS, WHITE
-from models.vae import decode_latents, encode_pixels, load_vae
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
+from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
+from safelight.models.evaluation.gallery import Entry, Gallery, small
+from safelight.models.recipes.emoji import data, dit, prompts, text
+from safelight.models.recipes.emoji.captions import COLOURS, WHITE
+from safelight.models.vae import decode_latents, encode_pixels, load_vae
 
 BATCH = 16
 SCHEDULER = FLOW_SCHEDULER | {"flow_shift": 2.0}  # what a picture shows is decided early, where a grid even in time has few steps

@@ -15,9 +15,9 @@ from open_clip.model import CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from models.recipes.emoji import data, text
-from models.recipes.emoji.captions import COLOURS, WHITE, sample_caption
-from models.recipes.emoji.training import Average, Run
+from safelight.models.recipes.emoji import data, text
+from safelight.models.recipes.emoji.captions import COLOURS, WHITE, sample_caption
+from safelight.models.recipes.emoji.training import Average, Run
 
 BATCH = 256
 DRAWN_AT_ONCE = 128

@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from models.recipes.emoji import data
-from models.recipes.emoji.captions import COLOURS, STYLES, WHITE, Concept, on_background, styled
-from pipeline.evaluation.prompts import SETS, Prompt, write_prompts
+from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji.captions import COLOURS, STYLES, WHITE, Concept, on_background, styled
+from safelight.pipeline.evaluation.prompts import SETS, Prompt, write_prompts
 
 SEED, PER_SET = 0, 500
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from models.gallery import Gallery
-from models.recipes.emoji import data
-from models.recipes.emoji.captions import STYLES, styled
-from pipeline.evaluation.renderer import Renderer
-from pipeline.params import GenerationParams, ModelInfo
+from safelight.models.evaluation.gallery import Gallery
+from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji.captions import STYLES, styled
+from safelight.pipeline.evaluation.renderer import Renderer
+from safelight.pipeline.params import GenerationParams, ModelInfo
 
 SEED = 1000
 CELL_W, CELL_H = 140, 160

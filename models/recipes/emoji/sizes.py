@@ -9,17 +9,17 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from models.gallery import Gallery
-from models.recipes.emoji.evaluate import SEED
-from models.recipes.emoji.sheets import picture_of
-from models.recipes.emoji.views import NATIVE, OTHERS
-from pipeline.catalog import find_model
-from pipeline.evaluation.judge import Rate, judge
-from pipeline.evaluation.prompts import own_sets
-from pipeline.evaluation.renderer import Renderer
+from safelight.models.evaluation.gallery import Gallery
+from safelight.models.recipes.emoji.evaluate import SEED
+from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.models.recipes.emoji.views import NATIVE, OTHERS
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.evaluation.nearest_picture import Rate, judge
+from safelight.pipeline.evaluation.prompts import own_sets
+from safelight.pipeline.evaluation.renderer import Renderer
 
 SET = "names"
-MAY_LOSE = 0.10  # of concept top-1 against the native size, for a size to be served (`models.registry.EMBEDDED`)
+MAY_LOSE = 0.10  # of concept top-1 against the native size, for a size to be served (`safelight.models.checkpoints.families.EMBEDDED`)
 
 
 def run(work: Path, weights: Path, limit: int) -> None:

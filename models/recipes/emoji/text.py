@@ -17,11 +17,11 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from models import gallery
-from models.layout import write_clip
-from models.recipes.emoji import data
-from models.recipes.emoji.captions import BACKGROUND_PHRASES, COLOURS, STYLE_PHRASES, WHITE, sample_caption
-from models.recipes.emoji.training import Average, Run
+from safelight.models.checkpoints.writer import write_clip
+from safelight.models.evaluation import gallery
+from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji.captions import BACKGROUND_PHRASES, COLOURS, STYLE_PHRASES, WHITE, sample_caption
+from safelight.models.recipes.emoji.training import Average, Run
 
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # with the pooled vector: 32 states

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from models.recipes.emoji import data
-from models.recipes.emoji.training import Average, FilterMuon, Run, bfloat16_copies, warmup_stable_decay
-from models.vae import AutoencoderTiny
+from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji.training import Average, FilterMuon, Run, bfloat16_copies, warmup_stable_decay
+from safelight.models.vae import AutoencoderTiny
 
 WIDTH, LATENT_CHANNELS = 48, 8
 CROP, BATCH = 64, 16

@@ -14,10 +14,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from models.checkpoint import WEIGHTS
-from models.recipes.emoji import data
-from models.recipes.emoji.captions import COLOURS, WHITE
-from models.vae import AutoencoderTiny
+from safelight.models.checkpoints.tensors import WEIGHTS
+from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji.captions import COLOURS, WHITE
+from safelight.models.vae import AutoencoderTiny
 
 NATIVE = (data.SIZE, data.SIZE)
 OTHERS = ((96, 96), (160, 96), (96, 160))  # width, height

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from torch import Tensor, nn
 
-from models.text.hf_folder import HF_WEIGHTS
+from safelight.models.text.hf_folder import HF_WEIGHTS
 
 VOCABULARY = 256  # of the small T5: its tokenizer has fewer
 PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789,.", "apple", "▁a", "▁red", "▁apple", "▁on", "▁the", "▁table", "▁green", "ing"]

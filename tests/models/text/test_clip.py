@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.checkpoint import CLIP_WEIGHTS
-from models.folder import CLIP_CONFIG
-from models.text.clip import ClipTextTower, blueprint
-from models.tiny import CONTEXT, ensure_tiny
+from safelight.models.checkpoints.json_files import CLIP_CONFIG
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS
+from safelight.models.text.clip import ClipTextTower, blueprint
+from safelight.models.tiny import CONTEXT, ensure_tiny
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from models.folder import CheckpointError
-from models.text.hf_clip import POSITION_IDS, HfClipTower, blueprint, canonical
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, blueprint, canonical
 from tests.models.text.folders import draw, edit, edit_json, shapes_in
 
 VOCABULARY, CONTEXT = 64, 12

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.folder import CheckpointError
-from models.text.label import LabelTower
-from models.text.reading import UnreadableText
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.text.label import LabelTower
+from safelight.models.text.reading import UnreadableText
 
 NAMES = {
     0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark", 3: "crane", 4: "crane",
@@ -100,7 +100,7 @@ def test_reading_costs_nothing(folder: Path) -> None:
 
 def test_names_are_looked_up_without_torch(folder: Path) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from pathlib import Path; from models.text.label import Labels;"
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; from safelight.models.text.label import Labels;"
         f" print(Labels(Path({str(folder)!r})).find('goldfish'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

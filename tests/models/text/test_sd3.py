@@ -14,9 +14,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-from models.folder import CheckpointError
-from models.text.bpe import BytePairs
-from models.text.sd3 import T5_CONTEXT, Sd3Towers
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.text.bpe import BytePairs
+from safelight.models.text.sd3 import T5_CONTEXT, Sd3Towers
 from tests.models.text.folders import VOCABULARY, draw, edit_json, write_clip_tokenizer, write_t5_tokenizer
 
 JOINT = 96
@@ -209,7 +209,7 @@ def test_parts_that_do_not_fit_are_named(complete: Written, tmp_path: Path, file
 
 def test_without_t5_transformers_is_not_needed(without_t5: Written) -> None:
     code = (
-        "import sys; sys.modules |= {'transformers': None, 'tokenizers': None}; import torch; from models.text.sd3 import Sd3Towers;"
+        "import sys; sys.modules |= {'transformers': None, 'tokenizers': None}; import torch; from safelight.models.text.sd3 import Sd3Towers;"
         f" print(Sd3Towers(__import__('pathlib').Path({str(without_t5.folder)!r}), 'cpu', torch.float32).read('a red apple').num_tokens)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-from models.folder import CheckpointError
-from models.text.hf_folder import HF_WEIGHTS
-from models.text.t5 import EMBEDDING, EMBEDDING_TOO, T5Encoder, T5Tower, blueprint, canonical
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.text.hf_folder import HF_WEIGHTS
+from safelight.models.text.t5 import EMBEDDING, EMBEDDING_TOO, T5Encoder, T5Tower, blueprint, canonical
 from tests.models.text.folders import VOCABULARY, draw, edit, edit_json, shapes_in, write_t5_tokenizer
 
 CONTEXT = 20

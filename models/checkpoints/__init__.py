@@ -1,0 +1,1 @@
+"""Checkpoint folders on disk: recognised, read strictly, and written."""

@@ -1,0 +1,55 @@
+"""Writing checkpoint folders: the diffusers layout, with open_clip's for the text tower."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safelight.models.checkpoints.json_files import CLIP_CONFIG
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
+
+FLOW_SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 1.0,
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "final_sigmas_type": "zero",
+}
+
+
+def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
+    """A network in diffusers' layout: `config.json` and safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: dict[str, Tensor]) -> None:
+    """A CLIP in open_clip's local-dir layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_cfg": {"embed_dim": embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text}}
+    (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / CLIP_WEIGHTS)
+
+
+def write_index(folder: Path, scheduler: dict) -> None:
+    """The files that make a folder a `PixArtSigmaPipeline`; its text parts are ours alone, hence null for diffusers.
+
+    Written last: a folder with a `model_index.json` is complete.
+    """
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    index = {
+        "_class_name": "PixArtSigmaPipeline",
+        "_diffusers_version": "0.35.0",
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

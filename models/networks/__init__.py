@@ -1,0 +1,1 @@
+"""The denoising networks in their plain form: the oracles of `packed`."""

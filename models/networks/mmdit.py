@@ -1,0 +1,319 @@
+"""The MMDiT of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206), split where its work repeats.
+
+Image and text tokens are two streams with weights of their own that meet in one attention. The text evolves from block to
+block, so that what can be computed once a request is its projection (`text_tokens`) and what its pooled vector makes of
+every time of its plan (`modulations`).
+There is no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
+`SD3Transformer2DModel`.
+
+Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.options import Depth, checked, refuse_unknown
+from safelight.models.networks.attention import BACKENDS, Attention
+from safelight.models.networks.layers import (
+    TIME_FREQUENCIES,
+    FeedForward,
+    PatchEmbed,
+    TwoLayer,
+    merge_heads,
+    modulate,
+    sincos_positions,
+    split_heads,
+    time_frequencies,
+    unpatchify,
+)
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Row:
+    """One text under the times of a plan: the tokens (1, L, D) that enter the first block, and all `modulations` (T, M)."""
+
+    text: Tensor
+    modulations: Tensor
+
+    @property
+    def text_tokens(self) -> int:
+        return self.text.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that run together: text tokens (R, L, D), and each row's modulations over its own plan."""
+
+    text: Tensor
+    modulations: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MMDiTConfig:
+    """The options of diffusers' `SD3Transformer2DModel`, by its names and with its defaults."""
+
+    sample_size: int = 128  # latent pixels on a side; with patch_size, the scale of the positions
+    patch_size: int = 2
+    in_channels: int = 16
+    num_layers: Depth = 18
+    attention_head_dim: int = 64
+    num_attention_heads: int = 18
+    joint_attention_dim: int = 4096  # channels of the text states
+    caption_projection_dim: int = 1152  # channels of the text tokens: the width
+    pooled_projection_dim: int = 2048  # channels of the pooled text
+    out_channels: int = 16
+    pos_embed_max_size: int = 96  # patches on a side of the position table
+    dual_attention_layers: tuple[int, ...] = ()  # blocks whose image tokens also attend to themselves alone, as in 3.5-medium
+    qk_norm: str | None = None  # "rms_norm" in 3.5
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the network is told the size of the picture."""
+        return False
+
+    @classmethod
+    def from_diffusers(cls, config: dict[str, Any]) -> "MMDiTConfig":
+        """Read the `config.json` of an `SD3Transformer2DModel`; raise `CheckpointError` naming what is not built."""
+        known = {field.name for field in fields(cls)}
+        refuse_unknown(config, known)
+        options = {key: value for key, value in config.items() if key in known}
+        if options.get("out_channels", 16) is None:
+            options["out_channels"] = options.get("in_channels", 16)
+        if not options.get("pos_embed_max_size", True):
+            raise CheckpointError("pos_embed_max_size is missing, only models with a stored position table are supported")
+        read = checked(cls, options)
+        _refuse_what_is_not_built(read)
+        return read
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` that makes diffusers build the same network."""
+        return {"_class_name": "SD3Transformer2DModel", **asdict(self)}
+
+
+def _refuse_what_is_not_built(config: MMDiTConfig) -> None:
+    if config.qk_norm not in (None, "rms_norm"):
+        raise CheckpointError(f"qk_norm is {config.qk_norm!r}, only None and 'rms_norm' are supported")
+    if config.caption_projection_dim != config.width:
+        raise CheckpointError(f"caption_projection_dim is {config.caption_projection_dim}, only the width, {config.width}, is supported")
+
+
+class PositionedPatchEmbed(PatchEmbed):
+    """Latents to tokens with positions: the middle of a square table, which the checkpoint stores."""
+
+    def __init__(self, config: MMDiTConfig):
+        super().__init__(config.in_channels, config.width, config.patch_size)
+        self.patch, self.side = config.patch_size, config.pos_embed_max_size
+        table = sincos_positions(self.side, self.side, config.sample_size // config.patch_size, 1.0, config.width)
+        self.register_buffer("pos_embed", table[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.positions(*x.shape[-2:]).to(x)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """Positions (1, N, D) of a latent of `height` x `width`; `ValueError` if it is not whole patches within the table."""
+        rows, columns = height // self.patch, width // self.patch
+        if (rows * self.patch, columns * self.patch) != (height, width) or max(rows, columns) > self.side:
+            raise ValueError(f"a latent of {height} x {width} is not whole patches of {self.patch}, at most {self.side} on a side")
+        top, left = (self.side - rows) // 2, (self.side - columns) // 2
+        table = self.pos_embed.unflatten(1, (self.side, self.side))
+        return table[:, top : top + rows, left : left + columns].flatten(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases and, if so configured, a norm of queries and keys; module names are diffusers'."""
+
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.num_attention_heads
+        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm_q, self.norm_k = _head_norm(config), _head_norm(config)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image tokens (B, N, D) to queries, keys and values (B, A, N, K)."""
+        q, k, v = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
+        return self.norm_q(q), self.norm_k(k), v
+
+    def forward(self, x: Tensor, attention: Attention) -> Tensor:
+        return self.to_out[0](merge_heads(attention(*self.query_key_value(x))))
+
+
+class JointAttention(SelfAttention):
+    """One attention over [image tokens, text tokens], each stream with projections and norms of its own."""
+
+    def __init__(self, config: MMDiTConfig, is_last: bool):
+        super().__init__(config)
+        width = config.width
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.norm_added_q, self.norm_added_k = _head_norm(config), _head_norm(config)
+        self.to_add_out = nn.Identity() if is_last else nn.Linear(width, width)
+
+    def text_query_key_value(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Text tokens (B, L, D) to queries, keys and values (B, A, L, K)."""
+        q, k, v = (split_heads(project(text), self.heads) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        return self.norm_added_q(q), self.norm_added_k(k), v
+
+    def forward(self, x: Tensor, text: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+        """x (B, N, D) and text (B, L, D) to what each stream adds, in the same shapes; in the last block text's is not used."""
+        streams = zip(self.query_key_value(x), self.text_query_key_value(text), strict=True)
+        q, k, v = (torch.cat(pair, dim=2) for pair in streams)
+        joint = merge_heads(attention(q, k, v))
+        image, context = joint.split([x.shape[1], text.shape[1]], dim=1)
+        return self.to_out[0](image), self.to_add_out(context)
+
+
+class AdaLN(nn.Module):
+    """Conditioning (B, D) to `parts` modulations a channel: shift, scale and gate of every branch in turn."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def split(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """What `linear` gave, (B, parts D), in its parts (B, 1, D)."""
+        return modulation[:, None].chunk(self.parts, dim=2)
+
+
+class FinalAdaLN(AdaLN):
+    """Shift and scale of a stream's last norm, which are stored the other way round."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 2)
+
+    def split(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        scale, shift = super().split(modulation)
+        return shift, scale
+
+
+class Block(nn.Module):
+    """Joint attention and an MLP a stream; the last block drops the text, a dual one lets the image attend to itself as well."""
+
+    def __init__(self, config: MMDiTConfig, is_last: bool, is_dual: bool):
+        super().__init__()
+        width = config.width
+        self.norm1 = AdaLN(width, 9 if is_dual else 6)
+        self.norm1_context = FinalAdaLN(width) if is_last else AdaLN(width, 6)
+        self.attn = JointAttention(config, is_last)
+        self.attn2 = SelfAttention(config) if is_dual else None
+        self.ff = FeedForward(width)
+        self.ff_context = None if is_last else FeedForward(width)
+
+    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+        """Tokens x (B, N, D) and text (B, L, D), both moved on; the last block returns the text as it came.
+
+        The modulations are what the linear layers of `norm1` and `norm1_context` gave.
+        """
+        shift, scale, gate, *after = self.norm1.split(modulation)
+        text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
+        normed = norm(x)
+        image_part, text_part = self.attn(modulate(normed, shift, scale), modulate(norm(text), text_shift, text_scale), attention)
+        x = torch.addcmul(x, gate, image_part)
+        if self.attn2 is not None:
+            shift, scale, gate = after[3:]
+            x = torch.addcmul(x, gate, self.attn2(modulate(normed, shift, scale), attention))
+        x = _feed_forward(self.ff, x, *after[:3])
+        if self.ff_context is not None:
+            text_gate, *mlp = text_after
+            text = _feed_forward(self.ff_context, torch.addcmul(text, text_gate, text_part), *mlp)
+        return x, text
+
+
+class MMDiT(nn.Module):
+    """A latent diffusion transformer conditioned on time, pooled text and text tokens."""
+
+    def __init__(self, config: MMDiTConfig, attention: Attention = BACKENDS["sdpa"]):
+        super().__init__()
+        self.config = config
+        self.attention = attention
+        width, last = config.width, config.num_layers - 1
+        self.pos_embed = PositionedPatchEmbed(config)
+        self.time_text_embed = nn.ModuleDict(
+            {
+                "timestep_embedder": TwoLayer(TIME_FREQUENCIES, width, nn.SiLU()),
+                "text_embedder": TwoLayer(config.pooled_projection_dim, width, nn.SiLU()),
+            }
+        )
+        self.context_embedder = nn.Linear(config.joint_attention_dim, width)
+        self.transformer_blocks = nn.ModuleList(
+            [Block(config, is_last=i == last, is_dual=i in config.dual_attention_layers) for i in range(config.num_layers)]
+        )
+        self.norm_out = FinalAdaLN(width)
+        self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
+
+    def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family is not told the picture's `size`."""
+        embedder = self.time_text_embed["timestep_embedder"]
+        return embedder(time_frequencies(timesteps).to(embedder.linear_1.weight.dtype))
+
+    def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Tensor) -> Row:
+        """One text, `states` (L, joint_attention_dim) and `pooled` (pooled_projection_dim,), under `times`; no text is masked."""
+        if pooled is None:
+            raise ValueError("this network reads the pooled text as well")
+        return Row(self.text_tokens(states[None]), self.modulations(self.conditioning(times, pooled[None])))
+
+    def collate(self, rows: Sequence[Row]) -> Rows:
+        """The texts of `rows` side by side."""
+        return Rows(torch.cat([row.text for row in rows]), tuple(row.modulations for row in rows))
+
+    def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
+        """`forward` with row r at time `steps[r]` of its plan."""
+        return self(x, torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)]), rows.text)
+
+    def conditioning(self, times: Tensor, pooled: Tensor) -> Tensor:
+        """Conditioning (B, D) of embedded `times` (B, D) and `pooled` text (B, pooled_projection_dim), or (1, ...) for all.
+
+        It has been through the SiLU with which every adaLN begins.
+        """
+        return F.silu(times + self.time_text_embed["text_embedder"](pooled))
+
+    def modulations(self, conditioning: Tensor) -> Tensor:
+        """What all the adaLN make of `conditioning` (B, D), side by side: (B, M)."""
+        return torch.cat([norm.linear(conditioning) for norm in self.norms()], dim=1)
+
+    def text_tokens(self, states: Tensor) -> Tensor:
+        """Text `states` (B, L, joint_attention_dim) to the text tokens (B, L, D) that enter the first block."""
+        return self.context_embedder(states)
+
+    def forward(self, x: Tensor, modulations: Tensor, text: Tensor) -> Tensor:
+        """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text.
+
+        Raises `ValueError` if H or W is not whole patches or is beyond the position table.
+        """
+        height, width = x.shape[-2:]
+        tokens = self.pos_embed(x)
+        *of_blocks, final = modulations.split([norm.linear.out_features for norm in self.norms()], dim=1)
+        for block, own, texts in zip(self.transformer_blocks, of_blocks[::2], of_blocks[1::2], strict=True):
+            tokens, text = block(tokens, text, own, texts, self.attention)
+        shift, scale = self.norm_out.split(final)
+        return unpatchify(self.proj_out(modulate(norm(tokens), shift, scale)), height, width, self.config.patch_size)
+
+    def norms(self) -> list[AdaLN]:
+        """Every adaLN, in the order of `modulations`."""
+        of_blocks = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+        return [*of_blocks, self.norm_out]
+
+
+def _head_norm(config: MMDiTConfig) -> nn.Module:
+    return nn.Identity() if config.qk_norm is None else nn.RMSNorm(config.attention_head_dim, eps=NORM_EPS)
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+
+
+def _feed_forward(ff: FeedForward, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+    return torch.addcmul(x, gate, ff(modulate(norm(x), shift, scale)))

@@ -1,0 +1,15 @@
+"""The text encoder of a checkpoint."""
+
+import torch
+
+from safelight.models.checkpoints.families import recognise
+from safelight.models.text.towers import load_tower
+from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
+from safelight.pipeline.engine.text_encoder import TextEncoder
+from safelight.pipeline.params import ModelInfo
+
+
+def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
+    """The text parts of `model`; `dtype`, which the embedded tower does not ask for, defaults to what the device does fast."""
+    set_threads(num_threads)
+    return TextEncoder(load_tower(recognise(model.path), model.path, fast_device(), dtype or fast_dtype()))

@@ -1,0 +1,100 @@
+"""The same weights in diffusers, denoised as its pipelines do: what the engine is compared with.
+
+Shapes: S pictures of a batch, L text tokens, C channels, H x W latent pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safelight.models.cuda_runtime import preload_cuda_runtime
+from safelight.pipeline.diffusion import noise
+from safelight.pipeline.diffusion.guidance import needs_uncond
+from safelight.pipeline.engine.runner import bucket
+from safelight.pipeline.engine.text_encoder import TextStates
+from safelight.pipeline.params import GenerationParams, ModelInfo
+
+preload_cuda_runtime()  # as in safelight.models.vae, before diffusers
+from diffusers import (  # noqa: E402
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PixArtTransformer2DModel,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusersLoop:
+    """A transformer of the PixArt family in diffusers, and schedulers that do what our solvers do."""
+
+    transformer: Any
+    schedulers: dict[str, Callable[[], Any]]
+    dtype: torch.dtype
+    device: torch.device
+    latent_scale: int
+
+    @torch.inference_mode()
+    def draw(self, batch: Sequence[GenerationParams], texts: dict[str, TextStates]) -> Tensor:
+        """Latents (S, C, H, W) of pictures that are equal in solver, steps, guidance and size; `texts` are states by prompt."""
+        first = batch[0]
+        scheduler = self.schedulers[first.solver]()
+        scheduler.set_timesteps(first.num_steps, device=self.device)
+        is_guided = needs_uncond(first.guidance_scale)
+        states, mask = self._texts(batch, texts, is_guided)
+        x = self._noise(batch)
+        for t in scheduler.timesteps:
+            rows = torch.cat([x, x]) if is_guided else x
+            out = self.transformer(
+                rows.to(self.dtype),
+                encoder_hidden_states=states,
+                encoder_attention_mask=mask,
+                timestep=t.expand(len(rows)),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+                return_dict=False,
+            )[0][:, : x.shape[1]].float()
+            if is_guided:
+                uncond, cond = out.chunk(2)
+                out = uncond + first.guidance_scale * (cond - uncond)
+            x = scheduler.step(out, t, x, return_dict=False)[0]
+        return x
+
+    def _texts(self, batch: Sequence[GenerationParams], texts: dict[str, TextStates], is_guided: bool) -> tuple[Tensor, Tensor]:
+        prompts = [params.prompt for params in batch]
+        rows = [texts[prompt] for prompt in ([params.negative_prompt for params in batch] if is_guided else []) + prompts]
+        length = max(bucket(row.mask) for row in rows)  # as short as ours
+        states, mask = torch.stack([row.states[:length] for row in rows]), torch.stack([row.mask[:length] for row in rows])
+        return states.to(self.device, self.dtype), mask.to(self.device, self.dtype)
+
+    def _noise(self, batch: Sequence[GenerationParams]) -> Tensor:
+        channels = self.transformer.config.in_channels
+        shape = (channels, batch[0].height // self.latent_scale, batch[0].width // self.latent_scale)
+        return torch.stack([noise.draw(p.seed, p.image_index, noise.START, shape) for p in batch]).to(self.device)
+
+
+def load_loop(model: ModelInfo, dtype: torch.dtype, device: torch.device, latent_scale: int, is_compiled: bool) -> DiffusersLoop:
+    """The transformer of `model`, which must be of the PixArt family and not told the picture's size."""
+    load: Any = PixArtTransformer2DModel.from_pretrained
+    transformer: Any = load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()
+    if is_compiled:
+        transformer = torch.compile(transformer, dynamic=True)
+    return DiffusersLoop(transformer, _schedulers(model.path, model.schedule.family), dtype, device, latent_scale)
+
+
+def _schedulers(folder: Path, family: str) -> dict[str, Callable[[], Any]]:
+    def from_folder(kind: Any) -> Callable[[], Any]:
+        return lambda: kind.from_pretrained(folder / "scheduler")
+
+    if family == "flow":
+        return {
+            "dpmpp_2m": from_folder(DPMSolverMultistepScheduler),
+            "euler": FlowMatchEulerDiscreteScheduler,
+            "heun": FlowMatchHeunDiscreteScheduler,
+        }
+    kinds = {"dpmpp_2m": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler}
+    return {name: from_folder(kind) for name, kind in kinds.items()}

@@ -1,0 +1,1 @@
+"""What this machine measures of itself: cost curves, stage times, peak throughput, diagnosis."""

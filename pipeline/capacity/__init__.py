@@ -1,0 +1,1 @@
+"""Throughput, latency and replicas, predicted from operations and a device's speed."""

@@ -1,0 +1,1 @@
+"""Which models can be served and what may be asked of them; no torch where the gateway starts."""

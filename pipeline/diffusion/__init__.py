@@ -1,0 +1,1 @@
+"""The diffusion mathematics: schedules, spacings, predictions, guidance, noise, solvers."""

@@ -1,0 +1,115 @@
+"""One-step methods, each in the form of its paper."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from safelight.pipeline.diffusion.prediction import learned_log_variance
+from safelight.pipeline.diffusion.reference.problem import Problem
+
+
+def ddim(problem: Problem, x: Tensor, eta: float = 0.0) -> Tensor:
+    """Song et al. 2020 (arXiv:2010.02502), eq. 12 with sigma_t of eq. 16, in alpha_bar of a path scaled to preserve variance."""
+    for k, (t, t_next) in enumerate(problem.steps):
+        alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+        x0 = problem.denoise(x, t)
+        eps = (x - alpha * x0) / sigma
+        deviation = 0.0
+        if eta and sigma_next:
+            alpha_bar = alpha**2 / (alpha**2 + sigma**2)
+            alpha_bar_next = alpha_next**2 / (alpha_next**2 + sigma_next**2)
+            # eq. 16 speaks of x scaled to unit variance; the factor scales back
+            scale = math.hypot(alpha_next, sigma_next)
+            deviation = eta * scale * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
+        x = alpha_next * x0 + math.sqrt(sigma_next**2 - deviation**2) * eps
+        if deviation:
+            x = x + deviation * problem.noise(k)
+    return x
+
+
+def ddpm(problem: Problem, x: Tensor) -> Tensor:
+    """Ho et al. 2020 (arXiv:2006.11239), algorithm 2 with the posterior mean and variance of eq. 7, on any grid."""
+    return _ancestral(problem, x, fixed_large=False)
+
+
+def ddpm_fixed_large(problem: Problem, x: Tensor) -> Tensor:
+    """Ho et al. 2020 (arXiv:2006.11239), algorithm 2 with sigma_t^2 = beta_t, on any grid."""
+    return _ancestral(problem, x, fixed_large=True)
+
+
+def _ancestral(problem: Problem, x: Tensor, fixed_large: bool) -> Tensor:
+    for k, (t, t_next) in enumerate(problem.steps):
+        x, beta, posterior = _posterior(problem, x, t, t_next)
+        if t_next > 0.0:
+            x = x + math.sqrt(beta if fixed_large else posterior) * problem.noise(k)
+    return x
+
+
+def _posterior(problem: Problem, x: Tensor, t: float, t_next: float) -> tuple[Tensor, float, float]:
+    """Mean of q(x' | x, x0) with the predicted data, beta_t (where the path preserves variance), and the posterior's variance."""
+    alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+    alpha_step = alpha / alpha_next
+    beta = sigma**2 - alpha_step**2 * sigma_next**2
+    mean = (alpha_step * sigma_next**2 * x + alpha_next * beta * problem.denoise(x, t)) / sigma**2
+    return mean, beta, beta * sigma_next**2 / sigma**2
+
+
+def ddpm_learned(problem: Problem, x: Tensor, fraction: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """`ddpm` with a variance of every element's own (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15), x of any shape.
+
+    `fraction(x, t)`, of the shape of x, is where between the posterior's variance (0) and beta (1) its logarithm lies.
+    """
+    for k, (t, t_next) in enumerate(problem.steps):
+        mean, beta, posterior = _posterior(problem, x, t, t_next)
+        if t_next == 0.0:
+            return mean
+        x = mean + (0.5 * learned_log_variance(fraction(x, t), beta, posterior)).exp() * problem.noise(k)
+    return x
+
+
+def euler_ancestral(problem: Problem, x: Tensor) -> Tensor:
+    """Karras' notation, as in k-diffusion: down to sigma_down, then up by sigma_up of fresh noise. Needs alpha > 0."""
+    for k, (t, t_next) in enumerate(problem.steps):
+        sigma, sigma_next = problem.sigma(t) / problem.alpha(t), problem.sigma(t_next) / problem.alpha(t_next)
+        x_hat = x / problem.alpha(t)
+        sigma_up = math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
+        sigma_down = math.sqrt(sigma_next**2 - sigma_up**2)
+        d = (x_hat - problem.denoise(x, t)) / sigma
+        x = problem.alpha(t_next) * (x_hat + d * (sigma_down - sigma) + (sigma_up * problem.noise(k) if sigma_up else 0.0))
+    return x
+
+
+def euler_maruyama(problem: Problem, x: Tensor) -> Tensor:
+    """Song et al. 2021 (arXiv:2011.13456), eq. 6 discretised in t: drift f x - g^2 score, noise g sqrt(dt) z but at the end."""
+    for k, (t, t_next) in enumerate(problem.steps):
+        f, g2 = problem.schedule.rates(t)
+        score = -problem.eps(x, t) / problem.sigma(t)
+        x = x - (f * x - g2 * score) * (t - t_next)
+        if problem.sigma(t_next) > 0.0:
+            x = x + math.sqrt(g2 * (t - t_next)) * problem.noise(k)
+    return x
+
+
+def heun(problem: Problem, x: Tensor) -> Tensor:
+    """Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn, in x / alpha and sigma / alpha; on flows in x and t."""
+    for t, t_next in problem.steps:
+        alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+        x0 = problem.denoise(x, t)
+        if problem.schedule.family == "flow":
+            velocity = (x - x0) / t  # eps - x0
+            x_next = x + (t_next - t) * velocity
+            if t_next > 0.0:
+                x_next = x + (t_next - t) * 0.5 * (velocity + (x_next - problem.denoise(x_next, t_next)) / t_next)
+            x = x_next
+            continue
+        if problem.is_noise(t) or sigma_next == 0.0:
+            x = alpha_next * x0 + sigma_next * (x - alpha * x0) / sigma
+            continue
+        sigma_hat, sigma_hat_next = sigma / alpha, sigma_next / alpha_next
+        x_hat = x / alpha
+        d = (x_hat - x0) / sigma_hat
+        x_hat_next = x_hat + (sigma_hat_next - sigma_hat) * d
+        d_next = (x_hat_next - problem.denoise(alpha_next * x_hat_next, t_next)) / sigma_hat_next
+        x = alpha_next * (x_hat + (sigma_hat_next - sigma_hat) * 0.5 * (d + d_next))
+    return x

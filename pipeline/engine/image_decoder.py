@@ -1,0 +1,52 @@
+"""Latents to pixels, the same bits for a picture in any batch.
+
+Shapes: C latent channels, h x w latent pixels, H x W pixels.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from safelight.models.vae import decode_latents
+from safelight.pipeline.flops.vae import decode_flops
+from safelight.pipeline.params import StageCost
+
+Pixels = np.ndarray
+
+
+class NotAPicture(ArithmeticError):
+    """Pixels that are no numbers: broken weights, or a network that overflows."""
+
+
+class Decoder:
+    """The autoencoder's decoder. Pictures that arrive together are decoded one by one at one fixed shape.
+
+    A batched convolution gains nothing on a processor, and a fixed shape is what keeps bits independent of company.
+    """
+
+    max_batch = 8
+
+    def __init__(self, vae: nn.Module, dtype: torch.dtype, device: torch.device):
+        self._vae = vae
+        self._device = device
+        self._dtype = dtype
+        config: Any = vae.config
+        self._config = {**config, "_class_name": type(vae).__name__}
+
+    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | NotAPicture]:
+        """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost, or to why there are none: the others' are not lost."""
+        return [self._decode_one(latent) for latent in latents]
+
+    @torch.inference_mode()
+    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | NotAPicture:
+        started = time.perf_counter()
+        pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
+        if not pixels.isfinite().all():
+            return NotAPicture(f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite")
+        array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        seconds = time.perf_counter() - started
+        return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))

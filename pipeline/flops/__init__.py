@@ -1,0 +1,1 @@
+"""Floating-point operations of every network by closed formulas."""

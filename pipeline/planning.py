@@ -1,9 +1,0 @@
-"""What a model's schedule makes of a request: its plan, which also says what the picture will take. No torch here."""
-
-from pipeline.params import GenerationParams, ModelInfo
-from pipeline.solvers import Plan, plan
-
-
-def plan_of(params: GenerationParams, model: ModelInfo) -> Plan:
-    """The ticks of one picture under `model`. Raises `InvalidParams` for what the solver or the spacing cannot do."""
-    return plan(params.solver, model.schedule, model.prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta)

@@ -1,0 +1,95 @@
+"""The gateway's promise on top of a backend: all pictures or none, in time, and a lost one sent again."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from safelight.pipeline.params import GenerationParams
+from safelight.service.asyncio_tasks import cancel_all
+from safelight.service.backend import STAGES, Backend
+from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
+from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
+from safelight.service.settings import Settings, may_sleep
+from safelight.service.telemetry.metrics import Metrics
+from safelight.service.usage.client import Books
+
+logger = logging.getLogger(__name__)
+
+DRAIN_POLL_SECONDS = 0.05
+
+
+class Painter:
+    """Draws the pictures of whole requests."""
+
+    def __init__(self, backend: Backend, metrics: Metrics, settings: Settings, books: Books | None = None):
+        self._backend = backend
+        self._books = books
+        self._metrics = metrics
+        self._settings = settings
+        self._in_flight = 0
+        self._is_draining = False
+
+    async def paint(self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket = NOBODY) -> list[Drawn]:
+        """Every picture of one request, or a `ServiceError` and no picture left in the batch."""
+        try:
+            with self._room_for(len(pictures)):
+                return await asyncio.wait_for(self._draw_all(pictures, output, ticket), self._settings.deadline_seconds)
+        except Exception as error:
+            known = as_service_error(error)
+            if known.status >= 500:
+                logger.warning("drawing failed: %s: %s", type(error).__name__, error)
+            raise known from error
+
+    async def drain(self) -> None:
+        """Refuse every further request; returns when no picture is in flight."""
+        self._is_draining = True
+        while self._in_flight:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    async def census(self) -> Mapping[str, StageCensus | None]:
+        """How every stage is; None for one that does not say, and has not lately."""
+        try:
+            census = await self._backend.census()
+        except Exception as error:
+            logger.warning("no census: %s: %s", type(error).__name__, error)
+            census = dict.fromkeys(STAGES)
+        if self._books is not None and None in census.values():  # it is too full to answer in time, or may be asleep
+            said = await self._books.census()
+            asleep = dict.fromkeys(may_sleep(self._settings), StageCensus(is_asleep=True))
+            census = {stage: own or said.get(stage) or asleep.get(stage) for stage, own in census.items()}
+        self._metrics.observe_stages(census)
+        return census
+
+    @contextmanager
+    def _room_for(self, num_pictures: int) -> Iterator[None]:
+        if self._is_draining:
+            raise ShuttingDown()
+        if self._in_flight + num_pictures > self._settings.max_pictures:
+            raise QueueFull()
+        self._count(num_pictures)
+        try:
+            yield
+        finally:
+            self._count(-num_pictures)
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._metrics.set_in_flight(self._in_flight)
+
+    async def _draw_all(self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket) -> list[Drawn]:
+        tasks = [asyncio.ensure_future(self._draw(params, output, ticket)) for params in pictures]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            await cancel_all(*tasks)
+
+    async def _draw(self, params: GenerationParams, output: Output, ticket: Ticket) -> Drawn:
+        try:
+            return await self._backend.draw(params, output, ticket)
+        except Exception as error:
+            if not isinstance(as_service_error(error), StageLost):
+                raise
+        # A picture is a pure function of its params, so drawing it twice is drawing it once.
+        self._metrics.count_resent()
+        return await self._backend.draw(params, output, ticket)

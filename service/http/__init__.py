@@ -1,0 +1,1 @@
+"""The HTTP gateway: routes, schemas, validation and translation."""

@@ -1,0 +1,34 @@
+"""What /docs says beyond what FastAPI finds by itself."""
+
+from typing import Any
+
+from safelight.pipeline.params import ModelInfo
+from safelight.service.http.schemas import ErrorResponse, ImageRequest
+from safelight.service.http.translation import ALIASES, size_names
+
+_REASONS = {
+    400: "A field is wrong; `param` names it and the message says what is allowed",
+    401: "The admin key is missing or wrong",
+    404: "No such model",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The body is not declared as JSON",
+    429: "Too many pictures are waiting; see Retry-After",
+    503: "The picture could not be drawn now; see Retry-After",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()}
+
+OF_DRAWING = {status: error for status, error in ERRORS.items() if status != 401}
+
+
+def image_request_body(model: ModelInfo) -> dict[str, Any]:
+    """The request's schema with the served model's own choices, so that what the schema allows is what is served."""
+    schema = ImageRequest.model_json_schema()
+    for field, choices in {
+        "model": (model.id, *ALIASES),
+        "size": ("auto", *size_names(model)),
+        "solver": model.solvers,
+        "timestep_spacing": model.spacings,
+    }.items():
+        schema["properties"][field]["anyOf"][0] = {"type": "string", "enum": list(choices)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -1,0 +1,206 @@
+"""The wire: requests and responses in OpenAI's shape, with Safelight's extensions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.pipeline.params import (
+    MAX_GUIDANCE_SCALE,
+    MAX_GUIDANCE_STRIDE,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MIN_GUIDANCE_SCALE,
+    MIN_STEPS,
+)
+
+MAX_IMAGES = 10
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _ignored(what: str) -> Any:
+    return Field(None, description=f"Accepted for OpenAI's clients and ignored: {what}.")
+
+
+class ImageRequest(BaseModel):
+    """What to draw. Any field that is not listed here is refused by name; null means the default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    prompt: Annotated[Prompt, Field(min_length=1, pattern=r"\S", description="What the picture shows.")]
+    model: str | None = Field(None, description="The served model's id, or one of the OpenAI names that clients hard-code.")
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(None, description="How many pictures; default 1.")
+    size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
+        None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
+    )
+    response_format: Literal["b64_json"] | None = Field(None, description="Pictures come in the answer; there is no picture store yet.")
+    output_format: Literal["png", "webp", "jpeg"] | None = Field(None, description="Default png.")
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="Quality of webp and jpeg, default 100; png is lossless and ignores it."
+    )
+    stream: Literal[False] | None = Field(None, description="Streaming is not supported yet.")
+    partial_images: Literal[0] | None = Field(None, description="Previews are not supported yet.")
+
+    negative_prompt: Prompt | None = Field(None, description="Extension: what the picture should not show; used under guidance only.")
+    num_inference_steps: Annotated[int, Field(ge=MIN_STEPS, le=MAX_STEPS)] | None = Field(
+        None, description="Extension: denoising steps; default: the model's."
+    )
+    guidance_scale: Annotated[float, Field(ge=MIN_GUIDANCE_SCALE, le=MAX_GUIDANCE_SCALE)] | None = Field(
+        None, description="Extension: w in uncond + w * (cond - uncond); 1 is off; default: the model's."
+    )
+    solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
+    timestep_spacing: str | None = Field(None, description="Extension: where the steps stand; default: the model's.")
+    eta: Share | None = Field(None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only.")
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1]."
+    )
+    guidance_stride: Annotated[int, Field(ge=1, le=MAX_GUIDANCE_STRIDE)] | None = Field(
+        None,
+        description="Extension: every how many guided steps both predictions are evaluated; between them their last difference is "
+        "reused, which is faster and changes the picture. Default 1.",
+    )
+    guidance_rescale: Share | None = Field(
+        None, description="Extension: phi, how far a guided prediction is scaled back to the spread of the unguided one; default 0."
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None,
+        description="Extension: where the noise comes from; drawn at random when absent, and reported. Picture k of a request "
+        "depends on the seed and k alone: to get it again, send the same request with its seed and an n of at least k + 1.",
+    )
+
+    quality: str | None = _ignored("the model has one quality; see num_inference_steps")
+    style: str | None = _ignored("write the style into the prompt")
+    background: str | None = _ignored("pictures are opaque")
+    moderation: str | None = _ignored("there is no safety model")
+    user: str | None = _ignored("deprecated by OpenAI")
+    safety_identifier: str | None = _ignored("there is no safety model")
+    complexity: str | None = _ignored("vector pictures are not drawn")
+    svg: dict[str, Any] | None = _ignored("vector pictures are not drawn")
+    frame_count: int | None = _ignored("moving pictures are not drawn")
+    frame_duration_ms: int | None = _ignored("moving pictures are not drawn")
+
+
+class Image(BaseModel):
+    b64_json: str = Field(description="The picture's bytes in base64.")
+
+
+class InputTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class StageSeconds(BaseModel):
+    encode: float
+    denoise: float
+    decode: float
+
+
+class Cost(BaseModel):
+    """What the request used and cost, over all its pictures."""
+
+    model: str
+    seeds: list[int] = Field(
+        description="One a picture. They are equal: picture k is (seed, k). To get picture k again, send the same request with "
+        "this seed and an n of at least k + 1."
+    )
+    solver: str
+    num_inference_steps: int
+    guidance_scale: float
+    timestep_spacing: str
+    eta: float
+    guidance_interval: tuple[float, float]
+    guidance_stride: int
+    guidance_rescale: float
+    nfe: int = Field(description="Evaluations of the guided network.")
+    rows: int = Field(description="Rows of the network's batch: two an evaluation under guidance, else one.")
+    flops: int
+    device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
+    queue_seconds: float = Field(description="Waiting, summed over pictures and stages.")
+    seconds: float = Field(description="From the request's arrival to its answer.")
+    truncated: bool = Field(description="True when a text was longer than the text encoder can read.")
+    unknown_words: list[str] = Field(description="Words that the text encoder does not know; they change nothing.")
+    batch_invariant: bool = Field(
+        description="Whether it is proved here that the same request gives the same bytes, whatever else is being drawn."
+    )
+
+
+class Usage(BaseModel):
+    """OpenAI's usage, over all pictures of the request, and our own."""
+
+    input_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens: int
+    total_tokens: int
+    safelight: Cost
+
+
+class ImageResponse(BaseModel):
+    created: int = Field(description="Unix time of the answer.")
+    data: list[Image]
+    output_format: str
+    size: str
+    usage: Usage
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail
+
+
+class Model(BaseModel):
+    """OpenAI's model object, with what Safelight can be asked of it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "safelight"
+    licence: str
+    aliases: list[str]
+    sizes: list[str]
+    solvers: list[str]
+    timestep_spacings: list[str]
+    defaults: dict[str, str | int | float]
+    attention: str | None = None  # the denoiser's back end, once it has said so
+
+
+class Curve(BaseModel):
+    """What a stage's work costs on its machine: `seconds` for so many floating-point operations, times `factor` now."""
+
+    work_flops: list[float]
+    seconds: list[float]
+    factor: float
+
+
+class Curves(BaseModel):
+    """Of the denoiser a tick, of the others a text and a picture, one at a time and so in proportion; null until one was seen."""
+
+    encode: Curve | None
+    denoise: Curve
+    decode: Curve | None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class StageReadiness(BaseModel):
+    ready: bool
+    pictures: int
+
+
+class Readiness(BaseModel):
+    """Ready when every stage has drawn a warm-up picture and answers."""
+
+    ready: bool
+    stages: dict[str, StageReadiness]
+    reason: str | None = None  # why the last warm-up picture failed
+    failed: bool = False  # it is not tried again: the model cannot draw

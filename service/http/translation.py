@@ -1,0 +1,162 @@
+"""Between the wire and the pipeline: what a request means for the served model, and the account of what was drawn."""
+
+import base64
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
+from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
+from safelight.service.http.schemas import Cost, Curve, Curves, Image, ImageRequest, ImageResponse, InputTokens, Model, StageSeconds, Usage
+from safelight.service.messages import Drawn, Output, StageCensus
+
+ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")  # clients hard-code them
+
+T = TypeVar("T")
+
+
+def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationParams]:
+    """The pictures of a request, fully decided. Raises `InvalidParams` or `ModelNotFound`."""
+    if request.model is not None:
+        check_model(request.model, model)
+    width, height = parse_size(request.size or "auto", model)
+    seed = _given(request.seed, random_seed())
+    start, end = _given(request.guidance_interval, [0.0, 1.0])
+    pictures = [
+        GenerationParams(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or "",
+            width=width,
+            height=height,
+            num_steps=_given(request.num_inference_steps, model.num_steps),
+            guidance_scale=float(_given(request.guidance_scale, model.guidance_scale)),
+            solver=_given(request.solver, model.solver),
+            seed=seed,
+            image_index=index,
+            timestep_spacing=_given(request.timestep_spacing, model.timestep_spacing),
+            eta=_given(request.eta, 0.0),
+            guidance_interval=(start, end),
+            guidance_stride=_given(request.guidance_stride, 1),
+            guidance_rescale=_given(request.guidance_rescale, 0.0),
+        )
+        for index in range(_given(request.n, 1))
+    ]
+    check_params(pictures[0], model)  # they differ in image_index only
+    plan_of(pictures[0], model)  # too few steps for the solver's start are refused here, before any stage has worked
+    return pictures
+
+
+def make_output(request: ImageRequest) -> Output:
+    return Output(_given(request.output_format, "png"), _given(request.output_compression, 100))
+
+
+def make_response(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], output: Output, usage: Usage) -> ImageResponse:
+    return ImageResponse(
+        created=int(time.time()),
+        data=[Image(b64_json=base64.b64encode(picture.image).decode("ascii")) for picture in drawn],
+        output_format=output.format,
+        size=f"{pictures[0].width}x{pictures[0].height}",
+        usage=usage,
+    )
+
+
+def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], model: ModelInfo, seconds: float) -> Usage:
+    """The account of one request's pictures; also what the command line prints."""
+    usages = [picture.usage for picture in drawn]
+    text_tokens = sum(usage.text.num_tokens for usage in usages)
+    image_tokens = sum(usage.image_tokens for usage in usages)
+    first = pictures[0]
+    cost = Cost(
+        model=model.id,
+        seeds=[params.seed for params in pictures],
+        solver=first.solver,
+        num_inference_steps=first.num_steps,
+        guidance_scale=first.guidance_scale,
+        timestep_spacing=first.timestep_spacing,
+        eta=first.eta,
+        guidance_interval=first.guidance_interval,
+        guidance_stride=first.guidance_stride,
+        guidance_rescale=first.guidance_rescale,
+        nfe=sum(usage.denoise.nfe for usage in usages),
+        rows=sum(usage.denoise.rows for usage in usages),
+        flops=sum(usage.flops for usage in usages),
+        device_seconds=StageSeconds(
+            encode=sum(usage.encode.device_seconds for usage in usages),
+            denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
+            decode=sum(usage.decode.device_seconds for usage in usages),
+        ),
+        queue_seconds=sum(usage.queue_seconds for usage in usages),
+        seconds=seconds,
+        truncated=any(usage.text.truncated for usage in usages),
+        batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
+        unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
+    )
+    return Usage(
+        input_tokens=text_tokens,
+        input_tokens_details=InputTokens(text_tokens=text_tokens),
+        output_tokens=image_tokens,
+        total_tokens=text_tokens + image_tokens,
+        safelight=cost,
+    )
+
+
+def check_model(name: str, model: ModelInfo) -> None:
+    if name != model.id and name not in ALIASES:
+        allowed = ", ".join((model.id, *ALIASES))
+        raise ModelNotFound(f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model")
+
+
+def describe_curves(stages: Mapping[str, StageCensus | None]) -> Curves:
+    """What every stage's work costs. Raises `StageFailed` while the denoiser has not measured itself."""
+    curves = {stage: _curve(census.curve) for stage, census in stages.items() if census is not None and census.curve is not None}
+    if "denoise" not in curves:
+        raise StageFailed("The denoiser has not measured itself yet.")
+    return Curves(encode=curves.get("encode"), denoise=curves["denoise"], decode=curves.get("decode"))
+
+
+def _curve(curve: CostCurve) -> Curve:
+    return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.factor)
+
+
+def describe_model(model: ModelInfo, created: int) -> Model:
+    return Model(
+        id=model.id,
+        created=created,
+        licence=model.licence,
+        aliases=list(ALIASES),
+        sizes=size_names(model),
+        solvers=list(model.solvers),
+        timestep_spacings=list(model.spacings),
+        defaults={
+            "size": size_names(model)[0],
+            "num_inference_steps": model.num_steps,
+            "guidance_scale": model.guidance_scale,
+            "solver": model.solver,
+            "timestep_spacing": model.timestep_spacing,
+        },
+    )
+
+
+def size_names(model: ModelInfo) -> list[str]:
+    return [f"{width}x{height}" for width, height in model.sizes]
+
+
+def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
+    """Width and height of `WxH` or `auto`; whether the model serves them is for `check_params` to say."""
+    if text == "auto":
+        return model.native_size
+    width, x, height = text.partition("x")
+    if not (x and width.isdecimal() and height.isdecimal()):
+        raise InvalidRequest(f"size must be WIDTHxHEIGHT or auto; allowed: {', '.join(size_names(model))}, auto.", "size")
+    return int(width), int(height)
+
+
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED + 1)
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value

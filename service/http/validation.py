@@ -1,0 +1,70 @@
+"""From a body's bytes to an `ImageRequest`, or to one sentence that says which field is wrong and what is allowed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from safelight.service.errors import InvalidRequest, MalformedBody, ServiceError, UnknownField
+from safelight.service.http.schemas import ImageRequest
+
+# Values that OpenAI allows and Safelight does not yet: the reason says more than the rule.
+NOT_YET = {
+    "response_format": "url is not supported yet: there is no picture store. Pictures come in the answer",
+    "stream": "streaming is not supported yet",
+    "partial_images": "previews are not supported yet",
+}
+
+
+def parse_request(body: bytes) -> ImageRequest:
+    try:
+        return ImageRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _as_service_error(error) from None
+
+
+def describe(rule: Mapping[str, Any]) -> str:
+    """A JSON schema's rule in words: `an integer between 1 and 10`."""
+    if "anyOf" in rule:
+        return describe(rule["anyOf"][0])
+    if "const" in rule:
+        return str(rule["const"]).lower()
+    if "enum" in rule:
+        return "one of " + ", ".join(map(str, rule["enum"]))
+    if "minimum" in rule:
+        return f"{_article(rule['type'])} between {rule['minimum']} and {rule['maximum']}"
+    if "items" in rule:
+        return f"a list of {rule['minItems']}, each {describe(rule['items'])}"
+    if "minLength" in rule:
+        return f"a string of 1 to {rule['maxLength']} characters, not blank"
+    if "maxLength" in rule:
+        return f"a string of at most {rule['maxLength']} characters"
+    if "pattern" in rule:
+        return "WIDTHxHEIGHT or auto"
+    return _article(rule["type"])
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
+
+
+def _as_service_error(error: ValidationError) -> ServiceError:
+    """The first fault; one at a time is what a person can mend."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    if not fault["loc"]:
+        return MalformedBody(_whole_body(fault["type"], fault["msg"]))
+    field = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return UnknownField(f"{field[:100]} is not a field of this request; allowed: {', '.join(ImageRequest.model_fields)}.", field[:100])
+    if fault["type"] == "missing":
+        return InvalidRequest(f"{field} is required.", field)
+    allowed = describe(ImageRequest.model_json_schema()["properties"][field])
+    if field in NOT_YET:
+        return InvalidRequest(f"{field}: {NOT_YET[field]}; allowed: {allowed}.", field)
+    return InvalidRequest(f"{field} must be {allowed}.", field)
+
+
+def _whole_body(kind: str, message: str) -> str:
+    if kind == "json_invalid":
+        return f"The body is not valid JSON ({message.removeprefix('Invalid JSON: ')})."
+    return "The body must be a JSON object."

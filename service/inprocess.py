@@ -1,0 +1,109 @@
+"""All three stages in one process: what the command line draws with.
+
+Also the only place that knows how a stage is made from `safelight.pipeline.assembly`; imports torch when a stage is made, not before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safelight.pipeline.capacity.predict import outline_of
+from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.service.fast_imports import imported_for_good
+from safelight.service.messages import NOBODY, Drawn, Output, Ticket
+from safelight.service.settings import Settings, num_cores
+from safelight.service.stages.decode import DecodeStage
+from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.stages.encode import EncodeStage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from safelight.pipeline.engine.engine import Engine
+    from safelight.pipeline.engine.image_decoder import Decoder
+    from safelight.pipeline.engine.text_encoder import TextEncoder
+
+
+SMALL_FLOPS = 2e10  # of a text or a picture: so few are done on one core, which leaves the denoiser's threads the others
+
+
+class Studio:
+    """Three stages, made at once on their own threads."""
+
+    def __init__(self, model: ModelInfo, settings: Settings):
+        # before any stage has a thread: what they import does not bear being imported by two threads at once
+        with imported_for_good():
+            import safelight.pipeline.assembly.decoder
+            import safelight.pipeline.assembly.encoder  # noqa: F401
+
+        self.encoder = make_encode_stage(model, settings)
+        self.denoiser = make_denoise_stage(model, settings)
+        self.decoder = make_decode_stage(model, settings)
+
+    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+        conditioning = await self.encoder.encode(params, ticket)
+        denoised = await self.denoiser.generate(conditioning, params, ticket)
+        return await self.decoder.decode(denoised, params, output, ticket)
+
+    @property
+    def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
+        return self.encoder, self.denoiser, self.decoder
+
+    def wait(self) -> None:
+        """Until every stage is made; raises what making one raised."""
+        for stage in self.stages:
+            stage.wait()
+
+    def close(self) -> None:
+        for stage in self.stages:
+            stage.close()
+
+
+def _threads_for(flops: float) -> int:
+    return 1 if flops < SMALL_FLOPS else num_cores()
+
+
+def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
+    with imported_for_good():
+        from safelight.pipeline.assembly.encoder import build_text_encoder
+
+    def make() -> TextEncoder:
+        return build_text_encoder(model, num_threads=settings.encode_threads or _threads_for(outline_of(model).text))
+
+    return EncodeStage(make, model.id, settings.text_cache_bytes)
+
+
+def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
+    with imported_for_good():
+        from safelight.pipeline.assembly.engine import build_engine
+        from safelight.pipeline.calibration.cost_curve import measure_curve
+        from safelight.pipeline.calibration.peak import quick_gemm_peak
+
+    def make() -> Engine:
+        engine = build_engine(
+            model,
+            max_rows=settings.max_rows,
+            max_tokens=settings.max_tokens,
+            num_threads=settings.denoise_threads or num_cores(),
+            quantization=settings.quantization,
+        )
+        engine.curve = measure_curve(engine, model)
+        engine.peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
+        return engine
+
+    return DenoiseStage(make, settings.deadline_seconds)
+
+
+def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
+    with imported_for_good():
+        from safelight.pipeline.assembly.decoder import build_decoder
+        from safelight.pipeline.engine.image_files import encode_image
+
+    def make() -> Decoder:
+        width, height = (side // outline_of(model).scale for side in model.native_size)
+        return build_decoder(model, num_threads=settings.decode_threads or _threads_for(outline_of(model).decode(height, width)))
+
+    def write(pixels: np.ndarray, output: Output, params: GenerationParams) -> bytes:
+        return encode_image(pixels, output.format, output.compression, params, model.id)
+
+    return DecodeStage(make, write)

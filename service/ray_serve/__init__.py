@@ -1,0 +1,1 @@
+"""The stages and the gateway as Ray Serve deployments."""

@@ -1,0 +1,1 @@
+"""Usage accounting: events from the stages, the ledger that joins them, the report."""

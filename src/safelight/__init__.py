@@ -1,0 +1,1 @@
+"""Safelight: text-to-image serving with latent diffusion transformers."""

@@ -1,0 +1,93 @@
+"""The packed MMDiT against the plain one, in every mix of sizes, and against itself alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from safelight.models.networks.mmdit import MMDiT, MMDiTConfig
+from safelight.models.packed.attention import BACKENDS
+from safelight.models.packed.mmdit import PackedMMDiT, Row
+from tests.models.networks.test_mmdit import TINY
+
+SHAPES = [(16, 16), (12, 20), (26, 10)]  # height, width
+TIMES = torch.linspace(990.0, 10.0, 7)
+LENGTH = 11
+
+
+def plain(config: MMDiTConfig, dtype: torch.dtype = torch.float32) -> MMDiT:
+    torch.manual_seed(0)
+    network = MMDiT(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim > 1 else 0.1)  # no zero gates
+    return network.to(dtype).eval().requires_grad_(False)
+
+
+def packed(config: MMDiTConfig, backend: str = "fused", dtype: torch.dtype = torch.float32) -> PackedMMDiT:
+    return PackedMMDiT(plain(config, dtype), BACKENDS[backend])
+
+
+def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """States and the pooled text."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(LENGTH, config.joint_attention_dim, generator=generator).to(dtype)
+    return states, torch.randn(config.pooled_projection_dim, generator=generator).to(dtype)
+
+
+def latents(config: MMDiTConfig, seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(rows, config.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def row(network: PackedMMDiT, states: Tensor, pooled: Tensor) -> Row:
+    times = network.prepare_times(TIMES, (128, 128))
+    return network.prepare_row(network.prepare_text(states, torch.ones(LENGTH, dtype=torch.bool), pooled), times)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("config", TINY.values(), ids=TINY)
+def test_rows_of_many_shapes_equal_the_plain_network(config: MMDiTConfig, backend: str) -> None:
+    network, oracle = packed(config, backend), plain(config)
+    shapes = [SHAPES[0], SHAPES[0], SHAPES[1], SHAPES[2], SHAPES[2]]
+    texts, steps = [text(config, seed) for seed in range(5)], (0, 6, 3, 2, 5)
+    xs = [latents(config, 0, 2, SHAPES[0]), latents(config, 1, 1, SHAPES[1]), latents(config, 2, 2, SHAPES[2])]
+    out = network.predict(xs, network.collate([row(network, *each) for each in texts], shapes), steps)
+    got, given_x = [one for batch in out for one in batch], [x for batch in xs for x in batch]
+    for one, x, (states, pooled), step in zip(got, given_x, texts, steps, strict=True):
+        own = oracle.prepare_row(states, torch.ones(LENGTH, dtype=torch.bool), pooled, oracle.prepare_times(TIMES, (128, 128)))
+        wanted = oracle.predict(x[None], oracle.collate([own]), [step])[0]
+        assert float((one - wanted).abs().max() / wanted.abs().max()) < 1e-4
+
+
+NETWORKS = {
+    (name, dtype): packed(TINY["sd3.5-medium"], name, dtype) for name in ("fused", "products") for dtype in (torch.float32, torch.bfloat16)
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["fused", "products"])
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(backend: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    network = NETWORKS[backend, dtype]
+    config = network.config
+    mine, shape = row(network, *text(config, 9, dtype)), data.draw(st.sampled_from(SHAPES))
+    x = latents(config, 7, 1, shape, dtype)
+    [alone] = network.predict([x], network.collate([mine], [shape]), [4])
+    before, after = (data.draw(st.lists(st.integers(0, 6), max_size=5)) for _ in range(2))
+    others = data.draw(st.lists(st.sampled_from([each for each in SHAPES if each != shape]), unique=True, max_size=2))
+    rows = [row(network, *text(config, seed, dtype)) for seed in range(len(others) + len(before))]
+    rows += [mine, *(row(network, *text(config, seed + 50, dtype)) for seed in range(len(after)))]
+    own = torch.cat([latents(config, 20, len(before), shape, dtype), x, latents(config, 21, len(after), shape, dtype)])
+    xs = [*(latents(config, 30, 1, other, dtype) for other in others), own]
+    shapes = [*others, *[shape] * len(own)]
+    together = network.predict(xs, network.collate(rows, shapes), [*[1] * len(others), *before, 4, *after])
+    assert torch.equal(together[-1][len(before)], alone[0])
+
+
+def test_without_the_pooled_text_it_does_not_read() -> None:
+    network = packed(TINY["sd3"])
+    with pytest.raises(ValueError, match="pooled"):
+        network.prepare_text(torch.zeros(LENGTH, 24), torch.ones(LENGTH, dtype=torch.bool), None)

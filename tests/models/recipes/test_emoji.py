@@ -1,0 +1,271 @@
+"""The recipe's parts that can be wrong in silence: objectives, holdouts, captions, exact resumption."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
+
+from safelight.models.recipes import objectives
+from safelight.models.recipes.emoji import card, data, dit, prompts, views
+from safelight.models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, Concept, on_background, sample_caption, styled
+from safelight.models.recipes.emoji.data import Picture, composite
+from safelight.models.recipes.emoji.text import CONDITIONING as CLIP
+from safelight.models.recipes.emoji.text import CONTEXT, SCORER, read_texts, small_pictures
+from safelight.models.recipes.emoji.training import (
+    Average,
+    FilterMuon,
+    Run,
+    bfloat16_copies,
+    one_minus_sqrt,
+    warmup_cosine,
+    warmup_stable,
+    warmup_stable_decay,
+)
+from safelight.pipeline.diffusion.prediction import out_coefficients
+from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
+
+WEIGHTS = Path(dit.__file__).parents[2] / "weights" / "emoji-128"
+APPLE = Concept("1f34e", "red apple", ("fruit", "healthy", "mac", "school"))
+
+
+def test_flow_path_and_loss() -> None:
+    x0, eps = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    x = objectives.flow_sample(x0, eps, torch.tensor([0.0, 1.0]))
+    assert torch.equal(x[0], x0[0])
+    assert torch.equal(x[1], eps[1])
+    assert float(objectives.flow_matching_loss(eps - x0, x0, eps)) == 0.0
+    assert float(objectives.flow_matching_loss(eps - x0 + 2.0, x0, eps)) == pytest.approx(4.0, rel=1e-5)
+    # the target is the path's slope, so a small step along it stays on the path
+    between = objectives.flow_sample(x0, eps, torch.tensor([0.3, 0.3]))
+    torch.testing.assert_close(between + 0.2 * (eps - x0), objectives.flow_sample(x0, eps, torch.tensor([0.5, 0.5])))
+
+
+@pytest.mark.parametrize("schedule", [VariancePreserving(), VariancePreserving("cosine"), Flow()], ids=str)
+def test_each_loss_is_the_error_of_its_own_target(schedule: Schedule) -> None:
+    """A network that knows the data, in each prediction's own terms, has no loss; one that is off by 2 has 4."""
+    x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.6, 0.95])
+    x = objectives.noised(x0, eps, t, schedule)
+    out = {}
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        u, w = zip(*(out_coefficients(prediction, *schedule.alpha_sigma(float(v))) for v in t), strict=True)
+        out[prediction] = torch.tensor(u)[:, None, None, None] * x + torch.tensor(w)[:, None, None, None] * x0
+    for off, loss in ((0.0, 0.0), (2.0, 4.0)):
+        assert float(objectives.simple_loss(out["epsilon"] + off, eps)) == pytest.approx(loss, abs=1e-3)
+        assert float(objectives.x0_loss(out["sample"] + off, x0)) == pytest.approx(loss, abs=1e-3)
+        if schedule.family == "vp":  # v speaks of alpha^2 + sigma^2 = 1
+            assert float(objectives.v_loss(out["v_prediction"] + off, x0, eps, t, schedule)) == pytest.approx(loss, abs=1e-3)
+
+
+def test_min_snr_weights_cap_the_signal() -> None:
+    t = torch.tensor([0.01, 0.5, 0.9])
+    snr = torch.tensor([(a / s) ** 2 for a, s in (VariancePreserving().alpha_sigma(float(u)) for u in t)])
+    assert snr[0] > 5.0 > snr[1]
+    torch.testing.assert_close(objectives.min_snr_weights(t, VariancePreserving()), torch.tensor([5.0 / float(snr[0]), 1.0, 1.0]))
+
+
+def test_times_are_logit_normal() -> None:
+    logits = torch.logit(objectives.logit_normal_times(20_000, torch.Generator().manual_seed(0)))
+    assert float(logits.mean()) == pytest.approx(0.0, abs=0.03)
+    assert float(logits.std()) == pytest.approx(1.0, abs=0.03)
+    noisier = torch.logit(objectives.logit_normal_times(20_000, torch.Generator().manual_seed(0), mean=1.5))
+    assert float(noisier.mean()) == pytest.approx(1.5, abs=0.03)
+
+
+def test_the_holdout_is_the_written_rule() -> None:
+    held = [Picture(Concept(f"{code:x}", "x", ()), style).held_out_from_dit for code in range(0x1F300, 0x1F600) for style in STYLES]
+    assert sum(held) / len(held) == pytest.approx(1 / 20, abs=0.012)
+    expected = int.from_bytes(hashlib.sha256(b"1f34e/3d").digest(), "big") % 20 == 0
+    assert Picture(APPLE, "3d").held_out_from_dit == expected
+
+
+def test_captions_name_the_concept_and_only_its_own_style() -> None:
+    rng = random.Random(0)
+    captions = {sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)}
+    assert {"red apple", "a red apple", "flat red apple"} <= captions
+    assert not any("3d" in c or "noto" in c for c in captions)
+    for caption in captions:
+        words = set(caption.replace(",", "").split())
+        assert words & {"red", "fruit", "healthy", "mac", "school"}
+        assert len(words & set(APPLE.keywords)) <= MAX_KEYWORDS
+    assert styled("rocket", "3d") == "3d rocket"
+
+
+def test_any_background_but_white_is_always_named() -> None:
+    rng = random.Random(0)
+    blue = [sample_caption(APPLE, "flat", "blue", rng) for _ in range(500)]
+    assert all("blue" in caption for caption in blue)
+    assert {on_background("red apple", "blue"), "red apple on blue", "red apple, blue background"} <= {*blue}
+    white = [sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)]
+    assert sum("white" in caption for caption in white) / len(white) == pytest.approx(0.1, abs=0.03)
+    assert not any(colour in caption for caption in white for colour in COLOURS if colour not in ("red", WHITE))
+
+
+def test_a_twentieth_of_concepts_on_colours_is_kept_back() -> None:
+    shown = [Picture(Concept(f"{code:x}", "x", ()), "3d").shown_on(c) for code in range(0x1F300, 0x1F600) for c in COLOURS]
+    assert sum(shown) / len(shown) == pytest.approx(19 / 20, abs=0.01)
+    assert Picture(APPLE, "3d").shown_on("blue") == Picture(APPLE, "noto").shown_on("blue")
+
+
+PICTURES = tuple(
+    Picture(Concept(f"{code:x}", f"thing {code}", ("thing", f"no {code % 7}")), s) for code in range(1000, 1200) for s in STYLES
+)
+
+
+def test_views_leave_out_what_is_held_out() -> None:
+    dataset = data.Dataset(PICTURES, np.zeros((len(PICTURES), 1, 1, 4), np.uint8))
+    chosen = views._choose(dataset, 3, seed=0)
+    assert {i for i, _ in chosen} == {i for i, p in enumerate(PICTURES) if not p.held_out_from_dit}
+    for index in {i for i, _ in chosen}:
+        colours = [views.NAMES[c] for i, c in chosen if i == index]
+        assert colours[0] == WHITE
+        assert len({*colours}) == 4
+        assert all(PICTURES[index].shown_on(colour) for colour in colours[1:])
+
+
+def test_a_placed_picture_stands_in_the_middle_of_its_background() -> None:
+    rgba = np.full((128, 128, 4), 255, np.uint8)
+    placed = views.placed(rgba, (160, 96), (10, 20, 30))
+    assert placed.shape == (96, 160, 3)
+    assert (placed[:, :32] == (10, 20, 30)).all()
+    assert (placed[:, 128:] == (10, 20, 30)).all()
+    assert (placed[:, 32:128] == 255).all()
+
+
+def test_half_of_the_batches_of_annealing_are_of_other_sizes() -> None:
+    sizes = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
+    assert {*sizes} == {views.NATIVE, *views.OTHERS}
+    assert sizes.count(views.NATIVE) / len(sizes) == pytest.approx(0.5, abs=0.08)
+
+
+def test_what_was_annealed_last_is_exported(tmp_path: Path) -> None:
+    assert dit.latest(tmp_path).name == "dit.ckpt"
+    for first in (900, 12_000):
+        (tmp_path / f"{dit.ANNEALED}{first:06d}.ckpt").touch()
+    assert dit.latest(tmp_path).name == "annealed-012000.ckpt"
+
+
+def test_annealing_starts_at_the_full_rate_wherever_it_starts() -> None:
+    factors = [one_minus_sqrt(step, 9000, 8000) for step in (7000, 8000, 8250, 9000)]
+    assert factors == [1.0, 1.0, 0.5, 0.0]
+    assert [warmup_stable(step, 0, 10) for step in (0, 9, 5000)] == [0.1, 1.0, 1.0]
+
+
+def test_sets_of_prompts_ask_for_what_they_say() -> None:
+    sets = prompts.make_sets(PICTURES)
+    held = {(p.concept.hexcode, p.style) for p in PICTURES if p.held_out_from_dit}
+    assert {(p.concepts[0], p.style) for p in sets["held-out"]} == held
+    assert not {(p.concepts[0], p.style) for p in sets["styled"]} & held
+    for prompt in sets["backgrounds"]:
+        assert Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
+    for prompt in sets["held-out-backgrounds"]:
+        assert not Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
+    for prompt in sets["keywords"]:
+        assert len(prompt.concepts) == len({p.concept for p in PICTURES if all(k in prompt.text for k in p.concept.keywords)})
+    assert prompts.make_sets(PICTURES) == sets
+
+
+def test_small_pictures_keep_their_colour_where_they_are_clear() -> None:
+    rgba = np.zeros((1, 128, 128, 4), np.uint8)
+    rgba[0, :64] = (200, 100, 0, 255)
+    small = small_pictures(data.Dataset((), rgba), 64)
+    assert small.shape == (1, 4, 64, 64)
+    assert small[0, :, 0, 0].tolist() == [200, 100, 0, 255]
+    assert small[0, :, 63, 63].tolist() == [0, 0, 0, 0]
+
+
+def test_texts_are_read_the_same_without_their_padding() -> None:
+    clip = CLIP.build().eval()
+    ids = SimpleTokenizer(context_length=CONTEXT)(["red apple", "a flat red apple on a blue background"])
+    with torch.inference_mode():
+        torch.testing.assert_close(read_texts(clip, ids), clip.encode_text(ids), atol=1e-5, rtol=0)
+        assert clip.encode_text(ids).shape == (2, 192)  # the mask is whole again
+
+
+def test_the_scorer_shares_nothing_but_its_shape() -> None:
+    assert (CLIP.seed, CLIP.sees_all) != (SCORER.seed, SCORER.sees_all)
+    pictures = tuple(Picture(Concept(f"{code:x}", "x", ()), "3d") for code in range(0x1F300, 0x1F380))
+    dataset = data.Dataset(pictures, np.zeros((0, 128, 128, 4), np.uint8))
+    assert len(SCORER.pictures(dataset)) == len(pictures) > len(CLIP.pictures(dataset))
+
+
+def test_the_card_says_what_was_evaluated() -> None:
+    evaluation = json.loads((WEIGHTS / "evaluation.json").read_text())
+    assert card.table(evaluation) in (WEIGHTS / "README.md").read_text(encoding="utf-8")
+
+
+def test_composite_is_straight_alpha() -> None:
+    rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
+    assert composite(rgba, (0, 0, 250)).tolist() == [[[200, 100, 0], [0, 0, 250], [40, 20, 200]]]
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    factors = [warmup_cosine(step, 100, 10) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[10] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.02, abs=0.01)
+
+
+def test_the_last_fifth_falls_to_nothing_and_nothing_before_knows_the_end() -> None:
+    assert [warmup_stable_decay(step, 1000, 10) for step in range(700)] == [warmup_stable_decay(step, 2000, 10) for step in range(700)]
+    last = [warmup_stable_decay(step, 1000, 10) for step in range(800, 1001)]
+    assert last == sorted(last, reverse=True)
+    assert (last[0], last[-1]) == (1.0, 0.0)
+
+
+def test_filters_are_stepped_as_the_matrices_that_they_are() -> None:
+    """Against torch's own Muon on a copy of the matrix; the convolution sees its new filters without being told."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(6, 36).clone())
+    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = FilterMuon([convolution.weight], **options), torch.optim.Muon([matrix], **options)
+    for _ in range(2):
+        convolution(torch.randn(2, 4, 8, 8)).square().sum().backward()
+        matrix.grad = convolution.weight.grad.permute(0, 2, 3, 1).reshape(6, 36).clone()
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+        assert convolution.weight.grad is None
+        torch.testing.assert_close(convolution.weight.permute(0, 2, 3, 1).reshape(6, 36), matrix)
+
+
+def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Train 6 steps, in as many runs as there are `stops`, each starting from nothing but the checkpoint."""
+    folder.mkdir()
+    for stop in stops:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 2)
+        run = Run("toy", net, [torch.optim.AdamW(net.parameters(), lr=0.1)], Average(net, 0.9), 6, folder / "toy.ckpt", 2, save_every_s=0.0)
+
+        def loss(step: int, generator: torch.Generator, net: nn.Linear = net, stop: int = stop) -> torch.Tensor:
+            if step == stop:
+                raise KeyboardInterrupt
+            return net(torch.randn(8, 4, generator=generator)).square().mean()
+
+        try:
+            run.train(loss, seed=5)
+        except KeyboardInterrupt:
+            continue
+    return torch.load(folder / "toy.ckpt", weights_only=True)
+
+
+def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
+    whole, parts = train(tmp_path / "whole", 6), train(tmp_path / "parts", 2, 3, 6)
+    assert whole["step"] == parts["step"] == 6
+    for name in whole["module"]:
+        assert torch.equal(whole["module"][name], parts["module"][name])
+        assert torch.equal(whole["average"][name], parts["average"][name])
+
+
+def test_gradients_reach_the_float32_masters() -> None:
+    net = nn.Linear(4, 2)
+    torch.func.functional_call(net, bfloat16_copies(net), (torch.ones(1, 4, dtype=torch.bfloat16),)).float().sum().backward()
+    assert net.weight.grad is not None
+    assert net.weight.grad.dtype == torch.float32
+    assert torch.equal(net.bias.grad, torch.ones(2))

@@ -1,0 +1,168 @@
+"""Folders whose every tensor is right and whose words are nonsense: each is refused before anything is drawn, in one line."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from safelight.models.checkpoints.tensors import WEIGHTS
+from safelight.models.text.hf_folder import HF_WEIGHTS
+from safelight.pipeline.assembly.check import check_folder
+from tests.models.folders import write_dit, write_pixart, write_sd3
+from tests.models.text.folders import edit_json
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers talk of their own future
+
+WRITERS: dict[str, Callable[[Path], object]] = {"sigma": write_pixart, "sd3": write_sd3, "dit": write_dit}
+TRANSFORMER, VAE, TEXT, SCHEDULER = (
+    "transformer/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+)
+
+# family, file, what is changed in it, what the line must say
+NONSENSE = [
+    ("sigma", "model_index.json", {"_class_name": "DiTPipeline"}, "a DiTPipeline needs a DiTTransformer2DModel"),
+    ("dit", "model_index.json", {"_class_name": "PixArtSigmaPipeline"}, "is not supported"),
+    ("sigma", VAE, {"scaling_factor": "0.13"}, "scaling_factor is '0.13', expected a positive number"),
+    ("sigma", VAE, {"scaling_factor": None}, "scaling_factor is None"),
+    ("sigma", VAE, {"scaling_factor": float("nan")}, "scaling_factor is nan"),
+    ("sigma", VAE, {"scaling_factor": 0}, "scaling_factor is 0"),
+    ("sd3", VAE, {"shift_factor": "x"}, "shift_factor is 'x', expected a number or null"),
+    ("sigma", VAE, {"latents_mean": [0.0] * 4}, "not supported: latents_mean"),
+    ("sigma", VAE, {"use_post_quant_conv": "x"}, "use_post_quant_conv is 'x', expected true or false"),
+    ("sigma", VAE, {"down_block_types": ["Foo", "Bar"]}, "does not describe an AutoencoderKL"),
+    ("sigma", TRANSFORMER, {"sample_size": 7}, "a side is a multiple of"),
+    ("sigma", TRANSFORMER, {"sample_size": 4096}, "at most 4096"),
+    ("sigma", TRANSFORMER, {"sample_size": 10**7}, "at most 4096"),
+    ("sigma", TRANSFORMER, {"sample_size": True}, "sample_size is True"),
+    ("sd3", TRANSFORMER, {"sample_size": 5}, "a side is a multiple of"),
+    ("sd3", TRANSFORMER, {"sample_size": 400}, "at most"),
+    ("sigma", TRANSFORMER, {"norm_eps": float("nan")}, "norm_eps is nan"),
+    ("sigma", TRANSFORMER, {"norm_eps": -1}, "norm_eps is -1"),
+    ("sigma", TRANSFORMER, {"interpolation_scale": 0}, "interpolation_scale is 0"),
+    ("sigma", TRANSFORMER, {"num_layers": 10**8}, "expected a whole number from 1 to 1000"),
+    ("sigma", TRANSFORMER, {"use_additional_conditions": "no"}, "use_additional_conditions is 'no', expected true or false"),
+    ("sigma", TEXT, {"relative_attention_max_distance": 0}, "do not cover distances up to 0"),
+    ("sigma", TEXT, {"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
+    ("sigma", TEXT, {"num_layers": 10**8}, "expected a whole number from 0 to 1000"),
+    ("sigma", SCHEDULER, {"thresholding": True}, "thresholding True is not supported"),
+    ("dit", SCHEDULER, {"clip_sample": True}, "clip_sample True is not supported"),
+    ("sigma", SCHEDULER, {"_class_name": "FooScheduler"}, "class 'FooScheduler' is not supported"),
+    ("sigma", SCHEDULER, {"prediction_type": ["v"]}, "prediction_type ['v'] is not supported"),
+    ("sigma", SCHEDULER, {"beta_schedule": {}}, "beta_schedule {} is not supported"),
+    ("sigma", SCHEDULER, {"use_flow_sigmas": "yes"}, "use_flow_sigmas 'yes' is not supported"),
+    ("sigma", SCHEDULER, {"use_flow_sigmas": True}, "supported: flow_prediction"),
+    ("sd3", SCHEDULER, {"shift": 1e30}, "shift is 1e+30, expected a number from 0.001 to 1000"),
+    ("sd3", SCHEDULER, {"shift": True}, "shift is True"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
+    for name, write in WRITERS.items():
+        write(folders[name])
+    return folders
+
+
+@pytest.fixture
+def copied(written: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    return lambda family: shutil.copytree(written[family], tmp_path / "model")
+
+
+@pytest.mark.parametrize(("family", "file", "change", "says"), NONSENSE, ids=[f"{each[0]}-{each[2]}" for each in NONSENSE])
+def test_nonsense_is_refused(copied: Callable[[str], Path], family: str, file: str, change: dict[str, object], says: str) -> None:
+    folder = copied(family)
+    edit_json(folder / file, **change)
+    faults = check_folder(str(folder)).faults
+    assert any(says in fault for fault in faults), faults
+    assert not any("\n" in fault for fault in faults)
+
+
+def test_a_sound_folder_is_sound(copied: Callable[[str], Path]) -> None:
+    for family in WRITERS:
+        folder = copied(family)
+        assert check_folder(str(folder)).faults == ()
+        shutil.rmtree(folder)
+
+
+def test_a_transformer_of_another_family(written: dict[str, Path], copied: Callable[[str], Path]) -> None:
+    folder = copied("sd3")
+    shutil.rmtree(folder / "transformer")
+    shutil.copytree(written["sigma"] / "transformer", folder / "transformer")
+    assert any(
+        "the transformer is a PixArtTransformer2DModel, a StableDiffusion3Pipeline needs" in f for f in check_folder(str(folder)).faults
+    )
+
+
+def swap(folder: Path, one: str, other: str) -> None:
+    (folder / one).rename(folder / "between")
+    (folder / other).rename(folder / one)
+    (folder / "between").rename(folder / other)
+
+
+@pytest.mark.parametrize("what", ["text_encoder", "tokenizer"])
+def test_clips_the_wrong_way_round(copied: Callable[[str], Path], what: str) -> None:
+    folder = copied("sd3")
+    swap(folder, what, f"{what}_2")
+    assert any("the wrong way round" in fault for fault in check_folder(str(folder)).faults)
+
+
+def put_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def nest(file: Path) -> None:
+    file.write_text("[" * 10**5)
+
+
+# what is put in place of a file, and what the line must say
+ODDITIES = [
+    (TRANSFORMER, put_a_pipe, "is not a file"),
+    (TRANSFORMER, nest, "nested too deeply"),
+    (f"transformer/{WEIGHTS}", put_a_pipe, "is not a file"),
+    (f"vae/{WEIGHTS}", lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    (f"vae/{WEIGHTS}", lambda file: file.write_text("<!doctype html>"), "is a web page"),
+    (f"text_encoder/{HF_WEIGHTS}", lambda file: file.write_text("x"), "is not a readable safetensors file"),
+    (TEXT, lambda file: edit_json(file, architectures=5, model_type="bert"), "model_type is 'bert'"),
+    ("model_index.json", lambda file: file.write_text("{"), "is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("name", "put", "says"), ODDITIES)
+def test_odd_files_are_named(copied: Callable[[str], Path], name: str, put: Callable[[Path], object], says: str) -> None:
+    folder = copied("sigma")
+    put(folder / name)
+    faults = check_folder(str(folder)).faults
+    assert any(says in fault for fault in faults), faults
+
+
+def test_what_may_not_be_read_is_named(copied: Callable[[str], Path]) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    folder = copied("sigma")
+    (folder / "transformer" / WEIGHTS).chmod(0)
+    assert any("cannot be read: Permission denied" in fault for fault in check_folder(str(folder)).faults)
+    (folder / "transformer").chmod(0)
+    faults = check_folder(str(folder)).faults
+    (folder / "transformer").chmod(0o755)
+    assert any("cannot be read: Permission denied" in fault for fault in faults)
+
+
+def test_a_missing_part_is_told_once(copied: Callable[[str], Path]) -> None:
+    folder = copied("sigma")
+    shutil.rmtree(folder / "vae")
+    assert check_folder(str(folder)).faults == (f"{folder}/vae is missing",)
+
+
+def test_json_of_a_class_that_is_none(copied: Callable[[str], Path]) -> None:
+    folder = copied("sigma")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": ["a", "list"]}))
+    [fault] = check_folder(str(folder)).faults
+    assert "is not supported" in fault

@@ -1,0 +1,91 @@
+"""What outputs mean: golden values, and every prediction type against an exact network."""
+
+import math
+
+import pytest
+import torch
+
+from safelight.pipeline.diffusion.guidance import combine
+from safelight.pipeline.diffusion.prediction import PREDICTIONS, convert, learned_log_variance, out_coefficients, x0_coefficients
+from safelight.pipeline.diffusion.reference import x0_from
+from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
+from safelight.pipeline.params import InvalidParams
+from tests.pipeline.oracle import EIGHT
+
+SCHEDULES = [Flow(), VariancePreserving("linear"), VarianceExploding()]
+X = 1.5 * torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_x0_from_eps_golden() -> None:
+    p, q = x0_coefficients("epsilon", 0.5, math.sqrt(0.75))
+    assert p * 1.5 + q * 0.8 == pytest.approx(1.614359, abs=5e-7)
+
+
+def test_guidance_golden() -> None:
+    cond, uncond = torch.tensor([0.3, 0.7]), torch.tensor([0.1, 0.1])
+    assert combine(cond, uncond, torch.tensor(7.5)).tolist() == pytest.approx([1.6, 4.6], rel=1e-6)
+    assert combine(cond, uncond, torch.tensor(1.0)).tolist() == pytest.approx(cond.tolist(), rel=1e-6)
+    assert combine(cond, uncond, torch.tensor(0.0)).tolist() == uncond.tolist()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("t", [0.02, 0.5, 0.97])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_an_exact_network_recovers_the_data_whatever_it_says(schedule: Schedule, t: float, prediction: str) -> None:
+    alpha, sigma = schedule.alpha_sigma(t)
+    x = alpha * EIGHT.draw(5, torch.Generator().manual_seed(1)) + sigma * X
+    out, x0 = EIGHT.out(prediction, x, alpha, sigma), EIGHT.x0(x, alpha, sigma)
+    p, q = x0_coefficients(prediction, alpha, sigma)
+    torch.testing.assert_close(p * x + q * out, x0, atol=1e-9, rtol=0)
+    torch.testing.assert_close(x0_from(prediction, out, x, alpha, sigma), x0, atol=1e-9, rtol=0)
+
+
+def test_tweedie() -> None:
+    """The posterior mean from the gradient of the density, which the oracle writes without it."""
+    alpha, sigma = VariancePreserving().alpha_sigma(0.5)
+    p, q = x0_coefficients("score", alpha, sigma)
+    torch.testing.assert_close(p * X + q * EIGHT.score(X, alpha, sigma), EIGHT.x0(X, alpha, sigma), atol=1e-12, rtol=0)
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(EIGHT.log_density(x, alpha, sigma).sum(), x)
+    torch.testing.assert_close(gradient, EIGHT.score(X, alpha, sigma), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("given", PREDICTIONS)
+@pytest.mark.parametrize("wanted", PREDICTIONS)
+def test_conversions_are_right_and_return_in_float32(schedule: Schedule, given: str, wanted: str) -> None:
+    alpha, sigma = schedule.alpha_sigma(0.4)
+    out, other = EIGHT.out(given, X, alpha, sigma), EIGHT.out(wanted, X, alpha, sigma)
+    (u, w), (u_back, w_back) = convert(wanted, given, alpha, sigma), convert(given, wanted, alpha, sigma)
+    torch.testing.assert_close(u * X + w * out, other, atol=1e-9, rtol=0)
+    x, single = X.float(), out.float()
+    back = u_back * x + w_back * (u * x + w * single)
+    scale = float(x.abs().max() + single.abs().max())
+    assert float((back - single).abs().max()) <= 1e-6 * scale
+
+
+def test_learned_variance_runs_from_the_posterior_to_beta() -> None:
+    beta, posterior = 0.02, 0.013
+    assert math.exp(learned_log_variance(0.0, beta, posterior)) == pytest.approx(posterior, rel=1e-12)
+    assert math.exp(learned_log_variance(1.0, beta, posterior)) == pytest.approx(beta, rel=1e-12)
+    assert math.exp(learned_log_variance(0.5, beta, posterior)) == pytest.approx(math.sqrt(beta * posterior), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: x0_coefficients("odd", 0.5, 0.5), lambda: x0_coefficients("epsilon", 0.0, 1.0), lambda: x0_coefficients("score", 0.0, 1.0),
+        lambda: out_coefficients("epsilon", 1.0, 0.0), lambda: out_coefficients("flow", 1.0, 0.0),
+        lambda: convert("odd", "flow", 0.5, 0.5), lambda: convert("flow", "odd", 0.5, 0.5), lambda: learned_log_variance(0.5, 0.0, 0.1),
+        lambda: learned_log_variance(0.5, 0.1, -1.0),
+    ],
+)  # fmt: skip
+def test_nonsense_is_named(ask) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        ask()
+    assert caught.value.param == "prediction"
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction", "flow"])
+def test_these_can_be_read_from_pure_noise(prediction: str) -> None:
+    assert all(math.isfinite(v) for v in x0_coefficients(prediction, 0.0, 1.0))

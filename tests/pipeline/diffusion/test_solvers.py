@@ -1,0 +1,188 @@
+"""The solver tables: one-step golden values, each against the method written from its paper, what they cost and refuse."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from safelight.pipeline.diffusion.reference import UPDATES, Problem, onestep
+from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
+from safelight.pipeline.diffusion.solvers import ALIASES, COLUMNS, SERVED, SOLVERS, Path, Point, canonical_name, plan
+from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
+from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
+from safelight.pipeline.diffusion.spacing import SPACINGS, make_grid
+from safelight.pipeline.params import InvalidParams
+from tests.pipeline.oracle import EIGHT, walk
+
+LINEAR = VariancePreserving("linear")
+SCHEDULES = [
+    (Flow(), "flow"), (Flow(3.0), "v_prediction"), (LINEAR, "epsilon"), (VariancePreserving("scaled_linear"), "v_prediction"),
+    (VariancePreserving("cosine"), "sample"), (VarianceExploding(), "score"),
+]  # fmt: skip
+
+
+def noise(k: int) -> Tensor:
+    return torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
+
+
+def one_step(planner, before: float, after: float, beta_z: float) -> float:
+    """The golden example x = 1 or 0.8 between two alpha_bar, `beta_z` being its noise."""
+    points = [
+        Point(0.0, 0.0, math.sqrt(a), math.sqrt(1 - a), (1 / math.sqrt(a), -math.sqrt(1 - a) / math.sqrt(a))) for a in (before, after)
+    ]
+    (tick,) = planner(Path(LINEAR, "epsilon", tuple(points)))
+    x, eps = (0.8, 0.6) if beta_z else (1.0, 0.4)
+    return tick.a * x + tick.b[0] * (tick.p * x + tick.q * eps) + tick.c * beta_z
+
+
+def test_golden_steps() -> None:
+    assert one_step(euler, 0.5, 0.6, 0.0) == pytest.approx(1.038589, abs=5e-7)
+    assert one_step(ddpm_fixed_large, 0.5, 0.5 / 0.99, 0.3) == pytest.approx(0.825502, abs=5e-7)
+    assert one_step(ddpm, 0.5, 0.5 / 0.99, 0.3) == pytest.approx(0.825350, abs=5e-7)
+    p, q = (1 / math.sqrt(0.5), -1.0)
+    assert p * 1.0 + q * 0.4 == pytest.approx(1.014214, abs=5e-7)
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), SCHEDULES, ids=str)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_table_is_its_reference(solver: str, schedule: Schedule, prediction: str) -> None:
+    if schedule.family not in SOLVERS[solver].families:
+        with pytest.raises(InvalidParams, match="not defined"):
+            plan(solver, schedule, prediction, 5)
+        return
+    cases = [(1, "trailing"), (2, "trailing"), (2, "karras"), (5, "leading"), (5, "uniform_lam"), (20, "trailing"), (20, "karras")]
+    if solver == "langevin":
+        cases = cases[:2]  # hundreds of ticks a step, all alike
+    if solver == "plms":
+        cases = cases[3:]  # fewer are refused, see below
+    for num_steps, spacing in cases:
+        table = plan(solver, schedule, prediction, num_steps, spacing=spacing)
+        assert all(math.isfinite(v) for tick in table.ticks for v in (tick.t, tick.timestep, *tick.coefficients))
+        assert table.ticks[-1].c == 0.0  # no noise on the picture
+        x = table.start_scale * noise(1000)
+        ours = walk(table, lambda x, t: EIGHT.out(prediction, x, *schedule.alpha_sigma(t)), x, noise)
+        problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, num_steps, spacing), noise)
+        torch.testing.assert_close(ours, UPDATES[solver](problem, x), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("solver", [name for name, s in SOLVERS.items() if s.deterministic])
+@pytest.mark.parametrize("num_steps", [5, 20])
+def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: int) -> None:
+    """Without `lower_order_final`, on a grid that stops where noise is left."""
+    schedule, grid = Flow(), tuple(1.0 - 0.9 * i / num_steps for i in range(num_steps + 1))
+    table = plan(solver, schedule, "flow", num_steps, grid=grid, lower_order_final=False)
+    ours = walk(table, lambda x, t: EIGHT.out("flow", x, *schedule.alpha_sigma(t)), noise(0))
+    problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, grid, noise, lower_order_final=False)
+    torch.testing.assert_close(ours, UPDATES[solver](problem, noise(0)), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [Flow(3.0), LINEAR, VarianceExploding()], ids=str)
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_with_eta_is_its_reference(schedule: Schedule, eta: float) -> None:
+    table = plan("ddim", schedule, "sample", 8, eta=eta)
+    x = table.start_scale * noise(1000)
+    problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 8), noise)
+    ours = walk(table, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
+    torch.testing.assert_close(ours, onestep.ddim(problem, x, eta), atol=1e-9, rtol=0)
+
+
+def test_ddim_runs_from_euler_to_ddpm() -> None:
+    for schedule in (Flow(), LINEAR, VarianceExploding()):
+        assert plan("ddim", schedule, "sample", 7).ticks == plan("euler", schedule, "sample", 7).ticks
+        assert plan("ddim", schedule, "sample", 7, eta=1.0).ticks == plan("ddpm", schedule, "sample", 7).ticks
+        assert plan("ddim", schedule, "sample", 7, eta=0.5).ticks != plan("ddpm", schedule, "sample", 7).ticks
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, VariancePreserving("scaled_linear"), VarianceExploding()], ids=str)
+def test_the_alias_euler_ancestral_is_what_k_diffusion_does(schedule: Schedule) -> None:
+    table = plan("euler_ancestral", schedule, "sample", 9)
+    x = table.start_scale * noise(1000)
+    problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 9), noise)
+    ours = walk(table, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
+    torch.testing.assert_close(ours, onestep.euler_ancestral(problem, x), atol=1e-9, rtol=0)
+
+
+def test_aliases_are_names_and_nothing_else() -> None:
+    for alias, name in ALIASES.items():
+        assert alias not in SOLVERS
+        assert canonical_name(alias) == name
+        assert plan(alias, Flow(), "flow", 6) == plan(name, Flow(), "flow", 6)
+    assert "langevin" not in SERVED
+    assert "dpmpp_2m" in SERVED
+
+
+N = 12
+EVALUATIONS = {  # flow (no signal at t = 1), VP (a little)
+    "dpmpp_2m": (N, N), "unipc_2": (N, N), "unipc_3": (N, N), "dpmpp_3m": (N, N), "dpmpp_3m_order3": (N, N),
+    "dpmpp_2s": (2 * N - 2, 2 * N - 1), "dpm_2s": (2 * N - 2, 2 * N - 1), "dpm_3s": (3 * N - 4, 3 * N - 2),
+    "euler": (N, N), "heun": (2 * N - 1, 2 * N - 1), "ipndm": (N, N), "plms": (N + 1, N + 1),
+    "ddpm": (N, N), "ddpm_fixed_large": (N, N), "sde_dpmpp_2m": (N, N), "euler_maruyama": (None, N), "langevin": (None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_plans_say_what_they_cost(solver: str) -> None:
+    for schedule, nfe in zip((Flow(), LINEAR), EVALUATIONS[solver], strict=True):
+        if nfe is None:
+            continue
+        calls = []
+        table = plan(solver, schedule, "v_prediction", N)
+        walk(table, lambda x, t, calls=calls: calls.append(t) or x, noise(0), noise)
+        assert (table.num_steps, table.nfe, len(calls)) == (N, nfe, nfe)
+        assert nfe <= N * SOLVERS[solver].evaluations + (solver == "plms")
+
+
+def test_langevin_takes_its_inner_steps_and_one_more() -> None:
+    assert plan("langevin", VarianceExploding(), "score", 3).nfe == 3 * INNER_STEPS + 1
+
+
+def test_a_plan_prints_as_a_table() -> None:
+    table = plan("heun", Flow(), "flow", 3)
+    title, head, *rows = str(table).splitlines()
+    assert title == "heun: 3 steps, 5 evaluations"
+    assert head.split() == ["timestep", *COLUMNS]
+    assert len(rows) == table.nfe
+    for row, tick in zip(rows, table.ticks, strict=True):
+        assert [float(v) for v in row.split()] == pytest.approx([tick.timestep, *tick.coefficients], rel=1e-3, abs=1e-12)
+
+
+def test_samples_start_from_the_noise_that_is_there() -> None:
+    assert plan("euler", Flow(), "flow", 2).start_scale == 1.0
+    assert plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(1.0)  # unit although a little signal is left
+    assert plan("euler", VarianceExploding(), "score", 2).start_scale == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "param"),
+    [
+        (("magic", Flow(), "flow", 5), {}, "solver"),
+        (("langevin", Flow(), "flow", 5), {}, "solver"),
+        (("langevin", LINEAR, "epsilon", 5), {}, "solver"),
+        (("euler_maruyama", Flow(), "flow", 5), {}, "solver"),
+        (("euler", Flow(), "odd", 5), {}, "prediction"),
+        (("euler", Flow(), "epsilon", 5), {}, "prediction"),  # pure noise says nothing of the data
+        (("euler", Flow(), "flow", 0), {}, "num_inference_steps"),
+        (("plms", LINEAR, "epsilon", 1), {}, "num_inference_steps"),
+        (("plms", Flow(), "flow", 2), {}, "num_inference_steps"),  # its first step is Euler's: it starts at the second
+        (("euler", LINEAR, "epsilon", 5), {"spacing": "odd"}, "timestep_spacing"),
+        (("euler", LINEAR, "epsilon", 5), {"eta": 0.5}, "eta"),
+        (("ddpm", LINEAR, "epsilon", 5), {"eta": 1.0}, "eta"),
+        (("dpmpp_2m", LINEAR, "epsilon", 5), {"eta": -0.5}, "eta"),
+        (("ddim", LINEAR, "epsilon", 5), {"eta": 1.5}, "eta"),
+        (("ddim", LINEAR, "epsilon", 5), {"eta": -0.1}, "eta"),
+        (("ddim", LINEAR, "epsilon", 5), {"eta": math.nan}, "eta"),
+        (("euler", Flow(), "flow", 2), {"grid": (1.0, 1.0, 0.0)}, "grid"),
+        (("euler", Flow(), "flow", 2), {"grid": (1.0, 0.0)}, "grid"),
+        (("euler", Flow(), "flow", 2), {"grid": (0.2, 0.5, 0.0)}, "grid"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_named(arguments: tuple, options: dict, param: str) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        plan(*arguments, **options)
+    assert caught.value.param == param
+
+
+def test_every_spacing_can_be_planned() -> None:
+    for spacing in SPACINGS:
+        assert plan("dpmpp_2m", Flow(3.0), "flow", 6, spacing=spacing).ticks[0].timestep == 1000.0

@@ -1,0 +1,63 @@
+"""The whole latent trajectory against diffusers' own pipeline on the same folder, with no code of ours in theirs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import PixArtSigmaPipeline
+
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.assembly.engine import build_runner
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.diffusion import noise
+from safelight.pipeline.diffusion.schedules import Flow
+from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.engine.engine import Engine
+from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.scheduling.batcher import Limits
+from tests.pipeline.parts import drain
+
+STEPS = 20
+
+
+def their_plan(pipe: PixArtSigmaPipeline) -> Plan:
+    """Our solver on their grid: it starts below 1, and their network sees times cut to integers."""
+    pipe.scheduler.set_timesteps(STEPS)
+    exact = plan("dpmpp_2m", Flow(), "flow", STEPS, grid=tuple(float(s) for s in pipe.scheduler.sigmas))
+    ticks = tuple(replace(tick, timestep=float(t)) for tick, t in zip(exact.ticks, pipe.scheduler.timesteps, strict=True))
+    return replace(exact, ticks=ticks, start_scale=1.0)
+
+
+def our_latents(model: ModelInfo, table: Plan, params: GenerationParams, cond, uncond) -> torch.Tensor:
+    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6))
+    engine.add("only", params, cond, uncond)
+    latents = drain(engine)["only"].latents
+    assert latents is not None
+    return latents
+
+
+@pytest.mark.filterwarnings("ignore")  # their pipeline talks of its own future
+@pytest.mark.parametrize("name", ["tiny", "emoji-128"])
+def test_final_latents_equal_diffusers(name: str) -> None:
+    model = find_model(name)
+    width, height = model.native_size
+    params = GenerationParams("a red apple", "", width, height, STEPS, 4.0, "dpmpp_2m", 1)
+    cond, uncond = build_text_encoder(model).encode([params.prompt, ""])
+    pipe = PixArtSigmaPipeline.from_pretrained(model.path)
+    pipe.set_progress_bar_config(disable=True)
+    shape = (pipe.transformer.config.in_channels, height // 8, width // 8)
+    theirs = pipe(
+        negative_prompt=None,
+        prompt_embeds=cond.states[None],
+        prompt_attention_mask=cond.mask[None].long(),
+        negative_prompt_embeds=uncond.states[None],
+        negative_prompt_attention_mask=uncond.mask[None].long(),
+        latents=noise.draw(params.seed, params.image_index, noise.START, shape)[None],
+        num_inference_steps=STEPS,
+        guidance_scale=params.guidance_scale,
+        height=height,
+        width=width,
+        use_resolution_binning=False,
+        output_type="latent",
+    ).images[0]
+    torch.testing.assert_close(our_latents(model, their_plan(pipe), params, cond, uncond), theirs, atol=1e-3, rtol=0)

@@ -1,0 +1,54 @@
+"""The embedded model itself: a picture's bytes never depend on its neighbours, at its real size and in its real dtype."""
+
+import pytest
+import torch
+
+from safelight.pipeline.assembly.decoder import build_decoder
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine.image_files import encode_image
+from safelight.pipeline.params import FinishReason, GenerationParams
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def parts(request):
+    model = find_model("emoji-128")
+    return model, build_text_encoder(model), build_engine(model, dtype=request.param), build_decoder(model, dtype=request.param)
+
+
+def params(prompt: str, num_steps: int, guidance_scale: float, solver: str, seed: int) -> GenerationParams:
+    return GenerationParams(prompt, "", 128, 128, num_steps, guidance_scale, solver, seed)
+
+
+def draw(parts, wanted: list[GenerationParams]) -> list[bytes]:
+    """All at once, through every stage, to the bytes of the files."""
+    model, encoder, engine, decoder = parts
+    states = [encoder.encode([p.prompt])[0] for p in wanted]
+    empty = encoder.encode([""])[0]
+    for number, p in enumerate(wanted):
+        engine.add(str(number), p, states[number], empty)
+    outcomes = {}
+    while engine.has_work:
+        outcomes |= {int(o.request_id): o for o in engine.step()}
+    assert all(o.reason is FinishReason.DONE for o in outcomes.values())
+    pixels = decoder.decode([outcomes[n].latents for n in range(len(wanted))])
+    return [encode_image(px, "png", 100, p, model.id) for (px, _), p in zip(pixels, wanted, strict=True)]
+
+
+def test_alone_and_in_a_full_batch_of_mixed_neighbours_the_bytes_are_the_same(parts) -> None:
+    mixed = [
+        params("a red apple", 20, 4.0, "dpmpp_2m", 1),
+        params("rocket", 8, 1.0, "euler", 2),
+        params("3d pizza", 30, 8.0, "ddpm", 3),
+        params("noto cat face", 12, 2.5, "heun", 4),
+        params("flat heart", 15, 6.0, "dpmpp_2m", 5),
+        params("guitar", 25, 1.0, "ddpm", 6),
+        params("umbrella", 10, 3.0, "euler", 7),
+        params("green apple", 9, 5.5, "ddim", 8),
+        params("ghost", 11, 2.0, "dpmpp_2m", 9),
+    ]  # 16 rows: as many as a tick takes
+    together = draw(parts, mixed)
+    for index in (0, 3, 8):
+        assert draw(parts, [mixed[index]])[0] == together[index]
+    assert len(set(together)) == 9

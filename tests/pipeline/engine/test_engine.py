@@ -1,0 +1,323 @@
+"""The engine against the reference loop, against itself alone, and under joins, leaves and aborts."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.diffusion import noise
+from safelight.pipeline.diffusion.reference import generate_one
+from safelight.pipeline.diffusion.solvers import ALIASES
+from safelight.pipeline.flops.denoiser import text_flops, times_flops
+from safelight.pipeline.params import FinishReason, GenerationParams, InvalidParams
+from tests.pipeline.parts import add, alone, drain, engine, model, params, plain_network, states
+
+
+def network(prompt: str):
+    dit = plain_network()
+    text = states(prompt)
+
+    def evaluate(x: Tensor, timestep: float) -> Tensor:
+        with torch.inference_mode():
+            t = torch.tensor([timestep], dtype=torch.float32)
+            kv = dit.text_key_values(text.states[None], text.mask[None])
+            return dit(x[None].float(), dit.modulations(t), kv)[0]
+
+    return evaluate
+
+
+def reference(p: GenerationParams) -> Tensor:
+    schedule, prediction = model().schedule, model().prediction
+    shape = (4, p.height // 8, p.width // 8)
+    return generate_one(
+        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver, p.num_steps,
+        noise.draw(p.seed, p.image_index, noise.START, shape), lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
+        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
+        guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 4.5])
+@pytest.mark.parametrize("solver", [s for s in model().solvers if s not in ALIASES])
+def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
+    p = params(solver=solver, guidance_scale=guidance_scale, num_steps=7, seed=3, negative_prompt="blue")
+    torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"timestep_spacing": "karras"},
+        {"solver": "ddim", "eta": 0.5},
+        {"guidance_interval": (0.3, 0.8)},
+        {"guidance_interval": (0.3, 0.8), "guidance_scale": 0.0},
+        {"guidance_rescale": 0.7},
+        {"guidance_stride": 2},
+        {"guidance_stride": 3, "guidance_interval": (0.3, 0.8), "guidance_rescale": 0.7},
+        {"guidance_stride": 2, "solver": "heun"},
+        {"width": 96, "height": 64},
+        {"width": 48, "height": 80, "prompt": "a very long prompt about a green car on a blue road, with many more words than sixteen"},
+        {"guidance_interval": (0.3, 0.8), "guidance_rescale": 1.0, "solver": "heun", "timestep_spacing": "uniform_lam"},
+    ],
+    ids=str,
+)
+def test_every_option_equals_reference(changed: dict) -> None:
+    p = params(**({"num_steps": 7, "seed": 3, "negative_prompt": "blue"} | changed))
+    torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
+    if "width" not in changed:
+        assert not torch.allclose(alone(p), alone(params(num_steps=7, seed=3, negative_prompt="blue")), atol=1e-3)
+
+
+NEIGHBOURS = st.builds(
+    params,
+    num_steps=st.integers(3, 9),  # plms needs three on a flow
+    guidance_scale=st.sampled_from([0.0, 1.0, 2.5, 8.0]),
+    solver=st.sampled_from(model().solvers),
+    timestep_spacing=st.sampled_from(["trailing", "karras", "quadratic"]),
+    guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
+    guidance_stride=st.sampled_from([1, 2, 5]),
+    guidance_rescale=st.sampled_from([0.0, 0.7]),
+    seed=st.integers(0, 2**53 - 1),
+    image_index=st.integers(0, 9),
+    prompt=st.sampled_from(["a red apple", "cat", "a very long prompt about a green car on a blue road"]),
+    negative_prompt=st.sampled_from(["", "blurry"]),
+    width=st.sampled_from([64, 64, 96, 48]),
+    height=st.sampled_from([64, 64, 96, 80]),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_neighbours_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
+    arrivals = data.draw(st.lists(st.tuples(NEIGHBOURS, st.integers(0, 6)), min_size=1, max_size=7))
+    subject = params(num_steps=6, seed=42)
+    busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
+    latents = None
+    add(busy, "subject", subject)
+    for number, (neighbour, ticks) in enumerate(arrivals):
+        add(busy, f"neighbour-{number}", neighbour)
+        for _ in range(ticks):
+            for outcome in busy.step() if busy.has_work else ():
+                latents = outcome.latents if outcome.request_id == "subject" else latents
+    latents = drain(busy)["subject"].latents if latents is None else latents
+    assert torch.equal(latents, alone(subject, dtype))
+
+
+def test_samples_leave_when_their_own_last_tick_is_done() -> None:
+    shared = engine()
+    for steps in (2, 5, 3):
+        add(shared, str(steps), params(num_steps=steps))
+    left_at = {o.request_id: tick for tick in range(1, 6) for o in shared.step()}
+    assert left_at == {"2": 2, "3": 3, "5": 5}
+    assert not shared.has_work
+
+
+def test_a_late_sample_joins_at_the_next_tick() -> None:
+    shared = engine()
+    add(shared, "long", params(num_steps=9))
+    shared.step()
+    add(shared, "short", params(num_steps=2, solver="euler", guidance_scale=1.0))
+    shared.step()
+    assert shared.last_tick is not None
+    assert shared.last_tick.rows == 3
+    assert [o.request_id for o in shared.step()] == ["short"]
+
+
+def test_rows_are_capped_and_what_fits_beside_is_let_in() -> None:
+    shared = engine(max_rows=3)
+    for name, guidance in (("a", 4.0), ("b", 4.0), ("c", 1.0)):
+        add(shared, name, params(guidance_scale=guidance, num_steps=2))
+    rows = []
+    while shared.has_work:
+        shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [3, 3, 2, 2]
+
+
+def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
+    shared = engine(max_rows=3)
+    add(shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0)))  # t = 1, 7/8, 6/8, 5/8 are guided
+    add(shared, "next", params(num_steps=30))
+    rows = []
+    for _ in range(5):
+        shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [2, 2, 2, 2, 3]
+    early = drain(shared)["early"].usage
+    assert (early.ticks, early.rows) == (8, 12)
+
+
+def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
+    shared = engine(max_rows=3)
+    add(shared, "strides", params(num_steps=6, guidance_stride=3))  # ticks 0 and 3 have two rows
+    add(shared, "next", params(num_steps=30))
+    rows, left = [], []
+    while not left:
+        left = shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [2, 3, 3, 2, 3, 3]
+    assert (left[0].request_id, left[0].usage.rows) == ("strides", 8)
+
+
+def test_rows_that_guidance_will_need_only_later_are_lent() -> None:
+    shared = engine(max_rows=2)
+    add(shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3)))  # only the last step is guided
+    add(shared, "beside", params(guidance_scale=1.0, num_steps=3, solver="euler"))
+    rows = []
+    while shared.has_work:
+        shared.step()
+        rows.append(shared.last_tick.rows)
+    assert rows == [2, 2, 2, 2]
+
+
+def test_a_short_request_overtakes_long_ones_and_they_keep_what_they_have() -> None:
+    shared = engine(max_rows=2)
+    long = params(num_steps=30, seed=5)
+    add(shared, "long", long)
+    shared.step()
+    add(shared, "short", params(num_steps=2, solver="euler"))
+    left = drain(shared)
+    assert list(left) == ["short", "long"]
+    assert left["long"].usage.ticks == 30
+    assert torch.equal(left["long"].latents, alone(long, torch.float32))
+
+
+def test_tokens_of_a_tick_are_bounded() -> None:
+    shared = build_engine(model(), max_tokens=80, dtype=torch.float32)  # a row at 64x64 has 16
+    for seed in range(9):
+        add(shared, str(seed), params(seed=seed, guidance_scale=1.0))
+    add(shared, "large", params(width=128, height=128, guidance_scale=1.0))  # a row of 64
+    tokens = []
+    while shared.has_work:
+        shared.step()
+        tokens.append(shared.last_tick.tokens)
+    assert max(tokens) == 80
+    with pytest.raises(InvalidParams, match="128x128 takes 128 tokens in a tick, and this engine at most 80"):
+        add(shared, "larger", params(width=128, height=128))
+
+
+def test_a_sample_leaves_at_its_deadline_waiting_or_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = itertools.count()  # a clock that goes on a millisecond whenever it is read
+    monkeypatch.setattr("safelight.pipeline.engine.engine.time", SimpleNamespace(perf_counter=lambda: 0.001 * next(ticking)))
+    shared = engine(max_rows=2)
+    text = states("cat")
+    shared.add("under way", params(num_steps=200), text, text, deadline=0.2)
+    shared.step()
+    shared.add("waiting", params(num_steps=200), text, text, deadline=0.1)
+    shared.add("has time", params(num_steps=3), text, text, deadline=1e3)
+    left = drain(shared)
+    assert left["has time"].reason is FinishReason.DONE
+    assert left["waiting"].reason is left["under way"].reason is FinishReason.EXPIRED
+    assert 1 <= left["under way"].usage.ticks < 200 and left["waiting"].usage.ticks == 0
+    assert left["under way"].usage.cost.device_seconds > left["waiting"].usage.cost.device_seconds
+
+
+def test_whoever_is_passed_over_does_not_keep_its_last_batch_in_memory() -> None:
+    shared = engine(max_rows=4)
+    for name in ("a", "b"):
+        add(shared, name, params(num_steps=40))
+    shared.step()
+    for name in ("c", "d"):
+        add(shared, name, params(num_steps=2, solver="euler"))
+    shared.step()
+    for name in ("a", "b"):
+        state = shared._running[name].state
+        assert state.untyped_storage().nbytes() == state.nbytes
+    assert all(left.reason is FinishReason.DONE for left in drain(shared).values())
+
+
+def test_samples_with_one_text_and_plan_share_what_the_network_made_of_them() -> None:
+    shared = engine()
+    for name in ("first", "second"):
+        add(shared, name, params(num_steps=5))
+    add(shared, "other plan", params(num_steps=6))
+    shared.step()
+    first, second, other = (shared._running[name] for name in ("first", "second", "other plan"))
+    assert first.cond is second.cond
+    assert first.uncond is second.uncond
+    assert first.cond is not other.cond
+
+
+def test_what_waits_does_not_all_lie_on_the_device() -> None:
+    shared = engine(max_rows=2)
+    for seed in range(9):
+        add(shared, str(seed), params(seed=seed, num_steps=30 - seed))  # each more urgent than those before
+        shared.step()
+    assert shared.num_running <= 4
+    assert len(drain(shared)) == 9
+
+
+def test_abort_frees_the_rows_at_the_next_tick() -> None:
+    shared = engine()
+    add(shared, "gone", params(num_steps=50))
+    add(shared, "stays", params(num_steps=3))
+    shared.step()
+    shared.abort("gone")
+    shared.abort("gone")
+    outcomes = {o.request_id: o for o in shared.step()}
+    assert outcomes["gone"].reason is FinishReason.ABORTED
+    assert outcomes["gone"].latents is None
+    assert outcomes["gone"].usage.nfe == 1
+    assert shared.last_tick is not None
+    assert shared.last_tick.rows == 2
+    assert drain(shared)["stays"].reason is FinishReason.DONE
+
+
+def test_usage_counts_what_ran() -> None:
+    shared = engine()
+    add(shared, "heun", params(solver="heun", num_steps=5))
+    add(shared, "plain", params(guidance_scale=1.0, num_steps=4))
+    out = drain(shared)
+    # Heun: the last step is an Euler step, each of the others takes two evaluations
+    assert (out["heun"].usage.nfe, out["heun"].usage.rows) == (9, 18)
+    assert (out["plain"].usage.nfe, out["plain"].usage.rows) == (4, 4)
+    assert out["plain"].usage.tokens == 4 * 16
+    assert out["heun"].usage.cost.flops > 3.5 * out["plain"].usage.cost.flops
+    assert out["plain"].usage.cost.device_seconds > 0
+
+
+def test_a_text_is_projected_once_and_paid_for_by_its_first_sample() -> None:
+    shared = engine()
+    for name, prompt in (("first", "a red apple"), ("again", "a red apple"), ("other", "cat")):
+        add(shared, name, params(prompt=prompt, num_steps=2))
+    out = {name: outcome.usage.cost.flops for name, outcome in drain(shared).items()}
+    per_text = text_flops(shared._runner.network.config, 16)
+    assert out["other"] - out["again"] == per_text
+    assert out["first"] - out["again"] == 2 * per_text + times_flops(shared._runner.network.config, 2)
+
+
+def test_a_diverged_sample_fails_alone() -> None:
+    shared = engine()
+    add(shared, "bad", params(num_steps=2))
+    add(shared, "good", params(num_steps=2))
+    shared.step()
+    bad = next(iter(shared._running.values()))
+    bad.state = torch.full_like(bad.state, float("nan"))
+    outcomes = drain(shared)
+    assert outcomes["bad"].reason is FinishReason.FAILED
+    assert "not finite" in (outcomes["bad"].error or "")
+    assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
+
+
+def test_a_second_sample_of_the_same_name_is_refused() -> None:
+    shared = engine()
+    add(shared, "same", params())
+    with pytest.raises(ValueError, match="already"):
+        add(shared, "same", params())
+
+
+def test_an_unknown_solver_is_named() -> None:
+    with pytest.raises(InvalidParams, match="magic") as caught:
+        add(engine(), "x", params(solver="magic"))
+    assert caught.value.param == "solver"
+
+
+def test_a_bound_that_no_picture_fits_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="max_tokens must be at least 32, for a guided picture of 64x64; got 31"):
+        build_engine(model(), max_tokens=31)

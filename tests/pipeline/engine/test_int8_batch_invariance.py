@@ -1,0 +1,46 @@
+"""Pictures by a denoiser in int8: no byte of them depends on who is drawn beside them, and they are not those of the exact one."""
+
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import torch
+
+from safelight.pipeline.assembly.engine import build_engine, build_runner
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine.runner import StepRunner
+from tests.models.folders import write_sd3
+from tests.pipeline import parts as tiny
+from tests.pipeline.engine.test_batch_invariance import DTYPES, SCHEDULES, Parts, check
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler and of diffusers, about themselves
+
+
+class Quantized(Parts):
+    """Stages of which the second is in int8."""
+
+    @cached_property
+    def runner(self) -> StepRunner:
+        return build_runner(self.model, dtype=self.dtype, quantization="int8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+def test_schedules_of_neighbours_change_no_byte(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    parts = Quantized(find_model("tiny"), dtype)
+    assert parts.runner.is_batch_invariant
+    check(parts, SCHEDULES if request.config.getoption("--long") else SCHEDULES // 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
+def test_the_denoiser_is_really_another(dtype: torch.dtype) -> None:
+    engine = build_engine(tiny.model(), dtype=dtype, quantization="int8")
+    tiny.add(engine, "only", tiny.params())
+    found, exact = tiny.drain(engine)["only"].latents, tiny.alone(tiny.params(), dtype)
+    assert found is not None
+    assert 1e-4 < float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_nor_do_they_in_an_mmdit(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    write_sd3(tmp_path / "sd3", "sd3.5-medium")
+    schedules = SCHEDULES if request.config.getoption("--long") else SCHEDULES // 20
+    check(Quantized(find_model(str(tmp_path / "sd3")), torch.bfloat16), schedules)

@@ -1,0 +1,96 @@
+"""Every public family from its own folder, prompt to latents, against diffusers' own pipeline from the same noise."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, DiTPipeline, PixArtAlphaPipeline, StableDiffusion3Pipeline
+from diffusers.pipelines.dit import pipeline_dit
+from torch import Tensor
+
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.assembly.engine import build_runner
+from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.diffusion import noise
+from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.engine.engine import Engine
+from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.scheduling.batcher import Limits
+from tests.models.folders import SAMPLE_SIZE, write_dit, write_pixart, write_sd3
+from tests.pipeline.parts import drain
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # their pipelines talk of their own future
+
+STEPS, SIDE = 10, 8 * SAMPLE_SIZE
+FAMILIES: dict[str, Callable[[Path], DiffusionPipeline]] = {
+    "pixart-alpha": lambda folder: write_pixart(folder, "alpha"),
+    "pixart-sigma": lambda folder: write_pixart(folder, "sigma"),
+    "sd3": lambda folder: write_sd3(folder, "sd3"),
+    "sd3 without T5": lambda folder: write_sd3(folder, "sd3", with_t5=False),
+    "sd3.5-medium": lambda folder: write_sd3(folder, "sd3.5-medium"),
+    "sd3.5-large": lambda folder: write_sd3(folder, "sd3.5-large"),
+    "dit": write_dit,
+}
+SOLVERS = {"DPMSolverMultistepScheduler": "dpmpp_2m", "FlowMatchEulerDiscreteScheduler": "euler", "DDIMScheduler": "ddim"}
+
+
+def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationParams) -> Plan:
+    """What we do by default where that is what they do; else our solver on their grid, which starts below 1 or leaves out the data."""
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        return plan_of(params, model)
+    pipe.scheduler.set_timesteps(STEPS)
+    times = [float(t) for t in pipe.scheduler.timesteps]
+    grid = (*((t + 1.0) / 1000.0 for t in times), 0.0)
+    exact = plan(SOLVERS[type(pipe.scheduler).__name__], model.schedule, model.prediction, STEPS, grid=grid)
+    assert [tick.timestep for tick in exact.ticks] == pytest.approx(times, abs=1e-3)
+    return replace(exact, start_scale=1.0)
+
+
+def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tensor:
+    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6))
+    engine.add("only", params, *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]))
+    latents = drain(engine)["only"].latents
+    assert latents is not None
+    return latents
+
+
+def their_latents(pipe: DiffusionPipeline, params: GenerationParams, start: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    options = {"num_inference_steps": STEPS, "guidance_scale": params.guidance_scale}
+    if isinstance(pipe, DiTPipeline):  # it draws its own noise and gives pixels alone
+        seen: list[Tensor] = []
+        monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda **_: start)
+        decode = pipe.vae.decode
+        monkeypatch.setattr(pipe.vae, "decode", lambda latents: seen.append(latents) or decode(latents))
+        pipe(class_labels=[int(params.prompt)], output_type="np", **options)
+        return seen[0][0] * pipe.vae.config.scaling_factor
+    if isinstance(pipe, PixArtAlphaPipeline):
+        _tell_the_size(pipe, params, monkeypatch)
+    if not isinstance(pipe, StableDiffusion3Pipeline):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
+    size = {"height": params.height, "width": params.width}
+    return pipe(
+        prompt=params.prompt, negative_prompt=params.negative_prompt, latents=start, output_type="latent", **size, **options
+    ).images[0]  # fmt: skip
+
+
+def _tell_the_size(pipe: DiffusionPipeline, params: GenerationParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their pipeline does, which forgets it unless the sample size is 128."""
+    rows = [[params.height, params.width]] * 2
+    size = {"resolution": torch.tensor(rows, dtype=torch.float32), "aspect_ratio": torch.tensor([[h / w] for h, w in rows])}
+    forward = pipe.transformer.forward
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **options: forward(*args, **options | {"added_cond_kwargs": size}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_final_latents_equal_diffusers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = FAMILIES[name](tmp_path)
+    model = find_model(str(tmp_path))
+    prompt, negative = ("207", "") if name == "dit" else ("a red apple", "blurry")
+    params = GenerationParams(prompt, negative, SIDE, SIDE, STEPS, 4.0, model.solver, 1, timestep_spacing=model.timestep_spacing)
+    start = noise.draw(1, 0, noise.START, (pipe.transformer.config.in_channels, SAMPLE_SIZE, SAMPLE_SIZE))[None]
+    ours, theirs = our_latents(model, their_plan(pipe, model, params), params), their_latents(pipe, params, start, monkeypatch)
+    assert float(theirs.std()) > 0.1
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)

@@ -1,0 +1,109 @@
+"""Encoder, decoder, noise, flops and picture files of the pipeline."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from safelight.pipeline.assembly.decoder import build_decoder
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.diffusion import noise
+from safelight.pipeline.engine.image_files import FORMATS, encode_image, parameters_text
+from tests.pipeline.parts import model, params
+
+TEXTS = ["a red apple", "", "cat", "a green car on a blue road", "dog", "x", "3d rocket", "heart"]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return build_text_encoder(model())
+
+
+@pytest.mark.parametrize("position", [0, 3, 7])
+def test_a_text_encodes_to_the_same_bits_in_any_company(encoder, position: int) -> None:
+    alone = encoder.encode([TEXTS[0]])[0]
+    company = [*TEXTS[1 : position + 1], TEXTS[0], *TEXTS[position + 1 :]][:8]
+    among = encoder.encode(company)[company.index(TEXTS[0])]
+    assert torch.equal(alone.states, among.states)
+    assert torch.equal(alone.mask, among.mask)
+
+
+def test_the_encoder_reports_what_it_read(encoder) -> None:
+    long = encoder.encode(["apple " * 100])[0]
+    assert (long.report.num_tokens, long.report.truncated) == (100, True)
+    assert bool(long.mask.all())
+    empty = encoder.encode([""])[0]
+    assert int(empty.mask.sum()) == 3  # pooled vector, start, end
+    assert empty.cost.flops > 0
+
+
+def test_too_many_texts_at_once_are_refused(encoder) -> None:
+    with pytest.raises(ValueError, match="at most 8"):
+        encoder.encode(["a"] * 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_latent_decodes_to_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+    decoder = build_decoder(model(), dtype=dtype)
+    latents = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+    together = decoder.decode(latents)
+    for latent, (pixels, cost) in zip(latents, together, strict=True):
+        assert np.array_equal(decoder.decode([latent])[0][0], pixels)
+        assert pixels.shape == (64, 64, 3)
+        assert cost.flops > 0
+
+
+def test_noise_is_a_function_of_its_three_numbers() -> None:
+    first = noise.draw(7, 0, 0, (4, 8, 8))
+    assert torch.equal(first, noise.draw(7, 0, 0, (4, 8, 8)))
+    for other in ((8, 0, 0), (7, 1, 0), (7, 0, 1)):
+        assert not torch.equal(first, noise.draw(*other, (4, 8, 8)))
+    many = torch.stack([noise.draw(s, i, k, (64,)) for s in range(10) for i in range(10) for k in range(10)])
+    assert abs(float(many.mean())) < 0.02
+    assert float(many.std()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("prompt", ["a red apple", "ein Käse, 日本の林檎"])
+def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str) -> None:
+    pixels = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3)
+    asked = params(prompt=prompt, negative_prompt="blurry")
+    data = encode_image(pixels, format, 90, asked, "tiny")
+    assert data == encode_image(pixels, format, 90, asked, "tiny")
+    picture = Image.open(io.BytesIO(data))
+    assert (picture.format, picture.size) == (format.upper(), (64, 48))
+    if format == "png":
+        assert picture.text == {"parameters": parameters_text(asked, "tiny")}
+        assert np.array_equal(np.asarray(picture), pixels)
+    else:
+        comment = picture.getexif().get_ifd(0x8769)[0x9286]
+        assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == parameters_text(asked, "tiny")
+
+
+def test_parameters_text() -> None:
+    assert parameters_text(params(negative_prompt="blurry"), "tiny").splitlines() == [
+        "a red apple",
+        "Negative prompt: blurry",
+        "Steps: 6, Sampler: dpmpp_2m, CFG scale: 4, Seed: 1, Image index: 0, Size: 64x64, Model: tiny",
+    ]
+
+
+def test_lossless_webp_and_unknown_formats() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_image(pixels, "webp", 100, params(), "tiny")))), pixels)
+    with pytest.raises(ValueError, match="png, webp, jpeg"):
+        encode_image(pixels, "gif", 100, params(), "tiny")
+
+
+def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
+    """They, and the compiler that they bring, take several times as long to import as torch; a replica pays that at every start."""
+    program = (
+        "import sys; from safelight.pipeline.assembly.engine import build_engine; from safelight.pipeline.catalog.served_models import find_model;"
+        "build_engine(find_model('emoji-128')); print([m for m in ('open_clip', 'diffusers', 'torch._dynamo') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

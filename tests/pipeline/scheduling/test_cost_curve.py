@@ -1,0 +1,113 @@
+"""The cost curve: what was measured, lines between, corrected by what is seen; and its measurement by the engine itself."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.calibration.cost_curve import TICKS, measure_curve
+from safelight.pipeline.engine.engine import EXPLORE
+from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
+from tests.pipeline.parts import model
+
+CURVE = CostCurve((1e9, 2e9, 4e9), (0.010, 0.015, 0.030))
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds"), [(1e9, 0.010), (1.5e9, 0.0125), (2e9, 0.015), (3e9, 0.0225), (4e9, 0.030), (8e9, 0.060), (1e8, 0.005)]
+)
+def test_lines_between_what_was_measured_and_beyond(work: float, seconds: float) -> None:
+    assert CURVE.seconds_for(work) == pytest.approx(seconds)
+
+
+@given(work=st.floats(1e8, 1e11), more=st.floats(1.0, 10.0))
+def test_more_work_never_costs_less(work: float, more: float) -> None:
+    assert CURVE.seconds_for(work * more) >= CURVE.seconds_for(work) * (1 - 1e-9)
+
+
+def test_a_larger_tick_is_worth_it_until_it_loses() -> None:
+    assert CURVE.best_work == float("inf")
+    assert CostCurve((1e9, 2e9), (0.01, 0.012)).best_work == float("inf")
+    assert CostCurve((1e9, 2e9, 4e9), (0.010, 0.020, 0.0425)).best_work == float("inf")  # a loss within the noise
+    assert CostCurve((1e9, 2e9, 4e9, 8e9), (0.010, 0.023, 0.040, 0.1)).best_work == pytest.approx((4e9 * 8e9) ** 0.5)
+
+
+def test_a_slower_machine_is_noticed_and_a_hiccup_is_not() -> None:
+    curve = CURVE
+    for _ in range(100):
+        curve = curve.observed(3e9, 2 * 0.0225)
+    assert curve.seconds_for(3e9) == pytest.approx(2 * 0.0225, rel=0.02)
+    assert curve.seconds_for(2e9) == pytest.approx(2 * 0.015, rel=0.15)
+    assert CURVE.observed(3e9, 10.0).seconds_for(1e9) == pytest.approx(CURVE.seconds_for(1e9), rel=0.05)
+
+
+def test_a_machine_that_is_much_slower_for_good_is_noticed_too() -> None:
+    curve = CURVE
+    for _ in range(200):
+        curve = curve.observed(2e9, 12 * 0.015)
+    assert curve.seconds_for(2e9) == pytest.approx(12 * 0.015, rel=0.05)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_the_shape_is_corrected_by_what_is_seen(data: st.DataObject) -> None:
+    """From a curve measured in a bad moment to the machine's own, and more work never costs less on the way."""
+    true, curve = CURVE, CostCurve(CURVE.work, (0.010, 0.029, 0.031))
+    for tick in range(1500):
+        work = data.draw(st.sampled_from(CURVE.work)) if tick < 50 else CURVE.work[tick % 3]
+        curve = curve.observed(work, true.seconds_for(work))
+        assert list(curve.seconds) == sorted(curve.seconds)
+    for work in CURVE.work:
+        assert curve.seconds_for(work) == pytest.approx(true.seconds_for(work), rel=0.03)
+
+
+def test_a_curve_that_was_measured_in_a_bad_moment_does_not_keep_ticks_small() -> None:
+    """The largest tick looked a seventh too slow, and is seen only now and then: what it is worth is found out all the same."""
+    true = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0), (0.0066, 0.0112, 0.019, 0.0336, 0.070))
+    curve = CostCurve(true.work, (*true.seconds[:-1], 0.080))
+    assert true.best_work == float("inf") > curve.best_work
+    for tick in range(1, 3000):
+        if tick % EXPLORE == 0:
+            curve = curve.explored(16.0, true.seconds_for(16.0))
+        else:
+            work = min(curve.best_work, 16.0)
+            curve = curve.observed(work, true.seconds_for(work))
+    assert curve.best_work == float("inf")
+
+
+def test_a_guess_follows_what_is_seen_at_once_and_is_none_for_long() -> None:
+    curve = UNKNOWN.observed(3e9, 900.0)
+    assert curve.seconds_for(1e9) == pytest.approx(300.0)
+    for _ in range(20):
+        curve = curve.observed(3e9, 900.0)
+    assert curve.observed(3e9, 9000.0).seconds_for(1e9) < 1.1 * 300.0
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds"), [((), ()), ((1.0, 1.0), (1.0, 2.0)), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((1.0, 2.0), (2.0, 1.0))]
+)
+def test_nonsense_is_refused(work: tuple[float, ...], seconds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="cost curve"):
+        CostCurve(work, seconds)
+
+
+def test_the_engine_measures_itself_and_is_left_empty() -> None:
+    engine = build_engine(model(), max_rows=8, dtype=torch.float32)
+    curve = measure_curve(engine, model())
+    assert not engine.has_work
+    assert len(curve.work) == 4  # 1, 2, 4, 8 rows
+    assert [work / curve.work[0] for work in curve.work] == pytest.approx([1, 2, 4, 8])
+    assert curve.ticks_seen > 0
+    assert not engine._lately
+
+
+def test_a_slow_network_is_measured_at_two_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build_engine(model(), max_rows=8, dtype=torch.float32)
+    monkeypatch.setattr("safelight.pipeline.calibration.cost_curve.SECONDS", 0.0)
+    monkeypatch.setattr("safelight.pipeline.calibration.cost_curve.LONGEST_VISIT", 0.0)
+    ticks: list[int] = []
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (step(), ticks.append(engine.last_tick.rows))[0])
+    assert len(measure_curve(engine, model()).work) == 2
+    assert ticks == [1] * TICKS + [2] * TICKS

@@ -1,0 +1,265 @@
+"""`safelight check`: ten ways in which a folder can be broken, each one line; sound ones of every family."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from safelight.models.checkpoints.tensors import WEIGHTS
+from safelight.models.text.hf_folder import HF_WEIGHTS
+from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.service import cli
+from tests.models.folders import write_dit, write_pixart, write_sd3
+from tests.models.text.folders import edit_json, write_clip_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers talk of their own future
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sigma")
+    write_pixart(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "model")
+
+
+def edit(file: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def lose_a_tensor(folder: Path) -> None:
+    edit(folder / "transformer" / WEIGHTS, lambda tensors: tensors.pop("proj_out.bias"))
+
+
+def gain_a_tensor(folder: Path) -> None:
+    edit(folder / "vae" / WEIGHTS, lambda tensors: tensors.update(stowaway=torch.zeros(1)))
+
+
+def bend_a_tensor(folder: Path) -> None:
+    edit(folder / "text_encoder" / HF_WEIGHTS, lambda tensors: tensors.update({"shared.weight": torch.zeros(7, 32)}))
+
+
+def cut_a_file(folder: Path) -> None:
+    file = folder / "text_encoder" / HF_WEIGHTS
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def pickle_it(folder: Path) -> None:
+    (folder / "transformer" / WEIGHTS).unlink()
+    (folder / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def change_the_class(folder: Path) -> None:
+    edit_json(folder / "transformer" / "config.json", _class_name="UNet2DConditionModel")
+
+
+def lose_a_config(folder: Path) -> None:
+    (folder / "vae" / "config.json").unlink()
+
+
+def join_another_family(folder: Path) -> None:
+    edit_json(folder / "model_index.json", _class_name="FluxPipeline")
+
+
+def change_the_tokenizer(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    write_clip_tokenizer(folder / "tokenizer", "!")
+
+
+def empty_the_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+BROKEN = [
+    (lose_a_tensor, "/transformer: tensor proj_out.bias is missing"),
+    (gain_a_tensor, "/vae: tensor stowaway is not expected"),
+    (bend_a_tensor, "/text_encoder: tensor shared.weight has shape (7, 32), expected (256, 32)"),
+    (cut_a_file, f"/text_encoder/{HF_WEIGHTS} is not a readable safetensors file: "),
+    (pickle_it, "/transformer/diffusion_pytorch_model.bin is a pickle, which is never loaded; convert it to "),
+    (change_the_class, "/transformer/config.json: class 'UNet2DConditionModel' is not supported; supported: "),
+    (lose_a_config, "/vae/config.json is missing"),
+    (join_another_family, ": 'FluxPipeline' with these parts is not supported; supported: "),
+    (change_the_tokenizer, "/tokenizer"),
+    (empty_the_folder, "/model_index.json is missing"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "fault"), BROKEN)
+def test_a_broken_folder_is_told_in_one_line(capsys, folder: Path, break_it: Callable[[Path], None], fault: str) -> None:
+    break_it(folder)
+    assert cli.main(["check", str(folder), "--json"]) == 1
+    [line] = json.loads(capsys.readouterr().out)["faults"]
+    assert line.startswith(f"{folder}{fault}")
+    assert cli.main(["check", str(folder)]) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == [line, "1 fault"]
+
+
+def test_faults_of_several_parts_are_told_together(capsys, folder: Path) -> None:
+    for break_it in (lose_a_tensor, gain_a_tensor, bend_a_tensor):
+        break_it(folder)
+    edit_json(folder / "scheduler" / "scheduler_config.json", beta_schedule="odd")
+    assert cli.main(["check", str(folder)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "4 faults"
+    assert "beta_schedule 'odd' is not supported" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "fault"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10}, ": num_train_timesteps 10 is not supported, only 1000"),
+        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, ": use_karras_sigmas True is not supported, only False"),
+        (
+            "scheduler/scheduler_config.json",
+            FLOW | {"flow_shift": "three"},
+            ": flow_shift is 'three', expected a number from 0.001 to 1000",
+        ),
+        ("scheduler/scheduler_config.json", FLOW | {"flow_shift": -1}, ": flow_shift is -1, expected a number from 0.001 to 1000"),
+    ],
+)
+def test_nonsense_is_told_in_one_line(capsys, folder: Path, part: str, changed: dict, fault: str) -> None:
+    edit_json(folder / part, **changed)
+    assert cli.main(["check", str(folder), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["faults"] == [f"{folder}/{part}{fault}"]
+    with pytest.raises(UnknownModel, match=fault.removeprefix(": ")):
+        find_model(str(folder))
+
+
+def test_an_autoencoder_without_widths_is_told_in_one_line(capsys, folder: Path) -> None:
+    edit_json(folder / "vae" / "config.json", block_out_channels=8)
+    assert cli.main(["check", str(folder), "--json"]) == 1
+    [line] = json.loads(capsys.readouterr().out)["faults"]
+    assert line == f"{folder}/vae/config.json: block_out_channels is 8, expected a list of whole numbers"
+    with pytest.raises(UnknownModel, match="block_out_channels is 8, expected a list"):
+        find_model(str(folder))
+
+
+def test_parts_that_do_not_fit_one_another_are_told(capsys, folder: Path) -> None:
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(folder / "vae")
+    assert cli.main(["check", str(folder), "--json"]) == 1
+    [line] = json.loads(capsys.readouterr().out)["faults"]
+    assert "4 latent channels, the vae 16" in line
+
+
+@pytest.mark.parametrize(
+    ("write", "family"),
+    [
+        (write_pixart, "pixart-sigma"),
+        (lambda folder: write_pixart(folder, "alpha"), "pixart-alpha"),
+        (write_sd3, "sd3"),
+        (lambda folder: write_sd3(folder, "sd3.5-medium", with_t5=False), "sd3.5-medium"),
+        (lambda folder: write_sd3(folder, "sd3.5-large", with_t5=False), "sd3.5-large"),
+        (write_dit, "dit"),
+    ],
+    ids=["sigma", "alpha", "sd3", "sd3.5-medium", "sd3.5-large", "dit"],
+)
+def test_a_sound_folder_of_every_family_passes(capsys, tmp_path: Path, write: Callable[[Path], object], family: str) -> None:
+    write(tmp_path)
+    capsys.readouterr()
+    assert cli.main(["check", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["family"], told["faults"]) == (str(tmp_path), family, [])
+    for part in told["parts"]:
+        if part["class"] is None:
+            assert part["part"] == "text_encoder_3"
+            continue
+        [file] = (tmp_path / part["part"]).glob("*.safetensors")
+        tensors = load_file(file)
+        assert part["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+        assert part["dtypes"] == {"F32": len(tensors)}
+        assert part["bytes_on_disk"] == file.stat().st_size
+
+
+def test_a_person_reads_a_table(capsys, folder: Path) -> None:
+    assert cli.main(["check", str(folder)]) == 0
+    title, *rows, verdict = capsys.readouterr().out.splitlines()
+    assert (title, verdict) == (f"{folder}: pixart-sigma", "sound")
+    assert [row.split()[0] for row in rows] == ["part", "text_encoder", "transformer", "vae", "all"]
+    assert rows[1].split()[1] == "T5EncoderModel"
+
+
+@pytest.mark.parametrize("name", ["emoji-128", "tiny"])
+def test_what_is_embedded_is_sound(capsys, name: str) -> None:
+    assert cli.main(["check", name, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["family"], told["faults"]) == ("pixart-clip", [])
+    assert [part["part"] for part in told["parts"]] == ["text_encoder", "transformer", "vae"]
+    for part in told["parts"]:
+        assert part["bytes_on_device"] == {"bfloat16": 2 * part["parameters"], "float32": 4 * part["parameters"]}
+        assert part["bytes_on_disk"] > 0
+
+
+def test_a_folder_that_is_not_there_is_the_users_mistake(capsys) -> None:
+    assert cli.main(["check", "nowhere"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    assert "'nowhere' is neither a folder nor one of" in line
+
+
+def test_models_and_families_are_told_without_torch() -> None:
+    code = (
+        "import sys; from safelight.service import cli; cli.main(['models', '--json']); cli.main(['models']);"
+        "sys.exit(' '.join({'torch', 'ray', 'numpy', 'transformers'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    told, *lines = done.stdout.splitlines()
+    found = json.loads(told)
+    [emoji] = found["models"]
+    assert {
+        "id",
+        "family",
+        "licence",
+        "path",
+        "sizes",
+        "solvers",
+        "num_inference_steps",
+        "guidance_scale",
+        "solver",
+        "timestep_spacing",
+    } == emoji.keys()
+    names = [family["name"] for family in found["families"]]
+    assert names == ["pixart-clip", "pixart-alpha", "pixart-sigma", "sd3", "sd3.5-medium", "sd3.5-large", "dit"]
+    assert [line.split()[0] for line in lines if line and not line.startswith(" ")][-len(names) :] == names
+    large = found["families"][-2]
+    assert (large["num_inference_steps"], large["guidance_scale"], large["solver"]) == (28, 3.5, "euler")
+    assert large["optional_parts"] == ["text_encoder_3"]
+    assert large["origin"][0] == "https://huggingface.co/stabilityai/stable-diffusion-3.5-large"
+    assert max(map(len, lines)) <= 150
+
+
+def test_a_folder_that_is_not_there_is_json_too(capsys, tmp_path: Path) -> None:
+    assert cli.main(["check", str(tmp_path / "gone"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["family"], report["parts"]) == (None, [])
+    assert report["faults"] == [f"model '{tmp_path / 'gone'}' is neither a folder nor one of emoji-128, tiny"]
+
+
+def test_a_file_is_not_a_folder(capsys, folder: Path) -> None:
+    assert cli.main(["check", str(folder / "model_index.json")]) == 2
+    assert "is a file, a checkpoint is a folder" in capsys.readouterr().err
+
+
+def test_serve_says_what_is_wrong_before_it_starts_anything(capsys, folder: Path) -> None:
+    (folder / "vae" / WEIGHTS).unlink()
+    assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
+    assert capsys.readouterr().err == f"safelight serve: {folder}/vae/{WEIGHTS} is missing\n"

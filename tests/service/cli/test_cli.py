@@ -1,0 +1,134 @@
+"""The command line: what it refuses, what it writes, and that nothing heavy is loaded before it must be."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from safetensors import safe_open
+
+from safelight.service import cli
+from tests.broken import tiny_without
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one line on stderr with which `argv` is refused."""
+    try:
+        code = cli.main(argv)
+    except SystemExit as ended:
+        code = ended.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    [line] = err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "required: COMMAND"),
+        (["draw"], "invalid choice: 'draw'"),
+        (["generate"], "required: PROMPT"),
+        (["generate", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
+        (["generate", ""], "PROMPT must be a string of 1 to 4000 characters, not blank"),
+        (["generate", "x", "--steps", "201"], "--steps must be an integer between 1 and 200"),
+        (["generate", "x", "--guidance-scale", "21"], "--guidance-scale must be a number between 0.0 and 20.0"),
+        (["generate", "x", "--guidance-scale", "nan"], "--guidance-scale must be a number"),
+        (["generate", "x", "--size", "7x7"], "--size 7x7 is not served by tiny; allowed: 64x64"),
+        (["generate", "x", "--size", "big"], "--size must be WIDTHxHEIGHT or auto"),
+        (["generate", "x", "--solver", "magic"], "--solver 'magic' is not served by tiny; allowed: "),
+        (["generate", "x", "--seed", "-1"], "--seed must be an integer between 0 and"),
+        (["generate", "x", "-n", "11"], "-n must be an integer between 1 and 10"),
+        (["generate", "x", "-o", "picture.gif"], "got 'picture.gif'"),
+        (["generate", "x", "-o", "/nowhere/picture.png"], "no folder /nowhere"),
+        (["generate", "x", "--model", "nosuch"], "'nosuch' is neither a folder nor one of"),
+        (["encode", "x"], "required: -o/--output"),
+        (["encode", "x", "--model", "nosuch", "-o", "x.safetensors"], "'nosuch' is neither a folder nor one of"),
+        (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
+        (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
+        (["serve", "--stages", "one"], "stages must be one of split, colocated"),
+        (["serve", "--model", "nosuch", "--port", "0"], "'nosuch' is neither a folder nor one of"),
+        (["serve", "--host", "203.0.113.7", "--port", "0"], "cannot listen on port 0 of 203.0.113.7"),
+    ],
+)
+def test_a_users_mistake_is_one_line(capsys, monkeypatch, argv, complaint):
+    monkeypatch.setenv("SAFELIGHT_MODEL", "tiny")
+    monkeypatch.setattr("safelight.service.cli.serve._serve", lambda *_: pytest.fail("a service was started"))
+    assert complaint in refused(capsys, *argv)
+
+
+def test_a_busy_port_is_one_line(capsys, monkeypatch, busy_port):
+    monkeypatch.setenv("SAFELIGHT_MODEL", "tiny")
+    assert f"cannot listen on port {busy_port}" in refused(capsys, "serve", "--port", str(busy_port))
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_pictures_are_written_and_told_of_in_one_object(capsys, tmp_path):
+    argv = ("generate", "a red apple", "--model", "tiny", "--seed", "5", "--steps", "2", "-n", "2", "--json")
+    assert cli.main([*argv, "-o", str(tmp_path / "apple.png")]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert err == ""
+    assert told["images"] == [{"path": str(tmp_path / f"apple-{k}.png"), "seed": 5, "width": 64, "height": 64} for k in range(2)]
+    assert told["usage"]["safelight"]["nfe"] == 4
+    pictures = [(tmp_path / f"apple-{k}.png").read_bytes() for k in range(2)]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert pictures[0] != pictures[1]
+
+
+def test_the_seed_is_told_and_the_suffix_tells_the_format(capsys, tmp_path):
+    path = tmp_path / "apple.webp"
+    assert cli.main(["generate", "a red apple", "--model", "tiny", "--steps", "1", "-o", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"{re.escape(str(path))}: seed \d+, [\d.]+ s\n", out)
+    assert err == ""
+    assert path.read_bytes()[8:12] == b"WEBP"
+
+
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, tmp_path):
+    argv = ("generate", "x", "--model", str(tiny_without("proj_out.weight", tmp_path)), "-o", str(tmp_path / "x.png"))
+    assert "proj_out.weight" in refused(capsys, *argv)
+
+
+def test_states_and_mask_are_written_for_anyone_to_read(tmp_path):
+    path = tmp_path / "apple.safetensors"
+    assert cli.main(["encode", "a red apple", "--model", "tiny", "-o", str(path)]) == 0
+    with safe_open(path, "pt") as file:
+        states, mask = file.get_tensor("states"), file.get_tensor("mask")
+    assert str(states.dtype) == "torch.float32"
+    assert states.shape[:2] == mask.shape
+    assert states.shape[0] == 1
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("safelight")
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import safelight.service.cli; safelight.service.cli.make_parser()", {"torch", "ray", "pydantic", "numpy", "rich"}),
+        ("import safelight.service.http.gateway", {"torch", "ray", "diffusers"}),
+        ("import safelight.service.ray_serve.deployments, safelight.service.app", {"torch", "diffusers", "open_clip"}),
+        ("import safelight.service.cli.generate, safelight.service.cli.serve, safelight.service.local", {"torch", "ray"}),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"import sys; {code}; print(*{heavy!r} & set(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == []

@@ -1,0 +1,117 @@
+"""`safelight eval`: what it counts, that it can be resumed, and what it refuses. On random weights, so nothing is drawn well."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safelight.models.checkpoints.families import find_checkpoint
+from safelight.models.evaluation.gallery import Entry, Gallery, small
+from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
+from safelight.service import cli
+
+BACKGROUNDS = {"white": (255, 255, 255), "blue": (50, 110, 210)}
+PROMPTS = (
+    Prompt("red apple", ("1f34e",)),
+    Prompt("flat rocket", ("1f680",), "flat"),
+    Prompt("rocket on blue", ("1f680",), background="blue"),
+)
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory) -> Path:
+    """The tiny model with a gallery of two pictures and a set of prompts beside its weights."""
+    folder = tmp_path_factory.mktemp("examined") / "tiny"
+    shutil.copytree(find_checkpoint("tiny").folder, folder)
+    rgba = np.zeros((2, 64, 64, 4), np.uint8)
+    rgba[0, 16:48, 16:48] = (200, 30, 30, 255)
+    rgba[1, 16:48, 16:48] = (90, 90, 90, 255)
+    entries = (Entry("1f34e", "red apple", ("fruit",), "3d", False, True), Entry("1f680", "rocket", ("space",), "flat", False, True))
+    Gallery(entries, small(rgba), BACKGROUNDS).save(folder)
+    write_prompts(folder / "prompts" / "things.jsonl", PROMPTS)
+    return folder
+
+
+def told(capsys, *argv: str) -> dict:
+    assert cli.main(["eval", *argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def refused(capsys, *argv: str) -> str:
+    assert cli.main(["eval", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    [line] = err.splitlines()
+    return line
+
+
+def test_its_own_sets_are_drawn_and_judged(capsys, examined):
+    found = told(capsys, "--model", str(examined), "--steps", "2", "--solver", "euler", "--guidance-scale", "3")
+    assert (found["model"], found["num_inference_steps"], found["solver"], found["guidance_scale"]) == ("tiny", 2, "euler", 3.0)
+    assert found["seconds"] > 0
+    things = found["sets"]["things"]
+    assert things["prompts"] == 3
+    assert {name: things[name]["count"] for name in things if name != "prompts"} == {
+        "concept_top1": 3, "concept_top5": 3, "style_accuracy": 1, "concept_and_style": 1, "background_accuracy": 1, "ceiling": 3,
+        "floor": 3,
+    }  # fmt: skip
+    for name in things.keys() - {"prompts"}:
+        assert things[name]["low"] <= things[name]["rate"] <= things[name]["high"]
+    assert things["concept_top5"]["rate"] == 1.0  # there are but two
+    assert things["ceiling"]["rate"] == 1.0
+
+
+def test_a_file_of_ones_own_and_a_limit(capsys, examined, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    write_prompts(file, PROMPTS[1:])
+    found = told(capsys, "--model", str(examined), "--prompts", str(file), "--limit", "1", "--steps", "1")
+    assert found["sets"].keys() == {"mine"}
+    assert found["sets"]["mine"]["prompts"] == 1
+
+
+def test_words_for_a_person(capsys, examined):
+    assert cli.main(["eval", "--model", str(examined), "--steps", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["tiny: 1 steps, guidance 5, dpmpp_2m", "things:"]
+    assert any("concept_top5" in line and "100.0%" in line and "3 of 3" in line for line in lines)
+
+
+def test_pictures_that_are_kept_are_not_drawn_again(capsys, examined, tmp_path, monkeypatch):
+    argv = ("--model", str(examined), "--steps", "1", "--keep", str(tmp_path))
+    first = told(capsys, *argv)
+    assert len([*tmp_path.glob("*.png")]) == 3
+    monkeypatch.setattr("safelight.pipeline.engine.engine.Engine.step", lambda self: pytest.fail("a picture was drawn again"))
+    assert told(capsys, *argv)["sets"] == first["sets"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "what"),
+    [
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--steps", "0"], "--steps must be between 1 and 200"),
+        (["--solver", "magic"], "--solver 'magic' is not served"),
+        (["--solver", "plms", "--steps", "2"], "--steps must be at least 3 for plms"),
+        (["--seed", "-1"], "--seed must be between 0 and"),
+        (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl cannot be read"),
+        (["--keep", "/nowhere"], "there is no folder /nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_line(capsys, examined, argv, what):
+    assert what in refused(capsys, "--model", str(examined), *argv)
+
+
+def test_names_that_the_gallery_has_not_are_refused(capsys, examined, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    write_prompts(file, [Prompt("x", ("zz",))])
+    assert "concept 'zz' is unknown" in refused(capsys, "--model", str(examined), "--prompts", str(file))
+
+
+def test_a_model_without_prompts_or_gallery_says_so(capsys, tmp_path):
+    assert "brings no prompts" in refused(capsys, "--model", "tiny")
+    file = tmp_path / "mine.jsonl"
+    write_prompts(file, PROMPTS)
+    assert "no gallery" in refused(capsys, "--model", "tiny", "--prompts", str(file))

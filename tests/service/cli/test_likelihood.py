@@ -1,0 +1,178 @@
+"""`safelight likelihood`: what it tells, that it tells the same again, and what it refuses."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from safelight.service import cli
+from tests.broken import tiny_without
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A disc of the size that the tiny model draws."""
+    path = tmp_path / "disc.png"
+    disc(64).save(path)
+    return path
+
+
+def disc(side: int) -> Image.Image:
+    image = Image.new("RGB", (side, side), "white")
+    ImageDraw.Draw(image).ellipse((side // 6, side // 6, side - side // 6, side - side // 6), fill=(200, 30, 30))
+    return image
+
+
+def told(capsys, *argv: str) -> dict:
+    assert cli.main(["likelihood", *argv, "--model", "tiny", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one line on stderr with which `argv` is refused."""
+    try:
+        code = cli.main(["likelihood", *argv])
+    except SystemExit as ended:
+        code = ended.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    [line] = err.splitlines()
+    return line
+
+
+def test_one_object_tells_all(capsys, picture):
+    found = told(capsys, str(picture), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4")
+    seconds, blur = found.pop("seconds"), found.pop("blur")
+    assert seconds > 0
+    assert blur == pytest.approx(0.001, rel=0.01)
+    numbers = [found.pop(key) for key in ("bits_per_dim", "bits_per_dim_empty_prompt", "explained_nats")]
+    assert all(set(number) == {"value", "standard_error"} for number in numbers)
+    prompt, empty, gain = (number["value"] for number in numbers)
+    assert gain == pytest.approx((empty - prompt) * 256 * 0.6931472, abs=1e-6)
+    assert found == {
+        "image": str(picture), "model": "tiny", "prompt": "a red xqzzy", "of": "latent", "method": "ode",
+        "num_dims": 256, "num_steps": 3, "probes": 2,
+        "seed": 4, "prompt_truncated": False, "unknown_words": found["unknown_words"],
+    }  # fmt: skip
+
+
+def test_a_seed_decides_the_estimate(capsys, picture):
+    argv = (str(picture), "--prompt", "a red apple", "--steps", "2", "--probes", "2")
+    first, again, other = (told(capsys, *argv, "--seed", seed) for seed in ("1", "1", "2"))
+    assert first["bits_per_dim"] == again["bits_per_dim"]
+    assert first["explained_nats"] == again["explained_nats"]
+    assert first["bits_per_dim"] != other["bits_per_dim"]
+
+
+def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, picture):
+    argv = (str(picture), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
+    ode, first, again = (told(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo"))
+    assert first == again != ode
+    assert first["standard_error"] > 0
+
+
+def test_the_bound_by_default_takes_more_steps(capsys, picture):
+    assert told(capsys, str(picture), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
+
+
+def test_one_probe_has_no_standard_error(capsys, picture):
+    assert told(capsys, str(picture), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"]["standard_error"] is None
+
+
+def test_words_for_a_person(capsys, picture):
+    assert cli.main(["likelihood", str(picture), "--prompt", "a red apple", "--model", "tiny", "--steps", "2", "--probes", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"latent of {picture} under tiny, 256 numbers" in out
+    assert re.search(r"-?\d+\.\d{4} ± \d+\.\d{4}  with the prompt\n", out)
+    assert re.search(r"the prompt explains -?\d+\.\d\d ± \d+\.\d\d nats", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--prompt", " "], "--prompt must not be empty"),
+        (["--prompt", "x" * 4001], "--prompt has 4001 characters; at most 4000"),
+        (["--prompt", "x", "--steps", "0"], "--steps must be between 1 and 1000, got 0"),
+        (["--prompt", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
+        (["--prompt", "x", "--probes", "0"], "--probes must be between 1 and 1000, got 0"),
+        (["--prompt", "x", "--seed", "-1"], "--seed must be between 0 and"),
+        (["--prompt", "x", "--model", "nosuch"], "'nosuch' is neither a folder nor one of"),
+        ([], "required: --prompt"),
+    ],
+)
+def test_a_wrong_number_is_one_line(capsys, picture, options, complaint):
+    assert complaint in refused(capsys, str(picture), *options)
+
+
+def transparent(path: Path) -> None:
+    image = disc(64).convert("RGBA")
+    image.putpixel((0, 0), (255, 255, 255, 128))
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "complaint"),
+    [
+        (lambda path: None, "there is no file"),
+        (Path.mkdir, "is a folder, not a picture"),
+        (lambda path: path.write_text("not a picture"), "is not a picture that can be read"),
+        (lambda path: path.write_bytes(b""), "is not a picture that can be read"),
+        (lambda path: disc(65).save(path), "is 65x65 pixels, but tiny knows 64x64 only; resize it first"),
+        (lambda path: Image.new("I;16", (64, 64)).save(path), "has pixels of mode I;16"),
+        (transparent, "is transparent in places; put it on a background first"),
+    ],
+)
+def test_a_wrong_file_is_one_line(capsys, tmp_path, write, complaint):
+    path = tmp_path / "x.png"
+    write(path)
+    assert complaint in refused(capsys, str(path), "--prompt", "x", "--model", "tiny")
+
+
+def test_a_damaged_file_is_one_line(capsys, picture):
+    picture.write_bytes(picture.read_bytes()[:200])
+    assert "cannot be read: " in refused(capsys, str(picture), "--prompt", "x", "--model", "tiny")
+
+
+def test_an_opaque_picture_with_an_alpha_channel_is_as_one_without(capsys, picture, tmp_path):
+    path = tmp_path / "opaque.png"
+    disc(64).convert("RGBA").save(path)
+    with_alpha, without = (told(capsys, str(p), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"] for p in (path, picture))
+    assert with_alpha == without
+
+
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, picture, tmp_path):
+    broken = str(tiny_without("proj_out.weight", tmp_path))
+    assert "proj_out.weight" in refused(capsys, str(picture), "--prompt", "x", "--model", broken)
+
+
+def test_ctrl_c_ends_the_integral_at_once(picture):
+    """On a terminal, where its progress shows that it is under way."""
+    ours, theirs = pty.openpty()
+    argv = ("likelihood", str(picture), "--prompt", "x", "--model", "tiny", "--steps", "1000", "--probes", "50")
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "safelight.service.cli", *argv], stderr=theirs, stdout=subprocess.PIPE, env=environment
+    )
+    os.close(theirs)
+    overdue = threading.Timer(200, process.kill)
+    overdue.start()
+    shown = b""
+    while b" 0.1%" not in shown:
+        assert (read := os.read(ours, 4096)), shown
+        shown += read
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    overdue.cancel()
+    assert process.communicate()[0] == b""
+    os.close(ours)

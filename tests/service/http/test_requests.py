@@ -1,0 +1,263 @@
+"""What a request may say, what it means, and what is said to one that is wrong."""
+
+import base64
+import json
+from dataclasses import replace
+
+import pytest
+
+from safelight.pipeline.params import MAX_SEED
+from safelight.service.http.translation import make_usage
+from safelight.service.messages import Drawn, Output
+from tests.fakes import MODEL, USAGE, fake_picture, make_params
+from tests.service.conftest import ROUTE
+
+DEFAULT = make_params(prompt="a red apple", seed=7)
+
+
+def test_the_smallest_request_gets_the_models_defaults(client, backend):
+    answer = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert base64.b64decode(body["data"][0]["b64_json"]) == fake_picture(DEFAULT, Output("png", 100))
+    assert body["output_format"] == "png"
+    assert body["size"] == "8x8"
+    assert isinstance(body["created"], int)
+
+
+def test_every_extension_reaches_the_picture(client, backend):
+    asked = {
+        "prompt": "a red apple",
+        "negative_prompt": "blue",
+        "num_inference_steps": 9,
+        "guidance_scale": 2,
+        "solver": "ddim",
+        "timestep_spacing": "karras",
+        "eta": 0.5,
+        "guidance_interval": [0.25, 1],
+        "guidance_stride": 3,
+        "guidance_rescale": 0.7,
+        "seed": MAX_SEED,
+        "size": "16x8",
+        "output_format": "webp",
+        "output_compression": 40,
+        "n": 2,
+    }
+    assert client.post(ROUTE, json=asked).status_code == 200
+    expected = make_params(
+        prompt="a red apple", negative_prompt="blue", num_steps=9, guidance_scale=2.0, solver="ddim", seed=MAX_SEED, width=16,
+        timestep_spacing="karras", eta=0.5, guidance_interval=(0.25, 1.0), guidance_stride=3,
+        guidance_rescale=0.7,
+    )  # fmt: skip
+    drawn = backend.drawn[-2:]
+    assert [params.image_index for params, _ in drawn] == [0, 1]
+    assert drawn[0] == (expected, Output("webp", 40))
+
+
+def test_usage_is_openais_and_says_what_the_pictures_cost(client):
+    usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
+    assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
+    assert usage["input_tokens_details"]["image_tokens"] == 0
+    assert usage["output_tokens"] == 32
+    assert usage["total_tokens"] == 38
+    cost = usage["safelight"]
+    assert cost.pop("seconds") > 0
+    assert cost == {
+        "model": "fake-8",
+        "seeds": [7, 7],
+        "solver": "euler",
+        "num_inference_steps": 4,
+        "guidance_scale": 4.0,
+        "timestep_spacing": "trailing",
+        "eta": 0.0,
+        "guidance_interval": [0.0, 1.0],
+        "guidance_stride": 1,
+        "guidance_rescale": 0.0,
+        "nfe": 8,
+        "rows": 16,
+        "flops": 2220,
+        "device_seconds": {"encode": 0.5, "denoise": 2.0, "decode": 1.0},
+        "queue_seconds": 1.25,
+        "truncated": False,
+        "unknown_words": ["blorp"],
+        "batch_invariant": True,
+    }
+
+
+def test_an_absent_seed_is_drawn_and_reported(client, backend):
+    seeds = [client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)]
+    assert len(set(seeds)) == 3
+    assert seeds == [params.seed for params, _ in backend.drawn[-3:]]
+
+
+def test_null_means_the_default(client, backend):
+    nulls = dict.fromkeys(("model", "n", "size", "seed", "solver", "guidance_scale", "negative_prompt", "stream", "quality", "user"))
+    assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
+
+
+@pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])
+def test_the_model_may_go_by_openais_names(client, model):
+    answer = client.post(ROUTE, json={"prompt": "p", "model": model})
+    assert answer.json()["usage"]["safelight"]["model"] == "fake-8"
+
+
+def test_openais_other_fields_are_ignored(client):
+    ignored = {
+        "quality": "high",
+        "style": "vivid",
+        "background": "opaque",
+        "moderation": "low",
+        "user": "u",
+        "safety_identifier": "s",
+        "complexity": "low",
+        "svg": {"model": "m"},
+        "frame_count": 2,
+        "frame_duration_ms": 100,
+        "partial_images": 0,
+        "stream": False,
+        "response_format": "b64_json",
+    }
+    assert client.post(ROUTE, json={"prompt": "p", **ignored}).status_code == 200
+
+
+BAD_FIELDS = [
+    ({}, "prompt", "required"),
+    ({"prompt": ""}, "prompt", "1 to 4000 characters"),
+    ({"prompt": "  \n"}, "prompt", "not blank"),
+    ({"prompt": "x" * 4001}, "prompt", "4000"),
+    ({"prompt": 5}, "prompt", "string"),
+    ({"prompt": None}, "prompt", "string"),
+    ({"negative_prompt": "x" * 4001}, "negative_prompt", "at most 4000"),
+    ({"size": "9x9"}, "size", "8x8, 16x8"),
+    ({"size": "99999x8"}, "size", "8x8, 16x8"),
+    ({"size": "big"}, "size", "WIDTHxHEIGHT or auto"),
+    ({"size": "8x"}, "size", "WIDTHxHEIGHT or auto"),
+    ({"size": 8}, "size", "WIDTHxHEIGHT or auto"),
+    ({"num_inference_steps": 0}, "num_inference_steps", "between 1 and 200"),
+    ({"num_inference_steps": 201}, "num_inference_steps", "between 1 and 200"),
+    ({"num_inference_steps": "20"}, "num_inference_steps", "an integer"),
+    ({"num_inference_steps": 20.5}, "num_inference_steps", "an integer"),
+    ({"num_inference_steps": True}, "num_inference_steps", "an integer"),
+    ({"guidance_scale": -0.1}, "guidance_scale", "between 0.0 and 20.0"),
+    ({"guidance_scale": 20.1}, "guidance_scale", "between 0.0 and 20.0"),
+    ({"guidance_scale": "4"}, "guidance_scale", "a number"),
+    ({"guidance_scale": True}, "guidance_scale", "a number"),
+    ({"n": 0}, "n", "between 1 and 10"),
+    ({"n": 11}, "n", "between 1 and 10"),
+    ({"solver": "magic"}, "solver", "euler, ddim"),
+    ({"solver": "plms", "num_inference_steps": 2}, "num_inference_steps", "at least 3 for plms"),
+    ({"timestep_spacing": "linspace", "num_inference_steps": 1}, "timestep_spacing", "trailing, karras"),
+    ({"timestep_spacing": "odd"}, "timestep_spacing", "trailing, karras"),
+    ({"eta": 0.5}, "eta", "ddim only"),
+    ({"eta": 1.5, "solver": "ddim"}, "eta", "between 0.0 and 1.0"),
+    ({"guidance_interval": [0.8, 0.2]}, "guidance_interval", "start <= end"),
+    ({"guidance_interval": [0.2]}, "guidance_interval", "a list of 2, each a number between 0.0 and 1.0"),
+    ({"guidance_interval": [0.2, 1.2]}, "guidance_interval", "a list of 2"),
+    ({"guidance_interval": "all"}, "guidance_interval", "a list of 2"),
+    ({"guidance_stride": 0}, "guidance_stride", "between 1 and 10"),
+    ({"guidance_rescale": -0.1}, "guidance_rescale", "between 0.0 and 1.0"),
+    ({"seed": -1}, "seed", f"between 0 and {MAX_SEED}"),
+    ({"seed": MAX_SEED + 1}, "seed", f"between 0 and {MAX_SEED}"),
+    ({"seed": 10**400}, "seed", f"between 0 and {MAX_SEED}"),
+    ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
+    ({"output_compression": 101}, "output_compression", "between 0 and 100"),
+    ({"response_format": "url"}, "response_format", "no picture store"),
+    ({"stream": True}, "stream", "not supported yet"),
+    ({"partial_images": 2}, "partial_images", "not supported yet"),
+    ({"quality": 3}, "quality", "a string"),
+    ({"frame_count": "two"}, "frame_count", "an integer"),
+    ({"svg": []}, "svg", "an object"),
+    ({"steps": 20}, "steps", "num_inference_steps"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "allowed"), BAD_FIELDS, ids=[f"{p}={str(list(f.values()))[:20]}" for f, p, _ in BAD_FIELDS])
+def test_a_wrong_field_is_named_and_what_is_allowed_is_said(client, fields, param, allowed):
+    body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
+    answer = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert answer.status_code == 400, error
+    assert error["type"] == "invalid_request_error"
+    assert allowed in error["message"]
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "", "../../etc"])
+def test_an_unknown_model_is_404(client, model):
+    answer = client.post(ROUTE, json={"prompt": "p", "model": model})
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert "fake-8" in error["message"]
+
+
+NOT_JSON = {
+    "empty": b"",
+    "cut": b"{",
+    "unclosed": b'{"prompt": "p"',
+    "list": b"[]",
+    "number": b"3",
+    "null": b"null",
+    "not utf-8": b'{"prompt": "\xff"}',
+    "lone surrogate": rb'{"prompt": "\ud800"}',
+    "deep": b"[" * 100_000,
+    "nan in lower case": b'{"prompt": "p", "guidance_scale": nan}',
+}
+
+
+@pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
+def test_a_body_that_is_no_json_object_is_400(client, body):
+    answer = client.post(ROUTE, content=body, headers={"content-type": "application/json"})
+    error = answer.json()["error"]
+    assert answer.status_code == 400, error
+    assert (error["param"], error["code"]) == (None, "invalid_json")
+    assert "JSON" in error["message"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("field", ["guidance_scale", "seed", "n", "num_inference_steps"])
+def test_numbers_that_are_none_are_refused(client, field, value):
+    answer = client.post(ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+def test_a_body_not_declared_as_json_is_415(client, kind):
+    answer = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"])
+def test_json_by_any_of_its_names_is_read(client, kind):
+    assert client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_over_the_limit_is_413(client, declared):
+    big = b" " * (1 << 20) + b'{"prompt": "p"}'
+    content = big if declared else (big[start : start + 65536] for start in range(0, len(big), 65536))
+    answer = client.post(ROUTE, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert "1048576" in answer.json()["error"]["message"]
+
+
+def test_the_schema_lists_what_this_model_serves(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    fields = paths[ROUTE]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert fields["additionalProperties"] is False
+    properties = fields["properties"]
+    assert properties["size"]["anyOf"][0]["enum"] == ["auto", "8x8", "16x8"]
+    assert properties["solver"]["anyOf"][0]["enum"] == list(MODEL.solvers)
+    assert properties["seed"]["anyOf"][0]["maximum"] == MAX_SEED
+    assert properties["quality"]["description"].startswith("Accepted for OpenAI's clients and ignored")
+    assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
+
+
+def test_bytes_that_company_may_change_are_said_to_be():
+    told = [
+        make_usage([Drawn(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
+        for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))
+    ]
+    assert told == [True, False]

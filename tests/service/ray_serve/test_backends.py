@@ -1,0 +1,85 @@
+"""The backend on Serve's handles: chained by reference, and cancelled as a whole."""
+
+import asyncio
+import warnings
+
+import pytest
+
+from safelight.service.messages import Output, StageCensus, Ticket
+from tests.fakes import make_params
+
+with warnings.catch_warnings():  # Serve's own, about pydantic
+    warnings.simplefilter("ignore")
+    from safelight.service.ray_serve import backends
+    from safelight.service.ray_serve.deferred import Later
+
+
+class Call:
+    """What a handle's method returns: awaitable, passed on, cancellable."""
+
+    def __init__(self, *args, result=None):
+        self.args = args
+        self.cancelled = False
+        self.result = result or asyncio.get_running_loop().create_future()
+
+    def __await__(self):
+        return self.result.__await__()
+
+    async def _to_object_ref(self):
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """Remembers its calls."""
+
+    def __init__(self, answer: StageCensus | None = None):
+        self.calls: list[Call] = []
+        self.answer = answer
+
+    def __getattr__(self, method: str) -> "Handle":
+        return self
+
+    def remote(self, *args) -> Call:
+        self.calls.append(Call(*args))
+        if self.answer:
+            self.calls[-1].result.set_result(self.answer)
+        return self.calls[-1]
+
+
+async def test_each_stage_gets_the_one_before_as_it_is():
+    stages = Handle(), Handle(), Handle()
+    ticket = Ticket("account")
+    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), Output(), ticket))
+    await asyncio.sleep(0)
+    [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
+    assert encoding.args == (make_params(), ticket)
+    assert denoising.args == (Later(encoding), make_params(), ticket)  # wrapped: Serve must not wait for it (service/ray_serve/deferred.py)
+    assert decoding.args == (Later(denoising), make_params(), Output(), ticket)
+    decoding.result.set_result("drawn")
+    assert await drawing == "drawn"
+    assert not any(call.cancelled for call in (encoding, denoising, decoding))
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_picture_that_is_not_wanted_any_more_is_cancelled_in_every_stage(how):
+    stages = Handle(), Handle(), Handle()
+    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), Output()))
+    await asyncio.sleep(0)
+    if how == "cancelled":
+        drawing.cancel()
+    else:
+        stages[-1].calls[0].result.set_exception(RuntimeError("x"))
+    with pytest.raises((asyncio.CancelledError, RuntimeError)):
+        await drawing
+    assert all(stage.calls[0].cancelled for stage in stages)
+
+
+async def test_the_census_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(backends, "CENSUS_SECONDS", 0.01)
+    seen = StageCensus(pictures=2)
+    backend = backends.SplitBackend(Handle(seen), Handle(), Handle(seen))
+    assert await backend.census() == {"encode": seen, "denoise": None, "decode": seen}
+    assert await backends.ColocatedBackend(Handle()).census() == dict.fromkeys(("encode", "denoise", "decode"))

@@ -1,0 +1,131 @@
+"""Spans of one request, under each other across processes, and nothing at all without an endpoint."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.testclient import TestClient
+
+from safelight.service.errors import StageFailed
+from safelight.service.http.gateway import build_gateway
+from safelight.service.settings import BadSetting, Settings
+from safelight.service.telemetry.tracing import Tracing, make_tracing
+from tests.fakes import MODEL, FakeBackend
+from tests.live import serving
+from tests.service.conftest import ROUTE
+
+CLIENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # W3C's own example
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracing(exporter: InMemorySpanExporter) -> Tracing:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(provider.get_tracer("test"))
+
+
+class TicketBackend(FakeBackend):
+    """Remembers the tickets."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__(*errors)
+        self.tickets = []
+
+    async def draw(self, params, output, ticket=None):
+        self.tickets.append(ticket)
+        return await super().draw(params, output)
+
+
+def test_the_gateways_span_goes_on_with_the_clients_and_the_ticket_with_it(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    backend = TicketBackend()
+    with TestClient(build_gateway(backend, MODEL, Settings(), tracing=tracing)) as client:
+        assert client.post(ROUTE, json={"prompt": "a", "n": 2}, headers={"traceparent": CLIENTS}).status_code == 200
+    [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
+    assert f"{span.context.trace_id:032x}" == CLIENTS.split("-")[1]
+    assert f"{span.parent.span_id:016x}" == CLIENTS.split("-")[2]
+    assert span.attributes["safelight.images"] == 2 and span.attributes["safelight.model"] == MODEL.id
+    of_request = [ticket for ticket in backend.tickets if ticket.account]  # the warm-up has neither account nor trace
+    assert {ticket.traceparent for ticket in of_request} == {f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"}
+
+
+def test_a_failure_is_the_spans_as_well(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    backend = FakeBackend()
+    with TestClient(build_gateway(backend, MODEL, Settings(), tracing=tracing)) as client:
+        backend.errors = [StageFailed()]
+        assert client.post(ROUTE, json={"prompt": "a"}).status_code == 503
+    [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
+    assert not span.status.is_ok and span.events[0].name == "exception"
+
+
+def test_without_an_endpoint_there_are_no_spans_and_no_library() -> None:
+    tracing = make_tracing(Settings(), "gateway")
+    with tracing.span("x", CLIENTS, steps=3) as span:
+        span.set(rows=2)
+        assert span.traceparent is None
+
+
+def test_an_endpoint_without_the_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(BadSetting, match="extra otel"):
+        make_tracing(Settings(trace_endpoint="http://localhost:4318/v1/traces"), "gateway")
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list]]:
+    """An OTLP collector: its endpoint, and the spans that have come, each with the name of its service."""
+    came: list[tuple[str, object]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+            for of in request.resource_spans:
+                [service] = [a.value.string_value for a in of.resource.attributes if a.key == "service.name"]
+                came.extend((service, span) for scope in of.scope_spans for span in scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1/traces", came
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.long
+async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path, monkeypatch) -> None:
+    endpoint, came = collector
+    monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
+    with serving(tmp_path, "--model", "tiny") as service:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+            answer = await client.post(ROUTE, json={"prompt": "a", "num_inference_steps": 4}, headers={"traceparent": CLIENTS})
+            assert answer.status_code == 200
+        for _ in range(100):
+            mine = {name: span for name, span in came if span.trace_id.hex() == CLIENTS.split("-")[1]}
+            if len(mine) == 4:
+                break
+            await asyncio.sleep(0.1)
+    assert mine.keys() == {"safelight-gateway", "safelight-encode", "safelight-denoise", "safelight-decode"}
+    root = mine["safelight-gateway"]
+    assert all(mine[f"safelight-{stage}"].parent_span_id == root.span_id for stage in ("encode", "denoise", "decode"))
+    ends = [mine[f"safelight-{stage}"].end_time_unix_nano for stage in ("encode", "denoise", "decode")]
+    assert ends == sorted(ends) and ends[-1] <= root.end_time_unix_nano
+    rows = {a.key: a.value.int_value for a in mine["safelight-denoise"].attributes}
+    assert rows["safelight.rows"] == 8 and rows["safelight.nfe"] == 4
