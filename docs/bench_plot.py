@@ -22,7 +22,11 @@ NAMES = {
     "serial_compiled": "the same,\ncompiled",
     "static_best": "diffusers,\nstatic\nbatches",
 }
-BATCH1 = {"ours_s": "this engine", "diffusers_eager_s": "diffusers", "diffusers_compiled_s": "diffusers,\ncompiled"}
+BATCH1 = {
+    "ours_s": "this engine",
+    "diffusers_eager_s": "diffusers",
+    "diffusers_compiled_s": "diffusers,\ncompiled",
+}
 OURS, OTHERS = "#1b6ca8", "#b0b0b0"
 
 
@@ -33,7 +37,9 @@ def main(path: str) -> None:
     batch1 = {label: found["batch1"][name] for name, label in BATCH1.items() if found["batch1"][name]}
     draw_bars(alone, batch1, "seconds of a picture alone")
     mixed = {label: found["mixed"][name] for name, label in NAMES.items() if found["mixed"][name]}
-    draw_bars(rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "pictures an hour, unlike requests")
+    draw_bars(
+        rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "pictures an hour, unlike requests"
+    )
     draw_latencies(latency, mixed)
     figure.suptitle(f"{found['model']}, {found['device']}, {found['dtype']}, {found['threads']} threads")
     figure.tight_layout()
@@ -43,8 +49,19 @@ def main(path: str) -> None:
 def draw_curve(panel, curve: dict) -> None:
     """Milliseconds a row against the rows of a tick."""
     rows = [work / curve["work"][0] for work in curve["work"]]
-    panel.plot(rows, [1e3 * seconds / count for seconds, count in zip(curve["seconds"], rows, strict=True)], marker="o", color=OURS)
-    panel.set(xlabel="rows of a tick", ylabel="ms a row", xscale="log", xticks=rows, xticklabels=[f"{count:.0f}" for count in rows])
+    panel.plot(
+        rows,
+        [1e3 * seconds / count for seconds, count in zip(curve["seconds"], rows, strict=True)],
+        marker="o",
+        color=OURS,
+    )
+    panel.set(
+        xlabel="rows of a tick",
+        ylabel="ms a row",
+        xscale="log",
+        xticks=rows,
+        xticklabels=[f"{count:.0f}" for count in rows],
+    )
     panel.set_ylim(bottom=0)
     panel.minorticks_off()
     panel.grid(alpha=0.3)
@@ -64,7 +81,13 @@ def draw_latencies(panel, mixed: dict[str, dict[str, float]]) -> None:
     """Median and 95th percentile at the same load."""
     places = range(len(mixed))
     for offset, name, shade in ((-0.2, "p50_s", "#7fb2d6"), (0.2, "p95_s", "#1b6ca8")):
-        panel.bar([place + offset for place in places], [of[name] for of in mixed.values()], 0.4, label=name[:3], color=shade)
+        panel.bar(
+            [place + offset for place in places],
+            [of[name] for of in mixed.values()],
+            0.4,
+            label=name[:3],
+            color=shade,
+        )
     panel.set_xticks(list(places), list(mixed), fontsize=8)
     panel.set_title("seconds of latency under this load", fontsize=10)
     panel.legend()

@@ -70,7 +70,9 @@ def seconds_table(plans: dict) -> str:
     for model in MODELS:
         for steps in STEPS:
             found = [plans[model, gpu, steps, mfu] for gpu in GPUS for mfu in SHARES]
-            cells = [f"{each['service_s']:.2f} s, {each['images_per_hour_per_device']:.0f}/h" for each in found]
+            cells = [
+                f"{each['service_s']:.2f} s, {each['images_per_hour_per_device']:.0f}/h" for each in found
+            ]
             rows.append(_row(f"`{model}`", steps, f"{found[0]['tflop_per_image']:.0f}", *cells))
     return "\n".join(rows)
 
@@ -86,11 +88,22 @@ def steps_table(plans: dict) -> str:
 
 def published_table() -> str:
     """Published seconds beside those predicted at the share of the peak that the row names."""
-    rows = _head("model", "device", "steps", "published, s", "implied MFU", "predicted at it, s", "how", "source")
+    rows = _head(
+        "model", "device", "steps", "published, s", "implied MFU", "predicted at it, s", "how", "source"
+    )
     for each in PUBLISHED:
         found = planned(each.model, each.gpu, each.steps, each.mfu)["service_s"]
         rows.append(
-            _row(f"`{each.model}`", each.gpu.upper(), each.steps, each.seconds, f"{each.mfu:.0%}", f"{found:.2f}", each.how, each.source)
+            _row(
+                f"`{each.model}`",
+                each.gpu.upper(),
+                each.steps,
+                each.seconds,
+                f"{each.mfu:.0%}",
+                f"{found:.2f}",
+                each.how,
+                each.source,
+            )
         )
     return "\n".join(rows)
 

@@ -73,14 +73,20 @@ def image_like(seed: int) -> Mixture:
     f = torch.arange(SIDE, dtype=torch.float64)
     spectrum = 1.0 / (1.0 + (f[:, None] ** 2 + f**2).flatten())
     spectrum = spectrum / spectrum.mean()
-    means = (0.5 * spectrum).sqrt() * torch.randn(COMPONENTS, SIDE**2, generator=generator, dtype=torch.float64)
+    means = (0.5 * spectrum).sqrt() * torch.randn(
+        COMPONENTS, SIDE**2, generator=generator, dtype=torch.float64
+    )
     spread = (0.5 * torch.randn(COMPONENTS, 1, generator=generator, dtype=torch.float64)).exp()
-    return Mixture(torch.full((COMPONENTS,), 1.0 / COMPONENTS, dtype=torch.float64), means, 0.5 * spectrum * spread)
+    return Mixture(
+        torch.full((COMPONENTS,), 1.0 / COMPONENTS, dtype=torch.float64), means, 0.5 * spectrum * spread
+    )
 
 
 def stack(mixtures: list[Mixture], components: int = COMPONENTS) -> Mixture:
     """The first, equally likely components of several mixtures, as one of (M, K, D)."""
-    weights, means, variances = (torch.stack([getattr(m, n) for m in mixtures]) for n in ("weights", "means", "variances"))
+    weights, means, variances = (
+        torch.stack([getattr(m, n) for m in mixtures]) for n in ("weights", "means", "variances")
+    )
     weights = weights[:, :components]
     return Mixture(weights / weights.sum(1, keepdim=True), means[:, :components], variances[:, :components])
 
@@ -90,7 +96,9 @@ def posterior_mean(data: Mixture, x: Tensor, alpha: float, sigma: float) -> Tens
     precision = 1.0 / (alpha**2 * data.variances + sigma**2)
     centre = data.means * precision
     constant = data.weights.log() - 0.5 * (alpha**2 * (data.means * centre) - precision.log()).sum(-1)
-    shares = (constant[..., None] + centre @ (alpha * x).mT - precision @ (0.5 * x.square()).mT).softmax(dim=-2).mT
+    shares = (
+        (constant[..., None] + centre @ (alpha * x).mT - precision @ (0.5 * x.square()).mT).softmax(dim=-2).mT
+    )
     gain = alpha * data.variances * precision
     return shares @ (data.means - alpha * gain * data.means) + x * (shares @ gain)
 
@@ -113,7 +121,9 @@ def guided(schedule: Schedule, guidance_scale: float) -> Denoise:
 
 def affordable(solver: str, schedule: Schedule, spacing: str, nfe: int) -> Plan | None:
     """The plan with most steps that takes at most `nfe` evaluations."""
-    for num_steps in range(nfe // SOLVERS[solver].evaluations + 2, 0, -1):  # first and last steps may cost less than the others
+    for num_steps in range(
+        nfe // SOLVERS[solver].evaluations + 2, 0, -1
+    ):  # first and last steps may cost less than the others
         try:
             table = plan(solver, schedule, "sample", num_steps, spacing=spacing)
         except InvalidParams:  # too few steps for this solver or spacing
@@ -129,8 +139,16 @@ class Bench:
     def __init__(self, case: Case):
         self.case = case
         self.denoise = guided(case.schedule, case.guidance_scale)
-        self.start = torch.randn(NUM_MIXTURES, NUM_STARTS, SIDE**2, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
-        t_end = 1e-4 if case.schedule.family == "flow" else 1e-7  # sigma is under 1e-3 there: the data is what the network says
+        self.start = torch.randn(
+            NUM_MIXTURES,
+            NUM_STARTS,
+            SIDE**2,
+            generator=torch.Generator().manual_seed(99),
+            dtype=torch.float64,
+        )
+        t_end = (
+            1e-4 if case.schedule.family == "flow" else 1e-7
+        )  # sigma is under 1e-3 there: the data is what the network says
         end, _ = rk45(self.denoise, case.schedule, 1.0, t_end, self.start, rtol=1e-6, atol=1e-8)
         self.end = self.denoise(end, t_end)
 
@@ -161,13 +179,17 @@ def law_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, flo
     def network(x: Tensor, tick: Tick) -> Tensor:
         return posterior_mean(MODES, x, *schedule.alpha_sigma(tick.t))
 
-    end = walk(table, network, start, lambda k: torch.randn(start.shape, generator=generator, dtype=start.dtype))
+    end = walk(
+        table, network, start, lambda k: torch.randn(start.shape, generator=generator, dtype=start.dtype)
+    )
     return table.nfe, float((end.flatten().sort().values - _quantiles()).abs().mean()) / _deviation()
 
 
 def law_floor() -> float:
     """What exact samples of the same number score, in the mean of a few draws."""
-    draws = [MODES.draw(NUM_LAW, torch.Generator().manual_seed(seed)).flatten().sort().values for seed in range(16)]
+    draws = [
+        MODES.draw(NUM_LAW, torch.Generator().manual_seed(seed)).flatten().sort().values for seed in range(16)
+    ]
     return sum(float((drawn - _quantiles()).abs().mean()) for drawn in draws) / len(draws) / _deviation()
 
 
@@ -178,7 +200,9 @@ def _quantiles() -> Tensor:
     low, high = torch.full_like(wanted, -10.0), torch.full_like(wanted, 10.0)
     for _ in range(50):
         middle = (low + high) / 2
-        below = (torch.special.ndtr((middle[:, None] - MODES.means.T) / MODES.variances.T.sqrt()) * MODES.weights).sum(1) < wanted
+        below = (
+            torch.special.ndtr((middle[:, None] - MODES.means.T) / MODES.variances.T.sqrt()) * MODES.weights
+        ).sum(1) < wanted
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
 
@@ -220,12 +244,23 @@ def measured_order(solver: str) -> float:
 
 def registry_table() -> str:
     """Every solver, one row each."""
-    rows = ["| solver | order | evaluations a step | kind | place | schedules | source | use |", "|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| solver | order | evaluations a step | kind | place | schedules | source | use |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, solver in SOLVERS.items():
         kind = "deterministic" if solver.deterministic else "stochastic"
-        order = "none" if solver.order is None else f"{solver.order}" if solver.deterministic else f"weak {solver.order}"
+        order = (
+            "none"
+            if solver.order is None
+            else f"{solver.order}"
+            if solver.deterministic
+            else f"weak {solver.order}"
+        )
         place, families = "served" if solver.served else "offline", ", ".join(solver.families)
-        rows.append(f"| `{name}` | {order} | {solver.evaluations} | {kind} | {place} | {families} | {solver.source} | {solver.use} |")
+        rows.append(
+            f"| `{name}` | {order} | {solver.evaluations} | {kind} | {place} | {families} | {solver.source} | {solver.use} |"
+        )
     aliases = "; ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
     return "\n".join([*rows, "", f"Aliases, which are not counted as solvers: {aliases}."])
 
@@ -242,7 +277,9 @@ def error_tables(curves: list[dict[str, dict[int, tuple[int, float]]]]) -> str:
             for of, best in zip(curves, least, strict=True):
                 used, error = of[solver][nfe]
                 text = _three_digits(error)
-                cells.append((f"**{text}**" if error == best else text) + ("" if used == nfe else f" ({used})"))
+                cells.append(
+                    (f"**{text}**" if error == best else text) + ("" if used == nfe else f" ({used})")
+                )
             parts.append(f"| `{solver}` | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts[:-1])
@@ -252,13 +289,17 @@ def law_table(curves: dict[str, list[tuple[int, float]]], floor: float) -> str:
     rows = ["| solver | schedule | evaluations: distance |", "|---|---|---|"]
     for solver, points in curves.items():
         schedule = "vp" if "vp" in SOLVERS[solver].families else "ve"
-        rows.append(f"| `{solver}` | {schedule} | {', '.join(f'{nfe}: {error:.4f}' for nfe, error in points)} |")
+        rows.append(
+            f"| `{solver}` | {schedule} | {', '.join(f'{nfe}: {error:.4f}' for nfe, error in points)} |"
+        )
     return "\n".join([*rows, "", f"As many exact samples ({NUM_LAW:,}) score {floor:.4f}."])
 
 
 def order_table(orders: dict[str, float]) -> str:
     rows = ["| solver | order | measured |", "|---|---|---|"]
-    return "\n".join([*rows, *(f"| `{name}` | {SOLVERS[name].order} | {slope:.2f} |" for name, slope in orders.items())])
+    return "\n".join(
+        [*rows, *(f"| `{name}` | {SOLVERS[name].order} | {slope:.2f} |" for name, slope in orders.items())]
+    )
 
 
 def _three_digits(error: float) -> str:
@@ -297,7 +338,11 @@ STYLES = {
 }
 
 
-def draw(curves: list[dict[str, dict[int, tuple[int, float]]]], laws: dict[str, list[tuple[int, float]]], floor: float) -> None:
+def draw(
+    curves: list[dict[str, dict[int, tuple[int, float]]]],
+    laws: dict[str, list[tuple[int, float]]],
+    floor: float,
+) -> None:
     """docs/solvers.png."""
     import matplotlib
 
@@ -311,10 +356,24 @@ def draw(curves: list[dict[str, dict[int, tuple[int, float]]]], laws: dict[str, 
 
     def line(axis: "plt.Axes", solver: str, points: list[tuple[int, float]]) -> None:
         colour, style, marker = STYLES[solver]
-        axis.plot(*zip(*points, strict=True), color=colour, linestyle=style, marker=marker, markersize=4.5, linewidth=1.5)
+        axis.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            linestyle=style,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.5,
+        )
 
     def finish(axis: "plt.Axes", title: str, ticks: tuple[int, ...], ylabel: str) -> None:
-        axis.set(xscale="log", yscale="log", title=title, xlabel="network evaluations (NFE)", ylabel=ylabel, xticks=ticks)
+        axis.set(
+            xscale="log",
+            yscale="log",
+            title=title,
+            xlabel="network evaluations (NFE)",
+            ylabel=ylabel,
+            xticks=ticks,
+        )
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(True, which="major", color="#CCCCCC", linewidth=0.7)
@@ -331,15 +390,24 @@ def draw(curves: list[dict[str, dict[int, tuple[int, float]]]], laws: dict[str, 
     for solver, points in laws.items():
         line(axis, solver, points)
     axis.axhline(floor, color="#8A8A8A", linewidth=1, linestyle=(0, (1, 2)))
-    axis.annotate("exact samples", (5, floor), xytext=(0, 3), textcoords="offset points", fontsize=9, color="#555555")
-    finish(axis, "law, no guidance: VP trailing (langevin: VE)", (5, 10, 20, 50, 100, 200, 1000), "W1 / standard deviation")
+    axis.annotate(
+        "exact samples", (5, floor), xytext=(0, 3), textcoords="offset points", fontsize=9, color="#555555"
+    )
+    finish(
+        axis,
+        "law, no guidance: VP trailing (langevin: VE)",
+        (5, 10, 20, 50, 100, 200, 1000),
+        "W1 / standard deviation",
+    )
 
     panels[7].axis("off")
     handles = [
         Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=5, linewidth=1.5, label=name)
         for name, (colour, style, marker) in STYLES.items()
     ]
-    panels[7].legend(handles=handles, loc="center", ncols=2, fontsize=11, frameon=False, handlelength=3.2, labelspacing=0.9)
+    panels[7].legend(
+        handles=handles, loc="center", ncols=2, fontsize=11, frameon=False, handlelength=3.2, labelspacing=0.9
+    )
     figure.savefig(HERE / "solvers.png", dpi=110)
 
 
@@ -347,7 +415,9 @@ def draw(curves: list[dict[str, dict[int, tuple[int, float]]]], laws: dict[str, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--registry", action="store_true", help="only the table of solvers")
     page = HERE / "solvers.md"
     blocks = {"registry": registry_table()}
@@ -366,10 +436,23 @@ def main() -> int:
 def measure() -> dict[str, str]:
     """Everything that takes time; nothing is written before all of it is done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     torch.set_num_threads(1)
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         total = len(CASES) * (len(DETERMINISTIC) + 1) + len(STOCHASTIC) + 2 + len(DETERMINISTIC)
         task = progress.add_task("", total=total)

@@ -57,7 +57,10 @@ def compare(before: Books, after: Books, phases: Sequence[Phase], last: Phase, m
     totals = {
         "pictures": (after.images - before.images, sum(result.images for result in results)),
         "network evaluations": (after.nfe - before.nfe, sum(result.nfe for result in results)),
-        "device-seconds": (after.device_seconds - before.device_seconds, sum(result.device_seconds for result in results)),
+        "device-seconds": (
+            after.device_seconds - before.device_seconds,
+            sum(result.device_seconds for result in results),
+        ),
     }
     latencies = {
         f"p50, {last.name}": (percentile(booked, 50), percentile([result.latency for result in newest], 50)),
@@ -65,12 +68,18 @@ def compare(before: Books, after: Books, phases: Sequence[Phase], last: Phase, m
     }
     return [
         *(_verdict(name, theirs, ours, most) for name, (theirs, ours) in totals.items()),
-        *(_verdict(name, theirs, ours, max(most, ON_THE_WAY / ours)) for name, (theirs, ours) in latencies.items()),
+        *(
+            _verdict(name, theirs, ours, max(most, ON_THE_WAY / ours))
+            for name, (theirs, ours) in latencies.items()
+        ),
     ]
 
 
 def _verdict(name: str, theirs: float, ours: float, most: float) -> Verdict:
     apart = abs(theirs / ours - 1.0) if ours else float("nan")
     return Verdict(
-        f"the service's account of {name}", f"within {most:.0%} of {ours:.4g}", f"{theirs:.4g}, {apart:.1%} apart", apart <= most
+        f"the service's account of {name}",
+        f"within {most:.0%} of {ours:.4g}",
+        f"{theirs:.4g}, {apart:.1%} apart",
+        apart <= most,
     )

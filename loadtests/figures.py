@@ -48,7 +48,9 @@ class Thresholds:
 
     min_images_per_hour: float | None = None  # saturated
     max_p95_s: float | None = None  # at the steady load
-    max_p95_times_alone: float | None = None  # the same, as a multiple of the p95 of the same mix one at a time
+    max_p95_times_alone: float | None = (
+        None  # the same, as a multiple of the p95 of the same mix one at a time
+    )
     max_failures: int | None = 0  # over all phases; a refusal for want of room is one too
     min_share_of_bench: float | None = None  # of what the engine alone reached in the same run
 
@@ -75,7 +77,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def judge(
-    thresholds: Thresholds, alone: Phase, saturated: Phase, steady: Phase, others: Sequence[Phase], bench: float | None
+    thresholds: Thresholds,
+    alone: Phase,
+    saturated: Phase,
+    steady: Phase,
+    others: Sequence[Phase],
+    bench: float | None,
 ) -> list[Verdict]:
     """Every threshold that is set; `bench` is the engine's own pictures an hour, if it was measured."""
     verdicts = []
@@ -92,18 +99,38 @@ def judge(
             )
         )
     if thresholds.max_p95_s is not None:
-        verdicts.append(Verdict(f"p95, {steady.name}", f"at most {thresholds.max_p95_s:g} s", f"{p95:.2f} s", p95 <= thresholds.max_p95_s))
+        verdicts.append(
+            Verdict(
+                f"p95, {steady.name}",
+                f"at most {thresholds.max_p95_s:g} s",
+                f"{p95:.2f} s",
+                p95 <= thresholds.max_p95_s,
+            )
+        )
     if thresholds.max_p95_times_alone is not None:
         wanted = f"at most {thresholds.max_p95_times_alone:g} times that of the same mix one at a time"
-        verdicts.append(Verdict(f"p95, {steady.name}", wanted, f"{times:.2f} times", times <= thresholds.max_p95_times_alone))
+        verdicts.append(
+            Verdict(
+                f"p95, {steady.name}", wanted, f"{times:.2f} times", times <= thresholds.max_p95_times_alone
+            )
+        )
     if thresholds.max_failures is not None:
         verdicts.append(
-            Verdict("failures and refusals", f"at most {thresholds.max_failures}", str(failures), failures <= thresholds.max_failures)
+            Verdict(
+                "failures and refusals",
+                f"at most {thresholds.max_failures}",
+                str(failures),
+                failures <= thresholds.max_failures,
+            )
         )
     if thresholds.min_share_of_bench is not None and bench:
         share = saturated.images_per_hour / bench
         wanted = f"at least {thresholds.min_share_of_bench:.0%} of the engine's own {bench:.0f}"
-        verdicts.append(Verdict("images per hour over HTTP", wanted, f"{share:.0%}", share >= thresholds.min_share_of_bench))
+        verdicts.append(
+            Verdict(
+                "images per hour over HTTP", wanted, f"{share:.0%}", share >= thresholds.min_share_of_bench
+            )
+        )
     return verdicts
 
 

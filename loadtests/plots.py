@@ -21,7 +21,9 @@ def latency_cdf(phases: Sequence[Phase]) -> bytes:
         if phase.latencies:
             shares = [(number + 1) / len(phase.latencies) for number in range(len(phase.latencies))]
             axes.step(phase.latencies, shares, where="post", label=phase.name)
-    axes.set(xlabel="seconds from when a request was due", ylabel="share of requests", xscale="log", ylim=(0, 1))
+    axes.set(
+        xlabel="seconds from when a request was due", ylabel="share of requests", xscale="log", ylim=(0, 1)
+    )
     axes.legend(fontsize=8)
     return _png(figure)
 

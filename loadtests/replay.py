@@ -78,14 +78,34 @@ async def _ask(client: httpx.AsyncClient, arrival: Arrival, started: float) -> R
     try:
         response = await client.post(ROUTE, json=arrival.body)
     except httpx.HTTPError as error:
-        return Result(arrival.at, sent, time.perf_counter() - started, 0, f"no answer: {type(error).__name__}", 0, 0.0, 0)
+        return Result(
+            arrival.at,
+            sent,
+            time.perf_counter() - started,
+            0,
+            f"no answer: {type(error).__name__}",
+            0,
+            0.0,
+            0,
+        )
     done = time.perf_counter() - started  # before the picture is looked at, which is the client's time
     try:
         answer = response.json()
     except ValueError:  # a proxy's own words
-        return Result(arrival.at, sent, done, response.status_code, f"no JSON, status {response.status_code}", 0, 0.0, 0)
+        return Result(
+            arrival.at, sent, done, response.status_code, f"no JSON, status {response.status_code}", 0, 0.0, 0
+        )
     if response.status_code != 200:
         return Result(arrival.at, sent, done, response.status_code, answer["error"]["code"], 0, 0.0, 0)
     cost = answer["usage"]["safelight"]
     fault = fault_of(arrival.body, answer)
-    return Result(arrival.at, sent, done, 200, fault, len(answer["data"]), sum(cost["device_seconds"].values()), cost["nfe"])
+    return Result(
+        arrival.at,
+        sent,
+        done,
+        200,
+        fault,
+        len(answer["data"]),
+        sum(cost["device_seconds"].values()),
+        cost["nfe"],
+    )

@@ -23,7 +23,14 @@ class CannotStart(Exception):
 def service(model: str, log: Path) -> Iterator[str]:
     """The url of a running `safelight serve`, which says its say in `log`."""
     port = _free_port()
-    command = [str(Path(sys.executable).with_name("safelight")), "serve", "--model", model, "--port", str(port)]
+    command = [
+        str(Path(sys.executable).with_name("safelight")),
+        "serve",
+        "--model",
+        model,
+        "--port",
+        str(port),
+    ]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
         try:
@@ -42,14 +49,18 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
         if process.poll() is not None:
-            raise CannotStart(f"safelight serve ended with status {process.returncode}:\n{log.read_text()[-2000:]}")
+            raise CannotStart(
+                f"safelight serve ended with status {process.returncode}:\n{log.read_text()[-2000:]}"
+            )
         try:
             if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise CannotStart(f"safelight serve was not ready after {START_SECONDS:.0f} s:\n{log.read_text()[-2000:]}")
+    raise CannotStart(
+        f"safelight serve was not ready after {START_SECONDS:.0f} s:\n{log.read_text()[-2000:]}"
+    )
 
 
 def _free_port() -> int:

@@ -10,7 +10,16 @@ from typing import Any
 STEPS = (8, 20, 30, 40)
 GUIDANCE = (1.0, 4.0, 7.0)
 SOLVERS = ("dpmpp_2m", "euler", "heun")
-PROMPTS = ("a red apple", "cat face", "rocket", "umbrella", "pizza", "guitar", "police car", "a small green tree, flat style")
+PROMPTS = (
+    "a red apple",
+    "cat face",
+    "rocket",
+    "umbrella",
+    "pizza",
+    "guitar",
+    "police car",
+    "a small green tree, flat style",
+)
 
 Body = dict[str, Any]
 
@@ -49,7 +58,9 @@ def poisson(rate: float, seconds: float, sizes: Sequence[str], seed: int) -> lis
 
 def write_trace(path: Path, arrivals: Iterable[Arrival]) -> None:
     """A line of JSON each: `at` in seconds, and the request's `body`."""
-    path.write_text("".join(json.dumps({"at": round(each.at, 6), "body": each.body}) + "\n" for each in arrivals))
+    path.write_text(
+        "".join(json.dumps({"at": round(each.at, 6), "body": each.body}) + "\n" for each in arrivals)
+    )
 
 
 def read_trace(path: Path, speed: float = 1.0) -> list[Arrival]:
@@ -60,5 +71,7 @@ def read_trace(path: Path, speed: float = 1.0) -> list[Arrival]:
             found = json.loads(line)
             arrivals.append(Arrival(float(found["at"]) / speed, dict(found["body"])))
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidTrace(f'{path}, line {number}: want {{"at": seconds, "body": {{...}}}}: {error}') from None
+            raise InvalidTrace(
+                f'{path}, line {number}: want {{"at": seconds, "body": {{...}}}}: {error}'
+            ) from None
     return sorted(arrivals, key=lambda each: each.at)

@@ -31,7 +31,9 @@ class Painter(FastHttpUser):
     @task
     def draw(self) -> None:
         body = any_body(self.rng, SIZES)
-        with self.client.post(ROUTE, json=body, name=f"{body['num_inference_steps']} steps", catch_response=True) as response:
+        with self.client.post(
+            ROUTE, json=body, name=f"{body['num_inference_steps']} steps", catch_response=True
+        ) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
             elif (fault := fault_of(body, response.json())) is not None:
@@ -50,5 +52,9 @@ if "SHAPE" in os.environ:
 def fail_the_run(environment: Environment, **_: object) -> None:
     """Locust's exit status says whether the thresholds were held."""
     total = environment.stats.total
-    if total.num_requests == 0 or total.fail_ratio > MAX_FAIL_RATIO or total.get_response_time_percentile(0.95) > MAX_P95_MS:
+    if (
+        total.num_requests == 0
+        or total.fail_ratio > MAX_FAIL_RATIO
+        or total.get_response_time_percentile(0.95) > MAX_P95_MS
+    ):
         environment.process_exit_code = 1

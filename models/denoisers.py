@@ -71,10 +71,16 @@ def pack(network: Network, quantization: str = "none") -> PackedNetwork:
             )
         return Grouped(network)
     weight, config = network.proj_out.weight, network.config
-    attention, why = choose(weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim)
+    attention, why = choose(
+        weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim
+    )
     logger.info("attention by %s: %s", attention.name, why)
     layers = Int8.on(weight.device, weight.dtype) if quantization == "int8" else UNQUANTIZED
-    return PackedDiT(network, attention, layers) if isinstance(network, DiT) else PackedMMDiT(network, attention, layers)
+    return (
+        PackedDiT(network, attention, layers)
+        if isinstance(network, DiT)
+        else PackedMMDiT(network, attention, layers)
+    )
 
 
 def example_text(config: NetworkConfig) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -82,7 +88,11 @@ def example_text(config: NetworkConfig) -> tuple[Tensor, Tensor, Tensor | None]:
     if isinstance(config, ClassDiTConfig):
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
     if isinstance(config, MMDiTConfig):
-        length, width, pooled = 77 + 256, config.joint_attention_dim, torch.zeros(config.pooled_projection_dim)
+        length, width, pooled = (
+            77 + 256,
+            config.joint_attention_dim,
+            torch.zeros(config.pooled_projection_dim),
+        )
     else:
         assert isinstance(config, DiTConfig)
         length, width, pooled = 16, config.caption_channels, None

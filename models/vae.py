@@ -57,7 +57,9 @@ def build_empty(folder: Path) -> nn.Module:
     kind = CLASSES[name]
     options = signature(kind).parameters
     try:
-        refuse_unknown(config, {*options, "block_out_channels"} - {*UNREAD})  # which AutoencoderTiny writes, and does not read
+        refuse_unknown(
+            config, {*options, "block_out_channels"} - {*UNREAD}
+        )  # which AutoencoderTiny writes, and does not read
         checked(VaeOptions, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -69,7 +71,9 @@ def _build(kind: type[nn.Module], options: dict[str, Any], path: Path) -> nn.Mod
         with torch.device("meta"):
             vae = kind(**options)
     except Exception as error:  # diffusers does not check its options, it stumbles over them
-        raise CheckpointError(f"{path} does not describe an {kind.__name__}: {type(error).__name__}: {error}") from None
+        raise CheckpointError(
+            f"{path} does not describe an {kind.__name__}: {type(error).__name__}: {error}"
+        ) from None
     return vae
 
 

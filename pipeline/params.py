@@ -51,9 +51,14 @@ class GenerationParams:
     image_index: int = 0  # which picture of its request: noise is a function of (seed, image_index, tick)
     timestep_spacing: str = "trailing"  # where the steps stand
     eta: float = 0.0  # DDIM's share of fresh noise
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # the times, 0 data to 1 noise, at which guidance acts
+    guidance_interval: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # the times, 0 data to 1 noise, at which guidance acts
     guidance_stride: int = 1  # every how many guided ticks both predictions are evaluated; between them their difference is reused
-    guidance_rescale: float = 0.0  # phi: how far a guided prediction is scaled back to the spread of the unguided one
+    guidance_rescale: float = (
+        0.0  # phi: how far a guided prediction is scaled back to the spread of the unguided one
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +121,20 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
         raise InvalidParams("prompt", "prompt must not be empty")
     for name, text in (("prompt", params.prompt), ("negative_prompt", params.negative_prompt)):
         if len(text) > MAX_PROMPT_CHARACTERS:
-            raise InvalidParams(name, f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+            raise InvalidParams(
+                name, f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+            )
         _check_label(name, text, model)
     if (params.width, params.height) not in model.sizes:
         allowed = ", ".join(f"{w}x{h}" for w, h in model.sizes)
-        raise InvalidParams("size", f"size {params.width}x{params.height} is not served by {model.id}; allowed: {allowed}, or auto")
+        raise InvalidParams(
+            "size",
+            f"size {params.width}x{params.height} is not served by {model.id}; allowed: {allowed}, or auto",
+        )
     if not MIN_STEPS <= params.num_steps <= MAX_STEPS:
         raise InvalidParams(
-            "num_inference_steps", f"num_inference_steps must be between {MIN_STEPS} and {MAX_STEPS}, got {params.num_steps}"
+            "num_inference_steps",
+            f"num_inference_steps must be between {MIN_STEPS} and {MAX_STEPS}, got {params.num_steps}",
         )
     if not MIN_GUIDANCE_SCALE <= params.guidance_scale <= MAX_GUIDANCE_SCALE:
         raise InvalidParams(
@@ -131,21 +142,34 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
             f"guidance_scale must be between {MIN_GUIDANCE_SCALE:g} and {MAX_GUIDANCE_SCALE:g}, got {params.guidance_scale:g}",
         )
     if params.solver not in model.solvers:
-        raise InvalidParams("solver", f"solver {params.solver!r} is not served by {model.id}; allowed: {', '.join(model.solvers)}")
+        raise InvalidParams(
+            "solver",
+            f"solver {params.solver!r} is not served by {model.id}; allowed: {', '.join(model.solvers)}",
+        )
     if params.timestep_spacing not in model.spacings:
         allowed = ", ".join(model.spacings)
-        raise InvalidParams("timestep_spacing", f"timestep_spacing {params.timestep_spacing!r} is unknown; allowed: {allowed}")
+        raise InvalidParams(
+            "timestep_spacing", f"timestep_spacing {params.timestep_spacing!r} is unknown; allowed: {allowed}"
+        )
     if params.eta != 0.0 and params.solver != "ddim":
         raise InvalidParams("eta", f"eta has a meaning for ddim only, not for {params.solver}")
     if not 0.0 <= params.eta <= 1.0:
         raise InvalidParams("eta", f"eta must be between 0 and 1, got {params.eta:g}")
     start, end = params.guidance_interval
     if not 0.0 <= start <= end <= 1.0:
-        raise InvalidParams("guidance_interval", f"guidance_interval must be two times, 0 <= start <= end <= 1, got [{start:g}, {end:g}]")
+        raise InvalidParams(
+            "guidance_interval",
+            f"guidance_interval must be two times, 0 <= start <= end <= 1, got [{start:g}, {end:g}]",
+        )
     if not 1 <= params.guidance_stride <= MAX_GUIDANCE_STRIDE:
-        raise InvalidParams("guidance_stride", f"guidance_stride must be between 1 and {MAX_GUIDANCE_STRIDE}, got {params.guidance_stride}")
+        raise InvalidParams(
+            "guidance_stride",
+            f"guidance_stride must be between 1 and {MAX_GUIDANCE_STRIDE}, got {params.guidance_stride}",
+        )
     if not 0.0 <= params.guidance_rescale <= 1.0:
-        raise InvalidParams("guidance_rescale", f"guidance_rescale must be between 0 and 1, got {params.guidance_rescale:g}")
+        raise InvalidParams(
+            "guidance_rescale", f"guidance_rescale must be between 0 and 1, got {params.guidance_rescale:g}"
+        )
     if not 0 <= params.seed <= MAX_SEED:
         raise InvalidParams("seed", f"seed must be between 0 and {MAX_SEED}, got {params.seed}")
 

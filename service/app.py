@@ -11,13 +11,24 @@ from ray.serve.schema import LoggingConfig
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.backend import Backend
 from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
-from safelight.service.ray_serve.deployments import Bookkeeper, Colocated, Denoiser, Gateway, TextEncoder, VaeDecoder
+from safelight.service.ray_serve.deployments import (
+    Bookkeeper,
+    Colocated,
+    Denoiser,
+    Gateway,
+    TextEncoder,
+    VaeDecoder,
+)
 from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
-SMALL_CPU = 0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
+SMALL_CPU = (
+    0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
+)
 ROOM_FOR_QUESTIONS = 64  # health and census must get through to a stage that is full of pictures
 MANY = 10_000  # the gateway counts its pictures itself
-METRICS_SECONDS = 1.0  # how often replicas and handles say what waits for them; Serve's ten are long for a burst
+METRICS_SECONDS = (
+    1.0  # how often replicas and handles say what waits for them; Serve's ten are long for a burst
+)
 BY_REQUESTS = {"target_ongoing_requests": 64}
 
 
@@ -41,13 +52,19 @@ def build_app(settings: Settings) -> Application:
             _stage(VaeDecoder, settings.decode_replicas, settings.decode_gpus, settings),
         ]
     ledger = _bookkeeper(settings).bind(settings)
-    return _gateway(settings).bind(make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages))
+    return _gateway(settings).bind(
+        make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages)
+    )
 
 
 def _gateway(settings: Settings) -> Deployment:
     least, most = replica_range("gateway_replicas", settings.gateway_replicas)
     # a gateway only passes on, so Serve's own rule, by requests, fits: as many as it may have in flight
-    scaling = {"num_replicas": least} if least == most else {"autoscaling_config": _range(least, most, settings) | BY_REQUESTS}
+    scaling = (
+        {"num_replicas": least}
+        if least == most
+        else {"autoscaling_config": _range(least, most, settings) | BY_REQUESTS}
+    )
     make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings), **scaling)
     return make(serve.ingress()(Gateway))
 
@@ -67,8 +84,13 @@ def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings)
         # What does not fit into two ticks waits before the replicas, where one that comes later finds it. But a decoder is given its
         # pictures while they are still being denoised: long ones must not fill it, and keep out short ones that are done.
         fits = room if stage is VaeDecoder else 2 * settings.max_rows
-        options |= {"autoscaling_config": _range(least, most, settings) | _by_work(settings), "max_ongoing_requests": fits}
-        options["graceful_shutdown_timeout_s"] = settings.deadline_seconds  # a replica that goes finishes what it has
+        options |= {
+            "autoscaling_config": _range(least, most, settings) | _by_work(settings),
+            "max_ongoing_requests": fits,
+        }
+        options["graceful_shutdown_timeout_s"] = (
+            settings.deadline_seconds
+        )  # a replica that goes finishes what it has
     return serve.deployment(name=stage.__name__, **options)(stage)
 
 

@@ -30,11 +30,15 @@ class Painter:
         self._in_flight = 0
         self._is_draining = False
 
-    async def paint(self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket = NOBODY) -> list[Drawn]:
+    async def paint(
+        self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket = NOBODY
+    ) -> list[Drawn]:
         """Every picture of one request, or a `ServiceError` and no picture left in the batch."""
         try:
             with self._room_for(len(pictures)):
-                return await asyncio.wait_for(self._draw_all(pictures, output, ticket), self._settings.deadline_seconds)
+                return await asyncio.wait_for(
+                    self._draw_all(pictures, output, ticket), self._settings.deadline_seconds
+                )
         except Exception as error:
             known = as_service_error(error)
             if known.status >= 500:
@@ -54,7 +58,9 @@ class Painter:
         except Exception as error:
             logger.warning("no census: %s: %s", type(error).__name__, error)
             census = dict.fromkeys(STAGES)
-        if self._books is not None and None in census.values():  # it is too full to answer in time, or may be asleep
+        if (
+            self._books is not None and None in census.values()
+        ):  # it is too full to answer in time, or may be asleep
             said = await self._books.census()
             asleep = dict.fromkeys(may_sleep(self._settings), StageCensus(is_asleep=True))
             census = {stage: own or said.get(stage) or asleep.get(stage) for stage, own in census.items()}
@@ -77,7 +83,9 @@ class Painter:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    async def _draw_all(self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket) -> list[Drawn]:
+    async def _draw_all(
+        self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket
+    ) -> list[Drawn]:
         tasks = [asyncio.ensure_future(self._draw(params, output, ticket)) for params in pictures]
         try:
             return await asyncio.gather(*tasks)

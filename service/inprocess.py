@@ -68,7 +68,9 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
         from safelight.pipeline.assembly.encoder import build_text_encoder
 
     def make() -> TextEncoder:
-        return build_text_encoder(model, num_threads=settings.encode_threads or _threads_for(outline_of(model).text))
+        return build_text_encoder(
+            model, num_threads=settings.encode_threads or _threads_for(outline_of(model).text)
+        )
 
     return EncodeStage(make, model.id, settings.text_cache_bytes)
 
@@ -101,7 +103,10 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
 
     def make() -> Decoder:
         width, height = (side // outline_of(model).scale for side in model.native_size)
-        return build_decoder(model, num_threads=settings.decode_threads or _threads_for(outline_of(model).decode(height, width)))
+        return build_decoder(
+            model,
+            num_threads=settings.decode_threads or _threads_for(outline_of(model).decode(height, width)),
+        )
 
     def write(pixels: np.ndarray, output: Output, params: GenerationParams) -> bytes:
         return encode_image(pixels, output.format, output.compression, params, model.id)

@@ -68,7 +68,9 @@ def try_ray() -> str:
 
         try:
             _start_ray(lambda text: None)
-            version: str = ray.get(ray.remote(num_cpus=0)(lambda: ray.__version__).remote(), timeout=READY_SECONDS)
+            version: str = ray.get(
+                ray.remote(num_cpus=0)(lambda: ray.__version__).remote(), timeout=READY_SECONDS
+            )
             return version
         except CannotServe:
             raise
@@ -113,7 +115,11 @@ def _stop() -> None:
 
     for again in (signal.SIGINT, signal.SIGTERM):  # the first was heard; stopping must not be stopped halfway
         signal.signal(again, signal.SIG_IGN)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         if ray.is_initialized():  # else Serve would start another Ray to shut down
             serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
@@ -123,7 +129,9 @@ def _drain(seconds: float) -> None:
     """Let the gateway answer what it has let in; another Ctrl-C ends the wait."""
     from ray import serve
 
-    with contextlib.suppress(Exception, KeyboardInterrupt):  # a service that did not come up has nothing in flight
+    with contextlib.suppress(
+        Exception, KeyboardInterrupt
+    ):  # a service that did not come up has nothing in flight
         serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=seconds)
 
 
@@ -136,7 +144,9 @@ def _deploy(settings: Settings) -> None:
     try:
         # Serve's own time-out answers in plain text, so it must never be the first to run out
         http = HTTPOptions(
-            host=settings.host, port=settings.port, request_timeout_s=settings.body_seconds + settings.deadline_seconds + 30.0
+            host=settings.host,
+            port=settings.port,
+            request_timeout_s=settings.body_seconds + settings.deadline_seconds + 30.0,
         )
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(proxy_location="HeadOnly", http_options=http)

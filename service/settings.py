@@ -11,7 +11,13 @@ PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
 STAGE_LAYOUTS = ("split", "colocated")
 QUANTIZATIONS = ("none", "int8")
-AT_LEAST_NOTHING = ("encode_gpus", "denoise_gpus", "decode_gpus", "upscale_delay_seconds", "downscale_delay_seconds")
+AT_LEAST_NOTHING = (
+    "encode_gpus",
+    "denoise_gpus",
+    "decode_gpus",
+    "upscale_delay_seconds",
+    "downscale_delay_seconds",
+)
 
 
 class BadSetting(ValueError):
@@ -41,7 +47,9 @@ class Settings:
     downscale_delay_seconds: float = 60.0
     quantization: str = "none"  # of the denoiser's large layers; `int8` pays from a width of about 1,000 on (docs/performance.md)
     max_rows: int = 16  # rows of the network in one tick
-    max_tokens: int = 0  # image tokens in one tick, which bound its memory; 0: those of so many rows at the native size
+    max_tokens: int = (
+        0  # image tokens in one tick, which bound its memory; 0: those of so many rows at the native size
+    )
     text_cache_bytes: int = 256 << 20  # of states: some 4,000 texts of emoji-128, 48 of Stable Diffusion 3
     max_body_bytes: int = 1 << 20
     max_pictures: int = 256  # in flight in one gateway; more are refused with Retry-After
@@ -59,7 +67,9 @@ class Settings:
         if self.stages not in STAGE_LAYOUTS:
             raise BadSetting(f"stages must be one of {', '.join(STAGE_LAYOUTS)}, got {self.stages!r}")
         if self.quantization not in QUANTIZATIONS:
-            raise BadSetting(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}")
+            raise BadSetting(
+                f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}"
+            )
         if not 0 <= self.port <= 65535:
             raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
         for name in (
@@ -75,7 +85,9 @@ class Settings:
             if not 0 < getattr(self, name) < math.inf:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
         if self.max_rows < 2:
-            raise BadSetting(f"max_rows must be at least 2, the rows of one guided picture; got {self.max_rows}")
+            raise BadSetting(
+                f"max_rows must be at least 2, the rows of one guided picture; got {self.max_rows}"
+            )
         for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes", "max_tokens"):
             if not getattr(self, name) >= 0:
                 raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -89,7 +101,11 @@ class Settings:
 
 def may_sleep(settings: Settings) -> frozenset[str]:
     """The stages that may have no replica when there is nothing to do."""
-    ranges = {"encode": settings.encode_replicas, "denoise": settings.denoise_replicas, "decode": settings.decode_replicas}
+    ranges = {
+        "encode": settings.encode_replicas,
+        "denoise": settings.denoise_replicas,
+        "decode": settings.decode_replicas,
+    }
     if settings.stages == "colocated":
         ranges = dict.fromkeys(ranges, settings.denoise_replicas)
     return frozenset(stage for stage, replicas in ranges.items() if replica_range(stage, replicas)[0] == 0)
@@ -99,7 +115,9 @@ def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.e
     """Settings from what was `given` (None: not given), else from the environment, else the defaults."""
     unknown = sorted(set(given) - {field.name for field in fields(Settings)})
     if unknown:
-        raise BadSetting(f"{unknown[0]} is not a setting; allowed: {', '.join(field.name for field in fields(Settings))}")
+        raise BadSetting(
+            f"{unknown[0]} is not a setting; allowed: {', '.join(field.name for field in fields(Settings))}"
+        )
     texts = {name: value for name, value in given.items() if value is not None}
     for field in fields(Settings):
         if field.name not in texts and (value := environ.get(PREFIX + field.name.upper())) is not None:
@@ -114,7 +132,9 @@ def replica_range(name: str, text: str, fewest: int = 0) -> tuple[int, int]:
         raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
     bounds = int(least), int(most or least)
     if not fewest <= bounds[0] <= bounds[1] or bounds[1] == 0:
-        raise BadSetting(f"{name} must be at least {fewest}, and a range must rise to at least 1; got {text!r}")
+        raise BadSetting(
+            f"{name} must be at least {fewest}, and a range must rise to at least 1; got {text!r}"
+        )
     return bounds
 
 
@@ -133,4 +153,6 @@ def _parse(name: str, value: object) -> Any:
     try:
         return kind(value)
     except (TypeError, ValueError):
-        raise BadSetting(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}") from None
+        raise BadSetting(
+            f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}"
+        ) from None

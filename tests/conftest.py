@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 # Set before anything is imported, and inherited by every process that a test starts.
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "NO_COLOR": "1",
+}
 # A shell ignores Ctrl-C on behalf of what it runs in the background, and that too would be inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

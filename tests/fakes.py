@@ -9,7 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from safelight.pipeline.diffusion.schedules import Flow
-from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, ModelInfo, StageCost, TextReport
+from safelight.pipeline.params import (
+    DenoiseUsage,
+    FinishReason,
+    GenerationParams,
+    InvalidParams,
+    ModelInfo,
+    StageCost,
+    TextReport,
+)
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
 from safelight.service.messages import NOBODY, Conditioning, Drawn, Output, PictureUsage, StageCensus, Ticket
@@ -106,7 +114,15 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.samples or self.left)
 
-    def add(self, request_id: str, params: GenerationParams, cond: Any, uncond: Any, arrived: float, deadline: float) -> None:
+    def add(
+        self,
+        request_id: str,
+        params: GenerationParams,
+        cond: Any,
+        uncond: Any,
+        arrived: float,
+        deadline: float,
+    ) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")
         if params.prompt == "stumble":
@@ -126,12 +142,19 @@ class FakeEngine:
             sample.ticks_left -= 1
             if not sample.ticks_left:
                 del self.samples[request_id]
-                left.append(_outcome(request_id, FinishReason.FAILED if sample.params.prompt == "diverge" else FinishReason.DONE))
+                left.append(
+                    _outcome(
+                        request_id,
+                        FinishReason.FAILED if sample.params.prompt == "diverge" else FinishReason.DONE,
+                    )
+                )
         return left
 
 
 def _outcome(request_id: str, reason: FinishReason) -> Any:
-    return SimpleNamespace(request_id=request_id, reason=reason, latents="latents", usage=USAGE.denoise, error=None)
+    return SimpleNamespace(
+        request_id=request_id, reason=reason, latents="latents", usage=USAGE.denoise, error=None
+    )
 
 
 def make_conditioning() -> Conditioning:
@@ -163,7 +186,9 @@ class FakeTextEncoder:
 
 def _report(text: str) -> TextReport:
     words = text.split()
-    return TextReport(len(words), truncated=len(words) > 5, unknown_words=tuple(word for word in words if word == "blorp"))
+    return TextReport(
+        len(words), truncated=len(words) > 5, unknown_words=tuple(word for word in words if word == "blorp")
+    )
 
 
 class FakeDecoder:
@@ -176,4 +201,7 @@ class FakeDecoder:
 
     def decode(self, latents: Sequence[Any]) -> list[tuple[Any, StageCost] | ArithmeticError]:
         self.batches.append(list(latents))
-        return [latent if isinstance(latent, ArithmeticError) else (latent, StageCost(2.0, 20)) for latent in latents]
+        return [
+            latent if isinstance(latent, ArithmeticError) else (latent, StageCost(2.0, 20))
+            for latent in latents
+        ]

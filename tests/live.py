@@ -32,12 +32,16 @@ class LiveService:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, safelight: Path = SAFELIGHT, env: Mapping[str, str] | None = None) -> Iterator[LiveService]:
+def serving(
+    folder: Path, *options: str, safelight: Path = SAFELIGHT, env: Mapping[str, str] | None = None
+) -> Iterator[LiveService]:
     """Run `safelight serve` in `folder` until the block ends; the log stays in `folder`."""
     port, log = free_port(), folder / "serve.log"
     command = [str(safelight), "serve", "--port", str(port), *options]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         _wait_until_ready(LiveService(port, process, log))
         yield LiveService(port, process, log)
@@ -57,8 +61,14 @@ def _wait_until_ready(service: LiveService) -> None:
     give_up = time.monotonic() + READY_SECONDS
     while not _answers(f"{service.url}/readyz"):
         if service.process.poll() is not None or time.monotonic() > give_up:
-            state = "is not ready" if service.process.poll() is None else f"ended with {service.process.returncode}"
-            raise RuntimeError(f"safelight serve {state}; its log:\n{service.log.read_text(errors='replace')[-8000:]}")
+            state = (
+                "is not ready"
+                if service.process.poll() is None
+                else f"ended with {service.process.returncode}"
+            )
+            raise RuntimeError(
+                f"safelight serve {state}; its log:\n{service.log.read_text(errors='replace')[-8000:]}"
+            )
         time.sleep(0.25)
 
 

@@ -33,7 +33,11 @@ def block(name: str) -> str:
 
 def rows(table: str) -> dict[str, list[str]]:
     """The rows that begin with a solver, the last one where a solver has several."""
-    return {cells[0].strip("`"): cells[1:] for line in table.splitlines() if (cells := line.strip("| ").split(" | "))[0].startswith("`")}
+    return {
+        cells[0].strip("`"): cells[1:]
+        for line in table.splitlines()
+        if (cells := line.strip("| ").split(" | "))[0].startswith("`")
+    }
 
 
 def test_the_table_of_solvers_is_the_registry(curves):
@@ -53,7 +57,11 @@ def test_every_spacing_is_explained():
 
 
 def test_every_solver_has_its_figures(curves):
-    assert set(rows(block("errors"))) == set(rows(block("orders"))) == {name for name in SOLVERS if SOLVERS[name].deterministic}
+    assert (
+        set(rows(block("errors")))
+        == set(rows(block("orders")))
+        == {name for name in SOLVERS if SOLVERS[name].deterministic}
+    )
     assert set(rows(block("law"))) >= {name for name in SOLVERS if not SOLVERS[name].deterministic}
     assert set(curves.STYLES) == set(SOLVERS)
 
@@ -79,5 +87,7 @@ def test_the_fast_network_is_the_oracles(curves):
     x = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for alpha, sigma in ((0.0, 1.0), (0.7, 0.7), (1.0, 1e-3)):
         found = curves.posterior_mean(curves.stack(mixtures), x, alpha, sigma)
-        exact = torch.stack([mixture.x0(points, alpha, sigma) for mixture, points in zip(mixtures, x, strict=True)])
+        exact = torch.stack(
+            [mixture.x0(points, alpha, sigma) for mixture, points in zip(mixtures, x, strict=True)]
+        )
         torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)

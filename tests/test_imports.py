@@ -75,7 +75,16 @@ TORCH_FREE = (
     "service.telemetry",
     "service.usage",
 )
-TORCH_LIBRARIES = {"torch", "torchvision", "diffusers", "open_clip", "timm", "transformers", "xformers", "accelerate"}
+TORCH_LIBRARIES = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "open_clip",
+    "timm",
+    "transformers",
+    "xformers",
+    "accelerate",
+}
 SERVICE_LIBRARIES = {"ray", "fastapi", "starlette", "pydantic", "pydantic_settings"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
@@ -136,9 +145,21 @@ def forbidden_imports(tree: Tree) -> list[str]:
     """One line for each import in `tree` that the design forbids."""
     return [
         *_wrong_arrows(tree),
-        *_forbid(tree, tree.modules("pipeline"), lambda i: i.top in SERVICE_LIBRARIES, "pipeline is torch only"),
-        *_forbid(tree, tree.modules("pipeline.diffusion"), _is_not_mathematics, "mathematics: torch and the standard library"),
-        *_forbid(tree, tree.modules("loadtests"), lambda i: i.top in (*PARTS, "safelight"), "load tests speak HTTP only"),
+        *_forbid(
+            tree, tree.modules("pipeline"), lambda i: i.top in SERVICE_LIBRARIES, "pipeline is torch only"
+        ),
+        *_forbid(
+            tree,
+            tree.modules("pipeline.diffusion"),
+            _is_not_mathematics,
+            "mathematics: torch and the standard library",
+        ),
+        *_forbid(
+            tree,
+            tree.modules("loadtests"),
+            lambda i: i.top in (*PARTS, "safelight"),
+            "load tests speak HTTP only",
+        ),
         *_environment(tree),
         *_torch_paths(tree),
     ]
@@ -174,7 +195,9 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
 
 def file_edges(tree: Tree) -> dict[str, set[str]]:
     """Which modules each module imports, at any time, annotations included."""
-    return {name: {i.target for i in imports if i.target in tree.files} for name, imports in tree.imports.items()}
+    return {
+        name: {i.target for i in imports if i.target in tree.files} for name, imports in tree.imports.items()
+    }
 
 
 def package_edges(tree: Tree) -> dict[str, set[str]]:
@@ -208,7 +231,12 @@ def _is_allowed(package: str, allowed: list[str]) -> bool:
 
 
 def _forbid(tree: Tree, modules: Iterable[str], is_bad: Callable[[Import], bool], why: str) -> list[str]:
-    return [f"{name}:{i.line} imports {i.target} ({why})" for name in modules for i in tree.imports[name] if is_bad(i)]
+    return [
+        f"{name}:{i.line} imports {i.target} ({why})"
+        for name in modules
+        for i in tree.imports[name]
+        if is_bad(i)
+    ]
 
 
 def _is_not_mathematics(i: Import) -> bool:
@@ -219,7 +247,11 @@ def _environment(tree: Tree) -> Iterator[str]:
     why = "only service.settings reads the environment"
     for name in tree.modules("pipeline"):
         for node in ast.walk(tree.syntax[name]):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os" and node.attr in ENVIRONMENT:
+            if (
+                isinstance(node, ast.Attribute)
+                and ast.unparse(node.value) == "os"
+                and node.attr in ENVIRONMENT
+            ):
                 yield f"{name}:{node.lineno} uses os.{node.attr} ({why})"
             elif isinstance(node, ast.ImportFrom) and node.module == "os":
                 if ENVIRONMENT & {alias.name for alias in node.names}:
@@ -297,8 +329,12 @@ def test_no_circle_of_packages():
 
 def test_no_arrow_is_allowed_that_nothing_uses():
     used = package_edges(Tree(ROOT))
-    allowed = {package: {n for n in names.split() if not n.endswith("*")} for package, names in ARROWS.items()}
-    assert {package: names - used[package] for package, names in allowed.items() if names - used[package]} == {}
+    allowed = {
+        package: {n for n in names.split() if not n.endswith("*")} for package, names in ARROWS.items()
+    }
+    assert {
+        package: names - used[package] for package, names in allowed.items() if names - used[package]
+    } == {}
 
 
 def test_a_circle_is_found():
@@ -308,7 +344,9 @@ def test_a_circle_is_found():
 def test_torch_free_modules_start_without_torch():
     names = [name for name in Tree(ROOT).modules(*TORCH_FREE) if not name.endswith("__main__")]
     imports = [f"import safelight.{name}" for name in names]
-    code = "\n".join(["import sys", *imports, f"sys.exit(' '.join({TORCH_LIBRARIES!r} & set(sys.modules)) or None)"])
+    code = "\n".join(
+        ["import sys", *imports, f"sys.exit(' '.join({TORCH_LIBRARIES!r} & set(sys.modules)) or None)"]
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -327,34 +365,82 @@ def test_the_map_names_every_package(part):
     ("path", "source", "complaint"),
     [
         ("models/vae.py", "import safelight.pipeline.params", "models.vae:1 imports pipeline.params"),
-        ("models/vae.py", "def f():\n    from safelight.service import stages", "models.vae:2 imports service"),
-        ("models/vae.py", "from safelight.models.recipes import emoji", "models.vae:1 imports models.recipes"),
-        ("models/recipes/emoji/train.py", "import safelight.service.app", "imports service.app (models.recipes may"),
+        (
+            "models/vae.py",
+            "def f():\n    from safelight.service import stages",
+            "models.vae:2 imports service",
+        ),
+        (
+            "models/vae.py",
+            "from safelight.models.recipes import emoji",
+            "models.vae:1 imports models.recipes",
+        ),
+        (
+            "models/recipes/emoji/train.py",
+            "import safelight.service.app",
+            "imports service.app (models.recipes may",
+        ),
         ("pipeline/engine/engine.py", "import ray", "pipeline is torch only"),
         ("pipeline/engine/engine.py", "from pydantic import BaseModel", "pipeline is torch only"),
-        ("pipeline/engine/engine.py", "from safelight.service import settings", "imports service (pipeline.engine may"),
+        (
+            "pipeline/engine/engine.py",
+            "from safelight.service import settings",
+            "imports service (pipeline.engine may",
+        ),
         (
             "pipeline/engine/engine.py",
             "import importlib\nimportlib.import_module('safelight.service.app')",
             "pipeline.engine.engine:2 imports service.app",
         ),
-        ("pipeline/engine/runner.py", "import os\nn = os.environ.get('OMP_NUM_THREADS')", "runner:2 uses os.environ"),
+        (
+            "pipeline/engine/runner.py",
+            "import os\nn = os.environ.get('OMP_NUM_THREADS')",
+            "runner:2 uses os.environ",
+        ),
         ("pipeline/engine/runner.py", "from os import getenv", "only service.settings reads the environment"),
-        ("pipeline/diffusion/solvers.py", "from safelight.models import vae", "imports models.vae (pipeline.diffusion may"),
-        ("pipeline/diffusion/solvers.py", "import numpy", "pipeline.diffusion.solvers:1 imports numpy (mathematics"),
+        (
+            "pipeline/diffusion/solvers.py",
+            "from safelight.models import vae",
+            "imports models.vae (pipeline.diffusion may",
+        ),
+        (
+            "pipeline/diffusion/solvers.py",
+            "import numpy",
+            "pipeline.diffusion.solvers:1 imports numpy (mathematics",
+        ),
         ("pipeline/diffusion/spacing.py", "from ..engine import engine", "imports pipeline.engine.engine"),
-        ("service/stages/denoise.py", "from safelight.models.vae import load_vae", "imports models.vae (service.stages"),
-        ("service/inprocess.py", "from safelight.pipeline.benchmark import report", "imports pipeline.benchmark"),
-        ("service/http/auth.py", "if TYPE_CHECKING:\n    import ray\nelse:\n    import torch", "service.http.auth -> torch"),
+        (
+            "service/stages/denoise.py",
+            "from safelight.models.vae import load_vae",
+            "imports models.vae (service.stages",
+        ),
+        (
+            "service/inprocess.py",
+            "from safelight.pipeline.benchmark import report",
+            "imports pipeline.benchmark",
+        ),
+        (
+            "service/http/auth.py",
+            "if TYPE_CHECKING:\n    import ray\nelse:\n    import torch",
+            "service.http.auth -> torch",
+        ),
         ("service/http/gateway.py", "import torch.nn as nn", "service.http.gateway -> torch.nn"),
         (
             "service/http/gateway.py",
             "from safelight.pipeline.catalog.planning import make_plan",
             "service.http.gateway -> pipeline.catalog.planning -> torch",
         ),
-        ("service/errors.py", "try:\n    import open_clip\nexcept ImportError:\n    pass", "service.errors -> open_clip"),
+        (
+            "service/errors.py",
+            "try:\n    import open_clip\nexcept ImportError:\n    pass",
+            "service.errors -> open_clip",
+        ),
         ("service/corner/new.py", "", "package service.corner is not in ARROWS"),
-        ("loadtests/locustfile.py", "from safelight.service.http.schemas import R", "load tests speak HTTP only"),
+        (
+            "loadtests/locustfile.py",
+            "from safelight.service.http.schemas import R",
+            "load tests speak HTTP only",
+        ),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, path, source, complaint):
@@ -366,9 +452,15 @@ def test_a_wrong_import_is_found(tmp_path, path, source, complaint):
     ("path", "source"),
     [
         ("models/recipes/emoji/train.py", "from safelight.pipeline.assembly.engine import build_engine"),
-        ("pipeline/diffusion/solvers.py", "import math\nimport torch\nfrom safelight.pipeline.diffusion import spacing"),
+        (
+            "pipeline/diffusion/solvers.py",
+            "import math\nimport torch\nfrom safelight.pipeline.diffusion import spacing",
+        ),
         ("pipeline/engine/engine.py", "import os.path\nfolder = os.path.abspath('.')"),
-        ("service/stages/denoise.py", "if TYPE_CHECKING:\n    from safelight.pipeline.engine.engine import Engine"),
+        (
+            "service/stages/denoise.py",
+            "if TYPE_CHECKING:\n    from safelight.pipeline.engine.engine import Engine",
+        ),
         ("service/http/gateway.py", "def draw():\n    import torch"),
         ("service/http/gateway.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],

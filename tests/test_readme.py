@@ -55,7 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_block_has_a_language_that_is_run():
-    assert len(re.findall(r"^```", README, re.MULTILINE)) == 2 * len(re.findall(r"^```(?:sh|python)$", README, re.MULTILINE))
+    assert len(re.findall(r"^```", README, re.MULTILINE)) == 2 * len(
+        re.findall(r"^```(?:sh|python)$", README, re.MULTILINE)
+    )
 
 
 def test_the_exempt_commands_are_in_the_readme():
@@ -71,8 +73,12 @@ def test_the_verbs_are_those_of_the_makefile():
 def test_command(command: Command, live_service: LiveService, folder: Path):
     before = set(folder.iterdir())
     shell = ["bash", "-euo", "pipefail", "-c"] if command.language == "sh" else [sys.executable, "-c"]
-    text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}").replace("curl -s ", "curl -s --fail-with-body ")
-    done = subprocess.run([*shell, text], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=240)
+    text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}").replace(
+        "curl -s ", "curl -s --fail-with-body "
+    )
+    done = subprocess.run(
+        [*shell, text], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     if "--json" in text:
         json.loads(done.stdout)

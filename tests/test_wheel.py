@@ -26,10 +26,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our wheel, built from a copy, so that nothing left over in the checkout gets in and nothing stays behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in (*OURS, "src"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            ROOT / name,
+            source / name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
-    _run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out, source)
+    _run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        out,
+        source,
+    )
     (built,) = out.glob("safelight-*.whl")
     return built
 
@@ -40,7 +56,18 @@ def clean_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    _run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    _run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     # Only the folder: the .pth files inside it, an editable install of ours among them, are not read through this line.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -52,7 +79,9 @@ def foreign_folder(tmp_path: Path) -> Path:
     """A folder in which somebody else has packages of our names, which must not be imported."""
     for name in OURS:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('somebody else has a package {name}')\n")
+        (tmp_path / name / "__init__.py").write_text(
+            f"raise ImportError('somebody else has a package {name}')\n"
+        )
     return tmp_path
 
 
@@ -65,21 +94,38 @@ def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder
 
 
 def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
-    _run(clean_bin / "safelight", "generate", "a red apple", "--steps", "2", "-o", "apple.png", cwd=foreign_folder)
+    _run(
+        clean_bin / "safelight",
+        "generate",
+        "a red apple",
+        "--steps",
+        "2",
+        "-o",
+        "apple.png",
+        cwd=foreign_folder,
+    )
     with Image.open(foreign_folder / "apple.png") as picture:
         assert picture.format == "PNG"
         picture.load()
 
 
 def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
-    with serving(foreign_folder, "--stages", "colocated", safelight=clean_bin / "safelight", env=_environment()) as service:
-        answer = httpx.post(f"{service.url}/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 2}, timeout=120)
+    with serving(
+        foreign_folder, "--stages", "colocated", safelight=clean_bin / "safelight", env=_environment()
+    ) as service:
+        answer = httpx.post(
+            f"{service.url}/v1/images/generations",
+            json={"prompt": "a red apple", "num_inference_steps": 2},
+            timeout=120,
+        )
     assert answer.status_code == 200, answer.text
     assert answer.json()["data"][0]["b64_json"]
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run([str(word) for word in command], cwd=cwd, env=_environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=_environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

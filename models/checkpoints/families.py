@@ -18,7 +18,16 @@ WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 Size = tuple[int, int]  # width, height, in pixels
 
 # PixArt's and SDXL's aspect ratios at about the area of 1024 x 1024; other native sides have the same, scaled
-BUCKETS: tuple[Size, ...] = ((1152, 896), (896, 1152), (1216, 832), (832, 1216), (1344, 768), (768, 1344), (1536, 640), (640, 1536))
+BUCKETS: tuple[Size, ...] = (
+    (1152, 896),
+    (896, 1152),
+    (1216, 832),
+    (832, 1216),
+    (1344, 768),
+    (768, 1344),
+    (1536, 640),
+    (640, 1536),
+)
 BUCKET_SIDE = 1024
 UNBOUNDED = 2**31
 LONGEST_SIDE = 4096  # of a native square, in pixels: twice that of the largest published checkpoint
@@ -52,7 +61,9 @@ class Family:
     guidance_scale: float
     solver: str
     schedule: str  # in words, of the published checkpoints; a folder's own scheduler_config.json decides, its shift included
-    sides: tuple[int, ...]  # in pixels, of the published checkpoints' native squares; a folder's own configs decide
+    sides: tuple[
+        int, ...
+    ]  # in pixels, of the published checkpoints' native squares; a folder's own configs decide
     has_buckets: bool  # trained at BUCKETS too, not at the square alone
     licence: str  # of the published weights
     origin: tuple[str, ...]  # Hugging Face repositories of the published ones
@@ -110,7 +121,9 @@ THREE_ENCODERS = (
     Part("text_encoder_2", "clip", "tokenizer_2"),
     Part("text_encoder_3", "t5", "tokenizer_3", is_optional=True),
 )
-THREE_ENCODERS_IN_WORDS = "CLIP-L and OpenCLIP bigG, 77 tokens; T5-XXL, 256 tokens, zeros in its place when absent"
+THREE_ENCODERS_IN_WORDS = (
+    "CLIP-L and OpenCLIP bigG, 77 tokens; T5-XXL, 256 tokens, zeros in its place when absent"
+)
 STABILITY = "Stability AI Community License"
 
 # The first that claims a folder has it.
@@ -264,9 +277,13 @@ def find_checkpoint(name_or_dir: str) -> Checkpoint:
     """An embedded model by its name, `tiny`, or any folder; raise `CheckpointError` saying what is wrong and what there is."""
     folder = find_folder(name_or_dir)
     family = recognise(folder)
-    embedded = EMBEDDED.get(name_or_dir) or Embedded("none: random weights" if name_or_dir == TINY else "see the folder")
+    embedded = EMBEDDED.get(name_or_dir) or Embedded(
+        "none: random weights" if name_or_dir == TINY else "see the folder"
+    )
     model_id = name_or_dir if name_or_dir in (*EMBEDDED, TINY) else folder.name
-    return Checkpoint(model_id, folder, family, (*list_sizes(family, folder), *embedded.more_sizes), embedded.licence)
+    return Checkpoint(
+        model_id, folder, family, (*list_sizes(family, folder), *embedded.more_sizes), embedded.licence
+    )
 
 
 def find_folder(name_or_dir: str) -> Path:
@@ -279,9 +296,13 @@ def find_folder(name_or_dir: str) -> Path:
         return WEIGHTS_FOLDER / name_or_dir
     folder = Path(name_or_dir).expanduser()
     if folder.is_file():
-        raise CheckpointError(f"model {name_or_dir!r} is a file, a checkpoint is a folder with a model_index.json")
+        raise CheckpointError(
+            f"model {name_or_dir!r} is a file, a checkpoint is a folder with a model_index.json"
+        )
     if not folder.is_dir():
-        raise CheckpointError(f"model {name_or_dir!r} is neither a folder nor one of {', '.join((*EMBEDDED, TINY))}")
+        raise CheckpointError(
+            f"model {name_or_dir!r} is neither a folder nor one of {', '.join((*EMBEDDED, TINY))}"
+        )
     return folder.resolve()
 
 
@@ -304,14 +325,20 @@ def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
     compression = spatial_compression(read_json(folder / "vae" / "config.json"))
     side = _number(transformer, "sample_size", family.sample_size) * compression
     patch = _number(transformer, "patch_size", 2) * compression  # in pixels
-    longest = _number(transformer, "pos_embed_max_size", UNBOUNDED) * patch  # a table of positions, where there is one
+    longest = (
+        _number(transformer, "pos_embed_max_size", UNBOUNDED) * patch
+    )  # a table of positions, where there is one
     if side % patch or side > min(longest, LONGEST_SIDE):
         raise CheckpointError(
             f"transformer/config.json: sample_size stands for pictures of {side} x {side} pixels; "
             f"a side is a multiple of {patch} and at most {min(longest, LONGEST_SIDE)}"
         )
     has_buckets = family.has_buckets and side not in family.bare_sides
-    scaled = [(width * side / BUCKET_SIDE, height * side / BUCKET_SIDE) for width, height in BUCKETS] if has_buckets else []
+    scaled = (
+        [(width * side / BUCKET_SIDE, height * side / BUCKET_SIDE) for width, height in BUCKETS]
+        if has_buckets
+        else []
+    )
     kept = [size for size in scaled if max(size) <= longest and not any(length % patch for length in size)]
     return ((side, side), *((int(width), int(height)) for width, height in kept))
 
@@ -320,7 +347,9 @@ def spatial_compression(vae_config: dict[str, Any]) -> int:
     """How many pixels on a side one latent pixel stands for."""
     channels = vae_config.get("block_out_channels") or vae_config.get("decoder_block_out_channels")
     if not isinstance(channels, list) or not channels:
-        raise CheckpointError(f"vae/config.json: block_out_channels is {channels!r}, expected a list of numbers of channels")
+        raise CheckpointError(
+            f"vae/config.json: block_out_channels is {channels!r}, expected a list of numbers of channels"
+        )
     return int(2 ** (len(channels) - 1))
 
 
@@ -350,5 +379,7 @@ def _number(config: dict[str, Any], key: str, default: int) -> int:
     if value is None:
         return default
     if type(value) is not int or value < 1:
-        raise CheckpointError(f"transformer/config.json: {key} is {value!r}, expected a positive whole number")
+        raise CheckpointError(
+            f"transformer/config.json: {key} is {value!r}, expected a positive whole number"
+        )
     return value

@@ -17,7 +17,9 @@ Options = TypeVar("Options", bound="DataclassInstance")
 
 POSITIVE, DEEP = "a positive number", 1000
 Positive = Annotated[float, POSITIVE]
-Depth = Annotated[int, DEEP]  # layers: each is built before it is compared with what the files hold, so there is a bound
+Depth = Annotated[
+    int, DEEP
+]  # layers: each is built before it is compared with what the files hold, so there is a bound
 
 # what diffusers' PixArtTransformer2DModel is told that is read here, or means nothing to it
 KNOWN = {
@@ -62,13 +64,19 @@ class DiTConfig:
         """Read the `config.json` of a `PixArtTransformer2DModel`; raise `CheckpointError` for what is not built."""
         refuse_unknown(config, KNOWN)
         require(config, BUILT)
-        given = DEFAULTS | {key: value for key, value in config.items() if value is not None or key == "out_channels"}
+        given = DEFAULTS | {
+            key: value for key, value in config.items() if value is not None or key == "out_channels"
+        }
         if "caption_channels" not in given:
-            raise CheckpointError("caption_channels is missing, only models with a caption projection are supported")
+            raise CheckpointError(
+                "caption_channels is missing, only models with a caption projection are supported"
+            )
         if given["out_channels"] is None:
             given["out_channels"] = given["in_channels"]
         sample_size = given["sample_size"]
-        given.setdefault("interpolation_scale", max(sample_size // 64, 1) if isinstance(sample_size, int) else None)
+        given.setdefault(
+            "interpolation_scale", max(sample_size // 64, 1) if isinstance(sample_size, int) else None
+        )
         is_sized = given.get("use_additional_conditions", sample_size == 128)
         if type(is_sized) is not bool:
             raise CheckpointError(f"use_additional_conditions is {is_sized!r}, expected true or false")
@@ -105,7 +113,11 @@ def checked(kind: type[Options], given: Mapping[str, Any], least: int = 1) -> Op
     Whole numbers must be at least `least`, other numbers finite; a list stands for a tuple.
     """
     hints = get_type_hints(kind, include_extras=True)
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in hints}
+    options = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in hints
+    }
     for name, value in options.items():
         if not _is_of(value, hints[name], least):
             raise CheckpointError(f"{name} is {given[name]!r}, expected {_in_words(hints[name], least)}")
@@ -135,12 +147,20 @@ def _in_words(hint: Any, least: int) -> str:
         return f"a whole number from {least} to {DEEP}"
     if hint == Positive:
         return POSITIVE
-    return {int: f"a whole number, at least {least}", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}[hint]
+    return {
+        int: f"a whole number, at least {least}",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        NoneType: "null",
+    }[hint]
 
 
 def refuse_unknown(config: dict[str, Any], known: Iterable[str]) -> None:
     """Raise `CheckpointError` for a key that is not `known` and switches something on: the network would be another."""
-    unknown = sorted(key for key, value in config.items() if value and not key.startswith("_") and key not in known)
+    unknown = sorted(
+        key for key, value in config.items() if value and not key.startswith("_") and key not in known
+    )
     if unknown:
         raise CheckpointError(f"not supported: {', '.join(unknown)}")
 

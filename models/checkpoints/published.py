@@ -50,8 +50,10 @@ PARTS: dict[str, Config] = {
     "PixArt-alpha XL/2": PIXART | {"use_additional_conditions": True},
     "PixArt-Sigma XL/2": PIXART | {"use_additional_conditions": False},
     "SD3-medium": MMDIT,
-    "SD3.5-medium": MMDIT | {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13))},
-    "SD3.5-large": MMDIT | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"},
+    "SD3.5-medium": MMDIT
+    | {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": list(range(13))},
+    "SD3.5-large": MMDIT
+    | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"},
     "DiT-XL/2": DIT,
     "autoencoder, 4 channels": VAE,
     "autoencoder, 16 channels": VAE_16,
@@ -80,11 +82,16 @@ class Published:
 
 
 def _pixart(transformer: str, num_states: int) -> Published:
-    return Published({"text_encoder": "T5-XXL encoder", "transformer": transformer, "vae": "autoencoder, 4 channels"}, num_states)
+    return Published(
+        {"text_encoder": "T5-XXL encoder", "transformer": transformer, "vae": "autoencoder, 4 channels"},
+        num_states,
+    )
 
 
 def _sd3(transformer: str) -> Published:
-    return Published({**ENCODERS, "transformer": transformer, "vae": "autoencoder, 16 channels"}, num_states=77 + 256)
+    return Published(
+        {**ENCODERS, "transformer": transformer, "vae": "autoencoder, 16 channels"}, num_states=77 + 256
+    )
 
 
 PUBLISHED = {

@@ -71,7 +71,10 @@ def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
     """How the tensors `found` are not those `wanted`, by names and shapes: a line each for what is missing, too much or misshapen."""
     wrong = [name for name in wanted if name in found and found[name] != wanted[name]]
     first = f"has shape {found[wrong[0]]}, expected {wanted[wrong[0]]}" if wrong else ""
-    problems = (("is missing", sorted(wanted.keys() - found.keys())), ("is not expected", sorted(found.keys() - wanted.keys())))
+    problems = (
+        ("is missing", sorted(wanted.keys() - found.keys())),
+        ("is not expected", sorted(found.keys() - wanted.keys())),
+    )
     return [
         f"tensor {names[0]} {problem}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
         for problem, names in (*problems, (first, wrong))
@@ -79,7 +82,9 @@ def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
     ]
 
 
-def load_into(module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> nn.Module:
+def load_into(
+    module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS
+) -> nn.Module:
     """Fill `module` with the tensors of a part of a checkpoint; a folder with others is refused before a weight is read."""
     stored = list_tensors(folder, weights)
     if wrong := differences(shapes_of(module.state_dict()), shapes_of(stored)):
@@ -105,12 +110,17 @@ def _read_header(file: Path) -> dict[str, Stored]:
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            held = [Stored(file, name, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()]
+            held = [
+                Stored(file, name, tuple(piece.get_shape()), piece.get_dtype())
+                for name, piece in slices.items()
+            ]
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
     for tensor in held:
         if tensor.dtype not in READABLE:
-            raise CheckpointError(f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, only {', '.join(READABLE)} are read")
+            raise CheckpointError(
+                f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, only {', '.join(READABLE)} are read"
+            )
     return {_present_name(tensor.name): tensor for tensor in held}
 
 
@@ -139,13 +149,19 @@ def _weight_files(folder: Path, weights: str) -> dict[Path, list[str]]:
     if (folder / f"{weights}.index.json").exists():
         return _read_index(folder / f"{weights}.index.json")
     stem, suffix = weights.rsplit(".", 1)
-    variants = _variants(folder, rf"{re.escape(stem)}\.(\w+)\.{suffix}") | _variants(folder, rf"{re.escape(weights)}\.index\.(\w+)\.json")
+    variants = _variants(folder, rf"{re.escape(stem)}\.(\w+)\.{suffix}") | _variants(
+        folder, rf"{re.escape(weights)}\.index\.(\w+)\.json"
+    )
     if len(variants) > 1:
-        raise CheckpointError(f"{folder / weights} is missing, and which of the variants {', '.join(sorted(variants))} to read is not said")
+        raise CheckpointError(
+            f"{folder / weights} is missing, and which of the variants {', '.join(sorted(variants))} to read is not said"
+        )
     for file in variants.values():
         return _read_index(file) if file.suffix == ".json" else {file: []}
     if pickles := sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES):
-        raise CheckpointError(f"{folder / pickles[0]} is a pickle, which is never loaded; convert it to {weights}")
+        raise CheckpointError(
+            f"{folder / pickles[0]} is a pickle, which is never loaded; convert it to {weights}"
+        )
     raise CheckpointError(f"{folder / weights} is missing")
 
 

@@ -25,13 +25,19 @@ def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
     """A network in diffusers' layout: `config.json` and safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
 
 
 def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: dict[str, Tensor]) -> None:
     """A CLIP in open_clip's local-dir layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": {"embed_dim": embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text}}
+    config = {
+        "model_cfg": {"embed_dim": embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
+    }
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / CLIP_WEIGHTS)
 

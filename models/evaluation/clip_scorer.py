@@ -35,7 +35,11 @@ class Scorer:
         config = read_json(folder / SCORER / CLIP_CONFIG)["model_cfg"]
         clip = CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
         load_into(clip, folder / SCORER, "cpu", torch.float32, CLIP_WEIGHTS)
-        return cls(clip, SimpleTokenizer(context_length=config["text_cfg"]["context_length"]), config["vision_cfg"]["image_size"])
+        return cls(
+            clip,
+            SimpleTokenizer(context_length=config["text_cfg"]["context_length"]),
+            config["vision_cfg"]["image_size"],
+        )
 
     @torch.inference_mode()
     def score(self, drawn: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -45,7 +49,9 @@ class Scorer:
         """
         pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).split(AT_ONCE)
         seen = torch.cat([self.clip.encode_image(self._seen(part), normalize=True) for part in pixels])
-        read = torch.cat([self.clip.encode_text(ids, normalize=True) for ids in self.tokenizer(list(texts)).split(AT_ONCE)])
+        read = torch.cat(
+            [self.clip.encode_text(ids, normalize=True) for ids in self.tokenizer(list(texts)).split(AT_ONCE)]
+        )
         scores: np.ndarray = (100.0 * (seen * read).sum(dim=1)).numpy()
         return scores
 

@@ -56,7 +56,9 @@ class Gallery:
             raise CheckpointError(
                 f"{folder}: there is no gallery of clean pictures to judge against ({Path(error.filename).name})"
             ) from None
-        entries = tuple(Entry(**{**fields, "keywords": tuple(fields["keywords"])}) for fields in record["entries"])
+        entries = tuple(
+            Entry(**{**fields, "keywords": tuple(fields["keywords"])}) for fields in record["entries"]
+        )
         tiles = sheet.reshape(-1, SIDE, COLUMNS, SIDE, 4).transpose(0, 2, 4, 1, 3).reshape(-1, 4, SIDE, SIDE)
         backgrounds = {name: (red, green, blue) for name, (red, green, blue) in record["backgrounds"].items()}
         return cls(entries, torch.from_numpy(tiles[: len(entries)].copy()).float() / 255.0, backgrounds)
@@ -66,8 +68,14 @@ class Gallery:
         rows = -(-len(self.entries) // COLUMNS)
         tiles = np.zeros((rows * COLUMNS, 4, SIDE, SIDE), np.uint8)
         tiles[: len(self.entries)] = (self.pixels * 255.0).round().to(torch.uint8).numpy()
-        sheet = tiles.reshape(rows, COLUMNS, 4, SIDE, SIDE).transpose(0, 3, 1, 4, 2).reshape(rows * SIDE, COLUMNS * SIDE, 4)
-        Image.fromarray(np.ascontiguousarray(sheet), "RGBA").save(folder / PICTURES, lossless=True, exact=True, quality=100, method=6)
+        sheet = (
+            tiles.reshape(rows, COLUMNS, 4, SIDE, SIDE)
+            .transpose(0, 3, 1, 4, 2)
+            .reshape(rows * SIDE, COLUMNS * SIDE, 4)
+        )
+        Image.fromarray(np.ascontiguousarray(sheet), "RGBA").save(
+            folder / PICTURES, lossless=True, exact=True, quality=100, method=6
+        )
         record = {"backgrounds": self.backgrounds, "entries": [asdict(entry) for entry in self.entries]}
         (folder / ENTRIES).write_text(json.dumps(record))
 

@@ -105,4 +105,7 @@ def _class_name(path: Path) -> str:
     except CheckpointError:
         return "unknown"
     architectures = config.get("architectures")
-    return str(config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else "unknown"))
+    return str(
+        config.get("_class_name")
+        or (architectures[0] if isinstance(architectures, list) and architectures else "unknown")
+    )

@@ -46,7 +46,9 @@ def part_size(kind: str, config: Config) -> PartSize:
     """The size of a part, `kind` a key of `safelight.models.inspection.expected_tensors.KINDS`."""
     with config_folder(config) as folder:
         stored = {name: math.prod(shape) for name, shape in KINDS[kind].blueprint(folder).items()}
-    learned = {name: count for name, count in stored.items() if name != POSITION_TABLE and not COPY.match(name)}
+    learned = {
+        name: count for name, count in stored.items() if name != POSITION_TABLE and not COPY.match(name)
+    }
     return PartSize(sum(learned.values()), sum(stored.values()))
 
 
@@ -74,7 +76,9 @@ def decoding_activations(published: Published) -> int:
     """Bytes in bfloat16 at the peak of decoding one picture of the native size."""
     config, side = published.vae, published.transformer["sample_size"]
     with torch.device("meta"):
-        vae = CLASSES[config["_class_name"]](**{key: value for key, value in config.items() if key != "_class_name"}).bfloat16()
+        vae = CLASSES[config["_class_name"]](
+            **{key: value for key, value in config.items() if key != "_class_name"}
+        ).bfloat16()
         latents = torch.empty(1, config["latent_channels"], side, side, dtype=torch.bfloat16)
         return peak_bytes(lambda: decode_latents(vae, latents))
 
@@ -136,7 +140,10 @@ def config_folder(config: Config) -> Iterator[Path]:
 def _reading(config: Any, num_states: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """States, mask and pooled vector, empty, as the network of `config` reads them."""
     width = getattr(config, "caption_channels", 0) or getattr(config, "joint_attention_dim", 0)
-    states, mask = torch.empty(num_states, width, dtype=torch.bfloat16), torch.empty(num_states, dtype=torch.bool)
+    states, mask = (
+        torch.empty(num_states, width, dtype=torch.bfloat16),
+        torch.empty(num_states, dtype=torch.bool),
+    )
     if hasattr(config, "num_embeds_ada_norm"):
         return states, mask, torch.empty(1, dtype=torch.long)
     pooled = getattr(config, "pooled_projection_dim", None)
@@ -146,7 +153,10 @@ def _reading(config: Any, num_states: int) -> tuple[Tensor, Tensor, Tensor | Non
 def _kinds() -> dict[str, str]:
     """The kind of every published part."""
     return {
-        PUBLISHED[family.name].parts[part.folder]: part.kind for family in FAMILIES if family.name in PUBLISHED for part in family.parts
+        PUBLISHED[family.name].parts[part.folder]: part.kind
+        for family in FAMILIES
+        if family.name in PUBLISHED
+        for part in family.parts
     }
 
 
@@ -168,12 +178,17 @@ def stages_table() -> str:
     for family in FAMILIES:
         if published := PUBLISHED.get(family.name):
             side = native_side(published)
-            rows.append(f"| `{family.name}` | {side}x{side} | {' | '.join(_stage_cells(family, published))} |")
+            rows.append(
+                f"| `{family.name}` | {side}x{side} | {' | '.join(_stage_cells(family, published))} |"
+            )
     return "\n".join(rows)
 
 
 def _stage_cells(family: Family, published: Published) -> list[str]:
-    held = {part.folder: 2 * part_size(part.kind, PARTS[published.parts[part.folder]]).num_stored for part in family.parts}
+    held = {
+        part.folder: 2 * part_size(part.kind, PARTS[published.parts[part.folder]]).num_stored
+        for part in family.parts
+    }
     optional = sum(held[part.folder] for part in family.parts if part.is_optional)
     network, decoding = network_activations(published), decoding_activations(published)
     everything = sum(held.values()) + network + decoding

@@ -167,8 +167,12 @@ class ClassDiT(nn.Module):
             raise ValueError("this network reads a class index, an integer")
         norms = [block.norm1 for block in self.transformer_blocks]
         conditionings = [norm.conditioning(own, pooled) for norm, own in zip(norms, times, strict=True)]
-        of_blocks = [norm.linear(conditioning) for norm, conditioning in zip(norms, conditionings, strict=True)]
-        return Row(torch.cat([*of_blocks, self.proj_out_1(conditionings[0])], dim=1))  # the last norm asks the first block's embedders
+        of_blocks = [
+            norm.linear(conditioning) for norm, conditioning in zip(norms, conditionings, strict=True)
+        ]
+        return Row(
+            torch.cat([*of_blocks, self.proj_out_1(conditionings[0])], dim=1)
+        )  # the last norm asks the first block's embedders
 
     def collate(self, rows: Sequence[Row]) -> Rows:
         """`rows` side by side."""
@@ -182,7 +186,9 @@ class ClassDiT(nn.Module):
         """Latents x (B, C, H, W) and `modulations` (B, M) to the raw prediction (B, out_channels, H, W), a learned variance last."""
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x) + self.positions(height, width, x)
-        *of_blocks, shift, scale = modulations.split([6 * self.config.width] * self.config.num_layers + [self.config.width] * 2, dim=1)
+        *of_blocks, shift, scale = modulations.split(
+            [6 * self.config.width] * self.config.num_layers + [self.config.width] * 2, dim=1
+        )
         for block, own in zip(self.transformer_blocks, of_blocks, strict=True):
             tokens = block(tokens, own, self.attention)
         tokens = modulate(_norm(tokens, NORM_EPS), shift[:, None], scale[:, None])
@@ -196,7 +202,9 @@ class ClassDiT(nn.Module):
         key = (height, width, like.device, like.dtype)
         if key not in self._positions:
             patch, base = self.config.patch_size, self.config.sample_size // self.config.patch_size
-            self._positions[key] = sincos_positions(height // patch, width // patch, base, 1.0, self.config.width)[None].to(like)
+            self._positions[key] = sincos_positions(
+                height // patch, width // patch, base, 1.0, self.config.width
+            )[None].to(like)
         return self._positions[key]
 
 

@@ -67,7 +67,11 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
@@ -81,12 +85,18 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def key_values(self, text: Tensor) -> Tensor:
         """Projected caption (B, L, D) to (2, B, A, L, K)."""
-        return torch.stack([split_heads(self.to_k(text), self.heads), split_heads(self.to_v(text), self.heads)])
+        return torch.stack(
+            [split_heads(self.to_k(text), self.heads), split_heads(self.to_v(text), self.heads)]
+        )
 
     def forward(self, x: Tensor, kv: Tensor, mask: Tensor, attention: Attention) -> Tensor:
         q = split_heads(self.to_q(x), self.heads)
@@ -104,8 +114,12 @@ class Block(nn.Module):
         self.ff = FeedForward(config.width)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
 
-    def forward(self, x: Tensor, modulation: Tensor, kv: Tensor, mask: Tensor, attention: Attention) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (self.scale_shift_table[None] + modulation).unsqueeze(2).unbind(1)
+    def forward(
+        self, x: Tensor, modulation: Tensor, kv: Tensor, mask: Tensor, attention: Attention
+    ) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+            (self.scale_shift_table[None] + modulation).unsqueeze(2).unbind(1)
+        )
         x = torch.addcmul(x, gate_a, self.attn1(modulate(self._norm(x), shift_a, scale_a), attention))
         x = x + self.attn2(x, kv, mask, attention)
         return torch.addcmul(x, gate_m, self.ff(modulate(self._norm(x), shift_m, scale_m)))
@@ -172,7 +186,9 @@ class DiT(nn.Module):
     def text_key_values(self, states: Tensor, mask: Tensor) -> TextKeyValues:
         """Text `states` (B, L, caption_channels) and `mask` (B, L) to every block's keys and values."""
         text = self.caption_projection(states)
-        return TextKeyValues(torch.stack([block.attn2.key_values(text) for block in self.transformer_blocks]), mask)
+        return TextKeyValues(
+            torch.stack([block.attn2.key_values(text) for block in self.transformer_blocks]), mask
+        )
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
         """`modulations`, as `safelight.models.networks.interface.Network` calls them."""
@@ -191,7 +207,10 @@ class DiT(nn.Module):
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
         """`forward` with row r at time `steps[r]` of its plan."""
         now = list(zip(rows.modulations, steps, strict=True))
-        blocks, final = torch.stack([m.blocks[step] for m, step in now]), torch.stack([m.final[step] for m, step in now])
+        blocks, final = (
+            torch.stack([m.blocks[step] for m, step in now]),
+            torch.stack([m.final[step] for m, step in now]),
+        )
         return self(x, Modulations(blocks, final), rows.text)
 
     def forward(self, x: Tensor, modulations: Modulations, text: TextKeyValues) -> Tensor:
@@ -209,6 +228,12 @@ class DiT(nn.Module):
         key = (height, width, like.device, like.dtype)
         if key not in self._positions:
             patch, config = self.config.patch_size, self.config
-            grid = sincos_positions(height // patch, width // patch, config.sample_size // patch, config.interpolation_scale, config.width)
+            grid = sincos_positions(
+                height // patch,
+                width // patch,
+                config.sample_size // patch,
+                config.interpolation_scale,
+                config.width,
+            )
             self._positions[key] = grid[None].to(like)
         return self._positions[key]

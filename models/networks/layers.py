@@ -35,7 +35,11 @@ def time_frequencies(timesteps: Tensor, freq_shift: int = 0) -> Tensor:
     Frequencies fall from 1 to 1 / 10000, which the last of them reaches if `freq_shift` is 1 and the one after it if 0.
     """
     half = TIME_FREQUENCIES // 2
-    omega = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift))
+    omega = torch.exp(
+        -math.log(10000.0)
+        * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        / (half - freq_shift)
+    )
     angles = timesteps.float()[:, None] * omega[None]
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -91,7 +95,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(width, 4 * width)}), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList(
+            [nn.ModuleDict({"proj": nn.Linear(width, 4 * width)}), nn.Identity(), nn.Linear(4 * width, width)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](F.gelu(self.net[0]["proj"](x), approximate="tanh"))

@@ -71,7 +71,9 @@ class MMDiTConfig:
     pooled_projection_dim: int = 2048  # channels of the pooled text
     out_channels: int = 16
     pos_embed_max_size: int = 96  # patches on a side of the position table
-    dual_attention_layers: tuple[int, ...] = ()  # blocks whose image tokens also attend to themselves alone, as in 3.5-medium
+    dual_attention_layers: tuple[
+        int, ...
+    ] = ()  # blocks whose image tokens also attend to themselves alone, as in 3.5-medium
     qk_norm: str | None = None  # "rms_norm" in 3.5
 
     @property
@@ -92,7 +94,9 @@ class MMDiTConfig:
         if options.get("out_channels", 16) is None:
             options["out_channels"] = options.get("in_channels", 16)
         if not options.get("pos_embed_max_size", True):
-            raise CheckpointError("pos_embed_max_size is missing, only models with a stored position table are supported")
+            raise CheckpointError(
+                "pos_embed_max_size is missing, only models with a stored position table are supported"
+            )
         read = checked(cls, options)
         _refuse_what_is_not_built(read)
         return read
@@ -106,7 +110,9 @@ def _refuse_what_is_not_built(config: MMDiTConfig) -> None:
     if config.qk_norm not in (None, "rms_norm"):
         raise CheckpointError(f"qk_norm is {config.qk_norm!r}, only None and 'rms_norm' are supported")
     if config.caption_projection_dim != config.width:
-        raise CheckpointError(f"caption_projection_dim is {config.caption_projection_dim}, only the width, {config.width}, is supported")
+        raise CheckpointError(
+            f"caption_projection_dim is {config.caption_projection_dim}, only the width, {config.width}, is supported"
+        )
 
 
 class PositionedPatchEmbed(PatchEmbed):
@@ -115,7 +121,9 @@ class PositionedPatchEmbed(PatchEmbed):
     def __init__(self, config: MMDiTConfig):
         super().__init__(config.in_channels, config.width, config.patch_size)
         self.patch, self.side = config.patch_size, config.pos_embed_max_size
-        table = sincos_positions(self.side, self.side, config.sample_size // config.patch_size, 1.0, config.width)
+        table = sincos_positions(
+            self.side, self.side, config.sample_size // config.patch_size, 1.0, config.width
+        )
         self.register_buffer("pos_embed", table[None])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +133,9 @@ class PositionedPatchEmbed(PatchEmbed):
         """Positions (1, N, D) of a latent of `height` x `width`; `ValueError` if it is not whole patches within the table."""
         rows, columns = height // self.patch, width // self.patch
         if (rows * self.patch, columns * self.patch) != (height, width) or max(rows, columns) > self.side:
-            raise ValueError(f"a latent of {height} x {width} is not whole patches of {self.patch}, at most {self.side} on a side")
+            raise ValueError(
+                f"a latent of {height} x {width} is not whole patches of {self.patch}, at most {self.side} on a side"
+            )
         top, left = (self.side - rows) // 2, (self.side - columns) // 2
         table = self.pos_embed.unflatten(1, (self.side, self.side))
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
@@ -138,7 +148,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
-        self.to_q, self.to_k, self.to_v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.norm_q, self.norm_k = _head_norm(config), _head_norm(config)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
@@ -157,13 +171,20 @@ class JointAttention(SelfAttention):
     def __init__(self, config: MMDiTConfig, is_last: bool):
         super().__init__(config)
         width = config.width
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.norm_added_q, self.norm_added_k = _head_norm(config), _head_norm(config)
         self.to_add_out = nn.Identity() if is_last else nn.Linear(width, width)
 
     def text_query_key_value(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Text tokens (B, L, D) to queries, keys and values (B, A, L, K)."""
-        q, k, v = (split_heads(project(text), self.heads) for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        q, k, v = (
+            split_heads(project(text), self.heads)
+            for project in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        )
         return self.norm_added_q(q), self.norm_added_k(k), v
 
     def forward(self, x: Tensor, text: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
@@ -212,7 +233,9 @@ class Block(nn.Module):
         self.ff = FeedForward(width)
         self.ff_context = None if is_last else FeedForward(width)
 
-    def forward(self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
         """Tokens x (B, N, D) and text (B, L, D), both moved on; the last block returns the text as it came.
 
         The modulations are what the linear layers of `norm1` and `norm1_context` gave.
@@ -220,7 +243,9 @@ class Block(nn.Module):
         shift, scale, gate, *after = self.norm1.split(modulation)
         text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
         normed = norm(x)
-        image_part, text_part = self.attn(modulate(normed, shift, scale), modulate(norm(text), text_shift, text_scale), attention)
+        image_part, text_part = self.attn(
+            modulate(normed, shift, scale), modulate(norm(text), text_shift, text_scale), attention
+        )
         x = torch.addcmul(x, gate, image_part)
         if self.attn2 is not None:
             shift, scale, gate = after[3:]
@@ -249,7 +274,10 @@ class MMDiT(nn.Module):
         )
         self.context_embedder = nn.Linear(config.joint_attention_dim, width)
         self.transformer_blocks = nn.ModuleList(
-            [Block(config, is_last=i == last, is_dual=i in config.dual_attention_layers) for i in range(config.num_layers)]
+            [
+                Block(config, is_last=i == last, is_dual=i in config.dual_attention_layers)
+                for i in range(config.num_layers)
+            ]
         )
         self.norm_out = FinalAdaLN(width)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
@@ -271,7 +299,9 @@ class MMDiT(nn.Module):
 
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
         """`forward` with row r at time `steps[r]` of its plan."""
-        return self(x, torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)]), rows.text)
+        return self(
+            x, torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)]), rows.text
+        )
 
     def conditioning(self, times: Tensor, pooled: Tensor) -> Tensor:
         """Conditioning (B, D) of embedded `times` (B, D) and `pooled` text (B, pooled_projection_dim), or (1, ...) for all.
@@ -299,7 +329,9 @@ class MMDiT(nn.Module):
         for block, own, texts in zip(self.transformer_blocks, of_blocks[::2], of_blocks[1::2], strict=True):
             tokens, text = block(tokens, text, own, texts, self.attention)
         shift, scale = self.norm_out.split(final)
-        return unpatchify(self.proj_out(modulate(norm(tokens), shift, scale)), height, width, self.config.patch_size)
+        return unpatchify(
+            self.proj_out(modulate(norm(tokens), shift, scale)), height, width, self.config.patch_size
+        )
 
     def norms(self) -> list[AdaLN]:
         """Every adaLN, in the order of `modulations`."""

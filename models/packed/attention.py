@@ -46,7 +46,9 @@ class Piece:
     bias: Tensor | None
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q (R, A, N, K), k and v (R, A, L, K), bias: (R, A, N, K)
+Kernel = Callable[
+    [Tensor, Tensor, Tensor, Tensor | None], Tensor
+]  # q (R, A, N, K), k and v (R, A, L, K), bias: (R, A, N, K)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,16 @@ class ByPieces:
     name: str
     kernel: Kernel
 
-    def plan(self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype) -> tuple[Piece, ...]:
+    def plan(
+        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Piece, ...]:
         return tuple(Piece(q, k, _bias(mask, k, dtype)) for q, k in cut_alike((queries, keys)))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: tuple[Piece, ...]) -> Tensor:
         done = [
-            self.kernel(_rows(q, piece.queries), _rows(k, piece.keys), _rows(v, piece.keys), piece.bias).transpose(1, 2).flatten(0, 1)
+            self.kernel(_rows(q, piece.queries), _rows(k, piece.keys), _rows(v, piece.keys), piece.bias)
+            .transpose(1, 2)
+            .flatten(0, 1)
             for piece in plan
         ]
         return done[0] if len(done) == 1 else torch.cat(done)
@@ -96,11 +102,17 @@ def _bias(mask: Tensor | None, run: Run, dtype: torch.dtype) -> Tensor | None:
     if mask is None:
         return None
     own = run.batch(mask)[:, None, None]
-    return None if bool(own.all()) else torch.zeros(own.shape, dtype=dtype, device=own.device).masked_fill(~own, -torch.inf)
+    return (
+        None
+        if bool(own.all())
+        else torch.zeros(own.shape, dtype=dtype, device=own.device).masked_fill(~own, -torch.inf)
+    )
 
 
 def _rows(x: Tensor, run: Run) -> Tensor:
     return run.batch(x).transpose(1, 2)
 
 
-BACKENDS: dict[str, PackedAttention] = {kernel.__name__: ByPieces(kernel.__name__, kernel) for kernel in (plain, fused, products)}
+BACKENDS: dict[str, PackedAttention] = {
+    kernel.__name__: ByPieces(kernel.__name__, kernel) for kernel in (plain, fused, products)
+}

@@ -6,12 +6,16 @@ from safelight.models.packed.attention import BACKENDS, PackedAttention
 from safelight.models.packed.xformers_attention import XformersUnavailable, load_xformers
 
 
-def choose(device: torch.device, dtype: torch.dtype, heads: int, channels: int) -> tuple[PackedAttention, str]:
+def choose(
+    device: torch.device, dtype: torch.dtype, heads: int, channels: int
+) -> tuple[PackedAttention, str]:
     """The fastest back end that works here, and the reason in words; on a processor one whose bits for a row depend on that row alone."""
     if device.type == "cpu":
         return _on_processor(dtype, heads)
     try:
-        return load_xformers(device, dtype, heads, channels), "a real call on this device gave what plain attention gives"
+        return load_xformers(
+            device, dtype, heads, channels
+        ), "a real call on this device gave what plain attention gives"
     except XformersUnavailable as error:
         return BACKENDS["fused"], str(error)
 
@@ -22,5 +26,7 @@ def _on_processor(dtype: torch.dtype, heads: int) -> tuple[PackedAttention, str]
     if dtype != torch.bfloat16:
         return BACKENDS["fused"], "in float32 torch's fused attention is the faster one on a processor"
     if heads < torch.get_num_threads():
-        return BACKENDS["fused"], f"{torch.get_num_threads()} threads would share out the products of {heads} heads, and change bits"
+        return BACKENDS[
+            "fused"
+        ], f"{torch.get_num_threads()} threads would share out the products of {heads} heads, and change bits"
     return BACKENDS["products"], "batched products are the faster ones on a processor in bfloat16"

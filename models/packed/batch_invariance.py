@@ -36,7 +36,9 @@ def invariant(product: Product, lengths: Lengths) -> Product:
         length = max(lengths.least, -(-count // STEP) * STEP)
         return product(x) if count == length else product(F.pad(x, (0, 0, 0, length - count)))[:count]
 
-    return lambda x: one(x) if len(x) <= lengths.most else torch.cat([one(part) for part in x.split(lengths.most)])
+    return lambda x: (
+        one(x) if len(x) <= lengths.most else torch.cat([one(part) for part in x.split(lengths.most)])
+    )
 
 
 def agreeing_lengths(product: Product, d_in: int, dtype: torch.dtype) -> Lengths:
@@ -53,7 +55,9 @@ def agreeing_lengths(product: Product, d_in: int, dtype: torch.dtype) -> Lengths
 
 def cancelling(d_out: int, d_in: int, dtype: torch.dtype) -> Tensor:
     """A weight (d_out, d_in) with sums that come to nothing but their own rounding, for tokens as `agreeing_lengths` draws them."""
-    return _halves(torch.randn(d_out, d_in // 2, generator=torch.Generator().manual_seed(0)), -1.0, d_in, dtype)
+    return _halves(
+        torch.randn(d_out, d_in // 2, generator=torch.Generator().manual_seed(0)), -1.0, d_in, dtype
+    )
 
 
 def _bits_of_each(found: Tensor) -> bytes:
@@ -64,7 +68,9 @@ def _bits_of_each(found: Tensor) -> bytes:
 
 
 def _drawn(count: int, d_in: int, dtype: torch.dtype) -> Tensor:
-    return _halves(torch.randn(count, d_in // 2, generator=torch.Generator().manual_seed(1)), 1.0, d_in, dtype)
+    return _halves(
+        torch.randn(count, d_in // 2, generator=torch.Generator().manual_seed(1)), 1.0, d_in, dtype
+    )
 
 
 def _halves(half: Tensor, sign: float, d_in: int, dtype: torch.dtype) -> Tensor:

@@ -80,9 +80,13 @@ class PackedDiT:
         self._dit = dit
         self._heads = dit.config.num_attention_heads
         self._patch = make_linear(dit.pos_embed.proj.weight.flatten(1), dit.pos_embed.proj.bias)
-        self._text = make_linear(*joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)]))
+        self._text = make_linear(
+            *joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)])
+        )
         self._blocks = [_pack(block, layers) for block in dit.transformer_blocks]
-        self._tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])[:, None].clone()  # (B, 1, 6, D)
+        self._tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])[
+            :, None
+        ].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
         self._final = make_linear(dit.proj_out.weight, dit.proj_out.bias)
         del dit.transformer_blocks
@@ -97,7 +101,9 @@ class PackedDiT:
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
         """One text, `states` (L, caption_channels) and `mask` (L,); this family has no pooled text."""
-        key_values = self._text(self._dit.caption_projection(states)).unflatten(1, (len(self._blocks), 2, self._heads, -1))
+        key_values = self._text(self._dit.caption_projection(states)).unflatten(
+            1, (len(self._blocks), 2, self._heads, -1)
+        )
         return Text(key_values.permute(1, 2, 0, 3, 4).contiguous(), mask)
 
     def prepare_row(self, text: Text, times: Modulations) -> Row:
@@ -128,15 +134,23 @@ class PackedDiT:
         x = self._patch(torch.cat([patches(each, patch) for each in latents])) + rows.positions
         for block, modulation, key_values in zip(self._blocks, modulations, rows.key_values, strict=True):
             x = self._move(block, x, modulation, key_values, rows)
-        shift, scale = (self._dit.scale_shift_table[None] + torch.stack([m.final[step] for m, step in now])[:, None]).unbind(1)
-        x = self._final(rows.image.by_row(modulate, [F.layer_norm(x, x.shape[-1:], eps=1e-6)], [shift, scale]))
+        shift, scale = (
+            self._dit.scale_shift_table[None] + torch.stack([m.final[step] for m, step in now])[:, None]
+        ).unbind(1)
+        x = self._final(
+            rows.image.by_row(modulate, [F.layer_norm(x, x.shape[-1:], eps=1e-6)], [shift, scale])
+        )
         return unpatched(x, latents, patch)
 
     def _move(self, block: _Block, x: Tensor, modulation: Tensor, key_values: Tensor, rows: Rows) -> Tensor:
         """One block: x (T, D) moved on under `modulation` (R, 6, D) and the text's keys and values (2, S, A, K)."""
         by_row = rows.image.by_row
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
-        q, k, v = block.to_qkv(by_row(_scaled, [_norm(x, block.eps)], [shift_a, scale_a])).unflatten(1, (3, self._heads, -1)).unbind(1)
+        q, k, v = (
+            block.to_qkv(by_row(_scaled, [_norm(x, block.eps)], [shift_a, scale_a]))
+            .unflatten(1, (3, self._heads, -1))
+            .unbind(1)
+        )
         attended = block.to_out(self.attention(q, k, v, rows.to_itself).flatten(1))
         x = by_row(gated, [x, attended], [gate_a])
         q = block.to_text_q(x).unflatten(1, (self._heads, -1))

@@ -61,16 +61,26 @@ class Int8:
     def on(cls, device: torch.device, dtype: torch.dtype) -> "Int8":
         """Raise `QuantizationUnavailable` unless a real call gives here what it should."""
         maker = cls(_kernels(device.type == "cpu", dtype))
-        x = torch.linspace(-2, 2, 67 * 48, device=device).view(67, 48).to(dtype)  # no two lengths alike: the compiler would think them one
+        x = (
+            torch.linspace(-2, 2, 67 * 48, device=device).view(67, 48).to(dtype)
+        )  # no two lengths alike: the compiler would think them one
         weight, bias = x[:40, :].flip(0), x[:40, 0]
         back = x[:48, :40].flip(1)
         try:
-            found = maker.feed_forward((weight, bias), (back.contiguous(), x[0]))(maker.linear(x[:48].flip(0).contiguous(), x[0])(x))
+            found = maker.feed_forward((weight, bias), (back.contiguous(), x[0]))(
+                maker.linear(x[:48].flip(0).contiguous(), x[0])(x)
+            )
         except Exception as error:
             why = " ".join(str(error).split())[:200]
-            raise QuantizationUnavailable(f"quantization int8 does not work on {device.type} here: {type(error).__name__}: {why}") from None
-        wanted = F.linear(F.gelu(F.linear(F.linear(x, x[:48].flip(0), x[0]), weight, bias), approximate="tanh"), back, x[0])
-        if not bool((found - wanted).float().norm() < TOLERANCE * wanted.float().norm()):  # which a NaN is not
+            raise QuantizationUnavailable(
+                f"quantization int8 does not work on {device.type} here: {type(error).__name__}: {why}"
+            ) from None
+        wanted = F.linear(
+            F.gelu(F.linear(F.linear(x, x[:48].flip(0), x[0]), weight, bias), approximate="tanh"), back, x[0]
+        )
+        if not bool(
+            (found - wanted).float().norm() < TOLERANCE * wanted.float().norm()
+        ):  # which a NaN is not
             raise QuantizationUnavailable(f"quantization int8 gives wrong numbers on {device.type} here")
         return maker
 
@@ -87,19 +97,29 @@ class Int8:
             return kernels.restore(*down.sums(*kernels.activate(*up.sums(*kernels.quantize(x)))))
 
         return _never_few(
-            lambda x: move(x) if len(x) <= MLP_TOKENS else torch.cat([_never_few(move)(part) for part in x.split(MLP_TOKENS)])
+            lambda x: (
+                move(x)
+                if len(x) <= MLP_TOKENS
+                else torch.cat([_never_few(move)(part) for part in x.split(MLP_TOKENS)])
+            )
         )
 
 
 def _never_few(layer: Linear) -> Linear:
     """One token would be compiled anew, and CUDA's product wants seventeen."""
-    return lambda x: layer(x) if len(x) >= FEWEST_TOKENS else layer(F.pad(x, (0, 0, 0, FEWEST_TOKENS - len(x))))[: len(x)]
+    return lambda x: (
+        layer(x) if len(x) >= FEWEST_TOKENS else layer(F.pad(x, (0, 0, 0, FEWEST_TOKENS - len(x))))[: len(x)]
+    )
 
 
 def _quantized(weight: Tensor, bias: Tensor) -> Weight:
     scale = weight.float().abs().amax(1).clamp_min(NEVER_ZERO) / LARGEST
     values = (weight.float() / scale[:, None]).round().to(torch.int8)
-    surplus = MIDDLE * values.sum(1, dtype=torch.int32) if weight.device.type == "cpu" else torch.zeros_like(scale, dtype=torch.int32)
+    surplus = (
+        MIDDLE * values.sum(1, dtype=torch.int32)
+        if weight.device.type == "cpu"
+        else torch.zeros_like(scale, dtype=torch.int32)
+    )
     return Weight(values.t().contiguous(), scale / LARGEST, surplus, bias.float())
 
 
@@ -110,7 +130,9 @@ def _kernels(is_shifted: bool, dtype: torch.dtype) -> Kernels:
         x = x.float()
         largest = x.abs().amax(1, keepdim=True) + NEVER_ZERO
         numbers = x * (LARGEST / largest)
-        return ((numbers + (MIDDLE + 0.5)).to(torch.uint8) if is_shifted else numbers.round().to(torch.int8)), largest
+        return (
+            (numbers + (MIDDLE + 0.5)).to(torch.uint8) if is_shifted else numbers.round().to(torch.int8)
+        ), largest
 
     def product(sums: Tensor, largest: Tensor, surplus: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         return (sums - surplus).float() * largest * scale + bias
@@ -119,7 +141,9 @@ def _kernels(is_shifted: bool, dtype: torch.dtype) -> Kernels:
         return product(*sums).to(dtype)
 
     def activate(*sums: Tensor) -> tuple[Tensor, Tensor]:
-        x = product(*sums)  # the tanh of a GELU as a sigmoid: two thirds of the pass, and of the product's time, were its tanh
+        x = product(
+            *sums
+        )  # the tanh of a GELU as a sigmoid: two thirds of the pass, and of the product's time, were its tanh
         return quantize(x * torch.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
     return Kernels(*(torch.compile(step, dynamic=True) for step in (quantize, restore, activate)))

@@ -53,14 +53,22 @@ class Layout:
             row, token = row + count, token + count * length
         return tuple(runs)
 
-    def by_row(self, function: Callable[..., Tensor], tokens: Sequence[Tensor], of_rows: Sequence[Tensor]) -> Tensor:
+    def by_row(
+        self, function: Callable[..., Tensor], tokens: Sequence[Tensor], of_rows: Sequence[Tensor]
+    ) -> Tensor:
         """`function` of `tokens`, (T, D) each, and of what rows have, (R, D) each: it is given runs, (rows, length, D) and (rows, 1, D)."""
-        if len(self.runs) == 1:  # as for a picture alone, where slices that take everything cost a hundredth of the tick
+        if (
+            len(self.runs) == 1
+        ):  # as for a picture alone, where slices that take everything cost a hundredth of the tick
             shape = self.runs[0].num_rows, self.runs[0].length, -1
-            return function(*(each.view(shape) for each in tokens), *(each.unsqueeze(1) for each in of_rows)).flatten(0, 1)
+            return function(
+                *(each.view(shape) for each in tokens), *(each.unsqueeze(1) for each in of_rows)
+            ).flatten(0, 1)
         return torch.cat(
             [
-                function(*(run.batch(each) for each in tokens), *(each[run.rows, None] for each in of_rows)).flatten(0, 1)
+                function(
+                    *(run.batch(each) for each in tokens), *(each[run.rows, None] for each in of_rows)
+                ).flatten(0, 1)
                 for run in self.runs
             ]
         )
@@ -74,6 +82,11 @@ def cut_alike(layouts: Sequence[Layout]) -> list[tuple[Run, ...]]:
         count = len(list(equal))
         rows = slice(row, row + count)
         ends = [start + count * length for start, length in zip(tokens, lengths, strict=True)]
-        pieces.append(tuple(Run(rows, slice(*span), length) for span, length in zip(zip(tokens, ends, strict=True), lengths, strict=True)))
+        pieces.append(
+            tuple(
+                Run(rows, slice(*span), length)
+                for span, length in zip(zip(tokens, ends, strict=True), lengths, strict=True)
+            )
+        )
         row, tokens = rows.stop, ends
     return pieces

@@ -15,7 +15,9 @@ from safelight.models.packed.batch_invariance import Lengths, agreeing_lengths, 
 
 Linear = Callable[[Tensor], Tensor]
 
-TYPICAL_TOKENS = 1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
+TYPICAL_TOKENS = (
+    1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
+)
 
 
 class Layers(Protocol):
@@ -84,7 +86,9 @@ def _prepacked(weight: Tensor, bias: Tensor, has_gelu: bool) -> Linear:
 def _has_onednn() -> bool:
     x = torch.ones(2, 2, dtype=torch.bfloat16)
     try:
-        done = torch.ops.mkldnn._linear_pointwise(x, torch.ops.mkldnn._reorder_linear_weight(x, TYPICAL_TOKENS), x[0], "gelu", [], "tanh")
+        done = torch.ops.mkldnn._linear_pointwise(
+            x, torch.ops.mkldnn._reorder_linear_weight(x, TYPICAL_TOKENS), x[0], "gelu", [], "tanh"
+        )
     except (AttributeError, RuntimeError):
         return False
     return bool(torch.allclose(done, torch.full_like(done, 3.0), atol=0.05))

@@ -133,7 +133,9 @@ class PackedMMDiT:
         return Rows(
             image=image,
             text=text,
-            positions=torch.cat([self._mmdit.pos_embed.positions(*shape)[0] for shape in shapes]).to(tokens.dtype),
+            positions=torch.cat([self._mmdit.pos_embed.positions(*shape)[0] for shape in shapes]).to(
+                tokens.dtype
+            ),
             tokens=tokens,
             modulations=tuple(row.modulations for row in rows),
             pieces=tuple(cut_alike((image, text))),
@@ -146,15 +148,26 @@ class PackedMMDiT:
         patch = self.config.patch_size
         modulations = torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)])
         *of_blocks, final = modulations.split(self._widths, dim=1)
-        x, text = self._patch(torch.cat([patches(each, patch) for each in latents])) + rows.positions, rows.tokens
+        x, text = (
+            self._patch(torch.cat([patches(each, patch) for each in latents])) + rows.positions,
+            rows.tokens,
+        )
         for block, own, of_text in zip(self._blocks, of_blocks[::2], of_blocks[1::2], strict=True):
-            x, text = self._move(block, x, text, _split(block.norms[0], own), _split(block.norms[1], of_text), rows)
+            x, text = self._move(
+                block, x, text, _split(block.norms[0], own), _split(block.norms[1], of_text), rows
+            )
         shift, scale = _split(self._mmdit.norm_out, final)
         x = self._final(rows.image.by_row(modulate, [norm(x)], [shift, scale]))
         return unpatched(x, latents, patch)
 
     def _move(
-        self, block: _Block, x: Tensor, text: Tensor, modulation: Sequence[Tensor], of_text: Sequence[Tensor], rows: Rows
+        self,
+        block: _Block,
+        x: Tensor,
+        text: Tensor,
+        modulation: Sequence[Tensor],
+        of_text: Sequence[Tensor],
+        rows: Rows,
     ) -> tuple[Tensor, Tensor]:
         """One block: image tokens x (T, D) and text tokens (S, D), both moved on; each part of a modulation is (R, D)."""
         by_row, by_text = rows.image.by_row, rows.text.by_row
@@ -162,15 +175,22 @@ class PackedMMDiT:
         text_shift, text_scale, *text_after = of_text
         normed = norm(x)
         of_image = block.image.query_key_value(by_row(modulate, [normed], [shift, scale]), self._heads)
-        of_words = block.text.query_key_value(by_text(modulate, [norm(text)], [text_shift, text_scale]), self._heads)
+        of_words = block.text.query_key_value(
+            by_text(modulate, [norm(text)], [text_shift, text_scale]), self._heads
+        )
         q, k, v = (_side_by_side(*pair, rows.pieces) for pair in zip(of_image, of_words, strict=True))
-        of_image_tokens, of_text_tokens = _parted(self.attention(q, k, v, rows.to_both).flatten(1), rows.pieces)
+        of_image_tokens, of_text_tokens = _parted(
+            self.attention(q, k, v, rows.to_both).flatten(1), rows.pieces
+        )
         assert block.image.to_out is not None
         x = by_row(gated, [x, block.image.to_out(of_image_tokens)], [gate])
         if block.alone is not None:
             assert block.alone.to_out is not None
             shift, scale, gate = after[3:]
-            alone = self.attention(*block.alone.query_key_value(by_row(modulate, [normed], [shift, scale]), self._heads), rows.to_image)
+            alone = self.attention(
+                *block.alone.query_key_value(by_row(modulate, [normed], [shift, scale]), self._heads),
+                rows.to_image,
+            )
             x = by_row(gated, [x, block.alone.to_out(alone.flatten(1))], [gate])
         x = _feed_forward(block.image_mlp, x, after[:3], rows.image)
         if block.text_mlp is not None and block.text.to_out is not None:
@@ -223,7 +243,12 @@ def _feed_forward(mlp: Linear, x: Tensor, modulation: Sequence[Tensor], layout: 
 
 def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[Run, ...]]) -> Tensor:
     """Image tokens (T, ...) and text tokens (S, ...) as (J, ...): each row's image tokens, followed by its text's."""
-    return _end_to_end([torch.cat([of_image.batch(image), of_text.batch(text)], dim=1).flatten(0, 1) for of_image, of_text in pieces])
+    return _end_to_end(
+        [
+            torch.cat([of_image.batch(image), of_text.batch(text)], dim=1).flatten(0, 1)
+            for of_image, of_text in pieces
+        ]
+    )
 
 
 def _parted(both: Tensor, pieces: Sequence[tuple[Run, ...]]) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,12 @@ class Grouped:
         waiting = iter(rows)
         return tuple(self.network.collate([next(waiting) for _ in equal]) for _, equal in groupby(shapes))
 
-    def predict(self, latents: Sequence[Tensor], rows: tuple[Rows, ...], steps: Sequence[int]) -> list[Tensor]:
+    def predict(
+        self, latents: Sequence[Tensor], rows: tuple[Rows, ...], steps: Sequence[int]
+    ) -> list[Tensor]:
         """Latents, (rows, C, H, W) for each shape in turn, to raw predictions alike."""
         waiting = iter(steps)
-        return [self.network.predict(x, own, [next(waiting) for _ in x]) for x, own in zip(latents, rows, strict=True)]
+        return [
+            self.network.predict(x, own, [next(waiting) for _ in x])
+            for x, own in zip(latents, rows, strict=True)
+        ]

@@ -47,12 +47,19 @@ class XformersAttention:
             kept = mask.nonzero()[:, 0]
             lengths = [int(own.sum()) for own in mask.cpu().split(list(keys.lengths))]
         device = None if mask is None else mask.device
-        return BlockDiagonal(self.ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(queries.lengths), lengths, device=device), kept)
+        return BlockDiagonal(
+            self.ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
+                list(queries.lengths), lengths, device=device
+            ),
+            kept,
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockDiagonal) -> Tensor:
         if plan.kept is not None:
             k, v = k[plan.kept], v[plan.kept]
-        attended: Tensor = self.ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=plan.bias)[0]
+        attended: Tensor = self.ops.memory_efficient_attention(
+            q[None], k[None], v[None], attn_bias=plan.bias
+        )[0]
         return attended
 
 
@@ -64,9 +71,13 @@ def load_xformers(device: torch.device, dtype: torch.dtype, heads: int, channels
     try:
         error = largest_error(attention, device, dtype, heads, channels)
     except Exception as failed:  # its dispatcher and CUDA raise all sorts
-        raise XformersUnavailable(f"a call of xformers failed: {' '.join(str(failed).split())[:200]}") from None
+        raise XformersUnavailable(
+            f"a call of xformers failed: {' '.join(str(failed).split())[:200]}"
+        ) from None
     if not error < TOLERANCE:
-        raise XformersUnavailable(f"xformers differs from plain attention by {error:.2g} of its largest value")
+        raise XformersUnavailable(
+            f"xformers differs from plain attention by {error:.2g} of its largest value"
+        )
     return attention
 
 
@@ -78,5 +89,7 @@ def import_ops() -> Any:
     try:
         import xformers.ops
     except Exception as failed:  # a wheel for another torch fails in many ways
-        raise XformersUnavailable(f"xformers cannot be imported: {' '.join(str(failed).split())[:200]}") from None
+        raise XformersUnavailable(
+            f"xformers cannot be imported: {' '.join(str(failed).split())[:200]}"
+        ) from None
     return xformers.ops

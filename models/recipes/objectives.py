@@ -57,5 +57,7 @@ def flow_matching_loss(out: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
 
 def _alpha_sigma(t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """alpha and sigma of times (B,) as (B, 1, 1, 1) each, in float32."""
-    alpha, sigma = torch.tensor([schedule.alpha_sigma(float(u)) for u in t], dtype=torch.float32).T[:, :, None, None, None]
+    alpha, sigma = torch.tensor([schedule.alpha_sigma(float(u)) for u in t], dtype=torch.float32).T[
+        :, :, None, None, None
+    ]
     return alpha, sigma

@@ -16,7 +16,10 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text
 MERGES_KEPT = 10_000
-MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's names, and everyone else's
+MARKS = {
+    "<start_of_text>": "<|startoftext|>",
+    "<end_of_text>": "<|endoftext|>",
+}  # open_clip's names, and everyone else's
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +65,21 @@ class BytePairs:
         """The tokenizer in `folder`, in transformers' layout; `CheckpointError` unless its words and merges are these."""
         vocabulary, merges = _vocabulary_and_merges(folder)
         if vocabulary != self._ids:
-            odd = next(token for token in self._ids | vocabulary if self._ids.get(token) != vocabulary.get(token))
-            raise CheckpointError(f"{folder} is not CLIP's tokenizer: token {odd!r} is missing, too much or has another number")
+            odd = next(
+                token for token in self._ids | vocabulary if self._ids.get(token) != vocabulary.get(token)
+            )
+            raise CheckpointError(
+                f"{folder} is not CLIP's tokenizer: token {odd!r} is missing, too much or has another number"
+            )
         if merges != list(self._tokenizer.bpe_ranks):
             raise CheckpointError(f"{folder} is not CLIP's tokenizer: its merges are not CLIP's")
         config = read_json(folder / "tokenizer_config.json")
         pad = config.get("pad_token", MARKS["<end_of_text>"])
         pad = pad.get("content") if isinstance(pad, dict) else pad  # a token may be written with its options
         if pad not in self._ids:
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: pad_token {pad!r} is not one of CLIP's tokens")
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: pad_token {pad!r} is not one of CLIP's tokens"
+            )
         return FolderTokenizer(self._ids[pad], config.get("model_max_length"))
 
     def _bound_cache(self) -> None:

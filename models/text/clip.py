@@ -41,13 +41,17 @@ class ClipTextTower(nn.Module):
         self.flops_per_text = text_flops(self.text)
         self._pairs = BytePairs()
         self._known = self.text.token_embedding.weight.abs().amax(dim=1) > 0
-        self._known[[self._pairs.start_id, self._pairs.end_id]] = False  # what ends a text is not the text's to say
+        self._known[[self._pairs.start_id, self._pairs.end_id]] = (
+            False  # what ends a text is not the text's to say
+        )
 
     def read(self, text: str) -> Reading:
         """States (1 + context, D) and their mask; the pooled vector is the first of them."""
         tokenised = self.tokenise(text)
         states, mask = self(tokenised.ids[None])
-        return Reading(states[0], mask[0], None, tokenised.num_tokens, tokenised.truncated, tokenised.unknown_words)
+        return Reading(
+            states[0], mask[0], None, tokenised.num_tokens, tokenised.truncated, tokenised.unknown_words
+        )
 
     def tokenise(self, text: str) -> TokenisedText:
         """Known words of `text` as ids, cut to the context length; the rest is counted and named."""
@@ -60,13 +64,17 @@ class ClipTextTower(nn.Module):
             elif any(character.isalnum() for character in word):
                 unknown.append(word)
         ids = self._pairs.frame(kept, self.context_length, pad_id=0)
-        return TokenisedText(ids, len(kept), len(kept) > self.context_length - SPECIAL_TOKENS, tuple(dict.fromkeys(unknown)))
+        return TokenisedText(
+            ids, len(kept), len(kept) > self.context_length - SPECIAL_TOKENS, tuple(dict.fromkeys(unknown))
+        )
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, 1 + context, D) and mask (B, 1 + context), True where a state says something; `ids` (B, context)."""
         out = self.text.forward_intermediates(ids, indices=1, normalize_intermediates=True, output_fmt="NLC")
         tokens, pooled = out["text_intermediates"][-1], out["text_features"]
-        pooled = nn.functional.normalize(pooled, dim=-1) * math.sqrt(pooled.shape[-1])  # unit RMS, like the tokens
+        pooled = nn.functional.normalize(pooled, dim=-1) * math.sqrt(
+            pooled.shape[-1]
+        )  # unit RMS, like the tokens
         states = torch.cat([pooled[:, None], tokens], dim=1)
         lengths = ids.argmax(dim=1) + 1  # the end mark has the largest id
         positions = torch.arange(self.num_states, device=ids.device)
@@ -99,5 +107,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / CLIP_CONFIG).get("model_cfg", {})
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - config.keys()
     if missing or "hf_model_name" in config["text_cfg"] or not config.get("custom_text"):
-        raise CheckpointError(f"{folder / CLIP_CONFIG}: only open_clip's own towers with custom_text are supported")
+        raise CheckpointError(
+            f"{folder / CLIP_CONFIG}: only open_clip's own towers with custom_text are supported"
+        )
     return dict(config)

@@ -14,7 +14,11 @@ def check_fit(family: Family, folder: Path) -> None:
     if family.has_classes:
         return
     transformer = read_json(folder / "transformer" / "config.json")
-    parts = [part.folder for part in family.parts if part.kind in ("open_clip", "t5", "clip") and not part.is_optional]
+    parts = [
+        part.folder
+        for part in family.parts
+        if part.kind in ("open_clip", "t5", "clip") and not part.is_optional
+    ]
     if family.parts[0].kind == "clip":
         what, wanted = "pooled text", transformer.get("pooled_projection_dim", POOLED_WIDTH)
         found = sum(_config(folder / part).get("projection_dim", PROJECTION_WIDTH) for part in parts)
@@ -22,7 +26,9 @@ def check_fit(family: Family, folder: Path) -> None:
         what, wanted = "text", transformer.get("caption_channels")
         found = _read_width(folder / parts[0])
     if found != wanted:
-        raise CheckpointError(f"{folder}: the transformer reads {what} of width {wanted}, the {' and '.join(parts)} has {found}")
+        raise CheckpointError(
+            f"{folder}: the transformer reads {what} of width {wanted}, the {' and '.join(parts)} has {found}"
+        )
 
 
 def _read_width(part: Path) -> Any:

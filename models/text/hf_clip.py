@@ -22,9 +22,15 @@ from safelight.models.text.clip import text_flops
 from safelight.models.text.hf_folder import load_exactly, read_config
 
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-END_ID_BEFORE_IT_WAS_RIGHT = 2  # what older configs say of every CLIP; transformers then pools at the largest id, as open_clip does
+END_ID_BEFORE_IT_WAS_RIGHT = (
+    2  # what older configs say of every CLIP; transformers then pools at the largest id, as open_clip does
+)
 
-EMBEDDINGS, LAYERS, LAST_NORM = "text_model.embeddings", "text_model.encoder.layers", "text_model.final_layer_norm"
+EMBEDDINGS, LAYERS, LAST_NORM = (
+    "text_model.embeddings",
+    "text_model.encoder.layers",
+    "text_model.final_layer_norm",
+)
 PROJECTION = "text_projection.weight"
 QUERY_KEY_VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 SAME = {  # parts of a layer that the libraries only name differently
@@ -64,13 +70,21 @@ class ClipTextConfig:
 
 def _refuse_what_is_not_built(config: ClipTextConfig, path: Path) -> None:
     if config.hidden_act not in ACTIVATIONS:
-        raise CheckpointError(f"{path}: hidden_act is {config.hidden_act!r}, only {', '.join(ACTIVATIONS)} are supported")
+        raise CheckpointError(
+            f"{path}: hidden_act is {config.hidden_act!r}, only {', '.join(ACTIVATIONS)} are supported"
+        )
     if config.hidden_size % config.num_attention_heads:
-        raise CheckpointError(f"{path}: {config.num_attention_heads} heads do not divide a width of {config.hidden_size}")
+        raise CheckpointError(
+            f"{path}: {config.num_attention_heads} heads do not divide a width of {config.hidden_size}"
+        )
     if config.num_hidden_layers < 2:
-        raise CheckpointError(f"{path}: num_hidden_layers is {config.num_hidden_layers}, there is no layer before the last")
+        raise CheckpointError(
+            f"{path}: num_hidden_layers is {config.num_hidden_layers}, there is no layer before the last"
+        )
     if config.eos_token_id not in (END_ID_BEFORE_IT_WAS_RIGHT, config.vocab_size - 1):
-        raise CheckpointError(f"{path}: eos_token_id is {config.eos_token_id}, only the last token of the vocabulary is supported")
+        raise CheckpointError(
+            f"{path}: eos_token_id is {config.eos_token_id}, only the last token of the vocabulary is supported"
+        )
 
 
 def blueprint(folder: Path) -> Shapes:
@@ -85,7 +99,12 @@ def blueprint(folder: Path) -> Shapes:
         PROJECTION: (config.projection_dim, width),
     }
     square = (width, width)
-    weights = {"layer_norm1": (width,), "layer_norm2": (width,), "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
+    weights = {
+        "layer_norm1": (width,),
+        "layer_norm2": (width,),
+        "mlp.fc1": (mlp, width),
+        "mlp.fc2": (width, mlp),
+    }
     weights |= dict.fromkeys((*QUERY_KEY_VALUE, "self_attn.out_proj"), square)
     for layer in range(config.num_hidden_layers):
         for part, shape in weights.items():
@@ -111,7 +130,9 @@ def to_open_clip(tensors: dict[str, Tensor], num_layers: int) -> dict[str, Tenso
         ours, theirs = f"transformer.resblocks.{layer}", f"{LAYERS}.{layer}"
         for kind in ("weight", "bias"):
             mapped |= {f"{ours}.{to}.{kind}": tensors[f"{theirs}.{of}.{kind}"] for of, to in SAME.items()}
-            mapped[f"{ours}.attn.in_proj_{kind}"] = torch.cat([tensors[f"{theirs}.{part}.{kind}"] for part in QUERY_KEY_VALUE])
+            mapped[f"{ours}.attn.in_proj_{kind}"] = torch.cat(
+                [tensors[f"{theirs}.{part}.{kind}"] for part in QUERY_KEY_VALUE]
+            )
     return mapped
 
 
@@ -124,14 +145,18 @@ class HfClipTower:
         self._tower = _build(self.config)
         fill(self._tower, to_open_clip(tensors, self.config.num_hidden_layers), folder)
         with torch.device(device):
-            self._tower.attn_mask = self._tower.build_causal_mask()  # no tensor of the file, so it is still on meta
+            self._tower.attn_mask = (
+                self._tower.build_causal_mask()
+            )  # no tensor of the file, so it is still on meta
         self._penultimate = self.config.num_hidden_layers - 2
         self._device = device
         self.flops_per_text = text_flops(self._tower)
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, L) to the states (B, L, D) before the last layer, without a norm, and the projected state (B, P) of the end mark."""
-        out = self._tower.forward_intermediates(ids.to(self._device), indices=[self._penultimate], output_fmt="NLC")
+        out = self._tower.forward_intermediates(
+            ids.to(self._device), indices=[self._penultimate], output_fmt="NLC"
+        )
         return out["text_intermediates"][0], out["text_features"]
 
 

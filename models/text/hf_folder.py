@@ -23,7 +23,9 @@ def read_config(folder: Path, kind: type[Options], model_type: str) -> Options:
     if content.get("model_type") != model_type:
         raise CheckpointError(f"{path}: model_type is {content.get('model_type')!r}, expected {model_type!r}")
     if content.get("quantization_config"):
-        raise CheckpointError(f"{path}: quantization_config is not supported, only weights in a floating-point type")
+        raise CheckpointError(
+            f"{path}: quantization_config is not supported, only weights in a floating-point type"
+        )
     try:
         return checked(kind, content, least=0)
     except CheckpointError as error:
@@ -31,7 +33,11 @@ def read_config(folder: Path, kind: type[Options], model_type: str) -> Options:
 
 
 def load_exactly(
-    folder: Path, wanted: Shapes, canonical: Callable[[dict[str, Any]], dict[str, Any]], device: torch.device | str, dtype: torch.dtype
+    folder: Path,
+    wanted: Shapes,
+    canonical: Callable[[dict[str, Any]], dict[str, Any]],
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     """The tensors of `folder` by their `canonical` names; `CheckpointError`, before a weight is read, unless they are those `wanted`."""
     stored = canonical(list_tensors(folder, HF_WEIGHTS))

@@ -50,7 +50,9 @@ class Labels:
             return allowed
         folded = {name.casefold(): name for name in self._names}
         near = [folded[match] for match in get_close_matches(asked.casefold(), folded, NUM_SUGGESTIONS)]
-        return f"{allowed}, or a name" + (f", for instance {', '.join(near)}" if near else f" such as {self._names[0]}")
+        return f"{allowed}, or a name" + (
+            f", for instance {', '.join(near)}" if near else f" such as {self._names[0]}"
+        )
 
 
 class LabelTower:
@@ -67,7 +69,12 @@ class LabelTower:
 
         number = self.labels.find(text)
         nothing = torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool)
-        return Reading(*nothing, torch.tensor([number]), num_tokens=int(number != self.labels.null_class), truncated=False)
+        return Reading(
+            *nothing,
+            torch.tensor([number]),
+            num_tokens=int(number != self.labels.null_class),
+            truncated=False,
+        )
 
 
 def _read_num_classes(folder: Path) -> int:
@@ -86,7 +93,9 @@ def _read_names(folder: Path, num_classes: int) -> dict[int, str]:
         raise CheckpointError(f"{path}: id2label is not an object")
     for key, label in labels.items():
         if not (key.isascii() and key.isdecimal() and int(key) < num_classes and isinstance(label, str)):
-            raise CheckpointError(f"{path}: id2label[{key!r}] is {label!r}, expected a name for one of the classes 0 to {num_classes - 1}")
+            raise CheckpointError(
+                f"{path}: id2label[{key!r}] is {label!r}, expected a name for one of the classes 0 to {num_classes - 1}"
+            )
     return {int(key): label for key, label in labels.items()}
 
 
@@ -104,5 +113,7 @@ def _by_name(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
 def _the_only(found: list[int], asked: str) -> int:
     classes = sorted(set(found))
     if len(classes) > 1:
-        raise UnreadableText(f"{asked!r} is the name of {len(classes)} classes: give the number, {' or '.join(map(str, classes))}")
+        raise UnreadableText(
+            f"{asked!r} is the name of {len(classes)} classes: give the number, {' or '.join(map(str, classes))}"
+        )
     return classes[0]

@@ -38,8 +38,14 @@ class Sd3Towers:
         self._context, self._width = fitting_sizes(folder)
         self._pads = _read_pads(self._pairs, folder, self._context)
         self._clips = [HfClipTower(folder / part, device, dtype) for part in CLIPS]
-        self._t5 = T5Encoder(folder / T5, folder / T5_TOKENIZER, T5_CONTEXT, device, dtype) if has_t5(folder) else None
-        self.flops_per_text = sum(clip.flops_per_text for clip in self._clips) + (self._t5.flops_per_text if self._t5 else 0)
+        self._t5 = (
+            T5Encoder(folder / T5, folder / T5_TOKENIZER, T5_CONTEXT, device, dtype)
+            if has_t5(folder)
+            else None
+        )
+        self.flops_per_text = sum(clip.flops_per_text for clip in self._clips) + (
+            self._t5.flops_per_text if self._t5 else 0
+        )
 
     def read(self, text: str) -> Reading:
         """States (L + 256, D), all of which the transformer attends to, and the pooled vectors (P,) of L and bigG in a row.
@@ -49,11 +55,15 @@ class Sd3Towers:
         tokens = [token for part in self._parts_of(text) for token in self._pairs.encode(part)]
         framed = (self._pairs.frame(tokens, self._context, pad) for pad in self._pads)
         readings = [clip(ids[None]) for clip, ids in zip(self._clips, framed, strict=True)]
-        clip_states, pooled = (torch.cat(of_both, dim=-1)[0].float().cpu() for of_both in zip(*readings, strict=True))
+        clip_states, pooled = (
+            torch.cat(of_both, dim=-1)[0].float().cpu() for of_both in zip(*readings, strict=True)
+        )
         t5_states, t5_cut = self._read_t5(text)
         states = torch.cat([F.pad(clip_states, (0, self._width - clip_states.shape[1])), t5_states])
         mask = torch.ones(len(states), dtype=torch.bool)
-        return Reading(states, mask, pooled, len(tokens), t5_cut or len(tokens) > self._context - SPECIAL_TOKENS)
+        return Reading(
+            states, mask, pooled, len(tokens), t5_cut or len(tokens) > self._context - SPECIAL_TOKENS
+        )
 
     def _read_t5(self, text: str) -> tuple[Tensor, bool]:
         """States (256, D) and whether the text was cut; T5 attends to its padding here, as in training."""
@@ -78,14 +88,25 @@ def fitting_sizes(folder: Path) -> tuple[int, int]:
     transformer = read_json(folder / "transformer" / "config.json")
     width = transformer.get("joint_attention_dim", JOINT_WIDTH)
     if type(width) is not int:
-        raise CheckpointError(f"{folder / 'transformer' / 'config.json'}: joint_attention_dim is {width!r}, expected a number of channels")
-    contexts, channels = [clip.max_position_embeddings for clip in clips], sum(clip.hidden_size for clip in clips)
+        raise CheckpointError(
+            f"{folder / 'transformer' / 'config.json'}: joint_attention_dim is {width!r}, expected a number of channels"
+        )
+    contexts, channels = (
+        [clip.max_position_embeddings for clip in clips],
+        sum(clip.hidden_size for clip in clips),
+    )
     if clips[0].hidden_size > clips[1].hidden_size:
-        raise CheckpointError(f"{folder}: {' is wider than '.join(CLIPS)}: they are the wrong way round, the smaller CLIP-L comes first")
+        raise CheckpointError(
+            f"{folder}: {' is wider than '.join(CLIPS)}: they are the wrong way round, the smaller CLIP-L comes first"
+        )
     if contexts[0] != contexts[1]:
-        raise CheckpointError(f"{folder}: {' and '.join(CLIPS)} read {contexts[0]} and {contexts[1]} tokens, which must be as many")
+        raise CheckpointError(
+            f"{folder}: {' and '.join(CLIPS)} read {contexts[0]} and {contexts[1]} tokens, which must be as many"
+        )
     if channels > width:
-        raise CheckpointError(f"{folder}: {' and '.join(CLIPS)} have {channels} channels together, the transformer takes {width}")
+        raise CheckpointError(
+            f"{folder}: {' and '.join(CLIPS)} have {channels} channels together, the transformer takes {width}"
+        )
     if has_t5(folder) and (t5_width := T5EncoderConfig.read(folder / T5).d_model) != width:
         raise CheckpointError(f"{folder}: {T5} has {t5_width} channels, the transformer takes {width}")
     return contexts[0], width
@@ -101,19 +122,25 @@ def _read_pads(pairs: BytePairs, folder: Path, context: int) -> list[int]:
     """L fills up with the end mark, bigG with another token, both published so."""
     pads = [_read_pad(pairs, folder / tokenizer, context) for tokenizer in CLIPS.values()]
     if pads[0] != pairs.end_id and pads[1] == pairs.end_id:
-        raise CheckpointError(f"{folder}: {' and '.join(CLIPS.values())} are the wrong way round, the first pads with the end mark")
+        raise CheckpointError(
+            f"{folder}: {' and '.join(CLIPS.values())} are the wrong way round, the first pads with the end mark"
+        )
     return pads
 
 
 def _read_pad(pairs: BytePairs, folder: Path, context: int) -> int:
     tokenizer = pairs.read_folder(folder)
     if tokenizer.context_length not in (None, context):
-        raise CheckpointError(f"{folder}: model_max_length is {tokenizer.context_length}, the text encoders read {context} tokens")
+        raise CheckpointError(
+            f"{folder}: model_max_length is {tokenizer.context_length}, the text encoders read {context} tokens"
+        )
     return tokenizer.pad_id
 
 
 def _read_clip(folder: Path) -> ClipTextConfig:
     config = ClipTextConfig.read(folder)
     if config.vocab_size != NUM_TOKENS:
-        raise CheckpointError(f"{folder / 'config.json'}: vocab_size is {config.vocab_size}, CLIP's tokenizer has {NUM_TOKENS} tokens")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: vocab_size is {config.vocab_size}, CLIP's tokenizer has {NUM_TOKENS} tokens"
+        )
     return config

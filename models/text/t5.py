@@ -24,7 +24,10 @@ from safelight.models.text.reading import Reading, TokenisedText
 
 PROJECTIONS = ("relu", "gated-gelu")  # of T5's MLP: version 1.0, and 1.1 as PixArt and SD3 have it
 INSTALL = "in the checkout, pip install -e '.[t5]'"
-EMBEDDING, EMBEDDING_TOO = "shared.weight", "encoder.embed_tokens.weight"  # one tensor, tied; files hold either name or both
+EMBEDDING, EMBEDDING_TOO = (
+    "shared.weight",
+    "encoder.embed_tokens.weight",
+)  # one tensor, tied; files hold either name or both
 
 T = TypeVar("T")
 
@@ -61,7 +64,9 @@ class T5EncoderConfig:
             raise CheckpointError(
                 f"{folder / 'config.json'}: feed_forward_proj is {read.feed_forward_proj!r}, only {', '.join(PROJECTIONS)} are supported"
             )
-        nearest = read.relative_attention_num_buckets // 4  # distances with a bucket each; up to the longest, the others share
+        nearest = (
+            read.relative_attention_num_buckets // 4
+        )  # distances with a bucket each; up to the longest, the others share
         if not 1 <= nearest < read.relative_attention_max_distance:
             raise CheckpointError(
                 f"{folder / 'config.json'}: {read.relative_attention_num_buckets} buckets do not cover distances "
@@ -77,10 +82,21 @@ def blueprint(folder: Path) -> Shapes:
     rising = ("wi_0", "wi_1") if config.is_gated else ("wi",)
     block = {"layer.0.layer_norm": (d,), "layer.1.layer_norm": (d,), "layer.0.SelfAttention.o": (d, inner)}
     block |= {f"layer.0.SelfAttention.{part}": (inner, d) for part in "qkv"}
-    block |= {f"layer.1.DenseReluDense.{part}": (mlp, d) for part in rising} | {"layer.1.DenseReluDense.wo": (d, mlp)}
-    buckets = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # the first block's serves all
-    shapes: Shapes = {EMBEDDING: (config.vocab_size, d), buckets: (config.relative_attention_num_buckets, config.num_heads)}
-    shapes |= {f"encoder.block.{i}.{part}.weight": shape for i in range(config.num_layers) for part, shape in block.items()}
+    block |= {f"layer.1.DenseReluDense.{part}": (mlp, d) for part in rising} | {
+        "layer.1.DenseReluDense.wo": (d, mlp)
+    }
+    buckets = (
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # the first block's serves all
+    )
+    shapes: Shapes = {
+        EMBEDDING: (config.vocab_size, d),
+        buckets: (config.relative_attention_num_buckets, config.num_heads),
+    }
+    shapes |= {
+        f"encoder.block.{i}.{part}.weight": shape
+        for i in range(config.num_layers)
+        for part, shape in block.items()
+    }
     return shapes | {"encoder.final_layer_norm.weight": (d,)}
 
 
@@ -97,7 +113,9 @@ class T5Encoder:
     a library that is not there.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path, context: int, device: torch.device | str, dtype: torch.dtype):
+    def __init__(
+        self, folder: Path, tokenizer: Path, context: int, device: torch.device | str, dtype: torch.dtype
+    ):
         self.config = T5EncoderConfig.read(folder)
         self.context = context
         self._tokenizer = load_tokenizer(tokenizer, self.config)
@@ -120,7 +138,11 @@ class T5Encoder:
         return states
 
     def _tokens_of(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, truncation=False, padding=False, verbose=False).input_ids)
+        return list(
+            self._tokenizer(
+                text, add_special_tokens=False, truncation=False, padding=False, verbose=False
+            ).input_ids
+        )
 
     def _unknown_words(self, text: str) -> tuple[str, ...]:
         words = dict.fromkeys(text.split())
@@ -135,7 +157,9 @@ class T5Tower:
     out of a prompt without saying so; here what was asked for is what is read.
     """
 
-    def __init__(self, folder: Path, tokenizer: Path, context: int, device: torch.device | str, dtype: torch.dtype):
+    def __init__(
+        self, folder: Path, tokenizer: Path, context: int, device: torch.device | str, dtype: torch.dtype
+    ):
         self._encoder = T5Encoder(folder, tokenizer, context, device, dtype)
         self.flops_per_text = self._encoder.flops_per_text
 
@@ -157,7 +181,10 @@ def load_tokenizer(folder: Path, config: T5EncoderConfig) -> Any:
         tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # its readers raise all sorts, a bare Exception among them
         raise CheckpointError(f"{folder} is not a T5 tokenizer: {_first_line(error)}") from None
-    marks, wanted = (tokenizer.pad_token_id, tokenizer.eos_token_id), (config.pad_token_id, config.eos_token_id)
+    marks, wanted = (
+        (tokenizer.pad_token_id, tokenizer.eos_token_id),
+        (config.pad_token_id, config.eos_token_id),
+    )
     if len(tokenizer) > config.vocab_size or marks != wanted:
         raise CheckpointError(
             f"{folder} is not this encoder's tokenizer: it has {len(tokenizer)} tokens, padding and end {marks}; "
@@ -171,8 +198,12 @@ def build_empty(folder: Path) -> nn.Module:
     transformers = _import_transformers()
     try:
         with torch.device("meta"):
-            network: nn.Module = transformers.T5EncoderModel(transformers.T5Config.from_dict(read_json(folder / "config.json")))
-    except Exception as error:  # options that only transformers reads, judged by whatever its version judges them with
+            network: nn.Module = transformers.T5EncoderModel(
+                transformers.T5Config.from_dict(read_json(folder / "config.json"))
+            )
+    except (
+        Exception
+    ) as error:  # options that only transformers reads, judged by whatever its version judges them with
         raise CheckpointError(f"{folder / 'config.json'} is not a T5's: {_first_line(error)}") from None
     return network
 
@@ -186,7 +217,9 @@ def _load_network(folder: Path, device: torch.device | str, dtype: torch.dtype) 
 def _flops(config: T5EncoderConfig, length: int) -> int:
     """A block is 8LDI (attention's projections) + 4L^2I (its two products) + 4LDF (the MLP, half as much again if gated)."""
     mlp = (6 if config.is_gated else 4) * length * config.d_model * config.d_ff
-    return config.num_layers * (8 * length * config.d_model * config.inner + 4 * length**2 * config.inner + mlp)
+    return config.num_layers * (
+        8 * length * config.d_model * config.inner + 4 * length**2 * config.inner + mlp
+    )
 
 
 def _import_transformers() -> ModuleType:

@@ -38,8 +38,13 @@ def check_folder(name_or_dir: str) -> FolderReport:
     parts, faults = check_parts(folder, family)
     with collected(faults, folder / "scheduler"):
         read_schedule(folder)
-    left_out = [part.is_optional and report.class_name is None for part, report in zip(family.parts, parts, strict=True)]
-    if all(absent or report.num_parameters for absent, report in zip(left_out, parts, strict=True)):  # else nobody can say if they fit
+    left_out = [
+        part.is_optional and report.class_name is None
+        for part, report in zip(family.parts, parts, strict=True)
+    ]
+    if all(
+        absent or report.num_parameters for absent, report in zip(left_out, parts, strict=True)
+    ):  # else nobody can say if they fit
         for check in (check_fit, partial(list_sizes, family)):
             with collected(faults, folder):
                 check(folder)

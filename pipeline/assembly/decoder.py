@@ -8,11 +8,15 @@ from safelight.pipeline.engine.image_decoder import Decoder
 from safelight.pipeline.params import ModelInfo
 
 
-def build_decoder(model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None) -> Decoder:
+def build_decoder(
+    model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
+) -> Decoder:
     """The autoencoder of `model`."""
     set_threads(num_threads)
     dtype = dtype or fast_dtype()
     device = fast_device()
     vae = load_vae(model.path / "vae", str(device), dtype)
-    vae.to(memory_format=torch.channels_last)  # in place; two thirds of the time on a processor (docs/performance.md)
+    vae.to(
+        memory_format=torch.channels_last
+    )  # in place; two thirds of the time on a processor (docs/performance.md)
     return Decoder(vae, dtype, device)

@@ -9,7 +9,9 @@ from safelight.pipeline.engine.text_encoder import TextEncoder
 from safelight.pipeline.params import ModelInfo
 
 
-def build_text_encoder(model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None) -> TextEncoder:
+def build_text_encoder(
+    model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
+) -> TextEncoder:
     """The text parts of `model`; `dtype`, which the embedded tower does not ask for, defaults to what the device does fast."""
     set_threads(num_threads)
     return TextEncoder(load_tower(recognise(model.path), model.path, fast_device(), dtype or fast_dtype()))

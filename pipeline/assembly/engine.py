@@ -32,7 +32,12 @@ def build_engine(
     """
     set_threads(num_threads)
     check_fit(model.path)
-    return engine_on(build_runner(model, dtype=dtype, quantization=quantization), model, max_rows=max_rows, max_tokens=max_tokens)
+    return engine_on(
+        build_runner(model, dtype=dtype, quantization=quantization),
+        model,
+        max_rows=max_rows,
+        max_tokens=max_tokens,
+    )
 
 
 def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0) -> Engine:
@@ -43,16 +48,25 @@ def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_t
     width, height = max(tokens, key=lambda size: tokens[size])
     least = 2 * tokens[width, height]
     if 0 < max_tokens < least:
-        raise ValueError(f"max_tokens must be at least {least}, for a guided picture of {width}x{height}; got {max_tokens}")
+        raise ValueError(
+            f"max_tokens must be at least {least}, for a guided picture of {width}x{height}; got {max_tokens}"
+        )
     return Engine(
-        runner, partial(plan_of, model=model), scale, Limits(max_rows, max_tokens or max(max_rows * tokens[model.native_size], least))
+        runner,
+        partial(plan_of, model=model),
+        scale,
+        Limits(max_rows, max_tokens or max(max_rows * tokens[model.native_size], least)),
     )
 
 
-def build_runner(model: ModelInfo, *, dtype: torch.dtype | None = None, quantization: str = "none") -> StepRunner:
+def build_runner(
+    model: ModelInfo, *, dtype: torch.dtype | None = None, quantization: str = "none"
+) -> StepRunner:
     """The denoising network alone, its weights checked tensor by tensor; `quantization` as `safelight.models.denoisers.pack` has it."""
     dtype, device = dtype or fast_dtype(), fast_device()
-    return StepRunner(pack(load_network(model.path / "transformer", str(device), dtype), quantization), dtype, device)
+    return StepRunner(
+        pack(load_network(model.path / "transformer", str(device), dtype), quantization), dtype, device
+    )
 
 
 def check_fit(folder: Path) -> None:
@@ -61,8 +75,12 @@ def check_fit(folder: Path) -> None:
     transformer = read_config(folder / "transformer")
     name = network_class(read_json(folder / "transformer" / "config.json"))
     if name != family.network:
-        raise CheckpointError(f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network}")
+        raise CheckpointError(
+            f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network}"
+        )
     latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
-        raise CheckpointError(f"{folder}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}")
+        raise CheckpointError(
+            f"{folder}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}"
+        )
     fit.check_fit(family, folder)

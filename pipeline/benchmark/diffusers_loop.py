@@ -64,26 +64,42 @@ class DiffusersLoop:
             x = scheduler.step(out, t, x, return_dict=False)[0]
         return x
 
-    def _texts(self, batch: Sequence[GenerationParams], texts: dict[str, TextStates], is_guided: bool) -> tuple[Tensor, Tensor]:
+    def _texts(
+        self, batch: Sequence[GenerationParams], texts: dict[str, TextStates], is_guided: bool
+    ) -> tuple[Tensor, Tensor]:
         prompts = [params.prompt for params in batch]
-        rows = [texts[prompt] for prompt in ([params.negative_prompt for params in batch] if is_guided else []) + prompts]
+        rows = [
+            texts[prompt]
+            for prompt in ([params.negative_prompt for params in batch] if is_guided else []) + prompts
+        ]
         length = max(bucket(row.mask) for row in rows)  # as short as ours
-        states, mask = torch.stack([row.states[:length] for row in rows]), torch.stack([row.mask[:length] for row in rows])
+        states, mask = (
+            torch.stack([row.states[:length] for row in rows]),
+            torch.stack([row.mask[:length] for row in rows]),
+        )
         return states.to(self.device, self.dtype), mask.to(self.device, self.dtype)
 
     def _noise(self, batch: Sequence[GenerationParams]) -> Tensor:
         channels = self.transformer.config.in_channels
         shape = (channels, batch[0].height // self.latent_scale, batch[0].width // self.latent_scale)
-        return torch.stack([noise.draw(p.seed, p.image_index, noise.START, shape) for p in batch]).to(self.device)
+        return torch.stack([noise.draw(p.seed, p.image_index, noise.START, shape) for p in batch]).to(
+            self.device
+        )
 
 
-def load_loop(model: ModelInfo, dtype: torch.dtype, device: torch.device, latent_scale: int, is_compiled: bool) -> DiffusersLoop:
+def load_loop(
+    model: ModelInfo, dtype: torch.dtype, device: torch.device, latent_scale: int, is_compiled: bool
+) -> DiffusersLoop:
     """The transformer of `model`, which must be of the PixArt family and not told the picture's size."""
     load: Any = PixArtTransformer2DModel.from_pretrained
-    transformer: Any = load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()
+    transformer: Any = (
+        load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()
+    )
     if is_compiled:
         transformer = torch.compile(transformer, dynamic=True)
-    return DiffusersLoop(transformer, _schedulers(model.path, model.schedule.family), dtype, device, latent_scale)
+    return DiffusersLoop(
+        transformer, _schedulers(model.path, model.schedule.family), dtype, device, latent_scale
+    )
 
 
 def _schedulers(folder: Path, family: str) -> dict[str, Callable[[], Any]]:
@@ -96,5 +112,9 @@ def _schedulers(folder: Path, family: str) -> dict[str, Callable[[], Any]]:
             "euler": FlowMatchEulerDiscreteScheduler,
             "heun": FlowMatchHeunDiscreteScheduler,
         }
-    kinds = {"dpmpp_2m": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler}
+    kinds = {
+        "dpmpp_2m": DPMSolverMultistepScheduler,
+        "euler": EulerDiscreteScheduler,
+        "heun": HeunDiscreteScheduler,
+    }
     return {name: from_folder(kind) for name, kind in kinds.items()}

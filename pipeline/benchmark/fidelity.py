@@ -45,7 +45,10 @@ def measure_fidelity(model: ModelInfo, progress: Progress, quantization: str = "
     device, fast = fast_device(), fast_dtype()
     width, height = model.native_size
     prompts = [prompt + style for prompt in PROMPTS for style in STYLES]
-    params = [GenerationParams(prompt, "", width, height, 20, 4.0, "dpmpp_2m", seed) for seed, prompt in enumerate(prompts)]
+    params = [
+        GenerationParams(prompt, "", width, height, 20, 4.0, "dpmpp_2m", seed)
+        for seed, prompt in enumerate(prompts)
+    ]
     encoder = build_text_encoder(model)
     texts = {prompt: encoder.encode([prompt])[0] for prompt in (*prompts, "")}
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
@@ -75,9 +78,17 @@ def _their_plan(loop: DiffusersLoop, model: ModelInfo, params: GenerationParams)
     scheduler.set_timesteps(params.num_steps)
     told = [float(t) for t in scheduler.timesteps]
     is_flow = model.schedule.family == "flow"
-    times = [float(sigma) for sigma in scheduler.sigmas[:-1]] if is_flow else [(t + 1.0) / NUM_TRAIN_STEPS for t in told]
+    times = (
+        [float(sigma) for sigma in scheduler.sigmas[:-1]]
+        if is_flow
+        else [(t + 1.0) / NUM_TRAIN_STEPS for t in told]
+    )
     exact = plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
-    return replace(exact, start_scale=1.0, ticks=tuple(replace(tick, timestep=t) for tick, t in zip(exact.ticks, told, strict=True)))
+    return replace(
+        exact,
+        start_scale=1.0,
+        ticks=tuple(replace(tick, timestep=t) for tick, t in zip(exact.ticks, told, strict=True)),
+    )
 
 
 def _drawn(engine: Engine, params: Sequence[GenerationParams], texts: dict[str, TextStates]) -> list[Tensor]:

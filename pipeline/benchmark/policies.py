@@ -45,7 +45,9 @@ def rows_of(samples: Here) -> int:
 RULES: dict[str, Rule] = {
     "first come, first served": partial(by, lambda each, now: each.load.arrived),
     "soonest done": partial(by, lambda each, now: each.left),
-    "highest response ratio": partial(by, lambda each, now: -(now - each.load.arrived + each.left) / each.load.left[0]),
+    "highest response ratio": partial(
+        by, lambda each, now: -(now - each.load.arrived + each.left) / each.load.left[0]
+    ),
     "most completions a second": most_completions,
     "due (`batcher.choose`)": partial(choose_next, limits=LIMITS, curve=CURVE),
 }
@@ -68,13 +70,21 @@ def main() -> None:
     for rate in RATES:
         for name, rule in RULES.items():
             runs = [simulate(trace(rate, seed), rule, CURVE) for seed in (0, 1, 2)]
-            sys.stdout.write(f"| {rate:g} | {name} | " + " | ".join(f"{each:.2f}" for each in _figures(runs)) + " |\n")
+            sys.stdout.write(
+                f"| {rate:g} | {name} | " + " | ".join(f"{each:.2f}" for each in _figures(runs)) + " |\n"
+            )
 
 
 def _figures(runs: Sequence[Here]) -> list[float]:
     latencies = [[each.latency for each in run] for run in runs]
     slowdowns = [[each.latency / each.load.left[0] for each in run] for run in runs]
-    of_runs = zip(map(statistics.mean, latencies), map(_p95, latencies), map(_p95, slowdowns), map(max, slowdowns), strict=True)
+    of_runs = zip(
+        map(statistics.mean, latencies),
+        map(_p95, latencies),
+        map(_p95, slowdowns),
+        map(max, slowdowns),
+        strict=True,
+    )
     return [statistics.median(figure) for figure in zip(*of_runs, strict=True)]
 
 

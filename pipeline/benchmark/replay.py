@@ -37,7 +37,9 @@ class Replayed:
 
     @property
     def p95_s(self) -> float:
-        return statistics.quantiles(self.latencies, n=20)[-1] if len(self.latencies) > 1 else self.latencies[0]
+        return (
+            statistics.quantiles(self.latencies, n=20)[-1] if len(self.latencies) > 1 else self.latencies[0]
+        )
 
 
 class Replay(Protocol):
@@ -73,7 +75,9 @@ def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]
     return replay
 
 
-def by_diffusers(loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_batch: int, patience_s: float) -> Replay:
+def by_diffusers(
+    loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_batch: int, patience_s: float
+) -> Replay:
     """diffusers with static batching: the oldest request, with those that wait and are equal in all but prompt and seed.
 
     A batch that is not full waits until its oldest has waited `patience_s`. A batch of one, without patience, is diffusers one
@@ -89,7 +93,9 @@ def by_diffusers(loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_b
             if not waiting:
                 _sleep_until(started + due[-1].at)
                 continue
-            batch = [each for each in waiting if _kind(each.params) == _kind(waiting[0].params)][:largest_batch]
+            batch = [each for each in waiting if _kind(each.params) == _kind(waiting[0].params)][
+                :largest_batch
+            ]
             ready_at = waiting[0].at + patience_s
             if len(batch) < largest_batch and due and time.perf_counter() - started < ready_at:
                 _sleep_until(started + min(ready_at, due[-1].at))

@@ -80,7 +80,9 @@ class Benchmark:
     requests_per_second: float
     curve: CostCurve  # of a tick, as measured before the rest
     forecast_error: float  # of the seconds that a request was told when it came, by how much they differ from what it took: median
-    head_of_line: float  # seconds of a short request behind four long ones, of those among four others as short
+    head_of_line: (
+        float  # seconds of a short request behind four long ones, of those among four others as short
+    )
     head_of_line_crowded: float  # the same behind forty, which are more than a tick holds
     fidelity: Fidelity
     bookkeeping_share: float  # of a full tick, what is not the network's evaluation
@@ -90,7 +92,14 @@ class Benchmark:
         return asdict(self)
 
 
-def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compiled: bool, say: Say, quantization: str = "none") -> Benchmark:
+def run_benchmark(
+    model: ModelInfo,
+    num_requests: int,
+    rounds: int,
+    with_compiled: bool,
+    say: Say,
+    quantization: str = "none",
+) -> Benchmark:
     """Everything on the clock, one after another, in `rounds` for the trace."""
     subject = _prepare(model, say, quantization)
     runner, texts, curve, make_engine = subject.runner, subject.texts, subject.curve, subject.make_engine
@@ -105,7 +114,9 @@ def run_benchmark(model: ModelInfo, num_requests: int, rounds: int, with_compile
     _warm_up(loops, _like(model), texts, say)
     batch1 = _batch1(_like(model), make_engine(), loops, texts, say)
     arrivals, rate = _too_many(subject, num_requests, say)
-    mixed, forecast_error, flops_per_second = _mixed(_replays(make_engine, loops, texts), arrivals, rounds, say)
+    mixed, forecast_error, flops_per_second = _mixed(
+        _replays(make_engine, loops, texts), arrivals, rounds, say
+    )
     say("bookkeeping", 0, 1)
     blocked, crowded = (_head_of_line(_like(model), make_engine, texts, count) for count in (4, 40))
     share, mfu = _full_ticks(runner, make_engine(), _like(model), texts, peak)
@@ -148,7 +159,9 @@ def _too_many(subject: Subject, num_requests: int, say: Say) -> tuple[list[Arriv
     return [replace(each, at=each.at / rate) for each in trace], rate
 
 
-def saturated_engine(model: ModelInfo, num_requests: int, rounds: int, say: Say, quantization: str = "none") -> Mixed:
+def saturated_engine(
+    model: ModelInfo, num_requests: int, rounds: int, say: Say, quantization: str = "none"
+) -> Mixed:
     """The engine alone on the trace at `OVERLOAD` of what it can do: medians over `rounds`. About as long as it takes to draw them."""
     subject = _prepare(model, say, quantization)
     replay = by_engine(subject.make_engine, subject.texts)
@@ -166,13 +179,17 @@ def _like(model: ModelInfo) -> GenerationParams:
     return GenerationParams(PROMPTS[0], "", width, height, 20, 4.0, "dpmpp_2m", 1)
 
 
-def _warm_up(loops: Mapping[str, DiffusersLoop], params: GenerationParams, texts: Mapping[str, TextStates], say: Say) -> None:
+def _warm_up(
+    loops: Mapping[str, DiffusersLoop], params: GenerationParams, texts: Mapping[str, TextStates], say: Say
+) -> None:
     """Every shape and solver that the trace may bring, before the clock runs: a compiled network compiles for some of them anew.
 
     Solvers, because their schedulers give times of different types.
     """
     counts = range(1, LARGEST_BATCH + 1)
-    shapes = [(count, w, solver) for count in counts for w in (1.0, params.guidance_scale) for solver in SOLVERS]
+    shapes = [
+        (count, w, solver) for count in counts for w in (1.0, params.guidance_scale) for solver in SOLVERS
+    ]
     for number, (count, w, solver) in enumerate(shapes):
         say("warming up", number, len(shapes))
         for loop in loops.values():
@@ -182,7 +199,11 @@ def _warm_up(loops: Mapping[str, DiffusersLoop], params: GenerationParams, texts
 
 
 def _batch1(
-    params: GenerationParams, engine: Engine, loops: Mapping[str, DiffusersLoop], texts: Mapping[str, TextStates], say: Say
+    params: GenerationParams,
+    engine: Engine,
+    loops: Mapping[str, DiffusersLoop],
+    texts: Mapping[str, TextStates],
+    say: Say,
 ) -> dict[str, float | None]:
     """Median seconds of one picture with nothing beside it, in turns."""
 
@@ -200,10 +221,14 @@ def _batch1(
             started = time.perf_counter()
             draw()
             times[name].append(time.perf_counter() - started)
-    return {"diffusers_compiled_s": None} | {name: statistics.median(each[1:]) for name, each in times.items()}
+    return {"diffusers_compiled_s": None} | {
+        name: statistics.median(each[1:]) for name, each in times.items()
+    }
 
 
-def _replays(make_engine: Callable[[], Engine], loops: Mapping[str, DiffusersLoop], texts: Mapping[str, TextStates]) -> dict[str, Replay]:
+def _replays(
+    make_engine: Callable[[], Engine], loops: Mapping[str, DiffusersLoop], texts: Mapping[str, TextStates]
+) -> dict[str, Replay]:
     replays: dict[str, Replay] = {"ours": by_engine(make_engine, texts)}
     for name, loop in loops.items():
         replays[f"serial_{name}"] = by_diffusers(loop, texts, largest_batch=1, patience_s=0.0)
@@ -223,23 +248,42 @@ def _mixed(
     rates: list[float] = []
     for number in range(rounds):
         for name, replay in replays.items():
-            replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals)))
+            replayed = replay(
+                arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals))
+            )
             found[name].append(Mixed(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
             rates += [replayed.flops_per_second] if replayed.flops_per_second else []
-            errors += [abs(told / took - 1) for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)]
-    medians = {name: Mixed(*map(statistics.median, zip(*map(astuple, each), strict=True))) for name, each in found.items()}
+            errors += [
+                abs(told / took - 1)
+                for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)
+            ]
+    medians = {
+        name: Mixed(*map(statistics.median, zip(*map(astuple, each), strict=True)))
+        for name, each in found.items()
+    }
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]
     best = max(static, key=lambda mixed: mixed.images_per_hour)
-    return {"serial_compiled": None} | medians | {"static_best": best}, statistics.median(errors), statistics.median(rates)
+    return (
+        {"serial_compiled": None} | medians | {"static_best": best},
+        statistics.median(errors),
+        statistics.median(rates),
+    )
 
 
-def _head_of_line(params: GenerationParams, make_engine: Callable[[], Engine], texts: Mapping[str, TextStates], num_long: int) -> float:
+def _head_of_line(
+    params: GenerationParams,
+    make_engine: Callable[[], Engine],
+    texts: Mapping[str, TextStates],
+    num_long: int,
+) -> float:
     """An 8-step request that comes five ticks after `num_long` of 40 steps, against one of five such that start together: a median."""
 
     def seconds(others: int, steps: int, ticks_before: int) -> float:
         engine = make_engine()
         for number in range(others):
-            engine.add(str(number), replace(params, num_steps=steps, seed=number), texts[params.prompt], texts[""])
+            engine.add(
+                str(number), replace(params, num_steps=steps, seed=number), texts[params.prompt], texts[""]
+            )
         for _ in range(ticks_before):
             engine.step()
         started = time.perf_counter()

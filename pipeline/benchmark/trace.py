@@ -13,7 +13,16 @@ SEED = 20_261
 STEPS = (8, 20, 30, 40)
 GUIDANCE = (1.0, 4.0, 7.0)
 SOLVERS = ("dpmpp_2m", "euler", "heun")
-PROMPTS = ("a red apple", "cat face", "rocket", "umbrella", "pizza", "guitar", "police car", "a small green tree, flat style")
+PROMPTS = (
+    "a red apple",
+    "cat face",
+    "rocket",
+    "umbrella",
+    "pizza",
+    "guitar",
+    "police car",
+    "a small green tree, flat style",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,15 +36,21 @@ def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
             for size in sizes[:num_tried]:
                 if spent < SECONDS:
                     spent += visit(size)
-            while num_tried < len(sizes) and (num_tried < 2 or 2 * TICKS * max(points.values()) <= LONGEST_VISIT):
-                spent += visit(sizes[num_tried])  # though the time is spent: other stages start beside this one, and made it seem slow
+            while num_tried < len(sizes) and (
+                num_tried < 2 or 2 * TICKS * max(points.values()) <= LONGEST_VISIT
+            ):
+                spent += visit(
+                    sizes[num_tried]
+                )  # though the time is spent: other stages start beside this one, and made it seem slow
                 num_tried += 1
     finally:
         engine.abort_all()  # also where nobody is left: those who came are no company to expect
         while engine.has_work:
             engine.step()
     rising = sorted(points)
-    return CostCurve(tuple(rising), tuple(accumulate((points[work] for work in rising), max)))  # noise must not make more work cost less
+    return CostCurve(
+        tuple(rising), tuple(accumulate((points[work] for work in rising), max))
+    )  # noise must not make more work cost less
 
 
 def _visit(engine: Engine, model: ModelInfo, size: int) -> tuple[float, float]:

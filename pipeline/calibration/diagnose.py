@@ -67,7 +67,12 @@ def examine(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[Finding]
     set_threads(serving.num_threads)
     findings: list[Finding] = []
     network = partial(_network, quantization=serving.quantization)
-    for name, finding in (("weights", _weights), ("attention", _attention), ("compile", _compile), ("network", network)):
+    for name, finding in (
+        ("weights", _weights),
+        ("attention", _attention),
+        ("compile", _compile),
+        ("network", network),
+    ):
         say(name)
         findings.append(_tried(name, finding, model))
     if not findings[0].is_sound:
@@ -83,9 +88,15 @@ def examine(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[Finding]
 def device_finding() -> Finding:
     """What is computed on."""
     device = fast_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    return Finding("device", None, f"{device.type}, {name}{threads}, {_short(fast_dtype())}, torch {torch.__version__}")
+    return Finding(
+        "device", None, f"{device.type}, {name}{threads}, {_short(fast_dtype())}, torch {torch.__version__}"
+    )
 
 
 def _tried(name: str, find: Callable[[ModelInfo], Finding], model: ModelInfo) -> Finding:
@@ -102,7 +113,11 @@ def _failed(name: str, error: Exception) -> Finding:
 def _weights(model: ModelInfo) -> Finding:
     report = check_folder(str(model.path))
     tensors = sum(sum(part.dtypes.values()) for part in report.parts)
-    return Finding("weights", not report.faults, "; ".join(report.faults) or f"{tensors} tensors as the configurations want them")
+    return Finding(
+        "weights",
+        not report.faults,
+        "; ".join(report.faults) or f"{tensors} tensors as the configurations want them",
+    )
 
 
 def _attention(model: ModelInfo) -> Finding:
@@ -111,7 +126,10 @@ def _attention(model: ModelInfo) -> Finding:
     heads, channels = config.num_attention_heads, config.attention_head_dim
     device, dtype = fast_device(), fast_dtype()
     chosen, why = choose(device, dtype, heads, channels)
-    errors = {each.name: largest_error(each, device, dtype, heads, channels) for each in (*BACKENDS.values(), chosen)}
+    errors = {
+        each.name: largest_error(each, device, dtype, heads, channels)
+        for each in (*BACKENDS.values(), chosen)
+    }
     told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items() if name != "plain")
     is_sound = all(error < TOLERANCE for error in errors.values())  # which a NaN is not
     return Finding("attention", is_sound, f"{chosen.name}, because {why}; off the plain one by: {told}")
@@ -143,22 +161,38 @@ def _network(model: ModelInfo, quantization: str) -> Finding:
         wanted = plain.predict(x, plain.collate([row]), [0])
         del plain
         packed = pack(load_network(folder, str(device), dtype), quantization)
-        pooled = pooled if pooled is None else pooled.to(device, dtype if pooled.is_floating_point() else pooled.dtype)
+        pooled = (
+            pooled
+            if pooled is None
+            else pooled.to(device, dtype if pooled.is_floating_point() else pooled.dtype)
+        )
         text = packed.prepare_text(states.to(device, dtype), mask.to(device), pooled)
-        rows = packed.collate([packed.prepare_row(text, packed.prepare_times(timesteps.to(device), size))], [(side, side)])
+        rows = packed.collate(
+            [packed.prepare_row(text, packed.prepare_times(timesteps.to(device), size))], [(side, side)]
+        )
         found = packed.predict([x.to(device, dtype)], rows, [0])[0].float().cpu()
     cosine = float(cosine_similarity(found.flatten(), wanted.flatten(), dim=0))
-    return Finding("network", cosine >= MIN_COSINE[quantization], f"cosine {cosine:.6f} with the plain network in float32 on the processor")
+    return Finding(
+        "network",
+        cosine >= MIN_COSINE[quantization],
+        f"cosine {cosine:.6f} with the plain network in float32 on the processor",
+    )
 
 
 def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]:
     """A picture alone, the same in company, and how long one takes."""
     encoder, decoder = build_text_encoder(model), build_decoder(model)
-    engine = build_engine(model, max_rows=serving.max_rows, max_tokens=serving.max_tokens, quantization=serving.quantization)
+    engine = build_engine(
+        model, max_rows=serving.max_rows, max_tokens=serving.max_tokens, quantization=serving.quantization
+    )
     engine.curve = measure_curve(engine, model)
     width, height = model.native_size
     prompt = "0" if model.labels else "a red apple"
-    other = "1" if model.labels else "a long text about a green car on a blue road with many more words than sixteen, far too many of them"
+    other = (
+        "1"
+        if model.labels
+        else "a long text about a green car on a blue road with many more words than sixteen, far too many of them"
+    )
     params = GenerationParams(prompt, "", width, height, TICKS, model.guidance_scale, model.solver, seed=1)
     cond, uncond, long = encoder.encode([prompt, "", other])
 
@@ -167,7 +201,14 @@ def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]
         for number in range(company + 1):
             width, height = model.sizes[number % len(model.sizes)]
             scale = (model.guidance_scale, 1.0, 7.0)[number % 3]
-            one = replace(params, width=width, height=height, num_steps=TICKS + number % 2, guidance_scale=scale, seed=1 + number)
+            one = replace(
+                params,
+                width=width,
+                height=height,
+                num_steps=TICKS + number % 2,
+                guidance_scale=scale,
+                seed=1 + number,
+            )
             engine.add(str(number), one, long if number % 2 else cond, uncond)
         left = {outcome.request_id: outcome for outcome in _drain(engine)}
         if left["0"].latents is None:
@@ -186,12 +227,20 @@ def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]
             is_same or (False if is_promised else None),
             f"a picture's bits {'are the same' if is_same else 'differ'} alone and among {company} others",
         ),
-        Finding("picture", not isinstance(picture, NotAPicture), "drawn" if not isinstance(picture, NotAPicture) else str(picture)),
+        Finding(
+            "picture",
+            not isinstance(picture, NotAPicture),
+            "drawn" if not isinstance(picture, NotAPicture) else str(picture),
+        ),
     ]
-    curve = engine.curve  # after these pictures: of a network too large to be measured at the start they are all that is known
+    curve = (
+        engine.curve
+    )  # after these pictures: of a network too large to be measured at the start they are all that is known
     ticks = plan_of(replace(params, num_steps=model.num_steps), model).nfe
     texts = (cond, uncond) if model.guidance_scale != 1.0 else (cond,)
-    tick = sum(forward_flops(engine.config, alone.shape[1], alone.shape[2], bucket(text.mask)) for text in texts)
+    tick = sum(
+        forward_flops(engine.config, alone.shape[1], alone.shape[2], bucket(text.mask)) for text in texts
+    )
     decoding = 0.0 if isinstance(pace, NotAPicture) else pace[1].device_seconds
     seconds = cond.cost.device_seconds + ticks * curve.seconds_for(tick) + decoding
     most = min(engine.limits.max_rows * tick / len(texts), curve.best_work)

@@ -22,7 +22,14 @@ Say = Callable[[str], None]
 
 
 def measure_pace(
-    model: ModelInfo, size: tuple[int, int], *, num_threads: int, max_rows: int, max_tokens: int, quantization: str, say: Say
+    model: ModelInfo,
+    size: tuple[int, int],
+    *,
+    num_threads: int,
+    max_rows: int,
+    max_tokens: int,
+    quantization: str,
+    say: Say,
 ) -> Measured | None:
     """The cost curve of `model` here, and the medians of reading a text and of decoding `size` (width, height); about ten seconds.
 
@@ -36,12 +43,21 @@ def measure_pace(
     curve = measure_curve(engine, model)
     say("measuring the other stages")
     encoder, decoder = build_text_encoder(model), build_decoder(model)
-    texts = [encoder.encode(["0" if model.labels else "a red apple"])[0].cost.device_seconds for _ in range(RUNS + 1)]
+    texts = [
+        encoder.encode(["0" if model.labels else "a red apple"])[0].cost.device_seconds
+        for _ in range(RUNS + 1)
+    ]
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     width, height = (side // scale for side in size)
     latents = torch.zeros(engine.config.in_channels, height, width)
-    pictures = [made[1].device_seconds for made in decoder.decode([latents] * (RUNS + 1)) if not isinstance(made, NotAPicture)]
-    return Measured(curve, statistics.median(texts[1:]), statistics.median(pictures[1:] or [0.0]), engine.limits)
+    pictures = [
+        made[1].device_seconds
+        for made in decoder.decode([latents] * (RUNS + 1))
+        if not isinstance(made, NotAPicture)
+    ]
+    return Measured(
+        curve, statistics.median(texts[1:]), statistics.median(pictures[1:] or [0.0]), engine.limits
+    )
 
 
 def measure_peak(num_threads: int) -> float:

@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safelight.models.checkpoints.families import FAMILIES, Family, Part, network_class, recognise, spatial_compression
+from safelight.models.checkpoints.families import (
+    FAMILIES,
+    Family,
+    Part,
+    network_class,
+    recognise,
+    spatial_compression,
+)
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
 from safelight.pipeline.capacity.picture_work import Outline, Size
@@ -34,8 +41,14 @@ def list_published() -> tuple[str, ...]:
 def outline_of(model: ModelInfo) -> Outline:
     """The work of a model in a folder, from its configs alone."""
     family = recognise(model.path)
-    configs = {part.folder: read_json(path) for part in family.parts if (path := _config_path(model.path, part)).exists()}
-    return _outline(model.id, family, configs, model.native_size, model.schedule, model.prediction, model.sizes)
+    configs = {
+        part.folder: read_json(path)
+        for part in family.parts
+        if (path := _config_path(model.path, part)).exists()
+    }
+    return _outline(
+        model.id, family, configs, model.native_size, model.schedule, model.prediction, model.sizes
+    )
 
 
 def published_outline(name: str) -> Outline:
@@ -52,7 +65,13 @@ def published_outline(name: str) -> Outline:
 
 
 def _outline(
-    name: str, family: Family, configs: Configs, native: Size, schedule: Schedule, prediction: str, sizes: tuple[Size, ...]
+    name: str,
+    family: Family,
+    configs: Configs,
+    native: Size,
+    schedule: Schedule,
+    prediction: str,
+    sizes: tuple[Size, ...],
 ) -> Outline:
     from safelight.models.denoisers import KINDS
     from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
@@ -62,7 +81,9 @@ def _outline(
     states = _num_states(family, configs)
 
     def once(num_times: int, num_texts: int) -> int:
-        return times_flops(network, num_times) + num_texts * (text_flops(network, states) + row_flops(network, states, num_times))
+        return times_flops(network, num_times) + num_texts * (
+            text_flops(network, states) + row_flops(network, states, num_times)
+        )
 
     return Outline(
         name=name,
@@ -73,7 +94,11 @@ def _outline(
         timestep_spacing=family.timestep_spacing,
         schedule=schedule,
         prediction=prediction,
-        text=sum(_tower_flops(family, part, configs[part.folder]) for part in family.parts if part.folder in configs),
+        text=sum(
+            _tower_flops(family, part, configs[part.folder])
+            for part in family.parts
+            if part.folder in configs
+        ),
         evaluation=lambda height, width: forward_flops(network, height, width, states),
         once=once,
         decode=partial(decode_flops, configs["vae"]),

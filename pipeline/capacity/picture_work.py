@@ -9,7 +9,13 @@ from safelight.models.checkpoints.families import LONGEST_SIDE
 from safelight.pipeline.diffusion.guidance import needs_cond, needs_uncond
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.solvers import plan
-from safelight.pipeline.params import MAX_GUIDANCE_SCALE, MAX_STEPS, MIN_GUIDANCE_SCALE, MIN_STEPS, InvalidParams
+from safelight.pipeline.params import (
+    MAX_GUIDANCE_SCALE,
+    MAX_STEPS,
+    MIN_GUIDANCE_SCALE,
+    MIN_STEPS,
+    InvalidParams,
+)
 
 Size = tuple[int, int]  # width, height, in pixels
 
@@ -69,7 +75,9 @@ def picture_work(outline: Outline, order: Order) -> PictureWork:
     """What one picture takes alone, no text remembered. Raises `InvalidParams` for what the model cannot draw."""
     _check(outline, order)
     width, height = (side // outline.scale for side in order.size)
-    made = plan(order.solver, outline.schedule, outline.prediction, order.num_steps, spacing=outline.timestep_spacing)
+    made = plan(
+        order.solver, outline.schedule, outline.prediction, order.num_steps, spacing=outline.timestep_spacing
+    )
     rows = needs_cond(order.guidance_scale) + needs_uncond(order.guidance_scale)
     return PictureWork(
         encode=rows * outline.text,
@@ -88,9 +96,13 @@ def _check(outline: Outline, order: Order) -> None:
         allowed = ", ".join(f"{w}x{h}" for w, h in outline.sizes)
         raise InvalidParams("size", f"size {size} is not served by {outline.name}; allowed: {allowed}")
     if any(length % side or not side <= length <= LONGEST_SIDE for length in order.size):
-        raise InvalidParams("size", f"size {size} is not possible; sides are multiples of {side}, at most {LONGEST_SIDE}")
+        raise InvalidParams(
+            "size", f"size {size} is not possible; sides are multiples of {side}, at most {LONGEST_SIDE}"
+        )
     if not MIN_STEPS <= order.num_steps <= MAX_STEPS:
-        raise InvalidParams("steps", f"steps must be between {MIN_STEPS} and {MAX_STEPS}, got {order.num_steps}")
+        raise InvalidParams(
+            "steps", f"steps must be between {MIN_STEPS} and {MAX_STEPS}, got {order.num_steps}"
+        )
     if not MIN_GUIDANCE_SCALE <= order.guidance_scale <= MAX_GUIDANCE_SCALE:
         raise InvalidParams(
             "guidance_scale",

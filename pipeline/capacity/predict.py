@@ -145,11 +145,15 @@ class Measured:
     in_turns: bool = True
 
     def seconds(self, work: PictureWork) -> Seconds:
-        return Seconds(work.rows * self.text_seconds, sum(map(self.curve.seconds_for, work.ticks)), self.decode_seconds)
+        return Seconds(
+            work.rows * self.text_seconds, sum(map(self.curve.seconds_for, work.ticks)), self.decode_seconds
+        )
 
     def busy_seconds(self, work: PictureWork) -> Seconds:
         alone, tick = self.seconds(work), work.ticks[0]
-        pictures = max(1, min(self.limits.max_rows // work.rows, self.limits.max_tokens // (work.rows * work.tokens)))
+        pictures = max(
+            1, min(self.limits.max_rows // work.rows, self.limits.max_tokens // (work.rows * work.tokens))
+        )
         most = max(tick, min(pictures * tick, self.curve.best_work))
         full = sum(each * self.curve.seconds_for(most) / most for each in work.ticks)
         return replace(alone, denoise=min(alone.denoise, full))
@@ -177,7 +181,9 @@ class Measured:
         count = max(1, min(TRACE, TRACE_TICKS // len(work.ticks)))
         for _ in range(count):
             now += rng.expovariate(rate)
-            coming.append(Simulated(make_load([work.rows] * len(work.ticks), work.ticks, work.tokens, curve, now)))
+            coming.append(
+                Simulated(make_load([work.rows] * len(work.ticks), work.ticks, work.tokens, curve, now))
+            )
         done = simulate(coming, partial(choose_next, limits=self.limits, curve=curve), curve)
         latencies = sorted(each.latency for each in done)
         return max(0.0, latencies[min(int(share * count), count - 1)] - self.seconds(work).denoise)
@@ -203,7 +209,9 @@ class Prediction:
     device_seconds: float  # of one picture, in company
 
 
-def measured_by(curves: Mapping[str, CostCurve], outline: Outline, size: tuple[int, int], max_rows: int, max_tokens: int) -> Measured:
+def measured_by(
+    curves: Mapping[str, CostCurve], outline: Outline, size: tuple[int, int], max_rows: int, max_tokens: int
+) -> Measured:
     """A running service as a machine: the curve of each stage (`/v1/curve`), for pictures of `size` (width, height).
 
     A tick holds so many rows, and tokens; 0: those of as many rows at the native size.
@@ -211,7 +219,10 @@ def measured_by(curves: Mapping[str, CostCurve], outline: Outline, size: tuple[i
     width, height = (side // outline.scale for side in size)
     native = [side // outline.scale // outline.patch for side in outline.native_size]
     limits = Limits(max_rows, max_tokens or max_rows * native[0] * native[1])
-    text, picture = curves["encode"].seconds_for(max(outline.text, 1.0)), curves["decode"].seconds_for(outline.decode(height, width))
+    text, picture = (
+        curves["encode"].seconds_for(max(outline.text, 1.0)),
+        curves["decode"].seconds_for(outline.decode(height, width)),
+    )
     return Measured(curves["denoise"], text, picture, limits, in_turns=False)
 
 
@@ -226,7 +237,9 @@ def predict(outline: Outline, order: Order, device: Device, targets: Targets) ->
         work=work,
         seconds=alone,
         latency_s=latency,
-        mean_latency_s=alone.total + ConstantServers(targets.rate, alone.total).mean_wait if is_queue else None,
+        mean_latency_s=alone.total + ConstantServers(targets.rate, alone.total).mean_wait
+        if is_queue
+        else None,
         images_per_hour_per_device=HOUR / busy,
         utilisation=targets.rate * busy,
         replicas=replicas,
@@ -235,7 +248,13 @@ def predict(outline: Outline, order: Order, device: Device, targets: Targets) ->
         meets_latency=latency <= targets.latency_s,
         meets_throughput=HOUR / busy >= targets.images_per_hour,
         most_steps=(
-            _most_steps(outline, order, lambda work: _keeps_up(device, work, targets) and device.seconds(work).total <= targets.latency_s),
+            _most_steps(
+                outline,
+                order,
+                lambda work: (
+                    _keeps_up(device, work, targets) and device.seconds(work).total <= targets.latency_s
+                ),
+            ),
             _most_steps(outline, order, lambda work: _in_time(device, work, targets)),
         ),
         device_seconds=busy,
@@ -287,7 +306,10 @@ def _keeps_up(device: Device, work: PictureWork, targets: Targets) -> bool:
 
 def _in_time(device: Device, work: PictureWork, targets: Targets) -> bool:
     alone = device.seconds(work).total
-    return alone <= targets.latency_s and alone + device.waits(work, targets.rate, targets.share) <= targets.latency_s
+    return (
+        alone <= targets.latency_s
+        and alone + device.waits(work, targets.rate, targets.share) <= targets.latency_s
+    )
 
 
 def _most_steps(outline: Outline, order: Order, is_met: Callable[[PictureWork], bool]) -> int:

@@ -33,7 +33,9 @@ class ConstantServers:
 
     def __post_init__(self) -> None:
         if not (0.0 < self.rate < math.inf and 0.0 < self.service < math.inf and self.servers >= 1):
-            raise ValueError(f"a queue needs a positive rate, time and number of servers, got {self.rate}, {self.service}, {self.servers}")
+            raise ValueError(
+                f"a queue needs a positive rate, time and number of servers, got {self.rate}, {self.service}, {self.servers}"
+            )
 
     @property
     def utilisation(self) -> float:
@@ -48,7 +50,9 @@ class ConstantServers:
         here = self._here
         waiting, ratio = here.exactly[self.servers :], here.ratio
         solved = float(np.dot(np.arange(len(waiting)), waiting))
-        beyond = float(waiting[-1]) * ((len(waiting) - 1) * ratio / (1.0 - ratio) + ratio / (1.0 - ratio) ** 2)
+        beyond = float(waiting[-1]) * (
+            (len(waiting) - 1) * ratio / (1.0 - ratio) + ratio / (1.0 - ratio) ** 2
+        )
         return (solved + beyond) / self.rate
 
     def waits_at_most(self, seconds: float) -> float:
@@ -56,7 +60,9 @@ class ConstantServers:
         if seconds < 0.0 or self.utilisation >= FULL:
             return 0.0
         services = math.floor(seconds / self.service) + 1
-        coming = self.rate * (services * self.service - seconds)  # customers on average until the next whole service
+        coming = self.rate * (
+            services * self.service - seconds
+        )  # customers on average until the next whole service
         term, total = math.exp(-coming), 0.0
         for number in range(services * self.servers):
             total += term * self._here.fewer_wait(services * self.servers - number)
@@ -113,11 +119,15 @@ def _customers(utilisation: float, servers: int) -> Here:
     """The stationary distribution: after one service time all who were served are gone, and those are there who came meanwhile."""
     coming, size = utilisation * servers, STATES + SPREAD * servers
     ratio = _tail_ratio(coming, servers)
-    arrive = np.array([math.exp(k * math.log(coming) - coming - math.lgamma(k + 1)) for k in range(size + servers)])
+    arrive = np.array(
+        [math.exp(k * math.log(coming) - coming - math.lgamma(k + 1)) for k in range(size + servers)]
+    )
     reached = np.zeros((size, size))  # column i: what i customers lead to
     for i in range(servers + size - 1):
         left = max(i - servers, 0)
-        weight = 1.0 if i < size else ratio ** (i - size + 1)  # of the last that is solved for, on whom the tail depends
+        weight = (
+            1.0 if i < size else ratio ** (i - size + 1)
+        )  # of the last that is solved for, on whom the tail depends
         reached[left:, min(i, size - 1)] += weight * arrive[: size - left]
     system = reached - np.eye(size)
     system[-1] = 1.0  # one equation says nothing new, this one does

@@ -16,7 +16,11 @@ from safelight.pipeline.flops.text import clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops
 from safelight.pipeline.params import InvalidParams
 
-FLUX_WIDTH, FLUX_BLOCKS, FLUX_DOUBLE = 3072, 57, 19  # of the blocks, those with a stream for each of picture and text
+FLUX_WIDTH, FLUX_BLOCKS, FLUX_DOUBLE = (
+    3072,
+    57,
+    19,
+)  # of the blocks, those with a stream for each of picture and text
 FLUX_TEXT, FLUX_PATCH = 4096, 64  # channels of a text state, and of a token before it is projected
 SDXL_UNET = 6.761e12  # one row at 1024 x 1024, 77 tokens: torch's counter on diffusers' UNet2DConditionModel
 SDXL_SIDE = 128  # latent pixels
@@ -30,19 +34,34 @@ def flux_flops(height: int, width: int, text_tokens: int) -> int:
     d, n = FLUX_WIDTH, (height // 2) * (width // 2)
     s = n + text_tokens
     modulations = 2 * d * d * (12 * FLUX_DOUBLE + 3 * (FLUX_BLOCKS - FLUX_DOUBLE) + 2)
-    return FLUX_BLOCKS * (24 * s * d * d + 4 * s * s * d) + modulations + 4 * n * FLUX_PATCH * d + 2 * text_tokens * FLUX_TEXT * d
+    return (
+        FLUX_BLOCKS * (24 * s * d * d + 4 * s * s * d)
+        + modulations
+        + 4 * n * FLUX_PATCH * d
+        + 2 * text_tokens * FLUX_TEXT * d
+    )
 
 
 def sdxl_flops(height: int, width: int) -> int:
     """One row of SDXL's U-Net (Podell et al. 2023, arXiv:2307.01952), counted at 1024 x 1024 only: `InvalidParams` for another size."""
     if (height, width) != (SDXL_SIDE, SDXL_SIDE):
-        raise InvalidParams("size", f"size {8 * width}x{8 * height} was not counted for sdxl; allowed: 1024x1024")
+        raise InvalidParams(
+            "size", f"size {8 * width}x{8 * height} was not counted for sdxl; allowed: 1024x1024"
+        )
     return int(SDXL_UNET)
 
 
 def _flux(name: str, num_steps: int, text_tokens: int) -> Outline:
     """FLUX.1 knows its guidance from training: one row a step, unless a scale other than 1 is asked for."""
-    return _unserved(name, num_steps, 1.0, (T5_XXL, text_tokens), (CLIP_L,), partial(flux_flops, text_tokens=text_tokens), VAE_16)
+    return _unserved(
+        name,
+        num_steps,
+        1.0,
+        (T5_XXL, text_tokens),
+        (CLIP_L,),
+        partial(flux_flops, text_tokens=text_tokens),
+        VAE_16,
+    )
 
 
 def _sdxl() -> Outline:

@@ -6,4 +6,11 @@ from safelight.pipeline.params import GenerationParams, ModelInfo
 
 def plan_of(params: GenerationParams, model: ModelInfo) -> Plan:
     """The ticks of one picture under `model`. Raises `InvalidParams` for what the solver or the spacing cannot do."""
-    return plan(params.solver, model.schedule, model.prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta)
+    return plan(
+        params.solver,
+        model.schedule,
+        model.prediction,
+        params.num_steps,
+        spacing=params.timestep_spacing,
+        eta=params.eta,
+    )

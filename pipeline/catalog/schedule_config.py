@@ -63,7 +63,9 @@ def _read_flow(config: dict[str, Any], path: Path) -> Flow:
     key = "flow_shift" if "flow_shift" in config else "shift"
     shift = config.get(key, 1.0)
     if type(shift) not in (int, float) or not 1 / LARGEST_SHIFT <= shift <= LARGEST_SHIFT:
-        raise CheckpointError(f"{path}: {key} is {shift!r}, expected a number from {1 / LARGEST_SHIFT:g} to {LARGEST_SHIFT:g}")
+        raise CheckpointError(
+            f"{path}: {key} is {shift!r}, expected a number from {1 / LARGEST_SHIFT:g} to {LARGEST_SHIFT:g}"
+        )
     return Flow(shift)
 
 

@@ -33,7 +33,9 @@ class Guide:
         return needs_cond(self.scale), needs_uncond(self.scale) and not self.reuses
 
 
-def guides(times: Iterable[float], guidance_scale: float, interval: tuple[float, float], stride: int) -> tuple[Guide, ...]:
+def guides(
+    times: Iterable[float], guidance_scale: float, interval: tuple[float, float], stride: int
+) -> tuple[Guide, ...]:
     """The guide of every tick. Of those that mix two predictions each `stride`-th evaluates both, from the first on.
 
     The others evaluate the prompt alone, and take the difference of the last that evaluated both: the residual that the

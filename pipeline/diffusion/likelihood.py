@@ -155,12 +155,16 @@ def elbo(
         alpha, sigma = schedule.alpha_sigma(t)
         z = next(noise).to(x)
         if z.shape != x.shape:
-            raise InvalidParams("noise", f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(z.shape)}")
+            raise InvalidParams(
+                "noise", f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(z.shape)}"
+            )
         with torch.no_grad():
             gap = x - denoise(alpha * x + sigma * z, t)
         v = variance(schedule, s, t)
         if not v > 0.0:
-            raise InvalidParams("variance", f"variances must be positive, got {v} for the step from {t} to {s}")
+            raise InvalidParams(
+                "variance", f"variances must be positive, got {v} for the step from {t} to {s}"
+            )
         if s == 0.0:
             steps.append(0.5 * (gap.square() / v + math.log(2.0 * math.pi * v)).flatten(1).sum(1))
         else:
@@ -202,7 +206,9 @@ def rademacher(num: int, shape: Sequence[int], seed: int) -> Iterator[Tensor]:
     if num < 1:
         raise InvalidParams("probes", f"at least 1 probe is needed, got {num}")
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randint(0, 2, (num, *shape), generator=generator).mul(2).sub(1).float() for _ in iter(int, 1))
+    return (
+        torch.randint(0, 2, (num, *shape), generator=generator).mul(2).sub(1).float() for _ in iter(int, 1)
+    )
 
 
 def gaussian(shape: Sequence[int], seed: int) -> Iterator[Tensor]:
@@ -233,7 +239,10 @@ def standard_error(samples: Tensor, is_exact: bool = False) -> Tensor:
 def _trace(velocity: Tensor, y: Tensor) -> Tensor:
     """The divergence (1, N), a gradient a dimension; rows do not see one another, so their sum has each row's gradient."""
     columns = velocity.flatten(1).sum(0).unbind()
-    gradients = (torch.autograd.grad(column, y, retain_graph=True)[0].flatten(1)[:, i] for i, column in enumerate(columns))
+    gradients = (
+        torch.autograd.grad(column, y, retain_graph=True)[0].flatten(1)[:, i]
+        for i, column in enumerate(columns)
+    )
     return torch.stack(list(gradients)).sum(0)[None]
 
 
@@ -245,7 +254,10 @@ def _hutchinson(velocity: Tensor, y: Tensor, probes: Tensor) -> Tensor:
 
 def _checked(probes: Tensor, x: Tensor) -> Tensor:
     if probes.shape[1:] != x.shape[1:]:
-        raise InvalidParams("probes", f"probes must have the shape of a row of x, {tuple(x.shape[1:])}, got {tuple(probes.shape[1:])}")
+        raise InvalidParams(
+            "probes",
+            f"probes must have the shape of a row of x, {tuple(x.shape[1:])}, got {tuple(probes.shape[1:])}",
+        )
     return probes.to(x)
 
 

@@ -19,7 +19,10 @@ Value = TypeVar("Value", "float", "Tensor")
 PREDICTIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "epsilon": lambda alpha, sigma: (1.0 / alpha, -sigma / alpha),
     "sample": lambda alpha, sigma: (0.0, 1.0),
-    "v_prediction": lambda alpha, sigma: (alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)),  # arXiv:2202.00512, appendix D
+    "v_prediction": lambda alpha, sigma: (
+        alpha / (alpha**2 + sigma**2),
+        -sigma / (alpha**2 + sigma**2),
+    ),  # arXiv:2202.00512, appendix D
     "flow": lambda alpha, sigma: (1.0 / (alpha + sigma), -sigma / (alpha + sigma)),
     "score": lambda alpha, sigma: (1.0 / alpha, sigma**2 / alpha),  # Tweedie: score = -eps / sigma
 }
@@ -32,10 +35,13 @@ def x0_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float,
     at alpha = 0.
     """
     if prediction not in PREDICTIONS:
-        raise InvalidParams("prediction", f"prediction {prediction!r} is unknown; allowed: {', '.join(PREDICTIONS)}")
+        raise InvalidParams(
+            "prediction", f"prediction {prediction!r} is unknown; allowed: {', '.join(PREDICTIONS)}"
+        )
     if alpha == 0.0 and prediction in ("epsilon", "score"):
         raise InvalidParams(
-            "prediction", f"{prediction} cannot be read where no signal is left (alpha = 0); start from a schedule that keeps some"
+            "prediction",
+            f"{prediction} cannot be read where no signal is left (alpha = 0); start from a schedule that keeps some",
         )
     return PREDICTIONS[prediction](alpha, sigma)
 
@@ -47,7 +53,9 @@ def out_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float
     """
     p, q = x0_coefficients(prediction, alpha, sigma)
     if q == 0.0:
-        raise InvalidParams("prediction", f"{prediction} cannot be computed where no noise is left (sigma = 0)")
+        raise InvalidParams(
+            "prediction", f"{prediction} cannot be computed where no noise is left (sigma = 0)"
+        )
     return -p / q, 1.0 / q
 
 

@@ -88,7 +88,9 @@ class VariancePreserving:
 
     def __post_init__(self) -> None:
         if self.kind not in _BETAS:
-            raise InvalidParams("schedule", f"beta schedule {self.kind!r} is unknown; allowed: {', '.join(_BETAS)}")
+            raise InvalidParams(
+                "schedule", f"beta schedule {self.kind!r} is unknown; allowed: {', '.join(_BETAS)}"
+            )
 
     @property
     def family(self) -> str:
@@ -132,7 +134,9 @@ class VarianceExploding:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise InvalidParams("schedule", f"0 < sigma_min < sigma_max is needed, got {self.sigma_min} and {self.sigma_max}")
+            raise InvalidParams(
+                "schedule", f"0 < sigma_min < sigma_max is needed, got {self.sigma_min} and {self.sigma_max}"
+            )
 
     @property
     def family(self) -> str:
@@ -167,7 +171,9 @@ def is_noise(alpha: float) -> bool:
     return alpha < NO_SIGNAL
 
 
-def resolution_shift(num_tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)) -> float:
+def resolution_shift(
+    num_tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)
+) -> float:
     """The shift of a flow for a picture of `num_tokens`: exp of a line through `base` and `largest`, each (tokens, log shift).
 
     The defaults are FLUX.1's and SD3.5's (`base_shift`, `max_shift` of diffusers' `FlowMatchEulerDiscreteScheduler`).
@@ -202,7 +208,10 @@ def _cosine_betas() -> list[float]:
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    return [min(0.999, 1.0 - alpha_bar((i + 1) / NUM_TRAIN_STEPS) / alpha_bar(i / NUM_TRAIN_STEPS)) for i in range(NUM_TRAIN_STEPS)]
+    return [
+        min(0.999, 1.0 - alpha_bar((i + 1) / NUM_TRAIN_STEPS) / alpha_bar(i / NUM_TRAIN_STEPS))
+        for i in range(NUM_TRAIN_STEPS)
+    ]
 
 
 _BETAS = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosine": _cosine_betas}

@@ -22,7 +22,9 @@ def make_grid(schedule: Schedule, num_steps: int, spacing: str = "trailing") -> 
     Raises `InvalidParams` for an unknown spacing or too few steps for it.
     """
     if spacing not in SPACINGS:
-        raise InvalidParams("timestep_spacing", f"timestep_spacing {spacing!r} is unknown; allowed: {', '.join(SPACINGS)}")
+        raise InvalidParams(
+            "timestep_spacing", f"timestep_spacing {spacing!r} is unknown; allowed: {', '.join(SPACINGS)}"
+        )
     if num_steps < 1:
         raise InvalidParams("num_inference_steps", f"num_inference_steps must be at least 1, got {num_steps}")
     return (*SPACINGS[spacing](schedule, num_steps), 0.0)
@@ -33,7 +35,9 @@ def check_grid(times: Sequence[float], num_steps: int) -> tuple[float, ...]:
     if num_steps < 1:
         raise InvalidParams("grid", f"a grid has at least two times, got {tuple(times)}")
     if len(times) != num_steps + 1:
-        raise InvalidParams("grid", f"a grid of {num_steps} steps has {num_steps + 1} times, got {len(times)}")
+        raise InvalidParams(
+            "grid", f"a grid of {num_steps} steps has {num_steps + 1} times, got {len(times)}"
+        )
     if not all(t > u for t, u in zip(times, times[1:], strict=False)):  # NaN is no time
         raise InvalidParams("grid", f"grid must be strictly decreasing, got {tuple(times)}")
     if not (times[-1] >= 0.0 and times[0] <= 1.0):
@@ -50,7 +54,10 @@ def leading(schedule: Schedule, num_steps: int) -> list[float]:
     """Equal whole training steps counted from the clean end (Stable Diffusion, offset 1), the first moved to t = 1."""
     stride = NUM_TRAIN_STEPS // num_steps
     if num_steps >= NUM_TRAIN_STEPS:
-        raise InvalidParams("num_inference_steps", f"num_inference_steps must be under {NUM_TRAIN_STEPS} for leading, got {num_steps}")
+        raise InvalidParams(
+            "num_inference_steps",
+            f"num_inference_steps must be under {NUM_TRAIN_STEPS} for leading, got {num_steps}",
+        )
     times = [(i * stride + 2) / NUM_TRAIN_STEPS for i in reversed(range(num_steps))]
     return [1.0, *(schedule.warp(min(t, LAST_FINITE)) for t in times[1:])]
 
@@ -78,7 +85,12 @@ def uniform_lam(schedule: Schedule, num_steps: int) -> list[float]:
 
 def karras(schedule: Schedule, num_steps: int) -> list[float]:
     """Equal steps of (sigma / alpha)^(1/7) (Karras et al. 2022, arXiv:2206.00364, eq. 5), then one to the data."""
-    return _between(schedule, num_steps, lambda lam: math.exp(-lam / KARRAS_RHO), lambda value: -KARRAS_RHO * math.log(value))
+    return _between(
+        schedule,
+        num_steps,
+        lambda lam: math.exp(-lam / KARRAS_RHO),
+        lambda value: -KARRAS_RHO * math.log(value),
+    )
 
 
 SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
@@ -91,7 +103,9 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[float]]] = {
 }
 
 
-def _between(schedule: Schedule, num_steps: int, scale: Callable[[float], float], inverse: Callable[[float], float]) -> list[float]:
+def _between(
+    schedule: Schedule, num_steps: int, scale: Callable[[float], float], inverse: Callable[[float], float]
+) -> list[float]:
     """Equal steps on `scale` of lam between the finite ends of a schedule; the first time is 1 itself."""
     first = lam(*schedule.alpha_sigma(1.0))
     low = scale(first if math.isfinite(first) else lam(*schedule.alpha_sigma(LAST_FINITE)))

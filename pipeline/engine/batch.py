@@ -30,7 +30,9 @@ class Group:
     uncond_row: Tensor
     scale: Tensor  # (S, 1, 1, 1)
     phi: Tensor | None  # (S, 1, 1, 1), guidance rescale; None if nobody asks for it
-    reuses: Tensor | None  # (S, 1, 1, 1), whose tick takes an earlier difference of its predictions; None if nobody's
+    reuses: (
+        Tensor | None
+    )  # (S, 1, 1, 1), whose tick takes an earlier difference of its predictions; None if nobody's
     keeps: tuple[int, ...]  # the samples of which a later tick will
     read: Tensor  # (S, 7, C, H, W) and the next (S, 5, C, H, W): fresh memory every tick would cost more than the arithmetic
     written: Tensor
@@ -92,29 +94,42 @@ def make_membership(samples: Sequence[Sample], network: PackedNetwork) -> Member
     return Membership(
         groups=tuple(group for group, _ in laid_out),
         guides=_guides(samples),
-        rows=network.collate([row for _, row in rows], [(sample.x.shape[1], sample.x.shape[2]) for sample, _ in rows]),
+        rows=network.collate(
+            [row for _, row in rows], [(sample.x.shape[1], sample.x.shape[2]) for sample, _ in rows]
+        ),
         row_samples=tuple(sample for sample, _ in rows),
     )
 
 
 def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row]]]:
     """The group of `samples`, and its rows with their samples."""
-    every = [(index, which, row) for index, sample in enumerate(samples) for which, row in enumerate(sample.rows)]
+    every = [
+        (index, which, row) for index, sample in enumerate(samples) for which, row in enumerate(sample.rows)
+    ]
     every.sort(key=lambda one: one[2].text_tokens)  # stable
     place = {(index, which): position for position, (index, which, _) in enumerate(every)}
     device = samples[0].state.device
     guides = _guides(samples)
-    phis = [sample.params.guidance_rescale if guide.mixes else 0.0 for sample, guide in zip(samples, guides, strict=True)]
+    phis = [
+        sample.params.guidance_rescale if guide.mixes else 0.0
+        for sample, guide in zip(samples, guides, strict=True)
+    ]
     reuses = [guide.reuses for guide in guides]
     group = Group(
         samples=samples,
         row_sample=torch.tensor([index for index, _, _ in every], device=device),
         cond_row=torch.tensor([place[index, 0] for index in range(len(samples))], device=device),
-        uncond_row=torch.tensor([place[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device=device),
+        uncond_row=torch.tensor(
+            [place[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device=device
+        ),
         scale=torch.tensor([guide.scale for guide in guides], device=device)[:, None, None, None],
         phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
         reuses=torch.tensor(reuses, device=device)[:, None, None, None] if any(reuses) else None,
-        keeps=tuple(index for index, sample in enumerate(samples) if len(sample.rows) == 2 and sample.params.guidance_stride > 1),
+        keeps=tuple(
+            index
+            for index, sample in enumerate(samples)
+            if len(sample.rows) == 2 and sample.params.guidance_stride > 1
+        ),
         read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
         written=torch.empty(len(samples), len(STATE), *samples[0].x.shape, device=device),
     )
@@ -139,7 +154,9 @@ def guided(group: Group, out: Tensor) -> Tensor:
     """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
     cond, uncond = out[group.cond_row], out[group.uncond_row]
     if group.reuses is not None:
-        uncond = torch.where(group.reuses, cond - torch.stack([_last_difference(sample) for sample in group.samples]), uncond)
+        uncond = torch.where(
+            group.reuses, cond - torch.stack([_last_difference(sample) for sample in group.samples]), uncond
+        )
     for index in group.keeps:
         group.samples[index].difference = cond[index] - uncond[index]
     combined = combine(cond, uncond, group.scale)

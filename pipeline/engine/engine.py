@@ -30,7 +30,9 @@ from safelight.pipeline.scheduling.queue import WaitingQueue, choose_next
 from safelight.pipeline.scheduling.workload import Load, make_load
 
 PLANS_KEPT = 64
-EXPLORE = 64  # every how many ticks one may be as large as the limits allow, whatever the curve says of such ticks
+EXPLORE = (
+    64  # every how many ticks one may be as large as the limits allow, whatever the curve says of such ticks
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,9 @@ class Engine:
         self._left: list[Outcome] = []
         self._members: batch.Membership | None = None
         self._num_ticks = 0
-        self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = (
+            OrderedDict()
+        )
         self.last_tick: TickFacts | None = None
 
     @property
@@ -154,13 +158,17 @@ class Engine:
         prepared, flops = self._prepare(params)
         times = (tick.t for tick in prepared.plan.ticks)
         guided = guides(times, params.guidance_scale, params.guidance_interval, params.guidance_stride)
-        needs_cond, needs_uncond = (any(which) for which in zip(*(guide.rows for guide in guided), strict=True))
+        needs_cond, needs_uncond = (
+            any(which) for which in zip(*(guide.rows for guide in guided), strict=True)
+        )
         if needs_uncond and uncond is None:
             raise ValueError("a guided sample needs the states of its negative prompt")
         load = self._load(params, guided, cond, uncond, started if arrived is None else arrived, deadline)
         if (most := max(load.rows) * load.tokens) > self.limits.max_tokens:
             size, least = f"{params.width}x{params.height}", self.limits.max_tokens
-            raise InvalidParams("size", f"a picture of {size} takes {most} tokens in a tick, and this engine at most {least}")
+            raise InvalidParams(
+                "size", f"a picture of {size} takes {most} tokens in a tick, and this engine at most {least}"
+            )
         self._lately.append(load)
         waiting = Waiting(
             request_id=request_id,
@@ -198,15 +206,21 @@ class Engine:
     def forecast(self) -> dict[str, float]:
         """For every sample that is here, the seconds until it leaves, if others come as they did lately."""
         begun = list(self._running.values())
-        seconds = finish_times(begun, self._queue, time.perf_counter(), self.limits, self.curve, list(self._lately))
+        seconds = finish_times(
+            begun, self._queue, time.perf_counter(), self.limits, self.curve, list(self._lately)
+        )
         return {sample.request_id: own for sample, own in zip((*begun, *self._queue), seconds, strict=True)}
 
     def _choose(self) -> list[Sample]:
         """The samples of the next tick, in order of arrival; those who have waited until now are begun."""
         self._num_ticks += 1
         curve = self.curve.exploring() if self._is_exploring else self.curve
-        chosen = choose_next(list(self._running.values()), self._queue, time.perf_counter(), self.limits, curve)
-        return in_order_of([sample for sample in map(self._begun, chosen) if sample is not None], self._running.values())
+        chosen = choose_next(
+            list(self._running.values()), self._queue, time.perf_counter(), self.limits, curve
+        )
+        return in_order_of(
+            [sample for sample in map(self._begun, chosen) if sample is not None], self._running.values()
+        )
 
     @property
     def _is_exploring(self) -> bool:
@@ -231,8 +245,13 @@ class Engine:
         """Put a sample on the device, with what the network makes of its texts; it pays for that itself."""
         started = time.perf_counter()
         params, prepared = waiting.params, waiting.prepared
-        shape = self._runner.latent_shape(params.height // self._latent_scale, params.width // self._latent_scale)
-        cond, uncond = (None if text is None else self._row(text, prepared, waiting.spent) for text in (waiting.cond, waiting.uncond))
+        shape = self._runner.latent_shape(
+            params.height // self._latent_scale, params.width // self._latent_scale
+        )
+        cond, uncond = (
+            None if text is None else self._row(text, prepared, waiting.spent)
+            for text in (waiting.cond, waiting.uncond)
+        )
         sample = Sample(
             request_id=waiting.request_id,
             params=params,
@@ -261,7 +280,9 @@ class Engine:
             self._members = batch.make_membership(samples, self._runner.network)
         members = self._members
         gathered = [batch.gather(group) for group in members.groups]
-        for group, own, out in zip(members.groups, gathered, self._runner.forward(members, gathered), strict=True):
+        for group, own, out in zip(
+            members.groups, gathered, self._runner.forward(members, gathered), strict=True
+        ):
             batch.scatter(group, batch.update(own, batch.guided(group, out)))
         self._runner.wait()
         self.last_tick = self._bill(samples, time.perf_counter() - started)
@@ -274,10 +295,15 @@ class Engine:
 
     def _bill(self, samples: Sequence[Sample], seconds: float) -> TickFacts:
         """Share the tick that was just done out over its samples by the operations of their rows."""
-        done = [(sample, sample.load.rows[sample.step_index - 1], sample.load.work[sample.step_index - 1]) for sample in samples]
+        done = [
+            (sample, sample.load.rows[sample.step_index - 1], sample.load.work[sample.step_index - 1])
+            for sample in samples
+        ]
         flops = sum(work for _, _, work in done)
         expected = self.curve.seconds_for(flops)
-        self.curve = self.curve.explored(flops, seconds) if self._is_exploring else self.curve.observed(flops, seconds)
+        self.curve = (
+            self.curve.explored(flops, seconds) if self._is_exploring else self.curve.observed(flops, seconds)
+        )
         for sample, rows, work in done:
             spent = sample.spent
             spent.ticks += 1
@@ -321,7 +347,9 @@ class Engine:
     ) -> Load:
         config = self.config
         h, w = params.height // self._latent_scale, params.width // self._latent_scale
-        of_cond, of_uncond = (0 if text is None else forward_flops(config, h, w, bucket(text.mask)) for text in (cond, uncond))
+        of_cond, of_uncond = (
+            0 if text is None else forward_flops(config, h, w, bucket(text.mask)) for text in (cond, uncond)
+        )
         return make_load(
             rows=[sum(guide.rows) for guide in guided],
             work=[guide.rows[0] * of_cond + guide.rows[1] * of_uncond for guide in guided],
@@ -347,7 +375,9 @@ class Engine:
             self._prepared.move_to_end(key)
             return self._prepared[key], 0
         plan = self._make_plan(params)
-        self._prepared[key] = Prepared(key, plan, self._runner.updates(plan), self._runner.times(plan, (params.height, params.width)))
+        self._prepared[key] = Prepared(
+            key, plan, self._runner.updates(plan), self._runner.times(plan, (params.height, params.width))
+        )
         if len(self._prepared) > PLANS_KEPT:
             self._prepared.popitem(last=False)
         return self._prepared[key], times_flops(self._runner.network.config, plan.nfe)
@@ -361,7 +391,9 @@ class Engine:
             self._stop_waiting(sample)
         elif self._running.pop(sample.request_id, None):
             self._members = None  # it would keep what has left
-        queue_seconds = time.perf_counter() - sample.load.arrived if isinstance(sample, Waiting) else sample.queue_seconds
+        queue_seconds = (
+            time.perf_counter() - sample.load.arrived if isinstance(sample, Waiting) else sample.queue_seconds
+        )
         spent = sample.spent
         usage = DenoiseUsage(
             ticks=spent.ticks,
@@ -373,5 +405,7 @@ class Engine:
         )
         latents = None
         if isinstance(sample, Sample) and reason is FinishReason.DONE:
-            latents = sample.x.to("cpu", copy=True)  # the state is a view of its last batch, and would carry the neighbours along
+            latents = sample.x.to(
+                "cpu", copy=True
+            )  # the state is a view of its last batch, and would carry the neighbours along
         self._left.append(Outcome(sample.request_id, reason, latents, usage, error))

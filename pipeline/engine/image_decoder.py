@@ -46,7 +46,11 @@ class Decoder:
         started = time.perf_counter()
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
-            return NotAPicture(f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite")
-        array = pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+            return NotAPicture(
+                f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite"
+            )
+        array = (
+            pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        )
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))

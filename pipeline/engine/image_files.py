@@ -13,7 +13,9 @@ USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769
 
 
-def encode_image(pixels: np.ndarray, format: str, compression: int, params: GenerationParams, model_id: str) -> bytes:
+def encode_image(
+    pixels: np.ndarray, format: str, compression: int, params: GenerationParams, model_id: str
+) -> bytes:
     """Pixels (H, W, 3) uint8 to a file's bytes; `compression` 0..100 is the quality of WebP and JPEG, 100 the best.
 
     PNG carries the parameters in the text chunk `parameters`, WebP and JPEG in EXIF UserComment. Raises `ValueError`
@@ -54,7 +56,10 @@ def parameters_text(params: GenerationParams, model_id: str) -> str:
         "CFG rescale": (f"{params.guidance_rescale:g}", params.guidance_rescale > 0.0),
     }
     settings |= {name: value for name, (value, is_set) in asked_for.items() if is_set}
-    lines = [params.prompt, *([f"Negative prompt: {params.negative_prompt}"] if params.negative_prompt else [])]
+    lines = [
+        params.prompt,
+        *([f"Negative prompt: {params.negative_prompt}"] if params.negative_prompt else []),
+    ]
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
 
 

@@ -48,7 +48,9 @@ class StepRunner:
 
         All at once: the shape of the products, hence their bits, depend on the plan alone.
         """
-        timesteps = torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device)
+        timesteps = torch.tensor(
+            [tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device
+        )
         return self.network.prepare_times(timesteps, size)
 
     @torch.inference_mode()
@@ -69,7 +71,9 @@ class StepRunner:
         if known is None:
             if pooled is not None:  # a class is a whole number, which bfloat16 would round to another
                 pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
-            known = self.network.prepare_text(states.to(self.device, self.dtype), mask.to(self.device), pooled)
+            known = self.network.prepare_text(
+                states.to(self.device, self.dtype), mask.to(self.device), pooled
+            )
         self._remember(key, known)
         if (row := self._rows.get((key, plan))) is not None:
             return row, is_new, False
@@ -93,7 +97,10 @@ class StepRunner:
 
         A learned variance is dropped.
         """
-        latents = [state.x[group.row_sample].to(self.dtype) for group, state in zip(members.groups, states, strict=True)]
+        latents = [
+            state.x[group.row_sample].to(self.dtype)
+            for group, state in zip(members.groups, states, strict=True)
+        ]
         out = self.network.predict(latents, members.rows, members.steps)
         return [each[:, : self.network.config.in_channels].float() for each in out]
 

@@ -91,7 +91,11 @@ class Sample:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of this tick: cond, uncond, or the one that is needed, which then stands for both."""
-        return tuple(row for row, is_needed in zip((self.cond, self.uncond), self.guide.rows, strict=True) if is_needed and row is not None)
+        return tuple(
+            row
+            for row, is_needed in zip((self.cond, self.uncond), self.guide.rows, strict=True)
+            if is_needed and row is not None
+        )
 
     def noise(self) -> Tensor | None:
         """The noise z that this tick adds, or None if it adds none."""
@@ -101,7 +105,9 @@ class Sample:
         return z.to(self.x.device)
 
 
-def start_state(params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+def start_state(
+    params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device
+) -> Tensor:
     """The state (5, C, H, W) of a sample before its first tick."""
     state = torch.zeros(len(STATE), *shape, device=device)
     state[0] = plan.start_scale * noise.draw(params.seed, params.image_index, noise.START, shape).to(device)

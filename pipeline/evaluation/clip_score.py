@@ -26,7 +26,12 @@ class Mean:
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
-        return {"mean": round(self.value, 2), "low": round(self.low, 2), "high": round(self.high, 2), "count": self.count}
+        return {
+            "mean": round(self.value, 2),
+            "low": round(self.low, 2),
+            "high": round(self.high, 2),
+            "count": self.count,
+        }
 
     def as_text(self) -> str:
         """For people."""
@@ -45,7 +50,9 @@ def load_scorer(model: ModelInfo) -> Scorer | None:
     return Scorer.load(model.path) if (model.path / SCORER / CLIP_CONFIG).exists() else None
 
 
-def clip_scores(scorer: Scorer, gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray) -> dict[str, Mean]:
+def clip_scores(
+    scorer: Scorer, gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray
+) -> dict[str, Mean]:
     """What was drawn (P, H, W, 3) uint8 for `prompts`, by name of figure.
 
     `clip_score`: each picture with its own prompt. `clip_ceiling`: a clean picture of what the prompt names, with the prompt.
@@ -53,7 +60,10 @@ def clip_scores(scorer: Scorer, gallery: Gallery, prompts: Sequence[Prompt], dra
     """
     texts = [prompt.text for prompt in prompts]
     named = [i for i, prompt in enumerate(prompts) if prompt.concepts]
-    found = {"clip_score": scorer.score(drawn, texts), "clip_floor": scorer.score(drawn, [*texts[2:], *texts[:2]])}
+    found = {
+        "clip_score": scorer.score(drawn, texts),
+        "clip_floor": scorer.score(drawn, [*texts[2:], *texts[:2]]),
+    }
     if named:
         clean = np.stack([_clean(gallery, prompts[i]) for i in named])
         found["clip_ceiling"] = scorer.score(clean, [texts[i] for i in named])
@@ -65,7 +75,8 @@ def _clean(gallery: Gallery, prompt: Prompt) -> np.ndarray:
     number = next(
         i
         for i, entry in enumerate(gallery.entries)
-        if entry.hexcode in prompt.concepts and (prompt.style in (None, entry.style) or _lacks(gallery, prompt))
+        if entry.hexcode in prompt.concepts
+        and (prompt.style in (None, entry.style) or _lacks(gallery, prompt))
     )
     flat = torch.tensor(gallery.backgrounds[prompt.background or WHITE])[:, None, None] / 255.0
     pixels = gallery.pixels[number, :3] + flat * (1.0 - gallery.pixels[number, 3:])
@@ -75,4 +86,6 @@ def _clean(gallery: Gallery, prompt: Prompt) -> np.ndarray:
 
 def _lacks(gallery: Gallery, prompt: Prompt) -> bool:
     """Whether no concept of a prompt was ever drawn in its style."""
-    return not any(entry.hexcode in prompt.concepts and entry.style == prompt.style for entry in gallery.entries)
+    return not any(
+        entry.hexcode in prompt.concepts and entry.style == prompt.style for entry in gallery.entries
+    )

@@ -74,7 +74,15 @@ class LatentLikelihood:
     device: torch.device
 
     def explain(
-        self, pixels: np.ndarray, prompt: str, *, method: str, num_steps: int, num_probes: int, seed: int, progress: Callable[[float], None]
+        self,
+        pixels: np.ndarray,
+        prompt: str,
+        *,
+        method: str,
+        num_steps: int,
+        num_probes: int,
+        seed: int,
+        progress: Callable[[float], None],
     ) -> Explanation:
         """Pixels (H, W, 3) uint8 and a text, compared with the empty text under the same probes or noise.
 
@@ -88,7 +96,14 @@ class LatentLikelihood:
         dims = latent.numel()
         prompt_bits, empty_bits = bits_per_dim(found, dims).unbind(1)
         alpha, sigma = self.schedule.alpha_sigma(FIRST_TRAINED)
-        return Explanation(_measured(prompt_bits), _measured(empty_bits), _measured(found[:, 0] - found[:, 1]), dims, sigma / alpha, text)
+        return Explanation(
+            _measured(prompt_bits),
+            _measured(empty_bits),
+            _measured(found[:, 0] - found[:, 1]),
+            dims,
+            sigma / alpha,
+            text,
+        )
 
     def _latent(self, pixels: np.ndarray) -> Tensor:
         """The latent (C, h, w), float64, as the denoiser knows it."""
@@ -96,14 +111,18 @@ class LatentLikelihood:
         with torch.no_grad():
             return encode_pixels(self.vae, scaled)[0].double()
 
-    def _denoiser(self, size: tuple[int, int], *prompts: str) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
+    def _denoiser(
+        self, size: tuple[int, int], *prompts: str
+    ) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
         """The posterior mean of data of `size` (height, width) in pixels, row k under `prompts`[k]; and what was read of the first."""
         texts = self.encoder.encode(prompts)
 
         def denoise(x: Tensor, t: float) -> Tensor:
             p, q = x0_coefficients(self.prediction, *self.schedule.alpha_sigma(t))
             with torch.no_grad():  # the gradient asked for is that of x
-                times = self.network.prepare_times(torch.tensor([self.schedule.timestep(t)], device=self.device), size)
+                times = self.network.prepare_times(
+                    torch.tensor([self.schedule.timestep(t)], device=self.device), size
+                )
                 rows = self.network.collate([self._row(text, times) for text in texts])
             out = self.network.predict(x.float(), rows, [0] * len(x))[:, : x.shape[1]]
             return p * x + q * out.to(x.dtype)
@@ -129,17 +148,34 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
 
 
 def _by_ode(
-    denoise: Denoise, schedule: Schedule, x: Tensor, num_steps: int, num_probes: int, seed: int, progress: Callable[[float], None]
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    num_steps: int,
+    num_probes: int,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Tensor:
     """log p of x (N, C, h, w) as (K, N), an unbiased estimate a probe."""
     probes = rademacher(num_probes, x[0].shape, seed)
     return log_likelihood(
-        denoise, schedule, x, num_steps=num_steps, probes=probes, progress=lambda step: progress(step / num_steps)
+        denoise,
+        schedule,
+        x,
+        num_steps=num_steps,
+        probes=probes,
+        progress=lambda step: progress(step / num_steps),
     ).samples
 
 
 def _by_elbo(
-    denoise: Denoise, schedule: Schedule, x: Tensor, num_steps: int, num_probes: int, seed: int, progress: Callable[[float], None]
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    num_steps: int,
+    num_probes: int,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> Tensor:
     """A lower bound on log p of x (N, C, h, w) as (K, N), one for each draw of noise, which all rows share.
 

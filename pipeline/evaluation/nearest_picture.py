@@ -29,13 +29,22 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         n, p, z = self.count, self.share, 1.96
-        middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        middle, half = (
+            (p + z * z / (2 * n)) / (1 + z * z / n),
+            z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n),
+        )
         return max(0.0, middle - half), min(1.0, middle + half)
 
     def as_dict(self) -> dict[str, float]:
         """For JSON: hits, count, rate, and the ends of the interval."""
         low, high = self.interval
-        return {"hits": self.hits, "count": self.count, "rate": round(self.share, 4), "low": round(low, 4), "high": round(high, 4)}
+        return {
+            "hits": self.hits,
+            "count": self.count,
+            "rate": round(self.share, 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+        }
 
     def as_text(self) -> str:
         """For people."""
@@ -72,9 +81,14 @@ def judge(gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray) -> dic
         "concept_top5": [any(gallery.group[number] in groups[i] for number in nearest[i]) for i in named],
         "style_accuracy": [*in_style.values()],
         "concept_and_style": [top1[i] and in_style[i] for i in named if i in in_style],
-        "background_accuracy": [framed(gallery, drawn[i]) == p.background for i, p in enumerate(prompts) if p.background],
+        "background_accuracy": [
+            framed(gallery, drawn[i]) == p.background for i, p in enumerate(prompts) if p.background
+        ],
         "ceiling": [_restored(gallery, prompts[i]) for i in named],
-        "floor": [gallery.group[nearest[i][0]] in groups[other] for i, other in zip(named, [*named[2:], *named[:2]], strict=True)],
+        "floor": [
+            gallery.group[nearest[i][0]] in groups[other]
+            for i, other in zip(named, [*named[2:], *named[:2]], strict=True)
+        ],
     }
     return {name: Rate.of(hits) for name, hits in found.items() if hits}
 
@@ -91,8 +105,12 @@ def check(gallery: Gallery, prompts: Sequence[Prompt]) -> None:
         for name, values in asked.items():
             for value in values:
                 if value is not None and value not in known[name]:
-                    allowed = "a hexcode of the gallery" if name == "concept" else ", ".join(sorted(known[name]))
-                    raise InvalidPrompts(f"prompt {prompt.text!r}: {name} {value!r} is unknown; allowed: {allowed}")
+                    allowed = (
+                        "a hexcode of the gallery" if name == "concept" else ", ".join(sorted(known[name]))
+                    )
+                    raise InvalidPrompts(
+                        f"prompt {prompt.text!r}: {name} {value!r} is unknown; allowed: {allowed}"
+                    )
 
 
 def framed(gallery: Gallery, picture: np.ndarray) -> str:
@@ -100,7 +118,9 @@ def framed(gallery: Gallery, picture: np.ndarray) -> str:
     edge = np.ones(picture.shape[:2], bool)
     edge[FRAME:-FRAME, FRAME:-FRAME] = False
     colour = np.median(picture[edge], axis=0)
-    return min(gallery.backgrounds, key=lambda name: float(np.square(colour - gallery.backgrounds[name]).sum()))
+    return min(
+        gallery.backgrounds, key=lambda name: float(np.square(colour - gallery.backgrounds[name]).sum())
+    )
 
 
 def _nearest(gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray) -> list[list[int]]:
@@ -114,9 +134,17 @@ def _nearest(gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray) -> 
 
 
 def _groups(gallery: Gallery, prompt: Prompt) -> set[str]:
-    return {group for group, entry in zip(gallery.group, gallery.entries, strict=True) if entry.hexcode in prompt.concepts}
+    return {
+        group
+        for group, entry in zip(gallery.group, gallery.entries, strict=True)
+        if entry.hexcode in prompt.concepts
+    }
 
 
 def _restored(gallery: Gallery, prompt: Prompt) -> bool:
     """Whether a true picture of what is asked for would be recognised."""
-    return any(e.restored for e in gallery.entries if e.hexcode in prompt.concepts and prompt.style in (None, e.style))
+    return any(
+        e.restored
+        for e in gallery.entries
+        if e.hexcode in prompt.concepts and prompt.style in (None, e.style)
+    )

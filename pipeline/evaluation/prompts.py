@@ -38,7 +38,9 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidPrompts(f"{path} cannot be read: {error}") from None
-    found = tuple(_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
+    found = tuple(
+        _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    )
     if not found:
         raise InvalidPrompts(f"{path} holds no prompts")
     return found
@@ -60,13 +62,23 @@ def _parse(line: str, where: str) -> Prompt:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidPrompts(f"{where}: not JSON ({error})") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str) or not fields["prompt"].strip():
+    if (
+        not isinstance(fields, dict)
+        or not isinstance(fields.get("prompt"), str)
+        or not fields["prompt"].strip()
+    ):
         raise InvalidPrompts(f"{where}: an object with a prompt is wanted")
     if unknown := fields.keys() - FIELDS:
-        raise InvalidPrompts(f"{where}: {', '.join(sorted(unknown))} is no field; allowed: {', '.join(sorted(FIELDS))}")
+        raise InvalidPrompts(
+            f"{where}: {', '.join(sorted(unknown))} is no field; allowed: {', '.join(sorted(FIELDS))}"
+        )
     concept = fields.get("concept")
     concepts = tuple(concept) if isinstance(concept, list) else () if concept is None else (concept,)
-    for name, value in (*(("concept", c) for c in concepts), ("style", fields.get("style")), ("background", fields.get("background"))):
+    for name, value in (
+        *(("concept", c) for c in concepts),
+        ("style", fields.get("style")),
+        ("background", fields.get("background")),
+    ):
         if value is not None and not isinstance(value, str):
             raise InvalidPrompts(f"{where}: {name} must be a text")
     return Prompt(fields["prompt"], concepts, fields.get("style"), fields.get("background"))

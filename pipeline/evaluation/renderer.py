@@ -28,7 +28,9 @@ class Renderer:
         self._keep = keep
         self._weights = _digest(model.path) + ("" if quantization == "none" else quantization) if keep else ""
 
-    def draw(self, pictures: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None) -> np.ndarray:
+    def draw(
+        self, pictures: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None
+    ) -> np.ndarray:
         """One picture each, in order: (P, H, W, 3) uint8; all of one size. `progress` is told how many are there.
 
         Raises `InvalidParams` before anything is drawn, `RuntimeError` for a sample that diverged.

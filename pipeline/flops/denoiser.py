@@ -49,7 +49,9 @@ def _(config: DiTConfig, height: int, width: int, text_tokens: int) -> int:
 def _(config: DiTConfig, text_tokens: int) -> int:
     """Caption projection and every block's text keys and values."""
     d = config.width
-    return 2 * text_tokens * (config.caption_channels * d + d * d) + config.num_layers * 4 * text_tokens * d * d
+    return (
+        2 * text_tokens * (config.caption_channels * d + d * d) + config.num_layers * 4 * text_tokens * d * d
+    )
 
 
 @text_flops.register
@@ -74,7 +76,9 @@ def _(config: DiTConfig, text_tokens: int, num_times: int) -> int:
 def _(config: DiTConfig, num_times: int) -> int:
     """Time embedding and shared modulation, and the embedding of the picture's size."""
     d, third = config.width, config.width // 3
-    of_size = 3 * 2 * (TIME_FREQUENCIES * third + third * third) if config.is_sized else 0  # height, width, aspect ratio
+    of_size = (
+        3 * 2 * (TIME_FREQUENCIES * third + third * third) if config.is_sized else 0
+    )  # height, width, aspect ratio
     return num_times * 2 * (TIME_FREQUENCIES * d + d * d + 6 * d * d) + of_size
 
 

@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from safelight.models.text.hf_clip import ClipTextConfig
     from safelight.models.text.t5 import T5EncoderConfig
 
-OPEN_CLIP = {"context_length": 77, "width": 512, "layers": 12, "mlp_ratio": 4.0}  # what open_clip takes where a config says nothing
+OPEN_CLIP = {
+    "context_length": 77,
+    "width": 512,
+    "layers": 12,
+    "mlp_ratio": 4.0,
+}  # what open_clip takes where a config says nothing
 
 
 def t5_flops(config: T5EncoderConfig, num_tokens: int) -> int:
     """A T5 encoder reading `num_tokens`, padding included. Of the gated MLP three matrices are used, of the plain one two."""
-    return config.num_layers * _block(num_tokens, config.d_model, config.inner, config.d_ff, 3 if config.is_gated else 2)
+    return config.num_layers * _block(
+        num_tokens, config.d_model, config.inner, config.d_ff, 3 if config.is_gated else 2
+    )
 
 
 def clip_flops(config: ClipTextConfig) -> int:

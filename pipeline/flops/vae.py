@@ -99,7 +99,10 @@ def _encode_tiny(config: Config, height: int, width: int) -> int:
     return total + _conv(widths[-1], config["latent_channels"], height * width)
 
 
-FORMULAS = {"AutoencoderKL": Autoencoder(_decode_kl, _encode_kl), "AutoencoderTiny": Autoencoder(_decode_tiny, _encode_tiny)}
+FORMULAS = {
+    "AutoencoderKL": Autoencoder(_decode_kl, _encode_kl),
+    "AutoencoderTiny": Autoencoder(_decode_tiny, _encode_tiny),
+}
 
 
 def _formulas(config: Config) -> Autoencoder:

@@ -50,7 +50,9 @@ def choose(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve)
         load, step = standing.load, standing.step_index
         own = load.rows[step]
         fits = (
-            rows + own <= limits.max_rows and tokens + own * load.tokens <= limits.max_tokens and work + load.work[step] <= curve.best_work
+            rows + own <= limits.max_rows
+            and tokens + own * load.tokens <= limits.max_tokens
+            and work + load.work[step] <= curve.best_work
         )
         if chosen and not fits:
             continue

@@ -32,14 +32,21 @@ class CostCurve:
         if len(self.work) != len(self.seconds) or not self.work or list(self.work) != sorted(set(self.work)):
             raise ValueError("a cost curve needs as many seconds as work, and work that rises")
         if min(self.work) <= 0 or min(self.seconds) <= 0 or list(self.seconds) != sorted(self.seconds):
-            raise ValueError("work and seconds of a cost curve must be positive, and more work must not cost less")
+            raise ValueError(
+                "work and seconds of a cost curve must be positive, and more work must not cost less"
+            )
 
     def seconds_for(self, work: float) -> float:
         """How long a tick of `work` operations takes now."""
         if len(self.work) == 1 or work < self.work[0]:
-            return self.factor * self.seconds[0] * max(work / self.work[0], 0.5 if len(self.work) > 1 else 0.0)
+            return (
+                self.factor * self.seconds[0] * max(work / self.work[0], 0.5 if len(self.work) > 1 else 0.0)
+            )
         right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
-        (left_work, right_work), (left, own) = self.work[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
+        (left_work, right_work), (left, own) = (
+            self.work[right - 1 : right + 1],
+            self.seconds[right - 1 : right + 1],
+        )
         return self.factor * (left + (own - left) / (right_work - left_work) * (work - left_work))
 
     @property
@@ -69,7 +76,11 @@ class CostCurve:
 
     def explored(self, work: float, seconds: float) -> CostCurve:
         """The curve after a tick that was let be larger than the best: news of the shape alone, and rare."""
-        return replace(self, seconds=self._bent(work, math.exp(EXPLORED * self._error(work, seconds)))) if len(self.work) > 1 else self
+        return (
+            replace(self, seconds=self._bent(work, math.exp(EXPLORED * self._error(work, seconds))))
+            if len(self.work) > 1
+            else self
+        )
 
     def _error(self, work: float, seconds: float) -> float:
         """The logarithm of how many times longer than told a tick took; of a curve that is no guess, no hiccup's."""
@@ -80,7 +91,10 @@ class CostCurve:
         """The seconds with those of the point nearest to `work` multiplied; more work still does not cost less."""
         right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
         k = right if work * work > self.work[right - 1] * self.work[right] else right - 1
-        least, most = self.seconds[k - 1] if k else 0.0, self.seconds[k + 1] if k + 1 < len(self.seconds) else math.inf
+        least, most = (
+            self.seconds[k - 1] if k else 0.0,
+            self.seconds[k + 1] if k + 1 < len(self.seconds) else math.inf,
+        )
         return (*self.seconds[:k], min(max(self.seconds[k] * by, least), most), *self.seconds[k + 1 :])
 
 

@@ -13,7 +13,9 @@ from safelight.pipeline.scheduling.workload import Load
 STRIDE = 4  # ticks between two choices: the real batcher chooses at each
 FEWEST = 5  # arrivals from which a rate is told
 LATE = 16  # arrivals that are company of late
-TOGETHER = 0.01  # seconds within which samples came at once: the pictures of one request say nothing of a rate
+TOGETHER = (
+    0.01  # seconds within which samples came at once: the pictures of one request say nothing of a rate
+)
 HORIZON = 4.0  # for how many times as long as others were seen to come they are taken to go on
 
 
@@ -27,7 +29,12 @@ class Ghost:
 
 
 def finish_times(
-    begun: Iterable[Standing], waiting: Iterable[Standing], now: float, limits: Limits, curve: CostCurve, lately: Sequence[Load] = ()
+    begun: Iterable[Standing],
+    waiting: Iterable[Standing],
+    now: float,
+    limits: Limits,
+    curve: CostCurve,
+    lately: Sequence[Load] = (),
 ) -> list[float]:
     """For each who has `begun`, then for each who is `waiting`, the seconds from `now` until it leaves.
 
@@ -67,7 +74,9 @@ def finish_times(
 def _coming(lately: Sequence[Load], now: float) -> Iterator[Ghost]:
     """Samples like those that came `lately`, at their mean distance; a silence since the last of them counts as well."""
     times = [load.arrived for load in lately]
-    moments = [time for time, before in zip(times, [-math.inf, *times], strict=False) if time - before > TOGETHER]
+    moments = [
+        time for time, before in zip(times, [-math.inf, *times], strict=False) if time - before > TOGETHER
+    ]
     if len(moments) < FEWEST:
         return
     seconds = max(now, times[-1]) - times[0]

@@ -44,7 +44,9 @@ class WaitingQueue(Generic[S]):
         """At most so many, the most due first; those who can no longer be in time only where there are no others."""
         if not 1 / STALE < slowness / self._slowness < STALE:
             self._slowness = slowness
-            self._sorted = sorted((self._due(standing), number, standing) for _, number, standing in self._sorted)
+            self._sorted = sorted(
+                (self._due(standing), number, standing) for _, number, standing in self._sorted
+            )
         punctual, late = list[S](), list[S]()
         for standing in self:
             if len(punctual) == number:
@@ -57,7 +59,9 @@ class WaitingQueue(Generic[S]):
         return standing.load.due(0, 0.0, self._slowness)[1]
 
 
-def choose_next(begun: Sequence[S], queue: WaitingQueue[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
+def choose_next(
+    begun: Sequence[S], queue: WaitingQueue[S], now: float, limits: Limits, curve: CostCurve
+) -> list[S]:
     """Who runs in the next tick, of those who have `begun` and of the most due who wait.
 
     Of these, as many as may begin: twice what a tick holds, because what has begun lies on the device, also while it is passed over.

@@ -29,11 +29,15 @@ class Simulated:
 
 Here = Sequence[Simulated]
 Queue = WaitingQueue[Simulated]
-Rule = Callable[[Here, Queue, float], list[Simulated]]  # of those who have begun and those who wait, now, who runs
+Rule = Callable[
+    [Here, Queue, float], list[Simulated]
+]  # of those who have begun and those who wait, now, who runs
 Watch = Callable[[Simulated, Here, Queue, float], None]
 
 
-def simulate(coming: Iterable[Simulated], rule: Rule, curve: CostCurve, on_arrival: Watch | None = None) -> list[Simulated]:
+def simulate(
+    coming: Iterable[Simulated], rule: Rule, curve: CostCurve, on_arrival: Watch | None = None
+) -> list[Simulated]:
     """All of `coming` moved on, tick by tick, to their end; returned in the order in which they leave.
 
     `on_arrival` is shown everyone who comes, with those who have begun, those who wait (itself among them), and the time.

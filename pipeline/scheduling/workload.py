@@ -21,7 +21,9 @@ class Load:
     rows: tuple[int, ...]
     work: tuple[float, ...]
     tokens: int
-    left: tuple[float, ...]  # seconds that ticks k, k + 1, ... take alone, at the speed at which the curve was measured; the last is 0
+    left: tuple[
+        float, ...
+    ]  # seconds that ticks k, k + 1, ... take alone, at the speed at which the curve was measured; the last is 0
 
     @property
     def num_ticks(self) -> int:
@@ -38,7 +40,12 @@ class Load:
 
 
 def make_load(
-    rows: Sequence[int], work: Sequence[float], tokens: int, curve: CostCurve, arrived: float, deadline: float = math.inf
+    rows: Sequence[int],
+    work: Sequence[float],
+    tokens: int,
+    curve: CostCurve,
+    arrived: float,
+    deadline: float = math.inf,
 ) -> Load:
     """The load of a sample that has so many `rows` in each tick, of so much `work` together, each of so many `tokens`."""
     seconds = {each: curve.seconds_for(each) / curve.factor for each in set(work)}

@@ -26,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     if model.family not in FAMILIES and not args.engine_only:
         raise UserError(f"{model.id} is of the family {model.family}; compared are {', '.join(FAMILIES)}")
     if args.requests < 2 or args.rounds < 1:
-        raise UserError(f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}")
+        raise UserError(
+            f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}"
+        )
     with _telling() as say:
         with imported_for_good():
             from safelight.pipeline.benchmark.report import run_benchmark, saturated_engine
@@ -34,12 +36,16 @@ def run(args: argparse.Namespace) -> int:
             if args.engine_only:
                 alone = saturated_engine(model, args.requests, args.rounds, say, settings.quantization)
             else:
-                found = run_benchmark(model, args.requests, args.rounds, not args.no_compile, say, settings.quantization)
+                found = run_benchmark(
+                    model, args.requests, args.rounds, not args.no_compile, say, settings.quantization
+                )
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
     if args.engine_only:
         print(
-            json.dumps({"model": model.id, "mixed": {"ours": asdict(alone)}}) if args.json else _of_engine(model.id, args.requests, alone)
+            json.dumps({"model": model.id, "mixed": {"ours": asdict(alone)}})
+            if args.json
+            else _of_engine(model.id, args.requests, alone)
         )
     else:
         print(json.dumps(found.as_dict()) if args.json else _as_text(found))
@@ -65,7 +71,11 @@ def _as_text(found: Benchmark) -> str:
         "one picture alone, 20 steps under guidance",
     ]
     ours = found.batch1["ours_s"] or 0.0
-    lines += [f"  {name.removesuffix('_s'):22} {value:10.3f} s   {value / ours:5.2f}" for name, value in found.batch1.items() if value]
+    lines += [
+        f"  {name.removesuffix('_s'):22} {value:10.3f} s   {value / ours:5.2f}"
+        for name, value in found.batch1.items()
+        if value
+    ]
     lines.append(f"{found.num_requests} unlike pictures, {found.requests_per_second:.2f} a second")
     best = found.mixed["ours"]
     for name, mixed in found.mixed.items():
@@ -74,8 +84,12 @@ def _as_text(found: Benchmark) -> str:
             lines.append(
                 f"  {name:22} {mixed.images_per_hour:10.0f} an hour   p50 {mixed.p50_s:6.2f}, p95 {mixed.p95_s:6.2f} s   {times:5.2f}"
             )
-    lines.append(f"what a request was told when it came is off by {100 * found.forecast_error:.0f} % (median)")
-    lines.append(f"under this load           {100 * found.mfu_under_trace:9.1f} % of the best product, ticks that are not full among them")
+    lines.append(
+        f"what a request was told when it came is off by {100 * found.forecast_error:.0f} % (median)"
+    )
+    lines.append(
+        f"under this load           {100 * found.mfu_under_trace:9.1f} % of the best product, ticks that are not full among them"
+    )
     lines.append(
         f"8 steps behind four times 40 take {found.head_of_line:.2f}, behind forty times 40 {found.head_of_line_crowded:.2f} "
         "of what they take among four other eights"
@@ -85,6 +99,10 @@ def _as_text(found: Benchmark) -> str:
         f"against diffusers in float32: latents in float32 within {fidelity.float32_error:.1g}; pictures in {found.dtype} "
         f"{fidelity.psnr_db:.1f} dB inside what is drawn (diffusers' own {fidelity.diffusers_psnr_db:.1f})"
     )
-    lines.append("the last column: how many times the engine's figure, or the engine's pictures for one of theirs")
-    lines.append(f"memory at its peak       {found.peak_memory_bytes / 1e9:10.2f} GB, diffusers' weights among it")
+    lines.append(
+        "the last column: how many times the engine's figure, or the engine's pictures for one of theirs"
+    )
+    lines.append(
+        f"memory at its peak       {found.peak_memory_bytes / 1e9:10.2f} GB, diffusers' weights among it"
+    )
     return "\n".join(lines)

@@ -45,7 +45,12 @@ def _describe(report: FolderReport) -> dict[str, object]:
         }
         for part in report.parts
     ]
-    return {"path": str(report.folder), "family": report.family, "parts": parts, "faults": list(report.faults)}
+    return {
+        "path": str(report.folder),
+        "family": report.family,
+        "parts": parts,
+        "faults": list(report.faults),
+    }
 
 
 def _as_text(report: FolderReport) -> str:
@@ -53,7 +58,11 @@ def _as_text(report: FolderReport) -> str:
     name = " ".join(str(report.folder).split())  # whatever a folder may be called
     lines = [f"{name}: {report.family or 'family unknown'}"]
     if report.parts:
-        lines += [_row("part", "class", "parameters", "on disk", *BYTES_EACH, "stored as"), *map(_part_row, report.parts), _totals(report)]
+        lines += [
+            _row("part", "class", "parameters", "on disk", *BYTES_EACH, "stored as"),
+            *map(_part_row, report.parts),
+            _totals(report),
+        ]
     lines += report.faults
     count = len(report.faults)
     lines.append(f"{count} fault{'s' * (count > 1)}" if count else "sound")
@@ -68,11 +77,22 @@ def _part_row(part: PartReport) -> str:
 
 
 def _totals(report: FolderReport) -> str:
-    return _row("all", "", *_amounts(sum(part.num_parameters for part in report.parts), sum(part.bytes_on_disk for part in report.parts)))
+    return _row(
+        "all",
+        "",
+        *_amounts(
+            sum(part.num_parameters for part in report.parts),
+            sum(part.bytes_on_disk for part in report.parts),
+        ),
+    )
 
 
 def _amounts(num_parameters: int, bytes_on_disk: int) -> list[str]:
-    return [_short(num_parameters), f"{_short(bytes_on_disk)}B", *(f"{_short(num_parameters * each)}B" for each in BYTES_EACH.values())]
+    return [
+        _short(num_parameters),
+        f"{_short(bytes_on_disk)}B",
+        *(f"{_short(num_parameters * each)}B" for each in BYTES_EACH.values()),
+    ]
 
 
 def _row(*cells: str) -> str:

@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
         with imported_for_good():
             from safelight.pipeline.calibration.diagnose import Serving, device_finding, examine
         threads = settings.denoise_threads or num_cores()
-        findings, prognosis = examine(model, Serving(threads, settings.max_rows, settings.max_tokens, settings.quantization), say)
+        findings, prognosis = examine(
+            model, Serving(threads, settings.max_rows, settings.max_tokens, settings.quantization), say
+        )
         say("Ray")
         findings = [device_finding(), *findings, _ray(), _port(settings)]
     is_sound = all(finding.is_sound is not False for finding in findings)
@@ -48,7 +50,12 @@ def _as_text(model: ModelInfo, findings: list[Finding], prognosis: Prognosis | N
         lines.append(
             f"expect      a picture ({what}) alone in {prognosis.seconds:.2f} s, {prognosis.images_per_hour:.0f} an hour in full batches"
         )
-    return "\n".join([*lines, f"{model.id} can be served here" if is_sound else f"{model.id} cannot be served here as it is"])
+    return "\n".join(
+        [
+            *lines,
+            f"{model.id} can be served here" if is_sound else f"{model.id} cannot be served here as it is",
+        ]
+    )
 
 
 def _ray() -> Finding:

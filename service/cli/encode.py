@@ -13,7 +13,9 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings_of(model=args.model))
     path = Path(args.output)
     if len(args.prompt) > MAX_PROMPT_CHARACTERS:
-        raise UserError(f"PROMPT has {len(args.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+        raise UserError(
+            f"PROMPT has {len(args.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+        )
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}")
     with progress("loading the text encoder"):
@@ -25,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
             [text] = build_text_encoder(model).encode([args.prompt])
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
-        tensors = {"states": text.states, "mask": text.mask} | ({} if text.pooled is None else {"pooled": text.pooled})
+        tensors = {"states": text.states, "mask": text.mask} | (
+            {} if text.pooled is None else {"pooled": text.pooled}
+        )
         save_file({name: tensor[None].contiguous() for name, tensor in tensors.items()}, path)
     cut = ", cut to what the encoder reads" if text.report.truncated else ""
     note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")

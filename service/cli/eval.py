@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from safelight.pipeline.evaluation.clip_score import Mean
     from safelight.pipeline.evaluation.nearest_picture import Rate
 
-FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance-scale", "solver": "--solver", "seed": "--seed"}
+FLAGS = {
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance-scale",
+    "solver": "--solver",
+    "seed": "--seed",
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
         "solver": first.solver,
         "seed": args.seed,
         "quantization": settings.quantization,
-        "sets": {name: {"prompts": len(sets[name]), **{n: r.as_dict() for n, r in of.items()}} for name, of in rates.items()},
+        "sets": {
+            name: {"prompts": len(sets[name]), **{n: r.as_dict() for n, r in of.items()}}
+            for name, of in rates.items()
+        },
         "seconds": time.perf_counter() - started,
     }
     print(json.dumps(found) if args.json else _as_text(found, rates))
@@ -51,7 +59,11 @@ def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt,
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
     try:
-        sets = {Path(args.prompts).stem: read_prompts(Path(args.prompts))} if args.prompts else own_sets(model.path)
+        sets = (
+            {Path(args.prompts).stem: read_prompts(Path(args.prompts))}
+            if args.prompts
+            else own_sets(model.path)
+        )
     except InvalidPrompts as error:
         raise UserError(str(error)) from None
     if not sets:
@@ -59,7 +71,9 @@ def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt,
     return {name: prompts[: args.limit] for name, prompts in sets.items()}
 
 
-def _pictures(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]) -> list[GenerationParams]:
+def _pictures(
+    args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]
+) -> list[GenerationParams]:
     width, height = model.native_size
     pictures = [
         GenerationParams(
@@ -102,18 +116,25 @@ def _measure(
             check(gallery, prompts)
         scorer = load_scorer(model)
         renderer = Renderer(model, Path(args.keep) if args.keep else None, quantization)
-    except ValueError as error:  # no gallery, prompts that it does not know, a checkpoint that cannot be loaded
+    except (
+        ValueError
+    ) as error:  # no gallery, prompts that it does not know, a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
     found: dict[str, dict[str, Rate | Mean]] = {}
     for name, prompts in sets.items():
         with counter(name, len(prompts)) as done:
             drawn = renderer.draw(pictures[name], done)
-        found[name] = {**judge(gallery, prompts, drawn), **(clip_scores(scorer, gallery, prompts, drawn) if scorer else {})}
+        found[name] = {
+            **judge(gallery, prompts, drawn),
+            **(clip_scores(scorer, gallery, prompts, drawn) if scorer else {}),
+        }
     return found
 
 
 def _as_text(found: Mapping[str, object], figures: Mapping[str, Mapping[str, Rate | Mean]]) -> str:
-    lines = [f"{found['model']}: {found['num_inference_steps']} steps, guidance {found['guidance_scale']:g}, {found['solver']}"]
+    lines = [
+        f"{found['model']}: {found['num_inference_steps']} steps, guidance {found['guidance_scale']:g}, {found['solver']}"
+    ]
     for name, of in figures.items():
         lines.append(f"{name}:")
         lines += [f"  {figure:<20} {value.as_text()}" for figure, value in of.items()]

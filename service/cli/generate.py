@@ -50,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     paths = _write(Path(args.output), drawn)
     usage = make_usage(drawn, pictures, model, time.perf_counter() - started)
     if args.json:
-        images = [{"path": str(p), "seed": g.seed, "width": g.width, "height": g.height} for p, g in zip(paths, pictures, strict=True)]
+        images = [
+            {"path": str(p), "seed": g.seed, "width": g.width, "height": g.height}
+            for p, g in zip(paths, pictures, strict=True)
+        ]
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
         print(f"{', '.join(map(str, paths))}: seed {pictures[0].seed}, {usage.safelight.seconds:.1f} s")
@@ -59,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _understand(args: argparse.Namespace, model: ModelInfo, output_format: str) -> tuple[list[GenerationParams], Output]:
+def _understand(
+    args: argparse.Namespace, model: ModelInfo, output_format: str
+) -> tuple[list[GenerationParams], Output]:
     """The arguments as the request that they would be, judged by the same rules."""
     fields = {
         "prompt": args.prompt,
@@ -90,7 +95,9 @@ def _with_flag(error: Exception) -> str:
     return str(error).replace(param, FLAGS.get(param, param), 1)
 
 
-async def _draw(model: ModelInfo, settings: Settings, pictures: Sequence[GenerationParams], output: Output, say: Say) -> list[Drawn]:
+async def _draw(
+    model: ModelInfo, settings: Settings, pictures: Sequence[GenerationParams], output: Output, say: Say
+) -> list[Drawn]:
     studio = Studio(model, settings)
     watching = asyncio.ensure_future(_watch(studio, say))
     try:

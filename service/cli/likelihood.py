@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from safelight.pipeline.evaluation.likelihood import Explanation, Measured
 
 MAX_STEPS, MAX_PROBES = 1000, 1000
-EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # of Pillow's modes: what loses nothing as RGB
+EIGHT_BITS = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+)  # of Pillow's modes: what loses nothing as RGB
 BAR = 30
 STEPS = {"ode": 20, "elbo": 200}
 DOING = {"ode": "integrating", "elbo": "adding up"}
@@ -39,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     with progress("loading the model") as say:
         found = _explain(args, model, pixels, say)
     if not all(math.isfinite(measured.value) for measured in (found.prompt, found.empty)):
-        raise UserError(f"{args.steps} steps are too few for this model: the integral is not finite; take more --steps")
+        raise UserError(
+            f"{args.steps} steps are too few for this model: the integral is not finite; take more --steps"
+        )
     seconds = time.perf_counter() - started
     print(json.dumps(_as_json(args, model, found, seconds)) if args.json else _as_text(args, model, found))
     if found.text.truncated:
@@ -63,7 +75,13 @@ def _explain(args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say
 
     show(0.0)
     return likelihood.explain(
-        pixels, args.prompt, method=args.method, num_steps=args.steps, num_probes=args.probes, seed=args.seed, progress=show
+        pixels,
+        args.prompt,
+        method=args.method,
+        num_steps=args.steps,
+        num_probes=args.probes,
+        seed=args.seed,
+        progress=show,
     )
 
 
@@ -71,7 +89,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if not args.prompt.strip():
         raise UserError("--prompt must not be empty: the empty prompt is what it is compared with")
     if len(args.prompt) > MAX_PROMPT_CHARACTERS:
-        raise UserError(f"--prompt has {len(args.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed")
+        raise UserError(
+            f"--prompt has {len(args.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+        )
     for flag, value, low, high in (
         ("--steps", args.steps, 1, MAX_STEPS),
         ("--probes", args.probes, 1, MAX_PROBES),
@@ -87,13 +107,20 @@ def _read(path: Path, model: ModelInfo) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # Pillow warns of large ones, which are refused here
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(path) as file,
+        ):  # Pillow warns of large ones, which are refused here
             picture: Image.Image = ImageOps.exif_transpose(file) if file.size in _turned(model) else file
             if picture.size not in model.sizes:
                 wanted = ", ".join(f"{width}x{height}" for width, height in model.sizes)
-                raise UserError(f"{path} is {picture.width}x{picture.height} pixels, but {model.id} knows {wanted} only; resize it first")
+                raise UserError(
+                    f"{path} is {picture.width}x{picture.height} pixels, but {model.id} knows {wanted} only; resize it first"
+                )
             if picture.mode not in EIGHT_BITS:
-                raise UserError(f"{path} has pixels of mode {picture.mode}; save it with 8 bits a channel first")
+                raise UserError(
+                    f"{path} has pixels of mode {picture.mode}; save it with 8 bits a channel first"
+                )
             if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
                 raise UserError(f"{path} is transparent in places; put it on a background first")
             return np.asarray(picture.convert("RGB"))
@@ -124,7 +151,9 @@ def _as_text(args: argparse.Namespace, model: ModelInfo, found: Explanation) -> 
     )
 
 
-def _as_json(args: argparse.Namespace, model: ModelInfo, found: Explanation, seconds: float) -> dict[str, object]:
+def _as_json(
+    args: argparse.Namespace, model: ModelInfo, found: Explanation, seconds: float
+) -> dict[str, object]:
     return {
         "image": args.image,
         "model": model.id,
@@ -146,7 +175,10 @@ def _as_json(args: argparse.Namespace, model: ModelInfo, found: Explanation, sec
 
 
 def _object(measured: Measured) -> dict[str, float | None]:
-    return {"value": measured.value, "standard_error": None if math.isnan(measured.standard_error) else measured.standard_error}
+    return {
+        "value": measured.value,
+        "standard_error": None if math.isnan(measured.standard_error) else measured.standard_error,
+    }
 
 
 def _pm(measured: Measured, digits: int) -> str:

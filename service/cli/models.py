@@ -18,9 +18,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     families = list_families()
     if args.json:
-        print(json.dumps({"models": list(map(_describe, models)), "families": list(map(_describe_family, families))}))
+        print(
+            json.dumps(
+                {"models": list(map(_describe, models)), "families": list(map(_describe_family, families))}
+            )
+        )
     else:
-        print("\n".join([*map(_as_text, models), "", "Folders that can be served with --model DIR:", *map(_family_as_text, families)]))
+        print(
+            "\n".join(
+                [
+                    *map(_as_text, models),
+                    "",
+                    "Folders that can be served with --model DIR:",
+                    *map(_family_as_text, families),
+                ]
+            )
+        )
     return 0
 
 
@@ -73,7 +86,8 @@ def _family_as_text(family: Family) -> str:
     ]
     if family.extra:
         facts.append(
-            f"needs: pip install 'safelight[{family.extra}]'" + (", for T5" if any(part.is_optional for part in family.parts) else "")
+            f"needs: pip install 'safelight[{family.extra}]'"
+            + (", for T5" if any(part.is_optional for part in family.parts) else "")
         )
     return "\n".join(f"{family.name if fact is facts[0] else '':13} {fact}" for fact in facts)
 

@@ -85,7 +85,11 @@ def _find(name: str) -> tuple[ModelInfo | None, Outline]:
             model = find_model(name)
             return model, capacity.outline_of(model)
         except (UnknownModel, ValueError) as error:
-            published = f"; published checkpoints: {', '.join(capacity.list_published())}" if "neither a folder" in str(error) else ""
+            published = (
+                f"; published checkpoints: {', '.join(capacity.list_published())}"
+                if "neither a folder" in str(error)
+                else ""
+            )
             raise UserError(f"{error}{published}") from None
 
 
@@ -109,7 +113,12 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say
         gpu = GPUS[args.gpu]
         return _reaching(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
     if args.service is not None:
-        return Chosen(f"the service at {args.service}", _of_service(args, _find(settings_of(model=args.model).model)[1], order), None, None)
+        return Chosen(
+            f"the service at {args.service}",
+            _of_service(args, _find(settings_of(model=args.model).model)[1], order),
+            None,
+            None,
+        )
     if args.peak_tflops:
         return _reaching(args, "this machine", args.peak_tflops, MFU_HERE)
     with imported_for_good():
@@ -141,11 +150,16 @@ def _of_service(args: argparse.Namespace, outline: Outline, order: Order) -> Dev
 
     try:
         said = httpx.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
-        curves = {stage: CostCurve(tuple(each["work_flops"]), tuple(each["seconds"]), each["factor"]) for stage, each in said.items()}
+        curves = {
+            stage: CostCurve(tuple(each["work_flops"]), tuple(each["seconds"]), each["factor"])
+            for stage, each in said.items()
+        }
         settings = settings_of(model=args.model)
         return capacity.measured_by(curves, outline, order.size, settings.max_rows, settings.max_tokens)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--service {args.service} does not say what its work costs: {error or type(error).__name__}") from None
+        raise UserError(
+            f"--service {args.service} does not say what its work costs: {error or type(error).__name__}"
+        ) from None
 
 
 def _reaching(args: argparse.Namespace, name: str, peak: float, mfu: float) -> Chosen:
@@ -154,7 +168,9 @@ def _reaching(args: argparse.Namespace, name: str, peak: float, mfu: float) -> C
     return Chosen(name, Machine(mfu * peak), peak, mfu)
 
 
-def _as_dict(outline: Outline, order: Order, chosen: Chosen, targets: Targets, found: Prediction, price: float | None) -> dict[str, Any]:
+def _as_dict(
+    outline: Outline, order: Order, chosen: Chosen, targets: Targets, found: Prediction, price: float | None
+) -> dict[str, Any]:
     work = found.work
     return {
         "model": outline.name,
@@ -169,7 +185,11 @@ def _as_dict(outline: Outline, order: Order, chosen: Chosen, targets: Targets, f
         "rows": work.rows * len(work.ticks),
         "targets": asdict(targets),
         "tflop_per_image": work.total / 1e12,
-        "stage_tflop": {"encode": work.encode / 1e12, "denoise": work.denoise / 1e12, "decode": work.decode / 1e12},
+        "stage_tflop": {
+            "encode": work.encode / 1e12,
+            "denoise": work.denoise / 1e12,
+            "decode": work.decode / 1e12,
+        },
         "service_s": found.seconds.total,
         "stage_s": asdict(found.seconds),
         "latency_s": _finite(found.latency_s),
@@ -182,7 +202,9 @@ def _as_dict(outline: Outline, order: Order, chosen: Chosen, targets: Targets, f
         "meets_latency": found.meets_latency,
         "meets_throughput": found.meets_throughput,
         "steps_that_meet": {"alone": found.most_steps[0], "under_load": found.most_steps[1]},
-        "cost_per_1000_images": None if price is None else 1000.0 * price * found.device_seconds / capacity.HOUR,
+        "cost_per_1000_images": None
+        if price is None
+        else 1000.0 * price * found.device_seconds / capacity.HOUR,
     }
 
 
@@ -195,8 +217,12 @@ def _print(told: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     targets = told["targets"]
-    at = "measured" if told["mfu"] is None else f"at {100 * told['mfu']:g} % of {told['peak_tflops']:g} TFLOPS"
-    print(f"{told['model']}, {told['size']}, {told['steps']} steps of {told['solver']} at guidance {told['guidance_scale']:g}")
+    at = (
+        "measured" if told["mfu"] is None else f"at {100 * told['mfu']:g} % of {told['peak_tflops']:g} TFLOPS"
+    )
+    print(
+        f"{told['model']}, {told['size']}, {told['steps']} steps of {told['solver']} at guidance {told['guidance_scale']:g}"
+    )
     print(f"{told['gpu']}, {at}".replace(", measured, measured", ", measured"))
     Console().print(_stages(told))
     late = told["latency_s"]
@@ -221,8 +247,18 @@ def _stages(told: Mapping[str, Any]) -> Table:
 
     table = Table("stage", *(Column(name, justify="right") for name in ("TFLOP", "seconds", "replicas")))
     for stage in capacity.STAGES:
-        table.add_row(stage, f"{told['stage_tflop'][stage]:.4g}", f"{told['stage_s'][stage]:.3g}", str(told["replicas"][stage]))
-    table.add_row("all", f"{told['tflop_per_image']:.4g}", f"{told['service_s']:.3g}", str(sum(told["replicas"].values())))
+        table.add_row(
+            stage,
+            f"{told['stage_tflop'][stage]:.4g}",
+            f"{told['stage_s'][stage]:.3g}",
+            str(told["replicas"][stage]),
+        )
+    table.add_row(
+        "all",
+        f"{told['tflop_per_image']:.4g}",
+        f"{told['service_s']:.3g}",
+        str(sum(told["replicas"].values())),
+    )
     return table
 
 

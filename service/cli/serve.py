@@ -62,7 +62,9 @@ def _free_port(settings: Settings) -> int:
             return int(probe.getsockname()[1])
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot listen on port {settings.port} of {settings.host}: {reason}; choose another with --port") from None
+        raise UserError(
+            f"cannot listen on port {settings.port} of {settings.host}: {reason}; choose another with --port"
+        ) from None
 
 
 def _announcement(url: str, model: ModelInfo) -> str:

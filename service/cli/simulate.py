@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     outline = _outline(args.model)
     size = outline.native_size if args.size is None else _size(args.size)
-    order = Order(size, outline.num_steps if args.steps is None else args.steps, outline.guidance_scale, outline.solver)
+    order = Order(
+        size, outline.num_steps if args.steps is None else args.steps, outline.guidance_scale, outline.solver
+    )
     fleets = [args.gpus] if not args.grow else [gpus for gpus in GROWTH if gpus <= args.gpus]
     told = []
     with counter("simulating", round(args.hours * len(fleets))) as done:
@@ -65,21 +67,29 @@ def _check(args: argparse.Namespace) -> None:
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu must be more than 0 and at most 1, got {args.mfu}")
     if not 2 <= args.max_rows <= 4096:
-        raise UserError(f"--max-rows must be between 2, the rows of one guided picture, and 4096; got {args.max_rows}")
+        raise UserError(
+            f"--max-rows must be between 2, the rows of one guided picture, and 4096; got {args.max_rows}"
+        )
     if not 0 <= args.least <= args.gpus:
         raise UserError(f"--least must be between 0 and --gpus, got {args.least}")
     for name in ("rate", "hours", "start_seconds", "target_seconds"):
         if not 0 < getattr(args, name) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be more than 0 and finite, got {getattr(args, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be more than 0 and finite, got {getattr(args, name)}"
+            )
     for name in ("mean_life_hours", "price_per_hour"):
         if not 0 <= (getattr(args, name) or 0) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 0 and finite, got {getattr(args, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be at least 0 and finite, got {getattr(args, name)}"
+            )
 
 
 def _outline(name: str) -> Outline:
     with imported_for_good():
         if name not in capacity.list_published():
-            raise UserError(f"--model must be a published checkpoint by its name: {', '.join(capacity.list_published())}; got {name!r}")
+            raise UserError(
+                f"--model must be a published checkpoint by its name: {', '.join(capacity.list_published())}; got {name!r}"
+            )
         return capacity.published_outline(name)
 
 
@@ -90,7 +100,9 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _simulate(args: argparse.Namespace, outline: Outline, order: Order, gpus: int, watch: Callable[[float], None]) -> dict[str, Any]:
+def _simulate(
+    args: argparse.Namespace, outline: Outline, order: Order, gpus: int, watch: Callable[[float], None]
+) -> dict[str, Any]:
     try:
         work = capacity.picture_work(outline, order)
     except InvalidParams as error:
@@ -108,11 +120,15 @@ def _simulate(args: argparse.Namespace, outline: Outline, order: Order, gpus: in
     )
     rate = args.rate / HOUR * gpus / args.gpus
     began = time.perf_counter()
-    found = Simulator(fleet, rate, args.trace, args.hours * HOUR, args.seed, FOLLOWED if gpus > FOLLOWED else 0).run(watch)
+    found = Simulator(
+        fleet, rate, args.trace, args.hours * HOUR, args.seed, FOLLOWED if gpus > FOLLOWED else 0
+    ).run(watch)
     took = time.perf_counter() - began
     [kind] = fleet.kinds
     gpu_hours, most = found.gpu_seconds * found.weight / HOUR, found.most_replicas * found.weight
-    latent_bytes = 4 * 16 * order.size[0] * order.size[1] // 64  # sixteen channels in float32, an eighth of a side
+    latent_bytes = (
+        4 * 16 * order.size[0] * order.size[1] // 64
+    )  # sixteen channels in float32, an eighth of a side
     highest = rate * HIGHEST[args.trace]
     plane = control_plane(highest, most, OTHERS * most, latent_bytes)
     return {
@@ -135,8 +151,12 @@ def _simulate(args: argparse.Namespace, outline: Outline, order: Order, gpus: in
         "gpu_hours": gpu_hours,
         "most_replicas": most,
         "utilisation": found.busy_seconds / found.gpu_seconds if found.gpu_seconds else None,
-        "cost_per_1000_images": 1000.0 * args.price_per_hour * gpu_hours / found.images if args.price_per_hour and found.images else None,
-        "control_plane": {name: {"used": part.used, "share": _finite(part.share)} for name, part in plane.items()},
+        "cost_per_1000_images": 1000.0 * args.price_per_hour * gpu_hours / found.images
+        if args.price_per_hour and found.images
+        else None,
+        "control_plane": {
+            name: {"used": part.used, "share": _finite(part.share)} for name, part in plane.items()
+        },
         "full_at_denoisers": dict(largest_fleet(highest / max(most, 1.0), OTHERS, latent_bytes)),
         "followed_replicas": round(gpus / found.weight),
         "simulated_in_s": took,

@@ -7,7 +7,9 @@ from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 
 
 def run(args: argparse.Namespace) -> int:
-    print(json.dumps([_describe(name) for name in SOLVERS]) if args.json else "\n".join(map(_as_text, SOLVERS)))
+    print(
+        json.dumps([_describe(name) for name in SOLVERS]) if args.json else "\n".join(map(_as_text, SOLVERS))
+    )
     return 0
 
 

@@ -18,7 +18,13 @@ from safelight.pipeline.params import InvalidParams, ModelInfo
 from safelight.service.asyncio_tasks import cancel_all
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import Painter
-from safelight.service.errors import InvalidRequest, MethodNotAllowed, RouteNotFound, ServiceError, as_service_error
+from safelight.service.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+    ServiceError,
+    as_service_error,
+)
 from safelight.service.http.auth import require_admin
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import ERRORS, OF_DRAWING, image_request_body
@@ -72,9 +78,13 @@ def build_gateway(
         await cancel_all(warming)
         await asyncio.to_thread(courier.stop)
 
-    app = FastAPI(title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False
+    )
     app.state.painter = painter
-    _add_image_route(app, painter, lambda record: _settle(record, metrics, outbox), model, settings, tracing or Tracing())
+    _add_image_route(
+        app, painter, lambda record: _settle(record, metrics, outbox), model, settings, tracing or Tracing()
+    )
     _add_accounting_route(app, books, courier, settings)
     _add_model_routes(app, painter, describe_model(model, created=int(time.time())), model)
     _add_health_routes(app, painter, warm_up, metrics, books)
@@ -91,7 +101,9 @@ def _settle(record: UsageRecord, metrics: Metrics, outbox: Outbox) -> None:
     outbox.put(record)
 
 
-def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInfo, settings: Settings, tracing: Tracing) -> None:
+def _add_image_route(
+    app: FastAPI, painter: Painter, sink: Sink, model: ModelInfo, settings: Settings, tracing: Tracing
+) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
@@ -103,13 +115,23 @@ def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInf
         # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
         with (
             account(request.state.request_id, model.id, sink) as opened,
-            tracing.span("generate", request.headers.get("traceparent"), model=model.id, request_id=opened.request_id) as span,
+            tracing.span(
+                "generate", request.headers.get("traceparent"), model=model.id, request_id=opened.request_id
+            ) as span,
         ):
-            asked = parse_request(await read_json_body(request, settings.max_body_bytes, settings.body_seconds))
+            asked = parse_request(
+                await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
+            )
             pictures, output = make_pictures(asked, model), make_output(asked)
             opened.num_images = len(pictures)
-            span.set(images=len(pictures), steps=pictures[0].num_steps, size=f"{pictures[0].width}x{pictures[0].height}")
-            drawn = await unless_gone(request, painter.paint(pictures, output, Ticket(opened.id, span.traceparent)))
+            span.set(
+                images=len(pictures),
+                steps=pictures[0].num_steps,
+                size=f"{pictures[0].width}x{pictures[0].height}",
+            )
+            drawn = await unless_gone(
+                request, painter.paint(pictures, output, Ticket(opened.id, span.traceparent))
+            )
             opened.pictures = tuple(picture.usage for picture in drawn)
             usage = make_usage(drawn, pictures, model, opened.seconds)
             answer = make_response(drawn, pictures, output, usage)
@@ -117,11 +139,17 @@ def _add_image_route(app: FastAPI, painter: Painter, sink: Sink, model: ModelInf
 
 
 def _add_accounting_route(app: FastAPI, books: Books, courier: Courier, settings: Settings) -> None:
-    @app.get("/v1/accounting", responses={401: ERRORS[401]}, summary="What was drawn for whom, what it cost, and whether targets are met")
+    @app.get(
+        "/v1/accounting",
+        responses={401: ERRORS[401]},
+        summary="What was drawn for whom, what it cost, and whether targets are met",
+    )
     async def get_accounting(
         request: Request,
         window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
-        latest: Annotated[int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")] = 0,
+        latest: Annotated[
+            int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")
+        ] = 0,
     ) -> AccountingFigures:
         require_admin(request, settings.admin_key)
         await asyncio.to_thread(courier.deliver)
@@ -147,12 +175,18 @@ def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: M
         return describe_curves(await painter.census())
 
 
-def _add_health_routes(app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics, books: Books) -> None:
+def _add_health_routes(
+    app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics, books: Books
+) -> None:
     @app.get("/livez", summary="The gateway is alive")
     async def livez() -> dict[str, bool]:
         return {"alive": True}
 
-    @app.get("/readyz", responses={503: {"model": Readiness}}, summary="Every stage has drawn a warm-up picture and answers")
+    @app.get(
+        "/readyz",
+        responses={503: {"model": Readiness}},
+        summary="Every stage has drawn a warm-up picture and answers",
+    )
     async def readyz(response: Response) -> Readiness:
         report = await warm_up.report()
         response.status_code = 200 if report.ready else 503
@@ -183,7 +217,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        answer = error_response(MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}."))
+        answer = error_response(
+            MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
+        )
         answer.headers["allow"] = allowed
         return answer
     return error_response(RouteNotFound() if error.status_code == 404 else ServiceError())

@@ -16,7 +16,9 @@ _REASONS = {
     429: "Too many pictures are waiting; see Retry-After",
     503: "The picture could not be drawn now; see Retry-After",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()
+}
 
 OF_DRAWING = {status: error for status, error in ERRORS.items() if status != 401}
 

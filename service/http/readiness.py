@@ -38,7 +38,10 @@ class WarmUp:
     async def report(self) -> Readiness:
         census = await self._painter.census()
         stages = {
-            name: StageReadiness(ready=stage is not None and (self._done or stage.pictures > 0), pictures=stage.pictures if stage else 0)
+            name: StageReadiness(
+                ready=stage is not None and (self._done or stage.pictures > 0),
+                pictures=stage.pictures if stage else 0,
+            )
             for name, stage in census.items()
         }
         ready = self._done and all(stage.ready for stage in stages.values())

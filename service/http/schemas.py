@@ -30,12 +30,18 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[Prompt, Field(min_length=1, pattern=r"\S", description="What the picture shows.")]
-    model: str | None = Field(None, description="The served model's id, or one of the OpenAI names that clients hard-code.")
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(None, description="How many pictures; default 1.")
+    model: str | None = Field(
+        None, description="The served model's id, or one of the OpenAI names that clients hard-code."
+    )
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(
+        None, description="How many pictures; default 1."
+    )
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
         None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
     )
-    response_format: Literal["b64_json"] | None = Field(None, description="Pictures come in the answer; there is no picture store yet.")
+    response_format: Literal["b64_json"] | None = Field(
+        None, description="Pictures come in the answer; there is no picture store yet."
+    )
     output_format: Literal["png", "webp", "jpeg"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of webp and jpeg, default 100; png is lossless and ignores it."
@@ -43,7 +49,9 @@ class ImageRequest(BaseModel):
     stream: Literal[False] | None = Field(None, description="Streaming is not supported yet.")
     partial_images: Literal[0] | None = Field(None, description="Previews are not supported yet.")
 
-    negative_prompt: Prompt | None = Field(None, description="Extension: what the picture should not show; used under guidance only.")
+    negative_prompt: Prompt | None = Field(
+        None, description="Extension: what the picture should not show; used under guidance only."
+    )
     num_inference_steps: Annotated[int, Field(ge=MIN_STEPS, le=MAX_STEPS)] | None = Field(
         None, description="Extension: denoising steps; default: the model's."
     )
@@ -51,10 +59,15 @@ class ImageRequest(BaseModel):
         None, description="Extension: w in uncond + w * (cond - uncond); 1 is off; default: the model's."
     )
     solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
-    timestep_spacing: str | None = Field(None, description="Extension: where the steps stand; default: the model's.")
-    eta: Share | None = Field(None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only.")
+    timestep_spacing: str | None = Field(
+        None, description="Extension: where the steps stand; default: the model's."
+    )
+    eta: Share | None = Field(
+        None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only."
+    )
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1]."
+        None,
+        description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1].",
     )
     guidance_stride: Annotated[int, Field(ge=1, le=MAX_GUIDANCE_STRIDE)] | None = Field(
         None,
@@ -62,7 +75,8 @@ class ImageRequest(BaseModel):
         "reused, which is faster and changes the picture. Default 1.",
     )
     guidance_rescale: Share | None = Field(
-        None, description="Extension: phi, how far a guided prediction is scaled back to the spread of the unguided one; default 0."
+        None,
+        description="Extension: phi, how far a guided prediction is scaled back to the spread of the unguided one; default 0.",
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         None,
@@ -120,7 +134,9 @@ class Cost(BaseModel):
     queue_seconds: float = Field(description="Waiting, summed over pictures and stages.")
     seconds: float = Field(description="From the request's arrival to its answer.")
     truncated: bool = Field(description="True when a text was longer than the text encoder can read.")
-    unknown_words: list[str] = Field(description="Words that the text encoder does not know; they change nothing.")
+    unknown_words: list[str] = Field(
+        description="Words that the text encoder does not know; they change nothing."
+    )
     batch_invariant: bool = Field(
         description="Whether it is proved here that the same request gives the same bytes, whatever else is being drawn."
     )

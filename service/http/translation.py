@@ -10,7 +10,18 @@ from safelight.pipeline.catalog.planning import plan_of
 from safelight.pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
-from safelight.service.http.schemas import Cost, Curve, Curves, Image, ImageRequest, ImageResponse, InputTokens, Model, StageSeconds, Usage
+from safelight.service.http.schemas import (
+    Cost,
+    Curve,
+    Curves,
+    Image,
+    ImageRequest,
+    ImageResponse,
+    InputTokens,
+    Model,
+    StageSeconds,
+    Usage,
+)
 from safelight.service.messages import Drawn, Output, StageCensus
 
 ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")  # clients hard-code them
@@ -45,7 +56,9 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
         for index in range(_given(request.n, 1))
     ]
     check_params(pictures[0], model)  # they differ in image_index only
-    plan_of(pictures[0], model)  # too few steps for the solver's start are refused here, before any stage has worked
+    plan_of(
+        pictures[0], model
+    )  # too few steps for the solver's start are refused here, before any stage has worked
     return pictures
 
 
@@ -53,7 +66,9 @@ def make_output(request: ImageRequest) -> Output:
     return Output(_given(request.output_format, "png"), _given(request.output_compression, 100))
 
 
-def make_response(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], output: Output, usage: Usage) -> ImageResponse:
+def make_response(
+    drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], output: Output, usage: Usage
+) -> ImageResponse:
     return ImageResponse(
         created=int(time.time()),
         data=[Image(b64_json=base64.b64encode(picture.image).decode("ascii")) for picture in drawn],
@@ -63,7 +78,9 @@ def make_response(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], 
     )
 
 
-def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], model: ModelInfo, seconds: float) -> Usage:
+def make_usage(
+    drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], model: ModelInfo, seconds: float
+) -> Usage:
     """The account of one request's pictures; also what the command line prints."""
     usages = [picture.usage for picture in drawn]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
@@ -106,12 +123,18 @@ def make_usage(drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], mod
 def check_model(name: str, model: ModelInfo) -> None:
     if name != model.id and name not in ALIASES:
         allowed = ", ".join((model.id, *ALIASES))
-        raise ModelNotFound(f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model")
+        raise ModelNotFound(
+            f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model"
+        )
 
 
 def describe_curves(stages: Mapping[str, StageCensus | None]) -> Curves:
     """What every stage's work costs. Raises `StageFailed` while the denoiser has not measured itself."""
-    curves = {stage: _curve(census.curve) for stage, census in stages.items() if census is not None and census.curve is not None}
+    curves = {
+        stage: _curve(census.curve)
+        for stage, census in stages.items()
+        if census is not None and census.curve is not None
+    }
     if "denoise" not in curves:
         raise StageFailed("The denoiser has not measured itself yet.")
     return Curves(encode=curves.get("encode"), denoise=curves["denoise"], decode=curves.get("decode"))
@@ -150,7 +173,9 @@ def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
         return model.native_size
     width, x, height = text.partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
-        raise InvalidRequest(f"size must be WIDTHxHEIGHT or auto; allowed: {', '.join(size_names(model))}, auto.", "size")
+        raise InvalidRequest(
+            f"size must be WIDTHxHEIGHT or auto; allowed: {', '.join(size_names(model))}, auto.", "size"
+        )
     return int(width), int(height)
 
 

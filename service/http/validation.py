@@ -55,7 +55,10 @@ def _as_service_error(error: ValidationError) -> ServiceError:
         return MalformedBody(_whole_body(fault["type"], fault["msg"]))
     field = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
-        return UnknownField(f"{field[:100]} is not a field of this request; allowed: {', '.join(ImageRequest.model_fields)}.", field[:100])
+        return UnknownField(
+            f"{field[:100]} is not a field of this request; allowed: {', '.join(ImageRequest.model_fields)}.",
+            field[:100],
+        )
     if fault["type"] == "missing":
         return InvalidRequest(f"{field} is required.", field)
     allowed = describe(ImageRequest.model_json_schema()["properties"][field])

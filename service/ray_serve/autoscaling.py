@@ -6,7 +6,11 @@ from ray.serve.config import AutoscalingContext
 
 from safelight.pipeline.scheduling.autoscaling import replicas_for
 
-WORK_LEFT, OFFERED, SECONDS_A_JOB = "work_left", "offered", "seconds_a_job"  # what every replica of a stage reports
+WORK_LEFT, OFFERED, SECONDS_A_JOB = (
+    "work_left",
+    "offered",
+    "seconds_a_job",
+)  # what every replica of a stage reports
 
 
 class ByWork:
@@ -16,10 +20,15 @@ class ByWork:
         self._target_seconds = target_seconds
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        latest = {name: [series[-1].value for series in of.values() if series] for name, of in (ctx.raw_metrics or {}).items()}
+        latest = {
+            name: [series[-1].value for series in of.values() if series]
+            for name, of in (ctx.raw_metrics or {}).items()
+        }
         known = [seconds for seconds in latest.get(SECONDS_A_JOB, []) if seconds > 0]
         seconds_a_job = sum(known) / len(known) if known else ctx.policy_state.get(SECONDS_A_JOB, 0.0)
-        at_handles = ctx.total_queued_requests * seconds_a_job  # these have met no replica that could tell their work
+        at_handles = (
+            ctx.total_queued_requests * seconds_a_job
+        )  # these have met no replica that could tell their work
         work_left = sum(latest.get(WORK_LEFT, [])) + at_handles
         wanted = replicas_for(work_left, sum(latest.get(OFFERED, [])), self._target_seconds)
         if ctx.total_num_requests > 0:

@@ -89,7 +89,9 @@ class LedgerOnServe:
         return answer
 
     async def figures(self, window: float | None, latest: int) -> AccountingFigures:
-        answer: AccountingFigures = await asyncio.wait_for(self._ledger.figures.remote(window, latest), CENSUS_SECONDS)
+        answer: AccountingFigures = await asyncio.wait_for(
+            self._ledger.figures.remote(window, latest), CENSUS_SECONDS
+        )
         return answer
 
 

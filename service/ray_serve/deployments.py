@@ -93,13 +93,23 @@ class Denoiser:
         self._stage.wait()
 
     async def generate(
-        self, conditioning: Later[Conditioning] | Now[Conditioning], params: GenerationParams, ticket: Ticket = NOBODY
+        self,
+        conditioning: Later[Conditioning] | Now[Conditioning],
+        params: GenerationParams,
+        ticket: Ticket = NOBODY,
     ) -> Denoised:
         states = await conditioning.value()
-        with self._tracing.span("denoise", ticket.traceparent, solver=params.solver, image=params.image_index) as span:
+        with self._tracing.span(
+            "denoise", ticket.traceparent, solver=params.solver, image=params.image_index
+        ) as span:
             denoised = await self._stage.generate(states, params, ticket)
             usage = denoised.denoise
-            span.set(queue_seconds=usage.cost.queue_seconds, device_seconds=usage.cost.device_seconds, nfe=usage.nfe, rows=usage.rows)
+            span.set(
+                queue_seconds=usage.cost.queue_seconds,
+                device_seconds=usage.cost.device_seconds,
+                nfe=usage.nfe,
+                rows=usage.rows,
+            )
             return denoised
 
     def __del__(self) -> None:
@@ -127,12 +137,22 @@ class VaeDecoder:
         self._stage.wait()
 
     async def decode(
-        self, denoised: Later[Denoised] | Now[Denoised], params: GenerationParams, output: Output, ticket: Ticket = NOBODY
+        self,
+        denoised: Later[Denoised] | Now[Denoised],
+        params: GenerationParams,
+        output: Output,
+        ticket: Ticket = NOBODY,
     ) -> Drawn:
         latents = await denoised.value()
-        with self._tracing.span("decode", ticket.traceparent, format=output.format) as span, self._stage.books.jobs(1):
+        with (
+            self._tracing.span("decode", ticket.traceparent, format=output.format) as span,
+            self._stage.books.jobs(1),
+        ):
             drawn = one_of_batch(await self._decode_batch(DecodeJob(latents, params, output, ticket)))
-            span.set(queue_seconds=drawn.usage.decode.queue_seconds, device_seconds=drawn.usage.decode.device_seconds)
+            span.set(
+                queue_seconds=drawn.usage.decode.queue_seconds,
+                device_seconds=drawn.usage.decode.device_seconds,
+            )
             return drawn
 
     def __del__(self) -> None:
@@ -186,14 +206,28 @@ class Colocated:
 class Gateway:
     """The ingress. The app is built on the replica, because an app with middleware does not travel."""
 
-    def __init__(self, make_backend: Callable[..., Backend], model: ModelInfo, settings: Settings, ledger: Handle, *stages: Handle):
+    def __init__(
+        self,
+        make_backend: Callable[..., Backend],
+        model: ModelInfo,
+        settings: Settings,
+        ledger: Handle,
+        *stages: Handle,
+    ):
         self._backend = make_backend(*stages)
         self._ledger = LedgerOnServe(ledger)
         self._model = model
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        self._app = build_gateway(self._backend, self._model, self._settings, self._ledger, True, make_tracing(self._settings, "gateway"))
+        self._app = build_gateway(
+            self._backend,
+            self._model,
+            self._settings,
+            self._ledger,
+            True,
+            make_tracing(self._settings, "gateway"),
+        )
         return self._app
 
     async def drain(self) -> None:
@@ -203,7 +237,9 @@ class Gateway:
 
 def _courier(stage: EncodeStage | DenoiseStage | DecodeStage, ledger: Handle) -> Courier:
     """Started before the stage is ready, so that its start is in the books as well."""
-    courier = Courier(lambda source, number: stage.books.state(source, number, stage.census()), LedgerOnServe(ledger).post)
+    courier = Courier(
+        lambda source, number: stage.books.state(source, number, stage.census()), LedgerOnServe(ledger).post
+    )
     courier.start()
     return courier
 

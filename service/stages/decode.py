@@ -42,7 +42,9 @@ class DecodeStage:
         self._write_image = write_image
         self._census = StageCensus()
 
-    async def decode(self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+    async def decode(
+        self, denoised: Denoised, params: GenerationParams, output: Output, ticket: Ticket = NOBODY
+    ) -> Drawn:
         with self.books.jobs(1):
             return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output, ticket)]))[0])
 
@@ -69,7 +71,9 @@ class DecodeStage:
         self.books.took(time.perf_counter() - started, len(jobs))
         return drawn
 
-    def _decode_chunk(self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float) -> list[Drawn | BrokenPicture]:
+    def _decode_chunk(
+        self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float
+    ) -> list[Drawn | BrokenPicture]:
         pictures = decoder.decode([job.denoised.latents for job in jobs])
         drawn: list[Drawn | BrokenPicture] = []
         for job, picture in zip(jobs, pictures, strict=True):
@@ -77,13 +81,21 @@ class DecodeStage:
                 drawn.append(BrokenPicture(f"The model drew no picture: {picture}."))
                 continue
             pixels, cost = picture
-            self._census = replace(self._census, curve=(self._census.curve or UNKNOWN).observed(cost.flops, cost.device_seconds))
+            self._census = replace(
+                self._census, curve=(self._census.curve or UNKNOWN).observed(cost.flops, cost.device_seconds)
+            )
             began = time.perf_counter()
             image = self._write_image(pixels, job.output, job.params)
-            spent = cost.device_seconds + time.perf_counter() - began  # nobody else can use the stage meanwhile
+            spent = (
+                cost.device_seconds + time.perf_counter() - began
+            )  # nobody else can use the stage meanwhile
             decode = replace(cost, device_seconds=spent, queue_seconds=max(0.0, started - job.arrived))
             self.books.charge(job.ticket, decode)
-            drawn.append(Drawn(image, PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)))
+            drawn.append(
+                Drawn(
+                    image, PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
+                )
+            )
         return drawn
 
 

@@ -38,7 +38,9 @@ class Sample:
     conditioning: Conditioning
     ticket: Ticket
     loop: asyncio.AbstractEventLoop
-    settled: asyncio.Future[Outcome | ServiceError]  # errors as values: a promise nobody reads must not complain
+    settled: asyncio.Future[
+        Outcome | ServiceError
+    ]  # errors as values: a promise nobody reads must not complain
     arrived: float  # by time.perf_counter
     deadline: float
 
@@ -73,14 +75,20 @@ class DenoiseStage:
         self._loop = EngineLoop(make_engine, self.books)
         self._ids = map(str, itertools.count())
 
-    async def generate(self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY) -> Denoised:
+    async def generate(
+        self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY
+    ) -> Denoised:
         """Denoise one picture; when cancelled, return only after the engine has let the sample go."""
         if self._loop.broken is not None:
             raise StageFailed()
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
-        deadline = now + self._deadline_seconds - conditioning.cost.queue_seconds - conditioning.cost.device_seconds
-        sample = Sample(next(self._ids), params, conditioning, ticket, loop, loop.create_future(), now, deadline)
+        deadline = (
+            now + self._deadline_seconds - conditioning.cost.queue_seconds - conditioning.cost.device_seconds
+        )
+        sample = Sample(
+            next(self._ids), params, conditioning, ticket, loop, loop.create_future(), now, deadline
+        )
         self._loop.commands.put(sample)
         if self._loop.broken is not None:  # its thread may have looked for the last time before this came
             sample.settle(StageFailed())
@@ -119,7 +127,9 @@ class EngineLoop(threading.Thread):
         super().__init__(name="denoise", daemon=True)
         self._books = books
         self.commands: SimpleQueue[Sample | Abort | Stop] = SimpleQueue()
-        self.census = StageCensus()  # replaced whole after every tick, so a reader on another thread sees one moment
+        self.census = (
+            StageCensus()
+        )  # replaced whole after every tick, so a reader on another thread sees one moment
         self.built = threading.Event()
         self.broken: Exception | None = None
         self._make_engine = make_engine
@@ -138,19 +148,27 @@ class EngineLoop(threading.Thread):
                 engine = self._make_engine()
         except Exception as error:
             return self._refuse_all(error)
-        self.census = replace(self.census, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops)
+        self.census = replace(
+            self.census, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops
+        )
         self.built.set()
         try:
             return self._tick_until_stopped(engine)
         except Exception as error:
             logger.exception("the engine failed with %d samples in it; building another", len(self._samples))
-            self._settle_all(StageFailed(f"The denoiser failed while the picture was in it ({type(error).__name__}); please try again."))
+            self._settle_all(
+                StageFailed(
+                    f"The denoiser failed while the picture was in it ({type(error).__name__}); please try again."
+                )
+            )
             return True
 
     def _tick_until_stopped(self, engine: Engine) -> bool:
         while self._obey(engine):
             outcomes = engine.step()
-            self._count(engine, outcomes)  # before they are handed out: a caller who is answered finds itself counted
+            self._count(
+                engine, outcomes
+            )  # before they are handed out: a caller who is answered finds itself counted
             self._books.tell(engine.open_seconds, engine.work_left)
             for outcome in outcomes:
                 if sample := self._samples.pop(outcome.request_id, None):
@@ -189,7 +207,14 @@ class EngineLoop(threading.Thread):
 
     def _add(self, engine: Engine, sample: Sample) -> None:
         try:
-            engine.add(sample.id, sample.params, sample.conditioning.cond, sample.conditioning.uncond, sample.arrived, sample.deadline)
+            engine.add(
+                sample.id,
+                sample.params,
+                sample.conditioning.cond,
+                sample.conditioning.uncond,
+                sample.arrived,
+                sample.deadline,
+            )
         except InvalidParams as error:
             sample.settle(as_service_error(error))
         except Exception:  # this sample's fault, not its neighbours'

@@ -44,7 +44,9 @@ class EncodeStage:
         self._model_id = model_id
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
-        self._cache: OrderedDict[tuple[str, str], TextStates] = OrderedDict()  # touched by the worker's thread only
+        self._cache: OrderedDict[tuple[str, str], TextStates] = (
+            OrderedDict()
+        )  # touched by the worker's thread only
         self._census = StageCensus()
 
     async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
@@ -76,7 +78,9 @@ class EncodeStage:
         self.books.took(time.perf_counter() - started, len(jobs))
         return answers
 
-    def _look_up(self, encoder: TextEncoder, texts: Sequence[str]) -> tuple[dict[str, TextStates], dict[str, StageCost]]:
+    def _look_up(
+        self, encoder: TextEncoder, texts: Sequence[str]
+    ) -> tuple[dict[str, TextStates], dict[str, StageCost]]:
         """The states of `texts`, and what the missing ones cost to encode."""
         known = {text: self._cache[key] for text in texts if (key := (self._model_id, text)) in self._cache}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
@@ -114,11 +118,17 @@ class EncodeStage:
         )
 
 
-def _answer(job: EncodeJob, known: dict[str, TextStates], bills: dict[str, StageCost], started: float) -> Conditioning:
+def _answer(
+    job: EncodeJob, known: dict[str, TextStates], bills: dict[str, StageCost], started: float
+) -> Conditioning:
     states = [known[text] for text in job.texts]
     costs = [bills.pop(text, FREE) for text in job.texts]
-    cost = StageCost(sum(c.device_seconds for c in costs), sum(c.flops for c in costs), max(0.0, started - job.arrived))
-    return Conditioning(states[0], states[1] if len(states) > 1 else None, _merge(s.report for s in states), cost)
+    cost = StageCost(
+        sum(c.device_seconds for c in costs), sum(c.flops for c in costs), max(0.0, started - job.arrived)
+    )
+    return Conditioning(
+        states[0], states[1] if len(states) > 1 else None, _merge(s.report for s in states), cost
+    )
 
 
 def _merge(reports: Iterable[TextReport]) -> TextReport:

@@ -106,7 +106,9 @@ class StageBooks:
         counts = (usage.nfe, usage.rows, usage.tokens) if usage else ()
         with self._lock:
             self._charged += cost.device_seconds
-            self._charges.append(Charge(ticket.account, cost.device_seconds, cost.flops, cost.queue_seconds, *counts))
+            self._charges.append(
+                Charge(ticket.account, cost.device_seconds, cost.flops, cost.queue_seconds, *counts)
+            )
 
     @property
     def work_left(self) -> float:
@@ -134,4 +136,6 @@ class StageBooks:
         totals = self.totals
         with self._lock:
             charges, self._charges = tuple(self._charges), []
-            return StageStatement(source, number, self.stage, charges, totals, census, os.getpid(), self._thread)
+            return StageStatement(
+                source, number, self.stage, charges, totals, census, os.getpid(), self._thread
+            )

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from safelight.service.messages import PictureUsage, StageCensus
@@ -20,7 +25,11 @@ from safelight.service.usage.stage_snapshot import Measures, StageMeasures
 SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
 OF_REQUESTS = {
-    "safelight_requests_total": ("counter", ("outcome", "code"), "Image requests, by how they left; of those refused or failed, why."),
+    "safelight_requests_total": (
+        "counter",
+        ("outcome", "code"),
+        "Image requests, by how they left; of those refused or failed, why.",
+    ),
     "safelight_request_seconds": ("histogram", ("outcome",), "From arrival to answer."),
     "safelight_queue_seconds": ("histogram", (), "A picture's waiting in all queues."),
     "safelight_images_total": ("counter", (), "Pictures drawn and sent."),
@@ -34,7 +43,11 @@ OF_REQUESTS = {
     "safelight_stage_up": ("gauge", ("stage",), "1 when the stage answers."),
     "safelight_attention": ("gauge", ("backend",), "1 for the denoiser's attention back end."),
     "safelight_tick_slowness": ("gauge", (), "Tick time over what was measured at start."),
-    "safelight_mfu": ("gauge", (), "The denoiser's operations a second of its ticks over its device's peak, since the start."),
+    "safelight_mfu": (
+        "gauge",
+        (),
+        "The denoiser's operations a second of its ticks over its device's peak, since the start.",
+    ),
 }
 
 
@@ -50,23 +63,58 @@ class StageMetric:
 
 OF_STAGES = (
     StageMetric("safelight_stage_replicas", "gauge", "Replicas that are alive.", lambda m: m.replicas),
-    StageMetric("safelight_stage_work_left_seconds", "gauge", "Device-seconds of work that is there.", lambda m: m.work_left),
-    StageMetric("safelight_stage_running", "gauge", "Pictures in the running batch.", lambda m: m.census.running),
-    StageMetric("safelight_stage_waiting", "gauge", "Pictures waiting for the batch.", lambda m: m.census.waiting),
-    StageMetric("safelight_stage_pictures", "gauge", "Pictures finished by the replicas that are alive.", lambda m: m.census.pictures),
-    StageMetric("safelight_stage_ticks", "gauge", "Ticks of the replicas that are alive.", lambda m: m.census.ticks),
-    StageMetric("safelight_stage_rows", "gauge", "Network rows over all these ticks.", lambda m: m.census.rows),
-    StageMetric("safelight_stage_cache_hits", "gauge", "Texts answered from the cache.", lambda m: m.census.cache_hits),
-    StageMetric("safelight_stage_cache_misses", "gauge", "Texts that had to be encoded.", lambda m: m.census.cache_misses),
-    StageMetric("safelight_stage_busy_seconds_total", "counter", "Replicas at work.", lambda m: m.balance.busy),
-    StageMetric("safelight_stage_charged_seconds_total", "counter", "Of these, charged to requests.", lambda m: m.balance.requests),
+    StageMetric(
+        "safelight_stage_work_left_seconds",
+        "gauge",
+        "Device-seconds of work that is there.",
+        lambda m: m.work_left,
+    ),
+    StageMetric(
+        "safelight_stage_running", "gauge", "Pictures in the running batch.", lambda m: m.census.running
+    ),
+    StageMetric(
+        "safelight_stage_waiting", "gauge", "Pictures waiting for the batch.", lambda m: m.census.waiting
+    ),
+    StageMetric(
+        "safelight_stage_pictures",
+        "gauge",
+        "Pictures finished by the replicas that are alive.",
+        lambda m: m.census.pictures,
+    ),
+    StageMetric(
+        "safelight_stage_ticks", "gauge", "Ticks of the replicas that are alive.", lambda m: m.census.ticks
+    ),
+    StageMetric(
+        "safelight_stage_rows", "gauge", "Network rows over all these ticks.", lambda m: m.census.rows
+    ),
+    StageMetric(
+        "safelight_stage_cache_hits", "gauge", "Texts answered from the cache.", lambda m: m.census.cache_hits
+    ),
+    StageMetric(
+        "safelight_stage_cache_misses",
+        "gauge",
+        "Texts that had to be encoded.",
+        lambda m: m.census.cache_misses,
+    ),
+    StageMetric(
+        "safelight_stage_busy_seconds_total", "counter", "Replicas at work.", lambda m: m.balance.busy
+    ),
+    StageMetric(
+        "safelight_stage_charged_seconds_total",
+        "counter",
+        "Of these, charged to requests.",
+        lambda m: m.balance.requests,
+    ),
 )
 UNATTRIBUTED = ("warm_up", "starting", "lost", "overhead")
 TICKS = {
     "safelight_tick_seconds": ("How long a tick takes.", lambda m: m.ticks.seconds),
     "safelight_tick_rows": ("Network rows of a tick.", lambda m: m.ticks.rows),
     "safelight_tick_tokens": ("Image tokens of a tick, over all its rows.", lambda m: m.ticks.tokens),
-    "safelight_tick_forecast_ratio": ("A tick's seconds over what the cost curve told.", lambda m: m.ticks.forecast),
+    "safelight_tick_forecast_ratio": (
+        "A tick's seconds over what the cost curve told.",
+        lambda m: m.ticks.forecast,
+    ),
 }  # type: dict[str, tuple[str, Callable[[StageMeasures], Counts]]]
 
 
@@ -163,7 +211,9 @@ class StageCollector(Collector):
                 family.add_metric([stage], metric.value(measures))
             yield family
         unattributed = GaugeMetricFamily(
-            "safelight_unattributed_seconds", "Busy seconds that no request pays for.", labels=["stage", "reason"]
+            "safelight_unattributed_seconds",
+            "Busy seconds that no request pays for.",
+            labels=["stage", "reason"],
         )
         for stage, measures in known.items():
             for reason in UNATTRIBUTED:

@@ -32,7 +32,9 @@ class Tracing:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         context = TraceContextTextMapPropagator().extract({"traceparent": parent} if parent else {})
-        with self._tracer.start_as_current_span(name, context, attributes={f"safelight.{k}": v for k, v in attributes.items()}) as span:
+        with self._tracer.start_as_current_span(
+            name, context, attributes={f"safelight.{k}": v for k, v in attributes.items()}
+        ) as span:
             yield LiveSpan(span)
 
 
@@ -72,5 +74,7 @@ def make_tracing(settings: Settings, part: str) -> Tracing:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider(resource=Resource.create({"service.name": f"safelight-{part}"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.trace_endpoint), schedule_delay_millis=1000))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.trace_endpoint), schedule_delay_millis=1000)
+    )
     return Tracing(provider.get_tracer("safelight"))

@@ -19,10 +19,18 @@ class Counts:
         return cls(bounds, (0,) * (len(bounds) + 1))
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.bounds, tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)), self.total + other.total)
+        return Counts(
+            self.bounds,
+            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+            self.total + other.total,
+        )
 
     def __sub__(self, other: Counts) -> Counts:
-        return Counts(self.bounds, tuple(a - b for a, b in zip(self.counts, other.counts, strict=True)), self.total - other.total)
+        return Counts(
+            self.bounds,
+            tuple(a - b for a, b in zip(self.counts, other.counts, strict=True)),
+            self.total - other.total,
+        )
 
 
 class Counter:
@@ -58,10 +66,20 @@ class TickCounts:
     forecast: Counts = field(default_factory=lambda: Counts.empty(TICK_FORECAST))
 
     def __add__(self, other: TickCounts) -> TickCounts:
-        return TickCounts(self.seconds + other.seconds, self.rows + other.rows, self.tokens + other.tokens, self.forecast + other.forecast)
+        return TickCounts(
+            self.seconds + other.seconds,
+            self.rows + other.rows,
+            self.tokens + other.tokens,
+            self.forecast + other.forecast,
+        )
 
     def __sub__(self, other: TickCounts) -> TickCounts:
-        return TickCounts(self.seconds - other.seconds, self.rows - other.rows, self.tokens - other.tokens, self.forecast - other.forecast)
+        return TickCounts(
+            self.seconds - other.seconds,
+            self.rows - other.rows,
+            self.tokens - other.tokens,
+            self.forecast - other.forecast,
+        )
 
 
 class TickCounter:

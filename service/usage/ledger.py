@@ -91,7 +91,9 @@ def _busy_by_stage() -> dict[str, Busy]:
 class Period:
     """Everything in one span of time."""
 
-    accounts: defaultdict[tuple[str, str], Tally] = field(default_factory=lambda: defaultdict(Tally))  # by key and model
+    accounts: defaultdict[tuple[str, str], Tally] = field(
+        default_factory=lambda: defaultdict(Tally)
+    )  # by key and model
     stages: dict[str, Busy] = field(default_factory=_busy_by_stage)
 
     def add(self, other: "Period") -> None:
@@ -164,7 +166,10 @@ class Ledger:
 
     def census(self) -> Mapping[str, StageCensus | None]:
         """What the replica of each stage says that was heard last; None where none is alive."""
-        latest = {stage: max(self.replicas(stage), key=lambda replica: replica.last_heard, default=None) for stage in STAGES}
+        latest = {
+            stage: max(self.replicas(stage), key=lambda replica: replica.last_heard, default=None)
+            for stage in STAGES
+        }
         return {stage: replica.statement.census if replica else None for stage, replica in latest.items()}
 
     def began(self, seconds: float | None = None) -> float:
@@ -196,7 +201,12 @@ class Ledger:
 
     def pending_seconds(self, stage: str) -> float:
         """Charged by a stage for requests that have not ended."""
-        return sum(charge.device_seconds for pending in self._pending.values() for by, charge in pending.charges if by == stage)
+        return sum(
+            charge.device_seconds
+            for pending in self._pending.values()
+            for by, charge in pending.charges
+            if by == stage
+        )
 
     def open_seconds(self, stage: str) -> float:
         """Spent by a stage on pictures that it still has."""
@@ -234,7 +244,13 @@ class Ledger:
     def _hear(self, statement: StageStatement) -> None:
         now, before = self._now(), self._replicas.get(statement.source) or self._raised(statement.source)
         self._replicas[statement.source] = Replica(statement, now)
-        known = before.statement.totals if before else StageTotals() if statement.number == 0 else _unheard(statement)
+        known = (
+            before.statement.totals
+            if before
+            else StageTotals()
+            if statement.number == 0
+            else _unheard(statement)
+        )
         for period in self._periods():
             busy = period.stages[statement.stage]
             busy.alive += now - before.last_heard if before else 0.0
@@ -273,7 +289,9 @@ class Ledger:
     def _bury(self) -> None:
         """What dead replicas and dead gateways have left behind is lost."""
         now = self._now()
-        if now < self._buried + BURY_SECONDS:  # it looks at every replica and every request, and is asked for with every statement
+        if (
+            now < self._buried + BURY_SECONDS
+        ):  # it looks at every replica and every request, and is asked for with every statement
             return
         self._buried = now
         for source, replica in list(self._gone.items()):

@@ -66,7 +66,16 @@ class Account:
         outcome, code = _judge(error)
         pictures = self.pictures if outcome is Outcome.DONE else ()
         return UsageRecord(
-            self.id, self.request_id, outcome, code, self.key, self.model, self.num_images, pictures, self.seconds, time.time()
+            self.id,
+            self.request_id,
+            outcome,
+            code,
+            self.key,
+            self.model,
+            self.num_images,
+            pictures,
+            self.seconds,
+            time.time(),
         )
 
 

@@ -68,7 +68,9 @@ class StageBalance(BaseModel):
 
 class Balance(BaseModel):
     stages: dict[str, StageBalance]
-    unattributed_share: float | None = Field(description="Of all busy seconds, those that no request pays for.")
+    unattributed_share: float | None = Field(
+        description="Of all busy seconds, those that no request pays for."
+    )
 
 
 class ReplicaFigures(BaseModel):
@@ -91,13 +93,17 @@ class Target(BaseModel):
 class AccountingFigures(BaseModel):
     since: float = Field(description="Unix time from which this ledger knows anything.")
     now: float
-    window_seconds: float = Field(description="What is summed up here: what was asked for, and up to a minute more: minutes are whole.")
+    window_seconds: float = Field(
+        description="What is summed up here: what was asked for, and up to a minute more: minutes are whole."
+    )
     requests: dict[str, int]
     refusals: dict[str, int] = Field(description="By reason, and failures and aborts as well.")
     images: int
     images_per_hour: float
     devices: int = Field(description="Living replicas of the denoiser.")
-    images_per_hour_per_device: float | None = Field(description="Of the window, for each hour that a replica of the denoiser lived in it.")
+    images_per_hour_per_device: float | None = Field(
+        description="Of the window, for each hour that a replica of the denoiser lived in it."
+    )
     images_per_busy_hour: float | None = Field(
         description="Pictures for an hour of work of all stages, their start left out: what a device can do."
     )
@@ -109,7 +115,9 @@ class AccountingFigures(BaseModel):
     flops: int
     device_seconds: dict[str, float]
     device_seconds_per_image: float | None
-    mfu: float | None = Field(description="Of the denoiser while it works: operations a second over `peak_flops`.")
+    mfu: float | None = Field(
+        description="Of the denoiser while it works: operations a second over `peak_flops`."
+    )
     peak_flops: float | None
     cost_per_1000_images: float | None = Field(description="Of busy device time, at the configured price.")
     currency_per_device_hour: float
@@ -120,7 +128,9 @@ class AccountingFigures(BaseModel):
     latest: list[RequestFigures]
 
 
-def figures(ledger: Ledger, settings: Settings, window: float | None = None, latest: int = 0) -> AccountingFigures:
+def figures(
+    ledger: Ledger, settings: Settings, window: float | None = None, latest: int = 0
+) -> AccountingFigures:
     """All since the ledger's start, or of the last `window` seconds; with the `latest` so many requests."""
     seconds = max(ledger.now - ledger.began(window), 1e-9)
     period = ledger.period(window)
@@ -133,7 +143,14 @@ def figures(ledger: Ledger, settings: Settings, window: float | None = None, lat
     working = busy - sum(stage.starting + stage.warm_up for stage in period.stages.values())
     per_busy_hour = HOUR * total.images / working if working > 0 else None
     latency = percentiles([entry.record.seconds for entry in done])
-    peak = next((replica.statement.census.peak_flops for replica in living["denoise"] if replica.statement.census.peak_flops), None)
+    peak = next(
+        (
+            replica.statement.census.peak_flops
+            for replica in living["denoise"]
+            if replica.statement.census.peak_flops
+        ),
+        None,
+    )
     denoise = total.spent["denoise"]
     price = settings.price_per_device_hour
     return AccountingFigures(
@@ -148,7 +165,9 @@ def figures(ledger: Ledger, settings: Settings, window: float | None = None, lat
         images_per_hour_per_device=HOUR * total.images / alive if alive else None,
         images_per_busy_hour=per_busy_hour,
         latency_seconds=latency,
-        queue_seconds=percentiles([sum(spent.queue_seconds for spent in entry.spent.values()) for entry in done]),
+        queue_seconds=percentiles(
+            [sum(spent.queue_seconds for spent in entry.spent.values()) for entry in done]
+        ),
         nfe=denoise.nfe,
         rows=denoise.rows,
         tokens=denoise.tokens,
@@ -201,7 +220,10 @@ def balance(ledger: Ledger) -> Balance:
     charged = _sum(ledger.ever).spent
     stages = {}
     for stage, busy in ledger.ever.stages.items():
-        requests, in_progress = charged[stage].device_seconds, ledger.pending_seconds(stage) + ledger.open_seconds(stage)
+        requests, in_progress = (
+            charged[stage].device_seconds,
+            ledger.pending_seconds(stage) + ledger.open_seconds(stage),
+        )
         rest = busy.busy - requests - in_progress - busy.warm_up - busy.starting - busy.lost
         stages[stage] = StageBalance(
             busy=busy.busy,

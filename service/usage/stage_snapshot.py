@@ -46,5 +46,9 @@ def _together(censuses: list[StageCensus]) -> StageCensus:
     """Sums, and of the rest what the first says."""
     if not censuses:
         return StageCensus()
-    rest = {field.name: getattr(censuses[0], field.name) for field in fields(StageCensus) if field.name not in SUMMED}
+    rest = {
+        field.name: getattr(censuses[0], field.name)
+        for field in fields(StageCensus)
+        if field.name not in SUMMED
+    }
     return StageCensus(**{name: sum(getattr(census, name) for census in censuses) for name in SUMMED}, **rest)

@@ -74,7 +74,9 @@ class Line:
 
 def main() -> int:
     """Print told and seen, and how far apart they are; into a file as well, as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="emoji-128")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the load at random")
     parser.add_argument("--json", type=Path)
@@ -86,7 +88,9 @@ def main() -> int:
             lines += _compare(url, name, body, model, args.seconds)
     _print(lines)
     if args.json:
-        args.json.write_text(json.dumps([asdict(line) | {"off": line.off} for line in lines], indent=1) + "\n")
+        args.json.write_text(
+            json.dumps([asdict(line) | {"off": line.off} for line in lines], indent=1) + "\n"
+        )
     return int(any(abs(line.off) > MOST_OFF[line.by] for line in lines))
 
 
@@ -105,7 +109,9 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
     def coming(rate: float, count: int, seed: int) -> list[Arrival]:
         drawn = poisson(rate or 1.0, 2.0 * count / (rate or 1.0) + 30.0, sizes, seed)[:count]
         return [
-            replace(each, at=each.at if rate else 0.0, body=(body or each.body) | _own(each, body, number, seed))
+            replace(
+                each, at=each.at if rate else 0.0, body=(body or each.body) | _own(each, body, number, seed)
+            )
             for number, each in enumerate(drawn)
         ]
 
@@ -118,7 +124,15 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
     lines = _lines(load, told, at_once, seen)
     if order is not None:
         plan = predict(outline, order, measured, Targets())
-        lines.append(Line(load, "pictures an hour", "safelight plan", plan.images_per_hour_per_device, seen.images_per_hour))
+        lines.append(
+            Line(
+                load,
+                "pictures an hour",
+                "safelight plan",
+                plan.images_per_hour_per_device,
+                seen.images_per_hour,
+            )
+        )
 
     rate = STEADY * told.images / told.last_done
     measured = _learnt(url, f"{name}, learning", coming(rate, LEARNING, SEED + 2), model)
@@ -146,23 +160,37 @@ def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) 
             while not drawing.done():
                 await asyncio.sleep(ASKED_EVERY)
                 answer = (await client.get("/v1/curve")).raise_for_status().json()
-                said.append({stage: CostCurve(tuple(e["work_flops"]), tuple(e["seconds"]), e["factor"]) for stage, e in answer.items()})
+                said.append(
+                    {
+                        stage: CostCurve(tuple(e["work_flops"]), tuple(e["seconds"]), e["factor"])
+                        for stage, e in answer.items()
+                    }
+                )
         await drawing
         return said
 
     said = asyncio.run(ask())
-    curves = {stage: sorted((each[stage] for each in said), key=lambda c: c.seconds_for(c.work[-1]))[len(said) // 2] for stage in STAGES}
+    curves = {
+        stage: sorted((each[stage] for each in said), key=lambda c: c.seconds_for(c.work[-1]))[len(said) // 2]
+        for stage in STAGES
+    }
     time.sleep(SETTLING_SECONDS)  # the ledger hears of ticks once a second
     after, settings, curve = _ticks(url), Settings(), curves["denoise"]
     longer = (after[0] - before[0]) / (after[1] - before[1])
-    print(f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.factor:.2f}' for stage, curve in curves.items())}")
+    print(
+        f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.factor:.2f}' for stage, curve in curves.items())}"
+    )
     curves["denoise"] = replace(curve, factor=curve.factor * longer)
     return measured_by(curves, outline_of(model), model.native_size, settings.max_rows, settings.max_tokens)
 
 
 def _ticks(url: str) -> tuple[float, float]:
     """The sum of ticks' seconds over what was told of them, and their number."""
-    samples = {s.name: s.value for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text) for s in family.samples}
+    samples = {
+        s.name: s.value
+        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+        for s in family.samples
+    }
     return samples["safelight_tick_forecast_ratio_sum"], samples["safelight_tick_forecast_ratio_count"]
 
 
@@ -193,17 +221,35 @@ def _seen(url: str, name: str, arrivals: Sequence[Arrival]) -> Phase:
 def _simulated(coming: Sequence[tuple[float, PictureWork]], measured: Measured) -> Outcome:
     works = list(dict.fromkeys(work for _, work in coming))
     kinds = tuple(
-        Kind((work.rows,) * len(work.ticks), work.ticks, work.tokens, work.rows * measured.text_seconds + measured.decode_seconds)
+        Kind(
+            (work.rows,) * len(work.ticks),
+            work.ticks,
+            work.tokens,
+            work.rows * measured.text_seconds + measured.decode_seconds,
+        )
         for work in works
     )
     recorded = [(moment, works.index(work)) for moment, work in coming]
-    fleet = Fleet(gpus=1, curve=measured.curve, limits=measured.limits, kinds=kinds, deadline=FOR_EVER, downscale_delay=FOR_EVER)
+    fleet = Fleet(
+        gpus=1,
+        curve=measured.curve,
+        limits=measured.limits,
+        kinds=kinds,
+        deadline=FOR_EVER,
+        downscale_delay=FOR_EVER,
+    )
     return Simulator(fleet, 1.0, "steady", coming[-1][0] + 3600.0, recorded=recorded).run()
 
 
 def _lines(load: str, told: Outcome, arrivals: Sequence[Arrival], seen: Phase) -> list[Line]:
     return [
-        Line(load, "pictures an hour", "the simulator", HOUR * told.images / (told.last_done - arrivals[0].at), seen.images_per_hour),
+        Line(
+            load,
+            "pictures an hour",
+            "the simulator",
+            HOUR * told.images / (told.last_done - arrivals[0].at),
+            seen.images_per_hour,
+        ),
         Line(load, "p95, s", "the simulator", told.percentile(0.95), seen.percentile(95)),
     ]
 
@@ -211,7 +257,9 @@ def _lines(load: str, told: Outcome, arrivals: Sequence[Arrival], seen: Phase) -
 def _print(lines: Sequence[Line]) -> None:
     table = Table("load", "figure", "told by", "told", "seen", "off")
     for line in lines:
-        table.add_row(line.load, line.figure, line.by, f"{line.told:.4g}", f"{line.seen:.4g}", f"{line.off:+.1%}")
+        table.add_row(
+            line.load, line.figure, line.by, f"{line.told:.4g}", f"{line.seen:.4g}", f"{line.off:+.1%}"
+        )
     Console(width=140).print(table)
 
 

@@ -31,7 +31,9 @@ def main() -> None:
             torch.sum(read[:, 5:], dim=1, out=more[:, 0])
 
         ratios = [_seconds(lambda: batch.update(gathered, out)) / _seconds(one_pass) for _ in range(REPEATS)]  # noqa: B023
-        print(f"update / one memory pass, {SAMPLES} samples of {shape}: median {statistics.median(ratios):.2f}")
+        print(
+            f"update / one memory pass, {SAMPLES} samples of {shape}: median {statistics.median(ratios):.2f}"
+        )
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -98,15 +98,27 @@ def _conserve(service: LiveService, seconds: float) -> None:
     told = httpx.get(f"{service.url}/v1/accounting", timeout=10).json()
     seen = sampler.busy()
     requests = {outcome: number - before[outcome] for outcome, number in told["requests"].items()}
-    print({"answers": Counter(asked.values()), "requests": requests, "seen": dict(seen), "balance": told["balance"]})  # noqa: T201
+    print(
+        {
+            "answers": Counter(asked.values()),
+            "requests": requests,
+            "seen": dict(seen),
+            "balance": told["balance"],
+        }
+    )  # noqa: T201
 
     assert {200, 400, 429, GONE} <= set(asked.values())
     assert len(records) == len(told_ids) == sum(requests.values())  # one record each
     outcomes = {200: "done", 400: "refused", 429: "refused"}
     for request_id, answer in asked.items():
         # Of a client that went away the service may have seen nothing, or may have been done just before.
-        assert records.get(request_id) == outcomes[answer] if answer in outcomes else answer == GONE, (request_id, answer)
-    assert requests["aborted"] == sum(records.get(request_id) == "aborted" for request_id, answer in asked.items() if answer == GONE)
+        assert records.get(request_id) == outcomes[answer] if answer in outcomes else answer == GONE, (
+            request_id,
+            answer,
+        )
+    assert requests["aborted"] == sum(
+        records.get(request_id) == "aborted" for request_id, answer in asked.items() if answer == GONE
+    )
     assert told["images"] >= images
 
     stages = told["balance"]["stages"]
@@ -133,7 +145,9 @@ async def _load(service: LiveService, seconds: float) -> tuple[dict[str, object]
     """
     rng, answers, images, tasks, records = random.Random(7), dict[str, object](), list[int](), [], Records()
     killed, looked = False, 0.0
-    async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(
+        base_url=service.url, timeout=120, limits=httpx.Limits(max_connections=None)
+    ) as client:
         started = time.monotonic()
         while (now := time.monotonic() - started) < seconds:
             tasks.append(asyncio.ensure_future(_ask(client, rng, f"chaos-{len(tasks)}", answers, images)))
@@ -153,12 +167,20 @@ async def _load(service: LiveService, seconds: float) -> tuple[dict[str, object]
 async def _records(client: httpx.AsyncClient) -> Records:
     """The last thousand. No id twice."""
     latest = (await client.get("/v1/accounting", params={"latest": 1000})).json()["latest"]
-    mine = [(each["request_id"], each["outcome"]) for each in latest if each["request_id"].startswith("chaos-")]
+    mine = [
+        (each["request_id"], each["outcome"]) for each in latest if each["request_id"].startswith("chaos-")
+    ]
     assert len({request_id for request_id, _ in mine}) == len(mine)
     return set(mine)
 
 
-async def _ask(client: httpx.AsyncClient, rng: random.Random, request_id: str, answers: dict[str, object], images: list[int]) -> None:
+async def _ask(
+    client: httpx.AsyncClient,
+    rng: random.Random,
+    request_id: str,
+    answers: dict[str, object],
+    images: list[int],
+) -> None:
     kind = rng.random()
     body = {
         "prompt": rng.choice(["a red apple", "rocket", "cat face", f"{rng.randrange(1000)} umbrellas"]),
@@ -172,7 +194,9 @@ async def _ask(client: httpx.AsyncClient, rng: random.Random, request_id: str, a
         body["num_inference_steps"] = 0
     patience = rng.uniform(0.2, 1.0) if kind > 0.85 else None
     try:
-        answer = await asyncio.wait_for(client.post(ROUTE, json=body, headers={"x-request-id": request_id}), patience)
+        answer = await asyncio.wait_for(
+            client.post(ROUTE, json=body, headers={"x-request-id": request_id}), patience
+        )
     except TimeoutError:
         answers[request_id] = GONE
         return
@@ -183,5 +207,7 @@ async def _ask(client: httpx.AsyncClient, rng: random.Random, request_id: str, a
 
 def _kill_the_denoiser(service: LiveService) -> None:
     family = psutil.Process(service.process.pid).children(recursive=True)
-    denoiser = next(child for child in family if "ServeReplica:safelight:Denoiser" in " ".join(child.cmdline()))
+    denoiser = next(
+        child for child in family if "ServeReplica:safelight:Denoiser" in " ".join(child.cmdline())
+    )
     os.kill(denoiser.pid, signal.SIGKILL)

@@ -24,14 +24,22 @@ class Instruction:
 
 
 def instructions(dockerfile: Path) -> list[Instruction]:
-    lines = [line for line in dockerfile.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in dockerfile.read_text(encoding="utf-8").splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [Instruction(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
 
 def argument(dockerfile: Path, name: str) -> str:
     """The default of an ARG."""
-    (found,) = (one.value for one in instructions(dockerfile) if one.name == "ARG" and one.value.startswith(f"{name}="))
+    (found,) = (
+        one.value
+        for one in instructions(dockerfile)
+        if one.name == "ARG" and one.value.startswith(f"{name}=")
+    )
     return found.removeprefix(f"{name}=").strip('"')
 
 

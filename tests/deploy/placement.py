@@ -26,18 +26,28 @@ def main(config: Path, port: int, nodes: list[dict[str, Any]]) -> dict[str, Any]
     from ray.serve.schema import ServeDeploySchema
 
     schema = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False})
-    numbers = {cluster.add_node(object_store_memory=STORE_BYTES, **node).node_id: number for number, node in enumerate(nodes)}
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False},
+    )
+    numbers = {
+        cluster.add_node(object_store_memory=STORE_BYTES, **node).node_id: number
+        for number, node in enumerate(nodes)
+    }
     try:
         ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
         # the nodes share one address, so that only one of them can have a proxy
         client = serve_start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
         client.deploy_apps(schema, _blocking=False)
         until = time.monotonic() + SECONDS
-        while (status := serve.status().applications["safelight"]).status == "DEPLOYING" and time.monotonic() < until:
+        while (
+            status := serve.status().applications["safelight"]
+        ).status == "DEPLOYING" and time.monotonic() < until:
             time.sleep(0.5)
         picture = httpx.post(
-            f"http://127.0.0.1:{port}/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 2}, timeout=60
+            f"http://127.0.0.1:{port}/v1/images/generations",
+            json={"prompt": "a red apple", "num_inference_steps": 2},
+            timeout=60,
         )
         deployments = client.get_serve_details()["applications"]["safelight"]["deployments"]
         return {

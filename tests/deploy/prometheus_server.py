@@ -23,9 +23,14 @@ def install() -> None:
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        pytest.skip("there is no prometheus here, and only root on Debian could install it: apt-get install prometheus")
+        pytest.skip(
+            "there is no prometheus here, and only root on Debian could install it: apt-get install prometheus"
+        )
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "prometheus"]):
+    for command in (
+        ["apt-get", "update"],
+        ["apt-get", "install", "-y", "--no-install-recommends", "prometheus"],
+    ):
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"prometheus cannot be installed: {done.stderr.strip()[-500:]}")
@@ -70,7 +75,12 @@ class Prometheus:
 def running(config: Path, folder: Path) -> Iterator[Prometheus]:
     """A server with this configuration and an empty storage in `folder`, gone when the block ends."""
     address = f"127.0.0.1:{free_port()}"
-    options = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}", "--log.level=warn"]
+    options = [
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=warn",
+    ]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(["prometheus", *options], cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     prometheus = Prometheus(f"http://{address}")

@@ -12,7 +12,10 @@ from safelight.service.local import ENVIRONMENT
 from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, argument, instructions
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-KEEP_OWN = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DISABLE_IMPORT_WARNING"}  # in a cluster a stage without a GPU must not see one
+KEEP_OWN = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "RAY_DISABLE_IMPORT_WARNING",
+}  # in a cluster a stage without a GPU must not see one
 
 
 def values(dockerfile: Path, name: str) -> list[str]:
@@ -38,7 +41,9 @@ def test_every_base_image_has_a_version(dockerfile):
             assert re.fullmatch(r"[\w./-]+(:[\w.-]+|@sha256:[0-9a-f]{64})", image), image
             assert not image.endswith(":latest")
         stages |= set(alias[1:])
-    assert len({image for image, *_ in bases}) == 1, "the virtual environment points at the Python that built it"
+    assert len({image for image, *_ in bases}) == 1, (
+        "the virtual environment points at the Python that built it"
+    )
 
 
 def test_nobody_is_root_who_runs_it(dockerfile):
@@ -53,7 +58,9 @@ def test_nobody_is_root_who_runs_it(dockerfile):
 
 def test_it_serves_to_all_and_hears_when_it_is_to_stop(dockerfile):
     assert json.loads(values(dockerfile, "CMD")[-1]) == ["safelight", "serve", "--host", "0.0.0.0"]
-    assert json.loads(values(dockerfile, "ENTRYPOINT")[-1]) == ["tini", "--"], "signals go to the service, not to a shell"
+    assert json.loads(values(dockerfile, "ENTRYPOINT")[-1]) == ["tini", "--"], (
+        "signals go to the service, not to a shell"
+    )
     assert values(dockerfile, "EXPOSE") == ["8000"]
 
 
@@ -68,7 +75,12 @@ def test_its_health_is_readiness(dockerfile):
 def test_the_shell_of_the_health_check_takes_the_port_from_the_environment(dockerfile):
     (check,) = values(dockerfile, "HEALTHCHECK")
     script = json.loads(check[check.index("[") :])[2].replace("curl", "echo")
-    told = subprocess.run(["bash", "-c", script], env={"PATH": "/bin:/usr/bin", "SAFELIGHT_PORT": "81"}, capture_output=True, text=True)
+    told = subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": "/bin:/usr/bin", "SAFELIGHT_PORT": "81"},
+        capture_output=True,
+        text=True,
+    )
     assert told.stdout.split()[-1] == "http://127.0.0.1:81/readyz"
 
 
@@ -76,7 +88,12 @@ def test_what_is_copied_is_there_and_not_ignored(dockerfile):
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     allowed = {line[1:] for line in ignore if line.startswith("!")}
     assert "*" in ignore
-    copied = {source for value in values(dockerfile, "COPY") if not value.startswith("--from") for source in value.split()[:-1]}
+    copied = {
+        source
+        for value in values(dockerfile, "COPY")
+        if not value.startswith("--from")
+        for source in value.split()[:-1]
+    }
     assert copied == allowed
     assert {source for source in copied if not (ROOT / source).exists()} == set()
     # setuptools reads these names from pyproject.toml
@@ -84,7 +101,9 @@ def test_what_is_copied_is_there_and_not_ignored(dockerfile):
 
 
 def test_versions_are_those_of_the_project(dockerfile):
-    assert f"TORCH_SPEC ?= {argument(dockerfile, 'TORCH_SPEC')}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"TORCH_SPEC ?= {argument(dockerfile, 'TORCH_SPEC')}\n" in (ROOT / "Makefile").read_text(
+        encoding="utf-8"
+    )
     (label,) = values(dockerfile, "LABEL")
     assert f'image.version="{PROJECT["version"]}"' in label
     assert f'image.licenses="{PROJECT["license"]}"' in label
@@ -98,16 +117,24 @@ def test_no_tools_of_developers_are_installed(dockerfile):
 def test_nothing_is_kept_that_only_installing_needs(dockerfile):
     stage = final_stage(dockerfile)
     assert not any("pip install" in one.value for one in stage)
-    installing = [one.value for one in instructions(dockerfile) if one.name == "RUN" and "apt-get" in one.value]
-    assert installing and all("rm -rf /var/lib/apt/lists/*" in value and "--no-install-recommends" in value for value in installing)
+    installing = [
+        one.value for one in instructions(dockerfile) if one.name == "RUN" and "apt-get" in one.value
+    ]
+    assert installing and all(
+        "rm -rf /var/lib/apt/lists/*" in value and "--no-install-recommends" in value for value in installing
+    )
     assert "PIP_NO_CACHE_DIR=1" in " ".join(values(dockerfile, "ENV"))
 
 
 def test_a_pod_of_kuberay_finds_what_it_calls(dockerfile):
-    (installing,) = (one.value for one in final_stage(dockerfile) if one.name == "RUN" and "apt-get" in one.value)
+    (installing,) = (
+        one.value for one in final_stage(dockerfile) if one.name == "RUN" and "apt-get" in one.value
+    )
     assert {"bash", "wget", "curl", "tini"} <= set(installing.split())
     assert environment(dockerfile)["PATH"].startswith("/opt/safelight/bin:")
-    (profile,) = (one.value for one in final_stage(dockerfile) if one.name == "RUN" and "profile.d" in one.value)
+    (profile,) = (
+        one.value for one in final_stage(dockerfile) if one.name == "RUN" and "profile.d" in one.value
+    )
     assert "/opt/safelight/bin:$PATH" in profile
 
 
@@ -121,14 +148,23 @@ def test_ray_runs_as_in_safelight_serve(dockerfile):
 
 def test_the_requirements_are_those_of_the_project(dockerfile, tmp_path):
     """The line of Python in the Dockerfile, run."""
-    (installing,) = (one.value for one in instructions(dockerfile) if one.name == "RUN" and "tomllib" in one.value)
+    (installing,) = (
+        one.value for one in instructions(dockerfile) if one.name == "RUN" and "tomllib" in one.value
+    )
     program = re.search(r"-c '([^']*)'", installing)[1]
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     extras = argument(dockerfile, "EXTRAS")
-    told = subprocess.run([sys.executable, "-c", program, extras], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", program, extras], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     optional = PROJECT["optional-dependencies"]
-    assert told.splitlines() == [*PROJECT["dependencies"], *(line for extra in extras.split(",") for line in optional[extra])]
-    none = subprocess.run([sys.executable, "-c", program, ""], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == [
+        *PROJECT["dependencies"],
+        *(line for extra in extras.split(",") for line in optional[extra]),
+    ]
+    none = subprocess.run(
+        [sys.executable, "-c", program, ""], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert none.splitlines() == PROJECT["dependencies"]
 
 
@@ -137,7 +173,11 @@ def test_the_python_of_the_image_is_allowed(dockerfile):
     python = re.search(r"python:(3\.\d+)-", base)
     version = python[1] if python else {"ubuntu24.04": "3.12"}[base.rsplit("-", 1)[1]]
     low, high = re.fullmatch(r">=(3\.\d+),<(3\.\d+)", PROJECT["requires-python"]).groups()
-    assert tuple(map(int, low.split("."))) <= tuple(map(int, version.split("."))) < tuple(map(int, high.split(".")))
+    assert (
+        tuple(map(int, low.split(".")))
+        <= tuple(map(int, version.split(".")))
+        < tuple(map(int, high.split(".")))
+    )
 
 
 def test_the_two_differ_in_the_gpu_only(dockerfile):

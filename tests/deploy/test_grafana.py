@@ -49,11 +49,17 @@ def test_ids_are_those_of_one_panel_and_one_query_each():
 
 def test_every_panel_asks_the_chosen_source_and_says_in_which_unit():
     (variable,) = DASHBOARD["templating"]["list"]
-    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    assert (variable["name"], variable["type"], variable["query"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+    )
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     for panel in PANELS:
         assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
-        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [chosen] * (1 + len(panel["targets"]))
+        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [chosen] * (
+            1 + len(panel["targets"])
+        )
 
 
 def test_no_variable_is_asked_for_that_grafana_does_not_know():

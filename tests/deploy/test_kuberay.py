@@ -34,8 +34,23 @@ RAY_CLUSTER = {
     "workerGroupSpecs",
 }
 HEAD_GROUP = {"rayStartParams", "template"}
-WORKER_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "resources", "rayStartParams", "template"}
-AUTOSCALER = {"version", "upscalingMode", "idleTimeoutSeconds", "imagePullPolicy", "resources", "securityContext"}
+WORKER_GROUP = {
+    "groupName",
+    "replicas",
+    "minReplicas",
+    "maxReplicas",
+    "resources",
+    "rayStartParams",
+    "template",
+}
+AUTOSCALER = {
+    "version",
+    "upscalingMode",
+    "idleTimeoutSeconds",
+    "imagePullPolicy",
+    "resources",
+    "securityContext",
+}
 
 services = pytest.mark.parametrize("name", SERVICES)
 
@@ -46,7 +61,9 @@ def quantity(value: object) -> float:
 
 
 def ray_service(name: str) -> dict[str, Any]:
-    (found,) = (document for document in documents(DEPLOY / "kuberay" / name) if document["kind"] == "RayService")
+    (found,) = (
+        document for document in documents(DEPLOY / "kuberay" / name) if document["kind"] == "RayService"
+    )
     return found
 
 
@@ -57,7 +74,9 @@ def config_of(name: str) -> dict[str, Any]:
 def groups(name: str) -> dict[str, dict[str, Any]]:
     """The head's and the workers' groups by name."""
     cluster = ray_service(name)["spec"]["rayClusterConfig"]
-    return {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    return {"head": cluster["headGroupSpec"]} | {
+        group["groupName"]: group for group in cluster["workerGroupSpecs"]
+    }
 
 
 def workers(name: str) -> dict[str, dict[str, Any]]:
@@ -80,7 +99,9 @@ def check(document: dict[str, Any]) -> None:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-templates = pytest.mark.parametrize("template", [pytest.param(template, id=where) for where, template in pod_templates()])
+templates = pytest.mark.parametrize(
+    "template", [pytest.param(template, id=where) for where, template in pod_templates()]
+)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
@@ -102,7 +123,9 @@ def test_kubernetes_understands_every_pod(template):
 def test_a_misspelt_field_would_be_found():
     template = {"spec": {"containers": [{"name": "a", "image": "a", "imagePulPolicy": "Always"}]}}
     with pytest.raises(kubernetes_validate.ValidationError, match="imagePulPolicy"):
-        check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template})
+        check(
+            {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template}
+        )
 
 
 @services
@@ -119,7 +142,9 @@ def test_kuberay_understands_it(name):
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True
     for group in groups(name).values():
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "KubeRay takes text only"
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), (
+            "KubeRay takes text only"
+        )
         own = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
         assert not (own and group.get("resources")), "KubeRay takes Ray's resources from one place only"
 
@@ -142,7 +167,9 @@ def test_versions_are_those_of_the_image(name):
     assert [int(part) for part in low.split(".")] <= version < [int(part) for part in high.split(".")]
     suffix = "-cuda" if "gpu" in name else ""
     images = {group["template"]["spec"]["containers"][0]["image"] for group in groups(name).values()}
-    assert images == {f"safelight:{PROJECT['version']}{suffix}"}, "one image, for every node must have the same Python and Ray"
+    assert images == {f"safelight:{PROJECT['version']}{suffix}"}, (
+        "one image, for every node must have the same Python and Ray"
+    )
 
 
 @services
@@ -158,7 +185,9 @@ def test_ports_have_one_name_and_one_number(name):
         for port in group["template"]["spec"]["containers"][0]["ports"]:
             assert named.setdefault(port["name"], port["containerPort"]) == port["containerPort"]
     assert named["serve"] == config_of(name)["http_options"]["port"]
-    assert {"serve", "metrics"} <= {p["name"] for g in workers(name).values() for p in g["template"]["spec"]["containers"][0]["ports"]}
+    assert {"serve", "metrics"} <= {
+        p["name"] for g in workers(name).values() for p in g["template"]["spec"]["containers"][0]["ports"]
+    }
 
 
 @templates
@@ -166,7 +195,9 @@ def test_a_pod_asks_for_no_more_than_it_may_have(template):
     for container in template["spec"]["containers"]:
         requests, limits = container["resources"]["requests"], container["resources"]["limits"]
         assert requests.keys() >= {"cpu", "memory"} and "memory" in limits
-        assert all(quantity(requests[kind]) <= quantity(limits[kind]) for kind in requests.keys() & limits.keys())
+        assert all(
+            quantity(requests[kind]) <= quantity(limits[kind]) for kind in requests.keys() & limits.keys()
+        )
         assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu"), "Kubernetes wants them equal"
         assert requests["memory"] == limits["memory"], "what is over its request is the first to be killed"
 
@@ -186,7 +217,9 @@ def test_the_user_is_the_one_of_the_image(name):
     for group in groups(name).values():
         security = group["template"]["spec"]["securityContext"]
         for dockerfile in DOCKERFILES:
-            assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile.read_text(encoding="utf-8")
+            assert f"USER {security['runAsUser']}:{security['runAsGroup']}\n" in dockerfile.read_text(
+                encoding="utf-8"
+            )
 
 
 @services
@@ -197,9 +230,16 @@ def test_a_node_that_goes_lets_pictures_finish(name):
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
         pause = int(re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
-        of_ray = next(int(one["value"]) for one in container["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+        of_ray = next(
+            int(one["value"])
+            for one in container["env"]
+            if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        )
         assert drain < of_ray < pause + of_ray <= spec["terminationGracePeriodSeconds"] - 20
-    assert ray_service(name)["spec"]["rayClusterDeletionDelaySeconds"] > config_of(name)["http_options"]["request_timeout_s"]
+    assert (
+        ray_service(name)["spec"]["rayClusterDeletionDelaySeconds"]
+        > config_of(name)["http_options"]["request_timeout_s"]
+    )
 
 
 def test_ray_has_the_drain_that_the_manifests_set():
@@ -213,7 +253,10 @@ def test_a_worker_is_ready_when_ray_and_its_proxy_are(name):
     for group in workers(name).values():
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         script = probe["exec"]["command"][-1]
-        assert re.findall(r"http://localhost:(\d+)(/\S+)", script) == [("52365", "/api/healthz"), ("8000", "/-/healthz")]
+        assert re.findall(r"http://localhost:(\d+)(/\S+)", script) == [
+            ("52365", "/api/healthz"),
+            ("8000", "/-/healthz"),
+        ]
         assert " && " in script
         seconds = [int(found) for found in re.findall(r"-T (\d+)", script)]
         assert sum(seconds) < probe["timeoutSeconds"], "wget gives up before Kubernetes does"
@@ -224,18 +267,27 @@ def test_the_autoscaler_has_room_for_every_replica(name):
     """The most replicas of every stage fit the most pods of every group, the least fit the least."""
     given = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
     ends = {
-        stage: [int(n) for n in (given[f"{stage}_replicas"].split("-") * 2)[:2]] for stage in ("gateway", "encode", "denoise", "decode")
+        stage: [int(n) for n in (given[f"{stage}_replicas"].split("-") * 2)[:2]]
+        for stage in ("gateway", "encode", "denoise", "decode")
     }
     for end, field in enumerate(("minReplicas", "maxReplicas")):
-        gpus = sum(ends[stage][end] * given.get(f"{stage}_gpus", 0) for stage in ("encode", "denoise", "decode"))
+        gpus = sum(
+            ends[stage][end] * given.get(f"{stage}_gpus", 0) for stage in ("encode", "denoise", "decode")
+        )
         pods = {group: spec[field] for group, spec in workers(name).items()}
         if "gpu" in pods:
             shared = sum(ends[stage][end] * given[f"{stage}_gpus"] for stage in ("encode", "decode"))
-            assert pods["gpu"] == ends["denoise"][end] * given["denoise_gpus"] + 1 and shared <= 1 and gpus <= pods["gpu"]
+            assert (
+                pods["gpu"] == ends["denoise"][end] * given["denoise_gpus"] + 1
+                and shared <= 1
+                and gpus <= pods["gpu"]
+            )
             assert pods["gateway"] == ends["gateway"][end], "each gateway asks for a node of its own"
         else:
             assert pods["cpu"] == max(ends["denoise"][end], ends["gateway"][end])
-    assert all(spec["minReplicas"] <= spec["replicas"] <= spec["maxReplicas"] for spec in workers(name).values())
+    assert all(
+        spec["minReplicas"] <= spec["replicas"] <= spec["maxReplicas"] for spec in workers(name).values()
+    )
 
 
 @services
@@ -246,8 +298,12 @@ def test_what_serve_asks_of_a_node_some_node_offers(name):
         fitting = [
             group
             for group, spec in workers(name).items()
-            if asked.get("num_cpus", 0) <= quantity(spec["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-            and all(float(spec.get("resources", {}).get(kind, 0)) >= number for kind, number in asked.get("resources", {}).items())
+            if asked.get("num_cpus", 0)
+            <= quantity(spec["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+            and all(
+                float(spec.get("resources", {}).get(kind, 0)) >= number
+                for kind, number in asked.get("resources", {}).items()
+            )
         ]
         assert fitting, deployment["name"]
 
@@ -270,7 +326,11 @@ def test_redis_is_the_one_that_is_deployed(name):
     (container,) = stateful["spec"]["template"]["spec"]["containers"]
     (variable,) = container["env"]
     assert options["redisPassword"]["valueFrom"] == variable["valueFrom"], "one Secret"
-    assert service["spec"]["selector"] == stateful["spec"]["selector"]["matchLabels"] == stateful["spec"]["template"]["metadata"]["labels"]
+    assert (
+        service["spec"]["selector"]
+        == stateful["spec"]["selector"]["matchLabels"]
+        == stateful["spec"]["template"]["metadata"]["labels"]
+    )
     assert stateful["spec"]["serviceName"] == service["metadata"]["name"]
     assert port["targetPort"] in {p["name"] for p in container["ports"]}
     claimed = {claim["metadata"]["name"] for claim in stateful["spec"]["volumeClaimTemplates"]}
@@ -285,12 +345,22 @@ def test_no_password_stands_in_a_file():
 @services
 def test_every_disruption_budget_finds_pods_and_leaves_one_to_take(name):
     """More pods than must stay: otherwise no node could ever be emptied."""
-    budgets = [document for document in documents(DEPLOY / "kuberay" / name) if document["kind"] == "PodDisruptionBudget"]
+    budgets = [
+        document
+        for document in documents(DEPLOY / "kuberay" / name)
+        if document["kind"] == "PodDisruptionBudget"
+    ]
     found = set()
     for budget in budgets:
         wanted = budget["spec"]["selector"]["matchLabels"].items()
-        (group,) = (group for group, spec in groups(name).items() if wanted <= spec["template"]["metadata"]["labels"].items())
-        assert isinstance(budget["spec"]["minAvailable"], int), "all that Kubernetes counts for pods of a custom resource"
+        (group,) = (
+            group
+            for group, spec in groups(name).items()
+            if wanted <= spec["template"]["metadata"]["labels"].items()
+        )
+        assert isinstance(budget["spec"]["minAvailable"], int), (
+            "all that Kubernetes counts for pods of a custom resource"
+        )
         assert budget["spec"]["minAvailable"] < groups(name)[group]["minReplicas"]
         found.add(group)
     assert found == workers(name).keys()
@@ -300,4 +370,7 @@ def test_every_disruption_budget_finds_pods_and_leaves_one_to_take(name):
 def test_pods_that_are_spread_are_their_own(name):
     for spec in workers(name).values():
         for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
-            assert constraint["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+            assert (
+                constraint["labelSelector"]["matchLabels"].items()
+                <= spec["template"]["metadata"]["labels"].items()
+            )

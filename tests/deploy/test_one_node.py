@@ -34,10 +34,16 @@ def small_and_local(config: dict, port: int) -> dict:
 @contextmanager
 def running(config: Path, folder: Path) -> Iterator[subprocess.Popen]:
     """`serve run` on a Ray of its own, never on one that happens to be here; gone when the block ends."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name == "RAY_USAGE_STATS_ENABLED"}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") or name == "RAY_USAGE_STATS_ENABLED"
+    }
     with (folder / "serve.log").open("wb") as log:
         command = [str(SERVE), "run", "--address", "local", str(config)]
-        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         yield process
         process.send_signal(signal.SIGINT)
@@ -64,7 +70,9 @@ def wait_until_ready(http: httpx.Client, process: subprocess.Popen, log: Path) -
 def test_the_config_for_one_machine_draws_a_picture_and_stops(tmp_path):
     port = free_port()
     config = tmp_path / "one-node.yaml"
-    config.write_text(yaml.safe_dump(small_and_local(yaml.safe_load(CONFIG.read_text(encoding="utf-8")), port)))
+    config.write_text(
+        yaml.safe_dump(small_and_local(yaml.safe_load(CONFIG.read_text(encoding="utf-8")), port))
+    )
     with (
         running(config, tmp_path) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,

@@ -24,10 +24,22 @@ def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
     config["applications"][0]["args"] |= {"model": "tiny"} | args
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | PACK | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environ = (
+        {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        | PACK
+        | {"RAY_USAGE_STATS_ENABLED": "0"}
+    )
     command = [sys.executable, "-m", "tests.deploy.placement", str(file), str(free_port()), json.dumps(nodes)]
     with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
         try:
             answer, _ = process.communicate(timeout=SECONDS)
         finally:
@@ -48,7 +60,9 @@ def test_the_images_make_serve_pack():
 def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path):
     """As many encoders and decoders as there may be, and no GPU more than is needed."""
     nodes = [GATEWAY, GATEWAY, GPU, GPU, GPU]
-    found = placed(tmp_path, "many-gpus", nodes, encode_replicas="2", denoise_replicas="2", decode_replicas="2")
+    found = placed(
+        tmp_path, "many-gpus", nodes, encode_replicas="2", denoise_replicas="2", decode_replicas="2"
+    )
     assert found["status"] == "RUNNING" and found["picture"] == 200, found
     on = found["nodes"]
     assert on["Gateway"] == [0, 1]
@@ -68,4 +82,8 @@ def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes
 def test_all_stages_fit_one_gpu(tmp_path):
     found = placed(tmp_path, "one-gpu", [GPU])
     assert found["status"] == "RUNNING" and found["picture"] == 200, found
-    assert {stage for stage, nodes in found["nodes"].items() if nodes == [0]} >= {"TextEncoder", "Denoiser", "VaeDecoder"}
+    assert {stage for stage, nodes in found["nodes"].items() if nodes == [0]} >= {
+        "TextEncoder",
+        "Denoiser",
+        "VaeDecoder",
+    }

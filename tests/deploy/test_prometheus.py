@@ -24,7 +24,11 @@ from tests.deploy.test_grafana import queries
 from tests.live import LiveService, serving
 
 FOLDER = DEPLOY / "prometheus"
-RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))["groups"] for rule in group["rules"]]
+RULES = [
+    rule
+    for group in yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+]
 RECORDS = {rule["record"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
 EXPRESSIONS = [*(rule["expr"] for rule in RULES), *queries()]
@@ -47,7 +51,12 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize(
-    "args", [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")]
+    "args",
+    [
+        ("check", "config", "prometheus.yml"),
+        ("check", "rules", "rules.yml"),
+        ("test", "rules", "rules_test.yml"),
+    ],
 )
 def test_promtool_agrees(promtool, args):
     done = promtool(*args)
@@ -79,12 +88,19 @@ def test_every_alert_is_tried_both_ways_and_every_recording_once():
 def test_every_metric_that_is_asked_for_exists():
     asked = {name for expression in EXPRESSIONS for name in re.findall(r"\bsafelight_\w+", expression)}
     series = {name for name, kind in KINDS.items() if kind != "histogram"}
-    series |= {name + end for name, kind in KINDS.items() if kind == "histogram" for end in ("_bucket", "_sum", "_count")}
+    series |= {
+        name + end
+        for name, kind in KINDS.items()
+        if kind == "histogram"
+        for end in ("_bucket", "_sum", "_count")
+    }
     assert asked and asked - series == set()
 
 
 def test_every_recording_that_is_asked_for_exists():
-    assert {name for expression in EXPRESSIONS for name in re.findall(r"\bsafelight:[\w:]+", expression)} <= RECORDS
+    assert {
+        name for expression in EXPRESSIONS for name in re.findall(r"\bsafelight:[\w:]+", expression)
+    } <= RECORDS
 
 
 def test_what_is_looked_for_in_labels_is_said():
@@ -105,7 +121,9 @@ def test_each_kind_is_read_as_what_it_is():
     for expression in EXPRESSIONS:
         for name, kind in KINDS.items():
             grows = kind in ("counter", "histogram")
-            for found in re.finditer(rf"(\w*)\(?{name}(?:_bucket|_sum|_count)?(?:{{[^}}]*}})?(\[)?", expression):
+            for found in re.finditer(
+                rf"(\w*)\(?{name}(?:_bucket|_sum|_count)?(?:{{[^}}]*}})?(\[)?", expression
+            ):
                 assert (found[1] in ("rate", "deriv")) == grows, f"{name} in {expression}"
                 assert found[2] == "[" or not grows, f"{name} in {expression}"
 
@@ -131,7 +149,9 @@ def watched(tmp_path_factory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         serving(folder, "--model", "tiny") as service,
-        prometheus_server.running(quick(FOLDER / "prometheus.yml", service.port, folder), folder) as prometheus,
+        prometheus_server.running(
+            quick(FOLDER / "prometheus.yml", service.port, folder), folder
+        ) as prometheus,
         httpx.Client(base_url=service.url, timeout=PATIENCE) as http,
     ):
         pictures = 0
@@ -156,9 +176,14 @@ def quick(config: Path, port: int, folder: Path) -> Path:
 
 def draw(http: httpx.Client, seed: int) -> int:
     """How many pictures came."""
-    answer = http.post("/v1/images/generations", json={"prompt": "a red apple", "seed": seed, "n": PICTURES, "num_inference_steps": 4})
+    answer = http.post(
+        "/v1/images/generations",
+        json={"prompt": "a red apple", "seed": seed, "n": PICTURES, "num_inference_steps": 4},
+    )
     assert answer.status_code == 200, answer.text
-    return sum(base64.b64decode(picture["b64_json"]).startswith(b"\x89PNG") for picture in answer.json()["data"])
+    return sum(
+        base64.b64decode(picture["b64_json"]).startswith(b"\x89PNG") for picture in answer.json()["data"]
+    )
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -179,7 +204,9 @@ def test_every_recording_has_something_to_say(watched):
     wait_until(lambda: all(rule["health"] == "ok" for rule in watched.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not says(watched.prometheus, record)})
     assert watched.prometheus.value("safelight:images_per_hour:rate5m") > 0
-    assert {sample["metric"]["stage"] for sample in watched.prometheus.ask("safelight:stage_replicas:max")} == {
+    assert {
+        sample["metric"]["stage"] for sample in watched.prometheus.ask("safelight:stage_replicas:max")
+    } == {
         "encode",
         "denoise",
         "decode",
@@ -205,7 +232,9 @@ def test_no_alert_fires_on_a_service_that_draws(watched):
 
 def test_no_grave_alert_is_even_on_its_way(watched):
     """Most wait longer than this test before they fire. A single scrape may fail on a machine that does something else."""
-    wait_until(lambda: all(rule["state"] == "inactive" for rule in watched.prometheus.rules() if is_grave(rule)))
+    wait_until(
+        lambda: all(rule["state"] == "inactive" for rule in watched.prometheus.rules() if is_grave(rule))
+    )
 
 
 def is_grave(rule: dict[str, Any]) -> bool:

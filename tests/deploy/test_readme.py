@@ -11,17 +11,29 @@ README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 
 def test_every_link_leads_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links and {link for link in links if not link.startswith("http") and not (DEPLOY / link).exists()} == set()
+    assert (
+        links
+        and {link for link in links if not link.startswith("http") and not (DEPLOY / link).exists()} == set()
+    )
 
 
 def test_every_file_is_named():
-    ours = {file.relative_to(DEPLOY).as_posix() for folder in ("docker", "serve", "kuberay") for file in (DEPLOY / folder).iterdir()}
+    ours = {
+        file.relative_to(DEPLOY).as_posix()
+        for folder in ("docker", "serve", "kuberay")
+        for file in (DEPLOY / folder).iterdir()
+    }
     assert {file for file in ours if file not in README} == set()
 
 
 def test_its_build_arguments_are_those_of_the_dockerfiles():
     told = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
-    assert told == {one.value.split("=")[0] for dockerfile in DOCKERFILES for one in instructions(dockerfile) if one.name == "ARG"}
+    assert told == {
+        one.value.split("=")[0]
+        for dockerfile in DOCKERFILES
+        for one in instructions(dockerfile)
+        if one.name == "ARG"
+    }
 
 
 def test_its_image_is_this_version():

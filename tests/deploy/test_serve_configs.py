@@ -16,7 +16,13 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
 
     from safelight.service.app import build_app
 
-OF_STAGE = {"Gateway": "gateway", "Bookkeeper": "ledger", "TextEncoder": "encode", "Denoiser": "denoise", "VaeDecoder": "decode"}
+OF_STAGE = {
+    "Gateway": "gateway",
+    "Bookkeeper": "ledger",
+    "TextEncoder": "encode",
+    "Denoiser": "denoise",
+    "VaeDecoder": "decode",
+}
 STAGES = ("encode", "denoise", "decode")
 
 pytestmark = pytest.mark.parametrize("config", SERVE_CONFIGS, ids=lambda path: path.stem)
@@ -45,8 +51,17 @@ def test_safelight_understands_it(config):
 
 
 def test_the_deployments_that_it_names_are_those_of_the_application(config):
-    bound = build_app(replace(Settings(), model="tiny", stages=settings_of(config)["stages"]))._bound_deployment
-    names = {bound.name, *(argument._bound_deployment.name for argument in bound.init_args if hasattr(argument, "_bound_deployment"))}
+    bound = build_app(
+        replace(Settings(), model="tiny", stages=settings_of(config)["stages"])
+    )._bound_deployment
+    names = {
+        bound.name,
+        *(
+            argument._bound_deployment.name
+            for argument in bound.init_args
+            if hasattr(argument, "_bound_deployment")
+        ),
+    }
     (application,) = parsed(config).applications
     assert {deployment.name for deployment in application.deployments} <= OF_STAGE.keys() <= names
 
@@ -63,7 +78,9 @@ def test_the_gateway_answers_before_serve_does(config):
     """Serve's own time-out is plain text, and the request is lost without a record."""
     settings = Settings()
     given = settings_of(config)
-    longest = given.get("body_seconds", settings.body_seconds) + given.get("deadline_seconds", settings.deadline_seconds)
+    longest = given.get("body_seconds", settings.body_seconds) + given.get(
+        "deadline_seconds", settings.deadline_seconds
+    )
     assert parsed(config).http_options.request_timeout_s >= longest + 20
 
 
@@ -82,5 +99,7 @@ def test_ranges_are_text(config):
         if name.endswith("_replicas"):
             assert isinstance(value, str), f"{name} is quoted: YAML must not make a number or a date of it"
             low, high = replica_range(name, value)
-            assert low >= 1, "a stage at 0 makes the first picture wait for a node: an operator's choice, not a default"
+            assert low >= 1, (
+                "a stage at 0 makes the first picture wait for a node: an operator's choice, not a default"
+            )
             assert high == most(value)

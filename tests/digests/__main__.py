@@ -29,16 +29,24 @@ FLAGS = {  # request fields whose flag is not their name with dashes
     "num_inference_steps": "--steps",
     "n": "-n",
 }
-HTTP_ONLY = ("output_format", "output_compression")  # `generate` takes the format from the file name, at the best quality
+HTTP_ONLY = (
+    "output_format",
+    "output_compression",
+)  # `generate` takes the format from the file name, at the best quality
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--safelight", default=str(Path(sys.executable).with_name("safelight")), help="the command to drive")
+    parser.add_argument(
+        "--safelight", default=str(Path(sys.executable).with_name("safelight")), help="the command to drive"
+    )
     args = parser.parse_args()
     command = shlex.split(args.safelight)
     requests = [json.loads(line) for line in REQUESTS.read_text().splitlines()]
-    for source, digests in (("generate", by_generate(command, requests)), ("http", by_http(command, requests))):
+    for source, digests in (
+        ("generate", by_generate(command, requests)),
+        ("http", by_http(command, requests)),
+    ):
         for number, hexdigests in enumerate(digests, start=1):
             print(f"{source:8} {number:2} {' '.join(hexdigests)}", flush=True)
 
@@ -48,7 +56,11 @@ def by_generate(command: list[str], requests: list[dict]) -> Iterator[list[str]]
     for request in requests:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / f"image.{request.get('output_format', 'png')}"
-            subprocess.run([*command, "generate", *_arguments(request), "-o", str(output)], check=True, capture_output=True)
+            subprocess.run(
+                [*command, "generate", *_arguments(request), "-o", str(output)],
+                check=True,
+                capture_output=True,
+            )
             yield [_digest(path.read_bytes()) for path in sorted(Path(folder).iterdir())]
 
 
@@ -74,7 +86,9 @@ def _service(command: list[str]) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    process = subprocess.Popen([*command, "serve", "--port", str(port)], stdout=sys.stderr, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, "serve", "--port", str(port)], stdout=sys.stderr, start_new_session=True
+    )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
         yield f"http://127.0.0.1:{port}/v1/images/generations"

@@ -48,12 +48,16 @@ async def main(port: int) -> dict[str, object]:
     serve.run(build_app(settings), name="safelight")
     url = f"http://127.0.0.1:{port}"
     await asyncio.to_thread(wait_until_ready, url)
-    filling = ray.remote(num_cpus=0.5)(Nothing).remote()  # so that the denoisers which come later go to other nodes than the head
+    filling = ray.remote(num_cpus=0.5)(
+        Nothing
+    ).remote()  # so that the denoisers which come later go to other nodes than the head
     await filling.__ray_ready__.remote()
     workers = [cluster.add_node(**NODE) for _ in range(2)]
     seen: dict[str, object] = {"at_rest": len(denoisers())}
     answers = Counter[str]()
-    async with httpx.AsyncClient(base_url=url, timeout=200, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=200, limits=httpx.Limits(max_connections=None)
+    ) as client:
         loading = asyncio.ensure_future(load(client, answers, users=48, seconds=40.0))
         seen["loaded"] = await until(lambda: len(denoisers()) == MOST, 60)
         before = await asyncio.to_thread(denoisers)
@@ -63,12 +67,18 @@ async def main(port: int) -> dict[str, object]:
         seen["lost"] = len(lost)
         seen["after_the_node"] = await until(lambda: len(denoisers().keys() - lost) == MOST, 60)
         await loading
-        few = asyncio.ensure_future(load(client, answers, users=1, seconds=25.0))  # somebody still asks while replicas go
+        few = asyncio.ensure_future(
+            load(client, answers, users=1, seconds=25.0)
+        )  # somebody still asks while replicas go
         seen["unloaded"] = await until(lambda: len(denoisers()) == 1, 60)
         await few
         await asyncio.sleep(2.0)  # the last charges are on their way
         accounting = (await client.get("/v1/accounting")).json()
-    seen |= {"answers": answers, "requests": accounting["requests"], "balance": accounting["balance"]["stages"]["denoise"]}
+    seen |= {
+        "answers": answers,
+        "requests": accounting["requests"],
+        "balance": accounting["balance"]["stages"]["denoise"],
+    }
     serve.shutdown()
     ray.shutdown()
     cluster.shutdown()
@@ -83,7 +93,11 @@ async def load(client: httpx.AsyncClient, answers: Counter[str], users: int, sec
         while time.monotonic() < ends:
             answer = await client.post(ROUTE, json={"prompt": "a", "seed": 1, "num_inference_steps": STEPS})
             is_good = answer.status_code == 200
-            answers[hashlib.sha256(answer.json()["data"][0]["b64_json"].encode()).hexdigest() if is_good else answer.text[:300]] += 1
+            answers[
+                hashlib.sha256(answer.json()["data"][0]["b64_json"].encode()).hexdigest()
+                if is_good
+                else answer.text[:300]
+            ] += 1
 
     await asyncio.gather(*(use() for _ in range(users)))
 
@@ -99,7 +113,9 @@ async def until(holds: Callable[[], bool], seconds: float) -> int:
 def denoisers() -> dict[str, str]:
     """The node of each denoiser that is alive, by its actor."""
     actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    return {actor.actor_id: actor.node_id for actor in actors if "Denoiser" in (actor.name or actor.class_name)}
+    return {
+        actor.actor_id: actor.node_id for actor in actors if "Denoiser" in (actor.name or actor.class_name)
+    }
 
 
 class Nothing:
@@ -109,7 +125,10 @@ class Nothing:
 def lose_power(cluster: Cluster, node: Any) -> None:
     """End a node's every process at once, as when its machine stops."""
     [raylet] = node.all_processes["raylet"]
-    for process in [psutil.Process(raylet.process.pid), *psutil.Process(raylet.process.pid).children(recursive=True)]:
+    for process in [
+        psutil.Process(raylet.process.pid),
+        *psutil.Process(raylet.process.pid).children(recursive=True),
+    ]:
         process.kill()
     cluster.remove_node(node, allow_graceful=False)
 

@@ -24,6 +24,8 @@ def test_replicas_come_and_go_and_a_node_dies_and_nobody_notices() -> None:
     assert len(picture) == 64 and number >= 48
     assert seen["requests"] == {"done": number, "refused": 0, "aborted": 0, "failed": 0}
     balance = seen["balance"]
-    assert balance["busy"] == pytest.approx(sum(seconds for name, seconds in balance.items() if name != "busy"))
+    assert balance["busy"] == pytest.approx(
+        sum(seconds for name, seconds in balance.items() if name != "busy")
+    )
     assert balance["requests"] > 0.5 * balance["busy"]
     assert 0 <= balance["overhead"] < 0.1 * balance["busy"]

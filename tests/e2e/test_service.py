@@ -31,14 +31,21 @@ def http(live_service: LiveService):
 
 
 def draw(http: httpx.Client, **fields) -> dict:
-    answer = http.post("/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 4, **fields})
+    answer = http.post(
+        "/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 4, **fields}
+    )
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 def metric(http: httpx.Client, name: str, **labels: str) -> float:
     families = text_string_to_metric_families(http.get("/metrics").text)
-    return sum(s.value for family in families for s in family.samples if s.name == name and labels.items() <= s.labels.items())
+    return sum(
+        s.value
+        for family in families
+        for s in family.samples
+        if s.name == name and labels.items() <= s.labels.items()
+    )
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -53,20 +60,27 @@ def rests(http: httpx.Client) -> bool:
     before = metric(http, "safelight_stage_ticks", stage="denoise")
     time.sleep(1.0)
     return (
-        metric(http, "safelight_stage_running", stage="denoise") == 0 and metric(http, "safelight_stage_ticks", stage="denoise") == before
+        metric(http, "safelight_stage_running", stage="denoise") == 0
+        and metric(http, "safelight_stage_ticks", stage="denoise") == before
     )
 
 
 def replica_of(service: LiveService, deployment: str) -> psutil.Process:
     family = psutil.Process(service.process.pid).children(recursive=True)
-    return next(child for child in family if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline()))
+    return next(
+        child for child in family if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline())
+    )
 
 
 def test_the_openai_client_draws_a_picture(live_service):
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     with client:
         answer = client.images.generate(
-            prompt="a red apple", model="gpt-image-1", size="auto", quality="low", extra_body={"seed": 1, "num_inference_steps": 4}
+            prompt="a red apple",
+            model="gpt-image-1",
+            size="auto",
+            quality="low",
+            extra_body={"seed": 1, "num_inference_steps": 4},
         )
         names = [model.id for model in client.models.list()]
     picture = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
@@ -84,7 +98,13 @@ def test_the_openai_client_understands_a_refusal(live_service):
 
 
 def test_curl_draws_a_picture(live_service):
-    command = ["curl", "-s", f"{live_service.url}/v1/images/generations", "-H", "content-type: application/json"]
+    command = [
+        "curl",
+        "-s",
+        f"{live_service.url}/v1/images/generations",
+        "-H",
+        "content-type: application/json",
+    ]
     done = subprocess.run([*command, "-d", '{"prompt": "a red apple"}'], capture_output=True, check=True)
     assert base64.b64decode(json.loads(done.stdout)["data"][0]["b64_json"]).startswith(b"\x89PNG")
 
@@ -97,7 +117,12 @@ def test_pictures_come_in_the_asked_format(http, name, magic):
 def test_the_same_request_gives_the_same_bytes_alone_and_in_company(http):
     alone = draw(http, seed=3)["data"]
     company = [
-        {"prompt": f"{k} cats", "num_inference_steps": 8 + 3 * k, "guidance_scale": 1.0 + k, "solver": ("euler", "ddpm", "dpmpp_2m")[k % 3]}
+        {
+            "prompt": f"{k} cats",
+            "num_inference_steps": 8 + 3 * k,
+            "guidance_scale": 1.0 + k,
+            "solver": ("euler", "ddpm", "dpmpp_2m")[k % 3],
+        }
         for k in range(8)
     ]
     with ThreadPoolExecutor(9) as pool:
@@ -125,8 +150,20 @@ def test_the_command_line_gives_the_same_bytes(http, tmp_path):
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "solver": "magic"}}, 400, "solver"),
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "colour": "red"}}, 400, "colour"),
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "model": "sdxl"}}, 404, "model"),
-        ("POST", "/v1/images/generations", {"content": b"{", "headers": {"content-type": "application/json"}}, 400, None),
-        ("POST", "/v1/images/generations", {"content": b" " * (2 << 20), "headers": {"content-type": "application/json"}}, 413, None),
+        (
+            "POST",
+            "/v1/images/generations",
+            {"content": b"{", "headers": {"content-type": "application/json"}},
+            400,
+            None,
+        ),
+        (
+            "POST",
+            "/v1/images/generations",
+            {"content": b" " * (2 << 20), "headers": {"content-type": "application/json"}},
+            413,
+            None,
+        ),
         ("POST", "/v1/images/generations", {"content": b"prompt=p"}, 415, None),
         ("GET", "/v1/images/generations", {}, 405, None),
         ("GET", "/v1/pictures", {}, 404, None),
@@ -142,7 +179,9 @@ def test_a_bad_request_gets_openais_error_object(http, method, path, kwargs, sta
 
 
 def test_the_request_id_comes_back(http):
-    assert http.get("/livez", headers={"x-request-id": "job-17"}).headers.get_list("x-request-id") == ["job-17"]
+    assert http.get("/livez", headers={"x-request-id": "job-17"}).headers.get_list("x-request-id") == [
+        "job-17"
+    ]
 
 
 def test_a_client_that_goes_away_frees_the_engine(http):
@@ -189,7 +228,12 @@ def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
 @pytest.mark.long
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path):
     model = tiny_without("proj_out.weight", tmp_path)
-    done = subprocess.run([SAFELIGHT, "serve", "--port", "0", "--model", model], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [SAFELIGHT, "serve", "--port", "0", "--model", model],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
     assert "proj_out.weight" in line

@@ -40,7 +40,11 @@ def png(size: tuple[int, int] = (8, 8), flat: bool = False) -> str:
 
 
 def answer(pictures: list[str], seed: int = 3) -> dict[str, Any]:
-    cost = {"seeds": [seed] * len(pictures), "device_seconds": {"encode": 0.0, "denoise": 0.5, "decode": 0.25}, "nfe": 20}
+    cost = {
+        "seeds": [seed] * len(pictures),
+        "device_seconds": {"encode": 0.0, "denoise": 0.5, "decode": 0.25},
+        "nfe": 20,
+    }
     return {"data": [{"b64_json": picture} for picture in pictures], "usage": {"safelight": cost}}
 
 
@@ -56,10 +60,16 @@ def server(seconds: float = 0.0, refuse_every: int = 0) -> Iterator[str]:
                 counted[0] += 1
                 time.sleep(seconds)
             refused = refuse_every and counted[0] % refuse_every == 0
-            self.say(429 if refused else 200, {"error": {"code": "queue_full"}} if refused else answer([png()], body["seed"]))
+            self.say(
+                429 if refused else 200,
+                {"error": {"code": "queue_full"}} if refused else answer([png()], body["seed"]),
+            )
 
         def do_GET(self) -> None:
-            self.say(200, f'# TYPE safelight_stage_rows gauge\nsafelight_stage_rows{{stage="denoise"}} {counted[0]}\n')
+            self.say(
+                200,
+                f'# TYPE safelight_stage_rows gauge\nsafelight_stage_rows{{stage="denoise"}} {counted[0]}\n',
+            )
 
         def say(self, status: int, said: Any) -> None:
             out = said.encode() if isinstance(said, str) else json.dumps(said).encode()
@@ -78,7 +88,16 @@ def server(seconds: float = 0.0, refuse_every: int = 0) -> Iterator[str]:
 
 
 def result(latency: float, status: int = 200, images: int = 1, due: float = 0.0, late: float = 0.0) -> Result:
-    return Result(due, due + late, due + latency, status, None if status == 200 else "queue_full", images if status == 200 else 0, 0.1, 20)
+    return Result(
+        due,
+        due + late,
+        due + latency,
+        status,
+        None if status == 200 else "queue_full",
+        images if status == 200 else 0,
+        0.1,
+        20,
+    )
 
 
 def test_poisson_arrivals_come_at_the_rate_and_are_the_seeds_alone() -> None:
@@ -96,7 +115,9 @@ def test_a_recorded_trace_comes_back_and_faster_if_asked(tmp_path: Path) -> None
     assert read_trace(tmp_path / "trace", speed=2.0)[-1].at == pytest.approx(trace[-1].at / 2, abs=1e-5)
 
 
-@pytest.mark.parametrize("line", ["no json", '{"at": 1}', '{"at": "soon", "body": {}}', '{"at": 1, "body": 3}'])
+@pytest.mark.parametrize(
+    "line", ["no json", '{"at": 1}', '{"at": "soon", "body": {}}', '{"at": 1, "body": 3}']
+)
 def test_a_trace_that_is_none_is_refused_by_its_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "trace").write_text('{"at": 0, "body": {}}\n' + line + "\n")
     with pytest.raises(InvalidTrace, match="line 2"):
@@ -178,7 +199,14 @@ def test_what_was_watched_becomes_rates() -> None:
 def test_a_report_says_what_was_missed(tmp_path: Path) -> None:
     phase = Phase("saturated", 7200.0, (result(1.0), result(2.0), result(3.0, status=429)))
     verdicts = judge(Thresholds(min_images_per_hour=1e6), phase, phase, phase, [], None)
-    write_report(tmp_path / "run", "Load test", {"model": "m"}, [phase], verdicts, {"latency": plots.latency_cdf([phase])})
+    write_report(
+        tmp_path / "run",
+        "Load test",
+        {"model": "m"},
+        [phase],
+        verdicts,
+        {"latency": plots.latency_cdf([phase])},
+    )
     said = (tmp_path / "run" / "report.md").read_text()
     assert "| images per hour, saturated | at least 1000000 |" in said
     assert "| **no** |" in said
@@ -186,7 +214,9 @@ def test_a_report_says_what_was_missed(tmp_path: Path) -> None:
     assert "![latency](latency.png)" in said
     page = (tmp_path / "run" / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["phases"][0]["faults"] == {"queue_full": 1}
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["phases"][0]["faults"] == {
+        "queue_full": 1
+    }
 
 
 def test_books_and_clients_are_compared() -> None:
@@ -195,7 +225,14 @@ def test_books_and_clients_are_compared() -> None:
     before = Books(100, 1000, 50.0, (9.0,) * 3)
     told = Books(110, 1200, 55.05, (1.0,) * 10 + before.latencies)
     assert all(verdict.is_met for verdict in compare(before, told, [phase], phase, 0.02))
-    lost = [replace(told, images=109), replace(told, nfe=1180), replace(told, device_seconds=56.0), replace(told, latencies=(0.9,) * 10)]
+    lost = [
+        replace(told, images=109),
+        replace(told, nfe=1180),
+        replace(told, device_seconds=56.0),
+        replace(told, latencies=(0.9,) * 10),
+    ]
     for wrong, name in zip(lost, ("pictures", "network evaluations", "device-seconds", "p50"), strict=True):
-        missed = [verdict.name for verdict in compare(before, wrong, [phase], phase, 0.02) if not verdict.is_met]
+        missed = [
+            verdict.name for verdict in compare(before, wrong, [phase], phase, 0.02) if not verdict.is_met
+        ]
         assert missed and f"account of {name}" in missed[0]

@@ -77,12 +77,21 @@ def write_sd3(folder: Path, kind: str = "sd3", *, with_t5: bool = True, seed: in
             "text_encoder_2": _clip(24, "gelu"),
             "text_encoder_3": _t5(64) if with_t5 else None,
             "transformer": transformer,
-            "vae": _vae(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+            "vae": _vae(
+                16,
+                scaling_factor=1.5305,
+                shift_factor=0.0609,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+            ),
         }
     tokenizers["tokenizer_3"] = T5TokenizerFast.from_pretrained(folder / "tokenizer_3") if with_t5 else None
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipeline = _save(StableDiffusion3Pipeline(scheduler=scheduler, **tokenizers, **parts), folder)
-    for name in ("tokenizer", "tokenizer_2"):  # published folders have the two files, not the one that transformers 5 writes
+    for name in (
+        "tokenizer",
+        "tokenizer_2",
+    ):  # published folders have the two files, not the one that transformers 5 writes
         (folder / name / "tokenizer.json").unlink()
     return pipeline
 
@@ -96,7 +105,10 @@ def write_dit(folder: Path, seed: int = 0) -> DiffusionPipeline:
             num_embeds_ada_norm=NUM_CLASSES,
         )  # fmt: skip
         parts = {"transformer": transformer, "vae": _vae(4, scaling_factor=0.18215)}
-    pipeline = _save(DiTPipeline(scheduler=DDIMScheduler(**NOISE_BETAS, clip_sample=False), id2label=labels, **parts), folder)
+    pipeline = _save(
+        DiTPipeline(scheduler=DDIMScheduler(**NOISE_BETAS, clip_sample=False), id2label=labels, **parts),
+        folder,
+    )
     edit_json(folder / "model_index.json", id2label={str(number): label for number, label in labels.items()})
     return pipeline
 

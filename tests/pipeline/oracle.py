@@ -69,11 +69,21 @@ class Mixture:
 
 
 GAUSSIAN = Mixture.of([1.0], [[0.7]], [[0.25]])
-MODES = Mixture.of([0.3, 0.5, 0.2], [[-2.0], [0.5], [2.5]], [[0.09], [0.04], [0.16]])  # what stochastic solvers are judged on
+MODES = Mixture.of(
+    [0.3, 0.5, 0.2], [[-2.0], [0.5], [2.5]], [[0.09], [0.04], [0.16]]
+)  # what stochastic solvers are judged on
 EIGHT = Mixture.of(
     [0.2, 0.5, 0.3],
-    [[1.0, -0.5, 0.3, 0.8, -1.2, 0.1, 0.4, -0.7], [-0.6, 0.9, -0.2, 0.5, 0.7, -1.1, 0.2, 0.3], [0.2, 0.1, 1.3, -0.9, 0.4, 0.6, -0.8, 1.0]],
-    [[0.3, 0.2, 0.5, 0.4, 0.3, 0.25, 0.6, 0.35], [0.4, 0.3, 0.2, 0.5, 0.6, 0.3, 0.25, 0.4], [0.25, 0.5, 0.3, 0.2, 0.4, 0.5, 0.3, 0.6]],
+    [
+        [1.0, -0.5, 0.3, 0.8, -1.2, 0.1, 0.4, -0.7],
+        [-0.6, 0.9, -0.2, 0.5, 0.7, -1.1, 0.2, 0.3],
+        [0.2, 0.1, 1.3, -0.9, 0.4, 0.6, -0.8, 1.0],
+    ],
+    [
+        [0.3, 0.2, 0.5, 0.4, 0.3, 0.25, 0.6, 0.35],
+        [0.4, 0.3, 0.2, 0.5, 0.6, 0.3, 0.25, 0.4],
+        [0.25, 0.5, 0.3, 0.2, 0.4, 0.5, 0.3, 0.6],
+    ],
 )
 
 
@@ -81,7 +91,9 @@ def gaussian_map(data: Mixture, schedule: Schedule, t: float, t_end: float, x: T
     """Where the probability-flow ODE takes x (N, D) from t to t_end, for one Gaussian: closed form."""
     (a_t, s_t), (a_s, s_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(t_end)
     mean, variance = data.means[0], data.variances[0]
-    return a_s * mean + ((a_s**2 * variance + s_s**2) / (a_t**2 * variance + s_t**2)).sqrt() * (x - a_t * mean)
+    return a_s * mean + ((a_s**2 * variance + s_s**2) / (a_t**2 * variance + s_t**2)).sqrt() * (
+        x - a_t * mean
+    )
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
@@ -93,11 +105,18 @@ def wasserstein_to(data: Mixture, x: Tensor) -> float:
     """W1 of a sample (N, 1) to one-dimensional data itself: the area between the two distribution functions."""
     sample = x.flatten().sort().values
     z = torch.linspace(float(sample[0]) - 1.0, float(sample[-1]) + 1.0, 20001, dtype=torch.float64)
-    exact = (data.weights * torch.special.ndtr((z[:, None] - data.means[:, 0]) / data.variances[:, 0].sqrt())).sum(1)
+    exact = (
+        data.weights * torch.special.ndtr((z[:, None] - data.means[:, 0]) / data.variances[:, 0].sqrt())
+    ).sum(1)
     empirical = torch.searchsorted(sample, z, right=True) / len(sample)
     return float((exact - empirical).abs().mean() * (z[-1] - z[0]))
 
 
-def walk(table: Plan, network: Callable[[Tensor, float], Tensor], x: Tensor, noise: Callable[[int], Tensor] | None = None) -> Tensor:
+def walk(
+    table: Plan,
+    network: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
     """The library's walk for a network that is a formula of time: `network(x, t)` is the raw output."""
     return solvers.walk(table, lambda x, tick: network(x, tick.t), x, noise)

@@ -73,4 +73,15 @@ def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     return latents
 
 
-__all__ = ["add", "alone", "build_decoder", "drain", "engine", "model", "params", "plain_network", "runner", "states"]
+__all__ = [
+    "add",
+    "alone",
+    "build_decoder",
+    "drain",
+    "engine",
+    "model",
+    "params",
+    "plain_network",
+    "runner",
+    "states",
+]

@@ -6,7 +6,15 @@ import json
 import pytest
 
 from safelight.service.dispatcher import Painter
-from safelight.service.errors import ClientGone, DeadlineExceeded, QueueFull, ServiceError, ShuttingDown, StageFailed, StageLost
+from safelight.service.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    QueueFull,
+    ServiceError,
+    ShuttingDown,
+    StageFailed,
+    StageLost,
+)
 from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import Output
 from safelight.service.settings import Settings
@@ -146,7 +154,9 @@ def records(monkeypatch) -> list:
 async def test_a_client_that_goes_away_takes_its_pictures_with_it(backend, records):
     backend.gate.clear()
     client = Client({"prompt": "p", "n": 2})
-    answering = asyncio.ensure_future(build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send))
+    answering = asyncio.ensure_future(
+        build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send)
+    )
     await backend.waiting.acquire()
     await backend.waiting.acquire()
     client.gone.set()
@@ -159,7 +169,9 @@ async def test_a_cancelled_handler_takes_its_pictures_with_it(backend, records):
     """How Serve tells of a client that went away."""
     backend.gate.clear()
     client = Client({"prompt": "p"})
-    answering = asyncio.ensure_future(build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send))
+    answering = asyncio.ensure_future(
+        build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send)
+    )
     await backend.waiting.acquire()
     answering.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -19,7 +19,14 @@ from safelight.service.errors import (
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, ObjectLostError, RayTaskError, TaskCancelledError
+    from ray.exceptions import (
+        ActorDiedError,
+        ActorUnavailableError,
+        GetTimeoutError,
+        ObjectLostError,
+        RayTaskError,
+        TaskCancelledError,
+    )
     from ray.serve._private.common import DeploymentID
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
@@ -43,7 +50,10 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
         (RayTaskError("generate", "traceback", ActorDiedError()), StageLost),
         (RayTaskError("generate", "secret", KeyError("secret")).as_instanceof_cause(), ServiceError),
         (RayTaskError("generate", "secret", StageFailed()).as_instanceof_cause(), StageFailed),
-        (RayTaskError("generate", "secret", InvalidParams("seed", "too big")).as_instanceof_cause(), InvalidRequest),
+        (
+            RayTaskError("generate", "secret", InvalidParams("seed", "too big")).as_instanceof_cause(),
+            InvalidRequest,
+        ),
         (RayTaskError("generate", "secret", ActorDiedError()).as_instanceof_cause(), StageLost),
         (KeyError("secret"), ServiceError),
         (MemoryError(), ServiceError),

@@ -25,7 +25,9 @@ from safelight.service.settings import Settings
 from tests.live import serving
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers, which writes the folders, talks of its own future
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # diffusers, which writes the folders, talks of its own future
 
 ROUTE = "/v1/images/generations"
 
@@ -59,7 +61,10 @@ def test_every_family_draws(client: TestClient) -> None:
     told = client.get("/v1/models").json()["data"][0]
     prompt = "golden retriever" if told["id"] == "dit" else "a red apple"
     body = {"prompt": prompt, "seed": 3, "n": 2, "num_inference_steps": 4}
-    answers = [client.post(ROUTE, json=body | changed) for changed in ({}, {}, {"guidance_scale": 1.0}, {"size": told["sizes"][-1]})]
+    answers = [
+        client.post(ROUTE, json=body | changed)
+        for changed in ({}, {}, {"guidance_scale": 1.0}, {"size": told["sizes"][-1]})
+    ]
     assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
     first, again, unguided, other = (answer.json() for answer in answers)
     assert _pictures(first) == _pictures(again)
@@ -83,7 +88,9 @@ def test_every_family_becomes_ready_by_a_warm_up_picture(client: TestClient) -> 
     [(build_text_encoder, "text_encoder"), (build_engine, "transformer"), (build_decoder, "vae")],
     ids=["encode", "denoise", "decode"],
 )
-def test_a_stage_reads_no_weights_but_its_own(tmp_path: Path, name: str, build: Callable[[ModelInfo], object], own: str) -> None:
+def test_a_stage_reads_no_weights_but_its_own(
+    tmp_path: Path, name: str, build: Callable[[ModelInfo], object], own: str
+) -> None:
     FAMILIES[name](tmp_path)
     for file in tmp_path.glob("*/*.safetensors"):
         if not file.parent.name.startswith(own):
@@ -121,7 +128,9 @@ def test_every_family_draws_as_three_deployments(name: str, tmp_path: Path) -> N
     FAMILIES[name](tmp_path / "model")
     prompt = "207" if name == "dit" else "a red apple"
     with serving(tmp_path, "--model", str(tmp_path / "model"), "--stages", "split") as service:
-        answer = httpx.post(service.url + ROUTE, json={"prompt": prompt, "num_inference_steps": 4}, timeout=120)
+        answer = httpx.post(
+            service.url + ROUTE, json={"prompt": prompt, "num_inference_steps": 4}, timeout=120
+        )
     assert answer.status_code == 200, answer.text
     assert Image.open(io.BytesIO(_pictures(answer.json())[0])).size == (64, 64)
 

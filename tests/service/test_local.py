@@ -25,7 +25,9 @@ def test_of_serves_reports_the_innermost_sentence_is_told(reports, cause):
     assert local.first_cause(*reports) == cause
 
 
-@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")])
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
+)
 def test_the_url_is_one_that_can_be_opened_here(host, url):
     assert local.url_of(Settings(host=host)) == url
 

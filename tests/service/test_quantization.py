@@ -42,7 +42,17 @@ def test_eval_draws_with_it_and_keeps_the_pictures_apart(
     kept = tmp_path / "kept"
     kept.mkdir()
     for quantization in ("none", "int8"):
-        argv = ["--prompts", str(file), "--steps", "2", "--keep", str(kept), "--quantization", quantization, "--json"]
+        argv = [
+            "--prompts",
+            str(file),
+            "--steps",
+            "2",
+            "--keep",
+            str(kept),
+            "--quantization",
+            quantization,
+            "--json",
+        ]
         assert cli.main(["eval", "--model", str(examined), *argv]) == 0
         assert json.loads(capsys.readouterr().out)["quantization"] == quantization
     assert len([*kept.glob("*.png")]) == 2  # the second was not taken for the first
@@ -59,10 +69,15 @@ def test_the_service_has_it_from_its_settings(monkeypatch: pytest.MonkeyPatch) -
         assert len(asked) == times
 
 
-def test_a_device_that_cannot_is_one_line(capsys: pytest.CaptureFixture[str], examined: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_device_that_cannot_is_one_line(
+    capsys: pytest.CaptureFixture[str], examined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # noqa: F811
     def refuse(device: torch.device, dtype: torch.dtype) -> Int8:
         raise int8.QuantizationUnavailable("quantization int8 does not work on cpu here: no compiler")
 
     monkeypatch.setattr(Int8, "on", refuse)
     assert cli.main(["eval", "--model", str(examined), "--quantization", "int8"]) == 2
-    assert capsys.readouterr().err == "safelight eval: quantization int8 does not work on cpu here: no compiler\n"
+    assert (
+        capsys.readouterr().err
+        == "safelight eval: quantization int8 does not work on cpu here: no compiler\n"
+    )

@@ -5,20 +5,47 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-STAGES = ("data", "text", "locked", "scorer", "vae", "dit", "anneal", "export", "prompts", "evaluate", "sizes", "curves", "contest")
+STAGES = (
+    "data",
+    "text",
+    "locked",
+    "scorer",
+    "vae",
+    "dit",
+    "anneal",
+    "export",
+    "prompts",
+    "evaluate",
+    "sizes",
+    "curves",
+    "contest",
+)
 
 
 def main() -> None:
     """Run one stage of the recipe."""
-    parser = argparse.ArgumentParser(prog="python -m safelight.models.recipes.emoji", description="How emoji-128 was made.")
+    parser = argparse.ArgumentParser(
+        prog="python -m safelight.models.recipes.emoji", description="How emoji-128 was made."
+    )
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie")
     parser.add_argument(
-        "--steps", type=int, help="training steps (text 1100, locked 3500, scorer 1100, vae 2800, dit 24000, anneal 6000, contest 1500)"
+        "--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="training steps (text 1100, locked 3500, scorer 1100, vae 2800, dit 24000, anneal 6000, contest 1500)",
     )
     parser.add_argument("--native-only", action="store_true", help="anneal: leave the other sizes out")
-    parser.add_argument("--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder")
-    parser.add_argument("--limit", type=int, default=500, help="evaluate, sizes, curves, contest: how many prompts of each set")
+    parser.add_argument(
+        "--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder"
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=500,
+        help="evaluate, sizes, curves, contest: how many prompts of each set",
+    )
     args = parser.parse_args()
     started = time.monotonic()
     _stages(args)[args.stage]()
@@ -26,7 +53,19 @@ def main() -> None:
 
 
 def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    from safelight.models.recipes.emoji import contest, curves, data, dit, evaluate, export, locked, prompts, sizes, text, vae
+    from safelight.models.recipes.emoji import (
+        contest,
+        curves,
+        data,
+        dit,
+        evaluate,
+        export,
+        locked,
+        prompts,
+        sizes,
+        text,
+        vae,
+    )
 
     return {
         "data": lambda: data.run(args.work),

@@ -74,8 +74,12 @@ def _velocity(out: Tensor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedul
 
 CONTENDERS = {
     "eps, linear betas": Contender(LINEAR, _simple, uniform_times, _noise_scheduler("linear", "epsilon")),
-    "eps, cosine betas": Contender(COSINE, _simple, uniform_times, _noise_scheduler("squaredcos_cap_v2", "epsilon")),
-    "v, cosine betas": Contender(COSINE, objectives.v_loss, uniform_times, _noise_scheduler("squaredcos_cap_v2", "v_prediction")),
+    "eps, cosine betas": Contender(
+        COSINE, _simple, uniform_times, _noise_scheduler("squaredcos_cap_v2", "epsilon")
+    ),
+    "v, cosine betas": Contender(
+        COSINE, objectives.v_loss, uniform_times, _noise_scheduler("squaredcos_cap_v2", "v_prediction")
+    ),
     "flow, logit-normal": Contender(STRAIGHT, _velocity, objectives.logit_normal_times, SCHEDULER),
     "flow, leaning to the noise": Contender(STRAIGHT, _velocity, noisy_times, SCHEDULER),
 }
@@ -93,7 +97,14 @@ def run(work: Path, weights: Path, num_steps: int, limit: int, seed: int = 0) ->
                 (folder / part).symlink_to((work / part).resolve())
         rows[name] = {figure: rate.as_dict() for figure, rate in _judged(folder, weights, limit).items()}
         print(json.dumps({name: rows[name]}), flush=True)
-    found = {"steps": num_steps, "batch": dit.BATCH, "network": SMALL.to_diffusers(), "set": SET, "prompts": limit, "contenders": rows}
+    found = {
+        "steps": num_steps,
+        "batch": dit.BATCH,
+        "network": SMALL.to_diffusers(),
+        "set": SET,
+        "prompts": limit,
+        "contenders": rows,
+    }
     (weights / "objectives.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -109,18 +120,35 @@ def _train(folder: Path, contender: Contender, material: dit.Material, num_steps
         t = contender.times(len(eps), generator)
         x = objectives.noised(batch.x0, eps, t, contender.schedule)
         timesteps = torch.tensor([contender.schedule.timestep(float(u)) for u in t])
-        out = functional_call(model, bfloat16_copies(model), (x.bfloat16(), timesteps, batch.states, batch.mask))
+        out = functional_call(
+            model, bfloat16_copies(model), (x.bfloat16(), timesteps, batch.states, batch.mask)
+        )
         return contender.loss(out, batch.x0, eps, t, contender.schedule)
 
-    run = Run(folder.name, model, dit.optimisers(model), Average(model, 0.9995), num_steps, folder / "state.ckpt", 100, warmup_stable_decay)
+    run = Run(
+        folder.name,
+        model,
+        dit.optimisers(model),
+        Average(model, 0.9995),
+        num_steps,
+        folder / "state.ckpt",
+        100,
+        warmup_stable_decay,
+    )
     run.train(loss_of_step, seed)
-    write_part(folder / "transformer", SMALL.to_diffusers(), {name: p.bfloat16() for name, p in model.dit.state_dict().items()})
+    write_part(
+        folder / "transformer",
+        SMALL.to_diffusers(),
+        {name: p.bfloat16() for name, p in model.dit.state_dict().items()},
+    )
     write_index(folder, contender.scheduler)
 
 
 def _judged(folder: Path, weights: Path, limit: int) -> dict[str, Rate]:
     model = find_model(str(folder))
     prompts = own_sets(weights)[SET][:limit]
-    drawn = Renderer(model).draw([picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)])
+    drawn = Renderer(model).draw(
+        [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
+    )
     found = judge(Gallery.load(weights), prompts, drawn)
     return {figure: found[figure] for figure in ("concept_top1", "concept_top5")}

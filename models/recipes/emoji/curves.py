@@ -37,7 +37,9 @@ def run(work: Path, weights: Path, limit: int) -> None:
     plain = [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
     points: dict[str, dict[str, dict[str, float]]] = {}
     with Progress() as bar:
-        task = bar.add_task("curves", total=(len(SOLVERS) * len(STEPS) + len(GUIDANCE) + len(STRIDES)) * len(prompts))
+        task = bar.add_task(
+            "curves", total=(len(SOLVERS) * len(STEPS) + len(GUIDANCE) + len(STRIDES)) * len(prompts)
+        )
         for curve, x, pictures in _points(plain):
             done = bar.tasks[task].completed
             drawn = renderer.draw(pictures, lambda num, done=done: bar.update(task, completed=done + num))
@@ -50,18 +52,41 @@ def run(work: Path, weights: Path, limit: int) -> None:
 
 def plain_defaults(params: GenerationParams) -> dict[str, float | str]:
     """What the curves leave alone: the model's defaults."""
-    return {"num_inference_steps": params.num_steps, "guidance_scale": params.guidance_scale, "solver": params.solver}
+    return {
+        "num_inference_steps": params.num_steps,
+        "guidance_scale": params.guidance_scale,
+        "solver": params.solver,
+    }
 
 
 def table(points: dict[str, dict[str, dict[str, float]]]) -> str:
     """The points as Markdown, a row a curve for steps, and one for guidance."""
-    lines = ["| solver | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |", "|---" * (len(STEPS) + 1) + "|"]
+    lines = [
+        "| solver | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |",
+        "|---" * (len(STEPS) + 1) + "|",
+    ]
     for solver in SOLVERS:
-        lines.append(f"| `{solver}` | " + " | ".join(f"{points[solver][str(steps)]['rate']:.1%}" for steps in STEPS) + " |")
-    lines += ["", "| guidance | " + " | ".join(f"{w:g}" for w in GUIDANCE) + " |", "|---" * (len(GUIDANCE) + 1) + "|"]
-    lines.append("| top-1 | " + " | ".join(f"{points['guidance'][f'{w:g}']['rate']:.1%}" for w in GUIDANCE) + " |")
-    lines += ["", "| `guidance_stride` | " + " | ".join(map(str, STRIDES)) + " |", "|---" * (len(STRIDES) + 1) + "|"]
-    lines.append("| top-1 | " + " | ".join(f"{points['stride'][str(stride)]['rate']:.1%}" for stride in STRIDES) + " |")
+        lines.append(
+            f"| `{solver}` | "
+            + " | ".join(f"{points[solver][str(steps)]['rate']:.1%}" for steps in STEPS)
+            + " |"
+        )
+    lines += [
+        "",
+        "| guidance | " + " | ".join(f"{w:g}" for w in GUIDANCE) + " |",
+        "|---" * (len(GUIDANCE) + 1) + "|",
+    ]
+    lines.append(
+        "| top-1 | " + " | ".join(f"{points['guidance'][f'{w:g}']['rate']:.1%}" for w in GUIDANCE) + " |"
+    )
+    lines += [
+        "",
+        "| `guidance_stride` | " + " | ".join(map(str, STRIDES)) + " |",
+        "|---" * (len(STRIDES) + 1) + "|",
+    ]
+    lines.append(
+        "| top-1 | " + " | ".join(f"{points['stride'][str(stride)]['rate']:.1%}" for stride in STRIDES) + " |"
+    )
     return "\n".join(lines)
 
 
@@ -78,7 +103,10 @@ def draw_plot(points: dict[str, dict[str, dict[str, float]]], path: Path) -> Non
             continue
         panel = panels[1] if curve == "guidance" else panels[0]
         xs, ys = [float(x) for x in of], [100 * p["rate"] for p in of.values()]
-        spread = [[100 * (p["rate"] - p["low"]) for p in of.values()], [100 * (p["high"] - p["rate"]) for p in of.values()]]
+        spread = [
+            [100 * (p["rate"] - p["low"]) for p in of.values()],
+            [100 * (p["high"] - p["rate"]) for p in of.values()],
+        ]
         panel.errorbar(xs, ys, yerr=spread, marker="o", capsize=2, label=curve)
     panels[0].set(xlabel="steps", ylabel="concept top-1, %", xscale="log", xticks=STEPS, xticklabels=STEPS)
     panels[0].minorticks_off()  # which would be labelled beside ours

@@ -79,7 +79,11 @@ def run(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     packages = _fetch(work)
     concepts = _read_concepts(packages)
-    draw = {"3d": _fluent_3d(packages), "flat": _iconify(packages, "fluent-emoji-flat"), "noto": _iconify(packages, "noto")}
+    draw = {
+        "3d": _fluent_3d(packages),
+        "flat": _iconify(packages, "fluent-emoji-flat"),
+        "noto": _iconify(packages, "noto"),
+    }
     pictures, pixels = [], []
     for concept in track(concepts, description="rendering"):
         for style in STYLES:
@@ -88,7 +92,15 @@ def run(work: Path) -> None:
                 pictures.append(Picture(concept, style))
                 pixels.append(rgba)
     np.save(work / "pictures.npy", np.stack(pixels))
-    records = [{"hexcode": p.concept.hexcode, "label": p.concept.label, "keywords": p.concept.keywords, "style": p.style} for p in pictures]
+    records = [
+        {
+            "hexcode": p.concept.hexcode,
+            "label": p.concept.label,
+            "keywords": p.concept.keywords,
+            "style": p.style,
+        }
+        for p in pictures
+    ]
     (work / "pictures.json").write_text(json.dumps(records))  # last: its presence means the stage is done
     print(f"data: {len(pictures)} pictures of {len(concepts)} concepts")
 
@@ -96,7 +108,9 @@ def run(work: Path) -> None:
 def load(work: Path) -> Dataset:
     """The data set that `run` wrote."""
     records = json.loads((work / "pictures.json").read_text())
-    pictures = tuple(Picture(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records)
+    pictures = tuple(
+        Picture(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records
+    )
     return Dataset(pictures, np.load(work / "pictures.npy", mmap_mode="r"))
 
 
@@ -108,7 +122,9 @@ def _fetch(work: Path) -> Path:
     folder = work / "npm"
     folder.mkdir(exist_ok=True)
     (folder / "package.json").write_text('{"private": true}')
-    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES], cwd=folder, check=True)
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES], cwd=folder, check=True
+    )
     return folder / "node_modules"
 
 
@@ -116,7 +132,10 @@ def _read_concepts(packages: Path) -> list[Concept]:
     entries = json.loads((packages / "emojibase-data/en/data.json").read_text())
     words = json.loads((packages / "emojilib/dist/emoji-en-US.json").read_text())
     named = [e for e in entries if e.get("group") not in (None, COMPONENTS, FLAGS)]
-    return [Concept(_normalise(e["hexcode"]), e["label"].lower(), _keywords(e, words.get(e["emoji"], ()))) for e in named]
+    return [
+        Concept(_normalise(e["hexcode"]), e["label"].lower(), _keywords(e, words.get(e["emoji"], ())))
+        for e in named
+    ]
 
 
 def _keywords(entry: dict, more: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,7 +22,13 @@ from safelight.models.networks.dit import DiT
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, views
 from safelight.models.recipes.emoji.captions import WHITE, sample_caption
-from safelight.models.recipes.emoji.training import Average, Run, bfloat16_copies, one_minus_sqrt, warmup_stable
+from safelight.models.recipes.emoji.training import (
+    Average,
+    Run,
+    bfloat16_copies,
+    one_minus_sqrt,
+    warmup_stable,
+)
 from safelight.models.recipes.emoji.vae import LATENT_CHANNELS
 from safelight.models.text.clip import ClipTextTower
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
@@ -61,13 +67,19 @@ class Conditioned(nn.Module):
 
 def build(config: DiTConfig = CONFIG) -> DiT:
     """The untrained DiT, initialised as in PixArt: cross-attention and output start at zero."""
-    dit = DiT(config, attention=BACKENDS["plain"])  # at 64 tokens its backward takes two thirds of the fused one's time
+    dit = DiT(
+        config, attention=BACKENDS["plain"]
+    )  # at 64 tokens its backward takes two thirds of the fused one's time
     dit.draw_tables()
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
-    for linear in (dit.adaln_single.linear, *dit.adaln_single.emb["timestep_embedder"].children(), *dit.caption_projection.children()):
+    for linear in (
+        dit.adaln_single.linear,
+        *dit.adaln_single.emb["timestep_embedder"].children(),
+        *dit.caption_projection.children(),
+    ):
         if isinstance(linear, nn.Linear):
             nn.init.normal_(linear.weight, std=0.02)
     for layer in (*(block.attn2.to_out[0] for block in dit.transformer_blocks), dit.proj_out):
@@ -87,7 +99,14 @@ def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) 
     if not checkpoint.exists():
         shutil.copy(work / "dit.ckpt", checkpoint)
     sizes = size_of_batch if other_sizes else lambda generator: views.NATIVE
-    _train(work, checkpoint, first + num_steps, lambda step, last, _: one_minus_sqrt(step, last, first), sizes, seed)
+    _train(
+        work,
+        checkpoint,
+        first + num_steps,
+        lambda step, last, _: one_minus_sqrt(step, last, first),
+        sizes,
+        seed,
+    )
 
 
 def latest(work: Path) -> Path:
@@ -114,13 +133,26 @@ def _train(
     material = Material(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
     model = Conditioned(build())
     average = Average(model, decay=0.9995)
-    run = Run(checkpoint.stem, model, optimisers(model), average, num_steps, checkpoint, warmup=200, schedule=schedule)
-    run.train(lambda _, generator: _loss(model, material.batch(size_of(generator), generator), generator), seed)
+    run = Run(
+        checkpoint.stem,
+        model,
+        optimisers(model),
+        average,
+        num_steps,
+        checkpoint,
+        warmup=200,
+        schedule=schedule,
+    )
+    run.train(
+        lambda _, generator: _loss(model, material.batch(size_of(generator), generator), generator), seed
+    )
 
 
 def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon (orthogonalised momentum) for the blocks' matrices, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if "transformer_blocks" in name and name.endswith("weight")]
+    matrices = [
+        p for name, p in model.named_parameters() if "transformer_blocks" in name and name.endswith("weight")
+    ]
     ids = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in ids]
     return [
@@ -157,7 +189,9 @@ class Material:
         captions = []
         for index, drop in zip(picks.tolist(), dropped, strict=True):
             picture = self._pictures[int(found.picture[index])]
-            caption = sample_caption(picture.concept, picture.style, views.NAMES[int(found.colour[index])], rng)
+            caption = sample_caption(
+                picture.concept, picture.style, views.NAMES[int(found.colour[index])], rng
+            )
             captions.append("" if drop else caption)
         states, mask = self._read(captions)
         return Batch(found.latents[picks].float(), states, mask)
@@ -180,5 +214,7 @@ def _loss(model: Conditioned, batch: Batch, generator: torch.Generator) -> Tenso
     eps = torch.randn(batch.x0.shape, generator=generator)
     t = objectives.logit_normal_times(len(eps), generator, NOISINESS)
     x = objectives.flow_sample(batch.x0, eps, t)
-    out = functional_call(model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, batch.states, batch.mask))
+    out = functional_call(
+        model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, batch.states, batch.mask)
+    )
     return objectives.flow_matching_loss(out, batch.x0, eps)

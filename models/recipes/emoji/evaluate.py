@@ -38,7 +38,10 @@ def run(work: Path, weights: Path, limit: int) -> None:
             task = bar.add_task(name, total=len(chosen))
             pictures = [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(chosen)]
             drawn = renderer.draw(pictures, lambda done, bar=bar, task=task: bar.update(task, completed=done))
-        found = {**judge(gallery, chosen, drawn), **(clip_scores(scorer, gallery, chosen, drawn) if scorer else {})}
+        found = {
+            **judge(gallery, chosen, drawn),
+            **(clip_scores(scorer, gallery, chosen, drawn) if scorer else {}),
+        }
         sets[name] = {"prompts": len(chosen)} | {figure: value.as_dict() for figure, value in found.items()}
         print(json.dumps({name: sets[name]}, indent=1), flush=True)
     figures = {

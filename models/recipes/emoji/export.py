@@ -18,7 +18,9 @@ from safelight.models.recipes.emoji.captions import COLOURS, WHITE
 from safelight.models.vae import decode_latents, encode_pixels, load_vae
 
 BATCH = 16
-SCHEDULER = FLOW_SCHEDULER | {"flow_shift": 2.0}  # what a picture shows is decided early, where a grid even in time has few steps
+SCHEDULER = FLOW_SCHEDULER | {
+    "flow_shift": 2.0
+}  # what a picture shows is decided early, where a grid even in time has few steps
 
 
 def run(work: Path, output: Path) -> None:
@@ -28,7 +30,9 @@ def run(work: Path, output: Path) -> None:
     of 150 names at the same step).
     """
     output.mkdir(parents=True, exist_ok=True)
-    for which in (text.CONDITIONING, text.SCORER) if (work / text.SCORER.folder).exists() else (text.CONDITIONING,):
+    for which in (
+        (text.CONDITIONING, text.SCORER) if (work / text.SCORER.folder).exists() else (text.CONDITIONING,)
+    ):
         clip = _bfloat16(load_file(work / which.folder / CLIP_WEIGHTS))
         write_clip(output / which.folder, text.EMBED_DIM, which.vision, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
@@ -47,7 +51,14 @@ def make_gallery(work: Path, output: Path) -> Gallery:
     """Every clean picture, small, and whether it is still found after a trip through `output`'s autoencoder."""
     dataset = data.load(work)
     entries = tuple(
-        Entry(p.concept.hexcode, p.concept.label, p.concept.keywords, p.style, p.held_out_from_dit, restored=False)
+        Entry(
+            p.concept.hexcode,
+            p.concept.label,
+            p.concept.keywords,
+            p.style,
+            p.held_out_from_dit,
+            restored=False,
+        )
         for p in dataset.pictures
     )
     gallery = Gallery(entries, small(dataset.rgba), COLOURS)
@@ -59,9 +70,20 @@ def make_gallery(work: Path, output: Path) -> Gallery:
         with torch.inference_mode():
             restored = decode_latents(vae, encode_pixels(vae, clean.float() / 127.5 - 1.0))
         pixels = ((restored + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        found += [gallery.group[near[0]] == gallery.group[i] for i, near in zip(numbers, gallery.nearest(pixels, WHITE), strict=True)]
-    return replace(gallery, entries=tuple(replace(entry, restored=is_found) for entry, is_found in zip(entries, found, strict=True)))
+        found += [
+            gallery.group[near[0]] == gallery.group[i]
+            for i, near in zip(numbers, gallery.nearest(pixels, WHITE), strict=True)
+        ]
+    return replace(
+        gallery,
+        entries=tuple(
+            replace(entry, restored=is_found) for entry, is_found in zip(entries, found, strict=True)
+        ),
+    )
 
 
 def _bfloat16(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {
+        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }

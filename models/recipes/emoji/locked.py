@@ -40,7 +40,9 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         rng = random.Random(seed * 1_000_003 + step)
         other = rows[rng.choice([name for name in COLOURS if name != WHITE])]
         coloured = torch.rand(BATCH, generator=generator) < text.COLOURED
-        picks = torch.where(coloured, len(rows[WHITE]) + _draw(other, generator), _draw(rows[WHITE], generator))
+        picks = torch.where(
+            coloured, len(rows[WHITE]) + _draw(other, generator), _draw(rows[WHITE], generator)
+        )
         among = torch.cat([rows[WHITE], other])
         shown = [(dataset.pictures[pictures[i]], colours[i]) for i in among[picks].tolist()]
         captions = [sample_caption(picture.concept, picture.style, colour, rng) for picture, colour in shown]
@@ -49,7 +51,9 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
             logits = read @ features[among].T
         return F.cross_entropy(scale * logits.float(), picks)
 
-    optimiser = torch.optim.AdamW(tower.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
+    optimiser = torch.optim.AdamW(
+        tower.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+    )
     Run("locked", tower, [optimiser], average, num_steps, work / "locked.ckpt").train(loss_of_step, seed)
     tower.load_state_dict(average.shadow, strict=False)
     text.write(work, text.CONDITIONING, clip, dataset)
@@ -63,12 +67,19 @@ def every_view(clip: CustomTextCLIP, dataset: data.Dataset) -> tuple[Tensor, lis
     """
     clip.eval()
     small = text.small_pictures(dataset, text.VISION["image_size"])
-    shown = [(i, c) for c in COLOURS for i, p in enumerate(dataset.pictures) if not p.held_out_from_dit and (c == WHITE or p.shown_on(c))]
+    shown = [
+        (i, c)
+        for c in COLOURS
+        for i, p in enumerate(dataset.pictures)
+        if not p.held_out_from_dit and (c == WHITE or p.shown_on(c))
+    ]
     features = []
     for first, last in pairwise([*range(0, len(shown), DRAWN_AT_ONCE), len(shown)]):
         pictures, colours = zip(*shown[first:last], strict=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            features.append(clip.encode_image(text.composited(small[list(pictures)], colours), normalize=True))
+            features.append(
+                clip.encode_image(text.composited(small[list(pictures)], colours), normalize=True)
+            )
     numbers, colours = zip(*shown, strict=True)
     return torch.cat(features).bfloat16(), list(numbers), list(colours)
 

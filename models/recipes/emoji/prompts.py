@@ -35,13 +35,20 @@ def make_sets(pictures: Iterable[data.Picture]) -> dict[str, list[Prompt]]:
     concepts = list(dict.fromkeys(picture.concept for picture in pictures))
     trained = [p for p in pictures if not p.held_out_from_dit]
     kept_back = [p for p in pictures if p.held_out_from_dit]
-    on_colours = [(c, colour, data.Picture(c, STYLES[0]).shown_on(colour)) for c in concepts for colour in COLOURS if colour != WHITE]
+    on_colours = [
+        (c, colour, data.Picture(c, STYLES[0]).shown_on(colour))
+        for c in concepts
+        for colour in COLOURS
+        if colour != WHITE
+    ]
     return {
         "names": [Prompt(c.label, (c.hexcode,)) for c in _some(concepts)],
         "styled": [_styled(p) for p in _some(trained)],
         "held-out": [_styled(p) for p in _often(kept_back)],
         "backgrounds": [_on(c, colour) for c, colour, _ in _some([pair for pair in on_colours if pair[2]])],
-        "held-out-backgrounds": [_on(c, colour) for c, colour, _ in _some([pair for pair in on_colours if not pair[2]])],
+        "held-out-backgrounds": [
+            _on(c, colour) for c, colour, _ in _some([pair for pair in on_colours if not pair[2]])
+        ],
         "keywords": list(islice(_by_keywords(concepts), PER_SET)),
     }
 

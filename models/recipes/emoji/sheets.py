@@ -31,7 +31,9 @@ COMMON = ("red apple", "smiling cat face", "christmas tree", "rocket", "pizza")
 def picture_of(prompt: str, seed: int, model: ModelInfo) -> GenerationParams:
     """A prompt at the model's defaults."""
     width, height = model.native_size
-    return GenerationParams(prompt, "", width, height, model.num_steps, model.guidance_scale, model.solver, seed)
+    return GenerationParams(
+        prompt, "", width, height, model.num_steps, model.guidance_scale, model.solver, seed
+    )
 
 
 def draw_contact_sheet(renderer: Renderer, model: ModelInfo, gallery: Gallery, path: Path) -> None:
@@ -54,10 +56,14 @@ def draw_common_things(renderer: Renderer, model: ModelInfo, path: Path) -> None
     pictures = [each for params in guided for each in (params, replace(params, guidance_scale=1.0))]
     captions = [caption for prompt in prompts for caption in (prompt, "the same, guidance off")]
     drawn = renderer.draw(pictures)
-    _page([Image.fromarray(pixels) for pixels in drawn], captions, ["white"] * len(drawn), 2 * len(STYLES), path)
+    _page(
+        [Image.fromarray(pixels) for pixels in drawn], captions, ["white"] * len(drawn), 2 * len(STYLES), path
+    )
 
 
-def _page(pictures: Sequence[Image.Image], captions: Sequence[str], colours: Sequence[str], columns: int, path: Path) -> None:
+def _page(
+    pictures: Sequence[Image.Image], captions: Sequence[str], colours: Sequence[str], columns: int, path: Path
+) -> None:
     page = Image.new("RGB", (columns * CELL_W, -(-len(pictures) // columns) * CELL_H), "white")
     pen = ImageDraw.Draw(page)
     for i, (picture, caption, colour) in enumerate(zip(pictures, captions, colours, strict=True)):

@@ -33,11 +33,18 @@ def run(work: Path, weights: Path, limit: int) -> None:
     with Progress() as bar:
         for width, height in model.sizes:
             task = bar.add_task(f"{width}x{height}", total=len(prompts))
-            pictures = [replace(picture_of(prompt.text, SEED + i, model), width=width, height=height) for i, prompt in enumerate(prompts)]
+            pictures = [
+                replace(picture_of(prompt.text, SEED + i, model), width=width, height=height)
+                for i, prompt in enumerate(prompts)
+            ]
             drawn = renderer.draw(pictures, lambda done, task=task: bar.update(task, completed=done))
             rates[f"{width}x{height}"] = judge(gallery, prompts, drawn)["concept_top1"]
     native = next(iter(rates.values())).share
-    found = {size: rate.as_dict() | {"is_served": rate.share >= native - MAY_LOSE} for size, rate in rates.items()}
-    (weights / "sizes.json").write_text(json.dumps({"set": SET, "prompts": len(prompts), "sizes": found}, indent=1) + "\n")
+    found = {
+        size: rate.as_dict() | {"is_served": rate.share >= native - MAY_LOSE} for size, rate in rates.items()
+    }
+    (weights / "sizes.json").write_text(
+        json.dumps({"set": SET, "prompts": len(prompts), "sizes": found}, indent=1) + "\n"
+    )
     for size, rate in rates.items():
         print(f"{size:8} {rate.as_text()}{'' if found[size]['is_served'] else ': not to be served'}")

@@ -20,13 +20,25 @@ from torch import Tensor
 from safelight.models.checkpoints.writer import write_clip
 from safelight.models.evaluation import gallery
 from safelight.models.recipes.emoji import data
-from safelight.models.recipes.emoji.captions import BACKGROUND_PHRASES, COLOURS, STYLE_PHRASES, WHITE, sample_caption
+from safelight.models.recipes.emoji.captions import (
+    BACKGROUND_PHRASES,
+    COLOURS,
+    STYLE_PHRASES,
+    WHITE,
+    sample_caption,
+)
 from safelight.models.recipes.emoji.training import Average, Run
 
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # with the pooled vector: 32 states
 VISION = {"image_size": 64, "layers": 4, "width": WIDTH, "head_width": 64, "patch_size": 16}
-SCORER_VISION = {"image_size": gallery.SIDE, "layers": 4, "width": WIDTH, "head_width": 64, "patch_size": gallery.SIDE // 4}
+SCORER_VISION = {
+    "image_size": gallery.SIDE,
+    "layers": 4,
+    "width": WIDTH,
+    "head_width": 64,
+    "patch_size": gallery.SIDE // 4,
+}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
 CHECK_PICTURES = 256
@@ -49,7 +61,9 @@ class Clip:
 
     def pictures(self, dataset: data.Dataset) -> Tensor:
         """The rows that it is trained on."""
-        return torch.tensor([i for i, p in enumerate(dataset.pictures) if self.sees_all or not p.held_out_from_dit])
+        return torch.tensor(
+            [i for i, p in enumerate(dataset.pictures) if self.sees_all or not p.held_out_from_dit]
+        )
 
 
 CONDITIONING = Clip("text", "text_encoder", VISION, seed=0, sees_all=False)
@@ -64,7 +78,9 @@ def run(work: Path, num_steps: int, which: Clip = CONDITIONING) -> None:
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
     pictures = small_pictures(dataset, which.vision["image_size"])
     clip = which.build()
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
+    optimiser = torch.optim.AdamW(
+        clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+    )
     average = Average(clip, decay=0.99)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
@@ -75,7 +91,9 @@ def run(work: Path, num_steps: int, which: Clip = CONDITIONING) -> None:
         captions = [sample_caption(p.concept, p.style, c, rng) for p, c in zip(shown, colours, strict=True)]
         return _loss(clip, _views(composited(pictures[picks], colours), generator), tokenizer(captions))
 
-    Run(which.stage, clip, [optimiser], average, num_steps, work / f"{which.stage}.ckpt").train(loss_of_step, which.seed)
+    Run(which.stage, clip, [optimiser], average, num_steps, work / f"{which.stage}.ckpt").train(
+        loss_of_step, which.seed
+    )
     clip.load_state_dict(average.shadow, strict=False)
     write(work, which, clip, dataset)
 
@@ -85,7 +103,9 @@ def write(work: Path, which: Clip, clip: CustomTextCLIP, dataset: data.Dataset) 
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
     _forget_unseen_tokens(clip, dataset, tokenizer)
     write_clip(work / which.folder, EMBED_DIM, which.vision, TEXT, clip.state_dict())
-    print(f"{which.stage}: in-batch retrieval (batch {CHECK_PICTURES}) {retrieval(which, clip, dataset, tokenizer):.3f}")
+    print(
+        f"{which.stage}: in-batch retrieval (batch {CHECK_PICTURES}) {retrieval(which, clip, dataset, tokenizer):.3f}"
+    )
 
 
 @torch.inference_mode()
@@ -155,7 +175,11 @@ def _views(images: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _forget_unseen_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> None:
     texts = {word for p in dataset.pictures for word in (p.concept.label, *p.concept.keywords)}
-    texts |= {phrase.format("") for phrases in STYLE_PHRASES.values() for phrase in phrases} | {"a", "an", ","}
+    texts |= {phrase.format("") for phrases in STYLE_PHRASES.values() for phrase in phrases} | {
+        "a",
+        "an",
+        ",",
+    }
     texts |= {phrase.format("", colour) for phrase in BACKGROUND_PHRASES for colour in COLOURS}
     seen = {tokenizer.sot_token_id, tokenizer.eot_token_id}
     for text in texts:

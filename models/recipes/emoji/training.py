@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 
 DECAY = 0.2  # of a run, its end
@@ -127,7 +134,10 @@ class Run:
                 if time.monotonic() - saved > self.save_every_s or step + 1 == self.num_steps:
                     self._save(step + 1)
                     saved = time.monotonic()
-                    print(f"{self.name}: step {step + 1}/{self.num_steps} loss {smooth:.4f} after {saved - started:.0f} s", flush=True)
+                    print(
+                        f"{self.name}: step {step + 1}/{self.num_steps} loss {smooth:.4f} after {saved - started:.0f} s",
+                        flush=True,
+                    )
 
     def _save(self, step: int) -> None:
         state = {

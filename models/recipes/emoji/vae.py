@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from safelight.models.recipes.emoji import data
-from safelight.models.recipes.emoji.training import Average, FilterMuon, Run, bfloat16_copies, warmup_stable_decay
+from safelight.models.recipes.emoji.training import (
+    Average,
+    FilterMuon,
+    Run,
+    bfloat16_copies,
+    warmup_stable_decay,
+)
 from safelight.models.vae import AutoencoderTiny
 
 WIDTH, LATENT_CHANNELS = 48, 8
@@ -50,7 +56,9 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         crops = _crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
         return _loss(vae, crops, generator)
 
-    Run("vae", vae, optimisers(vae), average, num_steps, work / "vae.ckpt", schedule=warmup_stable_decay).train(loss_of_step, seed)
+    Run(
+        "vae", vae, optimisers(vae), average, num_steps, work / "vae.ckpt", schedule=warmup_stable_decay
+    ).train(loss_of_step, seed)
     vae.load_state_dict(average.shadow, strict=False)
     vae.register_to_config(scaling_factor=_scaling_factor(vae, dataset, seen))
     vae.save_pretrained(work / "vae")
@@ -87,7 +95,12 @@ def _loss(vae: AutoencoderTiny, x: Tensor, generator: torch.Generator) -> Tensor
     y = functional_call(vae.decoder, _part(weights, "decoder."), (noisy,)).float()
     mean, variance = latents.float().mean((0, 2, 3)), latents.float().var((0, 2, 3))
     moments = (mean.square() + variance.clamp_min(1e-4).log().square()).mean()
-    return F.l1_loss(y, x) + MSE_WEIGHT * F.mse_loss(y, x) + F.l1_loss(_gradient(y), _gradient(x)) + MOMENT_WEIGHT * moments
+    return (
+        F.l1_loss(y, x)
+        + MSE_WEIGHT * F.mse_loss(y, x)
+        + F.l1_loss(_gradient(y), _gradient(x))
+        + MOMENT_WEIGHT * moments
+    )
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -106,7 +119,9 @@ def _crops(rgba: np.ndarray, picks: Tensor, generator: torch.Generator) -> Tenso
     white = (torch.rand(len(picks), generator=generator) < WHITE_SHARE).tolist()
     colours = torch.randint(256, (len(picks), 3), generator=generator).tolist()
     crops = []
-    for index, (top, left), mirror, on_white, colour in zip(picks.tolist(), corners, mirrored, white, colours, strict=True):
+    for index, (top, left), mirror, on_white, colour in zip(
+        picks.tolist(), corners, mirrored, white, colours, strict=True
+    ):
         window = rgba[index, top : top + CROP, left : left + CROP]
         flat = data.composite(window, (255, 255, 255) if on_white else tuple(colour))
         crops.append(flat[:, ::-1] if mirror else flat)

@@ -21,7 +21,9 @@ from safelight.models.vae import AutoencoderTiny
 
 NATIVE = (data.SIZE, data.SIZE)
 OTHERS = ((96, 96), (160, 96), (96, 160))  # width, height
-COLOURS_SEEN = {NATIVE: 3} | dict.fromkeys(OTHERS, 1)  # besides white, of eight: the others have to be put together
+COLOURS_SEEN = {NATIVE: 3} | dict.fromkeys(
+    OTHERS, 1
+)  # besides white, of eight: the others have to be put together
 NAMES = tuple(COLOURS)
 BATCH = 16
 
@@ -52,7 +54,9 @@ def placed(rgba: np.ndarray, size: tuple[int, int], colour: tuple[int, int, int]
     side = min(size)
     canvas = np.full((height, width, 3), colour, np.uint8)
     top, left = (height - side) // 2, (width - side) // 2
-    canvas[top : top + side, left : left + side] = np.asarray(Image.fromarray(flat).resize((side, side), Image.Resampling.LANCZOS))
+    canvas[top : top + side, left : left + side] = np.asarray(
+        Image.fromarray(flat).resize((side, side), Image.Resampling.LANCZOS)
+    )
     return canvas
 
 
@@ -62,7 +66,9 @@ def _make(work: Path, dataset: data.Dataset, size: tuple[int, int], seed: int) -
     latents = []
     with torch.inference_mode():
         for start in track(range(0, len(chosen), BATCH), description=f"views of {size[0]}x{size[1]}"):
-            pixels = np.stack([placed(dataset.rgba[i], size, COLOURS[NAMES[c]]) for i, c in chosen[start : start + BATCH]])
+            pixels = np.stack(
+                [placed(dataset.rgba[i], size, COLOURS[NAMES[c]]) for i, c in chosen[start : start + BATCH]]
+            )
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
             latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16())
     picture, colour = torch.tensor(chosen).unbind(1)

@@ -22,9 +22,7 @@ class UnitCosts:
     gateway_request: float = 0.018  # of a gateway and Serve's proxy together, for a request of one picture
     ledger_statement: float = 0.002  # its way through Ray included, which is most of it
     ledger_charge: float = 0.000007
-    controller_replica: float = (
-        0.0023  # a second, of a replica that is scaled: what it says of its load each second, and whether it is well
-    )
+    controller_replica: float = 0.0023  # a second, of a replica that is scaled: what it says of its load each second, and whether it is well
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,9 @@ def largest_fleet(
         low, high = 1.0, MOST
         for _ in range(60):
             middle = math.sqrt(low * high)
-            part = control_plane(middle * requests_each, middle, middle * others_each, bytes_per_picture, costs)[name]
+            part = control_plane(
+                middle * requests_each, middle, middle * others_each, bytes_per_picture, costs
+            )[name]
             low, high = (middle, high) if part.share <= 1.0 else (low, middle)
         full[name] = low
     return full

@@ -25,17 +25,24 @@ def fleet_of(
     """Of GPUs that reach `flops` operations a second, all drawing pictures of `work`; the rest as `Fleet` has it."""
     tick = work.ticks[0]
     curve = CostCurve(
-        tuple(tick * pictures for pictures in PICTURES), tuple((FIXED + (1.0 - FIXED) * pictures) * tick / flops for pictures in PICTURES)
+        tuple(tick * pictures for pictures in PICTURES),
+        tuple((FIXED + (1.0 - FIXED) * pictures) * tick / flops for pictures in PICTURES),
     )
     return Fleet(
         gpus=gpus,
         curve=curve,
         limits=Limits(max_rows, max_rows * work.tokens),
-        kinds=(Kind((work.rows,) * len(work.ticks), work.ticks, work.tokens, (work.encode + work.decode) / flops),),
+        kinds=(
+            Kind(
+                (work.rows,) * len(work.ticks), work.ticks, work.tokens, (work.encode + work.decode) / flops
+            ),
+        ),
         least=min(least, gpus),
         target_seconds=target_seconds,
         start=start,
         mean_life=mean_life,
-        stride=len(work.ticks),  # who runs is chosen anew when somebody is done: at each tick it would take twenty times as long
+        stride=len(
+            work.ticks
+        ),  # who runs is chosen anew when somebody is done: at each tick it would take twenty times as long
         control=control,
     )

@@ -129,7 +129,11 @@ class Simulator:
         self.weight = max(1.0, fleet.gpus / sample) if sample else 1.0
         self._fleet = replace(fleet, max_in_flight=round(fleet.max_in_flight / self.weight))
         self._rng = random.Random(seed)
-        self._arrivals = iter(recorded) if recorded else self._drawn(arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1)))
+        self._arrivals = (
+            iter(recorded)
+            if recorded
+            else self._drawn(arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1)))
+        )
         self._seconds = seconds
         self._numbers = count()
         self._events: list[Event] = []
@@ -194,7 +198,11 @@ class Simulator:
 
     def _choose(self) -> Replica | None:
         """The less busy of two, if it has room; None if neither has, though others may: as Serve does, it is tried again later."""
-        open_to = [each for each in self._replicas if not each.is_leaving] if any(e.is_leaving for e in self._replicas) else self._replicas
+        open_to = (
+            [each for each in self._replicas if not each.is_leaving]
+            if any(e.is_leaving for e in self._replicas)
+            else self._replicas
+        )
         if not open_to:
             return None
         pair = self._rng.sample(open_to, min(2, len(open_to)))
@@ -210,7 +218,9 @@ class Simulator:
                 replica.queue.remove(each)
                 replica.begun.append(each)
         ticks = min(self._fleet.stride, *(each.load.num_ticks - each.step_index for each in chosen))
-        seconds = ticks * self._fleet.curve.seconds_for(sum(each.load.work[each.step_index] for each in chosen))
+        seconds = ticks * self._fleet.curve.seconds_for(
+            sum(each.load.work[each.step_index] for each in chosen)
+        )
         replica.running = chosen
         for each in chosen:
             each.done_at = ticks  # until the tick's end, when it becomes the time

@@ -9,7 +9,9 @@ PEAK_HOUR = 14.0
 SWING = 0.8  # of the mean, up and down: the night has a ninth of the afternoon
 SPIKE_TIMES, SPIKE_SECONDS = 5.0, 600.0
 
-Shape = Callable[[float, float], float]  # the rate at a time, of a trace of so many seconds, as a multiple of the mean
+Shape = Callable[
+    [float, float], float
+]  # the rate at a time, of a trace of so many seconds, as a multiple of the mean
 
 
 def steady(now: float, seconds: float) -> float:

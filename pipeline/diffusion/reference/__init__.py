@@ -64,7 +64,9 @@ def generate_one(
     `InvalidParams` for a solver or a prediction that it does not know.
     """
     if solver not in UPDATES and solver != "ddim":
-        raise InvalidParams("solver", f"solver {solver!r} is unknown; allowed: {', '.join((*UPDATES, 'ddim'))}")
+        raise InvalidParams(
+            "solver", f"solver {solver!r} is unknown; allowed: {', '.join((*UPDATES, 'ddim'))}"
+        )
 
     differences: list[Tensor] = []  # one for each evaluation under guidance
 
@@ -81,7 +83,9 @@ def generate_one(
                 unguided = uncond(x, timestep).double()
             differences.append(prompted - unguided)
             out = unguided + guidance_scale * (prompted - unguided)
-            if guidance_rescale > 0.0 and guidance_scale != 0.0:  # Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16
+            if (
+                guidance_rescale > 0.0 and guidance_scale != 0.0
+            ):  # Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16
                 rescaled = out * (prompted.std() / out.std())
                 out = guidance_rescale * rescaled + (1.0 - guidance_rescale) * out
         return x0_from(prediction, out, x, *schedule.alpha_sigma(t))

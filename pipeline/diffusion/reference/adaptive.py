@@ -63,7 +63,9 @@ def rk45(
             k.append(slope(y + h * sum((a * v for a, v in zip(row, k, strict=True)), 0.0 * y), tau + c * h))
         y_next = y + h * sum((a * v for a, v in zip(A[6], k, strict=False)), 0.0 * y)
         scale = atol + rtol * y_next.abs().maximum(y.abs())
-        error = float(((h * sum((e * v for e, v in zip(E, k, strict=True)), 0.0 * y)) / scale).square().mean().sqrt())
+        error = float(
+            ((h * sum((e * v for e, v in zip(E, k, strict=True)), 0.0 * y)) / scale).square().mean().sqrt()
+        )
         if error <= 1.0:
             arrives = h == tau_end - tau
             tau, y, k0 = tau_end if arrives else tau + h, y_next, k[-1]

@@ -36,14 +36,20 @@ def dpmpp(problem: Problem, x: Tensor, order: int, published: bool = True) -> Te
         x_next = sigma_next / sigma * x - alpha_next * math.expm1(-h) * m0
         if p == 2:
             r = (problem.lam(t) - past[0][0]) / h
-            x_next = sigma_next / sigma * x - alpha_next * math.expm1(-h) * ((1 + 1 / (2 * r)) * m0 - 1 / (2 * r) * past[0][1])
+            x_next = sigma_next / sigma * x - alpha_next * math.expm1(-h) * (
+                (1 + 1 / (2 * r)) * m0 - 1 / (2 * r) * past[0][1]
+            )
         elif p == 3:
             (lam1, m1), (lam2, m2) = past[:2]
             r0, r1 = (problem.lam(t) - lam1) / h, (lam1 - lam2) / h
             d1_0, d1_1 = (m0 - m1) / r0, (m1 - m2) / r1
             d1 = d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1)
             d2 = (1.0 if published else 2.0) * (d1_0 - d1_1) / (r0 + r1)
-            x_next = x_next + alpha_next * (math.expm1(-h) / h + 1.0) * d1 - alpha_next * ((math.exp(-h) - 1.0 + h) / h**2 - 0.5) * d2
+            x_next = (
+                x_next
+                + alpha_next * (math.expm1(-h) / h + 1.0) * d1
+                - alpha_next * ((math.exp(-h) - 1.0 + h) / h**2 - 0.5) * d2
+            )
         past = [(problem.lam(t), m0), *past]
         x = x_next
     return x
@@ -73,7 +79,9 @@ def ipndm(problem: Problem, x: Tensor) -> Tensor:
     for t, t_next in problem.steps:
         x0 = problem.denoise(x, t)
         if problem.is_noise(t):
-            x = problem.alpha(t_next) * x0 + problem.sigma(t_next) * (x - problem.alpha(t) * x0) / problem.sigma(t)
+            x = problem.alpha(t_next) * x0 + problem.sigma(t_next) * (
+                x - problem.alpha(t) * x0
+            ) / problem.sigma(t)
             continue
         ets = [(x - problem.alpha(t) * x0) / problem.sigma(t), *ets][:4]
         x = _transfer(problem, t, t_next, x, _adams_bashforth(ets))
@@ -86,7 +94,9 @@ def plms(problem: Problem, x: Tensor) -> Tensor:
     for t, t_next in problem.steps:
         if problem.is_noise(t):
             x0 = problem.denoise(x, t)
-            x = problem.alpha(t_next) * x0 + problem.sigma(t_next) * (x - problem.alpha(t) * x0) / problem.sigma(t)
+            x = problem.alpha(t_next) * x0 + problem.sigma(t_next) * (
+                x - problem.alpha(t) * x0
+            ) / problem.sigma(t)
             continue
         ets = [problem.eps(x, t), *ets][:4]
         if len(ets) == 1:
@@ -130,7 +140,9 @@ def unipc(problem: Problem, x: Tensor, order: int) -> Tensor:
     return x
 
 
-def _unipc_step(problem: Problem, s: float, t: float, x: Tensor, past: list[tuple[float, Tensor]], arrived: Tensor | None) -> Tensor:
+def _unipc_step(
+    problem: Problem, s: float, t: float, x: Tensor, past: list[tuple[float, Tensor]], arrived: Tensor | None
+) -> Tensor:
     """From s to t with the model values of `past` (newest, at s, first); with the value at t it is the corrector."""
     h = problem.lam(t) - problem.lam(s)
     m0 = past[0][1]
@@ -148,7 +160,9 @@ def _unipc_step(problem: Problem, s: float, t: float, x: Tensor, past: list[tupl
         phi = (phi - 1.0 / math.factorial(k)) / -h
         b.append(-h * math.factorial(k) * phi / math.expm1(-h))
     if p == 1:
-        rho = torch.tensor([0.5], dtype=torch.float64)  # the paper's choice for one point, in predictor and corrector
+        rho = torch.tensor(
+            [0.5], dtype=torch.float64
+        )  # the paper's choice for one point, in predictor and corrector
     else:
         rho = torch.linalg.solve(torch.stack([r**k for k in range(p)]), torch.tensor(b, dtype=torch.float64))
     for (r_k, m), rho_k in zip(known, rho.tolist(), strict=True):

@@ -12,7 +12,12 @@ from safelight.pipeline.diffusion.reference.problem import Problem
 def ddim(problem: Problem, x: Tensor, eta: float = 0.0) -> Tensor:
     """Song et al. 2020 (arXiv:2010.02502), eq. 12 with sigma_t of eq. 16, in alpha_bar of a path scaled to preserve variance."""
     for k, (t, t_next) in enumerate(problem.steps):
-        alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+        alpha, sigma, alpha_next, sigma_next = (
+            problem.alpha(t),
+            problem.sigma(t),
+            problem.alpha(t_next),
+            problem.sigma(t_next),
+        )
         x0 = problem.denoise(x, t)
         eps = (x - alpha * x0) / sigma
         deviation = 0.0
@@ -21,7 +26,11 @@ def ddim(problem: Problem, x: Tensor, eta: float = 0.0) -> Tensor:
             alpha_bar_next = alpha_next**2 / (alpha_next**2 + sigma_next**2)
             # eq. 16 speaks of x scaled to unit variance; the factor scales back
             scale = math.hypot(alpha_next, sigma_next)
-            deviation = eta * scale * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
+            deviation = (
+                eta
+                * scale
+                * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
+            )
         x = alpha_next * x0 + math.sqrt(sigma_next**2 - deviation**2) * eps
         if deviation:
             x = x + deviation * problem.noise(k)
@@ -48,7 +57,12 @@ def _ancestral(problem: Problem, x: Tensor, fixed_large: bool) -> Tensor:
 
 def _posterior(problem: Problem, x: Tensor, t: float, t_next: float) -> tuple[Tensor, float, float]:
     """Mean of q(x' | x, x0) with the predicted data, beta_t (where the path preserves variance), and the posterior's variance."""
-    alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+    alpha, sigma, alpha_next, sigma_next = (
+        problem.alpha(t),
+        problem.sigma(t),
+        problem.alpha(t_next),
+        problem.sigma(t_next),
+    )
     alpha_step = alpha / alpha_next
     beta = sigma**2 - alpha_step**2 * sigma_next**2
     mean = (alpha_step * sigma_next**2 * x + alpha_next * beta * problem.denoise(x, t)) / sigma**2
@@ -76,7 +90,9 @@ def euler_ancestral(problem: Problem, x: Tensor) -> Tensor:
         sigma_up = math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
         sigma_down = math.sqrt(sigma_next**2 - sigma_up**2)
         d = (x_hat - problem.denoise(x, t)) / sigma
-        x = problem.alpha(t_next) * (x_hat + d * (sigma_down - sigma) + (sigma_up * problem.noise(k) if sigma_up else 0.0))
+        x = problem.alpha(t_next) * (
+            x_hat + d * (sigma_down - sigma) + (sigma_up * problem.noise(k) if sigma_up else 0.0)
+        )
     return x
 
 
@@ -94,13 +110,20 @@ def euler_maruyama(problem: Problem, x: Tensor) -> Tensor:
 def heun(problem: Problem, x: Tensor) -> Tensor:
     """Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn, in x / alpha and sigma / alpha; on flows in x and t."""
     for t, t_next in problem.steps:
-        alpha, sigma, alpha_next, sigma_next = problem.alpha(t), problem.sigma(t), problem.alpha(t_next), problem.sigma(t_next)
+        alpha, sigma, alpha_next, sigma_next = (
+            problem.alpha(t),
+            problem.sigma(t),
+            problem.alpha(t_next),
+            problem.sigma(t_next),
+        )
         x0 = problem.denoise(x, t)
         if problem.schedule.family == "flow":
             velocity = (x - x0) / t  # eps - x0
             x_next = x + (t_next - t) * velocity
             if t_next > 0.0:
-                x_next = x + (t_next - t) * 0.5 * (velocity + (x_next - problem.denoise(x_next, t_next)) / t_next)
+                x_next = x + (t_next - t) * 0.5 * (
+                    velocity + (x_next - problem.denoise(x_next, t_next)) / t_next
+                )
             x = x_next
             continue
         if problem.is_noise(t) or sigma_next == 0.0:

@@ -16,8 +16,12 @@ def dpm_2s(problem: Problem, x: Tensor) -> Tensor:
             continue
         h = problem.lam(t_next) - problem.lam(t)
         s = problem.schedule.time_of(problem.lam(t) + 0.5 * h)
-        u = problem.alpha(s) / problem.alpha(t) * x - problem.sigma(s) * math.expm1(0.5 * h) * problem.eps(x, t)
-        x = problem.alpha(t_next) / problem.alpha(t) * x - problem.sigma(t_next) * math.expm1(h) * problem.eps(u, s)
+        u = problem.alpha(s) / problem.alpha(t) * x - problem.sigma(s) * math.expm1(0.5 * h) * problem.eps(
+            x, t
+        )
+        x = problem.alpha(t_next) / problem.alpha(t) * x - problem.sigma(t_next) * math.expm1(
+            h
+        ) * problem.eps(u, s)
     return x
 
 
@@ -57,7 +61,9 @@ def dpmpp_2s(problem: Problem, x: Tensor) -> Tensor:
         s = problem.schedule.time_of(problem.lam(t) + 0.5 * h)
         x0 = problem.denoise(x, t)
         u = problem.sigma(s) / problem.sigma(t) * x - problem.alpha(s) * math.expm1(-0.5 * h) * x0
-        x = problem.sigma(t_next) / problem.sigma(t) * x - problem.alpha(t_next) * math.expm1(-h) * problem.denoise(u, s)
+        x = problem.sigma(t_next) / problem.sigma(t) * x - problem.alpha(t_next) * math.expm1(
+            -h
+        ) * problem.denoise(u, s)
     return x
 
 

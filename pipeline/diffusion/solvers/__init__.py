@@ -10,8 +10,22 @@ from dataclasses import dataclass
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.solvers.execute import walk
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS, langevin
-from safelight.pipeline.diffusion.solvers.multistep import dpmpp_2m, dpmpp_3m, dpmpp_3m_order3, ipndm, plms, sde_dpmpp_2m
-from safelight.pipeline.diffusion.solvers.onestep import ddim, ddpm, ddpm_fixed_large, euler, euler_maruyama, heun
+from safelight.pipeline.diffusion.solvers.multistep import (
+    dpmpp_2m,
+    dpmpp_3m,
+    dpmpp_3m_order3,
+    ipndm,
+    plms,
+    sde_dpmpp_2m,
+)
+from safelight.pipeline.diffusion.solvers.onestep import (
+    ddim,
+    ddpm,
+    ddpm_fixed_large,
+    euler,
+    euler_maruyama,
+    heun,
+)
 from safelight.pipeline.diffusion.solvers.singlestep import dpm_2s, dpm_3s, dpmpp_2s
 from safelight.pipeline.diffusion.solvers.table import COLUMNS, READ, RING, STATE, Path, Plan, Point, Tick
 from safelight.pipeline.diffusion.solvers.unipc import unipc
@@ -44,25 +58,73 @@ class Solver:
 
 
 SOLVERS: dict[str, Solver] = {
-    "dpmpp_2m": Solver(dpmpp_2m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "the default: guided sampling in 15 to 25 steps"),
-    "unipc_2": Solver(unipc(2), 3, 1, "Zhao et al. 2023, arXiv:2302.04867", "guided sampling in 8 to 20 steps"),
-    "unipc_3": Solver(unipc(3), 4, 1, "Zhao et al. 2023, arXiv:2302.04867", "without guidance, or 20 steps and more"),
-    "dpmpp_3m": Solver(dpmpp_3m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "as published in code; 15 steps and more"),
+    "dpmpp_2m": Solver(
+        dpmpp_2m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "the default: guided sampling in 15 to 25 steps"
+    ),
+    "unipc_2": Solver(
+        unipc(2), 3, 1, "Zhao et al. 2023, arXiv:2302.04867", "guided sampling in 8 to 20 steps"
+    ),
+    "unipc_3": Solver(
+        unipc(3), 4, 1, "Zhao et al. 2023, arXiv:2302.04867", "without guidance, or 20 steps and more"
+    ),
+    "dpmpp_3m": Solver(
+        dpmpp_3m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "as published in code; 15 steps and more"
+    ),
     "dpmpp_3m_order3": Solver(
-        dpmpp_3m_order3, 3, 1, "Lu et al. 2022, arXiv:2211.01095, corrected", "without guidance, or 20 steps and more"
+        dpmpp_3m_order3,
+        3,
+        1,
+        "Lu et al. 2022, arXiv:2211.01095, corrected",
+        "without guidance, or 20 steps and more",
     ),
-    "dpmpp_2s": Solver(dpmpp_2s, 2, 2, "Lu et al. 2022, arXiv:2211.01095", "comparison; steady under guidance, at twice the cost"),
+    "dpmpp_2s": Solver(
+        dpmpp_2s,
+        2,
+        2,
+        "Lu et al. 2022, arXiv:2211.01095",
+        "comparison; steady under guidance, at twice the cost",
+    ),
     "dpm_2s": Solver(dpm_2s, 2, 2, "Lu et al. 2022, arXiv:2206.00927", "comparison; without guidance"),
-    "dpm_3s": Solver(dpm_3s, 3, 3, "Lu et al. 2022, arXiv:2206.00927", "accurate trajectories without guidance"),
-    "euler": Solver(euler, 1, 1, "Song et al. 2020, arXiv:2010.02502", "the baseline; 28 to 50 steps"),
-    "heun": Solver(heun, 2, 2, "Karras et al. 2022, arXiv:2206.00364", "a second order that remembers nothing; 20 steps and more"),
-    "ipndm": Solver(ipndm, 2, 1, "Zhang and Chen 2022, arXiv:2204.13902", "without guidance; on flows from 15 steps on"),
-    "plms": Solver(plms, 2, 1, "Liu et al. 2022, arXiv:2202.09778", "comparison with old pictures; one evaluation more at the start"),
-    "ddpm": Solver(ddpm, 1, 1, "Ho et al. 2020, arXiv:2006.11239", "variety; 50 steps and more", deterministic=False),
-    "ddpm_fixed_large": Solver(
-        ddpm_fixed_large, 1, 1, "Ho et al. 2020, arXiv:2006.11239", "the paper's sigma^2 = beta; hundreds of steps", deterministic=False
+    "dpm_3s": Solver(
+        dpm_3s, 3, 3, "Lu et al. 2022, arXiv:2206.00927", "accurate trajectories without guidance"
     ),
-    "sde_dpmpp_2m": Solver(sde_dpmpp_2m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "variety in 20 to 30 steps", deterministic=False),
+    "euler": Solver(euler, 1, 1, "Song et al. 2020, arXiv:2010.02502", "the baseline; 28 to 50 steps"),
+    "heun": Solver(
+        heun,
+        2,
+        2,
+        "Karras et al. 2022, arXiv:2206.00364",
+        "a second order that remembers nothing; 20 steps and more",
+    ),
+    "ipndm": Solver(
+        ipndm, 2, 1, "Zhang and Chen 2022, arXiv:2204.13902", "without guidance; on flows from 15 steps on"
+    ),
+    "plms": Solver(
+        plms,
+        2,
+        1,
+        "Liu et al. 2022, arXiv:2202.09778",
+        "comparison with old pictures; one evaluation more at the start",
+    ),
+    "ddpm": Solver(
+        ddpm, 1, 1, "Ho et al. 2020, arXiv:2006.11239", "variety; 50 steps and more", deterministic=False
+    ),
+    "ddpm_fixed_large": Solver(
+        ddpm_fixed_large,
+        1,
+        1,
+        "Ho et al. 2020, arXiv:2006.11239",
+        "the paper's sigma^2 = beta; hundreds of steps",
+        deterministic=False,
+    ),
+    "sde_dpmpp_2m": Solver(
+        sde_dpmpp_2m,
+        2,
+        1,
+        "Lu et al. 2022, arXiv:2211.01095",
+        "variety in 20 to 30 steps",
+        deterministic=False,
+    ),
     "euler_maruyama": Solver(
         euler_maruyama,
         1,
@@ -112,7 +174,8 @@ def plan(
     chosen = SOLVERS[name]
     if schedule.family not in chosen.families:
         raise InvalidParams(
-            "solver", f"solver {solver!r} is not defined on this model's schedule ({schedule.family}), only on {', '.join(chosen.families)}"
+            "solver",
+            f"solver {solver!r} is not defined on this model's schedule ({schedule.family}), only on {', '.join(chosen.families)}",
         )
     if grid is not None and spacing != "trailing":
         raise InvalidParams("grid", "a grid says where the steps stand: give it no timestep_spacing")
@@ -136,7 +199,9 @@ def canonical_name(solver: str) -> str:
     """The name that `solver` is an alias of, or itself; raise `InvalidParams` naming what there is."""
     name = ALIASES.get(solver, solver)
     if name not in SOLVERS:
-        raise InvalidParams("solver", f"solver {solver!r} is unknown; allowed: {', '.join((*SOLVERS, *ALIASES))}")
+        raise InvalidParams(
+            "solver", f"solver {solver!r} is unknown; allowed: {', '.join((*SOLVERS, *ALIASES))}"
+        )
     return name
 
 

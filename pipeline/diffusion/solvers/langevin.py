@@ -18,6 +18,13 @@ def langevin(path: Path) -> list[Tick]:
     ticks = []
     for now, _ in path.steps:
         half = STEP_SIZE / 2  # score = (x0 - x) / sigma^2
-        tick = Tick(now.t, now.timestep, *now.data, 1.0 - half, (half, 0.0, 0.0, 0.0), c=math.sqrt(STEP_SIZE) * now.sigma)
+        tick = Tick(
+            now.t,
+            now.timestep,
+            *now.data,
+            1.0 - half,
+            (half, 0.0, 0.0, 0.0),
+            c=math.sqrt(STEP_SIZE) * now.sigma,
+        )
         ticks += [tick] * INNER_STEPS
     return [*ticks, ddim_tick(*path.steps[-1])]

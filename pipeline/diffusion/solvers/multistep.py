@@ -83,14 +83,17 @@ def plms(path: Path) -> list[Tick]:
     start = path.start
     if len(path.steps) < start + 2:
         raise InvalidParams(
-            "num_inference_steps", f"num_inference_steps must be at least {start + 2} for plms on this schedule, got {len(path.steps)}"
+            "num_inference_steps",
+            f"num_inference_steps must be at least {start + 2} for plms on this schedule, got {len(path.steps)}",
         )
     ticks = [ddim_tick(now, then) for now, then in path.steps[:start]]
     now, then = path.steps[start]
     first = _transfer_tick(now, then, ADAMS_BASHFORTH[0], push=True)
     ticks.append(Tick(first.t, first.timestep, first.p, first.q, first.a, first.b, d=1.0, push=True))
     again = _transfer(now, then)
-    ticks.append(Tick(then.t, then.timestep, *then.noise, a=0.0, s=again[0], b=(again[1] / 2, again[1] / 2, 0.0, 0.0)))
+    ticks.append(
+        Tick(then.t, then.timestep, *then.noise, a=0.0, s=again[0], b=(again[1] / 2, again[1] / 2, 0.0, 0.0))
+    )
     for known, (now, then) in enumerate(path.steps[start + 1 :], 1):
         ticks.append(_transfer_tick(now, then, ADAMS_BASHFORTH[min(known, 3)], push=True))
     return ticks

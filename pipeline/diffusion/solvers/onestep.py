@@ -45,9 +45,13 @@ def euler_maruyama(path: Path) -> list[Tick]:
     for now, then in path.steps:
         f, g2 = path.schedule.rates(now.t)
         dt = now.t - then.t
-        a = 1.0 - f * dt - g2 * dt / now.sigma**2  # x' = x - (f x - g^2 score) dt, score = (alpha x0 - x) / sigma^2
+        a = (
+            1.0 - f * dt - g2 * dt / now.sigma**2
+        )  # x' = x - (f x - g^2 score) dt, score = (alpha x0 - x) / sigma^2
         c = 0.0 if then.is_data else math.sqrt(g2 * dt)
-        ticks.append(Tick(now.t, now.timestep, *now.data, a, (g2 * dt * now.alpha / now.sigma**2, 0.0, 0.0, 0.0), c=c))
+        ticks.append(
+            Tick(now.t, now.timestep, *now.data, a, (g2 * dt * now.alpha / now.sigma**2, 0.0, 0.0, 0.0), c=c)
+        )
     return ticks
 
 
@@ -64,7 +68,9 @@ def heun(path: Path) -> list[Tick]:
         if (now.is_noise and not flow) or then.is_data:
             ticks.append(predictor)
             continue
-        scale, scale_next = (now.alpha + now.sigma, then.alpha + then.sigma) if flow else (now.alpha, then.alpha)
+        scale, scale_next = (
+            (now.alpha + now.sigma, then.alpha + then.sigma) if flow else (now.alpha, then.alpha)
+        )
         tau, tau_next = now.sigma / scale, then.sigma / scale_next
         h = tau_next - tau  # of y = x / scale over tau, dy / dtau = (y - x0) / tau
         ticks.append(Tick(now.t, now.timestep, *now.data, predictor.a, predictor.b, d=1.0, push=True))

@@ -19,7 +19,9 @@ def dpm_2s(path: Path) -> list[Tick]:
         h, r1 = then.lam - now.lam, (s1.lam - now.lam) / (then.lam - now.lam)
         phi_1 = then.sigma * math.expm1(h)
         b0 = -phi_1 / (2 * r1)
-        last = Tick(s1.t, s1.timestep, *s1.noise, a=0.0, s=then.alpha / now.alpha, b=(b0, -phi_1 - b0, 0.0, 0.0))
+        last = Tick(
+            s1.t, s1.timestep, *s1.noise, a=0.0, s=then.alpha / now.alpha, b=(b0, -phi_1 - b0, 0.0, 0.0)
+        )
         return [_noise_tick(now, s1), last]
 
     return _each_step(path, (0.5,), step)
@@ -33,7 +35,16 @@ def dpm_3s(path: Path) -> list[Tick]:
         r1, r2 = (s1.lam - now.lam) / h, (s2.lam - now.lam) / h
         d1 = -s2.sigma * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1)
         b1 = -s2.sigma * math.expm1(r2 * h) - d1
-        second = Tick(s1.t, s1.timestep, *s1.noise, a=0.0, s=s2.alpha / now.alpha, b=(d1, b1, 0.0, 0.0), e=1.0, push=True)
+        second = Tick(
+            s1.t,
+            s1.timestep,
+            *s1.noise,
+            a=0.0,
+            s=s2.alpha / now.alpha,
+            b=(d1, b1, 0.0, 0.0),
+            e=1.0,
+            push=True,
+        )
         d2 = -then.sigma / r2 * (math.expm1(h) / h - 1)
         b2 = -then.sigma * math.expm1(h) - d2
         last = Tick(s2.t, s2.timestep, *s2.noise, a=0.0, s=then.alpha / now.alpha, b=(d2, 0.0, b2, 0.0))
@@ -49,7 +60,9 @@ def dpmpp_2s(path: Path) -> list[Tick]:
         h, r1 = then.lam - now.lam, (s1.lam - now.lam) / (then.lam - now.lam)
         phi_1 = -then.alpha * math.expm1(-h)
         b0 = phi_1 / (2 * r1)
-        last = Tick(s1.t, s1.timestep, *s1.data, a=0.0, s=then.sigma / now.sigma, b=(b0, phi_1 - b0, 0.0, 0.0))
+        last = Tick(
+            s1.t, s1.timestep, *s1.data, a=0.0, s=then.sigma / now.sigma, b=(b0, phi_1 - b0, 0.0, 0.0)
+        )
         return [replace(ddim_tick(now, s1), d=1.0, push=True), last]
 
     return _each_step(path, (0.5,), step)
@@ -69,4 +82,6 @@ def _each_step(path: Path, fractions: tuple[float, ...], step: Callable[..., lis
 def _noise_tick(now: Point, then: Point) -> Tick:
     """DPM-Solver-1, remembering where it started."""
     b0 = -then.sigma * math.expm1(then.lam - now.lam)
-    return Tick(now.t, now.timestep, *now.noise, then.alpha / now.alpha, (b0, 0.0, 0.0, 0.0), d=1.0, push=True)
+    return Tick(
+        now.t, now.timestep, *now.noise, then.alpha / now.alpha, (b0, 0.0, 0.0, 0.0), d=1.0, push=True
+    )

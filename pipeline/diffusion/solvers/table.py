@@ -86,8 +86,12 @@ class Plan:
         return found
 
     def __str__(self) -> str:
-        head = f"{self.solver}: {self.num_steps} steps, {self.nfe} evaluations\n" + " ".join(f"{c:>9}" for c in ("timestep", *COLUMNS))
-        return "\n".join([head, *(" ".join(f"{v:9.4g}" for v in (t.timestep, *t.coefficients)) for t in self.ticks)])
+        head = f"{self.solver}: {self.num_steps} steps, {self.nfe} evaluations\n" + " ".join(
+            f"{c:>9}" for c in ("timestep", *COLUMNS)
+        )
+        return "\n".join(
+            [head, *(" ".join(f"{v:9.4g}" for v in (t.timestep, *t.coefficients)) for t in self.ticks)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,13 @@ class Path:
         inside: tuple[tuple[float, ...], ...] | None = None,
     ) -> "Path":
         """The path over a grid of `times`. The network is never asked at the last of them, unless noise is left there."""
-        return cls(schedule, prediction, tuple(_point(schedule, prediction, t) for t in times), lower_order_final, inside)
+        return cls(
+            schedule,
+            prediction,
+            tuple(_point(schedule, prediction, t) for t in times),
+            lower_order_final,
+            inside,
+        )
 
     @property
     def steps(self) -> list[tuple[Point, Point]]:
@@ -158,18 +168,25 @@ class Path:
 
     def finite(self, step: int, count: int) -> list[Point]:
         """At most `count` points before point `step`, newest first, none where lam is infinite."""
-        return [self.points[k] for k in range(step - 1, step - 1 - count, -1) if k >= 0 and self.points[k].alpha > 0.0]
+        return [
+            self.points[k]
+            for k in range(step - 1, step - 1 - count, -1)
+            if k >= 0 and self.points[k].alpha > 0.0
+        ]
 
     def between(self, step: int, fractions: tuple[float, ...]) -> list[Point]:
         """The points at `fractions` of a step's lam, or those given."""
         now, then = self.points[step], self.points[step + 1]
         if self.inside is None:
-            times: Sequence[float] = [self.schedule.time_of(now.lam + r * (then.lam - now.lam)) for r in fractions]
+            times: Sequence[float] = [
+                self.schedule.time_of(now.lam + r * (then.lam - now.lam)) for r in fractions
+            ]
         else:
             times = self.inside[step] if step < len(self.inside) else ()
             if len(times) != len(fractions) or not all(u > v for u, v in pairwise((now.t, *times, then.t))):
                 raise InvalidParams(
-                    "inside", f"inside must give every step {len(fractions)} falling times within it, got {times} for {step}"
+                    "inside",
+                    f"inside must give every step {len(fractions)} falling times within it, got {times} for {step}",
                 )
         return [_point(self.schedule, self.prediction, t) for t in times]
 

@@ -38,7 +38,19 @@ def unipc(order: int) -> Callable[[Path], list[Tick]]:
                 ticks.append(Tick(now.t, now.timestep, *now.data, prediction.state, b, d=1.0, push=True))
             else:
                 s = prediction.state * correction.state
-                ticks.append(Tick(now.t, now.timestep, *now.data, 0.0, b, s=s, e=correction.state, f=correction.models, push=True))
+                ticks.append(
+                    Tick(
+                        now.t,
+                        now.timestep,
+                        *now.data,
+                        0.0,
+                        b,
+                        s=s,
+                        e=correction.state,
+                        f=correction.models,
+                        push=True,
+                    )
+                )
             correction = _correct(now, then, _past(path, i, order))
         return ticks
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from safelight.models.checkpoints.families import BUCKETS, EMBEDDED, FAMILIES, Embedded, Family, find_checkpoint, list_sizes, recognise
+from safelight.models.checkpoints.families import (
+    BUCKETS,
+    EMBEDDED,
+    FAMILIES,
+    Embedded,
+    Family,
+    find_checkpoint,
+    list_sizes,
+    recognise,
+)
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
 from safelight.models.inspection.expected_tensors import KINDS
@@ -28,7 +37,11 @@ def write_json(file: Path, content: dict) -> None:
 def write_configs(folder: Path, family: str, **transformer: object) -> Path:
     """The configurations of the published checkpoint of `family`, with `transformer`'s changes."""
     published = PUBLISHED[family]
-    text = {} if family == "dit" else {"text_encoder": T5 if "pixart" in family else ["transformers", "CLIPTextModelWithProjection"]}
+    text = (
+        {}
+        if family == "dit"
+        else {"text_encoder": T5 if "pixart" in family else ["transformers", "CLIPTextModelWithProjection"]}
+    )
     write_json(folder / "model_index.json", {"_class_name": by_name(family).pipeline} | text)
     write_json(folder / "transformer" / "config.json", published.transformer | transformer)
     write_json(folder / "vae" / "config.json", published.vae)
@@ -123,5 +136,7 @@ def test_it_is_read_without_torch() -> None:
 
 def test_alpha_at_512_was_trained_on_squares_alone(tmp_path: Path) -> None:
     family = by_name("pixart-alpha")
-    assert list_sizes(family, write_configs(tmp_path / "512", "pixart-alpha", sample_size=64)) == ((512, 512),)
+    assert list_sizes(family, write_configs(tmp_path / "512", "pixart-alpha", sample_size=64)) == (
+        (512, 512),
+    )
     assert len(list_sizes(family, write_configs(tmp_path / "1024", "pixart-alpha"))) == 9

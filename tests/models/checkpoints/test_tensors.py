@@ -97,7 +97,10 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     [
         (lambda t: t.pop("text.ln_final.bias"), r"text\.ln_final\.bias is missing"),
         (lambda t: t.update(stowaway=torch.zeros(1)), "stowaway is not expected"),
-        (lambda t: t.update({"text.positional_embedding": torch.zeros(20, 16)}), r"positional_embedding has shape \(20, 16\)"),
+        (
+            lambda t: t.update({"text.positional_embedding": torch.zeros(20, 16)}),
+            r"positional_embedding has shape \(20, 16\)",
+        ),
     ],
     ids=["missing", "extra", "shape"],
 )
@@ -120,8 +123,16 @@ def test_a_text_tower_without_weights_or_with_a_pickle_is_refused(folder: Path) 
     ("file", "changes", "match"),
     [
         ("vae/config.json", {"latent_channels": 8}, "transformer has 4 latent channels, the vae 8"),
-        ("transformer/config.json", {"caption_channels": 99}, "reads text of width 99, the text_encoder has 16"),
-        ("scheduler/scheduler_config.json", {"use_flow_sigmas": False}, "prediction_type 'flow_prediction' is not supported"),
+        (
+            "transformer/config.json",
+            {"caption_channels": 99},
+            "reads text of width 99, the text_encoder has 16",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"use_flow_sigmas": False},
+            "prediction_type 'flow_prediction' is not supported",
+        ),
         (
             "scheduler/scheduler_config.json",
             {"use_flow_sigmas": False, "prediction_type": "epsilon", "beta_start": 0.5},
@@ -147,7 +158,9 @@ def test_a_shard_without_a_tensor_of_the_index_is_named(folder: Path) -> None:
     part = shard(folder / "transformer")
     [file] = [file.name for file in part.glob("*.safetensors") if "proj_out.bias" in load_file(file)]
     edit(part, lambda t: t.pop("proj_out.bias"), file)
-    with pytest.raises(CheckpointError, match=rf"{file}: tensor proj_out\.bias is missing, although the index names it"):
+    with pytest.raises(
+        CheckpointError, match=rf"{file}: tensor proj_out\.bias is missing, although the index names it"
+    ):
         load(folder)
 
 
@@ -155,13 +168,17 @@ def test_a_tensor_in_two_shards_is_named(folder: Path) -> None:
     part = shard(folder / "transformer")
     for file in ("one.safetensors", "two.safetensors"):
         edit(part, lambda t: t.update({"proj_out.bias": torch.zeros(16)}), file)
-    with pytest.raises(CheckpointError, match=r"two\.safetensors: tensor proj_out\.bias is also in one\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"two\.safetensors: tensor proj_out\.bias is also in one\.safetensors"
+    ):
         load(folder)
 
 
 def test_an_index_that_says_a_thing_twice_is_named(folder: Path) -> None:
     index = shard(folder / "transformer") / f"{WEIGHTS}.index.json"
-    index.write_text(index.read_text().replace('{"weight_map": {', '{"weight_map": {"proj_out.bias": "two.safetensors", '))
+    index.write_text(
+        index.read_text().replace('{"weight_map": {', '{"weight_map": {"proj_out.bias": "two.safetensors", ')
+    )
     with pytest.raises(CheckpointError, match=r"index\.json says proj_out\.bias twice"):
         load(folder)
 
@@ -170,8 +187,14 @@ def test_an_index_that_says_a_thing_twice_is_named(folder: Path) -> None:
     ("index", "match"),
     [
         ({}, "has no weight_map"),
-        ({"weight_map": {"a": "../../secrets.safetensors"}}, r"names '\.\./\.\./secrets\.safetensors', which is not a safetensors file"),
-        ({"weight_map": {"a": "weights.bin"}}, r"names 'weights\.bin', which is not a safetensors file beside it"),
+        (
+            {"weight_map": {"a": "../../secrets.safetensors"}},
+            r"names '\.\./\.\./secrets\.safetensors', which is not a safetensors file",
+        ),
+        (
+            {"weight_map": {"a": "weights.bin"}},
+            r"names 'weights\.bin', which is not a safetensors file beside it",
+        ),
     ],
 )
 def test_an_odd_index_is_refused(tmp_path: Path, index: dict, match: str) -> None:
@@ -184,7 +207,10 @@ def test_the_only_variant_is_loaded_and_two_are_a_question(tmp_path: Path) -> No
     save_file({"a": torch.ones(2).half()}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
     assert torch.equal(load_tensors(tmp_path, "cpu", torch.float32)["a"], torch.ones(2))
     save_file({"a": torch.zeros(2).half()}, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
-    with pytest.raises(CheckpointError, match=f"{WEIGHTS} is missing, and which of the variants fp16, non_ema to read is not said"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"{WEIGHTS} is missing, and which of the variants fp16, non_ema to read is not said",
+    ):
         list_tensors(tmp_path)
     save_file({"a": torch.zeros(2)}, tmp_path / WEIGHTS)  # what a variant is one of
     assert list_tensors(tmp_path)["a"].dtype == "F32"
@@ -201,7 +227,9 @@ def test_the_shards_of_the_only_variant_are_loaded(tmp_path: Path) -> None:
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / WEIGHTS)
-    with pytest.raises(CheckpointError, match="tensor a is stored as F8_E4M3, only F64, F32, F16, BF16, I64 are read"):
+    with pytest.raises(
+        CheckpointError, match="tensor a is stored as F8_E4M3, only F64, F32, F16, BF16, I64 are read"
+    ):
         list_tensors(tmp_path)
 
 
@@ -210,7 +238,10 @@ def test_old_names_of_an_autoencoders_attention_are_known(tmp_path: Path) -> Non
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
     new = load_vae(tmp_path, "cpu", torch.float32).state_dict()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    renamed = {re.sub(r"(attentions\.\d+)\.(to_[qkv]|to_out\.0)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name): t for name, t in new.items()}
+    renamed = {
+        re.sub(r"(attentions\.\d+)\.(to_[qkv]|to_out\.0)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name): t
+        for name, t in new.items()
+    }
     assert sum(name not in new for name in renamed) == 16
     save_file(renamed, tmp_path / WEIGHTS)
     assert AutoencoderKL.from_pretrained(tmp_path).state_dict().keys() == new.keys()
@@ -220,7 +251,9 @@ def test_old_names_of_an_autoencoders_attention_are_known(tmp_path: Path) -> Non
 
 def test_each_stage_loads_its_own_part_alone(folder: Path) -> None:
     model = find_model(str(folder))
-    weights = {"text_encoder": folder / "text_encoder" / CLIP_WEIGHTS} | {part: folder / part / WEIGHTS for part in ("transformer", "vae")}
+    weights = {"text_encoder": folder / "text_encoder" / CLIP_WEIGHTS} | {
+        part: folder / part / WEIGHTS for part in ("transformer", "vae")
+    }
     stages = {"text_encoder": build_text_encoder, "transformer": build_engine, "vae": build_decoder}
     for own, build in stages.items():
         kept = {part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != own}

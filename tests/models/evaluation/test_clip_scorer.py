@@ -29,7 +29,9 @@ def test_a_score_is_the_cosine_of_picture_and_text(clip: CustomTextCLIP, tmp_pat
     texts = [f"picture {i}" for i in range(130)]
     pooled = F.avg_pool2d(torch.from_numpy(drawn).permute(0, 3, 1, 2).float(), 2) / 127.5 - 1.0
     with torch.inference_mode():
-        expected = 100.0 * F.cosine_similarity(clip.encode_image(pooled), clip.encode_text(scorer.tokenizer(texts)))
+        expected = 100.0 * F.cosine_similarity(
+            clip.encode_image(pooled), clip.encode_text(scorer.tokenizer(texts))
+        )
     np.testing.assert_allclose(scorer.score(drawn, texts), expected.numpy(), atol=1e-3)
 
 

@@ -85,8 +85,14 @@ def test_nonsense_in_a_configuration_is_a_line_too(sigma: Path) -> None:
     edit_json(sigma / "vae" / "config.json", norm_num_groups="many")
     faults = faults_of(sigma)
     assert len(faults) == 2
-    assert faults[0] == f"{sigma}/transformer/config.json: num_layers is 'many', expected a whole number from 1 to 1000"
-    assert faults[1] == f"{sigma}/vae/config.json: norm_num_groups is 'many', expected a whole number, at least 1"
+    assert (
+        faults[0]
+        == f"{sigma}/transformer/config.json: num_layers is 'many', expected a whole number from 1 to 1000"
+    )
+    assert (
+        faults[1]
+        == f"{sigma}/vae/config.json: norm_num_groups is 'many', expected a whole number, at least 1"
+    )
 
 
 def test_what_diffusers_stumbles_over_is_one_line(sigma: Path) -> None:
@@ -98,7 +104,9 @@ def test_what_diffusers_stumbles_over_is_one_line(sigma: Path) -> None:
 
 def test_every_option_of_a_network_is_held_to_its_type(sigma: Path) -> None:
     edit_json(sigma / "transformer" / "config.json", interpolation_scale="x")
-    assert faults_of(sigma) == [f"{sigma}/transformer/config.json: interpolation_scale is 'x', expected a positive number"]
+    assert faults_of(sigma) == [
+        f"{sigma}/transformer/config.json: interpolation_scale is 'x', expected a positive number"
+    ]
 
 
 def test_options_that_only_transformers_reads_are_judged_by_it(sigma: Path) -> None:
@@ -121,7 +129,10 @@ def test_classes_are_checked(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_true_size_is_judged_without_reading_it(tmp_path: Path) -> None:
     """24 GB of weights, all holes in sparse files."""
-    parts = {part.folder: part.kind for part in next(family for family in FAMILIES if family.name == "pixart-sigma").parts}
+    parts = {
+        part.folder: part.kind
+        for part in next(family for family in FAMILIES if family.name == "pixart-sigma").parts
+    }
     for name, of in PUBLISHED["pixart-sigma"].parts.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(PARTS[of]))

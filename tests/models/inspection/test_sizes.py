@@ -10,14 +10,21 @@ from safelight.models.checkpoints.published import PARTS
 from safelight.models.inspection.sizes import part_size, parts_table, peak_bytes, stages_table
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "models.md"
-PUBLISHED_PARAMETERS = {"PixArt-Sigma XL/2": 0.61e9, "SD3-medium": 2.03e9, "SD3.5-large": 8.1e9, "DiT-XL/2": 0.675e9}
+PUBLISHED_PARAMETERS = {
+    "PixArt-Sigma XL/2": 0.61e9,
+    "SD3-medium": 2.03e9,
+    "SD3.5-large": 8.1e9,
+    "DiT-XL/2": 0.675e9,
+}
 # of PixArt-alpha/PixArt-Sigma-XL-2-1024-MS, transformer/diffusion_pytorch_model.safetensors, float32
 SIGMA_FILE_BYTES = 2_443_492_488
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
 def test_parameters_are_as_published(name: str) -> None:
-    assert part_size("network", PARTS[name]).num_parameters == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.01)
+    assert part_size("network", PARTS[name]).num_parameters == pytest.approx(
+        PUBLISHED_PARAMETERS[name], rel=0.01
+    )
 
 
 def test_the_published_file_has_room_for_the_numbers_and_a_header() -> None:

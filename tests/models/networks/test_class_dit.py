@@ -72,7 +72,13 @@ def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes:
         square = theirs(x, timestep=t, class_labels=classes, return_dict=False)[0]
     height, width, patch = *x.shape[-2:], theirs.config.patch_size
     side = square.shape[-1] // patch
-    tokens = square.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    tokens = (
+        square.unflatten(3, (side, patch))
+        .unflatten(2, (side, patch))
+        .permute(0, 2, 4, 3, 5, 1)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     return unpatchify(tokens, height, width, patch)
 
 
@@ -98,7 +104,9 @@ def test_equals_diffusers(networks: Networks, size: tuple[int, int]) -> None:
 def test_in_bfloat16_points_where_diffusers_points_in_float32(size: tuple[int, int]) -> None:
     ours, theirs = pair(TINY)
     x, t, classes = inputs(size)
-    assert_points_the_same_way(forward(ours.bfloat16(), x.bfloat16(), t, classes), forward_theirs(theirs, x, t, classes))
+    assert_points_the_same_way(
+        forward(ours.bfloat16(), x.bfloat16(), t, classes), forward_theirs(theirs, x, t, classes)
+    )
 
 
 def test_a_block_of_the_true_width_equals_diffusers_in_both_dtypes() -> None:
@@ -117,7 +125,9 @@ def test_the_true_network_has_diffusers_tensors_and_the_papers_size() -> None:
     count = sum(parameter.numel() for parameter in ours.parameters())
     embedders = sum(parameter.numel() for parameter in ours.transformer_blocks[0].norm1.emb.parameters())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
-    assert count - 27 * embedders == pytest.approx(675e6, rel=0.01)  # the paper's network has the embedders once
+    assert count - 27 * embedders == pytest.approx(
+        675e6, rel=0.01
+    )  # the paper's network has the embedders once
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -136,7 +146,10 @@ def test_a_folder_that_diffusers_wrote_is_loaded(networks: Networks, tmp_path: P
 def test_rows_of_different_plans_and_classes_run_together(networks: Networks) -> None:
     ours, theirs = networks
     x, _, classes = inputs((16, 16))
-    plans, steps = [torch.tensor([900.0, 400.0, 20.0]), torch.tensor([750.5, 1.0]), torch.tensor([33.0])], [2, 1, 0]
+    plans, steps = (
+        [torch.tensor([900.0, 400.0, 20.0]), torch.tensor([750.5, 1.0]), torch.tensor([33.0])],
+        [2, 1, 0],
+    )
     with torch.inference_mode():
         rows = [row(ours, plan, classes[r : r + 1]) for r, plan in enumerate(plans)]
         together = ours.predict(x, ours.collate(rows), steps)
@@ -148,7 +161,9 @@ def test_rows_of_different_plans_and_classes_run_together(networks: Networks) ->
     assert not torch.allclose(together[:2], elsewhere[:2], atol=1e-3)
 
 
-@pytest.mark.parametrize("pooled", [None, torch.tensor([7.0]), torch.tensor([7.0], dtype=torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "pooled", [None, torch.tensor([7.0]), torch.tensor([7.0], dtype=torch.bfloat16)], ids=str
+)
 def test_without_a_whole_class_index_there_is_no_row(networks: Networks, pooled: Tensor | None) -> None:
     with pytest.raises(ValueError, match="class index"):
         row(networks[0], torch.tensor([10.0]), pooled)
@@ -169,7 +184,11 @@ def test_config_round_trip(config: ClassDiTConfig) -> None:
 def test_what_a_config_leaves_unsaid_is_diffusers_default() -> None:
     with torch.device("meta"):
         theirs = DiTTransformer2DModel()
-    assert ClassDiTConfig.from_diffusers({}) == ClassDiTConfig.from_diffusers(dict(theirs.config)) == ClassDiTConfig()
+    assert (
+        ClassDiTConfig.from_diffusers({})
+        == ClassDiTConfig.from_diffusers(dict(theirs.config))
+        == ClassDiTConfig()
+    )
     assert ClassDiTConfig.from_diffusers({"in_channels": 16}).out_channels == 16
 
 

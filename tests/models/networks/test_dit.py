@@ -26,7 +26,9 @@ def networks() -> tuple[DiT, PixArtTransformer2DModel]:
     return ours, theirs
 
 
-def forward(dit: DiT, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def forward(
+    dit: DiT, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     with torch.inference_mode():
         return dit(x, dit.modulations(t), dit.text_key_values(states, mask))
 
@@ -39,7 +41,9 @@ def test_equals_diffusers(networks: tuple[DiT, PixArtTransformer2DModel], size: 
     states = torch.randn(3, 7, 24, generator=g)
     mask = torch.arange(7)[None] < torch.tensor([[7], [3], [1]])
     with torch.inference_mode():
-        expected = theirs(x, encoder_hidden_states=states, encoder_attention_mask=mask.long(), timestep=t, return_dict=False)[0]
+        expected = theirs(
+            x, encoder_hidden_states=states, encoder_attention_mask=mask.long(), timestep=t, return_dict=False
+        )[0]
     torch.testing.assert_close(forward(ours, x, t, states, mask), expected, atol=1e-5, rtol=0)
 
 
@@ -57,10 +61,18 @@ def test_a_network_that_is_told_the_size_equals_diffusers(size: tuple[int, int])
     x, t = torch.randn(2, 4, *size, generator=g), torch.tensor([999.0, 40.5])
     states, mask = torch.randn(2, 7, 24, generator=g), torch.ones(2, 7, dtype=torch.bool)
     height, width = 8 * size[0], 8 * size[1]
-    told = {"resolution": torch.tensor([[height, width]] * 2).float(), "aspect_ratio": torch.tensor([[height / width]] * 2)}
+    told = {
+        "resolution": torch.tensor([[height, width]] * 2).float(),
+        "aspect_ratio": torch.tensor([[height / width]] * 2),
+    }
     with torch.inference_mode():
         expected = theirs(
-            x, encoder_hidden_states=states, encoder_attention_mask=mask.long(), timestep=t, added_cond_kwargs=told, return_dict=False
+            x,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            timestep=t,
+            added_cond_kwargs=told,
+            return_dict=False,
         )[0]
         got = ours(x, ours.modulations(t, (height, width)), ours.text_key_values(states, mask))
         other = ours(x, ours.modulations(t, (width // 2, height)), ours.text_key_values(states, mask))
@@ -77,7 +89,9 @@ def test_masked_text_changes_nothing(networks: tuple[DiT, PixArtTransformer2DMod
     other = states.clone()
     other[:, 3:] = 100.0
     assert torch.equal(forward(ours, x, t, states, mask), forward(ours, x, t, other, mask))
-    assert not torch.equal(forward(ours, x, t, states, mask), forward(ours, x, t, states, torch.ones_like(mask)))
+    assert not torch.equal(
+        forward(ours, x, t, states, mask), forward(ours, x, t, states, torch.ones_like(mask))
+    )
 
 
 def test_rows_have_their_own_time_and_text(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
@@ -87,14 +101,18 @@ def test_rows_have_their_own_time_and_text(networks: tuple[DiT, PixArtTransforme
     together = forward(ours, x, t, states, mask)
     for row in range(4):
         one = slice(row, row + 1)
-        torch.testing.assert_close(forward(ours, x[one], t[one], states[one], mask[one]), together[one], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            forward(ours, x[one], t[one], states[one], mask[one]), together[one], atol=1e-5, rtol=0
+        )
 
 
 def test_sdpa_equals_plain() -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 8, generator=g) for n in (5, 7, 7))
     mask = torch.arange(7)[None] < torch.tensor([[7], [2]])
-    torch.testing.assert_close(BACKENDS["sdpa"](q, k, v, mask), BACKENDS["plain"](q, k, v, mask), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        BACKENDS["sdpa"](q, k, v, mask), BACKENDS["plain"](q, k, v, mask), atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(BACKENDS["sdpa"](q, k, v), BACKENDS["plain"](q, k, v), atol=1e-6, rtol=0)
 
 
@@ -122,18 +140,32 @@ def test_unsupported_configs_are_named(key: str, value: object) -> None:
 
 
 def test_keys_that_switch_nothing_on_are_of_no_account() -> None:
-    assert DiTConfig.from_diffusers(CONFIG.to_diffusers() | {"double_self_attention": False, "num_vector_embeds": None}) == CONFIG
+    assert (
+        DiTConfig.from_diffusers(
+            CONFIG.to_diffusers() | {"double_self_attention": False, "num_vector_embeds": None}
+        )
+        == CONFIG
+    )
 
 
 def test_rows_of_different_plans_run_together(networks: tuple[DiT, PixArtTransformer2DModel]) -> None:
     ours, _ = networks
-    x, states, mask = torch.randn(2, 4, 12, 20), torch.randn(2, 7, 24), torch.arange(7)[None] < torch.tensor([[7], [3]])
+    x, states, mask = (
+        torch.randn(2, 4, 12, 20),
+        torch.randn(2, 7, 24),
+        torch.arange(7)[None] < torch.tensor([[7], [3]]),
+    )
     plans, steps = (torch.tensor([900.0, 400.0, 20.0]), torch.tensor([750.5, 1.0])), (2, 1)
     with torch.inference_mode():
-        rows = [ours.prepare_row(states[r], mask[r], None, ours.prepare_times(plans[r], (96, 160))) for r in range(2)]
+        rows = [
+            ours.prepare_row(states[r], mask[r], None, ours.prepare_times(plans[r], (96, 160)))
+            for r in range(2)
+        ]
         together = ours.predict(x, ours.collate(rows), steps)
         now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
-        torch.testing.assert_close(together, ours(x, ours.modulations(now), ours.text_key_values(states, mask)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            together, ours(x, ours.modulations(now), ours.text_key_values(states, mask)), atol=1e-5, rtol=0
+        )
         assert not torch.allclose(together, ours.predict(x, ours.collate(rows), (0, 0)), atol=1e-3)
 
 
@@ -152,20 +184,30 @@ def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
 @pytest.mark.parametrize("is_sized", [False, True])
 def test_a_block_of_the_true_width_equals_diffusers(is_sized: bool) -> None:
     """PixArt-XL/2: 16 heads of 72; alpha, which is told the size, and Sigma, which is not."""
-    config = replace(CONFIG, num_attention_heads=16, attention_head_dim=72, out_channels=8, num_layers=1, is_sized=is_sized)
+    config = replace(
+        CONFIG, num_attention_heads=16, attention_head_dim=72, out_channels=8, num_layers=1, is_sized=is_sized
+    )
     torch.manual_seed(0)
-    theirs = PixArtTransformer2DModel(**{k: v for k, v in config.to_diffusers().items() if not k.startswith("_")}).eval()
+    theirs = PixArtTransformer2DModel(
+        **{k: v for k, v in config.to_diffusers().items() if not k.startswith("_")}
+    ).eval()
     ours = DiT(config).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x, t, states = torch.randn(2, 4, 12, 20), torch.tensor([999.0, 500.0]), torch.randn(2, 7, 24)
     size = {"resolution": torch.tensor([[96.0, 160.0]] * 2), "aspect_ratio": torch.tensor([[0.6]] * 2)}
     with torch.inference_mode():
-        expected = theirs(x, encoder_hidden_states=states, timestep=t, added_cond_kwargs=size, return_dict=False)[0]
+        expected = theirs(
+            x, encoder_hidden_states=states, timestep=t, added_cond_kwargs=size, return_dict=False
+        )[0]
 
         def predicted(dit: DiT, dtype: torch.dtype) -> torch.Tensor:
             everything = torch.ones(2, 7, dtype=torch.bool)
-            return dit(x.to(dtype), dit.modulations(t, (96, 160)), dit.text_key_values(states.to(dtype), everything)).float()
+            return dit(
+                x.to(dtype), dit.modulations(t, (96, 160)), dit.text_key_values(states.to(dtype), everything)
+            ).float()
 
         assert float((predicted(ours, torch.float32) - expected).abs().max()) <= 1e-4 * float(expected.std())
-        near = torch.cosine_similarity(predicted(ours.bfloat16(), torch.bfloat16).flatten(), expected.flatten(), dim=0)
+        near = torch.cosine_similarity(
+            predicted(ours.bfloat16(), torch.bfloat16).flatten(), expected.flatten(), dim=0
+        )
     assert float(near) >= 0.999

@@ -20,9 +20,15 @@ SD35_MEDIUM = replace(SD3, qk_norm="rms_norm", dual_attention_layers=(0, 1))
 SD35_LARGE = replace(SD3, qk_norm="rms_norm")
 TINY = {"sd3": SD3, "sd3.5-medium": SD35_MEDIUM, "sd3.5-large": SD35_LARGE}
 
-TRUE_SD3 = MMDiTConfig(num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192)
-TRUE_MEDIUM = replace(TRUE_SD3, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13)))
-TRUE_LARGE = replace(TRUE_SD3, num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm")
+TRUE_SD3 = MMDiTConfig(
+    num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+)
+TRUE_MEDIUM = replace(
+    TRUE_SD3, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))
+)
+TRUE_LARGE = replace(
+    TRUE_SD3, num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"
+)
 
 SIZES = [(16, 16), (12, 20), (26, 10)]
 Networks = tuple[MMDiT, SD3Transformer2DModel]
@@ -57,7 +63,12 @@ def pair(config: MMDiTConfig) -> Networks:
 def inputs(size: tuple[int, int], rows: int = 3) -> Inputs:
     g = torch.Generator().manual_seed(1)
     t = torch.tensor([999.0, 500.25, 3.0, 123.4])[:rows]
-    return torch.randn(rows, 4, *size, generator=g), t, torch.randn(rows, 20, generator=g), torch.randn(rows, 7, 24, generator=g)
+    return (
+        torch.randn(rows, 4, *size, generator=g),
+        t,
+        torch.randn(rows, 20, generator=g),
+        torch.randn(rows, 7, 24, generator=g),
+    )
 
 
 def forward(mmdit: MMDiT, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor) -> Tensor:
@@ -66,9 +77,13 @@ def forward(mmdit: MMDiT, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor) 
         return mmdit(x, mmdit.modulations(conditioning), mmdit.text_tokens(states))
 
 
-def forward_theirs(theirs: SD3Transformer2DModel, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor) -> Tensor:
+def forward_theirs(
+    theirs: SD3Transformer2DModel, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor
+) -> Tensor:
     with torch.inference_mode():
-        return theirs(x, timestep=t, pooled_projections=pooled, encoder_hidden_states=states, return_dict=False)[0]
+        return theirs(
+            x, timestep=t, pooled_projections=pooled, encoder_hidden_states=states, return_dict=False
+        )[0]
 
 
 def assert_near(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -95,12 +110,18 @@ def test_in_bfloat16_points_where_diffusers_points_in_float32(name: str, size: t
     assert (torch.cosine_similarity(got.float().flatten(1), expected.flatten(1)) >= 0.999).all()
 
 
-@pytest.mark.parametrize(("config", "is_dual"), [(TRUE_MEDIUM, True), (TRUE_LARGE, False)], ids=["sd3.5-medium", "sd3.5-large"])
+@pytest.mark.parametrize(
+    ("config", "is_dual"), [(TRUE_MEDIUM, True), (TRUE_LARGE, False)], ids=["sd3.5-medium", "sd3.5-large"]
+)
 def test_a_block_of_the_true_width_equals_diffusers(config: MMDiTConfig, is_dual: bool) -> None:
     """Both streams of a block, on one copy of the weights."""
     with torch.device("meta"):
         theirs = JointTransformerBlock(
-            config.width, config.num_attention_heads, config.attention_head_dim, qk_norm=config.qk_norm, use_dual_attention=is_dual
+            config.width,
+            config.num_attention_heads,
+            config.attention_head_dim,
+            qk_norm=config.qk_norm,
+            use_dual_attention=is_dual,
         )
         ours = Block(config, is_last=False, is_dual=is_dual)
     theirs.to_empty(device="cpu")
@@ -117,7 +138,9 @@ def test_a_block_of_the_true_width_equals_diffusers(config: MMDiTConfig, is_dual
 
 
 @pytest.mark.parametrize(
-    ("config", "billions"), [(TRUE_SD3, 2.03), (TRUE_MEDIUM, 2.24), (TRUE_LARGE, 8.06)], ids=["sd3-medium", "sd3.5-medium", "sd3.5-large"]
+    ("config", "billions"),
+    [(TRUE_SD3, 2.03), (TRUE_MEDIUM, 2.24), (TRUE_LARGE, 8.06)],
+    ids=["sd3-medium", "sd3.5-medium", "sd3.5-large"],
 )
 def test_the_true_networks_have_diffusers_tensors(config: MMDiTConfig, billions: float) -> None:
     with torch.device("meta"):
@@ -135,7 +158,9 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def test_the_position_table_is_diffusers_until_one_is_loaded(networks: Networks) -> None:
     ours, theirs = networks
     fresh = SD3Transformer2DModel.from_config(ours.config.to_diffusers())
-    torch.testing.assert_close(MMDiT(ours.config).pos_embed.pos_embed, fresh.pos_embed.pos_embed, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        MMDiT(ours.config).pos_embed.pos_embed, fresh.pos_embed.pos_embed, atol=1e-6, rtol=0
+    )
     assert torch.equal(ours.pos_embed.pos_embed, theirs.pos_embed.pos_embed)
     assert torch.equal(ours.pos_embed.positions(26, 26), theirs.pos_embed.pos_embed)
 
@@ -161,7 +186,10 @@ def test_rows_of_different_plans_run_together(networks: Networks) -> None:
     plans, steps = (torch.tensor([900.0, 400.0, 20.0]), torch.tensor([750.5, 1.0])), (2, 1)
     everything = torch.ones(states.shape[1], dtype=torch.bool)
     with torch.inference_mode():
-        rows = [ours.prepare_row(states[r], everything, pooled[r], ours.prepare_times(plans[r], (96, 160))) for r in range(2)]
+        rows = [
+            ours.prepare_row(states[r], everything, pooled[r], ours.prepare_times(plans[r], (96, 160)))
+            for r in range(2)
+        ]
         together = ours.predict(x[:2], ours.collate(rows), steps)
     now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
     assert_near(together, forward(ours, x[:2], now, pooled[:2], states[:2]), tolerance=1e-5)
@@ -184,7 +212,10 @@ def test_plain_attention_gives_the_same(networks: Networks) -> None:
 
 @pytest.mark.parametrize("config", [*TINY.values(), TRUE_SD3, TRUE_MEDIUM, TRUE_LARGE])
 def test_config_round_trip(config: MMDiTConfig) -> None:
-    written = config.to_diffusers() | {"dual_attention_layers": list(config.dual_attention_layers), "_diffusers_version": "0.42.0"}
+    written = config.to_diffusers() | {
+        "dual_attention_layers": list(config.dual_attention_layers),
+        "_diffusers_version": "0.42.0",
+    }
     assert MMDiTConfig.from_diffusers(written) == config
 
 
@@ -197,7 +228,12 @@ def test_what_a_config_leaves_unsaid_is_diffusers_default() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("qk_norm", "layer_norm"), ("caption_projection_dim", 128), ("pos_embed_max_size", None), ("quantization_config", {"bits": 4})],
+    [
+        ("qk_norm", "layer_norm"),
+        ("caption_projection_dim", 128),
+        ("pos_embed_max_size", None),
+        ("quantization_config", {"bits": 4}),
+    ],
 )
 def test_unsupported_configs_are_named(key: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=key):

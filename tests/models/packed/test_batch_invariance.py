@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from safelight.models.packed.batch_invariance import MOST, STEP, Lengths, agreeing_lengths, cancelling, invariant
+from safelight.models.packed.batch_invariance import (
+    MOST,
+    STEP,
+    Lengths,
+    agreeing_lengths,
+    cancelling,
+    invariant,
+)
 from safelight.models.packed.linear import make_linear
 
 WIDTH = 96
@@ -67,9 +74,9 @@ def test_here_too(d_in: int, d_out: int, dtype: torch.dtype) -> None:
     linear = make_linear(weight, bias)
     # with weights that leave nothing of a sum but its rounding
     half = torch.randn(1500, d_in // 2, generator=generator)
-    x = torch.cat([half, half, torch.zeros(1500, d_in % 2)], 1)[:, torch.randperm(d_in, generator=torch.Generator().manual_seed(2))].to(
-        dtype
-    )
+    x = torch.cat([half, half, torch.zeros(1500, d_in % 2)], 1)[
+        :, torch.randperm(d_in, generator=torch.Generator().manual_seed(2))
+    ].to(dtype)
     together = linear(x)
     for start, count in ((0, 1), (5, 11), (64, 64), (60, 60), (200, 128), (1, 700), (476, 1024), (100, 1400)):
         assert torch.equal(linear(x[start : start + count]), together[start : start + count])

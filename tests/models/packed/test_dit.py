@@ -32,21 +32,29 @@ def packed(backend: str = "fused", dtype: torch.dtype = torch.float32) -> Packed
 
 
 def text(seed: int, length: int, said: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    states = torch.randn(length, CONFIG.caption_channels, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    states = torch.randn(length, CONFIG.caption_channels, generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
     return states, torch.arange(length) < said
 
 
 def latents(seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(rows, CONFIG.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(rows, CONFIG.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
 
 
 def row(network: PackedDiT, states: Tensor, mask: Tensor) -> Row:
-    return network.prepare_row(network.prepare_text(states, mask, None), network.prepare_times(TIMES, (128, 128)))
+    return network.prepare_row(
+        network.prepare_text(states, mask, None), network.prepare_times(TIMES, (128, 128))
+    )
 
 
 def expected(x: Tensor, states: Tensor, mask: Tensor, step: int) -> Tensor:
     dit = plain()
-    return dit(x[None], dit.modulations(TIMES[step : step + 1]), dit.text_key_values(states[None], mask[None]))[0]
+    return dit(
+        x[None], dit.modulations(TIMES[step : step + 1]), dit.text_key_values(states[None], mask[None])
+    )[0]
 
 
 @torch.inference_mode()
@@ -59,7 +67,9 @@ def test_rows_of_many_shapes_and_texts_equal_the_plain_network(backend: str) -> 
     xs = [latents(0, 3, SHAPES[0]), latents(1, 2, SHAPES[1]), latents(2, 1, SHAPES[3])]
     out = network.predict(xs, network.collate([row(network, *each) for each in texts], shapes), steps)
     got = [one for batch in out for one in batch]
-    for one, x, (states, mask), step in zip(got, [x for batch in xs for x in batch], texts, steps, strict=True):
+    for one, x, (states, mask), step in zip(
+        got, [x for batch in xs for x in batch], texts, steps, strict=True
+    ):
         torch.testing.assert_close(one, expected(x, states, mask, step), atol=1e-5, rtol=0)
 
 
@@ -68,25 +78,39 @@ def test_rows_of_many_shapes_and_texts_equal_the_plain_network(backend: str) -> 
 @pytest.mark.parametrize("backend", ["fused", "products"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(backend: str, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(
+    backend: str, dtype: torch.dtype, data: st.DataObject
+) -> None:
     network = NETWORKS[backend, dtype]
     subject, shape = text(9, 16, 5, dtype), data.draw(st.sampled_from(SHAPES))
     mine, x = row(network, *subject), latents(7, 1, shape, dtype)
     [alone] = network.predict([x], network.collate([mine], [shape]), [4])
     before, after = (
-        data.draw(st.lists(st.tuples(st.sampled_from([16, 32]), st.integers(1, 16), st.integers(0, 6)), max_size=6)) for _ in range(2)
+        data.draw(
+            st.lists(st.tuples(st.sampled_from([16, 32]), st.integers(1, 16), st.integers(0, 6)), max_size=6)
+        )
+        for _ in range(2)
     )
     others = data.draw(st.lists(st.sampled_from([s for s in SHAPES if s != shape]), unique=True, max_size=3))
-    rows = [*(row(network, *text(k, length, said, dtype)) for k, (length, said, _) in enumerate(before)), mine]
+    rows = [
+        *(row(network, *text(k, length, said, dtype)) for k, (length, said, _) in enumerate(before)),
+        mine,
+    ]
     rows += [row(network, *text(k + 50, length, said, dtype)) for k, (length, said, _) in enumerate(after)]
     group = torch.cat([latents(20, len(before), shape, dtype), x, latents(21, len(after), shape, dtype)])
     steps = [*(step for *_, step in before), 4, *(step for *_, step in after)]
     xs, shapes = [*(latents(30, 1, other, dtype) for other in others), group], [*others, *[shape] * len(rows)]
-    together = network.predict(xs, network.collate([*[mine] * len(others), *rows], shapes), [*[1] * len(others), *steps])
+    together = network.predict(
+        xs, network.collate([*[mine] * len(others), *rows], shapes), [*[1] * len(others), *steps]
+    )
     assert torch.equal(together[-1][len(before)], alone[0])
 
 
-NETWORKS = {(name, dtype): packed(name, dtype) for name in ("fused", "products") for dtype in (torch.float32, torch.bfloat16)}
+NETWORKS = {
+    (name, dtype): packed(name, dtype)
+    for name in ("fused", "products")
+    for dtype in (torch.float32, torch.bfloat16)
+}
 
 
 def test_runs_are_rows_of_equal_length_that_stand_together() -> None:

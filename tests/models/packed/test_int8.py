@@ -50,7 +50,10 @@ def test_layers_are_close_to_exact_ones(dtype: torch.dtype, tokens: int) -> None
 @torch.inference_mode()
 def test_whole_numbers_are_multiplied_exactly() -> None:
     """On a token and weights that int8 holds without rounding only the scales are left, each a rounding of float32."""
-    x, weight = torch.arange(-127.0, 128.0).repeat(70, 1), torch.randint(-127, 128, (24, 255), generator=torch.Generator().manual_seed(0))
+    x, weight = (
+        torch.arange(-127.0, 128.0).repeat(70, 1),
+        torch.randint(-127, 128, (24, 255), generator=torch.Generator().manual_seed(0)),
+    )
     weight[:, 0] = 127
     found = Int8.on(CPU, torch.float32).linear(weight.float(), torch.zeros(24))(x)
     torch.testing.assert_close(found, x @ weight.float().t(), rtol=1e-5, atol=0.5)
@@ -60,18 +63,32 @@ def test_whole_numbers_are_multiplied_exactly() -> None:
 @DTYPES
 def test_the_bits_of_a_token_do_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     maker = Int8.on(CPU, dtype)
-    one, mlp = maker.linear(*layer(48, 40, 1, dtype)), maker.feed_forward(layer(48, 80, 3, dtype), layer(80, 48, 7, dtype))
+    one, mlp = (
+        maker.linear(*layer(48, 40, 1, dtype)),
+        maker.feed_forward(layer(48, 80, 3, dtype), layer(80, 48, 7, dtype)),
+    )
     x = drawn(MLP_TOKENS + 300, 48, seed=9, dtype=dtype)
     for each in (one, mlp):
         whole = each(x)
-        for start, count in ((0, 1), (7, 2), (100, 16), (65, 63), (30, FEWEST_TOKENS), (MLP_TOKENS - 9, 129), (3, MLP_TOKENS + 1)):
+        for start, count in (
+            (0, 1),
+            (7, 2),
+            (100, 16),
+            (65, 63),
+            (30, FEWEST_TOKENS),
+            (MLP_TOKENS - 9, 129),
+            (3, MLP_TOKENS + 1),
+        ):
             assert torch.equal(each(x[start : start + count]), whole[start : start + count])
 
 
 @torch.inference_mode()
 def test_a_token_that_is_no_number_stays_one_and_stays_alone() -> None:
     maker = Int8.on(CPU, torch.float32)
-    mlp, x = maker.feed_forward(layer(48, 80, 3, torch.float32), layer(80, 48, 7, torch.float32)), drawn(70, 48)
+    mlp, x = (
+        maker.feed_forward(layer(48, 80, 3, torch.float32), layer(80, 48, 7, torch.float32)),
+        drawn(70, 48),
+    )
     sound = mlp(x)
     x[3, 5] = torch.nan
     found = mlp(x)
@@ -107,7 +124,9 @@ def test_an_mmdit_in_int8_likewise(config, dtype: torch.dtype) -> None:
     x, beside = mmdits.latents(config, 7, 1, (16, 16), dtype), mmdits.latents(config, 8, 3, (16, 16), dtype)
 
     def predicted(net: PackedMMDiT, group: Tensor, place: int) -> Tensor:
-        rows = [mmdits.row(net, *mmdits.text(config, 9 if k == place else k, dtype)) for k in range(len(group))]
+        rows = [
+            mmdits.row(net, *mmdits.text(config, 9 if k == place else k, dtype)) for k in range(len(group))
+        ]
         return net.predict([group], net.collate(rows, [(16, 16)] * len(group)), [4] * len(group))[0][place]
 
     alone = predicted(network, x, 0)
@@ -120,7 +139,9 @@ def test_where_it_does_not_work_one_sentence_says_so(monkeypatch: pytest.MonkeyP
         raise RuntimeError("no such\nproduct")
 
     monkeypatch.setattr(torch, "_int_mm", broken)
-    with pytest.raises(QuantizationUnavailable, match="int8 does not work on cpu here: RuntimeError: no such product"):
+    with pytest.raises(
+        QuantizationUnavailable, match="int8 does not work on cpu here: RuntimeError: no such product"
+    ):
         Int8.on(CPU, torch.float32)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()) // 2)
     with pytest.raises(QuantizationUnavailable, match="int8 gives wrong numbers on cpu here"):
@@ -147,7 +168,11 @@ def test_what_is_small_stays_exact() -> None:
 
     PackedDiT(dits.plain(), BACKENDS["fused"], Noted())
     width = dits.CONFIG.width
-    assert made == [(3 * width, width), *[(width, width)] * 3, (4 * width, width), (width, 4 * width)] * dits.CONFIG.num_layers
+    assert (
+        made
+        == [(3 * width, width), *[(width, width)] * 3, (4 * width, width), (width, 4 * width)]
+        * dits.CONFIG.num_layers
+    )
 
 
 def test_kernels_are_compiled_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:

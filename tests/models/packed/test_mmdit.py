@@ -35,13 +35,19 @@ def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> 
     return states, torch.randn(config.pooled_projection_dim, generator=generator).to(dtype)
 
 
-def latents(config: MMDiTConfig, seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(rows, config.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+def latents(
+    config: MMDiTConfig, seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    return torch.randn(rows, config.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
 
 
 def row(network: PackedMMDiT, states: Tensor, pooled: Tensor) -> Row:
     times = network.prepare_times(TIMES, (128, 128))
-    return network.prepare_row(network.prepare_text(states, torch.ones(LENGTH, dtype=torch.bool), pooled), times)
+    return network.prepare_row(
+        network.prepare_text(states, torch.ones(LENGTH, dtype=torch.bool), pooled), times
+    )
 
 
 @torch.inference_mode()
@@ -51,17 +57,25 @@ def test_rows_of_many_shapes_equal_the_plain_network(config: MMDiTConfig, backen
     network, oracle = packed(config, backend), plain(config)
     shapes = [SHAPES[0], SHAPES[0], SHAPES[1], SHAPES[2], SHAPES[2]]
     texts, steps = [text(config, seed) for seed in range(5)], (0, 6, 3, 2, 5)
-    xs = [latents(config, 0, 2, SHAPES[0]), latents(config, 1, 1, SHAPES[1]), latents(config, 2, 2, SHAPES[2])]
+    xs = [
+        latents(config, 0, 2, SHAPES[0]),
+        latents(config, 1, 1, SHAPES[1]),
+        latents(config, 2, 2, SHAPES[2]),
+    ]
     out = network.predict(xs, network.collate([row(network, *each) for each in texts], shapes), steps)
     got, given_x = [one for batch in out for one in batch], [x for batch in xs for x in batch]
     for one, x, (states, pooled), step in zip(got, given_x, texts, steps, strict=True):
-        own = oracle.prepare_row(states, torch.ones(LENGTH, dtype=torch.bool), pooled, oracle.prepare_times(TIMES, (128, 128)))
+        own = oracle.prepare_row(
+            states, torch.ones(LENGTH, dtype=torch.bool), pooled, oracle.prepare_times(TIMES, (128, 128))
+        )
         wanted = oracle.predict(x[None], oracle.collate([own]), [step])[0]
         assert float((one - wanted).abs().max() / wanted.abs().max()) < 1e-4
 
 
 NETWORKS = {
-    (name, dtype): packed(TINY["sd3.5-medium"], name, dtype) for name in ("fused", "products") for dtype in (torch.float32, torch.bfloat16)
+    (name, dtype): packed(TINY["sd3.5-medium"], name, dtype)
+    for name in ("fused", "products")
+    for dtype in (torch.float32, torch.bfloat16)
 }
 
 
@@ -70,17 +84,23 @@ NETWORKS = {
 @pytest.mark.parametrize("backend", ["fused", "products"])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(backend: str, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(
+    backend: str, dtype: torch.dtype, data: st.DataObject
+) -> None:
     network = NETWORKS[backend, dtype]
     config = network.config
     mine, shape = row(network, *text(config, 9, dtype)), data.draw(st.sampled_from(SHAPES))
     x = latents(config, 7, 1, shape, dtype)
     [alone] = network.predict([x], network.collate([mine], [shape]), [4])
     before, after = (data.draw(st.lists(st.integers(0, 6), max_size=5)) for _ in range(2))
-    others = data.draw(st.lists(st.sampled_from([each for each in SHAPES if each != shape]), unique=True, max_size=2))
+    others = data.draw(
+        st.lists(st.sampled_from([each for each in SHAPES if each != shape]), unique=True, max_size=2)
+    )
     rows = [row(network, *text(config, seed, dtype)) for seed in range(len(others) + len(before))]
     rows += [mine, *(row(network, *text(config, seed + 50, dtype)) for seed in range(len(after)))]
-    own = torch.cat([latents(config, 20, len(before), shape, dtype), x, latents(config, 21, len(after), shape, dtype)])
+    own = torch.cat(
+        [latents(config, 20, len(before), shape, dtype), x, latents(config, 21, len(after), shape, dtype)]
+    )
     xs = [*(latents(config, 30, 1, other, dtype) for other in others), own]
     shapes = [*others, *[shape] * len(own)]
     together = network.predict(xs, network.collate(rows, shapes), [*[1] * len(others), *before, 4, *after])

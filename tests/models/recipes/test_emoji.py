@@ -13,7 +13,16 @@ from torch import nn
 
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import card, data, dit, prompts, views
-from safelight.models.recipes.emoji.captions import COLOURS, MAX_KEYWORDS, STYLES, WHITE, Concept, on_background, sample_caption, styled
+from safelight.models.recipes.emoji.captions import (
+    COLOURS,
+    MAX_KEYWORDS,
+    STYLES,
+    WHITE,
+    Concept,
+    on_background,
+    sample_caption,
+    styled,
+)
 from safelight.models.recipes.emoji.data import Picture, composite
 from safelight.models.recipes.emoji.text import CONDITIONING as CLIP
 from safelight.models.recipes.emoji.text import CONTEXT, SCORER, read_texts, small_pictures
@@ -43,7 +52,9 @@ def test_flow_path_and_loss() -> None:
     assert float(objectives.flow_matching_loss(eps - x0 + 2.0, x0, eps)) == pytest.approx(4.0, rel=1e-5)
     # the target is the path's slope, so a small step along it stays on the path
     between = objectives.flow_sample(x0, eps, torch.tensor([0.3, 0.3]))
-    torch.testing.assert_close(between + 0.2 * (eps - x0), objectives.flow_sample(x0, eps, torch.tensor([0.5, 0.5])))
+    torch.testing.assert_close(
+        between + 0.2 * (eps - x0), objectives.flow_sample(x0, eps, torch.tensor([0.5, 0.5]))
+    )
 
 
 @pytest.mark.parametrize("schedule", [VariancePreserving(), VariancePreserving("cosine"), Flow()], ids=str)
@@ -59,14 +70,18 @@ def test_each_loss_is_the_error_of_its_own_target(schedule: Schedule) -> None:
         assert float(objectives.simple_loss(out["epsilon"] + off, eps)) == pytest.approx(loss, abs=1e-3)
         assert float(objectives.x0_loss(out["sample"] + off, x0)) == pytest.approx(loss, abs=1e-3)
         if schedule.family == "vp":  # v speaks of alpha^2 + sigma^2 = 1
-            assert float(objectives.v_loss(out["v_prediction"] + off, x0, eps, t, schedule)) == pytest.approx(loss, abs=1e-3)
+            assert float(objectives.v_loss(out["v_prediction"] + off, x0, eps, t, schedule)) == pytest.approx(
+                loss, abs=1e-3
+            )
 
 
 def test_min_snr_weights_cap_the_signal() -> None:
     t = torch.tensor([0.01, 0.5, 0.9])
     snr = torch.tensor([(a / s) ** 2 for a, s in (VariancePreserving().alpha_sigma(float(u)) for u in t)])
     assert snr[0] > 5.0 > snr[1]
-    torch.testing.assert_close(objectives.min_snr_weights(t, VariancePreserving()), torch.tensor([5.0 / float(snr[0]), 1.0, 1.0]))
+    torch.testing.assert_close(
+        objectives.min_snr_weights(t, VariancePreserving()), torch.tensor([5.0 / float(snr[0]), 1.0, 1.0])
+    )
 
 
 def test_times_are_logit_normal() -> None:
@@ -78,7 +93,11 @@ def test_times_are_logit_normal() -> None:
 
 
 def test_the_holdout_is_the_written_rule() -> None:
-    held = [Picture(Concept(f"{code:x}", "x", ()), style).held_out_from_dit for code in range(0x1F300, 0x1F600) for style in STYLES]
+    held = [
+        Picture(Concept(f"{code:x}", "x", ()), style).held_out_from_dit
+        for code in range(0x1F300, 0x1F600)
+        for style in STYLES
+    ]
     assert sum(held) / len(held) == pytest.approx(1 / 20, abs=0.012)
     expected = int.from_bytes(hashlib.sha256(b"1f34e/3d").digest(), "big") % 20 == 0
     assert Picture(APPLE, "3d").held_out_from_dit == expected
@@ -103,17 +122,25 @@ def test_any_background_but_white_is_always_named() -> None:
     assert {on_background("red apple", "blue"), "red apple on blue", "red apple, blue background"} <= {*blue}
     white = [sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)]
     assert sum("white" in caption for caption in white) / len(white) == pytest.approx(0.1, abs=0.03)
-    assert not any(colour in caption for caption in white for colour in COLOURS if colour not in ("red", WHITE))
+    assert not any(
+        colour in caption for caption in white for colour in COLOURS if colour not in ("red", WHITE)
+    )
 
 
 def test_a_twentieth_of_concepts_on_colours_is_kept_back() -> None:
-    shown = [Picture(Concept(f"{code:x}", "x", ()), "3d").shown_on(c) for code in range(0x1F300, 0x1F600) for c in COLOURS]
+    shown = [
+        Picture(Concept(f"{code:x}", "x", ()), "3d").shown_on(c)
+        for code in range(0x1F300, 0x1F600)
+        for c in COLOURS
+    ]
     assert sum(shown) / len(shown) == pytest.approx(19 / 20, abs=0.01)
     assert Picture(APPLE, "3d").shown_on("blue") == Picture(APPLE, "noto").shown_on("blue")
 
 
 PICTURES = tuple(
-    Picture(Concept(f"{code:x}", f"thing {code}", ("thing", f"no {code % 7}")), s) for code in range(1000, 1200) for s in STYLES
+    Picture(Concept(f"{code:x}", f"thing {code}", ("thing", f"no {code % 7}")), s)
+    for code in range(1000, 1200)
+    for s in STYLES
 )
 
 
@@ -166,7 +193,9 @@ def test_sets_of_prompts_ask_for_what_they_say() -> None:
     for prompt in sets["held-out-backgrounds"]:
         assert not Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["keywords"]:
-        assert len(prompt.concepts) == len({p.concept for p in PICTURES if all(k in prompt.text for k in p.concept.keywords)})
+        assert len(prompt.concepts) == len(
+            {p.concept for p in PICTURES if all(k in prompt.text for k in p.concept.keywords)}
+        )
     assert prompts.make_sets(PICTURES) == sets
 
 
@@ -212,7 +241,9 @@ def test_learning_rate_rises_then_falls() -> None:
 
 
 def test_the_last_fifth_falls_to_nothing_and_nothing_before_knows_the_end() -> None:
-    assert [warmup_stable_decay(step, 1000, 10) for step in range(700)] == [warmup_stable_decay(step, 2000, 10) for step in range(700)]
+    assert [warmup_stable_decay(step, 1000, 10) for step in range(700)] == [
+        warmup_stable_decay(step, 2000, 10) for step in range(700)
+    ]
     last = [warmup_stable_decay(step, 1000, 10) for step in range(800, 1001)]
     assert last == sorted(last, reverse=True)
     assert (last[0], last[-1]) == (1.0, 0.0)
@@ -241,9 +272,20 @@ def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
     for stop in stops:
         torch.manual_seed(0)
         net = nn.Linear(4, 2)
-        run = Run("toy", net, [torch.optim.AdamW(net.parameters(), lr=0.1)], Average(net, 0.9), 6, folder / "toy.ckpt", 2, save_every_s=0.0)
+        run = Run(
+            "toy",
+            net,
+            [torch.optim.AdamW(net.parameters(), lr=0.1)],
+            Average(net, 0.9),
+            6,
+            folder / "toy.ckpt",
+            2,
+            save_every_s=0.0,
+        )
 
-        def loss(step: int, generator: torch.Generator, net: nn.Linear = net, stop: int = stop) -> torch.Tensor:
+        def loss(
+            step: int, generator: torch.Generator, net: nn.Linear = net, stop: int = stop
+        ) -> torch.Tensor:
             if step == stop:
                 raise KeyboardInterrupt
             return net(torch.randn(8, 4, generator=generator)).square().mean()
@@ -265,7 +307,9 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
 
 def test_gradients_reach_the_float32_masters() -> None:
     net = nn.Linear(4, 2)
-    torch.func.functional_call(net, bfloat16_copies(net), (torch.ones(1, 4, dtype=torch.bfloat16),)).float().sum().backward()
+    torch.func.functional_call(
+        net, bfloat16_copies(net), (torch.ones(1, 4, dtype=torch.bfloat16),)
+    ).float().sum().backward()
     assert net.weight.grad is not None
     assert net.weight.grad.dtype == torch.float32
     assert torch.equal(net.bias.grad, torch.ones(2))

@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from safelight.models.text.hf_folder import HF_WEIGHTS
 
 VOCABULARY = 256  # of the small T5: its tokenizer has fewer
-PIECES = [*"abcdefghijklmnopqrstuvwxyz0123456789,.", "apple", "▁a", "▁red", "▁apple", "▁on", "▁the", "▁table", "▁green", "ing"]
+PIECES = [
+    *"abcdefghijklmnopqrstuvwxyz0123456789,.",
+    "apple",
+    "▁a",
+    "▁red",
+    "▁apple",
+    "▁on",
+    "▁the",
+    "▁table",
+    "▁green",
+    "ing",
+]
 
 
 def draw(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -27,7 +38,9 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
             if tensor.ndim > 1 and "embed" not in name and "shared" not in name:
                 tensor.mul_((3 / tensor.shape[1]) ** 0.5)
                 if name.endswith("SelfAttention.q.weight"):
-                    tensor.mul_(8**-0.5)  # T5 does not divide by the root of a head's channels: its queries come so much smaller
+                    tensor.mul_(
+                        8**-0.5
+                    )  # T5 does not divide by the root of a head's channels: its queries come so much smaller
             elif "norm" in name and name.endswith("weight"):
                 tensor.add_(1.5)
     return module.eval()
@@ -35,12 +48,20 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def write_t5_tokenizer(folder: Path) -> Path:
     """A T5 tokenizer of few pieces, as `tokenizer.json`."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((piece, -3.0 + len(piece) / 10) for piece in PIECES)]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("▁", -2.0),
+        *((piece, -3.0 + len(piece) / 10) for piece in PIECES),
+    ]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=2))
     tokenizer.normalizer = normalizers.NFKC()
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
-    tokenizer.post_processor = processors.TemplateProcessing(single=["$A", "</s>"], special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], special_tokens=[("</s>", 1)]
+    )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     marks = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -55,7 +76,9 @@ def write_clip_tokenizer(folder: Path, pad_token: str) -> Path:
     vocabulary = {marks.get(token, token): number for token, number in tokenizer.encoder.items()}
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in tokenizer.bpe_ranks), ""]))
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in tokenizer.bpe_ranks), ""])
+    )
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad_token}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder

@@ -37,7 +37,12 @@ def test_a_reading_is_the_forward_of_its_tokens(tower: ClipTextTower) -> None:
     states, mask = tower(tokenised.ids[None])
     assert torch.equal(reading.states, states[0])
     assert torch.equal(reading.mask, mask[0])
-    assert (reading.pooled, reading.num_tokens, reading.truncated, reading.unknown_words) == (None, 3, False, ())
+    assert (reading.pooled, reading.num_tokens, reading.truncated, reading.unknown_words) == (
+        None,
+        3,
+        False,
+        (),
+    )
 
 
 @pytest.mark.parametrize("text", ["a red apple", "", "It's 3D!! naïve café 東京 &amp; “quoted”", "cat " * 40])
@@ -47,7 +52,9 @@ def test_ids_are_open_clips(tower: ClipTextTower, text: str) -> None:
 
 def test_the_blueprint_is_what_the_file_holds() -> None:
     folder = ensure_tiny() / "text_encoder"
-    assert blueprint(folder) == {name: tuple(tensor.shape) for name, tensor in load_file(folder / CLIP_WEIGHTS).items()}
+    assert blueprint(folder) == {
+        name: tuple(tensor.shape) for name, tensor in load_file(folder / CLIP_WEIGHTS).items()
+    }
 
 
 def test_flops_equal_the_counter_of_torch(tower: ClipTextTower) -> None:
@@ -84,7 +91,12 @@ def test_a_prompt_cannot_speak_the_tower_s_own_marks(tower: ClipTextTower) -> No
 def test_endless_words_are_unknown_and_forgotten(tower: ClipTextTower) -> None:
     assert tower.tokenise("x" * 4000).unknown_words == ("x" * 4000,)
     for number in range(40):
-        tower.tokenise(" ".join(f"{chr(97 + number % 26)}{chr(97 + k % 26)}{'abcdefghij'[k % 10] * (k % 7)}q{k}" for k in range(400)))
+        tower.tokenise(
+            " ".join(
+                f"{chr(97 + number % 26)}{chr(97 + k % 26)}{'abcdefghij'[k % 10] * (k % 7)}q{k}"
+                for k in range(400)
+            )
+        )
     assert len(tower._pairs._tokenizer.cache) <= 10_000 + 4000
 
 

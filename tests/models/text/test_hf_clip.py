@@ -14,9 +14,27 @@ from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, blueprint, 
 from tests.models.text.folders import draw, edit, edit_json, shapes_in
 
 VOCABULARY, CONTEXT = 64, 12
-TINY = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 24}
-TRUE_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768, "hidden_act": "quick_gelu"}
-TRUE_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "projection_dim": 24,
+}
+TRUE_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
+TRUE_BIG_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
 CONFIGS = {
     "quick-gelu, the end as older configs have it": TINY | {"hidden_act": "quick_gelu", "eos_token_id": 2},
     "gelu, the end where it is": TINY | {"hidden_act": "gelu", "eos_token_id": VOCABULARY - 1},
@@ -28,7 +46,12 @@ Written = tuple[Path, CLIPTextModelWithProjection]
 
 
 def write(folder: Path, options: dict) -> Written:
-    numbers = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "eos_token_id": VOCABULARY - 1, "bos_token_id": VOCABULARY - 2}
+    numbers = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": VOCABULARY - 1,
+        "bos_token_id": VOCABULARY - 2,
+    }
     theirs = draw(CLIPTextModelWithProjection(CLIPTextConfig(**(numbers | options))))
     theirs.save_pretrained(folder)
     return folder, theirs
@@ -37,7 +60,9 @@ def write(folder: Path, options: dict) -> Written:
 def ids() -> Tensor:
     """Four texts: some padded with the end mark, as L's tokenizer does, some with 0, as bigG's; the last is full."""
     texts = [[62, 5, 7, 63], [62, 63], [62, 0, 9, 0, 63], [62, *range(10), 63]]
-    return torch.tensor([text + [pad] * (CONTEXT - len(text)) for text, pad in zip(texts, (63, 63, 0, 0), strict=True)])
+    return torch.tensor(
+        [text + [pad] * (CONTEXT - len(text)) for text, pad in zip(texts, (63, 63, 0, 0), strict=True)]
+    )
 
 
 def their_answer(theirs: CLIPTextModelWithProjection) -> tuple[Tensor, Tensor]:
@@ -62,14 +87,19 @@ def folder(tmp_path: Path) -> Path:
 
 def test_answers_are_transformers(written: Written) -> None:
     folder, theirs = written
-    (states, pooled), (their_states, their_pooled) = HfClipTower(folder, "cpu", torch.float32)(ids()), their_answer(theirs)
+    (states, pooled), (their_states, their_pooled) = (
+        HfClipTower(folder, "cpu", torch.float32)(ids()),
+        their_answer(theirs),
+    )
     assert_near(states, their_states)
     assert_near(pooled, their_pooled)
 
 
 def test_bfloat16_points_the_same_way(tmp_path: Path) -> None:
     folder, theirs = write(tmp_path, TINY)
-    for got, expected in zip(HfClipTower(folder, "cpu", torch.bfloat16)(ids()), their_answer(theirs), strict=True):
+    for got, expected in zip(
+        HfClipTower(folder, "cpu", torch.bfloat16)(ids()), their_answer(theirs), strict=True
+    ):
         assert got.dtype == torch.bfloat16
         assert torch.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0) >= 0.999
 
@@ -81,7 +111,10 @@ def test_the_blueprint_is_what_transformers_writes(folder: Path) -> None:
 def test_flops_equal_the_counter_of_torch(folder: Path) -> None:
     tower = HfClipTower(folder, "cpu", torch.float32)
     shadow = copy.copy(tower)
-    shadow._tower, shadow._device = copy.deepcopy(tower._tower).to("meta"), "meta"  # on a processor attention counts as free
+    shadow._tower, shadow._device = (
+        copy.deepcopy(tower._tower).to("meta"),
+        "meta",
+    )  # on a processor attention counts as free
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         shadow(torch.empty(1, CONTEXT, dtype=torch.long))
     assert tower.flops_per_text == counter.get_total_flops()
@@ -120,7 +153,10 @@ def test_the_position_numbers_of_older_files_are_left_alone(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"model_type": "clip_vision_model"}, "model_type is 'clip_vision_model', expected 'clip_text_model'"),
+        (
+            {"model_type": "clip_vision_model"},
+            "model_type is 'clip_vision_model', expected 'clip_text_model'",
+        ),
         ({"hidden_act": "silu"}, "hidden_act is 'silu', only quick_gelu, gelu are supported"),
         ({"eos_token_id": 5}, "eos_token_id is 5"),
         ({"num_hidden_layers": 1}, "no layer before the last"),

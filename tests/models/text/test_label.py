@@ -52,9 +52,18 @@ def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("goldfihs", "'goldfihs' is not a class of this model: give a number from 0 to 9, or a name, for instance goldfish"),
-        ("White Sharks", "'White Sharks' is not a class of this model: give a number from 0 to 9, or a name, for instance white shark"),
-        ("a photo of zebras", "'a photo of zebras' is not a class of this model: give a number from 0 to 9, or a name such as tench"),
+        (
+            "goldfihs",
+            "'goldfihs' is not a class of this model: give a number from 0 to 9, or a name, for instance goldfish",
+        ),
+        (
+            "White Sharks",
+            "'White Sharks' is not a class of this model: give a number from 0 to 9, or a name, for instance white shark",
+        ),
+        (
+            "a photo of zebras",
+            "'a photo of zebras' is not a class of this model: give a number from 0 to 9, or a name such as tench",
+        ),
         ("10", "'10' is not a class of this model: give a number from 0 to 9"),
         ("-1", "'-1' is not a class of this model: give a number from 0 to 9"),
         ("crane", "'crane' is the name of 2 classes: give the number, 3 or 4"),
@@ -69,7 +78,9 @@ def test_what_is_unclear_is_refused_with_a_way_out(folder: Path, text: str, mess
 def test_without_names_there_are_numbers(tmp_path: Path) -> None:
     tower = LabelTower(write(tmp_path, None))
     assert tower.read("7").pooled.tolist() == [7]
-    with pytest.raises(UnreadableText, match="'goldfish' is not a class of this model: give a number from 0 to 9$"):
+    with pytest.raises(
+        UnreadableText, match="'goldfish' is not a class of this model: give a number from 0 to 9$"
+    ):
         tower.read("goldfish")
 
 
@@ -90,7 +101,10 @@ def test_wrong_names_are_named(tmp_path: Path, id2label: object, match: str) -> 
 @pytest.mark.parametrize("number", [None, 0, "1000", True])
 def test_a_wrong_number_of_classes_is_named(folder: Path, number: object) -> None:
     (folder / "transformer" / "config.json").write_text(json.dumps({"num_embeds_ada_norm": number}))
-    with pytest.raises(CheckpointError, match=r"transformer/config\.json: num_embeds_ada_norm is .*, expected the number of classes"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"transformer/config\.json: num_embeds_ada_norm is .*, expected the number of classes",
+    ):
         LabelTower(folder)
 
 

@@ -12,7 +12,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.bpe import BytePairs
@@ -21,9 +28,26 @@ from tests.models.text.folders import VOCABULARY, draw, edit_json, write_clip_to
 
 JOINT = 96
 END = 49407
-TEXTS = ["a red apple, on the table", "", "It's 3D: naïve café 東京 🦊 <end_of_text>", "a red apple on a green table " * 60]
-L = {"hidden_size": 32, "projection_dim": 24, "num_attention_heads": 4, "hidden_act": "quick_gelu", "eos_token_id": 2}
-BIG_G = {"hidden_size": 48, "projection_dim": 40, "num_attention_heads": 6, "hidden_act": "gelu", "eos_token_id": END}
+TEXTS = [
+    "a red apple, on the table",
+    "",
+    "It's 3D: naïve café 東京 🦊 <end_of_text>",
+    "a red apple on a green table " * 60,
+]
+L = {
+    "hidden_size": 32,
+    "projection_dim": 24,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+    "eos_token_id": 2,
+}
+BIG_G = {
+    "hidden_size": 48,
+    "projection_dim": 40,
+    "num_attention_heads": 6,
+    "hidden_act": "gelu",
+    "eos_token_id": END,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +63,15 @@ class Written:
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Small random parts."""
     folder, sources = tmp_path_factory.mktemp("sd3"), tmp_path_factory.mktemp("sources")
-    t5 = T5Config(vocab_size=VOCABULARY, d_model=JOINT, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+    t5 = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=JOINT,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=4, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
@@ -61,7 +93,11 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
 @pytest.fixture(scope="module")
 def without_t5(complete: Written, tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder, pipeline = tmp_path_factory.mktemp("sd3"), complete.pipeline
-    parts = {name: part for name, part in pipeline.components.items() if name not in ("image_encoder", "feature_extractor")}
+    parts = {
+        name: part
+        for name, part in pipeline.components.items()
+        if name not in ("image_encoder", "feature_extractor")
+    }
     smaller = StableDiffusion3Pipeline(**(parts | {"text_encoder_3": None, "tokenizer_3": None}))
     smaller.save_pretrained(folder)
     return Written(folder, smaller, towers(folder))
@@ -74,11 +110,15 @@ def written(request: pytest.FixtureRequest) -> Written:
 
 @pytest.fixture
 def folder(complete: Written, tmp_path: Path) -> Path:
-    return shutil.copytree(complete.folder, tmp_path / "model", ignore=shutil.ignore_patterns("text_encoder_3", "tokenizer_3"))
+    return shutil.copytree(
+        complete.folder, tmp_path / "model", ignore=shutil.ignore_patterns("text_encoder_3", "tokenizer_3")
+    )
 
 
 def clip(options: dict) -> CLIPTextModelWithProjection:
-    return draw(CLIPTextModelWithProjection(CLIPTextConfig(intermediate_size=64, num_hidden_layers=3, **options)))
+    return draw(
+        CLIPTextModelWithProjection(CLIPTextConfig(intermediate_size=64, num_hidden_layers=3, **options))
+    )
 
 
 def towers(folder: Path, dtype: torch.dtype = torch.float32) -> Sd3Towers:
@@ -87,7 +127,9 @@ def towers(folder: Path, dtype: torch.dtype = torch.float32) -> Sd3Towers:
 
 def their_reading(pipeline: StableDiffusion3Pipeline, text: str) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
-        states, _, pooled, _ = pipeline.encode_prompt(text, None, None, device="cpu", do_classifier_free_guidance=False)
+        states, _, pooled, _ = pipeline.encode_prompt(
+            text, None, None, device="cpu", do_classifier_free_guidance=False
+        )
     return states[0], pooled[0]
 
 
@@ -102,7 +144,10 @@ def test_readings_are_diffusers(written: Written) -> None:
 
 
 def test_bfloat16_points_the_same_way(written: Written) -> None:
-    reading, expected = towers(written.folder, torch.bfloat16).read(TEXTS[0]), their_reading(written.pipeline, TEXTS[0])
+    reading, expected = (
+        towers(written.folder, torch.bfloat16).read(TEXTS[0]),
+        their_reading(written.pipeline, TEXTS[0]),
+    )
     for got, wanted in zip((reading.states, reading.pooled), expected, strict=True):
         assert got.dtype == torch.float32
         assert torch.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) >= 0.999
@@ -174,12 +219,21 @@ def other_merges(folder: Path) -> None:
     [
         (other_vocabulary, "tokenizer is not CLIP's tokenizer: token 'table</w>' is missing"),
         (other_merges, "tokenizer is not CLIP's tokenizer: its merges"),
-        (lambda f: (f / "vocab.json").write_text('{"a": 0}'), "tokenizer is not CLIP's tokenizer: token '!' is missing"),
+        (
+            lambda f: (f / "vocab.json").write_text('{"a": 0}'),
+            "tokenizer is not CLIP's tokenizer: token '!' is missing",
+        ),
         (lambda f: (f / "vocab.json").unlink(), r"vocab\.json is missing"),
         (lambda f: (f / "merges.txt").unlink(), r"merges\.txt cannot be read"),
         (lambda f: (f / "tokenizer_config.json").unlink(), r"tokenizer_config\.json is missing"),
-        (lambda f: edit_json(f / "tokenizer_config.json", pad_token="[PAD]"), r"pad_token '\[PAD\]' is not one of CLIP's tokens"),
-        (lambda f: edit_json(f / "tokenizer_config.json", model_max_length=248), "model_max_length is 248, the text encoders read 77"),
+        (
+            lambda f: edit_json(f / "tokenizer_config.json", pad_token="[PAD]"),
+            r"pad_token '\[PAD\]' is not one of CLIP's tokens",
+        ),
+        (
+            lambda f: edit_json(f / "tokenizer_config.json", model_max_length=248),
+            "model_max_length is 248, the text encoders read 77",
+        ),
     ],
     ids=["vocabulary", "merges", "few words", "no vocabulary", "no merges", "no config", "padding", "length"],
 )
@@ -194,13 +248,27 @@ def test_another_tokenizer_is_named(folder: Path, change, match: str) -> None:
     ("file", "changes", "match"),
     [
         ("text_encoder_2/config.json", {"max_position_embeddings": 64}, "read 77 and 64 tokens"),
-        ("text_encoder/config.json", {"vocab_size": 500, "eos_token_id": 2}, r"text_encoder/config\.json: vocab_size is 500"),
-        ("transformer/config.json", {"joint_attention_dim": 64}, "have 80 channels together, the transformer takes 64"),
-        ("transformer/config.json", {"joint_attention_dim": 128}, "text_encoder_3 has 96 channels, the transformer takes 128"),
+        (
+            "text_encoder/config.json",
+            {"vocab_size": 500, "eos_token_id": 2},
+            r"text_encoder/config\.json: vocab_size is 500",
+        ),
+        (
+            "transformer/config.json",
+            {"joint_attention_dim": 64},
+            "have 80 channels together, the transformer takes 64",
+        ),
+        (
+            "transformer/config.json",
+            {"joint_attention_dim": 128},
+            "text_encoder_3 has 96 channels, the transformer takes 128",
+        ),
         ("transformer/config.json", {"joint_attention_dim": None}, "joint_attention_dim is None"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(complete: Written, tmp_path: Path, file: str, changes: dict, match: str) -> None:
+def test_parts_that_do_not_fit_are_named(
+    complete: Written, tmp_path: Path, file: str, changes: dict, match: str
+) -> None:
     folder = shutil.copytree(complete.folder, tmp_path / "model")
     edit_json(folder / file, **changes)
     with pytest.raises(CheckpointError, match=match):

@@ -58,9 +58,13 @@ def tower(folder: Path, dtype: torch.dtype = torch.float32) -> T5Tower:
 def their_states(folder: Path, theirs: T5EncoderModel, text: str) -> tuple[Tensor, Tensor]:
     """What diffusers' PixArt pipelines make of `text`."""
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
-    asked = tokenizer([text.lower().strip()], padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt")
+    asked = tokenizer(
+        [text.lower().strip()], padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
+    )
     with torch.inference_mode():
-        return theirs(asked.input_ids, attention_mask=asked.attention_mask)[0][0], asked.attention_mask[0].bool()
+        return theirs(asked.input_ids, attention_mask=asked.attention_mask)[0][0], asked.attention_mask[
+            0
+        ].bool()
 
 
 def test_states_and_mask_are_transformers(written: Written) -> None:
@@ -115,7 +119,10 @@ def test_flops_equal_the_counter_of_torch(written: Written) -> None:
         (lambda t: t.pop("encoder.final_layer_norm.weight"), r"encoder\.final_layer_norm\.weight is missing"),
         (lambda t: t.pop(EMBEDDING), r"tensor shared\.weight is missing$"),
         (lambda t: t.update(stowaway=torch.zeros(1)), "stowaway is not expected"),
-        (lambda t: t.update({EMBEDDING: torch.zeros(9, 32)}), r"shared\.weight has shape \(9, 32\), expected \(256, 32\)"),
+        (
+            lambda t: t.update({EMBEDDING: torch.zeros(9, 32)}),
+            r"shared\.weight has shape \(9, 32\), expected \(256, 32\)",
+        ),
     ],
     ids=["missing", "no embedding", "extra", "shape"],
 )
@@ -125,7 +132,9 @@ def test_weights_are_loaded_strictly(folder: Path, change, match: str) -> None:
         tower(folder)
 
 
-@pytest.mark.parametrize("names", [[EMBEDDING], [EMBEDDING_TOO], [EMBEDDING, EMBEDDING_TOO]], ids=" and ".join)
+@pytest.mark.parametrize(
+    "names", [[EMBEDDING], [EMBEDDING_TOO], [EMBEDDING, EMBEDDING_TOO]], ids=" and ".join
+)
 def test_the_tied_embedding_may_go_by_either_name(modern: Written, folder: Path, names: list[str]) -> None:
     def rename(tensors: dict[str, Tensor]) -> None:
         embedding = tensors.pop(EMBEDDING)
@@ -152,15 +161,27 @@ def test_a_pickle_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "match"),
     [
-        ("text_encoder/config.json", {"model_type": "umt5"}, r"config\.json: model_type is 'umt5', expected 't5'"),
+        (
+            "text_encoder/config.json",
+            {"model_type": "umt5"},
+            r"config\.json: model_type is 'umt5', expected 't5'",
+        ),
         (
             "text_encoder/config.json",
             {"feed_forward_proj": "gated-silu"},
             r"config\.json: feed_forward_proj is 'gated-silu', only relu, gated-gelu",
         ),
-        ("text_encoder/config.json", {"d_model": "wide"}, r"config\.json: d_model is 'wide', expected a whole number, at least 0"),
+        (
+            "text_encoder/config.json",
+            {"d_model": "wide"},
+            r"config\.json: d_model is 'wide', expected a whole number, at least 0",
+        ),
         ("text_encoder/config.json", {"dropout_rate": "much"}, r"config\.json is not a T5's: "),
-        ("text_encoder/config.json", {"vocab_size": 60}, r"tokenizer is not this encoder's tokenizer: it has \d+ tokens"),
+        (
+            "text_encoder/config.json",
+            {"vocab_size": 60},
+            r"tokenizer is not this encoder's tokenizer: it has \d+ tokens",
+        ),
         ("text_encoder/config.json", {"eos_token_id": 7}, "tokenizer is not this encoder's tokenizer"),
     ],
 )
@@ -181,12 +202,16 @@ def test_a_tokenizer_that_is_missing_or_none_is_named(folder: Path) -> None:
 
 def test_missing_libraries_are_named_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match=r"needs transformers: in the checkout, pip install -e '.\[t5\]'"):
+    with pytest.raises(
+        CheckpointError, match=r"needs transformers: in the checkout, pip install -e '.\[t5\]'"
+    ):
         tower(folder)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     (folder / "tokenizer" / "tokenizer.json").rename(folder / "tokenizer" / "spiece.model")
-    with pytest.raises(CheckpointError, match=r"spiece\.model needs sentencepiece: in the checkout, pip install -e '.\[t5\]'"):
+    with pytest.raises(
+        CheckpointError, match=r"spiece\.model needs sentencepiece: in the checkout, pip install -e '.\[t5\]'"
+    ):
         tower(folder)
 
 

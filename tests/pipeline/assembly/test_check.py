@@ -75,8 +75,12 @@ def copied(written: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda family: shutil.copytree(written[family], tmp_path / "model")
 
 
-@pytest.mark.parametrize(("family", "file", "change", "says"), NONSENSE, ids=[f"{each[0]}-{each[2]}" for each in NONSENSE])
-def test_nonsense_is_refused(copied: Callable[[str], Path], family: str, file: str, change: dict[str, object], says: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "file", "change", "says"), NONSENSE, ids=[f"{each[0]}-{each[2]}" for each in NONSENSE]
+)
+def test_nonsense_is_refused(
+    copied: Callable[[str], Path], family: str, file: str, change: dict[str, object], says: str
+) -> None:
     folder = copied(family)
     edit_json(folder / file, **change)
     faults = check_folder(str(folder)).faults
@@ -96,7 +100,8 @@ def test_a_transformer_of_another_family(written: dict[str, Path], copied: Calla
     shutil.rmtree(folder / "transformer")
     shutil.copytree(written["sigma"] / "transformer", folder / "transformer")
     assert any(
-        "the transformer is a PixArtTransformer2DModel, a StableDiffusion3Pipeline needs" in f for f in check_folder(str(folder)).faults
+        "the transformer is a PixArtTransformer2DModel, a StableDiffusion3Pipeline needs" in f
+        for f in check_folder(str(folder)).faults
     )
 
 
@@ -127,7 +132,11 @@ ODDITIES = [
     (TRANSFORMER, put_a_pipe, "is not a file"),
     (TRANSFORMER, nest, "nested too deeply"),
     (f"transformer/{WEIGHTS}", put_a_pipe, "is not a file"),
-    (f"vae/{WEIGHTS}", lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    (
+        f"vae/{WEIGHTS}",
+        lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "git lfs pull",
+    ),
     (f"vae/{WEIGHTS}", lambda file: file.write_text("<!doctype html>"), "is a web page"),
     (f"text_encoder/{HF_WEIGHTS}", lambda file: file.write_text("x"), "is not a readable safetensors file"),
     (TEXT, lambda file: edit_json(file, architectures=5, model_type="bert"), "model_type is 'bert'"),
@@ -136,7 +145,9 @@ ODDITIES = [
 
 
 @pytest.mark.parametrize(("name", "put", "says"), ODDITIES)
-def test_odd_files_are_named(copied: Callable[[str], Path], name: str, put: Callable[[Path], object], says: str) -> None:
+def test_odd_files_are_named(
+    copied: Callable[[str], Path], name: str, put: Callable[[Path], object], says: str
+) -> None:
     folder = copied("sigma")
     put(folder / name)
     faults = check_folder(str(folder)).faults

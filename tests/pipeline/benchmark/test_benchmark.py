@@ -24,7 +24,17 @@ TEXTS = {prompt: states(prompt) for prompt in (*PROMPTS, "")}
 def test_the_trace_is_the_one_that_was_committed() -> None:
     trace = make_trace(200, [(128, 128), (96, 96)])
     told = json.dumps(
-        [(round(a.at, 6), a.params.num_steps, a.params.guidance_scale, a.params.solver, a.params.width, a.params.prompt) for a in trace]
+        [
+            (
+                round(a.at, 6),
+                a.params.num_steps,
+                a.params.guidance_scale,
+                a.params.solver,
+                a.params.width,
+                a.params.prompt,
+            )
+            for a in trace
+        ]
     )
     assert hashlib.sha256(told.encode()).hexdigest()[:16] == "b0374a2ed5fb481b"
     assert trace[:50] == make_trace(50, [(128, 128), (96, 96)])
@@ -56,12 +66,17 @@ class Recorder:
 
 
 def arrivals(*given: tuple[float, dict[str, Any]]) -> list[Arrival]:
-    return [Arrival(at, params(seed=seed, prompt=PROMPTS[0], **changed)) for seed, (at, changed) in enumerate(given)]
+    return [
+        Arrival(at, params(seed=seed, prompt=PROMPTS[0], **changed))
+        for seed, (at, changed) in enumerate(given)
+    ]
 
 
 def test_static_batches_hold_equal_requests_and_wait_for_them() -> None:
     loop = Recorder()
-    trace = arrivals((0.0, {}), (0.0, {"num_steps": 9}), (0.02, {}), (0.03, {"num_steps": 9}), (0.04, {}), (0.5, {}))
+    trace = arrivals(
+        (0.0, {}), (0.0, {"num_steps": 9}), (0.02, {}), (0.03, {"num_steps": 9}), (0.04, {}), (0.5, {})
+    )
     replayed = by_diffusers(loop, TEXTS, largest_batch=2, patience_s=0.2)(trace, lambda done: None)  # type: ignore[arg-type]
     assert loop.batches == [[0, 2], [1, 3], [4], [5]]
     assert min(replayed.latencies) > 0.0
@@ -70,7 +85,9 @@ def test_static_batches_hold_equal_requests_and_wait_for_them() -> None:
 
 def test_one_at_a_time_is_first_come_first_served() -> None:
     loop = Recorder()
-    by_diffusers(loop, TEXTS, largest_batch=1, patience_s=0.0)(arrivals((0.0, {}), (0.0, {}), (0.001, {})), lambda done: None)  # type: ignore[arg-type]
+    by_diffusers(loop, TEXTS, largest_batch=1, patience_s=0.0)(
+        arrivals((0.0, {}), (0.0, {}), (0.001, {})), lambda done: None
+    )  # type: ignore[arg-type]
     assert loop.batches == [[0], [1], [2]]
 
 
@@ -88,7 +105,10 @@ def test_the_peak_is_more_than_nothing() -> None:
 
 
 def test_the_command_tells_all_it_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "--model", "tiny", "--requests", "3", "--rounds", "1", "--no-compile", "--json"]) == 0
+    assert (
+        cli.main(["bench", "--model", "tiny", "--requests", "3", "--rounds", "1", "--no-compile", "--json"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert {
         "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line", "curve",

@@ -17,7 +17,9 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 ONE_BY_ONE = CostCurve((1.0,), (0.1,))  # a second for ten ticks, in proportion
 KIND = Kind(rows=(2,) * 10, work=(1.0,) * 10, tokens=4096, around=0.25)
-FLEET = Fleet(gpus=1, curve=ONE_BY_ONE, limits=Limits(2, 1 << 20), kinds=(KIND,), downscale_delay=1e9, stride=10)
+FLEET = Fleet(
+    gpus=1, curve=ONE_BY_ONE, limits=Limits(2, 1 << 20), kinds=(KIND,), downscale_delay=1e9, stride=10
+)
 
 
 def run(fleet: Fleet, rate: float, seconds: float, shape: str = "steady", **options: float):
@@ -45,7 +47,16 @@ def test_batches_are_shared_as_the_engine_shares_them() -> None:
 
 
 def test_every_picture_is_somewhere() -> None:
-    fleet = replace(FLEET, gpus=20, least=5, mean_life=500.0, start=30.0, max_in_flight=60, deadline=20.0, downscale_delay=60.0)
+    fleet = replace(
+        FLEET,
+        gpus=20,
+        least=5,
+        mean_life=500.0,
+        start=30.0,
+        max_in_flight=60,
+        deadline=20.0,
+        downscale_delay=60.0,
+    )
     simulator = Simulator(fleet, 15.0, "spike", 4000.0)
     found = simulator.run()
     came = len(list(arrivals(15.0, "spike", 4000.0, random.Random(1))))
@@ -95,14 +106,18 @@ def test_traffic_has_its_mean_and_its_shape(shape: str) -> None:
     expected = 2.0 * sum(SHAPES[shape](float(t), DAY) for t in range(0, int(DAY), 10)) * 10
     assert len(times) == pytest.approx(expected, rel=0.01)
     noon = sum(DAY * 0.495 < t < DAY * 0.505 for t in times) / (DAY * 0.01)
-    assert noon == pytest.approx(2.0 * sum(SHAPES[shape](DAY * (0.495 + 0.0001 * k), DAY) for k in range(100)) / 100, rel=0.1)
+    assert noon == pytest.approx(
+        2.0 * sum(SHAPES[shape](DAY * (0.495 + 0.0001 * k), DAY) for k in range(100)) / 100, rel=0.1
+    )
 
 
 def test_the_first_part_to_be_full_is_found_where_its_share_is_one() -> None:
     full = largest_fleet(0.3, 0.2, 1e6)
     for name, denoisers in full.items():
         if denoisers < 9e6:
-            assert control_plane(0.3 * denoisers, denoisers, 0.2 * denoisers, 1e6)[name].share == pytest.approx(1.0, rel=1e-3)
+            assert control_plane(0.3 * denoisers, denoisers, 0.2 * denoisers, 1e6)[
+                name
+            ].share == pytest.approx(1.0, rel=1e-3)
     assert largest_fleet(0.3, 0.2, 1e6, UnitCosts(ledger_statement=0.0002))["ledger"] > 5 * full["ledger"]
 
 

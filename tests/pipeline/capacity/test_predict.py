@@ -17,7 +17,17 @@ import pytest
 
 from safelight.pipeline.capacity import predict as capacity
 from safelight.pipeline.capacity.picture_work import PictureWork, picture_work
-from safelight.pipeline.capacity.predict import GPUS, Machine, Measured, Order, Outline, Seconds, Targets, predict, replicas_for
+from safelight.pipeline.capacity.predict import (
+    GPUS,
+    Machine,
+    Measured,
+    Order,
+    Outline,
+    Seconds,
+    Targets,
+    predict,
+    replicas_for,
+)
 from safelight.pipeline.capacity.queueing import ConstantServers
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import InvalidParams
@@ -69,14 +79,24 @@ def test_waits_are_those_of_a_simulated_queue(servers: int, utilisation: float) 
     for share in (0.5, 0.9, 0.95, 0.99):
         assert queue.wait_at(share) == pytest.approx(at(share, waits), rel=0.06, abs=0.02)
     for seconds in (0.0, 0.5, 2.0, 5.0):
-        assert queue.waits_at_most(seconds) == pytest.approx(sum(wait <= seconds for wait in waits) / len(waits), abs=0.01)
+        assert queue.waits_at_most(seconds) == pytest.approx(
+            sum(wait <= seconds for wait in waits) / len(waits), abs=0.01
+        )
 
 
 @pytest.mark.parametrize(
     ("service", "mean", "p95", "p99"),
-    [(3.5, 65.0, None, None), (2.5, 5.3, 12.6, None), (2.0, None, 6.9, None), (1.7, None, 5.0, None), (1.5, None, 3.9, 5.5)],
+    [
+        (3.5, 65.0, None, None),
+        (2.5, 5.3, 12.6, None),
+        (2.0, None, 6.9, None),
+        (1.7, None, 5.0, None),
+        (1.5, None, 3.9, 5.5),
+    ],
 )
-def test_a_thousand_an_hour_on_one_server(service: float, mean: float | None, p95: float | None, p99: float | None) -> None:
+def test_a_thousand_an_hour_on_one_server(
+    service: float, mean: float | None, p95: float | None, p99: float | None
+) -> None:
     queue = ConstantServers(HOURLY, service)
     for wanted, wait in ((mean, queue.mean_wait), (p95, queue.wait_at(0.95)), (p99, queue.wait_at(0.99))):
         assert wanted is None or service + wait == pytest.approx(wanted, rel=0.025)
@@ -88,7 +108,9 @@ def test_one_server_by_closed_formulas(utilisation: float) -> None:
     queue = ConstantServers(utilisation, 1.0)
     assert queue.mean_wait == pytest.approx(utilisation / (2 * (1 - utilisation)), rel=1e-6)
     for seconds in (0.0, 0.25, 0.999):
-        assert queue.waits_at_most(seconds) == pytest.approx((1 - utilisation) * math.exp(utilisation * seconds), rel=1e-6)
+        assert queue.waits_at_most(seconds) == pytest.approx(
+            (1 - utilisation) * math.exp(utilisation * seconds), rel=1e-6
+        )
     if utilisation > 0.1:
         share = queue.waits_at_most(1.7)  # Erlang's second term
         early = math.exp(1.7 * utilisation) - 0.7 * utilisation * math.exp(0.7 * utilisation)
@@ -104,7 +126,8 @@ def test_a_queue_that_grows_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "service", "servers"), [(0.0, 1.0, 1), (1.0, 0.0, 1), (math.inf, 1.0, 1), (1.0, math.nan, 1), (1.0, 1.0, 0)]
+    ("rate", "service", "servers"),
+    [(0.0, 1.0, 1), (1.0, 0.0, 1), (math.inf, 1.0, 1), (1.0, math.nan, 1), (1.0, 1.0, 0)],
 )
 def test_no_queue_at_all(rate: float, service: float, servers: int) -> None:
     with pytest.raises(ValueError, match="positive rate"):
@@ -221,7 +244,9 @@ def work_of(encode: float, denoise: float, decode: float) -> PictureWork:
 def fleet_latencies(seconds: Seconds, replicas: dict[str, int], rate: float) -> list[float]:
     """Of pictures that go through the stages in turn, at each to the replica with fewer of two drawn at random, as Ray Serve does."""
     rng = random.Random(5)
-    ends = {stage: [deque[float]() for _ in range(count)] for stage, count in replicas.items()}  # of who is at each replica
+    ends = {
+        stage: [deque[float]() for _ in range(count)] for stage, count in replicas.items()
+    }  # of who is at each replica
     coming = [(now, 0, now) for now in arrivals(rate, 40_000, seed=4)]
     heapq.heapify(coming)
     latencies = []
@@ -251,7 +276,9 @@ def fleet_latencies(seconds: Seconds, replicas: dict[str, int], rate: float) -> 
     ids=["one GPU is not enough", "many", "every stage is busy"],
 )
 def test_a_fleet_is_in_time_and_not_lavish(seconds: Seconds, targets: Targets) -> None:
-    replicas, latency = replicas_for(work_of(seconds.encode, seconds.denoise, seconds.decode), Machine(1.0), targets)
+    replicas, latency = replicas_for(
+        work_of(seconds.encode, seconds.denoise, seconds.decode), Machine(1.0), targets
+    )
     assert latency <= targets.latency_s
     assert at(targets.share, fleet_latencies(seconds, replicas, targets.rate)) <= targets.latency_s
     for stage, count in replicas.items():
@@ -271,7 +298,9 @@ CHEAPER = CostCurve((2.0, 16.0), (TICK, 2 * TICK))  # 16 rows in the time of 4
 
 def engine_latencies(curve: CostCurve, max_rows: int, rate: float, count: int = 6000) -> list[float]:
     """Of pictures of 20 guided steps, by the engine's own rule."""
-    coming = [Simulated(make_load([2] * 20, [2.0] * 20, 64, curve, now)) for now in arrivals(rate, count, seed=0)]
+    coming = [
+        Simulated(make_load([2] * 20, [2.0] * 20, 64, curve, now)) for now in arrivals(rate, count, seed=0)
+    ]
     done = simulate(coming, partial(choose_next, limits=Limits(max_rows, 10**6), curve=curve), curve)
     return sorted(each.latency for each in done)
 
@@ -289,7 +318,9 @@ def test_a_measured_machine_gains_by_company() -> None:
     work = PictureWork(10.0, 0.0, (2.0,) * 20, 10.0, rows=2, tokens=64)
     device = Measured(CHEAPER, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
     assert device.seconds(work) == Seconds(0.02, pytest.approx(2.0), 0.05)
-    assert device.busy_seconds(work) == Seconds(0.02, pytest.approx(2.0 * 2 / 8), 0.05)  # 8 pictures in the time of 2
+    assert device.busy_seconds(work) == Seconds(
+        0.02, pytest.approx(2.0 * 2 / 8), 0.05
+    )  # 8 pictures in the time of 2
     rate = 1.0  # twice what there would be without company
     assert ConstantServers(rate, device.seconds(work).total).wait_at(0.95) == math.inf
     alone = at(0.95, engine_latencies(CHEAPER, 16, rate)) - 2.0
@@ -307,14 +338,18 @@ def test_published_times_are_predicted_at_their_share_of_the_peak(tables: Module
 
 
 @pytest.mark.parametrize(("gpu", "how", "mfu"), [("a100", "eager", 0.37), ("a100", "compiled", 0.48)])
-def test_one_share_of_the_peak_tells_the_times_of_unlike_models(tables: ModuleType, gpu: str, how: str, mfu: float) -> None:
+def test_one_share_of_the_peak_tells_the_times_of_unlike_models(
+    tables: ModuleType, gpu: str, how: str, mfu: float
+) -> None:
     """So the operations are counted rightly from one model to another: PixArt, SD3 and SDXL, 20 to 50 steps."""
     rows = [each for each in tables.PUBLISHED if each.gpu == gpu and each.how.startswith(how)]
     assert len(rows) >= 4
     for each in rows:
         outline = capacity.published_outline(each.model)
         work = picture_work(outline, order(outline, num_steps=each.steps))
-        assert Machine(mfu * GPUS[gpu].peak_flops).seconds(work).total == pytest.approx(each.seconds, rel=0.15), each
+        assert Machine(mfu * GPUS[gpu].peak_flops).seconds(work).total == pytest.approx(
+            each.seconds, rel=0.15
+        ), each
 
 
 def test_the_documentation_has_these_tables(tables: ModuleType) -> None:
@@ -326,5 +361,7 @@ def test_the_documentation_has_these_tables(tables: ModuleType) -> None:
 
 def test_it_starts_without_torch() -> None:
     code = "import sys, safelight.pipeline.capacity.predict; sys.exit(' '.join({'torch', 'diffusers', 'open_clip'} & set(sys.modules)) or None)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DOCUMENTATION.parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=DOCUMENTATION.parents[1]
+    )
     assert (done.returncode, done.stderr) == (0, "")

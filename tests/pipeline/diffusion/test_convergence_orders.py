@@ -24,7 +24,14 @@ LOW, HIGH = -5.25, 2.0
 START = torch.tensor([[1.3]], dtype=torch.float64)
 
 
-def error(solver: str, schedule: Schedule, num_steps: int, low: float = LOW, high: float = HIGH, lower_order_final: bool = False) -> float:
+def error(
+    solver: str,
+    schedule: Schedule,
+    num_steps: int,
+    low: float = LOW,
+    high: float = HIGH,
+    lower_order_final: bool = False,
+) -> float:
     grid = tuple(schedule.time_of(low + (high - low) * i / num_steps) for i in range(num_steps + 1))
     table = plan(solver, schedule, "sample", num_steps, grid=grid, lower_order_final=lower_order_final)
     reached = walk(table, lambda x, t: GAUSSIAN.x0(x, *schedule.alpha_sigma(t)), START)
@@ -32,7 +39,9 @@ def error(solver: str, schedule: Schedule, num_steps: int, low: float = LOW, hig
 
 
 def slope(solver: str, schedule: Schedule, num_steps: int, **options) -> float:
-    return math.log2(error(solver, schedule, num_steps // 2, **options) / error(solver, schedule, num_steps, **options))
+    return math.log2(
+        error(solver, schedule, num_steps // 2, **options) / error(solver, schedule, num_steps, **options)
+    )
 
 
 def test_the_table_covers_every_deterministic_solver_and_is_what_they_claim() -> None:
@@ -49,7 +58,9 @@ def test_order_of_convergence(solver: str, order: int) -> None:
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "dpm_2s", "dpm_3s", "unipc_2", "plms"])
 def test_order_on_a_variance_preserving_path(solver: str) -> None:
     """Where `heun` steps in sigma / alpha, which on flows it does not, and time has kinks, which lam does not see."""
-    assert slope(solver, VariancePreserving("linear"), 320, low=-5.0) == pytest.approx(ORDERS[solver], abs=0.1)
+    assert slope(solver, VariancePreserving("linear"), 320, low=-5.0) == pytest.approx(
+        ORDERS[solver], abs=0.1
+    )
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
@@ -57,7 +68,11 @@ def test_order_from_pure_noise_to_data(solver: str) -> None:
     """The whole of a flow in even steps of t: the closed form from t = 1, with both ends' special steps."""
 
     def whole(num_steps: int) -> float:
-        reached = walk(plan(solver, Flow(), "flow", num_steps), lambda x, t: GAUSSIAN.out("flow", x, *Flow().alpha_sigma(t)), START)
+        reached = walk(
+            plan(solver, Flow(), "flow", num_steps),
+            lambda x, t: GAUSSIAN.out("flow", x, *Flow().alpha_sigma(t)),
+            START,
+        )
         return float((reached - gaussian_map(GAUSSIAN, Flow(), 1.0, 0.0, START)).abs())
 
     assert math.log2(whole(160) / whole(320)) == pytest.approx(ORDERS[solver], abs=0.1)
@@ -66,7 +81,9 @@ def test_order_from_pure_noise_to_data(solver: str) -> None:
 def test_a_start_at_low_noise_shows_the_first_step() -> None:
     """One step of first order leaves an error of h^2: what a multistep solver of order 3 is left with when it starts mid-way."""
     assert slope("dpmpp_3m_order3", Flow(), 640, low=-2.0) < 2.0
-    assert slope("dpm_3s", Flow(), 640, low=-2.0) == pytest.approx(3.0, abs=0.1)  # single-step solvers have no start
+    assert slope("dpm_3s", Flow(), 640, low=-2.0) == pytest.approx(
+        3.0, abs=0.1
+    )  # single-step solvers have no start
 
 
 @pytest.mark.parametrize("solver", ["unipc_2", "unipc_3"])
@@ -85,7 +102,15 @@ def on_a_mixture(x: torch.Tensor, t: float) -> torch.Tensor:
 @cache
 def mixed_end() -> torch.Tensor:
     """By adaptive Runge-Kutta, which shares nothing with the tables."""
-    return rk45(on_a_mixture, Flow(), Flow().time_of(MIXED_LOW), Flow().time_of(MIXED_HIGH), MIXED_START, rtol=1e-11, atol=1e-12)[0]
+    return rk45(
+        on_a_mixture,
+        Flow(),
+        Flow().time_of(MIXED_LOW),
+        Flow().time_of(MIXED_HIGH),
+        MIXED_START,
+        rtol=1e-11,
+        atol=1e-12,
+    )[0]
 
 
 @pytest.mark.parametrize("solver", ORDERS)
@@ -93,11 +118,15 @@ def test_order_on_a_mixture(solver: str) -> None:
     """A path that bends: what is linear in x cannot hide an order there. Two orders are still on their way at 320 steps."""
     errors = []
     for num_steps in (160, 320):
-        grid = tuple(Flow().time_of(MIXED_LOW + (MIXED_HIGH - MIXED_LOW) * i / num_steps) for i in range(num_steps + 1))
+        grid = tuple(
+            Flow().time_of(MIXED_LOW + (MIXED_HIGH - MIXED_LOW) * i / num_steps) for i in range(num_steps + 1)
+        )
         table = plan(solver, Flow(), "sample", num_steps, grid=grid, lower_order_final=False)
         errors.append(float((walk(table, on_a_mixture, MIXED_START) - mixed_end()).abs().max()))
     far = {"unipc_3", "dpmpp_3m_order3"}
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[solver], abs=0.4 if solver in far else 0.1)
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(
+        ORDERS[solver], abs=0.4 if solver in far else 0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +155,9 @@ def variance_error(table: Plan, schedule: Schedule, grid: tuple[float, ...]) -> 
     for tick, matrix in zip(table.ticks, torch.tensor(table.matrices(), dtype=torch.float64), strict=True):
         alpha, _ = schedule.alpha_sigma(tick.t)
         linear = matrix[:, :5].clone()
-        linear[:, 0] += matrix[:, 5] * alpha * c / _noised(c, schedule, tick.t)  # the posterior mean, for data of mean 0
+        linear[:, 0] += (
+            matrix[:, 5] * alpha * c / _noised(c, schedule, tick.t)
+        )  # the posterior mean, for data of mean 0
         state = linear @ state @ linear.T + torch.outer(matrix[:, 6], matrix[:, 6])
     return abs(float(state[0, 0]) - _noised(c, schedule, grid[-1]))
 

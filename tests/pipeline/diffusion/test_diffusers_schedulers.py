@@ -18,7 +18,9 @@ from tests.pipeline.oracle import walk
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # it deprecates what is compared with
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # it hands numpy a tensor
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation:DeprecationWarning"
+    ),  # it hands numpy a tensor
 ]
 
 SCALED = VariancePreserving("scaled_linear")
@@ -78,23 +80,48 @@ def made(name: str, num_steps: int, **config):
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_ddim(num_steps: int, eta: float, prediction: str) -> None:
-    scheduler = made("DDIMScheduler", num_steps, **BETAS, prediction_type=prediction, clip_sample=False, timestep_spacing="trailing")
+    scheduler = made(
+        "DDIMScheduler",
+        num_steps,
+        **BETAS,
+        prediction_type=prediction,
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
     table, noise = plan("ddim", SCALED, prediction, num_steps, eta=eta), Noise()
-    check(walk(table, network, START, noise.ours), run(scheduler, shown(table), eta=eta, generator=noise.theirs))
+    check(
+        walk(table, network, START, noise.ours), run(scheduler, shown(table), eta=eta, generator=noise.theirs)
+    )
 
 
 @STEPS
 def test_ddpm(num_steps: int) -> None:
-    scheduler = made("DDPMScheduler", num_steps, **BETAS, clip_sample=False, timestep_spacing="trailing", variance_type="fixed_small")
+    scheduler = made(
+        "DDPMScheduler",
+        num_steps,
+        **BETAS,
+        clip_sample=False,
+        timestep_spacing="trailing",
+        variance_type="fixed_small",
+    )
     table, noise = plan("ddpm", SCALED, "epsilon", num_steps), Noise()
     check(walk(table, network, START, noise.ours), run(scheduler, shown(table), generator=noise.theirs))
 
 
 @STEPS
-@pytest.mark.parametrize(("solver", "variance"), [("ddpm", "fixed_small"), ("ddpm_fixed_large", "fixed_large")])
+@pytest.mark.parametrize(
+    ("solver", "variance"), [("ddpm", "fixed_small"), ("ddpm_fixed_large", "fixed_large")]
+)
 def test_ddpm_on_its_own_leading_grid(num_steps: int, solver: str, variance: str) -> None:
     """`leading` with no offset ends at their time 0, the only step that they add no noise at; it starts too late to be ours."""
-    scheduler = made("DDPMScheduler", num_steps, **BETAS, clip_sample=False, timestep_spacing="leading", variance_type=variance)
+    scheduler = made(
+        "DDPMScheduler",
+        num_steps,
+        **BETAS,
+        clip_sample=False,
+        timestep_spacing="leading",
+        variance_type=variance,
+    )
     grid = (*((float(t) + 1) / 1000 for t in scheduler.timesteps), 0.0)
     assert grid[0] < 1.0 == make_grid(SCALED, num_steps, "leading")[0]
     table, noise = plan(solver, SCALED, "epsilon", num_steps, grid=grid), Noise()
@@ -103,9 +130,19 @@ def test_ddpm_on_its_own_leading_grid(num_steps: int, solver: str, variance: str
 
 def test_their_large_variance_leaves_noise_on_the_picture_elsewhere() -> None:
     """On a grid that ends above their time 0 it adds sqrt(beta) z to the data, which is a mistake: equal but for that."""
-    scheduler = made("DDPMScheduler", 10, **BETAS, clip_sample=False, timestep_spacing="trailing", variance_type="fixed_large")
+    scheduler = made(
+        "DDPMScheduler",
+        10,
+        **BETAS,
+        clip_sample=False,
+        timestep_spacing="trailing",
+        variance_type="fixed_large",
+    )
     table, noise = plan("ddpm_fixed_large", SCALED, "epsilon", 10), Noise()
-    ours, theirs = walk(table, network, START, noise.ours), run(scheduler, shown(table), generator=noise.theirs)
+    ours, theirs = (
+        walk(table, network, START, noise.ours),
+        run(scheduler, shown(table), generator=noise.theirs),
+    )
     check(ours + SCALED.alpha_sigma(0.1)[1] * noise.ours(9), theirs)
 
 
@@ -133,7 +170,14 @@ def test_schedulers_of_sigma(num_steps: int, name: str, solver: str, spacing: st
 @STEPS
 def test_pndm(num_steps: int) -> None:
     """PLMS, with their extra evaluation at the start: N + 1."""
-    scheduler = made("PNDMScheduler", num_steps, **BETAS, skip_prk_steps=True, set_alpha_to_one=True, timestep_spacing="trailing")
+    scheduler = made(
+        "PNDMScheduler",
+        num_steps,
+        **BETAS,
+        skip_prk_steps=True,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
     table = plan("plms", SCALED, "epsilon", num_steps)
     assert table.nfe == num_steps + 1
     check(walk(table, network, START), run(scheduler, shown(table)))
@@ -152,7 +196,9 @@ def test_the_extra_evaluation_is_plms_and_not_ipndm() -> None:
     ("solver", "order", "algorithm"),
     [("dpmpp_2m", 2, "dpmsolver++"), ("dpmpp_3m", 3, "dpmsolver++"), ("sde_dpmpp_2m", 2, "sde-dpmsolver++")],
 )
-def test_dpm_solver_multistep(num_steps: int, prediction: str, spacing: str, solver: str, order: int, algorithm: str) -> None:
+def test_dpm_solver_multistep(
+    num_steps: int, prediction: str, spacing: str, solver: str, order: int, algorithm: str
+) -> None:
     scheduler = made(
         "DPMSolverMultistepScheduler", num_steps, **BETAS, prediction_type=prediction, solver_order=order, algorithm_type=algorithm,
         timestep_spacing="trailing", use_karras_sigmas=spacing == "karras",
@@ -162,7 +208,9 @@ def test_dpm_solver_multistep(num_steps: int, prediction: str, spacing: str, sol
 
 
 def test_the_corrected_3m_is_another_method_than_the_published() -> None:
-    published, corrected = (walk(plan(name, SCALED, "epsilon", 20), network, START) for name in ("dpmpp_3m", "dpmpp_3m_order3"))
+    published, corrected = (
+        walk(plan(name, SCALED, "epsilon", 20), network, START) for name in ("dpmpp_3m", "dpmpp_3m_order3")
+    )
     assert float((published - corrected).abs().max()) > 1e-3
 
 
@@ -201,7 +249,9 @@ def test_dpm_solver_singlestep_on_the_noise(num_steps: int, solver: str, order: 
 
     DPM-Solver-3 has their `heun` second stage and their `midpoint` third, so the scheduler is told which before each.
     """
-    scheduler, times = singlestep(order, order * num_steps, algorithm_type="dpmsolver", final_sigmas_type="sigma_min")
+    scheduler, times = singlestep(
+        order, order * num_steps, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
+    )
     assert scheduler.order_list == [*range(1, order + 1)] * num_steps
     inside = tuple(zip(*(times[i::order] for i in range(1, order)), strict=True))
     table = plan(solver, SCALED, "epsilon", num_steps, grid=(*times[::order], 0.001), inside=inside)
@@ -244,9 +294,13 @@ def test_flow_match_heun(num_steps: int, shift: float) -> None:
         ("UniPCMultistepScheduler", "unipc_2", {"solver_order": 2, "final_sigmas_type": "zero"}),
     ],
 )
-def test_exponential_solvers_on_flows(num_steps: int, shift: float, name: str, solver: str, config: dict) -> None:
+def test_exponential_solvers_on_flows(
+    num_steps: int, shift: float, name: str, solver: str, config: dict
+) -> None:
     """On their flow grids, which start a little below 1."""
-    scheduler = made(name, num_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **config)
+    scheduler = made(
+        name, num_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **config
+    )
     sigmas = scheduler.sigmas.tolist()
     table = plan(solver, Flow(shift), "flow", num_steps, grid=tuple(sigmas))
     check(walk(table, network, START), run(scheduler, shown(table)))
@@ -277,7 +331,10 @@ def test_times_rounded_to_integers_are_what_differs_with_karras() -> None:
 
 
 def cosine() -> tuple[Schedule, dict[str, object]]:
-    return VariancePreserving("cosine"), {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
+    return VariancePreserving("cosine"), {
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+    }
 
 
 @STEPS

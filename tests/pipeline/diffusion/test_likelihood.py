@@ -28,7 +28,11 @@ from tests.pipeline.oracle import EIGHT, GAUSSIAN, Mixture
 VP, FLOW = VariancePreserving(), Flow()
 ALL = [VP, VariancePreserving("scaled_linear"), VariancePreserving("cosine"), FLOW, VarianceExploding()]
 # Narrow as latents are: half of the dimensions have hardly any width, one has none.
-NARROW = Mixture.of([0.4, 0.6], [[1.0, -0.5, 0.0, 0.0], [-1.0, 1.0, 0.0, 0.0]], [[0.3, 1e-3, 0.0, 1e-5], [0.1, 1e-2, 0.0, 1e-5]])
+NARROW = Mixture.of(
+    [0.4, 0.6],
+    [[1.0, -0.5, 0.0, 0.0], [-1.0, 1.0, 0.0, 0.0]],
+    [[0.3, 1e-3, 0.0, 1e-5], [0.1, 1e-2, 0.0, 1e-5]],
+)
 
 
 def name(schedule: Schedule) -> str:
@@ -68,7 +72,9 @@ def test_the_density_of_the_mixture(schedule):
 @pytest.mark.parametrize("schedule", ALL, ids=name)
 def test_with_the_exact_prior_only_the_steps_err(schedule):
     x = points(EIGHT, 8)
-    found = log_likelihood(denoiser(EIGHT, schedule), schedule, x, num_steps=50, prior=exact_prior(EIGHT, schedule))
+    found = log_likelihood(
+        denoiser(EIGHT, schedule), schedule, x, num_steps=50, prior=exact_prior(EIGHT, schedule)
+    )
     assert rms(found.nats - blurred(EIGHT, schedule, x)) < 2e-5
 
 
@@ -90,7 +96,10 @@ def test_the_mismatch_of_the_prior_is_the_one_documented():
 def test_runge_kutta_is_of_order_four(schedule):
     x, truth = points(EIGHT, 8), blurred(EIGHT, schedule, points(EIGHT, 8))
     prior = exact_prior(EIGHT, schedule)
-    errors = [rms(log_likelihood(denoiser(EIGHT, schedule), schedule, x, num_steps=n, prior=prior).nats - truth) for n in (20, 40)]
+    errors = [
+        rms(log_likelihood(denoiser(EIGHT, schedule), schedule, x, num_steps=n, prior=prior).nats - truth)
+        for n in (20, 40)
+    ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4.0, abs=0.4)
 
 
@@ -124,7 +133,8 @@ def test_new_probes_a_step_err_less_than_kept_ones():
 def test_a_row_does_not_depend_on_its_neighbours():
     x = points(EIGHT, 4)
     together, alone = (
-        log_likelihood(denoiser(EIGHT, FLOW), FLOW, rows, num_steps=5, probes=rademacher(2, (8,), 7)).samples for rows in (x, x[2:3])
+        log_likelihood(denoiser(EIGHT, FLOW), FLOW, rows, num_steps=5, probes=rademacher(2, (8,), 7)).samples
+        for rows in (x, x[2:3])
     )
     torch.testing.assert_close(together[:, 2:3], alone)
 
@@ -142,7 +152,9 @@ def test_rows_of_any_shape_and_every_step_is_told():
 
 
 def test_one_probe_has_no_error_to_tell():
-    found = log_likelihood(denoiser(EIGHT, FLOW), FLOW, points(EIGHT, 2), num_steps=2, probes=rademacher(1, (8,), 0))
+    found = log_likelihood(
+        denoiser(EIGHT, FLOW), FLOW, points(EIGHT, 2), num_steps=2, probes=rademacher(1, (8,), 0)
+    )
     assert found.standard_error.isnan().all()
 
 
@@ -182,7 +194,14 @@ def expected_gap(data: Mixture, schedule: Schedule, num_steps: int, variance: Va
     mean, spread = data.means[0], data.variances[0].sqrt()
     x = torch.stack([mean + spread, mean + spread, mean - spread, mean - spread])
     z = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)[:, None].expand_as(x)
-    bound = elbo(denoiser(data, schedule), schedule, x, make_grid(schedule, num_steps), noise=repeat(z), variance=variance)
+    bound = elbo(
+        denoiser(data, schedule),
+        schedule,
+        x,
+        make_grid(schedule, num_steps),
+        noise=repeat(z),
+        variance=variance,
+    )
     return float((data.log_density(x) - bound.nats).mean()) / x.shape[1]
 
 
@@ -218,13 +237,17 @@ def test_the_gap_with_beta_falls_as_one_over_steps(num_steps, gap):
 
 def test_the_gap_with_the_posterior_variance_stays():
     centred = Mixture.of([1.0], [[0.0]], [[0.25]])
-    assert [expected_gap(centred, VP, n, fixed_small) for n in (50, 200, 1000)] == pytest.approx([0.802, 0.703, 0.456], abs=1e-3)
+    assert [expected_gap(centred, VP, n, fixed_small) for n in (50, 200, 1000)] == pytest.approx(
+        [0.802, 0.703, 0.456], abs=1e-3
+    )
 
 
 def test_the_bound_of_the_mixture_by_sampling():
     x = points(EIGHT, 16)
     many = x.repeat_interleave(256, 0)
-    bound = elbo(denoiser(EIGHT, VP), VP, many, make_grid(VP, 10), noise=gaussian(many.shape, 1), variance=fixed_large)
+    bound = elbo(
+        denoiser(EIGHT, VP), VP, many, make_grid(VP, 10), noise=gaussian(many.shape, 1), variance=fixed_large
+    )
     assert bound.l_t.shape == (9, 4096)
     assert float(bound.l_t.min()) >= 0.0
     assert float(bound.l_T.min()) >= 0.0
@@ -236,7 +259,10 @@ def test_the_bound_of_the_mixture_by_sampling():
 def test_the_same_seed_gives_the_same_bound():
     x = points(GAUSSIAN, 4)
     first, second = (
-        elbo(denoiser(GAUSSIAN, VP), VP, x, make_grid(VP, 5), noise=gaussian(x.shape, 4), variance=fixed_large).nats for _ in range(2)
+        elbo(
+            denoiser(GAUSSIAN, VP), VP, x, make_grid(VP, 5), noise=gaussian(x.shape, 4), variance=fixed_large
+        ).nats
+        for _ in range(2)
     )
     assert first.tolist() == second.tolist()
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from safelight.pipeline.diffusion.guidance import combine
-from safelight.pipeline.diffusion.prediction import PREDICTIONS, convert, learned_log_variance, out_coefficients, x0_coefficients
+from safelight.pipeline.diffusion.prediction import (
+    PREDICTIONS,
+    convert,
+    learned_log_variance,
+    out_coefficients,
+    x0_coefficients,
+)
 from safelight.pipeline.diffusion.reference import x0_from
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
 from safelight.pipeline.params import InvalidParams
@@ -31,7 +37,9 @@ def test_guidance_golden() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("t", [0.02, 0.5, 0.97])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_an_exact_network_recovers_the_data_whatever_it_says(schedule: Schedule, t: float, prediction: str) -> None:
+def test_an_exact_network_recovers_the_data_whatever_it_says(
+    schedule: Schedule, t: float, prediction: str
+) -> None:
     alpha, sigma = schedule.alpha_sigma(t)
     x = alpha * EIGHT.draw(5, torch.Generator().manual_seed(1)) + sigma * X
     out, x0 = EIGHT.out(prediction, x, alpha, sigma), EIGHT.x0(x, alpha, sigma)
@@ -44,7 +52,9 @@ def test_tweedie() -> None:
     """The posterior mean from the gradient of the density, which the oracle writes without it."""
     alpha, sigma = VariancePreserving().alpha_sigma(0.5)
     p, q = x0_coefficients("score", alpha, sigma)
-    torch.testing.assert_close(p * X + q * EIGHT.score(X, alpha, sigma), EIGHT.x0(X, alpha, sigma), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        p * X + q * EIGHT.score(X, alpha, sigma), EIGHT.x0(X, alpha, sigma), atol=1e-12, rtol=0
+    )
     x = X.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(EIGHT.log_density(x, alpha, sigma).sum(), x)
     torch.testing.assert_close(gradient, EIGHT.score(X, alpha, sigma), atol=1e-12, rtol=0)
@@ -68,7 +78,9 @@ def test_learned_variance_runs_from_the_posterior_to_beta() -> None:
     beta, posterior = 0.02, 0.013
     assert math.exp(learned_log_variance(0.0, beta, posterior)) == pytest.approx(posterior, rel=1e-12)
     assert math.exp(learned_log_variance(1.0, beta, posterior)) == pytest.approx(beta, rel=1e-12)
-    assert math.exp(learned_log_variance(0.5, beta, posterior)) == pytest.approx(math.sqrt(beta * posterior), rel=1e-12)
+    assert math.exp(learned_log_variance(0.5, beta, posterior)) == pytest.approx(
+        math.sqrt(beta * posterior), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(

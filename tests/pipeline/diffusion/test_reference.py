@@ -17,16 +17,28 @@ def start(count: int, size: int) -> Tensor:
     return torch.randn(count, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("schedule", "t"), [(Flow(), 1.0), (LINEAR, 1.0), (VarianceExploding(), 1.0), (Flow(), 0.6)], ids=str)
+@pytest.mark.parametrize(
+    ("schedule", "t"), [(Flow(), 1.0), (LINEAR, 1.0), (VarianceExploding(), 1.0), (Flow(), 0.6)], ids=str
+)
 def test_rk45_follows_the_closed_form(schedule: Schedule, t: float) -> None:
     x = schedule.alpha_sigma(t)[1] * start(16, 1)
-    reached, _ = rk45(lambda x, t: GAUSSIAN.x0(x, *schedule.alpha_sigma(t)), schedule, t, 0.01, x, rtol=1e-8, atol=1e-10)
+    reached, _ = rk45(
+        lambda x, t: GAUSSIAN.x0(x, *schedule.alpha_sigma(t)), schedule, t, 0.01, x, rtol=1e-8, atol=1e-10
+    )
     torch.testing.assert_close(reached, gaussian_map(GAUSSIAN, schedule, t, 0.01, x), atol=2e-6, rtol=0)
 
 
 def test_rk45_keeps_its_tolerance_on_a_mixture_and_pays_for_it() -> None:
     def solve(rtol: float) -> tuple[Tensor, int]:
-        return rk45(lambda x, t: EIGHT.x0(x, *Flow().alpha_sigma(t)), Flow(), 1.0, 0.001, start(16, 8), rtol=rtol, atol=rtol / 1000)
+        return rk45(
+            lambda x, t: EIGHT.x0(x, *Flow().alpha_sigma(t)),
+            Flow(),
+            1.0,
+            0.001,
+            start(16, 8),
+            rtol=rtol,
+            atol=rtol / 1000,
+        )
 
     exact, _ = solve(1e-10)
     asked = {1e-3: 7e-3, 1e-5: 2e-4, 1e-7: 2e-6}
@@ -36,12 +48,20 @@ def test_rk45_keeps_its_tolerance_on_a_mixture_and_pays_for_it() -> None:
     counts = [evaluations for _, evaluations in found.values()]
     assert counts == sorted(set(counts))
     assert counts[-1] < 400
-    assert all((count - 1) % 6 == 0 for count in counts)  # seven stages, the last of which is the next step's first
+    assert all(
+        (count - 1) % 6 == 0 for count in counts
+    )  # seven stages, the last of which is the next step's first
 
 
 @pytest.mark.parametrize(
     ("t", "t_end", "rtol", "param"),
-    [(1.0, 0.0, 1e-3, "grid"), (0.5, 0.6, 1e-3, "grid"), (1.1, 0.5, 1e-3, "grid"), (1.0, 0.5, 0.0, "rtol"), (1.0, 0.5, -1.0, "rtol")],
+    [
+        (1.0, 0.0, 1e-3, "grid"),
+        (0.5, 0.6, 1e-3, "grid"),
+        (1.1, 0.5, 1e-3, "grid"),
+        (1.0, 0.5, 0.0, "rtol"),
+        (1.0, 0.5, -1.0, "rtol"),
+    ],
 )
 def test_rk45_names_nonsense(t: float, t_end: float, rtol: float, param: str) -> None:
     with pytest.raises(InvalidParams) as caught:
@@ -64,7 +84,9 @@ def draw(**options) -> Tensor:
 
 
 def test_guidance_acts_only_in_its_interval() -> None:
-    assert torch.equal(draw(guidance_scale=1.0), draw(guidance_interval=(0.01, 0.02)))  # no step evaluates there
+    assert torch.equal(
+        draw(guidance_scale=1.0), draw(guidance_interval=(0.01, 0.02))
+    )  # no step evaluates there
     assert not torch.allclose(draw(guidance_scale=1.0), draw(guidance_interval=(0.4, 0.6)))
     assert torch.equal(draw(), draw(guidance_interval=(0.0, 1.0)))
 

@@ -17,7 +17,12 @@ from safelight.pipeline.diffusion.schedules import (
 )
 from safelight.pipeline.params import InvalidParams
 
-SCHEDULES = [Flow(), Flow(3.0), *(VariancePreserving(k) for k in ("linear", "scaled_linear", "cosine")), VarianceExploding()]
+SCHEDULES = [
+    Flow(),
+    Flow(3.0),
+    *(VariancePreserving(k) for k in ("linear", "scaled_linear", "cosine")),
+    VarianceExploding(),
+]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,9 @@ def test_time_of_stays_within_time(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("t", [0.0505, 0.3205, 0.5005, 0.7205, 0.9505])  # within training steps: log alpha_bar bends at their ends
+@pytest.mark.parametrize(
+    "t", [0.0505, 0.3205, 0.5005, 0.7205, 0.9505]
+)  # within training steps: log alpha_bar bends at their ends
 def test_rates_are_the_derivatives_of_the_path(schedule: Schedule, t: float) -> None:
     dt = 1e-5
     (a0, s0), (a1, s1) = schedule.alpha_sigma(t - dt), schedule.alpha_sigma(t + dt)
@@ -78,7 +85,9 @@ def test_networks_see_the_times_they_were_trained_on() -> None:
 
 
 def test_shift_bends_times_to_noise() -> None:
-    assert [Flow(3.0).warp(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([0.0, 0.5, 0.75, 0.9, 1.0])
+    assert [Flow(3.0).warp(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [0.0, 0.5, 0.75, 0.9, 1.0]
+    )
     assert Flow().warp(0.3) == pytest.approx(0.3)
 
 
@@ -100,7 +109,9 @@ def test_ends_of_lam() -> None:
     assert lam(1.0, 0.0) == math.inf
     assert is_noise(0.0)
     assert is_noise(VariancePreserving("cosine").alpha_sigma(1.0)[0])
-    assert not is_noise(VariancePreserving("linear").alpha_sigma(1.0)[0])  # 0.0063: DDPM starts with a little signal
+    assert not is_noise(
+        VariancePreserving("linear").alpha_sigma(1.0)[0]
+    )  # 0.0063: DDPM starts with a little signal
 
 
 @pytest.mark.parametrize(

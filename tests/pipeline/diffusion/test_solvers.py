@@ -8,7 +8,16 @@ from torch import Tensor
 
 from safelight.pipeline.diffusion.reference import UPDATES, Problem, onestep
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import ALIASES, COLUMNS, SERVED, SOLVERS, Path, Point, canonical_name, plan
+from safelight.pipeline.diffusion.solvers import (
+    ALIASES,
+    COLUMNS,
+    SERVED,
+    SOLVERS,
+    Path,
+    Point,
+    canonical_name,
+    plan,
+)
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
 from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
 from safelight.pipeline.diffusion.spacing import SPACINGS, make_grid
@@ -29,7 +38,8 @@ def noise(k: int) -> Tensor:
 def one_step(planner, before: float, after: float, beta_z: float) -> float:
     """The golden example x = 1 or 0.8 between two alpha_bar, `beta_z` being its noise."""
     points = [
-        Point(0.0, 0.0, math.sqrt(a), math.sqrt(1 - a), (1 / math.sqrt(a), -math.sqrt(1 - a) / math.sqrt(a))) for a in (before, after)
+        Point(0.0, 0.0, math.sqrt(a), math.sqrt(1 - a), (1 / math.sqrt(a), -math.sqrt(1 - a) / math.sqrt(a)))
+        for a in (before, after)
     ]
     (tick,) = planner(Path(LINEAR, "epsilon", tuple(points)))
     x, eps = (0.8, 0.6) if beta_z else (1.0, 0.4)
@@ -51,18 +61,33 @@ def test_every_table_is_its_reference(solver: str, schedule: Schedule, predictio
         with pytest.raises(InvalidParams, match="not defined"):
             plan(solver, schedule, prediction, 5)
         return
-    cases = [(1, "trailing"), (2, "trailing"), (2, "karras"), (5, "leading"), (5, "uniform_lam"), (20, "trailing"), (20, "karras")]
+    cases = [
+        (1, "trailing"),
+        (2, "trailing"),
+        (2, "karras"),
+        (5, "leading"),
+        (5, "uniform_lam"),
+        (20, "trailing"),
+        (20, "karras"),
+    ]
     if solver == "langevin":
         cases = cases[:2]  # hundreds of ticks a step, all alike
     if solver == "plms":
         cases = cases[3:]  # fewer are refused, see below
     for num_steps, spacing in cases:
         table = plan(solver, schedule, prediction, num_steps, spacing=spacing)
-        assert all(math.isfinite(v) for tick in table.ticks for v in (tick.t, tick.timestep, *tick.coefficients))
+        assert all(
+            math.isfinite(v) for tick in table.ticks for v in (tick.t, tick.timestep, *tick.coefficients)
+        )
         assert table.ticks[-1].c == 0.0  # no noise on the picture
         x = table.start_scale * noise(1000)
         ours = walk(table, lambda x, t: EIGHT.out(prediction, x, *schedule.alpha_sigma(t)), x, noise)
-        problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, num_steps, spacing), noise)
+        problem = Problem(
+            lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)),
+            schedule,
+            make_grid(schedule, num_steps, spacing),
+            noise,
+        )
         torch.testing.assert_close(ours, UPDATES[solver](problem, x), atol=1e-8, rtol=0)
 
 
@@ -73,7 +98,9 @@ def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: i
     schedule, grid = Flow(), tuple(1.0 - 0.9 * i / num_steps for i in range(num_steps + 1))
     table = plan(solver, schedule, "flow", num_steps, grid=grid, lower_order_final=False)
     ours = walk(table, lambda x, t: EIGHT.out("flow", x, *schedule.alpha_sigma(t)), noise(0))
-    problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, grid, noise, lower_order_final=False)
+    problem = Problem(
+        lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, grid, noise, lower_order_final=False
+    )
     torch.testing.assert_close(ours, UPDATES[solver](problem, noise(0)), atol=1e-9, rtol=0)
 
 
@@ -82,7 +109,9 @@ def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: i
 def test_ddim_with_eta_is_its_reference(schedule: Schedule, eta: float) -> None:
     table = plan("ddim", schedule, "sample", 8, eta=eta)
     x = table.start_scale * noise(1000)
-    problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 8), noise)
+    problem = Problem(
+        lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 8), noise
+    )
     ours = walk(table, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
     torch.testing.assert_close(ours, onestep.ddim(problem, x, eta), atol=1e-9, rtol=0)
 
@@ -94,11 +123,15 @@ def test_ddim_runs_from_euler_to_ddpm() -> None:
         assert plan("ddim", schedule, "sample", 7, eta=0.5).ticks != plan("ddpm", schedule, "sample", 7).ticks
 
 
-@pytest.mark.parametrize("schedule", [LINEAR, VariancePreserving("scaled_linear"), VarianceExploding()], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, VariancePreserving("scaled_linear"), VarianceExploding()], ids=str
+)
 def test_the_alias_euler_ancestral_is_what_k_diffusion_does(schedule: Schedule) -> None:
     table = plan("euler_ancestral", schedule, "sample", 9)
     x = table.start_scale * noise(1000)
-    problem = Problem(lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 9), noise)
+    problem = Problem(
+        lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 9), noise
+    )
     ours = walk(table, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
     torch.testing.assert_close(ours, onestep.euler_ancestral(problem, x), atol=1e-9, rtol=0)
 
@@ -144,12 +177,16 @@ def test_a_plan_prints_as_a_table() -> None:
     assert head.split() == ["timestep", *COLUMNS]
     assert len(rows) == table.nfe
     for row, tick in zip(rows, table.ticks, strict=True):
-        assert [float(v) for v in row.split()] == pytest.approx([tick.timestep, *tick.coefficients], rel=1e-3, abs=1e-12)
+        assert [float(v) for v in row.split()] == pytest.approx(
+            [tick.timestep, *tick.coefficients], rel=1e-3, abs=1e-12
+        )
 
 
 def test_samples_start_from_the_noise_that_is_there() -> None:
     assert plan("euler", Flow(), "flow", 2).start_scale == 1.0
-    assert plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(1.0)  # unit although a little signal is left
+    assert plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(
+        1.0
+    )  # unit although a little signal is left
     assert plan("euler", VarianceExploding(), "score", 2).start_scale == pytest.approx(50.0)
 
 

@@ -8,7 +8,12 @@ from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExplo
 from safelight.pipeline.diffusion.spacing import SPACINGS, check_grid, make_grid
 from safelight.pipeline.params import InvalidParams
 
-SCHEDULES = [Flow(), Flow(3.0), *(VariancePreserving(k) for k in ("linear", "scaled_linear", "cosine")), VarianceExploding()]
+SCHEDULES = [
+    Flow(),
+    Flow(3.0),
+    *(VariancePreserving(k) for k in ("linear", "scaled_linear", "cosine")),
+    VarianceExploding(),
+]
 SCALED = VariancePreserving("scaled_linear")
 
 
@@ -83,7 +88,15 @@ def test_nonsense_is_named(spacing: str, num_steps: int, param: str) -> None:
 
 @pytest.mark.parametrize(
     "times",
-    [(1.0, 1.0, 0.0), (0.5, 1.0, 0.0), (1.0, 0.0), (1.1, 0.5, 0.0), (1.0, 0.5, -0.1), (1.0, math.nan, 0.0), (math.nan, 0.5, 0.0)],
+    [
+        (1.0, 1.0, 0.0),
+        (0.5, 1.0, 0.0),
+        (1.0, 0.0),
+        (1.1, 0.5, 0.0),
+        (1.0, 0.5, -0.1),
+        (1.0, math.nan, 0.0),
+        (math.nan, 0.5, 0.0),
+    ],
     ids=str,
 )
 def test_a_list_that_is_no_grid_is_refused(times: tuple[float, ...]) -> None:

@@ -25,7 +25,9 @@ COUNT = 40_000
 
 def denoiser(schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
     """`MODES.x0` for one dimension, thirty times faster: a thousand ticks of it have to fit in a test."""
-    modes = [*zip(*(v.flatten().tolist() for v in (MODES.weights, MODES.means, MODES.variances)), strict=True)]
+    modes = [
+        *zip(*(v.flatten().tolist() for v in (MODES.weights, MODES.means, MODES.variances)), strict=True)
+    ]
 
     def x0(x: Tensor, t: float) -> Tensor:
         alpha, sigma = schedule.alpha_sigma(t)
@@ -45,10 +47,14 @@ def denoiser(schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
 def test_the_fast_denoiser_is_the_oracle() -> None:
     x = torch.linspace(-4.0, 4.0, 99, dtype=torch.float64)[:, None]
     for schedule, t in ((LINEAR, 0.1), (LINEAR, 0.9), (Flow(), 1.0), (VarianceExploding(), 0.5)):
-        torch.testing.assert_close(denoiser(schedule)(x, t), MODES.x0(x, *schedule.alpha_sigma(t)), atol=1e-9, rtol=0)
+        torch.testing.assert_close(
+            denoiser(schedule)(x, t), MODES.x0(x, *schedule.alpha_sigma(t)), atol=1e-9, rtol=0
+        )
 
 
-def run(table: Plan, schedule: Schedule, count: int = COUNT, seed: int = 0, start_scale: float | None = None) -> Tensor:
+def run(
+    table: Plan, schedule: Schedule, count: int = COUNT, seed: int = 0, start_scale: float | None = None
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = (start_scale or table.start_scale) * torch.randn(count, 1, generator=generator)
     drawn = walk(table, denoiser(schedule), x, lambda k: torch.randn(count, 1, generator=generator)).double()
@@ -74,7 +80,9 @@ def test_the_measure() -> None:
         ("sde_dpmpp_2m", Flow(), 50, 0.02), ("ddpm", Flow(), 200, 0.025), ("euler_maruyama", VarianceExploding(), 200, 0.02),
     ],
 )  # fmt: skip
-def test_enough_steps_draw_from_the_data(solver: str, schedule: Schedule, num_steps: int, bound: float) -> None:
+def test_enough_steps_draw_from_the_data(
+    solver: str, schedule: Schedule, num_steps: int, bound: float
+) -> None:
     assert distance(solver, schedule, num_steps) < bound
 
 
@@ -82,7 +90,9 @@ def test_euler_maruyama_is_of_weak_order_1() -> None:
     distances = [distance("euler_maruyama", LINEAR, n) for n in (10, 20, 50, 100)]
     assert distances == sorted(distances, reverse=True)
     assert all(d < bound for d, bound in zip(distances, (0.2, 0.1, 0.03, 0.02), strict=True))
-    assert math.log2(distances[0] / distances[1]) == pytest.approx(1.0, abs=0.3)  # later ones are near the floor
+    assert math.log2(distances[0] / distances[1]) == pytest.approx(
+        1.0, abs=0.3
+    )  # later ones are near the floor
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddpm_fixed_large", "sde_dpmpp_2m"])
@@ -92,7 +102,11 @@ def test_more_steps_draw_better(solver: str) -> None:
 
 
 def test_ddim_with_eta_1_has_the_law_of_ddpm() -> None:
-    assert distance("ddim", LINEAR, 20, eta=1.0) == distance("ddpm", LINEAR, 20) == pytest.approx(0.155, abs=0.02)
+    assert (
+        distance("ddim", LINEAR, 20, eta=1.0)
+        == distance("ddpm", LINEAR, 20)
+        == pytest.approx(0.155, abs=0.02)
+    )
     assert distance("ddim", LINEAR, 20, eta=0.5) < 0.8 * distance("ddpm", LINEAR, 20)
 
 
@@ -102,8 +116,12 @@ def test_each_variance_is_exact_for_its_data(num_steps: int) -> None:
     times = [tick.t for tick in plan("ddpm", LINEAR, "sample", num_steps).ticks]
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         (alpha, sigma), (_, sigma_next) = LINEAR.alpha_sigma(t), LINEAR.alpha_sigma(t_next)
-        large, small = (plan(name, LINEAR, "sample", num_steps).ticks[i] for name in ("ddpm_fixed_large", "ddpm"))
-        assert (large.a + large.b[0] * alpha) ** 2 + large.c**2 == pytest.approx(1.0)  # E[x0 | x] = alpha x, var x = 1
+        large, small = (
+            plan(name, LINEAR, "sample", num_steps).ticks[i] for name in ("ddpm_fixed_large", "ddpm")
+        )
+        assert (large.a + large.b[0] * alpha) ** 2 + large.c**2 == pytest.approx(
+            1.0
+        )  # E[x0 | x] = alpha x, var x = 1
         assert (small.a * sigma) ** 2 + small.c**2 == pytest.approx(sigma_next**2)  # x0 = 0, var x = sigma^2
 
 
@@ -123,12 +141,18 @@ def test_a_learned_variance_keeps_the_spread_of_the_data() -> None:
         (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(following[t])
         beta = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
         posterior = beta * sigma_s**2 / sigma**2
-        unsure = (alpha_s * beta / sigma**2) ** 2 * c * sigma**2 / (alpha**2 * c + sigma**2)  # of the data given x
-        return torch.full_like(x, (math.log(posterior + unsure) - math.log(posterior)) / (math.log(beta) - math.log(posterior)))
+        unsure = (
+            (alpha_s * beta / sigma**2) ** 2 * c * sigma**2 / (alpha**2 * c + sigma**2)
+        )  # of the data given x
+        return torch.full_like(
+            x, (math.log(posterior + unsure) - math.log(posterior)) / (math.log(beta) - math.log(posterior))
+        )
 
     def spread(fraction: Callable[[Tensor, float], Tensor]) -> float:
         generator = torch.Generator().manual_seed(0)
-        problem = Problem(denoise, schedule, grid[:-1], lambda k: torch.randn(num, generator=generator, dtype=torch.float64))
+        problem = Problem(
+            denoise, schedule, grid[:-1], lambda k: torch.randn(num, generator=generator, dtype=torch.float64)
+        )
         x = ddpm_learned(problem, torch.randn(num, generator=generator, dtype=torch.float64), fraction)
         alpha, sigma = schedule.alpha_sigma(grid[-2])
         return float(x.var()) / (alpha**2 * c + sigma**2)
@@ -143,7 +167,10 @@ LEVELS = VarianceExploding(0.05, 10.0)
 
 def mode_weights(x: Tensor) -> list[float]:
     """How much of a sample fell to each mode, cut at the valleys between."""
-    return [float(((x > low) & (x <= high)).double().mean()) for low, high in ((-math.inf, -0.9), (-0.9, 1.4), (1.4, math.inf))]
+    return [
+        float(((x > low) & (x <= high)).double().mean())
+        for low, high in ((-math.inf, -0.9), (-0.9, 1.4), (1.4, math.inf))
+    ]
 
 
 def is_drawn_from_the_modes(x: Tensor) -> bool:

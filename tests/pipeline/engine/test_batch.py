@@ -58,7 +58,9 @@ class Elementwise:
         return tuple(rows)
 
     def predict(self, latents: Sequence[Tensor], rows: tuple[Row, ...], steps: Sequence[int]) -> list[Tensor]:
-        now = torch.stack([row.times[step] for row, step in zip(rows, steps, strict=True)])[:, None, None, None]
+        now = torch.stack([row.times[step] for row, step in zip(rows, steps, strict=True)])[
+            :, None, None, None
+        ]
         texts = torch.tensor([row.text for row in rows])[:, None, None, None]
         lengths = [len(x) for x in latents]
         return [network(*own) for own in zip(latents, now.split(lengths), texts.split(lengths), strict=True)]
@@ -68,9 +70,13 @@ def random_case(rng: random.Random, solver: str | None = None) -> tuple[Generati
     """Any case, or any with a certain solver."""
     if solver is None:
         schedule, prediction = rng.choice(CASES)
-        solver = rng.choice([name for name in (*SERVED, "ddim") if schedule.family in SOLVERS[canonical_name(name)].families])
+        solver = rng.choice(
+            [name for name in (*SERVED, "ddim") if schedule.family in SOLVERS[canonical_name(name)].families]
+        )
     else:
-        schedule, prediction = rng.choice([case for case in CASES if case[0].family in SOLVERS[canonical_name(solver)].families])
+        schedule, prediction = rng.choice(
+            [case for case in CASES if case[0].family in SOLVERS[canonical_name(solver)].families]
+        )
     params = GenerationParams(
         "", "", 0, 0,
         num_steps=rng.randint(4, 24),
@@ -87,15 +93,24 @@ def random_case(rng: random.Random, solver: str | None = None) -> tuple[Generati
     return params, schedule, prediction
 
 
-def make_sample(params: GenerationParams, schedule: Schedule, prediction: str, shape: tuple[int, int, int] = SHAPE) -> Sample:
-    table = plan(params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta)
+def make_sample(
+    params: GenerationParams, schedule: Schedule, prediction: str, shape: tuple[int, int, int] = SHAPE
+) -> Sample:
+    table = plan(
+        params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta
+    )
     timesteps = torch.tensor([tick.timestep for tick in table.ticks])
     return Sample(
         request_id=str(params.seed),
         params=params,
         plan=table,
         updates=torch.tensor(table.matrices(), dtype=torch.float64).float(),
-        guides=guides((tick.t for tick in table.ticks), params.guidance_scale, params.guidance_interval, params.guidance_stride),
+        guides=guides(
+            (tick.t for tick in table.ticks),
+            params.guidance_scale,
+            params.guidance_interval,
+            params.guidance_stride,
+        ),
         cond=Row(1.0, timesteps, text_tokens=params.seed % 3),  # so that rows of a sample stand apart
         uncond=Row(0.0, timesteps, text_tokens=1),
         load=make_load([1], [1.0], 1, UNKNOWN, arrived=0.0),
@@ -113,7 +128,9 @@ def run(samples: list[Sample]) -> None:
         members = batch.make_membership(batch.by_shape(running), NETWORK)
         gathered = [batch.gather(group) for group in members.groups]
         latents = [own.x[group.row_sample] for group, own in zip(members.groups, gathered, strict=True)]
-        for group, own, out in zip(members.groups, gathered, NETWORK.predict(latents, members.rows, members.steps), strict=True):
+        for group, own, out in zip(
+            members.groups, gathered, NETWORK.predict(latents, members.rows, members.steps), strict=True
+        ):
             batch.scatter(group, batch.update(own, batch.guided(group, out)))
 
 
@@ -143,10 +160,14 @@ def test_64_different_samples_equal_64_reference_runs(seed: int) -> None:
     for case, sample in zip(cases, samples, strict=True):
         wanted = expected(*case)
         scale = max(1.0, float(wanted.abs().max()))
-        reused = 10.0 if case[0].guidance_stride > 1 else 1.0  # a difference that is used again carries its rounding on
+        reused = (
+            10.0 if case[0].guidance_stride > 1 else 1.0
+        )  # a difference that is used again carries its rounding on
         worst[case] = float((sample.x.double() - wanted).abs().max()) / scale / reused
     case = max(worst, key=worst.__getitem__)
-    assert worst[case] < 1e-5, f"{case}: {worst[case]:.1e}; {sum(e >= 1e-5 for e in worst.values())} of 64 are off"
+    assert worst[case] < 1e-5, (
+        f"{case}: {worst[case]:.1e}; {sum(e >= 1e-5 for e in worst.values())} of 64 are off"
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (8, 12, 20), (8, 16, 16), (16, 32, 32), (4, 128, 128)], ids=str)
@@ -158,7 +179,9 @@ def test_the_bits_of_an_update_do_not_depend_on_the_number_of_samples(shape: tup
 
     def updated(first: int, num: int) -> Tensor:
         own = slice(first, first + num)
-        return batch.update(batch.Gathered(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own]), out[own])
+        return batch.update(
+            batch.Gathered(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own]), out[own]
+        )
 
     alone = torch.cat([updated(i, 1) for i in range(9)])
     for num in (2, 3, 4, 5, 9):

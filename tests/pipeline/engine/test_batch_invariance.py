@@ -26,7 +26,11 @@ from tests.models.folders import write_sd3
 
 SCHEDULES = 200
 DTYPES = [torch.float32, torch.bfloat16]
-PROMPTS = ("a red apple", "cat", "a very long prompt about a green car on a blue road, with many more words than sixteen")
+PROMPTS = (
+    "a red apple",
+    "cat",
+    "a very long prompt about a green car on a blue road, with many more words than sixteen",
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,12 @@ def drawn(parts: Parts, requests: list[GenerationParams], rng: random.Random) ->
     while order or engine.has_work:
         for _ in range(min(len(order), rng.choice([0, 0, 1, 1, 2, 5]))):
             number = order.pop()
-            engine.add(str(number), requests[number], states[requests[number].prompt], states[requests[number].negative_prompt])
+            engine.add(
+                str(number),
+                requests[number],
+                states[requests[number].prompt],
+                states[requests[number].negative_prompt],
+            )
         if rng.random() < 0.05:
             engine.abort(str(rng.randint(1, len(requests))))
         first = engine._running.get("0") or engine._waiting.get("0")
@@ -120,7 +129,9 @@ def drawn(parts: Parts, requests: list[GenerationParams], rng: random.Random) ->
     done = list(latents)
     while done:
         together = [done.pop() for _ in range(min(len(done), rng.randint(1, parts.decoder.max_batch)))]
-        for number, picture in zip(together, parts.decoder.decode([latents[number] for number in together]), strict=True):
+        for number, picture in zip(
+            together, parts.decoder.decode([latents[number] for number in together]), strict=True
+        ):
             assert not isinstance(picture, NotAPicture)
             files[number] = encode_image(picture[0], "png", 100, requests[number], parts.model.id)
     return Drawn(files, ticks, shared)
@@ -151,7 +162,10 @@ def test_200_schedules_of_neighbours_change_no_byte(dtype: torch.dtype) -> None:
 @pytest.mark.filterwarnings("ignore")  # diffusers, which writes the folder, talks of its own future
 def test_nor_do_they_in_an_mmdit(dtype: torch.dtype, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_sd3(tmp_path / "sd3", "sd3.5-medium")
-    check(Parts(find_model(str(tmp_path / "sd3")), dtype), SCHEDULES if request.config.getoption("--long") else SCHEDULES // 10)
+    check(
+        Parts(find_model(str(tmp_path / "sd3")), dtype),
+        SCHEDULES if request.config.getoption("--long") else SCHEDULES // 10,
+    )
 
 
 def test_the_comparison_can_fail() -> None:

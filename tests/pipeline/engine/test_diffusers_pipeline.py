@@ -24,12 +24,17 @@ def their_plan(pipe: PixArtSigmaPipeline) -> Plan:
     """Our solver on their grid: it starts below 1, and their network sees times cut to integers."""
     pipe.scheduler.set_timesteps(STEPS)
     exact = plan("dpmpp_2m", Flow(), "flow", STEPS, grid=tuple(float(s) for s in pipe.scheduler.sigmas))
-    ticks = tuple(replace(tick, timestep=float(t)) for tick, t in zip(exact.ticks, pipe.scheduler.timesteps, strict=True))
+    ticks = tuple(
+        replace(tick, timestep=float(t))
+        for tick, t in zip(exact.ticks, pipe.scheduler.timesteps, strict=True)
+    )
     return replace(exact, ticks=ticks, start_scale=1.0)
 
 
 def our_latents(model: ModelInfo, table: Plan, params: GenerationParams, cond, uncond) -> torch.Tensor:
-    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6))
+    engine = Engine(
+        build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6)
+    )
     engine.add("only", params, cond, uncond)
     latents = drain(engine)["only"].latents
     assert latents is not None
@@ -60,4 +65,6 @@ def test_final_latents_equal_diffusers(name: str) -> None:
         use_resolution_binning=False,
         output_type="latent",
     ).images[0]
-    torch.testing.assert_close(our_latents(model, their_plan(pipe), params, cond, uncond), theirs, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        our_latents(model, their_plan(pipe), params, cond, uncond), theirs, atol=1e-3, rtol=0
+    )

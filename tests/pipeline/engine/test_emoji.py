@@ -14,7 +14,12 @@ from safelight.pipeline.params import FinishReason, GenerationParams
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def parts(request):
     model = find_model("emoji-128")
-    return model, build_text_encoder(model), build_engine(model, dtype=request.param), build_decoder(model, dtype=request.param)
+    return (
+        model,
+        build_text_encoder(model),
+        build_engine(model, dtype=request.param),
+        build_decoder(model, dtype=request.param),
+    )
 
 
 def params(prompt: str, num_steps: int, guidance_scale: float, solver: str, seed: int) -> GenerationParams:

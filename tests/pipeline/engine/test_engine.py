@@ -61,8 +61,17 @@ def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
         {"guidance_stride": 3, "guidance_interval": (0.3, 0.8), "guidance_rescale": 0.7},
         {"guidance_stride": 2, "solver": "heun"},
         {"width": 96, "height": 64},
-        {"width": 48, "height": 80, "prompt": "a very long prompt about a green car on a blue road, with many more words than sixteen"},
-        {"guidance_interval": (0.3, 0.8), "guidance_rescale": 1.0, "solver": "heun", "timestep_spacing": "uniform_lam"},
+        {
+            "width": 48,
+            "height": 80,
+            "prompt": "a very long prompt about a green car on a blue road, with many more words than sixteen",
+        },
+        {
+            "guidance_interval": (0.3, 0.8),
+            "guidance_rescale": 1.0,
+            "solver": "heun",
+            "timestep_spacing": "uniform_lam",
+        },
     ],
     ids=str,
 )
@@ -70,7 +79,9 @@ def test_every_option_equals_reference(changed: dict) -> None:
     p = params(**({"num_steps": 7, "seed": 3, "negative_prompt": "blue"} | changed))
     torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
     if "width" not in changed:
-        assert not torch.allclose(alone(p), alone(params(num_steps=7, seed=3, negative_prompt="blue")), atol=1e-3)
+        assert not torch.allclose(
+            alone(p), alone(params(num_steps=7, seed=3, negative_prompt="blue")), atol=1e-3
+        )
 
 
 NEIGHBOURS = st.builds(
@@ -142,7 +153,9 @@ def test_rows_are_capped_and_what_fits_beside_is_let_in() -> None:
 
 def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     shared = engine(max_rows=3)
-    add(shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0)))  # t = 1, 7/8, 6/8, 5/8 are guided
+    add(
+        shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0))
+    )  # t = 1, 7/8, 6/8, 5/8 are guided
     add(shared, "next", params(num_steps=30))
     rows = []
     for _ in range(5):
@@ -167,7 +180,9 @@ def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
 
 def test_rows_that_guidance_will_need_only_later_are_lent() -> None:
     shared = engine(max_rows=2)
-    add(shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3)))  # only the last step is guided
+    add(
+        shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3))
+    )  # only the last step is guided
     add(shared, "beside", params(guidance_scale=1.0, num_steps=3, solver="euler"))
     rows = []
     while shared.has_work:
@@ -204,7 +219,9 @@ def test_tokens_of_a_tick_are_bounded() -> None:
 
 def test_a_sample_leaves_at_its_deadline_waiting_or_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     ticking = itertools.count()  # a clock that goes on a millisecond whenever it is read
-    monkeypatch.setattr("safelight.pipeline.engine.engine.time", SimpleNamespace(perf_counter=lambda: 0.001 * next(ticking)))
+    monkeypatch.setattr(
+        "safelight.pipeline.engine.engine.time", SimpleNamespace(perf_counter=lambda: 0.001 * next(ticking))
+    )
     shared = engine(max_rows=2)
     text = states("cat")
     shared.add("under way", params(num_steps=200), text, text, deadline=0.2)
@@ -319,5 +336,7 @@ def test_an_unknown_solver_is_named() -> None:
 
 
 def test_a_bound_that_no_picture_fits_is_refused_at_the_start() -> None:
-    with pytest.raises(ValueError, match="max_tokens must be at least 32, for a guided picture of 64x64; got 31"):
+    with pytest.raises(
+        ValueError, match="max_tokens must be at least 32, for a guided picture of 64x64; got 31"
+    ):
         build_engine(model(), max_tokens=31)

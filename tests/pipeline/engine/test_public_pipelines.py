@@ -34,7 +34,11 @@ FAMILIES: dict[str, Callable[[Path], DiffusionPipeline]] = {
     "sd3.5-large": lambda folder: write_sd3(folder, "sd3.5-large"),
     "dit": write_dit,
 }
-SOLVERS = {"DPMSolverMultistepScheduler": "dpmpp_2m", "FlowMatchEulerDiscreteScheduler": "euler", "DDIMScheduler": "ddim"}
+SOLVERS = {
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "DDIMScheduler": "ddim",
+}
 
 
 def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationParams) -> Plan:
@@ -50,14 +54,22 @@ def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationPara
 
 
 def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tensor:
-    engine = Engine(build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6))
-    engine.add("only", params, *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]))
+    engine = Engine(
+        build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6)
+    )
+    engine.add(
+        "only",
+        params,
+        *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]),
+    )
     latents = drain(engine)["only"].latents
     assert latents is not None
     return latents
 
 
-def their_latents(pipe: DiffusionPipeline, params: GenerationParams, start: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def their_latents(
+    pipe: DiffusionPipeline, params: GenerationParams, start: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
     options = {"num_inference_steps": STEPS, "guidance_scale": params.guidance_scale}
     if isinstance(pipe, DiTPipeline):  # it draws its own noise and gives pixels alone
         seen: list[Tensor] = []
@@ -76,12 +88,21 @@ def their_latents(pipe: DiffusionPipeline, params: GenerationParams, start: Tens
     ).images[0]  # fmt: skip
 
 
-def _tell_the_size(pipe: DiffusionPipeline, params: GenerationParams, monkeypatch: pytest.MonkeyPatch) -> None:
+def _tell_the_size(
+    pipe: DiffusionPipeline, params: GenerationParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As their pipeline does, which forgets it unless the sample size is 128."""
     rows = [[params.height, params.width]] * 2
-    size = {"resolution": torch.tensor(rows, dtype=torch.float32), "aspect_ratio": torch.tensor([[h / w] for h, w in rows])}
+    size = {
+        "resolution": torch.tensor(rows, dtype=torch.float32),
+        "aspect_ratio": torch.tensor([[h / w] for h, w in rows]),
+    }
     forward = pipe.transformer.forward
-    monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **options: forward(*args, **options | {"added_cond_kwargs": size}))
+    monkeypatch.setattr(
+        pipe.transformer,
+        "forward",
+        lambda *args, **options: forward(*args, **options | {"added_cond_kwargs": size}),
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -89,8 +110,15 @@ def test_final_latents_equal_diffusers(name: str, tmp_path: Path, monkeypatch: p
     pipe = FAMILIES[name](tmp_path)
     model = find_model(str(tmp_path))
     prompt, negative = ("207", "") if name == "dit" else ("a red apple", "blurry")
-    params = GenerationParams(prompt, negative, SIDE, SIDE, STEPS, 4.0, model.solver, 1, timestep_spacing=model.timestep_spacing)
-    start = noise.draw(1, 0, noise.START, (pipe.transformer.config.in_channels, SAMPLE_SIZE, SAMPLE_SIZE))[None]
-    ours, theirs = our_latents(model, their_plan(pipe, model, params), params), their_latents(pipe, params, start, monkeypatch)
+    params = GenerationParams(
+        prompt, negative, SIDE, SIDE, STEPS, 4.0, model.solver, 1, timestep_spacing=model.timestep_spacing
+    )
+    start = noise.draw(1, 0, noise.START, (pipe.transformer.config.in_channels, SAMPLE_SIZE, SAMPLE_SIZE))[
+        None
+    ]
+    ours, theirs = (
+        our_latents(model, their_plan(pipe, model, params), params),
+        their_latents(pipe, params, start, monkeypatch),
+    )
     assert float(theirs.std()) > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)

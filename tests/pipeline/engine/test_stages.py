@@ -94,7 +94,9 @@ def test_parameters_text() -> None:
 
 def test_lossless_webp_and_unknown_formats() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_image(pixels, "webp", 100, params(), "tiny")))), pixels)
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(encode_image(pixels, "webp", 100, params(), "tiny")))), pixels
+    )
     with pytest.raises(ValueError, match="png, webp, jpeg"):
         encode_image(pixels, "gif", 100, params(), "tiny")
 

@@ -12,13 +12,24 @@ from safelight.models.evaluation.gallery import Entry, Gallery, pooled, small
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
 from safelight.pipeline.evaluation.nearest_picture import Rate, framed, judge
-from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts, write_prompts
+from safelight.pipeline.evaluation.prompts import (
+    InvalidPrompts,
+    Prompt,
+    own_sets,
+    read_prompts,
+    write_prompts,
+)
 from safelight.pipeline.evaluation.renderer import Renderer
 from safelight.pipeline.params import InvalidParams
 from tests.pipeline.parts import model, params
 
 BACKGROUNDS = {"white": (255, 255, 255), "blue": (50, 110, 210)}
-COLOURS = {"a": (200, 30, 30), "b": (30, 200, 30), "c": (30, 30, 30), "d": (31, 30, 30)}  # nobody can tell c from d
+COLOURS = {
+    "a": (200, 30, 30),
+    "b": (30, 200, 30),
+    "c": (30, 30, 30),
+    "d": (31, 30, 30),
+}  # nobody can tell c from d
 
 
 def disc(colour: tuple[int, int, int], radius: int) -> np.ndarray:
@@ -29,7 +40,9 @@ def disc(colour: tuple[int, int, int], radius: int) -> np.ndarray:
 
 
 def on(rgba: np.ndarray, background: str) -> np.ndarray:
-    return np.where(rgba[..., 3:] > 0, rgba[..., :3], np.array(BACKGROUNDS[background], np.uint8)).astype(np.uint8)
+    return np.where(rgba[..., 3:] > 0, rgba[..., :3], np.array(BACKGROUNDS[background], np.uint8)).astype(
+        np.uint8
+    )
 
 
 RADII = {"flat": 28, "round": 14}
@@ -38,7 +51,10 @@ RENDERS = [(code, style, disc(colour, RADII[style])) for code, colour in COLOURS
 
 @pytest.fixture(scope="module")
 def gallery() -> Gallery:
-    entries = tuple(Entry(code, f"disc {code}", ("disc", code), style, held_out=False, restored=code != "b") for code, style, _ in RENDERS)
+    entries = tuple(
+        Entry(code, f"disc {code}", ("disc", code), style, held_out=False, restored=code != "b")
+        for code, style, _ in RENDERS
+    )
     return Gallery(entries, small([rgba for *_, rgba in RENDERS]), BACKGROUNDS)
 
 
@@ -99,7 +115,10 @@ def test_every_figure_is_what_was_drawn(gallery):
         "concept_and_style": (1, 2),
         "background_accuracy": (1, 2),
         "ceiling": (4, 5),  # b is never restored, but a is, where either will do
-        "floor": (1, 5),  # the prompt after next of the third, `disc a or b`, is ... not c; of the fourth it is `disc a`
+        "floor": (
+            1,
+            5,
+        ),  # the prompt after next of the third, `disc a or b`, is ... not c; of the fourth it is `disc a`
     }
 
 
@@ -113,13 +132,26 @@ class Redness:
 
 
 def test_the_second_opinion_has_a_ceiling_and_a_floor(gallery):
-    prompts = [Prompt("disc a", ("a",)), Prompt("flat disc b", ("b",), "flat"), Prompt("disc"), Prompt("odd disc a", ("a",), "odd")]
-    drawn = np.stack([picture("a", "round"), picture("b", "round"), picture("d", "flat"), picture("b", "flat")])
+    prompts = [
+        Prompt("disc a", ("a",)),
+        Prompt("flat disc b", ("b",), "flat"),
+        Prompt("disc"),
+        Prompt("odd disc a", ("a",), "odd"),
+    ]
+    drawn = np.stack(
+        [picture("a", "round"), picture("b", "round"), picture("d", "flat"), picture("b", "flat")]
+    )
     found = clip_scores(Redness(), gallery, prompts, drawn)
-    assert {name: mean.count for name, mean in found.items()} == {"clip_score": 4, "clip_floor": 4, "clip_ceiling": 3}
+    assert {name: mean.count for name, mean in found.items()} == {
+        "clip_score": 4,
+        "clip_floor": 4,
+        "clip_ceiling": 3,
+    }
     assert found["clip_score"].value == pytest.approx((170 + 170 - 1 - 170) / 4)
     assert found["clip_ceiling"].value == pytest.approx(170.0)
-    assert found["clip_floor"].value == pytest.approx((-170 - 170 + 1 + 170) / 4)  # of `disc`, `odd disc a`, `disc a`, `flat disc b`
+    assert found["clip_floor"].value == pytest.approx(
+        (-170 - 170 + 1 + 170) / 4
+    )  # of `disc`, `odd disc a`, `disc a`, `flat disc b`
 
 
 def test_the_interval_of_a_mean():
@@ -129,7 +161,9 @@ def test_the_interval_of_a_mean():
 
 
 def test_figures_that_nobody_asks_for_are_not_told(gallery):
-    assert {*judge(gallery, [Prompt("x", background="blue")], np.stack([picture("a", "flat", "blue")]))} == {"background_accuracy"}
+    assert {*judge(gallery, [Prompt("x", background="blue")], np.stack([picture("a", "flat", "blue")]))} == {
+        "background_accuracy"
+    }
 
 
 def test_the_frame_tells_the_background_whatever_is_in_the_middle(gallery):
@@ -139,7 +173,11 @@ def test_the_frame_tells_the_background_whatever_is_in_the_middle(gallery):
 
 @pytest.mark.parametrize(
     ("prompt", "what"),
-    [(Prompt("x", ("zz",)), "concept"), (Prompt("x", style="odd"), "style"), (Prompt("x", background="odd"), "background")],
+    [
+        (Prompt("x", ("zz",)), "concept"),
+        (Prompt("x", style="odd"), "style"),
+        (Prompt("x", background="odd"), "background"),
+    ],
 )
 def test_names_that_the_gallery_has_not_are_refused(gallery, prompt, what):
     with pytest.raises(InvalidPrompts, match=what):

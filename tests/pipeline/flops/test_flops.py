@@ -46,7 +46,14 @@ def sd3(dual: tuple[int, ...]) -> MMDiT:
 
 
 def labelled() -> ClassDiT:
-    config = ClassDiTConfig(num_attention_heads=3, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=3, sample_size=32)
+    config = ClassDiTConfig(
+        num_attention_heads=3,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        sample_size=32,
+    )
     return ClassDiT(config)
 
 
@@ -95,13 +102,19 @@ SD35_MEDIUM = MMDiTConfig(
     [(PIXART_SIGMA, DiT, 300, 6.6336e12), (SD35_MEDIUM, MMDiT, 333, 11.250e12)],
     ids=["PixArt-Sigma", "SD3.5-medium"],
 )
-def test_at_true_size_for_1024_pixels(config: Any, build: Callable[[Any], Network], text_tokens: int, published: float) -> None:
+def test_at_true_size_for_1024_pixels(
+    config: Any, build: Callable[[Any], Network], text_tokens: int, published: float
+) -> None:
     """The closed formula, torch's counter on our network, and the counter on diffusers' as it was once published, texts included."""
     with torch.device("meta"):
         network = build(config)
         x, timesteps = torch.empty(1, config.in_channels, 128, 128), torch.empty(1)
         width = config.joint_attention_dim if build is MMDiT else config.caption_channels
-        states, mask, pooled = torch.empty(text_tokens, width), torch.empty(text_tokens, dtype=torch.bool), torch.empty(2048)
+        states, mask, pooled = (
+            torch.empty(text_tokens, width),
+            torch.empty(text_tokens, dtype=torch.bool),
+            torch.empty(2048),
+        )
     times = network.prepare_times(timesteps, (1024, 1024))
     rows = network.collate([network.prepare_row(states, mask, pooled, times)])
     forward = forward_flops(config, 128, 128, text_tokens)
@@ -111,15 +124,33 @@ def test_at_true_size_for_1024_pixels(config: Any, build: Callable[[Any], Networ
 
 
 def test_a_family_without_formulas_is_refused() -> None:
-    for formula, sizes in ((forward_flops, (16, 16, 20)), (text_flops, (20,)), (row_flops, (20, 5)), (times_flops, (5,))):
+    for formula, sizes in (
+        (forward_flops, (16, 16, 20)),
+        (text_flops, (20,)),
+        (row_flops, (20, 5)),
+        (times_flops, (5,)),
+    ):
         with pytest.raises(TypeError, match="object"):
             formula(object(), *sizes)
 
 
 EMOJI = WEIGHTS_FOLDER / "emoji-128"
 T5_XXL = PARTS["T5-XXL encoder"]
-SMALL_T5 = T5_XXL | {"d_model": 96, "d_kv": 16, "d_ff": 200, "num_layers": 3, "num_heads": 5, "feed_forward_proj": "relu"}
-SMALL_VAE = VAE | {"block_out_channels": [32, 64, 96], "layers_per_block": 1, "in_channels": 4, "out_channels": 5, "latent_channels": 6}
+SMALL_T5 = T5_XXL | {
+    "d_model": 96,
+    "d_kv": 16,
+    "d_ff": 200,
+    "num_layers": 3,
+    "num_heads": 5,
+    "feed_forward_proj": "relu",
+}
+SMALL_VAE = VAE | {
+    "block_out_channels": [32, 64, 96],
+    "layers_per_block": 1,
+    "in_channels": 4,
+    "out_channels": 5,
+    "latent_channels": 6,
+}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +167,9 @@ def test_t5(config: dict[str, Any], num_tokens: int, published: float | None) ->
     assert published is None or formula == pytest.approx(published, rel=5e-4)
 
 
-@pytest.mark.parametrize(("name", "published"), [("CLIP-L text tower", 0.0133e12), ("OpenCLIP bigG text tower", 0.0979e12)])
+@pytest.mark.parametrize(
+    ("name", "published"), [("CLIP-L text tower", 0.0133e12), ("OpenCLIP bigG text tower", 0.0979e12)]
+)
 def test_clip_towers(name: str, published: float) -> None:
     config = checked(hf_clip.ClipTextConfig, PARTS[name], least=0)
     tower = hf_clip._build(config)
@@ -155,7 +188,9 @@ def test_the_embedded_tower() -> None:
 
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_") and key != "block_out_channels"}
+    return {
+        key: value for key, value in config.items() if not key.startswith("_") and key != "block_out_channels"
+    }
 
 
 AUTOENCODERS = {
@@ -173,7 +208,10 @@ def test_autoencoders_both_ways(name: str) -> None:
     widths = {"block_out_channels": config["block_out_channels"]} if is_kl else {}
     if is_kl:
         count = len(config["block_out_channels"])
-        widths |= {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+        widths |= {
+            "down_block_types": ["DownEncoderBlock2D"] * count,
+            "up_block_types": ["UpDecoderBlock2D"] * count,
+        }
     scale = 2 ** (len(config["block_out_channels"]) - 1)
     for height, width in ((side, side), (side, side // 2)):
         with torch.device("meta"), torch.no_grad():
@@ -204,7 +242,13 @@ def test_flux_as_diffusers_has_it(num_tokens: int, published: float) -> None:
         places, words, one = torch.empty(4096, 3), torch.empty(num_tokens, 3), torch.empty(1)
     count = counted(
         lambda: network(
-            x, encoder_hidden_states=states, pooled_projections=pooled, timestep=one, guidance=one, img_ids=places, txt_ids=words
+            x,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            timestep=one,
+            guidance=one,
+            img_ids=places,
+            txt_ids=words,
         )
     )
     assert flux_flops(128, 128, num_tokens) == pytest.approx(count, rel=1e-4)
@@ -221,6 +265,8 @@ def test_sdxl_as_diffusers_has_it() -> None:
         )  # fmt: skip
         x, states, one = torch.empty(1, 4, 128, 128), torch.empty(1, 77, 2048), torch.empty(1)
         more = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
-    assert sdxl_flops(128, 128) == pytest.approx(counted(lambda: network(x, one, states, added_cond_kwargs=more)), rel=5e-4)
+    assert sdxl_flops(128, 128) == pytest.approx(
+        counted(lambda: network(x, one, states, added_cond_kwargs=more)), rel=5e-4
+    )
     with pytest.raises(InvalidParams, match="512x512"):
         sdxl_flops(64, 64)

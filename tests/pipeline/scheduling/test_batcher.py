@@ -17,11 +17,15 @@ from safelight.pipeline.scheduling.queue import WaitingQueue, choose_next
 from safelight.pipeline.scheduling.simulation import Here, Queue, Simulated, simulate
 from safelight.pipeline.scheduling.workload import STRETCH, Load, make_load
 
-CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.150))  # a row is cheapest at 16
+CURVE = CostCurve(
+    (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.150)
+)  # a row is cheapest at 16
 LIMITS = Limits(16, 16 * 64)
 
 
-def one(steps: int, rows: int = 2, arrived: float = 0.0, deadline: float = math.inf, tokens: int = 64) -> Simulated:
+def one(
+    steps: int, rows: int = 2, arrived: float = 0.0, deadline: float = math.inf, tokens: int = 64
+) -> Simulated:
     return Simulated(make_load([rows] * steps, [float(rows)] * steps, tokens, CURVE, arrived, deadline))
 
 
@@ -35,7 +39,11 @@ def run(coming: list[Simulated], limits: Limits = LIMITS, curve: CostCurve = CUR
 
 
 ONES = st.builds(
-    one, steps=st.integers(1, 40), rows=st.integers(1, 2), arrived=st.floats(0.0, 3.0), tokens=st.sampled_from([16, 64, 60, 5000])
+    one,
+    steps=st.integers(1, 40),
+    rows=st.integers(1, 2),
+    arrived=st.floats(0.0, 3.0),
+    tokens=st.sampled_from([16, 64, 60, 5000]),
 )
 
 
@@ -50,7 +58,9 @@ def test_a_tick_is_within_its_limits(here: list[Simulated], now: float, most: in
         assert sum(each.load.rows[0] * each.load.tokens for each in chosen) <= 500
 
 
-@given(here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=8))
+@given(
+    here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=8)
+)
 def test_nobody_is_left_out_where_there_is_room(here: list[Simulated]) -> None:
     assert set(map(id, choose(here, 0.0, LIMITS, CURVE))) == set(map(id, here))
 
@@ -79,7 +89,9 @@ def test_nobody_starves(steps: int, load: float, short: int) -> None:
     alone = one(short).load.left[0]
     long = one(steps)
     horizon = STRETCH * long.load.left[0]
-    stream = [one(short, arrived=number * alone / load) for number in range(int(2 * horizon * load / alone) + 2)]
+    stream = [
+        one(short, arrived=number * alone / load) for number in range(int(2 * horizon * load / alone) + 2)
+    ]
     run([long, *stream], Limits(2, 10**6))
     ahead = sum(each.load.arrived <= horizon for each in stream) * alone  # all that can be
     assert long.done_at <= ahead + long.load.left[0] + CURVE.seconds_for(2.0)
@@ -97,7 +109,9 @@ def test_a_short_request_behind_long_ones_is_not_blocked() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=100))
+@given(
+    here=st.lists(st.builds(one, steps=st.integers(1, 40), rows=st.integers(1, 2)), min_size=1, max_size=100)
+)
 def test_forecasts_come_true_if_nobody_comes(here: list[Simulated]) -> None:
     """However many wait, also more than may begin."""
     queue = WaitingQueue[Simulated]()
@@ -168,7 +182,10 @@ def test_the_queue_keeps_the_due_first_whatever_the_speed() -> None:
     for each in here:
         queue.add(each)
     for slowness in (1.0, 1.05, 3.0, 0.2):
-        assert queue.most_due(7, 1.0, slowness) == sorted(here, key=lambda each: each.load.due(0, 1.0, slowness))[:7]
+        assert (
+            queue.most_due(7, 1.0, slowness)
+            == sorted(here, key=lambda each: each.load.due(0, 1.0, slowness))[:7]
+        )
     queue.remove(here[9])
     assert here[9] not in list(queue)
     assert len(queue) == 49
@@ -193,7 +210,10 @@ def test_limits_that_nothing_fits_are_refused() -> None:
 
 def test_the_simulation_of_rules_says_what_the_documentation_says() -> None:
     def worst(rule: str) -> float:
-        return max(each.latency / each.load.left[0] for each in simulate(policies.trace(5.5, seed=0), policies.RULES[rule], policies.CURVE))
+        return max(
+            each.latency / each.load.left[0]
+            for each in simulate(policies.trace(5.5, seed=0), policies.RULES[rule], policies.CURVE)
+        )
 
     assert worst("due (`batcher.choose`)") < 0.6 * worst("first come, first served")
     assert worst("due (`batcher.choose`)") < 0.5 * worst("most completions a second")

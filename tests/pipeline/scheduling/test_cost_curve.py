@@ -15,7 +15,8 @@ CURVE = CostCurve((1e9, 2e9, 4e9), (0.010, 0.015, 0.030))
 
 
 @pytest.mark.parametrize(
-    ("work", "seconds"), [(1e9, 0.010), (1.5e9, 0.0125), (2e9, 0.015), (3e9, 0.0225), (4e9, 0.030), (8e9, 0.060), (1e8, 0.005)]
+    ("work", "seconds"),
+    [(1e9, 0.010), (1.5e9, 0.0125), (2e9, 0.015), (3e9, 0.0225), (4e9, 0.030), (8e9, 0.060), (1e8, 0.005)],
 )
 def test_lines_between_what_was_measured_and_beyond(work: float, seconds: float) -> None:
     assert CURVE.seconds_for(work) == pytest.approx(seconds)
@@ -29,8 +30,12 @@ def test_more_work_never_costs_less(work: float, more: float) -> None:
 def test_a_larger_tick_is_worth_it_until_it_loses() -> None:
     assert CURVE.best_work == float("inf")
     assert CostCurve((1e9, 2e9), (0.01, 0.012)).best_work == float("inf")
-    assert CostCurve((1e9, 2e9, 4e9), (0.010, 0.020, 0.0425)).best_work == float("inf")  # a loss within the noise
-    assert CostCurve((1e9, 2e9, 4e9, 8e9), (0.010, 0.023, 0.040, 0.1)).best_work == pytest.approx((4e9 * 8e9) ** 0.5)
+    assert CostCurve((1e9, 2e9, 4e9), (0.010, 0.020, 0.0425)).best_work == float(
+        "inf"
+    )  # a loss within the noise
+    assert CostCurve((1e9, 2e9, 4e9, 8e9), (0.010, 0.023, 0.040, 0.1)).best_work == pytest.approx(
+        (4e9 * 8e9) ** 0.5
+    )
 
 
 def test_a_slower_machine_is_noticed_and_a_hiccup_is_not() -> None:
@@ -85,7 +90,8 @@ def test_a_guess_follows_what_is_seen_at_once_and_is_none_for_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "seconds"), [((), ()), ((1.0, 1.0), (1.0, 2.0)), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((1.0, 2.0), (2.0, 1.0))]
+    ("work", "seconds"),
+    [((), ()), ((1.0, 1.0), (1.0, 2.0)), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((1.0, 2.0), (2.0, 1.0))],
 )
 def test_nonsense_is_refused(work: tuple[float, ...], seconds: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="cost curve"):

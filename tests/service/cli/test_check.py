@@ -53,7 +53,10 @@ def gain_a_tensor(folder: Path) -> None:
 
 
 def bend_a_tensor(folder: Path) -> None:
-    edit(folder / "text_encoder" / HF_WEIGHTS, lambda tensors: tensors.update({"shared.weight": torch.zeros(7, 32)}))
+    edit(
+        folder / "text_encoder" / HF_WEIGHTS,
+        lambda tensors: tensors.update({"shared.weight": torch.zeros(7, 32)}),
+    )
 
 
 def cut_a_file(folder: Path) -> None:
@@ -93,8 +96,14 @@ BROKEN = [
     (gain_a_tensor, "/vae: tensor stowaway is not expected"),
     (bend_a_tensor, "/text_encoder: tensor shared.weight has shape (7, 32), expected (256, 32)"),
     (cut_a_file, f"/text_encoder/{HF_WEIGHTS} is not a readable safetensors file: "),
-    (pickle_it, "/transformer/diffusion_pytorch_model.bin is a pickle, which is never loaded; convert it to "),
-    (change_the_class, "/transformer/config.json: class 'UNet2DConditionModel' is not supported; supported: "),
+    (
+        pickle_it,
+        "/transformer/diffusion_pytorch_model.bin is a pickle, which is never loaded; convert it to ",
+    ),
+    (
+        change_the_class,
+        "/transformer/config.json: class 'UNet2DConditionModel' is not supported; supported: ",
+    ),
     (lose_a_config, "/vae/config.json is missing"),
     (join_another_family, ": 'FluxPipeline' with these parts is not supported; supported: "),
     (change_the_tokenizer, "/tokenizer"),
@@ -103,7 +112,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("break_it", "fault"), BROKEN)
-def test_a_broken_folder_is_told_in_one_line(capsys, folder: Path, break_it: Callable[[Path], None], fault: str) -> None:
+def test_a_broken_folder_is_told_in_one_line(
+    capsys, folder: Path, break_it: Callable[[Path], None], fault: str
+) -> None:
     break_it(folder)
     assert cli.main(["check", str(folder), "--json"]) == 1
     [line] = json.loads(capsys.readouterr().out)["faults"]
@@ -125,14 +136,26 @@ def test_faults_of_several_parts_are_told_together(capsys, folder: Path) -> None
 @pytest.mark.parametrize(
     ("part", "changed", "fault"),
     [
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10}, ": num_train_timesteps 10 is not supported, only 1000"),
-        ("scheduler/scheduler_config.json", {"use_karras_sigmas": True}, ": use_karras_sigmas True is not supported, only False"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 10},
+            ": num_train_timesteps 10 is not supported, only 1000",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"use_karras_sigmas": True},
+            ": use_karras_sigmas True is not supported, only False",
+        ),
         (
             "scheduler/scheduler_config.json",
             FLOW | {"flow_shift": "three"},
             ": flow_shift is 'three', expected a number from 0.001 to 1000",
         ),
-        ("scheduler/scheduler_config.json", FLOW | {"flow_shift": -1}, ": flow_shift is -1, expected a number from 0.001 to 1000"),
+        (
+            "scheduler/scheduler_config.json",
+            FLOW | {"flow_shift": -1},
+            ": flow_shift is -1, expected a number from 0.001 to 1000",
+        ),
     ],
 )
 def test_nonsense_is_told_in_one_line(capsys, folder: Path, part: str, changed: dict, fault: str) -> None:
@@ -153,7 +176,9 @@ def test_an_autoencoder_without_widths_is_told_in_one_line(capsys, folder: Path)
 
 
 def test_parts_that_do_not_fit_one_another_are_told(capsys, folder: Path) -> None:
-    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(folder / "vae")
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(
+        folder / "vae"
+    )
     assert cli.main(["check", str(folder), "--json"]) == 1
     [line] = json.loads(capsys.readouterr().out)["faults"]
     assert "4 latent channels, the vae 16" in line
@@ -171,7 +196,9 @@ def test_parts_that_do_not_fit_one_another_are_told(capsys, folder: Path) -> Non
     ],
     ids=["sigma", "alpha", "sd3", "sd3.5-medium", "sd3.5-large", "dit"],
 )
-def test_a_sound_folder_of_every_family_passes(capsys, tmp_path: Path, write: Callable[[Path], object], family: str) -> None:
+def test_a_sound_folder_of_every_family_passes(
+    capsys, tmp_path: Path, write: Callable[[Path], object], family: str
+) -> None:
     write(tmp_path)
     capsys.readouterr()
     assert cli.main(["check", str(tmp_path), "--json"]) == 0
@@ -203,7 +230,10 @@ def test_what_is_embedded_is_sound(capsys, name: str) -> None:
     assert (told["family"], told["faults"]) == ("pixart-clip", [])
     assert [part["part"] for part in told["parts"]] == ["text_encoder", "transformer", "vae"]
     for part in told["parts"]:
-        assert part["bytes_on_device"] == {"bfloat16": 2 * part["parameters"], "float32": 4 * part["parameters"]}
+        assert part["bytes_on_device"] == {
+            "bfloat16": 2 * part["parameters"],
+            "float32": 4 * part["parameters"],
+        }
         assert part["bytes_on_disk"] > 0
 
 
@@ -238,7 +268,15 @@ def test_models_and_families_are_told_without_torch() -> None:
         "timestep_spacing",
     } == emoji.keys()
     names = [family["name"] for family in found["families"]]
-    assert names == ["pixart-clip", "pixart-alpha", "pixart-sigma", "sd3", "sd3.5-medium", "sd3.5-large", "dit"]
+    assert names == [
+        "pixart-clip",
+        "pixart-alpha",
+        "pixart-sigma",
+        "sd3",
+        "sd3.5-medium",
+        "sd3.5-large",
+        "dit",
+    ]
     assert [line.split()[0] for line in lines if line and not line.startswith(" ")][-len(names) :] == names
     large = found["families"][-2]
     assert (large["num_inference_steps"], large["guidance_scale"], large["solver"]) == (28, 3.5, "euler")

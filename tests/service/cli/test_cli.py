@@ -35,7 +35,10 @@ def refused(capsys, *argv: str) -> str:
         (["generate", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
         (["generate", ""], "PROMPT must be a string of 1 to 4000 characters, not blank"),
         (["generate", "x", "--steps", "201"], "--steps must be an integer between 1 and 200"),
-        (["generate", "x", "--guidance-scale", "21"], "--guidance-scale must be a number between 0.0 and 20.0"),
+        (
+            ["generate", "x", "--guidance-scale", "21"],
+            "--guidance-scale must be a number between 0.0 and 20.0",
+        ),
         (["generate", "x", "--guidance-scale", "nan"], "--guidance-scale must be a number"),
         (["generate", "x", "--size", "7x7"], "--size 7x7 is not served by tiny; allowed: 64x64"),
         (["generate", "x", "--size", "big"], "--size must be WIDTHxHEIGHT or auto"),
@@ -46,7 +49,10 @@ def refused(capsys, *argv: str) -> str:
         (["generate", "x", "-o", "/nowhere/picture.png"], "no folder /nowhere"),
         (["generate", "x", "--model", "nosuch"], "'nosuch' is neither a folder nor one of"),
         (["encode", "x"], "required: -o/--output"),
-        (["encode", "x", "--model", "nosuch", "-o", "x.safetensors"], "'nosuch' is neither a folder nor one of"),
+        (
+            ["encode", "x", "--model", "nosuch", "-o", "x.safetensors"],
+            "'nosuch' is neither a folder nor one of",
+        ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
         (["serve", "--stages", "one"], "stages must be one of split, colocated"),
@@ -77,7 +83,9 @@ def test_pictures_are_written_and_told_of_in_one_object(capsys, tmp_path):
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert err == ""
-    assert told["images"] == [{"path": str(tmp_path / f"apple-{k}.png"), "seed": 5, "width": 64, "height": 64} for k in range(2)]
+    assert told["images"] == [
+        {"path": str(tmp_path / f"apple-{k}.png"), "seed": 5, "width": 64, "height": 64} for k in range(2)
+    ]
     assert told["usage"]["safelight"]["nfe"] == 4
     pictures = [(tmp_path / f"apple-{k}.png").read_bytes() for k in range(2)]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
@@ -94,7 +102,14 @@ def test_the_seed_is_told_and_the_suffix_tells_the_format(capsys, tmp_path):
 
 
 def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, tmp_path):
-    argv = ("generate", "x", "--model", str(tiny_without("proj_out.weight", tmp_path)), "-o", str(tmp_path / "x.png"))
+    argv = (
+        "generate",
+        "x",
+        "--model",
+        str(tiny_without("proj_out.weight", tmp_path)),
+        "-o",
+        str(tmp_path / "x.png"),
+    )
     assert "proj_out.weight" in refused(capsys, *argv)
 
 
@@ -118,10 +133,19 @@ def test_the_version_is_told(capsys):
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
-        ("import safelight.service.cli; safelight.service.cli.make_parser()", {"torch", "ray", "pydantic", "numpy", "rich"}),
+        (
+            "import safelight.service.cli; safelight.service.cli.make_parser()",
+            {"torch", "ray", "pydantic", "numpy", "rich"},
+        ),
         ("import safelight.service.http.gateway", {"torch", "ray", "diffusers"}),
-        ("import safelight.service.ray_serve.deployments, safelight.service.app", {"torch", "diffusers", "open_clip"}),
-        ("import safelight.service.cli.generate, safelight.service.cli.serve, safelight.service.local", {"torch", "ray"}),
+        (
+            "import safelight.service.ray_serve.deployments, safelight.service.app",
+            {"torch", "diffusers", "open_clip"},
+        ),
+        (
+            "import safelight.service.cli.generate, safelight.service.cli.serve, safelight.service.local",
+            {"torch", "ray"},
+        ),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):

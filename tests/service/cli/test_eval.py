@@ -28,7 +28,10 @@ def examined(tmp_path_factory) -> Path:
     rgba = np.zeros((2, 64, 64, 4), np.uint8)
     rgba[0, 16:48, 16:48] = (200, 30, 30, 255)
     rgba[1, 16:48, 16:48] = (90, 90, 90, 255)
-    entries = (Entry("1f34e", "red apple", ("fruit",), "3d", False, True), Entry("1f680", "rocket", ("space",), "flat", False, True))
+    entries = (
+        Entry("1f34e", "red apple", ("fruit",), "3d", False, True),
+        Entry("1f680", "rocket", ("space",), "flat", False, True),
+    )
     Gallery(entries, small(rgba), BACKGROUNDS).save(folder)
     write_prompts(folder / "prompts" / "things.jsonl", PROMPTS)
     return folder
@@ -50,8 +53,15 @@ def refused(capsys, *argv: str) -> str:
 
 
 def test_its_own_sets_are_drawn_and_judged(capsys, examined):
-    found = told(capsys, "--model", str(examined), "--steps", "2", "--solver", "euler", "--guidance-scale", "3")
-    assert (found["model"], found["num_inference_steps"], found["solver"], found["guidance_scale"]) == ("tiny", 2, "euler", 3.0)
+    found = told(
+        capsys, "--model", str(examined), "--steps", "2", "--solver", "euler", "--guidance-scale", "3"
+    )
+    assert (found["model"], found["num_inference_steps"], found["solver"], found["guidance_scale"]) == (
+        "tiny",
+        2,
+        "euler",
+        3.0,
+    )
     assert found["seconds"] > 0
     things = found["sets"]["things"]
     assert things["prompts"] == 3
@@ -84,7 +94,9 @@ def test_pictures_that_are_kept_are_not_drawn_again(capsys, examined, tmp_path, 
     argv = ("--model", str(examined), "--steps", "1", "--keep", str(tmp_path))
     first = told(capsys, *argv)
     assert len([*tmp_path.glob("*.png")]) == 3
-    monkeypatch.setattr("safelight.pipeline.engine.engine.Engine.step", lambda self: pytest.fail("a picture was drawn again"))
+    monkeypatch.setattr(
+        "safelight.pipeline.engine.engine.Engine.step", lambda self: pytest.fail("a picture was drawn again")
+    )
     assert told(capsys, *argv)["sets"] == first["sets"]
 
 

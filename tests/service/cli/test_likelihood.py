@@ -27,7 +27,9 @@ def picture(tmp_path: Path) -> Path:
 
 def disc(side: int) -> Image.Image:
     image = Image.new("RGB", (side, side), "white")
-    ImageDraw.Draw(image).ellipse((side // 6, side // 6, side - side // 6, side - side // 6), fill=(200, 30, 30))
+    ImageDraw.Draw(image).ellipse(
+        (side // 6, side // 6, side - side // 6, side - side // 6), fill=(200, 30, 30)
+    )
     return image
 
 
@@ -51,7 +53,9 @@ def refused(capsys, *argv: str) -> str:
 
 
 def test_one_object_tells_all(capsys, picture):
-    found = told(capsys, str(picture), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4")
+    found = told(
+        capsys, str(picture), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4"
+    )
     seconds, blur = found.pop("seconds"), found.pop("blur")
     assert seconds > 0
     assert blur == pytest.approx(0.001, rel=0.01)
@@ -76,21 +80,46 @@ def test_a_seed_decides_the_estimate(capsys, picture):
 
 def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, picture):
     argv = (str(picture), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
-    ode, first, again = (told(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo"))
+    ode, first, again = (
+        told(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo")
+    )
     assert first == again != ode
     assert first["standard_error"] > 0
 
 
 def test_the_bound_by_default_takes_more_steps(capsys, picture):
-    assert told(capsys, str(picture), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
+    assert (
+        told(capsys, str(picture), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
+    )
 
 
 def test_one_probe_has_no_standard_error(capsys, picture):
-    assert told(capsys, str(picture), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"]["standard_error"] is None
+    assert (
+        told(capsys, str(picture), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"][
+            "standard_error"
+        ]
+        is None
+    )
 
 
 def test_words_for_a_person(capsys, picture):
-    assert cli.main(["likelihood", str(picture), "--prompt", "a red apple", "--model", "tiny", "--steps", "2", "--probes", "2"]) == 0
+    assert (
+        cli.main(
+            [
+                "likelihood",
+                str(picture),
+                "--prompt",
+                "a red apple",
+                "--model",
+                "tiny",
+                "--steps",
+                "2",
+                "--probes",
+                "2",
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert err == ""
     assert f"latent of {picture} under tiny, 256 numbers" in out
@@ -147,7 +176,10 @@ def test_a_damaged_file_is_one_line(capsys, picture):
 def test_an_opaque_picture_with_an_alpha_channel_is_as_one_without(capsys, picture, tmp_path):
     path = tmp_path / "opaque.png"
     disc(64).convert("RGBA").save(path)
-    with_alpha, without = (told(capsys, str(p), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"] for p in (path, picture))
+    with_alpha, without = (
+        told(capsys, str(p), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"]
+        for p in (path, picture)
+    )
     assert with_alpha == without
 
 
@@ -159,10 +191,24 @@ def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, picture, t
 def test_ctrl_c_ends_the_integral_at_once(picture):
     """On a terminal, where its progress shows that it is under way."""
     ours, theirs = pty.openpty()
-    argv = ("likelihood", str(picture), "--prompt", "x", "--model", "tiny", "--steps", "1000", "--probes", "50")
+    argv = (
+        "likelihood",
+        str(picture),
+        "--prompt",
+        "x",
+        "--model",
+        "tiny",
+        "--steps",
+        "1000",
+        "--probes",
+        "50",
+    )
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "safelight.service.cli", *argv], stderr=theirs, stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-m", "safelight.service.cli", *argv],
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        env=environment,
     )
     os.close(theirs)
     overdue = threading.Timer(200, process.kill)

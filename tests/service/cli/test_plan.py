@@ -22,7 +22,19 @@ def planned(capsys, *argv: str) -> dict:
 
 
 def test_a_published_model_on_an_a100(capsys):
-    told = planned(capsys, "--model", "pixart-sigma", "--gpu", "a100", "--steps", "20", "--mfu", "0.5", "--price-per-hour", "2")
+    told = planned(
+        capsys,
+        "--model",
+        "pixart-sigma",
+        "--gpu",
+        "a100",
+        "--steps",
+        "20",
+        "--mfu",
+        "0.5",
+        "--price-per-hour",
+        "2",
+    )
     assert set(told) >= KEYS
     assert told["tflop_per_image"] == pytest.approx(281, rel=0.01)
     assert told["tflop_per_image"] == pytest.approx(sum(told["stage_tflop"].values()))
@@ -30,7 +42,11 @@ def test_a_published_model_on_an_a100(capsys):
     assert told["service_s"] == pytest.approx(sum(told["stage_s"].values()))
     assert told["images_per_hour_per_device"] == pytest.approx(3600 / told["service_s"])
     assert told["service_s"] < told["mean_latency_s"] < 5.0 < told["latency_s"] < 5.6
-    assert (told["meets_latency_alone"], told["meets_latency"], told["meets_throughput"]) == (True, False, True)
+    assert (told["meets_latency_alone"], told["meets_latency"], told["meets_throughput"]) == (
+        True,
+        False,
+        True,
+    )
     assert told["replicas"] == {"encode": 1, "denoise": 1, "decode": 1}
     assert told["steps_that_meet"] == {"alone": 41, "under_load": 19}
     assert told["cost_per_1000_images"] == pytest.approx(2 * 1000 / told["images_per_hour_per_device"])
@@ -40,16 +56,31 @@ def test_a_published_model_on_an_a100(capsys):
 
 def test_the_defaults_are_the_models_and_the_targets(capsys):
     told = planned(capsys, "--model", "sd3-medium")
-    assert (told["steps"], told["guidance_scale"], told["solver"], told["mfu"], told["peak_tflops"]) == (28, 7.0, "euler", 0.4, 312)
+    assert (told["steps"], told["guidance_scale"], told["solver"], told["mfu"], told["peak_tflops"]) == (
+        28,
+        7.0,
+        "euler",
+        0.4,
+        312,
+    )
     assert told["targets"] == {"images_per_hour": 1000.0, "latency_s": 5.0, "percentile": 95.0}
     assert told["cost_per_1000_images"] is None
-    assert (told["meets_latency_alone"], told["meets_throughput"], told["latency_s"], told["mean_latency_s"]) == (True, False, None, None)
+    assert (
+        told["meets_latency_alone"],
+        told["meets_throughput"],
+        told["latency_s"],
+        told["mean_latency_s"],
+    ) == (True, False, None, None)
 
 
 @pytest.mark.parametrize(
     ("argv", "what", "by"),
     [
-        (("--size", "512x512"), "stage_tflop.decode", 0.2402),  # attention in the middle of the decoder falls by more than 4
+        (
+            ("--size", "512x512"),
+            "stage_tflop.decode",
+            0.2402,
+        ),  # attention in the middle of the decoder falls by more than 4
         (("--guidance-scale", "1"), "stage_tflop.encode", 0.5),
         (("--guidance-scale", "1"), "rows", 0.5),
         (("--solver", "heun", "--steps", "20"), "nfe", 39 / 20),
@@ -70,17 +101,36 @@ def test_what_is_asked_for_changes_what_is_told(capsys, argv, what, by):
 
 def test_wanted_more_it_needs_more(capsys):
     few = planned(capsys, "--model", "sd3-medium", "--steps", "20", "--mfu", "0.5")
-    many = planned(capsys, "--model", "sd3-medium", "--steps", "20", "--mfu", "0.5", "--images-per-hour", "10000", "--percentile", "99")
+    many = planned(
+        capsys,
+        "--model",
+        "sd3-medium",
+        "--steps",
+        "20",
+        "--mfu",
+        "0.5",
+        "--images-per-hour",
+        "10000",
+        "--percentile",
+        "99",
+    )
     assert few["replicas"]["denoise"] == 2
     assert few["replicas_latency_s"] < 5.0
     assert many["replicas"]["denoise"] >= math.ceil(10_000 / 3600 * many["stage_s"]["denoise"])
     assert many["replicas_latency_s"] < 5.0
-    assert planned(capsys, "--model", "sd3-medium", "--mfu", "0.5", "--latency-s", "2")["steps_that_meet"]["alone"] < 30
+    assert (
+        planned(capsys, "--model", "sd3-medium", "--mfu", "0.5", "--latency-s", "2")["steps_that_meet"][
+            "alone"
+        ]
+        < 30
+    )
 
 
 def test_a_folder_is_planned_from_its_configs(capsys, monkeypatch):
     """No weight is read; and the processor by a peak that is given."""
-    monkeypatch.setattr("safelight.models.checkpoints.tensors.read_stored", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "safelight.models.checkpoints.tensors.read_stored", lambda *_: pytest.fail("weights were read")
+    )
     told = planned(capsys, "--model", "emoji-128", "--gpu", "cpu", "--peak-tflops", "0.4")
     assert (told["model"], told["size"], told["steps"]) == ("emoji-128", "128x128", 20)
     assert told["service_s"] == pytest.approx(told["tflop_per_image"] / 0.4 / 0.5)
@@ -91,7 +141,9 @@ def test_this_machine_is_measured(capsys, monkeypatch):
     told = planned(capsys, "--model", "tiny", "--gpu", "cpu", "--steps", "4", "--images-per-hour", "10")
     assert (told["mfu"], told["peak_tflops"], told["mean_latency_s"]) == (None, None, None)
     assert all(seconds > 0 for seconds in told["stage_s"].values())
-    assert told["images_per_hour_per_device"] >= 3600 / told["service_s"] * 0.999  # company never makes it slower
+    assert (
+        told["images_per_hour_per_device"] >= 3600 / told["service_s"] * 0.999
+    )  # company never makes it slower
     assert told["latency_s"] >= told["service_s"]
 
 
@@ -105,7 +157,10 @@ def test_what_is_too_large_to_be_measured_has_the_best_products_peak(capsys, mon
     ("argv", "complaint"),
     [
         (("--gpu", "b200"), "--gpu must be one of a100, h100, h200, l40s, cpu, got 'b200'"),
-        (("--model", "nosuch"), "neither a folder nor one of emoji-128, tiny; published checkpoints: pixart-alpha"),
+        (
+            ("--model", "nosuch"),
+            "neither a folder nor one of emoji-128, tiny; published checkpoints: pixart-alpha",
+        ),
         (("--model", __file__), "is a file, a checkpoint is a folder"),
         (("--size", "big"), "--size must be WIDTHxHEIGHT or auto, got 'big'"),
         (("--size", "7x7"), "size 7x7 is not served by emoji-128; allowed: 128x128"),

@@ -19,7 +19,21 @@ def simulate(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
 
 
 def test_a_fleet_in_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    told = simulate(capsys, "--gpus", "4", "--rate", "4000", "--trace", "steady", "--hours", "1", "--least", "4", "--price-per-hour", "2")
+    told = simulate(
+        capsys,
+        "--gpus",
+        "4",
+        "--rate",
+        "4000",
+        "--trace",
+        "steady",
+        "--hours",
+        "1",
+        "--least",
+        "4",
+        "--price-per-hour",
+        "2",
+    )
     assert told.keys() == KEYS
     assert told["images_per_hour"] == pytest.approx(4000, rel=0.05)
     assert told["alone_s"] - 1e-6 <= told["p50_s"] <= told["p95_s"] <= told["p99_s"] < 10.0
@@ -35,7 +49,11 @@ def test_more_than_can_be_drawn_waits(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_growing_shares_the_rate_out(capsys: pytest.CaptureFixture[str]) -> None:
     fleets = simulate(capsys, "--gpus", "100", "--rate", "80000", "--hours", "0.2", "--grow")["fleets"]
-    assert [(each["gpus"], each["rate_per_hour"]) for each in fleets] == [(1, 800.0), (10, 8000.0), (100, 80000.0)]
+    assert [(each["gpus"], each["rate_per_hour"]) for each in fleets] == [
+        (1, 800.0),
+        (10, 8000.0),
+        (100, 80000.0),
+    ]
     assert fleets[2]["followed_replicas"] == 60 and fleets[1]["followed_replicas"] == 10
     assert fleets[2]["control_plane"]["gateways"]["used"] > 5 * fleets[1]["control_plane"]["gateways"]["used"]
 
@@ -46,14 +64,22 @@ def test_growing_shares_the_rate_out(capsys: pytest.CaptureFixture[str]) -> None
         (("--gpus", "0", "--rate", "1"), "--gpus must be between 1 and 100000, got 0"),
         (("--gpus", "1", "--rate", "0"), "--rate must be more than 0 and finite, got 0.0"),
         (("--gpus", "1", "--rate", "1", "--gpu", "abacus"), "--gpu must be one of"),
-        (("--gpus", "1", "--rate", "1", "--trace", "odd"), "--trace must be one of steady, diurnal, spike, got 'odd'"),
-        (("--gpus", "1", "--rate", "1", "--model", "no"), "--model must be a published checkpoint by its name"),
+        (
+            ("--gpus", "1", "--rate", "1", "--trace", "odd"),
+            "--trace must be one of steady, diurnal, spike, got 'odd'",
+        ),
+        (
+            ("--gpus", "1", "--rate", "1", "--model", "no"),
+            "--model must be a published checkpoint by its name",
+        ),
         (("--gpus", "1", "--rate", "1", "--mfu", "2"), "--mfu must be more than 0 and at most 1"),
         (("--gpus", "1", "--rate", "1", "--size", "large"), "--size must be WIDTHxHEIGHT, got 'large'"),
         (("--gpus", "1", "--rate", "1", "--size", "3x3"), "size 3x3 is not possible"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], sentence: str) -> None:
+def test_what_cannot_be_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], sentence: str
+) -> None:
     assert main(["simulate", *args]) == 2
     assert sentence in capsys.readouterr().err
 

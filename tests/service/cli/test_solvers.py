@@ -25,7 +25,12 @@ def test_every_solver_and_alias_is_told_to_programs(capsys):
         "use": SOLVERS["unipc_2"].use,
     }
     langevin = told["langevin"]
-    assert (langevin["convergence"], langevin["deterministic"], langevin["served"], langevin["schedules"]) == ("weak", False, False, ["ve"])
+    assert (
+        langevin["convergence"],
+        langevin["deterministic"],
+        langevin["served"],
+        langevin["schedules"],
+    ) == ("weak", False, False, ["ve"])
 
 
 def test_people_read_what_each_is_for(capsys):

@@ -43,7 +43,10 @@ def test_a_model_that_is_not_served_is_404(client):
     assert answer.json()["error"]["code"] == "model_not_found"
 
 
-@pytest.mark.parametrize(("method", "path", "allow"), [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET"), ("POST", "/readyz", "GET")])
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET"), ("POST", "/readyz", "GET")],
+)
 def test_a_wrong_method_is_405_and_says_the_right_one(client, method, path, allow):
     answer = client.request(method, path)
     assert answer.status_code == 405
@@ -88,7 +91,9 @@ def test_the_gateway_is_alive_and_ready(client):
 
 
 def test_not_ready_before_the_warm_up_picture_is_drawn():
-    backend = FakeBackend(stages={"encode": StageCensus(pictures=1), "denoise": StageCensus(), "decode": StageCensus()})
+    backend = FakeBackend(
+        stages={"encode": StageCensus(pictures=1), "denoise": StageCensus(), "decode": StageCensus()}
+    )
     backend.gate.clear()
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
         answer = client.get("/readyz")

@@ -85,13 +85,28 @@ def test_usage_is_openais_and_says_what_the_pictures_cost(client):
 
 
 def test_an_absent_seed_is_drawn_and_reported(client, backend):
-    seeds = [client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)]
+    seeds = [
+        client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)
+    ]
     assert len(set(seeds)) == 3
     assert seeds == [params.seed for params, _ in backend.drawn[-3:]]
 
 
 def test_null_means_the_default(client, backend):
-    nulls = dict.fromkeys(("model", "n", "size", "seed", "solver", "guidance_scale", "negative_prompt", "stream", "quality", "user"))
+    nulls = dict.fromkeys(
+        (
+            "model",
+            "n",
+            "size",
+            "seed",
+            "solver",
+            "guidance_scale",
+            "negative_prompt",
+            "stream",
+            "quality",
+            "user",
+        )
+    )
     assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
 
 
@@ -171,7 +186,11 @@ BAD_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "param", "allowed"), BAD_FIELDS, ids=[f"{p}={str(list(f.values()))[:20]}" for f, p, _ in BAD_FIELDS])
+@pytest.mark.parametrize(
+    ("fields", "param", "allowed"),
+    BAD_FIELDS,
+    ids=[f"{p}={str(list(f.values()))[:20]}" for f, p, _ in BAD_FIELDS],
+)
 def test_a_wrong_field_is_named_and_what_is_allowed_is_said(client, fields, param, allowed):
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
     answer = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
@@ -217,19 +236,26 @@ def test_a_body_that_is_no_json_object_is_400(client, body):
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["guidance_scale", "seed", "n", "num_inference_steps"])
 def test_numbers_that_are_none_are_refused(client, field, value):
-    answer = client.post(ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"})
+    answer = client.post(
+        ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"}
+    )
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+)
 def test_a_body_not_declared_as_json_is_415(client, kind):
     answer = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
     assert answer.status_code == 415
     assert "application/json" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"])
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"],
+)
 def test_json_by_any_of_its_names_is_read(client, kind):
     assert client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind}).status_code == 200
 

@@ -17,11 +17,16 @@ from safelight.service.settings import BadSetting, Settings, may_sleep
 STAGE = DeploymentID("Denoiser", "safelight")
 
 
-def context(*replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict | None = None) -> AutoscalingContext:
+def context(
+    *replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict | None = None
+) -> AutoscalingContext:
     ids = [ReplicaID(str(k), STAGE) for k in range(len(replicas))]
     names = {name for replica in replicas for name in replica}
     raw = {
-        name: {i: [TimeStampedValue(0.0, -1.0), TimeStampedValue(1.0, told[name])] for i, told in zip(ids, replicas, strict=True)}
+        name: {
+            i: [TimeStampedValue(0.0, -1.0), TimeStampedValue(1.0, told[name])]
+            for i, told in zip(ids, replicas, strict=True)
+        }
         for name in names
     }
     return AutoscalingContext(
@@ -54,7 +59,9 @@ def test_what_waits_before_the_replicas_counts_at_the_last_known_price() -> None
 
 
 def test_a_range_of_replicas_scales_by_work_and_a_number_does_not_scale() -> None:
-    settings = Settings(denoise_replicas="0-8", encode_replicas="2", target_seconds=7.0, downscale_delay_seconds=9.0)
+    settings = Settings(
+        denoise_replicas="0-8", encode_replicas="2", target_seconds=7.0, downscale_delay_seconds=9.0
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         app = build_app(settings)

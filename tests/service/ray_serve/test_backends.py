@@ -56,7 +56,11 @@ async def test_each_stage_gets_the_one_before_as_it_is():
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
     assert encoding.args == (make_params(), ticket)
-    assert denoising.args == (Later(encoding), make_params(), ticket)  # wrapped: Serve must not wait for it (service/ray_serve/deferred.py)
+    assert denoising.args == (
+        Later(encoding),
+        make_params(),
+        ticket,
+    )  # wrapped: Serve must not wait for it (service/ray_serve/deferred.py)
     assert decoding.args == (Later(denoising), make_params(), Output(), ticket)
     decoding.result.set_result("drawn")
     assert await drawing == "drawn"
@@ -82,4 +86,6 @@ async def test_the_census_waits_for_nobody(monkeypatch):
     seen = StageCensus(pictures=2)
     backend = backends.SplitBackend(Handle(seen), Handle(), Handle(seen))
     assert await backend.census() == {"encode": seen, "denoise": None, "decode": seen}
-    assert await backends.ColocatedBackend(Handle()).census() == dict.fromkeys(("encode", "denoise", "decode"))
+    assert await backends.ColocatedBackend(Handle()).census() == dict.fromkeys(
+        ("encode", "denoise", "decode")
+    )

@@ -19,15 +19,26 @@ async def test_a_batch_is_cut_to_what_the_decoder_takes():
 
     stage = DecodeStage(lambda: decoder, write)
     pictures = [make_params(image_index=k) for k in range(3)]
-    jobs = [DecodeJob(Denoised(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise), p, Output("webp", k)) for k, p in enumerate(pictures)]
+    jobs = [
+        DecodeJob(Denoised(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise), p, Output("webp", k))
+        for k, p in enumerate(pictures)
+    ]
     drawn = await stage.decode_batch(jobs)
     assert [len(batch) for batch in decoder.batches] == [2, 1]
-    assert [d.image for d in drawn] == [bytes([k]) + fake_picture(p, Output("webp", k)) for k, p in enumerate(pictures)]
-    assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (USAGE.text, USAGE.encode, USAGE.denoise)
+    assert [d.image for d in drawn] == [
+        bytes([k]) + fake_picture(p, Output("webp", k)) for k, p in enumerate(pictures)
+    ]
+    assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (
+        USAGE.text,
+        USAGE.encode,
+        USAGE.denoise,
+    )
     assert 2.01 < drawn[0].usage.decode.device_seconds < 3.0  # the network's, and the file's
     assert drawn[0].usage.decode.flops == 20
     charged = stage.books.state("s", 0, stage.census()).charges
-    assert [charge.device_seconds for charge in charged] == [picture.usage.decode.device_seconds for picture in drawn]
+    assert [charge.device_seconds for charge in charged] == [
+        picture.usage.decode.device_seconds for picture in drawn
+    ]
     assert stage.census().pictures == 3
     assert stage.census().curve.seconds_for(20) == pytest.approx(2.0)
     stage.close()
@@ -37,7 +48,9 @@ async def test_what_is_no_picture_takes_no_other_with_it():
     stage = DecodeStage(FakeDecoder, lambda pixels, output, params: pixels)
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
     denoised = [Denoised(latent, USAGE.text, USAGE.encode, USAGE.denoise) for latent in latents]
-    one, broken, three = await stage.decode_batch([DecodeJob(each, make_params(), Output()) for each in denoised])
+    one, broken, three = await stage.decode_batch(
+        [DecodeJob(each, make_params(), Output()) for each in denoised]
+    )
     assert (one.image, three.image) == (b"a", b"c")
     assert str(broken) == "The model drew no picture: the decoder left numbers that are not finite."
     assert (broken.status, broken.headers) == (503, {})  # nothing about trying again

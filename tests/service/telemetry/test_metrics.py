@@ -20,7 +20,9 @@ NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safeligh
 
 def statement(source: str, ticks: TickCounter, *charges: Charge, **totals: float) -> StageStatement:
     census = StageCensus(pictures=3, running=2, rows=40)
-    return StageStatement(source, 0, "denoise", charges, StageTotals(**totals, ticks=ticks.counts), census, 1, 2)
+    return StageStatement(
+        source, 0, "denoise", charges, StageTotals(**totals, ticks=ticks.counts), census, 1, 2
+    )
 
 
 @pytest.fixture
@@ -34,7 +36,11 @@ def metrics() -> Metrics:
     ticks.observe(0.003, 8, 512, 0.003)
     ticks.observe(0.03, 16, 1024, 0.02)
     ledger.post(GatewayStatement("gateway", 0, (record,)))
-    ledger.post(statement("one", ticks, Charge("account", 3.0, 9), Charge("", 0.5, 1), busy=5.0, starting=1.0, work_left=4.0))
+    ledger.post(
+        statement(
+            "one", ticks, Charge("account", 3.0, 9), Charge("", 0.5, 1), busy=5.0, starting=1.0, work_left=4.0
+        )
+    )
     ledger.post(statement("two", ticks, busy=1.0, work_left=2.0))
     told.observe_stages({"denoise": StageCensus(pictures=100, attention="products"), "encode": None})
     told.observe_measures(measures(ledger), mfu=0.5)
@@ -43,13 +49,19 @@ def metrics() -> Metrics:
 
 def samples(metrics: Metrics) -> dict[str, float]:
     families = text_string_to_metric_families(metrics.expose().decode())
-    return {" ".join([s.name, *sorted(s.labels.values())]): s.value for family in families for s in family.samples}
+    return {
+        " ".join([s.name, *sorted(s.labels.values())]): s.value for family in families for s in family.samples
+    }
 
 
 def test_all_of_the_tables_is_exposed_and_nothing_else(metrics: Metrics) -> None:
     families = list(text_string_to_metric_families(metrics.expose().decode()))
-    told = {f"{family.name}_total" if family.type == "counter" else family.name: family for family in families}
-    assert {name for name in told if not name.endswith("_created")} == NAMES  # the library's own, one for each counter
+    told = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family for family in families
+    }
+    assert {
+        name for name in told if not name.endswith("_created")
+    } == NAMES  # the library's own, one for each counter
     assert all(family.documentation for family in families)
     for name, (kind, _, _) in OF_REQUESTS.items():
         assert told[name].type == kind
@@ -63,7 +75,10 @@ def test_replicas_add_up(metrics: Metrics) -> None:
     assert told["safelight_stage_busy_seconds_total denoise"] == 6.0
     assert told["safelight_stage_charged_seconds_total denoise"] == 3.0
     name = "safelight_unattributed_seconds"
-    reasons = {reason: told[" ".join([name, *sorted(["denoise", reason])])] for reason in ("warm_up", "starting", "overhead")}
+    reasons = {
+        reason: told[" ".join([name, *sorted(["denoise", reason])])]
+        for reason in ("warm_up", "starting", "overhead")
+    }
     assert reasons == {"warm_up": 0.5, "starting": 1.0, "overhead": 1.5}
     assert told["safelight_mfu"] == 0.5
 
@@ -81,7 +96,12 @@ def test_ticks_are_histograms_of_all_replicas(metrics: Metrics) -> None:
 def test_nothing_says_who_asked_what(metrics: Metrics) -> None:
     text = metrics.expose().decode()
     assert not any(secret in text for secret in ("account", "theirs", "secret-key"))
-    labels = {label for family in text_string_to_metric_families(text) for sample in family.samples for label in sample.labels}
+    labels = {
+        label
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        for label in sample.labels
+    }
     assert labels <= {"outcome", "code", "stage", "reason", "backend", "le"}
 
 
@@ -111,5 +131,7 @@ def test_counts_add_and_take_away() -> None:
 
 
 def test_the_documentation_lists_them_all() -> None:
-    listed = set(re.findall(r"`(safelight_\w+)`", (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()))
+    listed = set(
+        re.findall(r"`(safelight_\w+)`", (Path(__file__).parents[3] / "docs" / "metrics.md").read_text())
+    )
     assert listed == NAMES

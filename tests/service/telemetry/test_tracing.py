@@ -49,16 +49,25 @@ class TicketBackend(FakeBackend):
         return await super().draw(params, output)
 
 
-def test_the_gateways_span_goes_on_with_the_clients_and_the_ticket_with_it(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+def test_the_gateways_span_goes_on_with_the_clients_and_the_ticket_with_it(
+    tracing: Tracing, exporter: InMemorySpanExporter
+) -> None:
     backend = TicketBackend()
     with TestClient(build_gateway(backend, MODEL, Settings(), tracing=tracing)) as client:
-        assert client.post(ROUTE, json={"prompt": "a", "n": 2}, headers={"traceparent": CLIENTS}).status_code == 200
+        assert (
+            client.post(ROUTE, json={"prompt": "a", "n": 2}, headers={"traceparent": CLIENTS}).status_code
+            == 200
+        )
     [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
     assert f"{span.context.trace_id:032x}" == CLIENTS.split("-")[1]
     assert f"{span.parent.span_id:016x}" == CLIENTS.split("-")[2]
     assert span.attributes["safelight.images"] == 2 and span.attributes["safelight.model"] == MODEL.id
-    of_request = [ticket for ticket in backend.tickets if ticket.account]  # the warm-up has neither account nor trace
-    assert {ticket.traceparent for ticket in of_request} == {f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"}
+    of_request = [
+        ticket for ticket in backend.tickets if ticket.account
+    ]  # the warm-up has neither account nor trace
+    assert {ticket.traceparent for ticket in of_request} == {
+        f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"
+    }
 
 
 def test_a_failure_is_the_spans_as_well(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
@@ -90,7 +99,9 @@ def collector() -> Iterator[tuple[str, list]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+            request = ExportTraceServiceRequest.FromString(
+                self.rfile.read(int(self.headers["content-length"]))
+            )
             for of in request.resource_spans:
                 [service] = [a.value.string_value for a in of.resource.attributes if a.key == "service.name"]
                 came.extend((service, span) for scope in of.scope_spans for span in scope.spans)
@@ -115,7 +126,9 @@ async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path,
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
     with serving(tmp_path, "--model", "tiny") as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
-            answer = await client.post(ROUTE, json={"prompt": "a", "num_inference_steps": 4}, headers={"traceparent": CLIENTS})
+            answer = await client.post(
+                ROUTE, json={"prompt": "a", "num_inference_steps": 4}, headers={"traceparent": CLIENTS}
+            )
             assert answer.status_code == 200
         for _ in range(100):
             mine = {name: span for name, span in came if span.trace_id.hex() == CLIENTS.split("-")[1]}
@@ -124,7 +137,9 @@ async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path,
             await asyncio.sleep(0.1)
     assert mine.keys() == {"safelight-gateway", "safelight-encode", "safelight-denoise", "safelight-decode"}
     root = mine["safelight-gateway"]
-    assert all(mine[f"safelight-{stage}"].parent_span_id == root.span_id for stage in ("encode", "denoise", "decode"))
+    assert all(
+        mine[f"safelight-{stage}"].parent_span_id == root.span_id for stage in ("encode", "denoise", "decode")
+    )
     ends = [mine[f"safelight-{stage}"].end_time_unix_nano for stage in ("encode", "denoise", "decode")]
     assert ends == sorted(ends) and ends[-1] <= root.end_time_unix_nano
     rows = {a.key: a.value.int_value for a in mine["safelight-denoise"].attributes}

@@ -15,7 +15,9 @@ def test_every_way_out_has_one_record() -> None:
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
         assert client.post(ROUTE, json={"prompt": "x", "n": 2}).status_code == 200
         assert client.post(ROUTE, json={"prompt": ""}).status_code == 400
-        assert client.post(ROUTE, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+        assert (
+            client.post(ROUTE, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+        )
         backend.errors = [QueueFull()]
         assert client.post(ROUTE, json={"prompt": "x"}).status_code == 429
         backend.errors = [StageFailed()]
@@ -24,20 +26,36 @@ def test_every_way_out_has_one_record() -> None:
     assert told["requests"] == {"done": 1, "refused": 3, "aborted": 0, "failed": 1}
     assert told["refusals"] == {"invalid_value": 1, "invalid_json": 1, "queue_full": 1, "stage_failed": 1}
     assert told["images"] == 2
-    assert [each["code"] for each in told["latest"]] == ["stage_failed", "queue_full", "invalid_json", "invalid_value", "ok"]
+    assert [each["code"] for each in told["latest"]] == [
+        "stage_failed",
+        "queue_full",
+        "invalid_json",
+        "invalid_value",
+        "ok",
+    ]
     assert told["latest"][0]["request_id"] == "mine"
     assert told["accounts"][0]["key"] == "anonymous" and told["accounts"][0]["model"] == MODEL.id
 
 
 @pytest.mark.parametrize(
-    ("header", "status"), [(None, 401), ("Bearer wrong", 401), ("Basic secret", 401), ("Bearer secret", 200), ("bearer  secret", 200)]
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Bearer wrong", 401),
+        ("Basic secret", 401),
+        ("Bearer secret", 200),
+        ("bearer  secret", 200),
+    ],
 )
 def test_with_an_admin_key_only_its_bearer_is_told(header: str | None, status: int) -> None:
     with TestClient(build_gateway(FakeBackend(), MODEL, Settings(admin_key="secret"))) as client:
         answer = client.get("/v1/accounting", headers={"authorization": header} if header else {})
     assert answer.status_code == status
     if status == 401:
-        assert answer.json()["error"]["code"] == "invalid_api_key" and "admin key" in answer.json()["error"]["message"]
+        assert (
+            answer.json()["error"]["code"] == "invalid_api_key"
+            and "admin key" in answer.json()["error"]["message"]
+        )
 
 
 @pytest.mark.parametrize("query", ["window=0", "window=-1", "window=x", "latest=-1", "latest=2000"])

@@ -27,7 +27,18 @@ class Clock:
 
 def record(account: str, outcome: Outcome = Outcome.DONE, images: int = 1, **changed) -> UsageRecord:
     pictures = (USAGE,) * images if outcome is Outcome.DONE else ()
-    known = UsageRecord(account, "theirs", outcome, "ok" if outcome is Outcome.DONE else "why", "me", "m", images, pictures, 2.0, 1000.0)
+    known = UsageRecord(
+        account,
+        "theirs",
+        outcome,
+        "ok" if outcome is Outcome.DONE else "why",
+        "me",
+        "m",
+        images,
+        pictures,
+        2.0,
+        1000.0,
+    )
     return replace(known, **changed)
 
 
@@ -35,8 +46,12 @@ def of_gateway(number: int, *records: UsageRecord, source: str = "gateway") -> G
     return GatewayStatement(source, number, records)
 
 
-def of_stage(number: int, *charges: Charge, stage: str = "denoise", source: str = "one", **totals: float) -> StageStatement:
-    return StageStatement(source, number, stage, charges, StageTotals(**totals), StageCensus(pictures=3, peak_flops=1e3), 77, 78)
+def of_stage(
+    number: int, *charges: Charge, stage: str = "denoise", source: str = "one", **totals: float
+) -> StageStatement:
+    return StageStatement(
+        source, number, stage, charges, StageTotals(**totals), StageCensus(pictures=3, peak_flops=1e3), 77, 78
+    )
 
 
 def test_a_request_and_its_charges_meet_whichever_comes_first() -> None:
@@ -99,7 +114,10 @@ def test_refused_and_aborted_requests_are_charged_what_was_spent_on_them() -> No
     assert told.requests == {"done": 0, "refused": 1, "aborted": 1, "failed": 0}
     assert told.refusals == {"why": 2}
     assert told.images == 0 and told.nfe == 3
-    assert [(each.outcome, each.stages["denoise"].device_seconds) for each in told.latest] == [("refused", 0.0), ("aborted", 0.75)]
+    assert [(each.outcome, each.stages["denoise"].device_seconds) for each in told.latest] == [
+        ("refused", 0.0),
+        ("aborted", 0.75),
+    ]
 
 
 def test_a_window_holds_what_happened_in_it() -> None:
@@ -203,16 +221,25 @@ def test_a_new_ledger_does_not_take_an_old_replicas_past_for_its_own() -> None:
 
 @given(st.randoms(use_true_random=False), st.integers(1, 40), st.integers(1, 4))
 @settings(max_examples=200, deadline=None)
-def test_every_second_is_somebodys_whatever_the_order(rng: random.Random, num_requests: int, num_replicas: int) -> None:
+def test_every_second_is_somebodys_whatever_the_order(
+    rng: random.Random, num_requests: int, num_replicas: int
+) -> None:
     """Statements of several replicas and gateways interleaved, repeated; charges in thousandths that floats hold exactly."""
     outcomes = {str(n): rng.choice(list(Outcome)) for n in range(num_requests)}
     charged = {source: [Charge(str(rng.randrange(num_requests)), rng.randrange(1, 100) / 1024, 7, rows=2) for _ in range(rng.randrange(6))]
                for source in map(str, range(num_replicas))}  # fmt: skip
-    queues = [[of_gateway(k, record(n, outcome), source="g") for k, (n, outcome) in enumerate(outcomes.items())]]
+    queues = [
+        [of_gateway(k, record(n, outcome), source="g") for k, (n, outcome) in enumerate(outcomes.items())]
+    ]
     for source, charges in charged.items():
         stage = rng.choice(["encode", "denoise", "decode"])
         spent = [sum(charge.device_seconds for charge in charges[: k + 1]) for k in range(len(charges))]
-        queues.append([of_stage(k, charge, stage=stage, source=source, busy=2 * spent[k]) for k, charge in enumerate(charges)])
+        queues.append(
+            [
+                of_stage(k, charge, stage=stage, source=source, busy=2 * spent[k])
+                for k, charge in enumerate(charges)
+            ]
+        )
     books = Ledger()
     while any(queues):
         queue = rng.choice([queue for queue in queues if queue])
@@ -223,12 +250,18 @@ def test_every_second_is_somebodys_whatever_the_order(rng: random.Random, num_re
     every = [charge for charges in charged.values() for charge in charges]
     assert sum(told.requests.values()) == num_requests == len(told.latest)
     assert sum(told.device_seconds.values()) == sum(charge.device_seconds for charge in every)
-    assert told.flops == 7 * len(every) and sum(each.stages[s].rows for each in told.latest for s in each.stages) == 2 * len(every)
+    assert told.flops == 7 * len(every) and sum(
+        each.stages[s].rows for each in told.latest for s in each.stages
+    ) == 2 * len(every)
     for balance in told.balance.stages.values():
         assert balance.busy == balance.requests + balance.overhead  # by halves, as the replicas said
         assert balance.in_progress == balance.lost == balance.warm_up == 0.0
-    by_request = {account: sum(c.device_seconds for c in every if c.account == account) for account in outcomes}
-    assert sorted(by_request.values()) == sorted(sum(s.device_seconds for s in each.stages.values()) for each in told.latest)
+    by_request = {
+        account: sum(c.device_seconds for c in every if c.account == account) for account in outcomes
+    }
+    assert sorted(by_request.values()) == sorted(
+        sum(s.device_seconds for s in each.stages.values()) for each in told.latest
+    )
 
 
 def test_percentiles_of_a_hundred() -> None:

@@ -39,7 +39,14 @@ def test_a_statement_takes_the_charges_out_and_leaves_the_totals() -> None:
     books.tell(open=0.25, work_left=4.0)
     first, second = books.state("s", 0, StageCensus()), books.state("s", 1, StageCensus())
     one, other = first.charges
-    assert (one.account, one.device_seconds, one.flops, one.queue_seconds, one.nfe, one.rows) == ("a", 1.0, 10, 0.5, 4, 8)
+    assert (one.account, one.device_seconds, one.flops, one.queue_seconds, one.nfe, one.rows) == (
+        "a",
+        1.0,
+        10,
+        0.5,
+        4,
+        8,
+    )
     assert (other.account, other.nfe) == ("", 0)
     assert second.charges == () and second.number == 1
     assert second.totals.open == 0.25 and second.totals.work_left == 4.0
