@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from safelight.pipeline.params import GenerationParams
-from safelight.service.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.predict import outline_of
 from safelight.pipeline.params import GenerationParams, ModelInfo
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.messages import NOBODY, Drawn, Output, Ticket
 from safelight.service.settings import Settings, num_cores
 from safelight.service.stages.decode import DecodeStage

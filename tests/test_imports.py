@@ -43,8 +43,7 @@ ARROWS: dict[str, str] = {
     "pipeline.benchmark": "models.* pipeline.assembly pipeline.calibration pipeline.diffusion pipeline.engine"
     " pipeline.params pipeline.scheduling",
     "service.settings": "",
-    "service.asyncio_tasks": "",
-    "service.fast_imports": "",
+    "service.runtime": "",
     "service.errors": "pipeline.params",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.backend": "pipeline.params service.messages",
@@ -53,10 +52,10 @@ ARROWS: dict[str, str] = {
     "service.stages": "pipeline.diffusion pipeline.engine pipeline.params pipeline.scheduling"
     " service.errors service.messages service.usage",
     "service.inprocess": "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.engine pipeline.params"
-    " service.fast_imports service.messages service.settings service.stages",
-    "service.dispatcher": "pipeline.params service.asyncio_tasks service.backend service.errors service.messages"
+    " service.runtime service.messages service.settings service.stages",
+    "service.dispatcher": "pipeline.params service.runtime service.backend service.errors service.messages"
     " service.settings service.telemetry service.usage",
-    "service.http": "pipeline.catalog pipeline.params pipeline.scheduling service.asyncio_tasks service.backend"
+    "service.http": "pipeline.catalog pipeline.params pipeline.scheduling service.runtime service.backend"
     " service.dispatcher service.errors service.messages service.settings service.telemetry service.usage",
     "service.ray_serve": "pipeline.params pipeline.scheduling service.backend service.errors service.http"
     " service.inprocess service.messages service.settings service.stages service.telemetry service.usage",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
     from safelight.pipeline.benchmark.report import Benchmark, Mixed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
     from safelight.pipeline.assembly.check import FolderReport, PartReport

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from safelight.pipeline.params import ModelInfo
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import Settings, num_cores
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
     from safelight.pipeline.evaluation.clip_score import Mean

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo
-from safelight.service.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress

@@ -14,7 +14,7 @@ from safelight.pipeline.params import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
     import numpy as np

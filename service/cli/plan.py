@@ -18,7 +18,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.progress import Say, progress
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import num_cores
 
 if TYPE_CHECKING:

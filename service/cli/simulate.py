@@ -20,7 +20,7 @@ from safelight.pipeline.capacity.predict import GPUS, Order, Outline
 from safelight.pipeline.params import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
-from safelight.service.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import imported_for_good
 
 HOUR = 3600.0
 FOLLOWED = 60  # replicas; of a larger fleet each stands for several

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from safelight.pipeline.params import InvalidParams, ModelInfo
-from safelight.service.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import Painter
 from safelight.service.errors import (

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from safelight.service.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
 
 T = TypeVar("T")
