@@ -1,4 +1,4 @@
-"""The figures of one benchmark as a picture.
+"""The figures of one benchmark as an image.
 
     safelight bench --json > bench.json
     python docs/bench_plot.py bench.json     writes docs/bench.png
@@ -35,10 +35,10 @@ def main(path: str) -> None:
     figure, (curve, alone, rate, latency) = pyplot.subplots(1, 4, figsize=(16, 4))
     draw_curve(curve, found["curve"])
     batch1 = {label: found["batch1"][name] for name, label in BATCH1.items() if found["batch1"][name]}
-    draw_bars(alone, batch1, "seconds of a picture alone")
+    draw_bars(alone, batch1, "seconds of an image alone")
     mixed = {label: found["mixed"][name] for name, label in NAMES.items() if found["mixed"][name]}
     draw_bars(
-        rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "pictures an hour, unlike requests"
+        rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "images an hour, unlike requests"
     )
     draw_latencies(latency, mixed)
     figure.suptitle(f"{found['model']}, {found['device']}, {found['dtype']}, {found['threads']} threads")

@@ -23,7 +23,7 @@ TENSORRT = "[SDXL's TensorRT card](https://huggingface.co/stabilityai/stable-dif
 
 @dataclass(frozen=True)
 class Figure:
-    """Seconds that somebody measured for one picture of 1024 x 1024 alone, and the share of the peak that they mean."""
+    """Seconds that somebody measured for one image of 1024 x 1024 alone, and the share of the peak that they mean."""
 
     model: str
     gpu: str
@@ -65,7 +65,7 @@ def planned(model: str, gpu: str, steps: int, mfu: float) -> dict:
 
 
 def seconds_table(plans: dict) -> str:
-    """Seconds of a picture alone and pictures an hour, of one device."""
+    """Seconds of an image alone and images an hour, of one device."""
     rows = _head("model", "steps", "TFLOP", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
         for steps in STEPS:
@@ -78,7 +78,7 @@ def seconds_table(plans: dict) -> str:
 
 
 def steps_table(plans: dict) -> str:
-    """The most steps that meet both targets: of a picture alone, and for 95 % of those that come at random."""
+    """The most steps that meet both targets: of an image alone, and for 95 % of those that come at random."""
     rows = _head("model", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
         most = [plans[model, gpu, STEPS[0], mfu]["steps_that_meet"] for gpu in GPUS for mfu in SHARES]

@@ -68,7 +68,7 @@ CASES = (
 
 
 def image_like(seed: int) -> Mixture:
-    """Pictures of 8 x 8 in the cosine basis: variance falls as 1 / (1 + f^2), half between components and half within."""
+    """Images of 8 x 8 in the cosine basis: variance falls as 1 / (1 + f^2), half between components and half within."""
     generator = torch.Generator().manual_seed(seed)
     f = torch.arange(SIDE, dtype=torch.float64)
     spectrum = 1.0 / (1.0 + (f[:, None] ** 2 + f**2).flatten())

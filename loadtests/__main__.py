@@ -106,7 +106,7 @@ def _run(
         )
     facts = {
         "model": model["id"],
-        "pictures an hour": f"{(saturated or steady).images_per_hour:.0f}",
+        "images an hour": f"{(saturated or steady).images_per_hour:.0f}",
         "p95 at the steady load": f"{steady.percentile(95):.2f} s",
         "locust's spike": "held" if is_spike_good else "**failed**",
         "the client kept its times": "no: its own lateness is in the latencies"
@@ -115,7 +115,7 @@ def _run(
         "when": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "machine": f"{os.cpu_count()} processors",
     }
-    pictures = {
+    images = {
         "latency": plots.latency_cdf([phase for phase in (alone, *phases) if phase is not None]),
         "throughput": plots.throughput(runs),
         "rows-a-tick": plots.rows_per_tick(runs),
@@ -127,7 +127,7 @@ def _run(
         facts,
         [phase for phase in (alone, *phases) if phase is not None],
         verdicts,
-        pictures,
+        images,
     )
     for verdict in verdicts:
         print(f"{'met' if verdict.is_met else 'NOT MET':8} {verdict.name}: {verdict.got} ({verdict.wanted})")
@@ -167,7 +167,7 @@ def _one_by_one(url: str, arrivals: Sequence[Arrival]) -> Phase:
 
 
 def _bench(model: str, folder: Path) -> float:
-    """Pictures an hour of the engine alone on the same mix, saturated; about a minute."""
+    """Images an hour of the engine alone on the same mix, saturated; about a minute."""
     print("the engine alone, without HTTP: a minute or so")
     command = [
         str(Path(sys.executable).with_name("safelight")),

@@ -55,7 +55,7 @@ def compare(before: Books, after: Books, phases: Sequence[Phase], last: Phase, m
     newest = sorted(last.good, key=lambda result: result.done)[-LATEST:]
     booked = after.latencies[: len(newest)]
     totals = {
-        "pictures": (after.images - before.images, sum(result.images for result in results)),
+        "images": (after.images - before.images, sum(result.images for result in results)),
         "network evaluations": (after.nfe - before.nfe, sum(result.nfe for result in results)),
         "device-seconds": (
             after.device_seconds - before.device_seconds,

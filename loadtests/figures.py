@@ -13,7 +13,7 @@ class Phase:
     """One load and what came of it."""
 
     name: str
-    offered_per_hour: float  # pictures asked for
+    offered_per_hour: float  # images asked for
     results: tuple[Result, ...]
 
     @property
@@ -84,7 +84,7 @@ def judge(
     others: Sequence[Phase],
     bench: float | None,
 ) -> list[Verdict]:
-    """Every threshold that is set; `bench` is the engine's own pictures an hour, if it was measured."""
+    """Every threshold that is set; `bench` is the engine's own images an hour, if it was measured."""
     verdicts = []
     failures = sum(len(phase.results) - len(phase.good) for phase in (alone, saturated, steady, *others))
     p95, times = steady.percentile(95), steady.percentile(95) / alone.percentile(95)

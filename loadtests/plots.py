@@ -29,12 +29,12 @@ def latency_cdf(phases: Sequence[Phase]) -> bytes:
 
 
 def throughput(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
-    """Pictures finished a second, as the decoder counted them."""
+    """Images finished a second, as the decoder counted them."""
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
     for phase, watched in phases:
-        found = watched.rates("safelight_stage_pictures", "decode")
+        found = watched.rates("safelight_stage_images", "decode")
         axes.plot([at for at, _ in found], [rate for _, rate in found], label=phase.name)
-    axes.set(xlabel="seconds of the phase", ylabel="pictures a second", ylim=(0, None))
+    axes.set(xlabel="seconds of the phase", ylabel="images a second", ylim=(0, None))
     axes.legend(fontsize=8)
     return _png(figure)
 
@@ -51,7 +51,7 @@ def rows_per_tick(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
 
 
 def utilisation(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
-    """Device seconds of pictures that were sent, a second of the phase, by stage: their mean over the phase."""
+    """Device seconds of images that were sent, a second of the phase, by stage: their mean over the phase."""
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
     for place, (_, watched) in enumerate(phases):
         bottom = 0.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from loadtests.pictures import fault_of
+from loadtests.image_checks import fault_of
 from loadtests.traces import Arrival
 
 ROUTE = "/v1/images/generations"
@@ -26,7 +26,7 @@ class Result:
     sent: float
     done: float
     status: int  # 0: no answer at all
-    fault: str | None  # of an answer that should hold pictures, or why there is none
+    fault: str | None  # of an answer that should hold images, or why there is none
     images: int
     device_seconds: float  # the service's own account
     nfe: int
@@ -88,7 +88,7 @@ async def _ask(client: httpx.AsyncClient, arrival: Arrival, started: float) -> R
             0.0,
             0,
         )
-    done = time.perf_counter() - started  # before the picture is looked at, which is the client's time
+    done = time.perf_counter() - started  # before the image is looked at, which is the client's time
     try:
         answer = response.json()
     except ValueError:  # a proxy's own words

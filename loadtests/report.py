@@ -30,7 +30,7 @@ def write_report(
         ),
         (
             "Loads",
-            ["load", "offered an hour", "pictures an hour", "p50", "p95", "p99", "requests", "not good"],
+            ["load", "offered an hour", "images an hour", "p50", "p95", "p99", "requests", "not good"],
             [_row(phase) for phase in phases],
         ),
     ]

@@ -37,7 +37,7 @@ class Arrival:
 
 
 def any_body(rng: random.Random, sizes: Sequence[str]) -> Body:
-    """One request of a mixed load, for one picture."""
+    """One request of a mixed load, for one image."""
     return {
         "prompt": rng.choice(PROMPTS),
         "size": rng.choice(list(sizes)),

@@ -1,4 +1,4 @@
-"""Locust's users: each asks, waits for its picture, looks at it, thinks, asks again. A closed loop: see `replay` for the open one.
+"""Locust's users: each asks, waits for its image, looks at it, thinks, asks again. A closed loop: see `replay` for the open one.
 
 locust -f loadtests/users.py --host http://127.0.0.1:8000            with locust's own page on port 8089
 SHAPE=spike locust -f loadtests/users.py --headless --host ...       the users come and go as `loadtests.shapes` has it
@@ -10,7 +10,7 @@ import random
 from locust import FastHttpUser, between, events, task
 from locust.env import Environment
 
-from loadtests.pictures import fault_of
+from loadtests.image_checks import fault_of
 from loadtests.replay import ROUTE
 from loadtests.shapes import SHAPES, Users
 from loadtests.traces import any_body
@@ -21,7 +21,7 @@ MAX_P95_MS = float(os.environ.get("MAX_P95_MS", "inf"))
 
 
 class Painter(FastHttpUser):
-    """Asks for unlike pictures."""
+    """Asks for unlike images."""
 
     wait_time = between(0.1, 1.0)
 

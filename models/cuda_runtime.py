@@ -26,5 +26,5 @@ def preload_cuda_runtime() -> None:
 def _load(library: Path) -> None:
     try:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:  # of another machine, or cut short: pictures are drawn without xformers as well
+    except OSError as error:  # of another machine, or cut short: images are drawn without xformers as well
         logger.warning("the CUDA runtime for xformers cannot be loaded: %s", error)

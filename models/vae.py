@@ -1,6 +1,6 @@
 """The autoencoder of a checkpoint, in diffusers' own classes; here it is only loaded, strictly, and used both ways.
 
-Shapes: B pictures, C latent channels, h x w latent pixels, H x W = 8h x 8w pixels.
+Shapes: B images, C latent channels, h x w latent pixels, H x W = 8h x 8w pixels.
 """
 
 from dataclasses import dataclass

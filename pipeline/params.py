@@ -38,7 +38,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """One picture, fully decided: nothing here is a default, a range or a choice any more."""
+    """One image, fully decided: nothing here is a default, a range or a choice any more."""
 
     prompt: str
     negative_prompt: str
@@ -48,7 +48,7 @@ class GenerationParams:
     guidance_scale: float  # uncond + w * (cond - uncond); 1 is off
     solver: str
     seed: int
-    image_index: int = 0  # which picture of its request: noise is a function of (seed, image_index, tick)
+    image_index: int = 0  # which image of its request: noise is a function of (seed, image_index, tick)
     timestep_spacing: str = "trailing"  # where the steps stand
     eta: float = 0.0  # DDIM's share of fresh noise
     guidance_interval: tuple[float, float] = (
@@ -72,7 +72,7 @@ class TextReport:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What one stage spent on one picture: its share of the batch's device time, and floating-point operations."""
+    """What one stage spent on one image: its share of the batch's device time, and floating-point operations."""
 
     device_seconds: float
     flops: int

@@ -24,8 +24,8 @@ from safelight.service.settings import Settings, may_sleep, read_settings, repli
 SMALL_CPU = (
     0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
 )
-ROOM_FOR_QUESTIONS = 64  # health and census must get through to a stage that is full of pictures
-MANY = 10_000  # the gateway counts its pictures itself
+ROOM_FOR_QUESTIONS = 64  # health and census must get through to a stage that is full of images
+MANY = 10_000  # the gateway counts its images itself
 METRICS_SECONDS = (
     1.0  # how often replicas and handles say what waits for them; Serve's ten are long for a burst
 )
@@ -82,7 +82,7 @@ def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings)
         options |= {"num_replicas": least, "max_ongoing_requests": room, "max_queued_requests": room}
     else:
         # What does not fit into two ticks waits before the replicas, where one that comes later finds it. But a decoder is given its
-        # pictures while they are still being denoised: long ones must not fill it, and keep out short ones that are done.
+        # images while they are still being denoised: long ones must not fill it, and keep out short ones that are done.
         fits = room if stage is VaeDecoder else 2 * settings.max_rows
         options |= {
             "autoscaling_config": _range(least, most, settings) | _by_work(settings),

@@ -10,7 +10,7 @@ STAGES = ("encode", "denoise", "decode")
 
 
 class Backend(Protocol):
-    """Draws pictures. To cancel `draw` is to take the picture out of the batch."""
+    """Draws images. To cancel `draw` is to take the image out of the batch."""
 
     async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn: ...
 

@@ -1,4 +1,4 @@
-"""The gateway's promise on top of a backend: all pictures or none, in time, and a lost one sent again."""
+"""The gateway's promise on top of a backend: all images or none, in time, and a lost one sent again."""
 
 import asyncio
 import logging
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from safelight.pipeline.params import GenerationParams
-from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import Books
@@ -20,7 +20,7 @@ DRAIN_POLL_SECONDS = 0.05
 
 
 class Painter:
-    """Draws the pictures of whole requests."""
+    """Draws the images of whole requests."""
 
     def __init__(self, backend: Backend, metrics: Metrics, settings: Settings, books: Books | None = None):
         self._backend = backend
@@ -31,13 +31,13 @@ class Painter:
         self._is_draining = False
 
     async def paint(
-        self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket = NOBODY
+        self, images: Sequence[GenerationParams], output: Output, ticket: Ticket = NOBODY
     ) -> list[Drawn]:
-        """Every picture of one request, or a `ServiceError` and no picture left in the batch."""
+        """Every image of one request, or a `ServiceError` and no image left in the batch."""
         try:
-            with self._room_for(len(pictures)):
+            with self._room_for(len(images)):
                 return await asyncio.wait_for(
-                    self._draw_all(pictures, output, ticket), self._settings.deadline_seconds
+                    self._draw_all(images, output, ticket), self._settings.deadline_seconds
                 )
         except Exception as error:
             known = as_service_error(error)
@@ -46,7 +46,7 @@ class Painter:
             raise known from error
 
     async def drain(self) -> None:
-        """Refuse every further request; returns when no picture is in flight."""
+        """Refuse every further request; returns when no image is in flight."""
         self._is_draining = True
         while self._in_flight:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
@@ -68,25 +68,25 @@ class Painter:
         return census
 
     @contextmanager
-    def _room_for(self, num_pictures: int) -> Iterator[None]:
+    def _room_for(self, num_images: int) -> Iterator[None]:
         if self._is_draining:
             raise ShuttingDown()
-        if self._in_flight + num_pictures > self._settings.max_pictures:
+        if self._in_flight + num_images > self._settings.max_pictures:
             raise QueueFull()
-        self._count(num_pictures)
+        self._count(num_images)
         try:
             yield
         finally:
-            self._count(-num_pictures)
+            self._count(-num_images)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
     async def _draw_all(
-        self, pictures: Sequence[GenerationParams], output: Output, ticket: Ticket
+        self, images: Sequence[GenerationParams], output: Output, ticket: Ticket
     ) -> list[Drawn]:
-        tasks = [asyncio.ensure_future(self._draw(params, output, ticket)) for params in pictures]
+        tasks = [asyncio.ensure_future(self._draw(params, output, ticket)) for params in images]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -98,6 +98,6 @@ class Painter:
         except Exception as error:
             if not isinstance(as_service_error(error), StageLost):
                 raise
-        # A picture is a pure function of its params, so drawing it twice is drawing it once.
+        # An image is a pure function of its params, so drawing it twice is drawing it once.
         self._metrics.count_resent()
         return await self._backend.draw(params, output, ticket)

@@ -16,7 +16,7 @@ ServiceError                 503  anything we did not foresee, said opaquely
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
 └── StageFailed              503  a stage refused to go on
-    ├── BrokenPicture        503  the model made numbers that are no picture; asking again changes nothing
+    ├── BrokenImage        503  the model made numbers that are no image; asking again changes nothing
     └── StageLost            503  its process is gone; the work can be sent again
 """
 
@@ -31,7 +31,7 @@ class ServiceError(Exception):
     status = 503
     type = "server_error"
     code = "service_unavailable"
-    message = "The service could not draw the picture; please try again."
+    message = "The service could not draw the image; please try again."
     retry_after: int | None = 5  # seconds
 
     def __init__(self, message: str | None = None, param: str | None = None):
@@ -105,7 +105,7 @@ class WrongContentType(InvalidRequest):
 class ClientGone(ServiceError):
     status = 499
     code = "client_gone"
-    message = "The client went away before its picture was drawn."
+    message = "The client went away before its image was drawn."
     retry_after = None
 
 
@@ -113,13 +113,13 @@ class QueueFull(ServiceError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
-    message = "Too many pictures are waiting; please try again later."
+    message = "Too many images are waiting; please try again later."
     retry_after = 2
 
 
 class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
-    message = "The picture was not finished in time; please try again later."
+    message = "The image was not finished in time; please try again later."
     retry_after = 10
 
 
@@ -133,7 +133,7 @@ class StageFailed(ServiceError):
     code = "stage_failed"
 
 
-class BrokenPicture(StageFailed):
+class BrokenImage(StageFailed):
     code = "broken_picture"
     retry_after = None
 

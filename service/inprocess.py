@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.predict import outline_of
 from safelight.pipeline.params import GenerationParams, ModelInfo
-from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.messages import NOBODY, Drawn, Output, Ticket
+from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import Settings, num_cores
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.text_encoder import TextEncoder
 
 
-SMALL_FLOPS = 2e10  # of a text or a picture: so few are done on one core, which leaves the denoiser's threads the others
+SMALL_FLOPS = (
+    2e10  # of a text or an image: so few are done on one core, which leaves the denoiser's threads the others
+)
 
 
 class Studio:

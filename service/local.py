@@ -23,7 +23,7 @@ POLL_SECONDS = 0.1
 OBJECT_STORE_BYTES = 128 << 20  # latents and states are small
 # What Ray and the hub would otherwise say, send or ask, and how modest the stages would be; an operator's own choice stands.
 ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # Ray's own 15 lets any other process take the processor from a picture
+    "RAY_worker_niceness": "0",  # Ray's own 15 lets any other process take the processor from an image
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -49,11 +49,11 @@ def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[
             _start_ray(say)
             say(f"starting the stages, {settings.stages}")
             _deploy(settings)
-            say("drawing the warm-up picture")
+            say("drawing the warm-up image")
             wait_until_ready(url_of(settings))
             yield url_of(settings)
         finally:
-            say("finishing the pictures in flight")
+            say("finishing the images in flight")
             _drain(settings.shutdown_seconds)
             say("stopping")
             _stop()
@@ -172,7 +172,7 @@ def wait_until_ready(url: str) -> None:
         except urllib.error.HTTPError as error:
             answer = error.read().decode(errors="replace")
             if reason := reason_to_give_up(answer):
-                raise CannotServe(f"the warm-up picture failed: {reason}") from None
+                raise CannotServe(f"the warm-up image failed: {reason}") from None
         except OSError as error:
             answer = str(error)
         time.sleep(POLL_SECONDS)
@@ -180,7 +180,7 @@ def wait_until_ready(url: str) -> None:
 
 
 def reason_to_give_up(readiness: str) -> str | None:
-    """Why no picture will ever be drawn, if that is known."""
+    """Why no image will ever be drawn, if that is known."""
     try:
         report = json.loads(readiness)
         return str(report["reason"]) if report["failed"] else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What goes with a picture from stage to stage: whose account pays, and the trace that it belongs to."""
+    """What goes with an image from stage to stage: whose account pays, and the trace that it belongs to."""
 
     account: str = ""  # the request's, which no client chooses; empty: nobody's, as of the warm-up
     traceparent: str | None = None  # W3C's header of the gateway's span
@@ -27,7 +27,7 @@ NOBODY = Ticket()
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How a picture is to be written."""
+    """How an image is to be written."""
 
     format: str = "png"
     compression: int = 100  # of webp and jpeg: the quality
@@ -35,7 +35,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Text encoding's answer for one picture."""
+    """Text encoding's answer for one image."""
 
     cond: TextStates
     uncond: TextStates | None  # only under guidance
@@ -45,7 +45,7 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True)
 class Denoised:
-    """Denoising's answer for one picture, with what was spent so far."""
+    """Denoising's answer for one image, with what was spent so far."""
 
     latents: Tensor
     text: TextReport
@@ -54,8 +54,8 @@ class Denoised:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureUsage:
-    """What one picture cost, stage by stage."""
+class ImageUsage:
+    """What one image cost, stage by stage."""
 
     text: TextReport
     encode: StageCost
@@ -76,24 +76,24 @@ class PictureUsage:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of the picture itself: the network saw them once a row."""
+        """Tokens of the image itself: the network saw them once a row."""
         return self.denoise.tokens // self.denoise.rows if self.denoise.rows else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A finished picture, as bytes in the asked format."""
+    """A finished image, as bytes in the asked format."""
 
     image: bytes
-    usage: PictureUsage
+    usage: ImageUsage
 
 
 @dataclass(frozen=True, slots=True)
 class StageCensus:
     """What a stage says of itself: totals since it started, and who is in it now."""
 
-    is_asleep: bool = False  # scaled to no replica; the next picture wakes it
-    pictures: int = 0  # finished
+    is_asleep: bool = False  # scaled to no replica; the next image wakes it
+    images: int = 0  # finished
     running: int = 0
     waiting: int = 0
     ticks: int = 0
@@ -102,4 +102,4 @@ class StageCensus:
     cache_misses: int = 0
     attention: str | None = None  # the denoiser's back end
     peak_flops: float | None = None  # a second, of the denoiser's device
-    curve: CostCurve | None = None  # what its ticks, texts or pictures cost, as corrected by the last one
+    curve: CostCurve | None = None  # what its ticks, texts or images cost, as corrected by the last one

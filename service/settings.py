@@ -34,7 +34,7 @@ class Settings:
     stages: str = "split"  # one deployment a stage, or `colocated`: all three in one replica
     encode_threads: int = 0  # 0: every core this process may use, or one where a text is little work
     denoise_threads: int = 0  # 0: every core
-    decode_threads: int = 0  # 0: every core, or one where a picture is little work
+    decode_threads: int = 0  # 0: every core, or one where an image is little work
     gateway_replicas: str = "1"  # how many, or a range within which they are scaled by load, as in 1-8
     encode_replicas: str = "1"  # in a range by the work that waits; a stage may go down to 0
     denoise_replicas: str = "1"
@@ -55,7 +55,7 @@ class Settings:
     max_pictures: int = 256  # in flight in one gateway; more are refused with Retry-After
     deadline_seconds: float = 300.0  # for drawing, from the moment the request is understood
     body_seconds: float = 20.0  # for a request to arrive whole
-    shutdown_seconds: float = 10.0  # for the pictures in flight when a replica is asked to stop
+    shutdown_seconds: float = 10.0  # for the images in flight when a replica is asked to stop
     admin_key: str = ""  # what `/v1/accounting` is asked with; empty: anybody may
     target_latency_seconds: float = 5.0  # of a request, at the 95th percentile
     target_images_per_hour: float = 1000.0  # of a device
@@ -86,7 +86,7 @@ class Settings:
                 raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
         if self.max_rows < 2:
             raise BadSetting(
-                f"max_rows must be at least 2, the rows of one guided picture; got {self.max_rows}"
+                f"max_rows must be at least 2, the rows of one guided image; got {self.max_rows}"
             )
         for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes", "max_tokens"):
             if not getattr(self, name) >= 0:

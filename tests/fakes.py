@@ -20,7 +20,7 @@ from safelight.pipeline.params import (
 )
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
-from safelight.service.messages import NOBODY, Conditioning, Drawn, Output, PictureUsage, StageCensus, Ticket
+from safelight.service.messages import NOBODY, Conditioning, Drawn, ImageUsage, Output, StageCensus, Ticket
 
 MODEL = ModelInfo(
     id="fake-8",
@@ -37,7 +37,7 @@ MODEL = ModelInfo(
     schedule=Flow(),
     prediction="flow",
 )
-USAGE = PictureUsage(
+USAGE = ImageUsage(
     text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),
     encode=StageCost(0.25, 100, 0.5),
     denoise=DenoiseUsage(ticks=4, nfe=4, rows=8, tokens=128, cost=StageCost(1.0, 1000, 0.125)),
@@ -49,13 +49,13 @@ def make_params(**changed: Any) -> GenerationParams:
     return replace(GenerationParams("p", "", 8, 8, 4, 4.0, "euler", 1), **changed)
 
 
-def fake_picture(params: GenerationParams, output: Output) -> bytes:
+def fake_image(params: GenerationParams, output: Output) -> bytes:
     """Bytes that tell what was asked."""
     return f"{output}{params}".encode()
 
 
 class FakeBackend:
-    """Draws at once; `errors` are raised first, one a call; while `gate` is closed, nobody gets a picture."""
+    """Draws at once; `errors` are raised first, one a call; while `gate` is closed, nobody gets an image."""
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageCensus | None] | None = None):
         self.errors = list(errors)
@@ -64,7 +64,7 @@ class FakeBackend:
         self.waiting = asyncio.Semaphore(0)  # released once for every draw that has begun
         self.gate = asyncio.Event()
         self.gate.set()
-        self.stages = stages or dict.fromkeys(STAGES, StageCensus(pictures=1))
+        self.stages = stages or dict.fromkeys(STAGES, StageCensus(images=1))
 
     async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
         if self.errors:
@@ -76,7 +76,7 @@ class FakeBackend:
             self.num_cancelled += 1
             raise
         self.drawn.append((params, output))
-        return Drawn(fake_picture(params, output), USAGE)
+        return Drawn(fake_image(params, output), USAGE)
 
     async def census(self) -> Mapping[str, StageCensus | None]:
         return self.stages

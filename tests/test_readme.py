@@ -99,11 +99,11 @@ def _check_file(path: Path) -> None:
         with safe_open(path, "pt") as file:
             assert set(file.keys()) == {"states", "mask"}
         return
-    with Image.open(path) as picture:
-        picture.load()
-        assert f".{picture.format}".lower() == path.suffix
-        assert picture.size == (128, 128)
-        assert len(picture.getcolors(2**16) or "many") > 16, "the picture is blank"
+    with Image.open(path) as image:
+        image.load()
+        assert f".{image.format}".lower() == path.suffix
+        assert image.size == (128, 128)
+        assert len(image.getcolors(2**16) or "many") > 16, "the image is blank"
 
 
 def _environment() -> dict[str, str]:

@@ -104,9 +104,9 @@ def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder:
         "apple.png",
         cwd=foreign_folder,
     )
-    with Image.open(foreign_folder / "apple.png") as picture:
-        assert picture.format == "PNG"
-        picture.load()
+    with Image.open(foreign_folder / "apple.png") as image:
+        assert image.format == "PNG"
+        image.load()
 
 
 def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):

@@ -270,7 +270,7 @@ EMBEDDED = {
         more_sizes=(),
     ),
 }
-TINY = "tiny"  # random weights, drawn from a fixed seed: for tests of everything but the pictures
+TINY = "tiny"  # random weights, drawn from a fixed seed: for tests of everything but the images
 
 
 def find_checkpoint(name_or_dir: str) -> Checkpoint:
@@ -330,7 +330,7 @@ def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
     )  # a table of positions, where there is one
     if side % patch or side > min(longest, LONGEST_SIDE):
         raise CheckpointError(
-            f"transformer/config.json: sample_size stands for pictures of {side} x {side} pixels; "
+            f"transformer/config.json: sample_size stands for images of {side} x {side} pixels; "
             f"a side is a multiple of {patch} and at most {min(longest, LONGEST_SIDE)}"
         )
     has_buckets = family.has_buckets and side not in family.bare_sides

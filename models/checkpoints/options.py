@@ -53,7 +53,7 @@ class DiTConfig:
     caption_channels: int
     interpolation_scale: Positive
     norm_eps: Positive = 1e-6
-    is_sized: bool = False  # told the picture's resolution and aspect ratio, as PixArt-alpha at 1024 is
+    is_sized: bool = False  # told the image's resolution and aspect ratio, as PixArt-alpha at 1024 is
 
     @property
     def width(self) -> int:

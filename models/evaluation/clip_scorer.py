@@ -1,6 +1,6 @@
-"""A CLIP that shares no weight with the model that it scores: how well a picture shows what a text says.
+"""A CLIP that shares no weight with the model that it scores: how well an image shows what a text says.
 
-Shapes: P pictures, H x W pixels, D channels of the CLIP's common space.
+Shapes: P images, H x W pixels, D channels of the CLIP's common space.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Both halves of the CLIP, which sees pictures at `side` x `side`."""
+    """Both halves of the CLIP, which sees images at `side` x `side`."""
 
     clip: CustomTextCLIP
     tokenizer: SimpleTokenizer
@@ -43,7 +43,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, drawn: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """The cosine of each picture (P, H, W, 3) uint8 with its own text, times 100: (P,).
+        """The cosine of each image (P, H, W, 3) uint8 with its own text, times 100: (P,).
 
         Hessel et al. 2021 (arXiv:2104.08718) without their factor of 2.5 and their cut at 0.
         """

@@ -1,7 +1,7 @@
-"""The clean pictures that a model was taught, small: what drawn pictures are judged against.
+"""The clean images that a model was taught, small: what drawn images are judged against.
 
 `gallery.webp` holds every render at 32x32 with its opacity, `gallery.json` what each one is. Pooling and compositing are both
-linear, so a small picture put on a background is the pooled picture on that background.
+linear, so a small image put on a background is the pooled image on that background.
 """
 
 import json
@@ -21,14 +21,14 @@ from safelight.models.checkpoints.json_files import CheckpointError
 SIDE = 32
 COLUMNS = 70
 SAME = 0.04  # root-mean-square difference, of a range of 1: 28 dB
-PICTURES, ENTRIES = "gallery.webp", "gallery.json"
+IMAGES, ENTRIES = "gallery.webp", "gallery.json"
 
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One clean picture: what it shows, and what was kept from the model."""
+    """One clean image: what it shows, and what was kept from the model."""
 
     hexcode: str  # of the concept
     label: str
@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All clean pictures: `pixels` (P, 4, 32, 32) in [0, 1], colour times opacity, and `backgrounds` by their name in prompts."""
+    """All clean images: `pixels` (P, 4, 32, 32) in [0, 1], colour times opacity, and `backgrounds` by their name in prompts."""
 
     entries: tuple[Entry, ...]
     pixels: Tensor
@@ -51,10 +51,10 @@ class Gallery:
         """The gallery beside a checkpoint's weights; `CheckpointError` if there is none."""
         try:
             record = json.loads((folder / ENTRIES).read_text())
-            sheet = np.asarray(Image.open(folder / PICTURES).convert("RGBA"))
+            sheet = np.asarray(Image.open(folder / IMAGES).convert("RGBA"))
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{folder}: there is no gallery of clean pictures to judge against ({Path(error.filename).name})"
+                f"{folder}: there is no gallery of clean images to judge against ({Path(error.filename).name})"
             ) from None
         entries = tuple(
             Entry(**{**fields, "keywords": tuple(fields["keywords"])}) for fields in record["entries"]
@@ -74,18 +74,18 @@ class Gallery:
             .reshape(rows * SIDE, COLUMNS * SIDE, 4)
         )
         Image.fromarray(np.ascontiguousarray(sheet), "RGBA").save(
-            folder / PICTURES, lossless=True, exact=True, quality=100, method=6
+            folder / IMAGES, lossless=True, exact=True, quality=100, method=6
         )
         record = {"backgrounds": self.backgrounds, "entries": [asdict(entry) for entry in self.entries]}
         (folder / ENTRIES).write_text(json.dumps(record))
 
     def points(self, background: str) -> Tensor:
-        """Every picture on a background as a point (P, 3 * 32 * 32)."""
+        """Every image on a background as a point (P, 3 * 32 * 32)."""
         flat = torch.tensor(self.backgrounds[background])[:, None, None] / 255.0
         return (self.pixels[:, :3] + flat * (1.0 - self.pixels[:, 3:])).flatten(1)
 
     def nearest(self, drawn: np.ndarray, background: str, num: int = 1) -> list[list[int]]:
-        """The numbers of the `num` nearest clean pictures on `background` of each drawn one (B, H, W, 3) uint8, nearest first;
+        """The numbers of the `num` nearest clean images on `background` of each drawn one (B, H, W, 3) uint8, nearest first;
         fewer where there are fewer.
 
         Euclidean between colours in [0, 1], pooled to 32x32; fixed before any result was looked at.
@@ -96,9 +96,9 @@ class Gallery:
 
     @cached_property
     def group(self) -> tuple[str, ...]:
-        """The concept of every picture, by the hexcode of the first of those that nobody could tell apart.
+        """The concept of every image, by the hexcode of the first of those that nobody could tell apart.
 
-        Two concepts are one when their clean pictures differ by less than `SAME` in every style that both have.
+        Two concepts are one when their clean images differ by less than `SAME` in every style that both have.
         """
         hexcodes = list(dict.fromkeys(entry.hexcode for entry in self.entries))
         number = {hexcode: i for i, hexcode in enumerate(hexcodes)}
@@ -117,7 +117,7 @@ class Gallery:
 
 
 def pooled(drawn: np.ndarray) -> Tensor:
-    """Pictures (B, H, W, 3) uint8, of those that are not square the middle, as points (B, 3 * 32 * 32)."""
+    """Images (B, H, W, 3) uint8, of those that are not square the middle, as points (B, 3 * 32 * 32)."""
     height, width = drawn.shape[1:3]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -127,10 +127,10 @@ def pooled(drawn: np.ndarray) -> Tensor:
 
 
 def small(rgba: Sequence[np.ndarray] | np.ndarray) -> Tensor:
-    """Pictures (H, W, 4) uint8, straight opacity, as `Gallery.pixels` holds them: (P, 4, 32, 32)."""
+    """Images (H, W, 4) uint8, straight opacity, as `Gallery.pixels` holds them: (P, 4, 32, 32)."""
     tiles = []
-    for picture in rgba:
-        x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255.0
+    for image in rgba:
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255.0
         x[:3] *= x[3:]
         tiles.append(F.adaptive_avg_pool2d(x, SIDE))
     return torch.stack(tiles)

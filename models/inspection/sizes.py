@@ -53,7 +53,7 @@ def part_size(kind: str, config: Config) -> PartSize:
 
 
 def network_activations(published: Published) -> int:
-    """Bytes in bfloat16 at the peak of one evaluation for one guided picture of the native size: its two rows and what they make.
+    """Bytes in bfloat16 at the peak of one evaluation for one guided image of the native size: its two rows and what they make.
 
     Attention is taken to make nothing but its output; what kernels use besides is not counted.
     """
@@ -73,7 +73,7 @@ def network_activations(published: Published) -> int:
 
 
 def decoding_activations(published: Published) -> int:
-    """Bytes in bfloat16 at the peak of decoding one picture of the native size."""
+    """Bytes in bfloat16 at the peak of decoding one image of the native size."""
     config, side = published.vae, published.transformer["sample_size"]
     with torch.device("meta"):
         vae = CLASSES[config["_class_name"]](
@@ -173,8 +173,8 @@ def parts_table() -> str:
 
 
 def stages_table() -> str:
-    """Every family in bfloat16: the weights of each stage, and what it makes at its peak for one picture."""
-    rows = ["| family | picture | text | denoising | decoding | all |", "|---|---|---:|---:|---:|---:|"]
+    """Every family in bfloat16: the weights of each stage, and what it makes at its peak for one image."""
+    rows = ["| family | image | text | denoising | decoding | all |", "|---|---|---:|---:|---:|---:|"]
     for family in FAMILIES:
         if published := PUBLISHED.get(family.name):
             side = native_side(published)

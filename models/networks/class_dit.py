@@ -1,6 +1,6 @@
 """The class-conditional DiT (Peebles & Xie 2023, arXiv:2212.09748), adaLN-Zero, split where its work repeats.
 
-Nothing of time and class depends on the picture, so that every modulation of a sample is computed once, for all times of its
+Nothing of time and class depends on the image, so that every modulation of a sample is computed once, for all times of its
 plan (`prepare_row`); `forward` is then self-attention and MLPs alone. The state dict is that of diffusers'
 `DiTTransformer2DModel`, in which every block has embedders of its own where the paper has one set for all.
 
@@ -77,7 +77,7 @@ class ClassDiTConfig:
 
     @property
     def is_sized(self) -> bool:
-        """Whether the network is told the size of the picture."""
+        """Whether the network is told the size of the image."""
         return False
 
     @classmethod
@@ -154,7 +154,7 @@ class ClassDiT(nn.Module):
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Every block's embedding (blocks, T, D) of `timesteps` (T,), each 1000 t; this family is not told the picture's `size`."""
+        """Every block's embedding (blocks, T, D) of `timesteps` (T,), each 1000 t; this family is not told the image's `size`."""
         frequencies = time_frequencies(timesteps, FREQ_SHIFT)
         return torch.stack([block.norm1.embedded_times(frequencies) for block in self.transformer_blocks])
 

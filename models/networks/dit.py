@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 class AdaLNSingle(nn.Module):
-    """Time, and where the network `is_sized` the picture's size, to one shared modulation (PixArt section 2.3)."""
+    """Time, and where the network `is_sized` the image's size, to one shared modulation (PixArt section 2.3)."""
 
     def __init__(self, width: int, is_sized: bool):
         super().__init__()
@@ -143,7 +143,7 @@ class AdaLNSingle(nn.Module):
         final = self._embedded("timestep_embedder", timesteps)
         if "resolution_embedder" in self.emb:
             if size is None:
-                raise ValueError("this network is told the size of the picture")
+                raise ValueError("this network is told the size of the image")
             height, width = size
             resolution = self._embedded("resolution_embedder", timesteps.new_tensor([height, width]))
             aspect = self._embedded("aspect_ratio_embedder", timesteps.new_tensor([height / width]))
@@ -179,7 +179,7 @@ class DiT(nn.Module):
     def modulations(self, timesteps: Tensor, size: tuple[int, int] | None = None) -> Modulations:
         """Modulations of `timesteps` (B,), each 1000 t, one row a time.
 
-        `size` is the picture's (height, width) in pixels; raises `ValueError` if the network wants it and it is missing.
+        `size` is the image's (height, width) in pixels; raises `ValueError` if the network wants it and it is missing.
         """
         return self.adaln_single(timesteps, size)
 

@@ -46,7 +46,7 @@ class NetworkConfig(Protocol):
 
     @property
     def is_sized(self) -> bool:
-        """Whether the network is told the size of the picture."""
+        """Whether the network is told the size of the image."""
         ...
 
 
@@ -57,7 +57,7 @@ class Network(Protocol):
     def config(self) -> Any: ...  # a NetworkConfig; each family's own type to itself
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
-        """`timesteps` (T,), each 1000 t, for pictures of `size` (height, width) in pixels."""
+        """`timesteps` (T,), each 1000 t, for images of `size` (height, width) in pixels."""
         ...
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Times) -> Any:

@@ -82,7 +82,7 @@ class MMDiTConfig:
 
     @property
     def is_sized(self) -> bool:
-        """Whether the network is told the size of the picture."""
+        """Whether the network is told the size of the image."""
         return False
 
     @classmethod
@@ -283,7 +283,7 @@ class MMDiT(nn.Module):
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family is not told the picture's `size`."""
+        """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family is not told the image's `size`."""
         embedder = self.time_text_embed["timestep_embedder"]
         return embedder(time_frequencies(timesteps).to(embedder.linear_1.weight.dtype))
 

@@ -96,7 +96,7 @@ class PackedDiT:
         return self.attention.name
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
-        """`timesteps` (T,), each 1000 t, for pictures of `size` (height, width) in pixels, to modulations."""
+        """`timesteps` (T,), each 1000 t, for images of `size` (height, width) in pixels, to modulations."""
         return self._dit.modulations(timesteps, size)
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:

@@ -59,7 +59,7 @@ class Layout:
         """`function` of `tokens`, (T, D) each, and of what rows have, (R, D) each: it is given runs, (rows, length, D) and (rows, 1, D)."""
         if (
             len(self.runs) == 1
-        ):  # as for a picture alone, where slices that take everything cost a hundredth of the tick
+        ):  # as for an image alone, where slices that take everything cost a hundredth of the tick
             shape = self.runs[0].num_rows, self.runs[0].length, -1
             return function(
                 *(each.view(shape) for each in tokens), *(each.unsqueeze(1) for each in of_rows)

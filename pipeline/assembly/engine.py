@@ -41,7 +41,7 @@ def build_engine(
 
 
 def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0) -> Engine:
-    """A new engine on a network that is there already. Raises `ValueError` if `max_tokens` cannot hold a picture that is served."""
+    """A new engine on a network that is there already. Raises `ValueError` if `max_tokens` cannot hold an image that is served."""
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     side = scale * runner.network.config.patch_size
     tokens = {(width, height): (width // side) * (height // side) for width, height in model.sizes}
@@ -49,7 +49,7 @@ def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_t
     least = 2 * tokens[width, height]
     if 0 < max_tokens < least:
         raise ValueError(
-            f"max_tokens must be at least {least}, for a guided picture of {width}x{height}; got {max_tokens}"
+            f"max_tokens must be at least {least}, for a guided image of {width}x{height}; got {max_tokens}"
         )
     return Engine(
         runner,

@@ -1,6 +1,6 @@
 """The same weights in diffusers, denoised as its pipelines do: what the engine is compared with.
 
-Shapes: S pictures of a batch, L text tokens, C channels, H x W latent pixels.
+Shapes: S images of a batch, L text tokens, C channels, H x W latent pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class DiffusersLoop:
 
     @torch.inference_mode()
     def draw(self, batch: Sequence[GenerationParams], texts: dict[str, TextStates]) -> Tensor:
-        """Latents (S, C, H, W) of pictures that are equal in solver, steps, guidance and size; `texts` are states by prompt."""
+        """Latents (S, C, H, W) of images that are equal in solver, steps, guidance and size; `texts` are states by prompt."""
         first = batch[0]
         scheduler = self.schedulers[first.solver]()
         scheduler.set_timesteps(first.num_steps, device=self.device)
@@ -90,7 +90,7 @@ class DiffusersLoop:
 def load_loop(
     model: ModelInfo, dtype: torch.dtype, device: torch.device, latent_scale: int, is_compiled: bool
 ) -> DiffusersLoop:
-    """The transformer of `model`, which must be of the PixArt family and not told the picture's size."""
+    """The transformer of `model`, which must be of the PixArt family and not told the image's size."""
     load: Any = PixArtTransformer2DModel.from_pretrained
     transformer: Any = (
         load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()

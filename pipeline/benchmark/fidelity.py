@@ -21,13 +21,13 @@ from safelight.pipeline.benchmark.trace import PROMPTS
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
 from safelight.pipeline.diffusion.solvers import Plan, plan
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.engine.image_decoder import Decoder, NotAPicture
+from safelight.pipeline.engine.image_decoder import Decoder, NotAImage
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams, ModelInfo
 from safelight.pipeline.scheduling.batcher import Limits
 
 STYLES = ("", ", 3d", ", flat style", ", noto style")
-TOGETHER = 8  # pictures of a batch
+TOGETHER = 8  # images of a batch
 DRAWN = 12  # levels of 255 that a pixel must differ from white to belong to what is drawn
 
 
@@ -36,12 +36,12 @@ class Fidelity:
     """Against diffusers in float32, over 32 prompts; PSNR inside what is drawn, because a white background flatters everyone."""
 
     float32_error: float  # of our latents in float32, the largest difference
-    psnr_db: float  # of our pictures in the fast dtype, the median
+    psnr_db: float  # of our images in the fast dtype, the median
     diffusers_psnr_db: float  # of diffusers' own in the fast dtype
 
 
 def measure_fidelity(model: ModelInfo, progress: Progress, quantization: str = "none") -> Fidelity:
-    """Every prompt drawn four times, in the fast dtype with `quantization`; `progress` is told how many pictures are done."""
+    """Every prompt drawn four times, in the fast dtype with `quantization`; `progress` is told how many images are done."""
     device, fast = fast_device(), fast_dtype()
     width, height = model.native_size
     prompts = [prompt + style for prompt in PROMPTS for style in STYLES]
@@ -62,13 +62,13 @@ def measure_fidelity(model: ModelInfo, progress: Progress, quantization: str = "
             latents.setdefault(("theirs", dtype), []).extend(loop.draw(some, texts).cpu())
             latents.setdefault(("ours", dtype), []).extend(_drawn(engine, some, texts))
             progress(sum(map(len, latents.values())))
-    pictures = {key: _decoded(build_decoder(model, dtype=key[1]), own) for key, own in latents.items()}
-    wanted = pictures["theirs", torch.float32]
+    images = {key: _decoded(build_decoder(model, dtype=key[1]), own) for key, own in latents.items()}
+    wanted = images["theirs", torch.float32]
     pairs = zip(latents["ours", torch.float32], latents["theirs", torch.float32], strict=True)
     return Fidelity(
         float32_error=max(float((ours - theirs).abs().max()) for ours, theirs in pairs),
-        psnr_db=statistics.median(map(_psnr, pictures["ours", fast], wanted)),
-        diffusers_psnr_db=statistics.median(map(_psnr, pictures["theirs", fast], wanted)),
+        psnr_db=statistics.median(map(_psnr, images["ours", fast], wanted)),
+        diffusers_psnr_db=statistics.median(map(_psnr, images["theirs", fast], wanted)),
     )
 
 
@@ -102,14 +102,14 @@ def _drawn(engine: Engine, params: Sequence[GenerationParams], texts: dict[str, 
 
 
 def _decoded(decoder: Decoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
-    pictures = [picture for each in latents for picture in decoder.decode([each])]
-    return [picture[0] for picture in pictures if not isinstance(picture, NotAPicture)]
+    images = [image for each in latents for image in decoder.decode([each])]
+    return [image[0] for image in images if not isinstance(image, NotAImage)]
 
 
-def _psnr(picture: np.ndarray, wanted: np.ndarray) -> float:
+def _psnr(image: np.ndarray, wanted: np.ndarray) -> float:
     """In dB, over the pixels of `wanted` that are not white."""
     inside = (wanted < 255 - DRAWN).any(axis=-1)
     if not inside.any():
         return float("inf")
-    error = (picture[inside].astype(np.float64) - wanted[inside]) / 255.0
+    error = (image[inside].astype(np.float64) - wanted[inside]) / 255.0
     return float(-10.0 * np.log10(np.mean(error**2))) if error.any() else float("inf")

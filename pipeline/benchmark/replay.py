@@ -14,13 +14,13 @@ from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 
 Progress = Callable[[int], None]
-LARGEST_BATCH = 8  # pictures: as many rows as the engine's limit, where they are guided
+LARGEST_BATCH = 8  # images: as many rows as the engine's limit, where they are guided
 PATIENCE_S = 1.0  # how long a static batch waits for company
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of a trace: `latencies` (s) from arrival to done, and the time from the first arrival to the last picture."""
+    """What came of a trace: `latencies` (s) from arrival to done, and the time from the first arrival to the last image."""
 
     latencies: tuple[float, ...]
     seconds: float
@@ -43,7 +43,7 @@ class Replayed:
 
 
 class Replay(Protocol):
-    """Serve `arrivals`, whose times are in seconds; the progress is how many pictures are done."""
+    """Serve `arrivals`, whose times are in seconds; the progress is how many images are done."""
 
     def __call__(self, arrivals: Sequence[Arrival], progress: Progress) -> Replayed: ...
 

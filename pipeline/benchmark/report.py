@@ -33,7 +33,7 @@ from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
 
 OVERLOAD = 1.5  # the load, as a multiple of what the engine was seen to serve: everyone is saturated
 TICKS = 30  # of full rows, that bookkeeping and MFU are taken from
-REPEATS = 5  # of a picture alone
+REPEATS = 5  # of an image alone
 
 Say = Callable[[str, int, int], None]  # what is being done, how much of it is done, of how much
 
@@ -174,7 +174,7 @@ def saturated_engine(
 
 
 def _like(model: ModelInfo) -> GenerationParams:
-    """The picture that is drawn alone: 20 steps under guidance."""
+    """The image that is drawn alone: 20 steps under guidance."""
     width, height = model.native_size
     return GenerationParams(PROMPTS[0], "", width, height, 20, 4.0, "dpmpp_2m", 1)
 
@@ -205,7 +205,7 @@ def _batch1(
     texts: Mapping[str, TextStates],
     say: Say,
 ) -> dict[str, float | None]:
-    """Median seconds of one picture with nothing beside it, in turns."""
+    """Median seconds of one image with nothing beside it, in turns."""
 
     def ours() -> None:
         engine.add("only", params, texts[params.prompt], texts[""])
@@ -216,7 +216,7 @@ def _batch1(
     ways |= {f"diffusers_{name}_s": partial(loop.draw, [params], dict(texts)) for name, loop in loops.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(-1, REPEATS):  # the first warms up
-        say("a picture alone", repeat + 1, REPEATS + 1)
+        say("an image alone", repeat + 1, REPEATS + 1)
         for name, draw in ways.items():
             started = time.perf_counter()
             draw()
@@ -239,7 +239,7 @@ def _replays(
 def _mixed(
     replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say
 ) -> tuple[dict[str, Mixed | None], float, float]:
-    """The trace replayed in each way, in turns; `static_best` is the static batching with most pictures an hour.
+    """The trace replayed in each way, in turns; `static_best` is the static batching with most images an hour.
 
     And by how much the engine's forecasts were off, and how many operations its ticks did in a second.
     """

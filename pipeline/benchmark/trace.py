@@ -1,4 +1,4 @@
-"""The requests of the benchmark: Poisson arrivals of unlike pictures, the same on every machine.
+"""The requests of the benchmark: Poisson arrivals of unlike images, the same on every machine.
 
 Gaps are drawn for one arrival a second and scaled by whoever replays them, so that one trace serves any load.
 """
@@ -27,7 +27,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A picture asked for, `at` seconds after the start at one arrival a second on average."""
+    """An image asked for, `at` seconds after the start at one arrival a second on average."""
 
     at: float
     params: GenerationParams

@@ -12,7 +12,7 @@ SECONDS = 3.0  # of ticks, about: it is done at every start, because a curve of 
 TICKS = 3  # of a visit to a size; the first warms it up
 VISITS = 6  # to each size, in turn, so that a bad moment of the machine does not fall on one size alone
 LONGEST_VISIT = SECONDS / 2  # a size that would take longer is not tried, unless it is the second
-LARGEST_ROW = 1e12  # operations: a processor takes seconds for a row of more, so its first picture will tell
+LARGEST_ROW = 1e12  # operations: a processor takes seconds for a row of more, so its first image will tell
 
 
 def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:

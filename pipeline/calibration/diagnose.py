@@ -1,6 +1,6 @@
 """What this machine will do with a model, found out by doing it: the acceptance test of a device, a GPU above all.
 
-Nothing is taken on trust: kernels are called, pictures are drawn, bits are compared. What fails is a finding, not an exception.
+Nothing is taken on trust: kernels are called, images are drawn, bits are compared. What fails is a finding, not an exception.
 """
 
 import platform
@@ -24,7 +24,7 @@ from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, TICKS, measure_curve
 from safelight.pipeline.catalog.planning import plan_of
 from safelight.pipeline.engine.engine import Engine, Outcome
-from safelight.pipeline.engine.image_decoder import NotAPicture
+from safelight.pipeline.engine.image_decoder import NotAImage
 from safelight.pipeline.engine.runner import bucket
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams, ModelInfo
@@ -55,7 +55,7 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Prognosis:
-    """What to expect of a picture at the native size, with the model's own steps and guidance, by the measured curve."""
+    """What to expect of an image at the native size, with the model's own steps and guidance, by the measured curve."""
 
     seconds: float  # alone, all stages
     images_per_hour: float  # of full ticks, by the denoiser
@@ -77,12 +77,12 @@ def examine(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[Finding]
         findings.append(_tried(name, finding, model))
     if not findings[0].is_sound:
         return findings, None
-    say("pictures")
+    say("images")
     try:
         drawn, prognosis = _draw(model, serving)
         return findings + drawn, prognosis
     except Exception as error:
-        return [*findings, _failed("pictures", error)], None
+        return [*findings, _failed("images", error)], None
 
 
 def device_finding() -> Finding:
@@ -180,7 +180,7 @@ def _network(model: ModelInfo, quantization: str) -> Finding:
 
 
 def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]:
-    """A picture alone, the same in company, and how long one takes."""
+    """An image alone, the same in company, and how long one takes."""
     encoder, decoder = build_text_encoder(model), build_decoder(model)
     engine = build_engine(
         model, max_rows=serving.max_rows, max_tokens=serving.max_tokens, quantization=serving.quantization
@@ -219,29 +219,29 @@ def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]
     is_small = engine.row_flops(width, height) < LARGEST_ROW or engine.device.type != "cpu"
     company = engine.limits.max_rows // 2 - 1 if is_small else 1
     is_same = torch.equal(alone, latents(company))
-    picture, pace = decoder.decode([alone])[0], decoder.decode([alone])[0]
+    image, pace = decoder.decode([alone])[0], decoder.decode([alone])[0]
     is_promised = engine.device.type == "cpu"  # elsewhere the service says `batch_invariant: false`
     findings = [
         Finding(
             "neighbours",
             is_same or (False if is_promised else None),
-            f"a picture's bits {'are the same' if is_same else 'differ'} alone and among {company} others",
+            f"an image's bits {'are the same' if is_same else 'differ'} alone and among {company} others",
         ),
         Finding(
-            "picture",
-            not isinstance(picture, NotAPicture),
-            "drawn" if not isinstance(picture, NotAPicture) else str(picture),
+            "image",
+            not isinstance(image, NotAImage),
+            "drawn" if not isinstance(image, NotAImage) else str(image),
         ),
     ]
     curve = (
         engine.curve
-    )  # after these pictures: of a network too large to be measured at the start they are all that is known
+    )  # after these images: of a network too large to be measured at the start they are all that is known
     ticks = plan_of(replace(params, num_steps=model.num_steps), model).nfe
     texts = (cond, uncond) if model.guidance_scale != 1.0 else (cond,)
     tick = sum(
         forward_flops(engine.config, alone.shape[1], alone.shape[2], bucket(text.mask)) for text in texts
     )
-    decoding = 0.0 if isinstance(pace, NotAPicture) else pace[1].device_seconds
+    decoding = 0.0 if isinstance(pace, NotAImage) else pace[1].device_seconds
     seconds = cond.cost.device_seconds + ticks * curve.seconds_for(tick) + decoding
     most = min(engine.limits.max_rows * tick / len(texts), curve.best_work)
     return findings, Prognosis(seconds, 3600 * most / curve.seconds_for(most) / (ticks * tick), curve)

@@ -14,7 +14,7 @@ from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, measure_curve
 from safelight.pipeline.calibration.peak import quick_gemm_peak
 from safelight.pipeline.capacity.predict import Measured
-from safelight.pipeline.engine.image_decoder import NotAPicture
+from safelight.pipeline.engine.image_decoder import NotAImage
 from safelight.pipeline.params import ModelInfo
 
 RUNS = 3  # of reading a text and of decoding, after one that is not counted
@@ -50,13 +50,13 @@ def measure_pace(
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     width, height = (side // scale for side in size)
     latents = torch.zeros(engine.config.in_channels, height, width)
-    pictures = [
+    images = [
         made[1].device_seconds
         for made in decoder.decode([latents] * (RUNS + 1))
-        if not isinstance(made, NotAPicture)
+        if not isinstance(made, NotAImage)
     ]
     return Measured(
-        curve, statistics.median(texts[1:]), statistics.median(pictures[1:] or [0.0]), engine.limits
+        curve, statistics.median(texts[1:]), statistics.median(images[1:] or [0.0]), engine.limits
     )
 
 

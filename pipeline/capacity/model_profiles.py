@@ -20,7 +20,7 @@ from safelight.models.checkpoints.families import (
 )
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
-from safelight.pipeline.capacity.picture_work import Outline, Size
+from safelight.pipeline.capacity.image_cost import Outline, Size
 from safelight.pipeline.capacity.unserved_profiles import UNSERVED
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
 from safelight.pipeline.flops.text import clip_flops, open_clip_flops, t5_flops

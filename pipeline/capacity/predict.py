@@ -1,7 +1,7 @@
-"""How many pictures a device draws, how long one takes, and how many replicas that asks for: predicted, before there is a device.
+"""How many images a device draws, how long one takes, and how many replicas that asks for: predicted, before there is a device.
 
 Seconds are operations over what a device does in a second: its peak times the share of it that is reached (MFU), or, of a machine
-that was measured, its cost curve. Requests come at random (Poisson), one picture each. No torch at import.
+that was measured, its cost curve. Requests come at random (Poisson), one image each. No torch at import.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+from safelight.pipeline.capacity.image_cost import ImageCost, Order, Outline, image_cost
 from safelight.pipeline.capacity.model_profiles import list_published, outline_of, published_outline
-from safelight.pipeline.capacity.picture_work import Order, Outline, PictureWork, picture_work
 from safelight.pipeline.capacity.queueing import ConstantServers
 from safelight.pipeline.params import MAX_STEPS, MIN_STEPS
 from safelight.pipeline.scheduling.autoscaling import UTILISATION
@@ -26,14 +26,14 @@ from safelight.pipeline.scheduling.workload import make_load
 
 __all__ = [
     "GPUS", "HOUR", "STAGES", "Device", "Gpu", "Machine", "Measured", "Order", "Outline", "Prediction", "Seconds", "Targets",
-    "list_published", "measured_by", "outline_of", "picture_work", "predict", "published_outline",
+    "list_published", "measured_by", "outline_of", "image_cost", "predict", "published_outline",
 ]  # fmt: skip
 
 HOUR = 3600.0
 STAGES = ("encode", "denoise", "decode")
 MOST_REPLICAS = 10_000
 QUEUE = 2  # replicas that share one, where there are more than one
-TRACE, TRACE_TICKS = 1500, 100_000  # pictures of a simulated trace, and the ticks of them all, at most
+TRACE, TRACE_TICKS = 1500, 100_000  # images of a simulated trace, and the ticks of them all, at most
 SEED = 0  # of it: traces that differ in their rate alone
 
 
@@ -56,7 +56,7 @@ GPUS = {
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What is wanted of a device, and of the fleet: so many pictures an hour, and so many percent of them within `latency_s`."""
+    """What is wanted of a device, and of the fleet: so many images an hour, and so many percent of them within `latency_s`."""
 
     images_per_hour: float = 1000.0
     latency_s: float = 5.0
@@ -74,7 +74,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Of one picture alone, by stage."""
+    """Of one image alone, by stage."""
 
     encode: float
     denoise: float
@@ -86,52 +86,52 @@ class Seconds:
 
 
 class Device(Protocol):
-    """What a picture takes of it. Loads are requests a second."""
+    """What an image takes of it. Loads are requests a second."""
 
-    def seconds(self, work: PictureWork) -> Seconds:
+    def seconds(self, work: ImageCost) -> Seconds:
         """Alone."""
 
-    def busy_seconds(self, work: PictureWork) -> Seconds:
+    def busy_seconds(self, work: ImageCost) -> Seconds:
         """Of the device's time, where it has all the company that it is worth having."""
 
-    def each_takes(self, work: PictureWork) -> float:
-        """Seconds between two pictures, where there are as many as can be drawn."""
+    def each_takes(self, work: ImageCost) -> float:
+        """Seconds between two images, where there are as many as can be drawn."""
 
-    def waits(self, work: PictureWork, rate: float, share: float) -> float:
-        """Beyond its seconds alone, what `share` of the pictures take at most if one device has all three stages; infinite if never."""
+    def waits(self, work: ImageCost, rate: float, share: float) -> float:
+        """Beyond its seconds alone, what `share` of the images take at most if one device has all three stages; infinite if never."""
 
-    def denoise_waits(self, work: PictureWork, rate: float, share: float, count: int) -> float:
+    def denoise_waits(self, work: ImageCost, rate: float, share: float, count: int) -> float:
         """The same of `count` devices that do nothing but denoise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A device that reaches `flops` operations a second in every stage, and draws one picture after the other.
+    """A device that reaches `flops` operations a second in every stage, and draws one image after the other.
 
-    At 1024 x 1024 a picture's rows fill a GPU, and a batch takes as long as its pictures one by one (docs/capacity.md).
+    At 1024 x 1024 an image's rows fill a GPU, and a batch takes as long as its images one by one (docs/capacity.md).
     """
 
     flops: float
 
-    def seconds(self, work: PictureWork) -> Seconds:
+    def seconds(self, work: ImageCost) -> Seconds:
         return Seconds(work.encode / self.flops, work.denoise / self.flops, work.decode / self.flops)
 
-    def busy_seconds(self, work: PictureWork) -> Seconds:
+    def busy_seconds(self, work: ImageCost) -> Seconds:
         return self.seconds(work)
 
-    def each_takes(self, work: PictureWork) -> float:
+    def each_takes(self, work: ImageCost) -> float:
         return self.seconds(work).total
 
-    def waits(self, work: PictureWork, rate: float, share: float) -> float:
+    def waits(self, work: ImageCost, rate: float, share: float) -> float:
         return ConstantServers(rate, self.seconds(work).total).wait_at(share)
 
-    def denoise_waits(self, work: PictureWork, rate: float, share: float, count: int) -> float:
+    def denoise_waits(self, work: ImageCost, rate: float, share: float, count: int) -> float:
         return _wait(rate, self.seconds(work).denoise, share, count)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A machine that was measured: what ticks cost, seconds to read a text and to decode a picture, and what a tick holds.
+    """A machine that was measured: what ticks cost, seconds to read a text and to decode an image, and what a tick holds.
 
     `in_turns` where each stage was measured while the others rested, so that on one device they take turns. A service's own figures
     were learnt while all of them worked, side by side: they know of one another. Waits are those of the engine's own rule on a
@@ -144,38 +144,38 @@ class Measured:
     limits: Limits
     in_turns: bool = True
 
-    def seconds(self, work: PictureWork) -> Seconds:
+    def seconds(self, work: ImageCost) -> Seconds:
         return Seconds(
             work.rows * self.text_seconds, sum(map(self.curve.seconds_for, work.ticks)), self.decode_seconds
         )
 
-    def busy_seconds(self, work: PictureWork) -> Seconds:
+    def busy_seconds(self, work: ImageCost) -> Seconds:
         alone, tick = self.seconds(work), work.ticks[0]
-        pictures = max(
+        images = max(
             1, min(self.limits.max_rows // work.rows, self.limits.max_tokens // (work.rows * work.tokens))
         )
-        most = max(tick, min(pictures * tick, self.curve.best_work))
+        most = max(tick, min(images * tick, self.curve.best_work))
         full = sum(each * self.curve.seconds_for(most) / most for each in work.ticks)
         return replace(alone, denoise=min(alone.denoise, full))
 
-    def each_takes(self, work: PictureWork) -> float:
+    def each_takes(self, work: ImageCost) -> float:
         busy = self.busy_seconds(work)
         return busy.total if self.in_turns else max(busy.encode, busy.denoise, busy.decode)
 
-    def waits(self, work: PictureWork, rate: float, share: float) -> float:
+    def waits(self, work: ImageCost, rate: float, share: float) -> float:
         """The other stages' seconds are taken off the time in which the device denoises, if they take turns."""
         others = self.decode_seconds + work.rows * self.text_seconds if self.in_turns else 0.0
         if rate * self.each_takes(work) >= 1.0:
             return math.inf
         return self._simulated(work, rate, share, slower=1.0 / (1.0 - rate * others))
 
-    def denoise_waits(self, work: PictureWork, rate: float, share: float, count: int) -> float:
+    def denoise_waits(self, work: ImageCost, rate: float, share: float, count: int) -> float:
         """Each is taken to have its share at random, which is worse than it is."""
         if rate / count * self.busy_seconds(work).denoise >= 1.0:
             return math.inf
         return self._simulated(work, rate / count, share)
 
-    def _simulated(self, work: PictureWork, rate: float, share: float, slower: float = 1.0) -> float:
+    def _simulated(self, work: ImageCost, rate: float, share: float, slower: float = 1.0) -> float:
         curve = replace(self.curve, factor=self.curve.factor * slower)
         rng, now, coming = random.Random(SEED), 0.0, list[Simulated]()
         count = max(1, min(TRACE, TRACE_TICKS // len(work.ticks)))
@@ -192,9 +192,9 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What to expect; seconds. `latency_s` is at the wanted percentile when a device alone has all that is wanted, infinite if it
-    cannot. `most_steps` are the most that meet both targets, of a picture alone and under load, 0 if none do."""
+    cannot. `most_steps` are the most that meet both targets, of an image alone and under load, 0 if none do."""
 
-    work: PictureWork
+    work: ImageCost
     seconds: Seconds
     latency_s: float
     mean_latency_s: float | None  # where there is a formula
@@ -206,29 +206,29 @@ class Prediction:
     meets_latency: bool
     meets_throughput: bool
     most_steps: tuple[int, int]
-    device_seconds: float  # of one picture, in company
+    device_seconds: float  # of one image, in company
 
 
 def measured_by(
     curves: Mapping[str, CostCurve], outline: Outline, size: tuple[int, int], max_rows: int, max_tokens: int
 ) -> Measured:
-    """A running service as a machine: the curve of each stage (`/v1/curve`), for pictures of `size` (width, height).
+    """A running service as a machine: the curve of each stage (`/v1/curve`), for images of `size` (width, height).
 
     A tick holds so many rows, and tokens; 0: those of as many rows at the native size.
     """
     width, height = (side // outline.scale for side in size)
     native = [side // outline.scale // outline.patch for side in outline.native_size]
     limits = Limits(max_rows, max_tokens or max_rows * native[0] * native[1])
-    text, picture = (
+    text, image = (
         curves["encode"].seconds_for(max(outline.text, 1.0)),
         curves["decode"].seconds_for(outline.decode(height, width)),
     )
-    return Measured(curves["denoise"], text, picture, limits, in_turns=False)
+    return Measured(curves["denoise"], text, image, limits, in_turns=False)
 
 
 def predict(outline: Outline, order: Order, device: Device, targets: Targets) -> Prediction:
     """`order` drawn by `device` against `targets`. Raises `InvalidParams` for an order that the model cannot draw."""
-    work = picture_work(outline, order)
+    work = image_cost(outline, order)
     alone, busy = device.seconds(work), device.each_takes(work)
     latency = alone.total + device.waits(work, targets.rate, targets.share)
     replicas, fleet_latency = replicas_for(work, device, targets)
@@ -261,10 +261,10 @@ def predict(outline: Outline, order: Order, device: Device, targets: Targets) ->
     )
 
 
-def replicas_for(work: PictureWork, device: Device, targets: Targets) -> tuple[dict[str, int], float]:
+def replicas_for(work: ImageCost, device: Device, targets: Targets) -> tuple[dict[str, int], float]:
     """Replicas of each stage, each with a device of its own, that draw what is wanted in time; and the latency at the percentile.
 
-    The waits of the stages at the percentile are added up, which is worse than what happens. Where a picture alone takes too long,
+    The waits of the stages at the percentile are added up, which is worse than what happens. Where an image alone takes too long,
     no number will do: then as many as are busy for four fifths of the time.
     """
     busy, alone = device.busy_seconds(work), device.seconds(work)
@@ -300,11 +300,11 @@ def _wait(rate: float, seconds: float, share: float, count: int) -> float:
     return ConstantServers(rate * together / count, seconds, together).wait_at(share)
 
 
-def _keeps_up(device: Device, work: PictureWork, targets: Targets) -> bool:
+def _keeps_up(device: Device, work: ImageCost, targets: Targets) -> bool:
     return HOUR / device.each_takes(work) >= targets.images_per_hour
 
 
-def _in_time(device: Device, work: PictureWork, targets: Targets) -> bool:
+def _in_time(device: Device, work: ImageCost, targets: Targets) -> bool:
     alone = device.seconds(work).total
     return (
         alone <= targets.latency_s
@@ -312,11 +312,11 @@ def _in_time(device: Device, work: PictureWork, targets: Targets) -> bool:
     )
 
 
-def _most_steps(outline: Outline, order: Order, is_met: Callable[[PictureWork], bool]) -> int:
+def _most_steps(outline: Outline, order: Order, is_met: Callable[[ImageCost], bool]) -> int:
     """The most steps at which `is_met`, which more steps never make true; 0 if it never is."""
     low, high = MIN_STEPS - 1, MAX_STEPS
     while low < high:
         middle = (low + high + 1) // 2
-        met = is_met(picture_work(outline, replace(order, num_steps=middle)))
+        met = is_met(image_cost(outline, replace(order, num_steps=middle)))
         low, high = (middle, high) if met else (low, middle - 1)
     return low

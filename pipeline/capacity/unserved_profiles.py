@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from safelight.models.checkpoints.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE, VAE_16
-from safelight.pipeline.capacity.picture_work import Outline
+from safelight.pipeline.capacity.image_cost import Outline
 from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
 from safelight.pipeline.flops.text import clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops
@@ -20,7 +20,7 @@ FLUX_WIDTH, FLUX_BLOCKS, FLUX_DOUBLE = (
     3072,
     57,
     19,
-)  # of the blocks, those with a stream for each of picture and text
+)  # of the blocks, those with a stream for each of image and text
 FLUX_TEXT, FLUX_PATCH = 4096, 64  # channels of a text state, and of a token before it is projected
 SDXL_UNET = 6.761e12  # one row at 1024 x 1024, 77 tokens: torch's counter on diffusers' UNet2DConditionModel
 SDXL_SIDE = 128  # latent pixels

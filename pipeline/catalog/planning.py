@@ -1,11 +1,11 @@
-"""What a model's schedule makes of a request: its plan, which also says what the picture will take. No torch here."""
+"""What a model's schedule makes of a request: its plan, which also says what the image will take. No torch here."""
 
 from safelight.pipeline.diffusion.solvers import Plan, plan
 from safelight.pipeline.params import GenerationParams, ModelInfo
 
 
 def plan_of(params: GenerationParams, model: ModelInfo) -> Plan:
-    """The ticks of one picture under `model`. Raises `InvalidParams` for what the solver or the spacing cannot do."""
+    """The ticks of one image under `model`. Raises `InvalidParams` for what the solver or the spacing cannot do."""
     return plan(
         params.solver,
         model.schedule,

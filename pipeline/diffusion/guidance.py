@@ -40,7 +40,7 @@ def guides(
 
     The others evaluate the prompt alone, and take the difference of the last that evaluated both: the residual that the
     CFG-Cache of FasterCache keeps (Lv et al. 2024, arXiv:2410.19355), without its weights by frequency. A tick depends on its
-    own sample alone, so a picture's bits do too.
+    own sample alone, so an image's bits do too.
     """
     found: list[Guide] = []
     mixing = 0

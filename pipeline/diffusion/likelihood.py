@@ -1,6 +1,6 @@
 """How probable data is under a denoiser: by the probability-flow ODE, and by the discrete evidence lower bound.
 
-Offline: both cost many more evaluations than drawing a picture. Shapes: N rows of data (N, ...) with D numbers a row,
+Offline: both cost many more evaluations than drawing an image. Shapes: N rows of data (N, ...) with D numbers a row,
 K probes. A denoiser maps x (N, ...) at a time t to the posterior mean of the data (N, ...), each row by itself. Randomness
 comes in as an iterator, so that a caller can share it between rows or replace it by a quadrature.
 """

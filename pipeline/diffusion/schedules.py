@@ -174,19 +174,19 @@ def is_noise(alpha: float) -> bool:
 def resolution_shift(
     num_tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)
 ) -> float:
-    """The shift of a flow for a picture of `num_tokens`: exp of a line through `base` and `largest`, each (tokens, log shift).
+    """The shift of a flow for an image of `num_tokens`: exp of a line through `base` and `largest`, each (tokens, log shift).
 
     The defaults are FLUX.1's and SD3.5's (`base_shift`, `max_shift` of diffusers' `FlowMatchEulerDiscreteScheduler`).
     Raises `InvalidParams` for fewer than one token.
     """
     if num_tokens < 1:
-        raise InvalidParams("size", f"a picture has at least one token, got {num_tokens}")
+        raise InvalidParams("size", f"an image has at least one token, got {num_tokens}")
     slope = (largest[1] - base[1]) / (largest[0] - base[0])
     return math.exp(base[1] + slope * (num_tokens - base[0]))
 
 
 def area_shift(num_pixels: int, trained_pixels: int, shift: float = 1.0) -> float:
-    """The shift that keeps the uncertainty of a constant picture: `shift` sqrt(num_pixels / trained_pixels).
+    """The shift that keeps the uncertainty of a constant image: `shift` sqrt(num_pixels / trained_pixels).
 
     Esser et al. 2024 (SD3, arXiv:2403.03206), eq. 23. Raises `InvalidParams` for areas that are not positive.
     """

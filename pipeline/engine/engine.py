@@ -167,7 +167,7 @@ class Engine:
         if (most := max(load.rows) * load.tokens) > self.limits.max_tokens:
             size, least = f"{params.width}x{params.height}", self.limits.max_tokens
             raise InvalidParams(
-                "size", f"a picture of {size} takes {most} tokens in a tick, and this engine at most {least}"
+                "size", f"an image of {size} takes {most} tokens in a tick, and this engine at most {least}"
             )
         self._lately.append(load)
         waiting = Waiting(
@@ -333,7 +333,7 @@ class Engine:
         return left
 
     def row_flops(self, width: int, height: int) -> int:
-        """Of one row in one tick, for a picture of `width` x `height` pixels without a text."""
+        """Of one row in one tick, for an image of `width` x `height` pixels without a text."""
         return forward_flops(self.config, height // self._latent_scale, width // self._latent_scale, 0)
 
     def _load(

@@ -1,4 +1,4 @@
-"""Latents to pixels, the same bits for a picture in any batch.
+"""Latents to pixels, the same bits for an image in any batch.
 
 Shapes: C latent channels, h x w latent pixels, H x W pixels.
 """
@@ -18,12 +18,12 @@ from safelight.pipeline.params import StageCost
 Pixels = np.ndarray
 
 
-class NotAPicture(ArithmeticError):
+class NotAImage(ArithmeticError):
     """Pixels that are no numbers: broken weights, or a network that overflows."""
 
 
 class Decoder:
-    """The autoencoder's decoder. Pictures that arrive together are decoded one by one at one fixed shape.
+    """The autoencoder's decoder. Images that arrive together are decoded one by one at one fixed shape.
 
     A batched convolution gains nothing on a processor, and a fixed shape is what keeps bits independent of company.
     """
@@ -37,16 +37,16 @@ class Decoder:
         config: Any = vae.config
         self._config = {**config, "_class_name": type(vae).__name__}
 
-    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | NotAPicture]:
+    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | NotAImage]:
         """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost, or to why there are none: the others' are not lost."""
         return [self._decode_one(latent) for latent in latents]
 
     @torch.inference_mode()
-    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | NotAPicture:
+    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | NotAImage:
         started = time.perf_counter()
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
-            return NotAPicture(
+            return NotAImage(
                 f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite"
             )
         array = (

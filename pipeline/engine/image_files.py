@@ -21,23 +21,23 @@ def encode_image(
     PNG carries the parameters in the text chunk `parameters`, WebP and JPEG in EXIF UserComment. Raises `ValueError`
     for an unknown format.
     """
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     text = parameters_text(params, model_id)
     buffer = io.BytesIO()
     if format == "png":
         info = PngInfo()
         info.add_itxt("parameters", text)
-        picture.save(buffer, "PNG", pnginfo=info)
+        image.save(buffer, "PNG", pnginfo=info)
     elif format in FORMATS:
         lossless = {"lossless": True} if format == "webp" and compression == 100 else {}
-        picture.save(buffer, format.upper(), quality=compression, exif=_exif(text), **lossless)
+        image.save(buffer, format.upper(), quality=compression, exif=_exif(text), **lossless)
     else:
         raise ValueError(f"format {format!r} is unknown; allowed: {', '.join(FORMATS)}")
     return buffer.getvalue()
 
 
 def parameters_text(params: GenerationParams, model_id: str) -> str:
-    """The parameters in the form that picture tools read: prompt, negative prompt, one line of settings."""
+    """The parameters in the form that image tools read: prompt, negative prompt, one line of settings."""
     settings = {
         "Steps": params.num_steps,
         "Sampler": params.solver,

@@ -44,7 +44,7 @@ class StepRunner:
 
     @torch.inference_mode()
     def times(self, plan: Plan, size: tuple[int, int]) -> Times:
-        """What the network makes of all times of a plan, for pictures of `size` (height, width).
+        """What the network makes of all times of a plan, for images of `size` (height, width).
 
         All at once: the shape of the products, hence their bits, depend on the plan alone.
         """

@@ -56,7 +56,7 @@ class Waiting:
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One picture under way. Every tick moves on the last four fields; the others are set before the first."""
+    """One image under way. Every tick moves on the last four fields; the others are set before the first."""
 
     request_id: str
     params: GenerationParams

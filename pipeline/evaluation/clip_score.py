@@ -1,4 +1,4 @@
-"""The second opinion: what a CLIP that shares no weight with the model makes of its pictures, with a ceiling and a floor."""
+"""The second opinion: what a CLIP that shares no weight with the model makes of its images, with a ceiling and a floor."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from safelight.models.checkpoints.json_files import CLIP_CONFIG
 from safelight.models.evaluation.clip_scorer import SCORER, Scorer
 from safelight.models.evaluation.gallery import Gallery
-from safelight.pipeline.evaluation.nearest_picture import WHITE
+from safelight.pipeline.evaluation.nearest_image import WHITE
 from safelight.pipeline.evaluation.prompts import Prompt
 from safelight.pipeline.params import ModelInfo
 
@@ -55,8 +55,8 @@ def clip_scores(
 ) -> dict[str, Mean]:
     """What was drawn (P, H, W, 3) uint8 for `prompts`, by name of figure.
 
-    `clip_score`: each picture with its own prompt. `clip_ceiling`: a clean picture of what the prompt names, with the prompt.
-    `clip_floor`: each picture with the prompt after next.
+    `clip_score`: each image with its own prompt. `clip_ceiling`: a clean image of what the prompt names, with the prompt.
+    `clip_floor`: each image with the prompt after next.
     """
     texts = [prompt.text for prompt in prompts]
     named = [i for i, prompt in enumerate(prompts) if prompt.concepts]
@@ -71,7 +71,7 @@ def clip_scores(
 
 
 def _clean(gallery: Gallery, prompt: Prompt) -> np.ndarray:
-    """The first clean picture (32, 32, 3) uint8 of what a prompt names, on its background."""
+    """The first clean image (32, 32, 3) uint8 of what a prompt names, on its background."""
     number = next(
         i
         for i, entry in enumerate(gallery.entries)

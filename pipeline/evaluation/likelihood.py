@@ -1,4 +1,4 @@
-"""The parts of a checkpoint that say how well it explains a picture: encoder and autoencoder once, the denoiser many times.
+"""The parts of a checkpoint that say how well it explains an image: encoder and autoencoder once, the denoiser many times.
 
 Shapes: C latent channels, h x w latent pixels, H x W pixels, D = C h w numbers, K probes.
 """
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How probable the latent of a picture is: `prompt` and `empty` in bits a dimension, `gain` in nats the prompt adds.
+    """How probable the latent of an image is: `prompt` and `empty` in bits a dimension, `gain` in nats the prompt adds.
 
     It is the density of the latent of `num_dims` numbers, blurred by noise of standard deviation `blur`; not of pixels. By
     the method `elbo` the density is that of ancestral sampling in so many steps, the ODE's only where the network is exact, and

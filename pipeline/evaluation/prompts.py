@@ -1,4 +1,4 @@
-"""Prompts with what a right picture would show, as JSON lines. No torch here."""
+"""Prompts with what a right image would show, as JSON lines. No torch here."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Prompts to pictures through the engine that serves, many at a time, each kept as soon as it is drawn."""
+"""Prompts to images through the engine that serves, many at a time, each kept as soon as it is drawn."""
 
 import hashlib
 from collections import deque
@@ -12,14 +12,14 @@ from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.planning import plan_of
-from safelight.pipeline.engine.image_decoder import NotAPicture
+from safelight.pipeline.engine.image_decoder import NotAImage
 from safelight.pipeline.params import GenerationParams, ModelInfo, check_params
 
 WAITING = 16  # samples ready for the engine: each holds its text's keys and values
 
 
 class Renderer:
-    """Draws what it is asked for; with a folder to keep pictures in, it draws none twice."""
+    """Draws what it is asked for; with a folder to keep images in, it draws none twice."""
 
     def __init__(self, model: ModelInfo, keep: Path | None = None, quantization: str = "none"):
         self._encoder, self._decoder = build_text_encoder(model), build_decoder(model)
@@ -29,32 +29,32 @@ class Renderer:
         self._weights = _digest(model.path) + ("" if quantization == "none" else quantization) if keep else ""
 
     def draw(
-        self, pictures: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None
+        self, images: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None
     ) -> np.ndarray:
-        """One picture each, in order: (P, H, W, 3) uint8; all of one size. `progress` is told how many are there.
+        """One image each, in order: (P, H, W, 3) uint8; all of one size. `progress` is told how many are there.
 
         Raises `InvalidParams` before anything is drawn, `RuntimeError` for a sample that diverged.
         """
-        for params in pictures:
+        for params in images:
             check_params(params, self._model)
             plan_of(params, self._model)
-        drawn = {i: kept for i, params in enumerate(pictures) if (kept := self._kept(params)) is not None}
+        drawn = {i: kept for i, params in enumerate(images) if (kept := self._kept(params)) is not None}
         progress(len(drawn))
-        missing = deque(i for i in range(len(pictures)) if i not in drawn)
+        missing = deque(i for i in range(len(images)) if i not in drawn)
         while missing or self._engine.has_work:
             while missing and self._engine.num_waiting < WAITING:
-                self._add(missing[0], pictures[missing.popleft()])
+                self._add(missing[0], images[missing.popleft()])
             for outcome in self._engine.step():
                 i = int(outcome.request_id)
                 if outcome.latents is None:
-                    raise RuntimeError(f"{pictures[i].prompt}: {outcome.error}")
-                picture = self._decoder.decode([outcome.latents])[0]
-                if isinstance(picture, NotAPicture):
-                    raise RuntimeError(f"{pictures[i].prompt}: {picture}")
-                drawn[i] = picture[0]
-                self._put_away(pictures[i], drawn[i])
+                    raise RuntimeError(f"{images[i].prompt}: {outcome.error}")
+                image = self._decoder.decode([outcome.latents])[0]
+                if isinstance(image, NotAImage):
+                    raise RuntimeError(f"{images[i].prompt}: {image}")
+                drawn[i] = image[0]
+                self._put_away(images[i], drawn[i])
                 progress(len(drawn))
-        return np.stack([drawn[i] for i in range(len(pictures))])
+        return np.stack([drawn[i] for i in range(len(images))])
 
     def _add(self, number: int, params: GenerationParams) -> None:
         cond, uncond = self._encoder.encode([params.prompt, params.negative_prompt])
@@ -70,7 +70,7 @@ class Renderer:
             file = self._file(self._keep, params)
             partial = file.with_suffix(".partial")
             Image.fromarray(pixels).save(partial, "PNG")
-            partial.replace(file)  # an interruption never leaves half a picture
+            partial.replace(file)  # an interruption never leaves half an image
 
     def _file(self, folder: Path, params: GenerationParams) -> Path:
         """Named by the text, to be found, and by all that decides the bytes, to be right."""

@@ -74,7 +74,7 @@ def _(config: DiTConfig, text_tokens: int, num_times: int) -> int:
 
 @times_flops.register
 def _(config: DiTConfig, num_times: int) -> int:
-    """Time embedding and shared modulation, and the embedding of the picture's size."""
+    """Time embedding and shared modulation, and the embedding of the image's size."""
     d, third = config.width, config.width // 3
     of_size = (
         3 * 2 * (TIME_FREQUENCIES * third + third * third) if config.is_sized else 0

@@ -1,4 +1,4 @@
-"""Floating-point operations of autoencoders on one picture, by closed formulas: one multiply-add is two, elementwise work is not counted.
+"""Floating-point operations of autoencoders on one image, by closed formulas: one multiply-add is two, elementwise work is not counted.
 
 Functions of diffusers' `config.json`, without torch; what it leaves out has diffusers' default. `TypeError` for a class without
 formulas. Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
@@ -30,12 +30,12 @@ class Autoencoder:
 
 
 def decode_flops(config: Config, height: int, width: int) -> int:
-    """One picture from latents of `height` x `width`."""
+    """One image from latents of `height` x `width`."""
     return _formulas(config).decode(config, height, width)
 
 
 def encode_flops(config: Config, height: int, width: int) -> int:
-    """One picture of `height` x `width` pixels to latents."""
+    """One image of `height` x `width` pixels to latents."""
     return _formulas(config).encode(config, height, width)
 
 

@@ -13,9 +13,7 @@ from safelight.pipeline.scheduling.workload import Load
 STRIDE = 4  # ticks between two choices: the real batcher chooses at each
 FEWEST = 5  # arrivals from which a rate is told
 LATE = 16  # arrivals that are company of late
-TOGETHER = (
-    0.01  # seconds within which samples came at once: the pictures of one request say nothing of a rate
-)
+TOGETHER = 0.01  # seconds within which samples came at once: the images of one request say nothing of a rate
 HORIZON = 4.0  # for how many times as long as others were seen to come they are taken to go on
 
 

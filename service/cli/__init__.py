@@ -38,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="safelight", description="Text in, picture out.")
+    parser = Parser(prog="safelight", description="Text in, image out.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_generate(commands.add_parser("generate", help="draw pictures in this process, without a server"))
+    _add_generate(commands.add_parser("generate", help="draw images in this process, without a server"))
     _add_serve(commands.add_parser("serve", help="start the service on this machine"))
     _add_encode(commands.add_parser("encode", help="write the text states of a prompt to a safetensors file"))
     _add_likelihood(
         commands.add_parser(
-            "likelihood", help="how well a model explains a picture, and how much of that the prompt does"
+            "likelihood", help="how well a model explains an image, and how much of that the prompt does"
         )
     )
     _add_eval(commands.add_parser("eval", help="how often a model draws what prompts say"))
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
     _add_doctor(commands.add_parser("doctor", help="what this machine will do, found out by doing it"))
     _add_plan(
         commands.add_parser(
-            "plan", help="how many pictures a device would draw, how soon, and how many devices are needed"
+            "plan", help="how many images a device would draw, how soon, and how many devices are needed"
         )
     )
     _add_simulate(
@@ -78,7 +78,7 @@ def make_parser() -> Parser:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the picture should not show")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the image should not show")
     _add_model(parser)
     parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
@@ -111,7 +111,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "-n",
         type=int,
         metavar="N",
-        help="how many pictures, 1 to 10; several are written as PATH-0, PATH-1, ...",
+        help="how many images, 1 to 10; several are written as PATH-0, PATH-1, ...",
     )
     parser.add_argument(
         "-o",
@@ -121,7 +121,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help=".png, .webp or .jpeg; default %(default)s",
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout: the pictures and what they cost"
+        "--json", action="store_true", help="one JSON object on stdout: the images and what they cost"
     )
 
 
@@ -148,7 +148,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 
 def _add_likelihood(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "The density of the picture's latent (not of its pixels) under the model without guidance, in bits a number, "
+        "The density of the image's latent (not of its pixels) under the model without guidance, in bits a number, "
         "with the prompt and with the empty one. By the probability-flow ODE (`ode`: exact but for its steps and the spread of "
         "its probes; an evaluation and a gradient a probe, four times a step), or bounded by the discrete evidence lower bound "
         "(`elbo`: an evaluation a step and draw of noise, tighter with more steps)."
@@ -178,7 +178,7 @@ def _add_likelihood(parser: argparse.ArgumentParser) -> None:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Draws prompts and looks up the nearest clean picture of each among those that the model was taught. FILE holds JSON lines with "
+        "Draws prompts and looks up the nearest clean image of each among those that the model was taught. FILE holds JSON lines with "
         "a prompt and any of concept (an emoji's hexcode, or several of which any is right), style and background. "
         "Without FILE: the sets that come with the model."
     )
@@ -193,13 +193,13 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="of the first picture; the next ones count on; default %(default)s",
+        help="of the first image; the next ones count on; default %(default)s",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many prompts of each set")
     parser.add_argument(
         "--keep",
         metavar="DIR",
-        help="keep the pictures there; drawn again they are taken from there, so a run can be resumed",
+        help="keep the images there; drawn again they are taken from there, so a run can be resumed",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -215,7 +215,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Calls every attention kernel and torch.compile, compares the network with the plain one in float32, draws pictures alone and "
+        "Calls every attention kernel and torch.compile, compares the network with the plain one in float32, draws images alone and "
         "in company, measures what a tick costs, starts Ray, tries the port. Ends with 1 if anything is not as it should be."
     )
     _add_model(parser)
@@ -226,7 +226,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Predicts from the model's operations and the device's peak, before there is either: nothing is loaded and nothing drawn. "
-        "Requests are taken to come at random (Poisson), one picture each. With --gpu cpu this machine is measured instead."
+        "Requests are taken to come at random (Poisson), one image each. With --gpu cpu this machine is measured instead."
     )
     parser.add_argument(
         "--model",
@@ -308,7 +308,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         type=float,
         required=True,
         metavar="R",
-        help="pictures an hour that are asked for, on average",
+        help="images an hour that are asked for, on average",
     )
     parser.add_argument(
         "--trace", default="diurnal", metavar="T", help="steady, diurnal or spike; default %(default)s"
@@ -345,7 +345,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=120.0,
         metavar="S",
-        help="until a new GPU takes pictures; default %(default)g",
+        help="until a new GPU takes images; default %(default)g",
     )
     parser.add_argument(
         "--mean-life-hours",
@@ -363,7 +363,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Times the engine and diffusers in one run: matrix products, a picture alone, and a trace of unlike requests that arrive faster "
+        "Times the engine and diffusers in one run: matrix products, an image alone, and a trace of unlike requests that arrive faster "
         "than they can be served. Everything else on the machine should rest."
     )
     _add_model(parser)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_engine(model_id: str, num_requests: int, found: Mixed) -> str:
     rate = f"{found.images_per_hour:.0f} an hour, p50 {found.p50_s:.2f}, p95 {found.p95_s:.2f} s"
-    return f"{model_id}, {num_requests} unlike pictures, more than can be served: {rate}"
+    return f"{model_id}, {num_requests} unlike images, more than can be served: {rate}"
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _as_text(found: Benchmark) -> str:
         f"{found.model} on {found.device}, {found.dtype}, quantization {found.quantization}, {found.threads} threads",
         f"best matrix product      {found.gemm_peak_gflops:10.0f} GFLOPS",
         f"full ticks               {100 * found.mfu:10.1f} % of it, {100 * found.bookkeeping_share:.1f} % of a tick is bookkeeping",
-        "one picture alone, 20 steps under guidance",
+        "one image alone, 20 steps under guidance",
     ]
     ours = found.batch1["ours_s"] or 0.0
     lines += [
@@ -76,7 +76,7 @@ def _as_text(found: Benchmark) -> str:
         for name, value in found.batch1.items()
         if value
     ]
-    lines.append(f"{found.num_requests} unlike pictures, {found.requests_per_second:.2f} a second")
+    lines.append(f"{found.num_requests} unlike images, {found.requests_per_second:.2f} a second")
     best = found.mixed["ours"]
     for name, mixed in found.mixed.items():
         if mixed and best:
@@ -96,11 +96,11 @@ def _as_text(found: Benchmark) -> str:
     )
     fidelity = found.fidelity
     lines.append(
-        f"against diffusers in float32: latents in float32 within {fidelity.float32_error:.1g}; pictures in {found.dtype} "
+        f"against diffusers in float32: latents in float32 within {fidelity.float32_error:.1g}; images in {found.dtype} "
         f"{fidelity.psnr_db:.1f} dB inside what is drawn (diffusers' own {fidelity.diffusers_psnr_db:.1f})"
     )
     lines.append(
-        "the last column: how many times the engine's figure, or the engine's pictures for one of theirs"
+        "the last column: how many times the engine's figure, or the engine's images for one of theirs"
     )
     lines.append(
         f"memory at its peak       {found.peak_memory_bytes / 1e9:10.2f} GB, diffusers' weights among it"

@@ -48,7 +48,7 @@ def _as_text(model: ModelInfo, findings: list[Finding], prognosis: Prognosis | N
         width, height = model.native_size
         what = f"{width}x{height}, {model.num_steps} steps, guidance {model.guidance_scale:g}"
         lines.append(
-            f"expect      a picture ({what}) alone in {prognosis.seconds:.2f} s, {prognosis.images_per_hour:.0f} an hour in full batches"
+            f"expect      an image ({what}) alone in {prognosis.seconds:.2f} s, {prognosis.images_per_hour:.0f} an hour in full batches"
         )
     return "\n".join(
         [

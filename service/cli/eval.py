@@ -1,4 +1,4 @@
-"""`safelight eval`: how often a model draws what prompts say, by the nearest clean picture."""
+"""`safelight eval`: how often a model draws what prompts say, by the nearest clean image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
     from safelight.pipeline.evaluation.clip_score import Mean
-    from safelight.pipeline.evaluation.nearest_picture import Rate
+    from safelight.pipeline.evaluation.nearest_image import Rate
 
 FLAGS = {
     "num_inference_steps": "--steps",
@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, quantization=args.quantization)
     model = model_of(settings)
     sets = _sets(args, model)
-    pictures = {name: _pictures(args, model, prompts) for name, prompts in sets.items()}
-    rates = _measure(args, model, settings.quantization, sets, pictures)
-    first = next(iter(pictures.values()))[0]
+    images = {name: _images(args, model, prompts) for name, prompts in sets.items()}
+    rates = _measure(args, model, settings.quantization, sets, images)
+    first = next(iter(images.values()))[0]
     found = {
         "model": model.id,
         "num_inference_steps": first.num_steps,
@@ -71,11 +71,9 @@ def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt,
     return {name: prompts[: args.limit] for name, prompts in sets.items()}
 
 
-def _pictures(
-    args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]
-) -> list[GenerationParams]:
+def _images(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]) -> list[GenerationParams]:
     width, height = model.native_size
-    pictures = [
+    images = [
         GenerationParams(
             prompt=prompt.text,
             negative_prompt="",
@@ -89,12 +87,12 @@ def _pictures(
         for number, prompt in enumerate(prompts)
     ]
     try:
-        for params in pictures:
+        for params in images:
             check_params(params, model)
-        plan_of(pictures[0], model)
+        plan_of(images[0], model)
     except InvalidParams as error:
         raise UserError(str(error).replace(error.param, FLAGS.get(error.param, error.param), 1)) from None
-    return pictures
+    return images
 
 
 def _measure(
@@ -102,13 +100,13 @@ def _measure(
     model: ModelInfo,
     quantization: str,
     sets: Mapping[str, Sequence[Prompt]],
-    pictures: Mapping[str, Sequence[GenerationParams]],
+    images: Mapping[str, Sequence[GenerationParams]],
 ) -> dict[str, dict[str, Rate | Mean]]:
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
     with imported_for_good():
         from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
-        from safelight.pipeline.evaluation.nearest_picture import check, judge, load_gallery
+        from safelight.pipeline.evaluation.nearest_image import check, judge, load_gallery
         from safelight.pipeline.evaluation.renderer import Renderer
     try:
         gallery = load_gallery(model)
@@ -123,7 +121,7 @@ def _measure(
     found: dict[str, dict[str, Rate | Mean]] = {}
     for name, prompts in sets.items():
         with counter(name, len(prompts)) as done:
-            drawn = renderer.draw(pictures[name], done)
+            drawn = renderer.draw(images[name], done)
         found[name] = {
             **judge(gallery, prompts, drawn),
             **(clip_scores(scorer, gallery, prompts, drawn) if scorer else {}),

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo
-from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress
 from safelight.service.errors import ServiceError
 from safelight.service.http.schemas import ImageRequest
-from safelight.service.http.translation import make_output, make_pictures, make_usage
+from safelight.service.http.translation import make_images, make_output, make_usage
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import Studio
 from safelight.service.messages import Drawn, Output
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -44,19 +44,19 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model)
     output_format = _format_of(Path(args.output))
     model = model_of(settings)
-    pictures, output = _understand(args, model, output_format)
+    params, output = _understand(args, model, output_format)
     with progress("loading the model") as say:
-        drawn = asyncio.run(_draw(model, settings, pictures, output, say))
+        drawn = asyncio.run(_draw(model, settings, params, output, say))
     paths = _write(Path(args.output), drawn)
-    usage = make_usage(drawn, pictures, model, time.perf_counter() - started)
+    usage = make_usage(drawn, params, model, time.perf_counter() - started)
     if args.json:
         images = [
             {"path": str(p), "seed": g.seed, "width": g.width, "height": g.height}
-            for p, g in zip(paths, pictures, strict=True)
+            for p, g in zip(paths, params, strict=True)
         ]
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
-        print(f"{', '.join(map(str, paths))}: seed {pictures[0].seed}, {usage.safelight.seconds:.1f} s")
+        print(f"{', '.join(map(str, paths))}: seed {params[0].seed}, {usage.safelight.seconds:.1f} s")
     if usage.safelight.unknown_words:
         note(f"words that the model does not know: {', '.join(usage.safelight.unknown_words)}")
     return 0
@@ -84,7 +84,7 @@ def _understand(
     }
     try:
         request: ImageRequest = parse_request(json.dumps(fields).encode())
-        return make_pictures(request, model), make_output(request)
+        return make_images(request, model), make_output(request)
     except (ServiceError, InvalidParams) as error:
         raise UserError(_with_flag(error)) from None
 
@@ -96,13 +96,13 @@ def _with_flag(error: Exception) -> str:
 
 
 async def _draw(
-    model: ModelInfo, settings: Settings, pictures: Sequence[GenerationParams], output: Output, say: Say
+    model: ModelInfo, settings: Settings, images: Sequence[GenerationParams], output: Output, say: Say
 ) -> list[Drawn]:
     studio = Studio(model, settings)
     watching = asyncio.ensure_future(_watch(studio, say))
     try:
         studio.wait()
-        return list(await asyncio.gather(*(studio.draw(params, output) for params in pictures)))
+        return list(await asyncio.gather(*(studio.draw(params, output) for params in images)))
     except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
         raise UserError(_with_flag(error)) from None
     finally:
@@ -125,8 +125,8 @@ def _format_of(path: Path) -> str:
 
 
 def _write(path: Path, drawn: Sequence[Drawn]) -> list[Path]:
-    """One picture to `path`; several to `path` with their numbers before the suffix."""
+    """One image to `path`; several to `path` with their numbers before the suffix."""
     paths = [path] if len(drawn) == 1 else [path.with_stem(f"{path.stem}-{k}") for k in range(len(drawn))]
-    for target, picture in zip(paths, drawn, strict=True):
-        target.write_bytes(picture.image)
+    for target, image in zip(paths, drawn, strict=True):
+        target.write_bytes(image.image)
     return paths

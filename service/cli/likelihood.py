@@ -1,4 +1,4 @@
-"""`safelight likelihood`: how well a model explains a picture, and how much of that is the prompt's doing."""
+"""`safelight likelihood`: how well a model explains an image, and how much of that is the prompt's doing."""
 
 from __future__ import annotations
 
@@ -111,25 +111,25 @@ def _read(path: Path, model: ModelInfo) -> np.ndarray:
             warnings.catch_warnings(action="ignore"),
             Image.open(path) as file,
         ):  # Pillow warns of large ones, which are refused here
-            picture: Image.Image = ImageOps.exif_transpose(file) if file.size in _turned(model) else file
-            if picture.size not in model.sizes:
+            image: Image.Image = ImageOps.exif_transpose(file) if file.size in _turned(model) else file
+            if image.size not in model.sizes:
                 wanted = ", ".join(f"{width}x{height}" for width, height in model.sizes)
                 raise UserError(
-                    f"{path} is {picture.width}x{picture.height} pixels, but {model.id} knows {wanted} only; resize it first"
+                    f"{path} is {image.width}x{image.height} pixels, but {model.id} knows {wanted} only; resize it first"
                 )
-            if picture.mode not in EIGHT_BITS:
+            if image.mode not in EIGHT_BITS:
                 raise UserError(
-                    f"{path} has pixels of mode {picture.mode}; save it with 8 bits a channel first"
+                    f"{path} has pixels of mode {image.mode}; save it with 8 bits a channel first"
                 )
-            if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise UserError(f"{path} is transparent in places; put it on a background first")
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a picture") from None
+        raise UserError(f"{path} is a folder, not an image") from None
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise UserError(f"{path} is not a picture that can be read") from None
+        raise UserError(f"{path} is not an image that can be read") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises over damaged files
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -1,4 +1,4 @@
-"""`safelight plan`: how many pictures a device would draw and how soon, and how many devices that asks for."""
+"""`safelight plan`: how many images a device would draw and how soon, and how many devices that asks for."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         order = _order(args, outline)
         targets = Targets(args.images_per_hour, args.latency_s, args.percentile)
         try:
-            capacity.picture_work(outline, order)  # before anything is measured
+            capacity.image_cost(outline, order)  # before anything is measured
             chosen = _choose(args, model, order, say)
             found = capacity.predict(outline, order, chosen.device, targets)
         except InvalidParams as error:
@@ -228,17 +228,17 @@ def _print(told: Mapping[str, Any]) -> None:
     late = told["latency_s"]
     wanted = f"{targets['images_per_hour']:g} an hour that come at random"
     lines = [
-        f"one device draws {told['images_per_hour_per_device']:.0f} pictures an hour: {_verdict(told['meets_throughput'])}",
-        f"a picture alone takes {told['service_s']:.2f} s: {_verdict(told['meets_latency_alone'])}",
+        f"one device draws {told['images_per_hour_per_device']:.0f} images an hour: {_verdict(told['meets_throughput'])}",
+        f"an image alone takes {told['service_s']:.2f} s: {_verdict(told['meets_latency_alone'])}",
         f"of {wanted}, {targets['percentile']:g} % take at most {late:.2f} s: {_verdict(told['meets_latency'])}"
         if late is not None
         else f"{wanted} are more than it can draw: {_verdict(False)}",
         f"most steps within {targets['latency_s']:g} s and {targets['images_per_hour']:g} an hour: "
-        f"{told['steps_that_meet']['alone']} for a picture alone, {told['steps_that_meet']['under_load']} at that load",
+        f"{told['steps_that_meet']['alone']} for an image alone, {told['steps_that_meet']['under_load']} at that load",
         f"with the replicas above, each on a device of its own: {told['replicas_latency_s']:.2f} s",
     ]
     if told["cost_per_1000_images"] is not None:
-        lines.append(f"1000 pictures cost {told['cost_per_1000_images']:.4g} of device time")
+        lines.append(f"1000 images cost {told['cost_per_1000_images']:.4g} of device time")
     print("\n".join(lines))
 
 

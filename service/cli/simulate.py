@@ -68,7 +68,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--mfu must be more than 0 and at most 1, got {args.mfu}")
     if not 2 <= args.max_rows <= 4096:
         raise UserError(
-            f"--max-rows must be between 2, the rows of one guided picture, and 4096; got {args.max_rows}"
+            f"--max-rows must be between 2, the rows of one guided image, and 4096; got {args.max_rows}"
         )
     if not 0 <= args.least <= args.gpus:
         raise UserError(f"--least must be between 0 and --gpus, got {args.least}")
@@ -104,7 +104,7 @@ def _simulate(
     args: argparse.Namespace, outline: Outline, order: Order, gpus: int, watch: Callable[[float], None]
 ) -> dict[str, Any]:
     try:
-        work = capacity.picture_work(outline, order)
+        work = capacity.image_cost(outline, order)
     except InvalidParams as error:
         raise UserError(str(error)) from None
     fleet = fleet_of(
@@ -173,7 +173,7 @@ def _print(told: list[dict[str, Any]]) -> None:
 
     first = told[0]
     print(f"{first['model']} on {first['gpu']}, {first['trace']} traffic over {first['hours']:g} hours")
-    print(f"alone a picture takes {first['alone_s']:.2f} s")
+    print(f"alone an image takes {first['alone_s']:.2f} s")
     table = Table(*(Column(head, justify="right") for head in HEADS))
     for each in told:
         plane = each["control_plane"]

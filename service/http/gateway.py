@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from safelight.pipeline.params import InvalidParams, ModelInfo
-from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import Painter
 from safelight.service.errors import (
@@ -35,13 +34,14 @@ from safelight.service.http.translation import (
     check_model,
     describe_curves,
     describe_model,
+    make_images,
     make_output,
-    make_pictures,
     make_response,
     make_usage,
 )
 from safelight.service.http.validation import parse_request
 from safelight.service.messages import Ticket
+from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
@@ -78,9 +78,7 @@ def build_gateway(
         await cancel_all(warming)
         await asyncio.to_thread(courier.stop)
 
-    app = FastAPI(
-        title="Safelight", summary="Text in, picture out.", lifespan=lifespan, redirect_slashes=False
-    )
+    app = FastAPI(title="Safelight", summary="Text in, image out.", lifespan=lifespan, redirect_slashes=False)
     app.state.painter = painter
     _add_image_route(
         app, painter, lambda record: _settle(record, metrics, outbox), model, settings, tracing or Tracing()
@@ -109,7 +107,7 @@ def _add_image_route(
         response_model=ImageResponse,
         responses=OF_DRAWING,
         openapi_extra=image_request_body(model),
-        summary="Draw pictures from a text",
+        summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
         # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
@@ -122,19 +120,19 @@ def _add_image_route(
             asked = parse_request(
                 await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
             )
-            pictures, output = make_pictures(asked, model), make_output(asked)
-            opened.num_images = len(pictures)
+            images, output = make_images(asked, model), make_output(asked)
+            opened.num_images = len(images)
             span.set(
-                images=len(pictures),
-                steps=pictures[0].num_steps,
-                size=f"{pictures[0].width}x{pictures[0].height}",
+                images=len(images),
+                steps=images[0].num_steps,
+                size=f"{images[0].width}x{images[0].height}",
             )
             drawn = await unless_gone(
-                request, painter.paint(pictures, output, Ticket(opened.id, span.traceparent))
+                request, painter.paint(images, output, Ticket(opened.id, span.traceparent))
             )
-            opened.pictures = tuple(picture.usage for picture in drawn)
-            usage = make_usage(drawn, pictures, model, opened.seconds)
-            answer = make_response(drawn, pictures, output, usage)
+            opened.images = tuple(image.usage for image in drawn)
+            usage = make_usage(drawn, images, model, opened.seconds)
+            answer = make_response(drawn, images, output, usage)
             return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -185,7 +183,7 @@ def _add_health_routes(
     @app.get(
         "/readyz",
         responses={503: {"model": Readiness}},
-        summary="Every stage has drawn a warm-up picture and answers",
+        summary="Every stage has drawn a warm-up image and answers",
     )
     async def readyz(response: Response) -> Readiness:
         report = await warm_up.report()

@@ -13,8 +13,8 @@ _REASONS = {
     408: "The body did not arrive in time",
     413: "The body is too large",
     415: "The body is not declared as JSON",
-    429: "Too many pictures are waiting; see Retry-After",
-    503: "The picture could not be drawn now; see Retry-After",
+    429: "Too many images are waiting; see Retry-After",
+    503: "The image could not be drawn now; see Retry-After",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()

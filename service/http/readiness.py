@@ -1,11 +1,11 @@
-"""When the service may be sent requests: once every stage has drawn a warm-up picture, while every stage answers."""
+"""When the service may be sent requests: once every stage has drawn a warm-up image, while every stage answers."""
 
 import asyncio
 import logging
 
 from safelight.pipeline.params import MIN_STEPS, GenerationParams, ModelInfo
 from safelight.service.dispatcher import Painter
-from safelight.service.errors import BrokenPicture, ServiceError
+from safelight.service.errors import BrokenImage, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
 from safelight.service.messages import Output
 
@@ -15,11 +15,11 @@ RETRY_SECONDS = 1.0
 
 
 class WarmUp:
-    """Draws one picture when the gateway starts, and says how far that has come."""
+    """Draws one image when the gateway starts, and says how far that has come."""
 
     def __init__(self, painter: Painter, model: ModelInfo):
         self._painter = painter
-        self._picture = make_warm_up_picture(model)
+        self._image = make_warm_up_image(model)
         self._done = False
         self._failed = False
         self._trouble: str | None = None
@@ -27,20 +27,20 @@ class WarmUp:
     async def run(self) -> None:
         while not (self._done or self._failed):
             try:
-                await self._painter.paint([self._picture], Output())
+                await self._painter.paint([self._image], Output())
                 self._done, self._trouble = True, None
             except ServiceError as error:
                 self._trouble = str(error)
-                self._failed = isinstance(error, BrokenPicture)
-                logger.warning("the warm-up picture failed: %s", error)
+                self._failed = isinstance(error, BrokenImage)
+                logger.warning("the warm-up image failed: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def report(self) -> Readiness:
         census = await self._painter.census()
         stages = {
             name: StageReadiness(
-                ready=stage is not None and (self._done or stage.pictures > 0),
-                pictures=stage.pictures if stage else 0,
+                ready=stage is not None and (self._done or stage.images > 0),
+                pictures=stage.images if stage else 0,
             )
             for name, stage in census.items()
         }
@@ -48,7 +48,7 @@ class WarmUp:
         return Readiness(ready=ready, stages=stages, reason=self._trouble, failed=self._failed)
 
 
-def make_warm_up_picture(model: ModelInfo) -> GenerationParams:
+def make_warm_up_image(model: ModelInfo) -> GenerationParams:
     """The smallest request that goes through everything: native size, guidance as usual, few steps."""
     width, height = model.native_size
     prompt = "0" if model.labels else "warm-up"  # a class

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
+from safelight.service.runtime.asyncio_tasks import cancel_all
 
 T = TypeVar("T")
 

@@ -29,18 +29,18 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    prompt: Annotated[Prompt, Field(min_length=1, pattern=r"\S", description="What the picture shows.")]
+    prompt: Annotated[Prompt, Field(min_length=1, pattern=r"\S", description="What the image shows.")]
     model: str | None = Field(
         None, description="The served model's id, or one of the OpenAI names that clients hard-code."
     )
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(
-        None, description="How many pictures; default 1."
+        None, description="How many images; default 1."
     )
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
         None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
     )
     response_format: Literal["b64_json"] | None = Field(
-        None, description="Pictures come in the answer; there is no picture store yet."
+        None, description="Images come in the answer; there is no image store yet."
     )
     output_format: Literal["png", "webp", "jpeg"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
@@ -50,7 +50,7 @@ class ImageRequest(BaseModel):
     partial_images: Literal[0] | None = Field(None, description="Previews are not supported yet.")
 
     negative_prompt: Prompt | None = Field(
-        None, description="Extension: what the picture should not show; used under guidance only."
+        None, description="Extension: what the image should not show; used under guidance only."
     )
     num_inference_steps: Annotated[int, Field(ge=MIN_STEPS, le=MAX_STEPS)] | None = Field(
         None, description="Extension: denoising steps; default: the model's."
@@ -72,7 +72,7 @@ class ImageRequest(BaseModel):
     guidance_stride: Annotated[int, Field(ge=1, le=MAX_GUIDANCE_STRIDE)] | None = Field(
         None,
         description="Extension: every how many guided steps both predictions are evaluated; between them their last difference is "
-        "reused, which is faster and changes the picture. Default 1.",
+        "reused, which is faster and changes the image. Default 1.",
     )
     guidance_rescale: Share | None = Field(
         None,
@@ -80,24 +80,24 @@ class ImageRequest(BaseModel):
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         None,
-        description="Extension: where the noise comes from; drawn at random when absent, and reported. Picture k of a request "
+        description="Extension: where the noise comes from; drawn at random when absent, and reported. Image k of a request "
         "depends on the seed and k alone: to get it again, send the same request with its seed and an n of at least k + 1.",
     )
 
     quality: str | None = _ignored("the model has one quality; see num_inference_steps")
     style: str | None = _ignored("write the style into the prompt")
-    background: str | None = _ignored("pictures are opaque")
+    background: str | None = _ignored("images are opaque")
     moderation: str | None = _ignored("there is no safety model")
     user: str | None = _ignored("deprecated by OpenAI")
     safety_identifier: str | None = _ignored("there is no safety model")
-    complexity: str | None = _ignored("vector pictures are not drawn")
-    svg: dict[str, Any] | None = _ignored("vector pictures are not drawn")
-    frame_count: int | None = _ignored("moving pictures are not drawn")
-    frame_duration_ms: int | None = _ignored("moving pictures are not drawn")
+    complexity: str | None = _ignored("vector images are not drawn")
+    svg: dict[str, Any] | None = _ignored("vector images are not drawn")
+    frame_count: int | None = _ignored("moving images are not drawn")
+    frame_duration_ms: int | None = _ignored("moving images are not drawn")
 
 
 class Image(BaseModel):
-    b64_json: str = Field(description="The picture's bytes in base64.")
+    b64_json: str = Field(description="The image's bytes in base64.")
 
 
 class InputTokens(BaseModel):
@@ -112,11 +112,11 @@ class StageSeconds(BaseModel):
 
 
 class Cost(BaseModel):
-    """What the request used and cost, over all its pictures."""
+    """What the request used and cost, over all its images."""
 
     model: str
     seeds: list[int] = Field(
-        description="One a picture. They are equal: picture k is (seed, k). To get picture k again, send the same request with "
+        description="One an image. They are equal: image k is (seed, k). To get image k again, send the same request with "
         "this seed and an n of at least k + 1."
     )
     solver: str
@@ -131,7 +131,7 @@ class Cost(BaseModel):
     rows: int = Field(description="Rows of the network's batch: two an evaluation under guidance, else one.")
     flops: int
     device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
-    queue_seconds: float = Field(description="Waiting, summed over pictures and stages.")
+    queue_seconds: float = Field(description="Waiting, summed over images and stages.")
     seconds: float = Field(description="From the request's arrival to its answer.")
     truncated: bool = Field(description="True when a text was longer than the text encoder can read.")
     unknown_words: list[str] = Field(
@@ -143,7 +143,7 @@ class Cost(BaseModel):
 
 
 class Usage(BaseModel):
-    """OpenAI's usage, over all pictures of the request, and our own."""
+    """OpenAI's usage, over all images of the request, and our own."""
 
     input_tokens: int
     input_tokens_details: InputTokens
@@ -196,7 +196,7 @@ class Curve(BaseModel):
 
 
 class Curves(BaseModel):
-    """Of the denoiser a tick, of the others a text and a picture, one at a time and so in proportion; null until one was seen."""
+    """Of the denoiser a tick, of the others a text and an image, one at a time and so in proportion; null until one was seen."""
 
     encode: Curve | None
     denoise: Curve
@@ -214,9 +214,9 @@ class StageReadiness(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Ready when every stage has drawn a warm-up picture and answers."""
+    """Ready when every stage has drawn a warm-up image and answers."""
 
     ready: bool
     stages: dict[str, StageReadiness]
-    reason: str | None = None  # why the last warm-up picture failed
+    reason: str | None = None  # why the last warm-up image failed
     failed: bool = False  # it is not tried again: the model cannot draw

@@ -29,14 +29,14 @@ ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")  # clients hard-code them
 T = TypeVar("T")
 
 
-def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationParams]:
-    """The pictures of a request, fully decided. Raises `InvalidParams` or `ModelNotFound`."""
+def make_images(request: ImageRequest, model: ModelInfo) -> list[GenerationParams]:
+    """The images of a request, fully decided. Raises `InvalidParams` or `ModelNotFound`."""
     if request.model is not None:
         check_model(request.model, model)
     width, height = parse_size(request.size or "auto", model)
     seed = _given(request.seed, random_seed())
     start, end = _given(request.guidance_interval, [0.0, 1.0])
-    pictures = [
+    images = [
         GenerationParams(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt or "",
@@ -55,11 +55,11 @@ def make_pictures(request: ImageRequest, model: ModelInfo) -> list[GenerationPar
         )
         for index in range(_given(request.n, 1))
     ]
-    check_params(pictures[0], model)  # they differ in image_index only
+    check_params(images[0], model)  # they differ in image_index only
     plan_of(
-        pictures[0], model
+        images[0], model
     )  # too few steps for the solver's start are refused here, before any stage has worked
-    return pictures
+    return images
 
 
 def make_output(request: ImageRequest) -> Output:
@@ -67,28 +67,28 @@ def make_output(request: ImageRequest) -> Output:
 
 
 def make_response(
-    drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], output: Output, usage: Usage
+    drawn: Sequence[Drawn], images: Sequence[GenerationParams], output: Output, usage: Usage
 ) -> ImageResponse:
     return ImageResponse(
         created=int(time.time()),
-        data=[Image(b64_json=base64.b64encode(picture.image).decode("ascii")) for picture in drawn],
+        data=[Image(b64_json=base64.b64encode(image.image).decode("ascii")) for image in drawn],
         output_format=output.format,
-        size=f"{pictures[0].width}x{pictures[0].height}",
+        size=f"{images[0].width}x{images[0].height}",
         usage=usage,
     )
 
 
 def make_usage(
-    drawn: Sequence[Drawn], pictures: Sequence[GenerationParams], model: ModelInfo, seconds: float
+    drawn: Sequence[Drawn], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
 ) -> Usage:
-    """The account of one request's pictures; also what the command line prints."""
-    usages = [picture.usage for picture in drawn]
+    """The account of one request's images; also what the command line prints."""
+    usages = [image.usage for image in drawn]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
-    first = pictures[0]
+    first = images[0]
     cost = Cost(
         model=model.id,
-        seeds=[params.seed for params in pictures],
+        seeds=[params.seed for params in images],
         solver=first.solver,
         num_inference_steps=first.num_steps,
         guidance_scale=first.guidance_scale,

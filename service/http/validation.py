@@ -10,7 +10,7 @@ from safelight.service.http.schemas import ImageRequest
 
 # Values that OpenAI allows and Safelight does not yet: the reason says more than the rule.
 NOT_YET = {
-    "response_format": "url is not supported yet: there is no picture store. Pictures come in the answer",
+    "response_format": "url is not supported yet: there is no image store. Images come in the answer",
     "stream": "streaming is not supported yet",
     "partial_images": "previews are not supported yet",
 }

@@ -1,4 +1,4 @@
-"""The gateway's backend on Ray Serve: pictures go from stage to stage by reference, and only the last answer comes back."""
+"""The gateway's backend on Ray Serve: images go from stage to stage by reference, and only the last answer comes back."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence, Set

@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.params import GenerationParams, ModelInfo
 from safelight.service.backend import Backend
-from safelight.service.errors import BrokenPicture
+from safelight.service.errors import BrokenImage
 from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import make_decode_stage, make_denoise_stage, make_encode_stage
 from safelight.service.messages import NOBODY, Conditioning, Denoised, Drawn, Output, StageCensus, Ticket
@@ -27,7 +27,7 @@ from safelight.service.usage.reporter import Courier
 from safelight.service.usage.stage_snapshot import Measures, measures
 
 MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
-BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the pictures of one request to meet
+BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the images of one request to meet
 
 
 Handle = DeploymentHandle[Any]
@@ -84,7 +84,7 @@ class TextEncoder:
 
 
 class Denoiser:
-    """The second stage. Its engine does its own batching, so every picture is let in at once."""
+    """The second stage. Its engine does its own batching, so every image is let in at once."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._tracing = make_tracing(settings, "denoise")
@@ -166,7 +166,7 @@ class VaeDecoder:
         return self._stage.books.demand()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
+    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenImage]:
         return await self._stage.decode_batch(jobs)
 
 

@@ -1,4 +1,4 @@
-"""Decoding: latents to pixels to the bytes of a picture."""
+"""Decoding: latents to pixels to the bytes of an image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
-from safelight.service.errors import BrokenPicture
-from safelight.service.messages import NOBODY, Denoised, Drawn, Output, PictureUsage, StageCensus, Ticket
+from safelight.service.errors import BrokenImage
+from safelight.service.messages import NOBODY, Denoised, Drawn, ImageUsage, Output, StageCensus, Ticket
 from safelight.service.stages.usage_meter import StageBooks
 from safelight.service.stages.worker import Worker
 
@@ -24,7 +24,7 @@ WriteImage = Callable[["np.ndarray", Output, GenerationParams], bytes]
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """One picture's latents, how it is to be written, and since when it waits."""
+    """One image's latents, how it is to be written, and since when it waits."""
 
     denoised: Denoised
     params: GenerationParams
@@ -48,8 +48,8 @@ class DecodeStage:
         with self.books.jobs(1):
             return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output, ticket)]))[0])
 
-    async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
-        """A picture for each job, or why there is none. That they are here, whoever collects them has put into `books`."""
+    async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenImage]:
+        """An image for each job, or why there is none. That they are here, whoever collects them has put into `books`."""
         return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
 
     def census(self) -> StageCensus:
@@ -62,25 +62,25 @@ class DecodeStage:
     def close(self) -> None:
         self._worker.close()
 
-    def _decode(self, decoder: Decoder, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenPicture]:
+    def _decode(self, decoder: Decoder, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenImage]:
         started = time.perf_counter()
-        drawn: list[Drawn | BrokenPicture] = []
+        drawn: list[Drawn | BrokenImage] = []
         for first in range(0, len(jobs), decoder.max_batch):
             drawn += self._decode_chunk(decoder, jobs[first : first + decoder.max_batch], started)
-        self._census = replace(self._census, pictures=self._census.pictures + len(jobs))
+        self._census = replace(self._census, images=self._census.images + len(jobs))
         self.books.took(time.perf_counter() - started, len(jobs))
         return drawn
 
     def _decode_chunk(
         self, decoder: Decoder, jobs: Sequence[DecodeJob], started: float
-    ) -> list[Drawn | BrokenPicture]:
-        pictures = decoder.decode([job.denoised.latents for job in jobs])
-        drawn: list[Drawn | BrokenPicture] = []
-        for job, picture in zip(jobs, pictures, strict=True):
-            if isinstance(picture, ArithmeticError):
-                drawn.append(BrokenPicture(f"The model drew no picture: {picture}."))
+    ) -> list[Drawn | BrokenImage]:
+        results = decoder.decode([job.denoised.latents for job in jobs])
+        drawn: list[Drawn | BrokenImage] = []
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, ArithmeticError):
+                drawn.append(BrokenImage(f"The model drew no image: {result}."))
                 continue
-            pixels, cost = picture
+            pixels, cost = result
             self._census = replace(
                 self._census, curve=(self._census.curve or UNKNOWN).observed(cost.flops, cost.device_seconds)
             )
@@ -92,15 +92,13 @@ class DecodeStage:
             decode = replace(cost, device_seconds=spent, queue_seconds=max(0.0, started - job.arrived))
             self.books.charge(job.ticket, decode)
             drawn.append(
-                Drawn(
-                    image, PictureUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
-                )
+                Drawn(image, ImageUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode))
             )
         return drawn
 
 
-def one_of_batch(drawn: Drawn | BrokenPicture) -> Drawn:
-    """A picture by itself: raises why there is none."""
-    if isinstance(drawn, BrokenPicture):
+def one_of_batch(drawn: Drawn | BrokenImage) -> Drawn:
+    """An image by itself: raises why there is none."""
+    if isinstance(drawn, BrokenImage):
         raise drawn
     return drawn

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One picture on its way through the engine, and the promise to whoever waits for it."""
+    """One image on its way through the engine, and the promise to whoever waits for it."""
 
     id: str  # unique in this stage, whatever ids clients choose
     params: GenerationParams
@@ -69,7 +69,7 @@ class DenoiseStage:
     """Hosts an engine; `generate` may be called from any number of tasks."""
 
     def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
-        """A picture that is not done `deadline_seconds` after its text came to be encoded is of no use to anybody."""
+        """An image that is not done `deadline_seconds` after its text came to be encoded is of no use to anybody."""
         self._deadline_seconds = deadline_seconds
         self.books = StageBooks("denoise")
         self._loop = EngineLoop(make_engine, self.books)
@@ -78,7 +78,7 @@ class DenoiseStage:
     async def generate(
         self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY
     ) -> Denoised:
-        """Denoise one picture; when cancelled, return only after the engine has let the sample go."""
+        """Denoise one image; when cancelled, return only after the engine has let the sample go."""
         if self._loop.broken is not None:
             raise StageFailed()
         loop = asyncio.get_running_loop()
@@ -158,7 +158,7 @@ class EngineLoop(threading.Thread):
             logger.exception("the engine failed with %d samples in it; building another", len(self._samples))
             self._settle_all(
                 StageFailed(
-                    f"The denoiser failed while the picture was in it ({type(error).__name__}); please try again."
+                    f"The denoiser failed while the image was in it ({type(error).__name__}); please try again."
                 )
             )
             return True
@@ -176,7 +176,7 @@ class EngineLoop(threading.Thread):
                     if outcome.reason is FinishReason.DONE:
                         self._books.took(outcome.usage.cost.device_seconds, jobs=1)
                     sample.settle(outcome)
-        self.broken = StageFailed("The denoiser was stopped while the picture was in it; please try again.")
+        self.broken = StageFailed("The denoiser was stopped while the image was in it; please try again.")
         self._settle_all(self.broken)
         while (command := self._next_command(block=False)) is not None:
             if isinstance(command, Sample):
@@ -229,7 +229,7 @@ class EngineLoop(threading.Thread):
             self._books.tick(tick.seconds, tick.rows, tick.tokens, tick.expected_seconds)
         self.census = replace(
             seen,
-            pictures=seen.pictures + sum(outcome.reason is FinishReason.DONE for outcome in outcomes),
+            images=seen.images + sum(outcome.reason is FinishReason.DONE for outcome in outcomes),
             running=engine.num_running,
             waiting=engine.num_waiting,
             ticks=seen.ticks + 1,

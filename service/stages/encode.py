@@ -23,7 +23,7 @@ FREE = StageCost(device_seconds=0.0, flops=0)
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """One picture's texts, and since when they wait."""
+    """One image's texts, and since when they wait."""
 
     params: GenerationParams
     ticket: Ticket = NOBODY
@@ -36,7 +36,7 @@ class EncodeJob:
 
 
 class EncodeStage:
-    """Hosts a text encoder. A text costs only the picture that first brought it; from the cache it is free."""
+    """Hosts a text encoder. A text costs only the image that first brought it; from the cache it is free."""
 
     def __init__(self, make_encoder: Callable[[], TextEncoder], model_id: str, cache_bytes: int):
         self.books = StageBooks("encode")
@@ -108,11 +108,11 @@ class EncodeStage:
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= oldest.num_bytes
 
-    def _count(self, num_pictures: int, hits: int, misses: int) -> None:
+    def _count(self, num_images: int, hits: int, misses: int) -> None:
         seen = self._census
         self._census = replace(
             seen,
-            pictures=seen.pictures + num_pictures,
+            images=seen.images + num_images,
             cache_hits=seen.cache_hits + hits,
             cache_misses=seen.cache_misses + misses,
         )

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from safelight.service.messages import PictureUsage, StageCensus
+from safelight.service.messages import ImageUsage, StageCensus
 from safelight.service.usage.histograms import Counts
 from safelight.service.usage.records import UsageRecord
 from safelight.service.usage.stage_snapshot import Measures, StageMeasures
@@ -31,15 +31,15 @@ OF_REQUESTS = {
         "Image requests, by how they left; of those refused or failed, why.",
     ),
     "safelight_request_seconds": ("histogram", ("outcome",), "From arrival to answer."),
-    "safelight_queue_seconds": ("histogram", (), "A picture's waiting in all queues."),
-    "safelight_images_total": ("counter", (), "Pictures drawn and sent."),
-    "safelight_nfe_total": ("counter", (), "Network evaluations of pictures sent."),
-    "safelight_rows_total": ("counter", (), "Network rows of pictures sent."),
-    "safelight_tokens_total": ("counter", (), "Image tokens of pictures sent, over all their rows."),
-    "safelight_flops_total": ("counter", ("stage",), "Floating-point operations of pictures sent."),
-    "safelight_device_seconds_total": ("counter", ("stage",), "Device time of pictures sent."),
-    "safelight_resent_total": ("counter", (), "Pictures sent a second time because their replica was lost."),
-    "safelight_images_in_flight": ("gauge", (), "Pictures asked for and not yet answered."),
+    "safelight_queue_seconds": ("histogram", (), "An image's waiting in all queues."),
+    "safelight_images_total": ("counter", (), "Images drawn and sent."),
+    "safelight_nfe_total": ("counter", (), "Network evaluations of images sent."),
+    "safelight_rows_total": ("counter", (), "Network rows of images sent."),
+    "safelight_tokens_total": ("counter", (), "Image tokens of images sent, over all their rows."),
+    "safelight_flops_total": ("counter", ("stage",), "Floating-point operations of images sent."),
+    "safelight_device_seconds_total": ("counter", ("stage",), "Device time of images sent."),
+    "safelight_resent_total": ("counter", (), "Images sent a second time because their replica was lost."),
+    "safelight_images_in_flight": ("gauge", (), "Images asked for and not yet answered."),
     "safelight_stage_up": ("gauge", ("stage",), "1 when the stage answers."),
     "safelight_attention": ("gauge", ("backend",), "1 for the denoiser's attention back end."),
     "safelight_tick_slowness": ("gauge", (), "Tick time over what was measured at start."),
@@ -70,16 +70,16 @@ OF_STAGES = (
         lambda m: m.work_left,
     ),
     StageMetric(
-        "safelight_stage_running", "gauge", "Pictures in the running batch.", lambda m: m.census.running
+        "safelight_stage_running", "gauge", "Images in the running batch.", lambda m: m.census.running
     ),
     StageMetric(
-        "safelight_stage_waiting", "gauge", "Pictures waiting for the batch.", lambda m: m.census.waiting
+        "safelight_stage_waiting", "gauge", "Images waiting for the batch.", lambda m: m.census.waiting
     ),
     StageMetric(
-        "safelight_stage_pictures",
+        "safelight_stage_images",
         "gauge",
-        "Pictures finished by the replicas that are alive.",
-        lambda m: m.census.pictures,
+        "Images finished by the replicas that are alive.",
+        lambda m: m.census.images,
     ),
     StageMetric(
         "safelight_stage_ticks", "gauge", "Ticks of the replicas that are alive.", lambda m: m.census.ticks
@@ -145,14 +145,14 @@ class Metrics:
         """The accounts' sink."""
         self._requests.labels(record.outcome.value, record.code).inc()
         self._seconds.labels(record.outcome.value).observe(record.seconds)
-        for usage in record.pictures:
-            self._record_picture(usage)
+        for usage in record.images:
+            self._record_image(usage)
 
     def count_resent(self) -> None:
         self._resent.inc()
 
-    def set_in_flight(self, num_pictures: int) -> None:
-        self._in_flight.set(num_pictures)
+    def set_in_flight(self, num_images: int) -> None:
+        self._in_flight.set(num_images)
 
     def observe_stages(self, stages: Mapping[str, StageCensus | None]) -> None:
         """What stages said when they were asked just now."""
@@ -185,7 +185,7 @@ class Metrics:
         _, labels, text = OF_REQUESTS[name]
         return Histogram(name, text, labels, buckets=SECONDS, registry=self.registry)
 
-    def _record_picture(self, usage: PictureUsage) -> None:
+    def _record_image(self, usage: ImageUsage) -> None:
         self._images.inc()
         self._nfe.inc(usage.denoise.nfe)
         self._rows.inc(usage.denoise.rows)

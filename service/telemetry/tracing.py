@@ -1,6 +1,6 @@
 """OpenTelemetry spans of a request in the gateway and in every stage; off unless `trace_endpoint` is set.
 
-A span's parent travels as W3C's `traceparent`: from the client's header, then in the picture's `Ticket`.
+A span's parent travels as W3C's `traceparent`: from the client's header, then in the image's `Ticket`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from safelight.service.usage.records import UsageRecord
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one stage spent on one picture, whether or not it was finished."""
+    """What one stage spent on one image, whether or not it was finished."""
 
     account: str  # empty: nobody's
     device_seconds: float
@@ -28,8 +28,8 @@ class StageTotals:
 
     busy: float = 0.0  # its thread was not waiting for work; the rest are parts of this
     starting: float = 0.0  # loading and measuring the network
-    lost: float = 0.0  # on pictures that died when the network failed
-    open: float = 0.0  # on pictures that are still here, which are charged when they leave
+    lost: float = 0.0  # on images that died when the network failed
+    open: float = 0.0  # on images that are still here, which are charged when they leave
     work_left: float = 0.0  # not spent yet: what those who are here will still take
     ticks: TickCounts = field(default_factory=TickCounts)  # of a denoiser
 

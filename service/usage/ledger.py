@@ -71,7 +71,7 @@ class Busy:
     busy: float = 0.0
     starting: float = 0.0
     warm_up: float = 0.0  # charged to nobody
-    lost: float = 0.0  # spent on pictures whose replica died with them, or whose gateway did
+    lost: float = 0.0  # spent on images whose replica died with them, or whose gateway did
     ticks: TickCounts = field(default_factory=TickCounts)
 
     def add(self, other: "Busy") -> None:
@@ -191,7 +191,7 @@ class Ledger:
         return total
 
     def done(self, seconds: float | None = None) -> list[Entry]:
-        """The requests that were answered with pictures since `began`, of those that are remembered."""
+        """The requests that were answered with images since `began`, of those that are remembered."""
         began = 0.0 if seconds is None else self.began(seconds)
         return [entry for entry in self._done if entry.record.ended >= began]
 
@@ -209,7 +209,7 @@ class Ledger:
         )
 
     def open_seconds(self, stage: str) -> float:
-        """Spent by a stage on pictures that it still has."""
+        """Spent by a stage on images that it still has."""
         return sum(replica.statement.totals.open for replica in self.replicas(stage))
 
     def _periods(self) -> Iterator[Period]:
@@ -225,7 +225,7 @@ class Ledger:
     def _close(self, record: UsageRecord) -> None:
         if record.account in self._entries:
             return
-        entry = Entry(replace(record, pictures=()), len(record.pictures))
+        entry = Entry(replace(record, images=()), len(record.images))
         self._entries[record.account] = entry
         if record.is_done:
             self._done.append(entry)

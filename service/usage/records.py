@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from safelight.service.errors import ClientGone, ServiceError, as_service_error
-from safelight.service.messages import PictureUsage
+from safelight.service.messages import ImageUsage
 
 ANONYMOUS = "anonymous"  # the key of whoever has none
 
@@ -34,7 +34,7 @@ class UsageRecord:
     key: str  # whose request it was
     model: str
     num_images: int  # asked for; 0 when the request was refused before that was known
-    pictures: tuple[PictureUsage, ...]  # drawn and sent
+    images: tuple[ImageUsage, ...]  # drawn and sent
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
 
@@ -55,7 +55,7 @@ class Account:
         self.model = model
         self.key = key
         self.num_images = 0
-        self.pictures: tuple[PictureUsage, ...] = ()
+        self.images: tuple[ImageUsage, ...] = ()
         self._opened = time.perf_counter()
 
     @property
@@ -64,7 +64,7 @@ class Account:
 
     def close(self, error: BaseException | None = None) -> UsageRecord:
         outcome, code = _judge(error)
-        pictures = self.pictures if outcome is Outcome.DONE else ()
+        images = self.images if outcome is Outcome.DONE else ()
         return UsageRecord(
             self.id,
             self.request_id,
@@ -73,7 +73,7 @@ class Account:
             self.key,
             self.model,
             self.num_images,
-            pictures,
+            images,
             self.seconds,
             time.time(),
         )

@@ -62,7 +62,7 @@ class StageBalance(BaseModel):
     in_progress: float = Field(description="Spent on requests that have not.")
     warm_up: float
     starting: float = Field(description="Loading and measuring the network.")
-    lost: float = Field(description="On pictures that died with their replica.")
+    lost: float = Field(description="On images that died with their replica.")
     overhead: float = Field(description="The rest: everything between two pieces of charged work.")
 
 
@@ -105,7 +105,7 @@ class AccountingFigures(BaseModel):
         description="Of the window, for each hour that a replica of the denoiser lived in it."
     )
     images_per_busy_hour: float | None = Field(
-        description="Pictures for an hour of work of all stages, their start left out: what a device can do."
+        description="Images for an hour of work of all stages, their start left out: what a device can do."
     )
     latency_seconds: Percentiles
     queue_seconds: Percentiles
@@ -266,7 +266,7 @@ def _replica(replica: Replica) -> ReplicaFigures:
         thread=statement.thread,
         busy_seconds=statement.totals.busy,
         work_left_seconds=statement.totals.work_left,
-        pictures=statement.census.pictures,
+        pictures=statement.census.images,
     )
 
 

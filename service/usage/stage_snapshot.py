@@ -8,7 +8,7 @@ from safelight.service.usage.histograms import TickCounts
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.report import StageBalance, balance
 
-SUMMED = ("pictures", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
+SUMMED = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
 
 
 @dataclass(frozen=True, slots=True)

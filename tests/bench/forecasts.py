@@ -2,7 +2,7 @@
 
     python -m tests.bench.forecasts [--seconds 60] [--json FILE]
 
-A service is started and asked, over HTTP: pictures that are alike, and the load tests' mix of unlike ones, each as many at once and
+A service is started and asked, over HTTP: images that are alike, and the load tests' mix of unlike ones, each as many at once and
 then at random at six tenths of what was told. Told before each, from what the service has learnt of its own pace by then (`/v1/curve`)
 in a shorter run of the same load; the simulator is given the very arrivals that the service gets. The exit status is 1 if the
 simulator is more than 20 % off, or the plan more than 15 %.
@@ -29,7 +29,7 @@ from loadtests.replay import replay
 from loadtests.service import service
 from loadtests.traces import Arrival, Body, poisson
 from safelight.pipeline.capacity.fleet.simulator import Fleet, Kind, Outcome, Simulator
-from safelight.pipeline.capacity.picture_work import PictureWork
+from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.capacity.predict import (
     HOUR,
     STAGES,
@@ -37,9 +37,9 @@ from safelight.pipeline.capacity.predict import (
     Order,
     Outline,
     Targets,
+    image_cost,
     measured_by,
     outline_of,
-    picture_work,
     predict,
 )
 from safelight.pipeline.catalog.served_models import find_model
@@ -47,9 +47,9 @@ from safelight.pipeline.params import ModelInfo
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.settings import Settings
 
-STEADY = 0.6  # of the pictures an hour that are told
+STEADY = 0.6  # of the images an hour that are told
 AT_ONCE = 150
-LEARNING = 80  # pictures, before anything is told
+LEARNING = 80  # images, before anything is told
 ASKED_EVERY = 0.5  # seconds
 SETTLING_SECONDS = 5.0
 FOR_EVER = 1e6
@@ -127,7 +127,7 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
         lines.append(
             Line(
                 load,
-                "pictures an hour",
+                "images an hour",
                 "safelight plan",
                 plan.images_per_hour_per_device,
                 seen.images_per_hour,
@@ -204,8 +204,8 @@ def _order(body: Body) -> Order:
     return Order((width, height), body["num_inference_steps"], body["guidance_scale"], body["solver"])
 
 
-def _work(outline: Outline, body: Body) -> PictureWork:
-    return picture_work(outline, _order(body))
+def _work(outline: Outline, body: Body) -> ImageCost:
+    return image_cost(outline, _order(body))
 
 
 def _seen(url: str, name: str, arrivals: Sequence[Arrival]) -> Phase:
@@ -218,7 +218,7 @@ def _seen(url: str, name: str, arrivals: Sequence[Arrival]) -> Phase:
     return phase
 
 
-def _simulated(coming: Sequence[tuple[float, PictureWork]], measured: Measured) -> Outcome:
+def _simulated(coming: Sequence[tuple[float, ImageCost]], measured: Measured) -> Outcome:
     works = list(dict.fromkeys(work for _, work in coming))
     kinds = tuple(
         Kind(
@@ -245,7 +245,7 @@ def _lines(load: str, told: Outcome, arrivals: Sequence[Arrival], seen: Phase) -
     return [
         Line(
             load,
-            "pictures an hour",
+            "images an hour",
             "the simulator",
             HOUR * told.images / (told.last_done - arrivals[0].at),
             seen.images_per_hour,

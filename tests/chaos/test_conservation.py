@@ -141,7 +141,7 @@ Records = set[tuple[str, str]]  # id and outcome
 async def _load(service: LiveService, seconds: float) -> tuple[dict[str, object], int, Records]:
     """Requests of all kinds at their own times; half-way the denoiser is killed.
 
-    What became of each by its id, how many pictures came, and the service's records of them.
+    What became of each by its id, how many images came, and the service's records of them.
     """
     rng, answers, images, tasks, records = random.Random(7), dict[str, object](), list[int](), [], Records()
     killed, looked = False, 0.0

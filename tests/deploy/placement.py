@@ -1,7 +1,7 @@
-"""Where Ray puts the replicas of a Serve config: a cluster of fake nodes on this machine, the tiny model, one picture.
+"""Where Ray puts the replicas of a Serve config: a cluster of fake nodes on this machine, the tiny model, one image.
 
 `python -m tests.deploy.placement CONFIG PORT NODES`, NODES a JSON list of what each worker offers. Ray only counts GPUs, so
-they need not be there. Prints JSON: the nodes' numbers by deployment, and the status of a picture drawn over HTTP.
+they need not be there. Prints JSON: the nodes' numbers by deployment, and the status of an image drawn over HTTP.
 """
 
 import json
@@ -44,7 +44,7 @@ def main(config: Path, port: int, nodes: list[dict[str, Any]]) -> dict[str, Any]
             status := serve.status().applications["safelight"]
         ).status == "DEPLOYING" and time.monotonic() < until:
             time.sleep(0.5)
-        picture = httpx.post(
+        image = httpx.post(
             f"http://127.0.0.1:{port}/v1/images/generations",
             json={"prompt": "a red apple", "num_inference_steps": 2},
             timeout=60,
@@ -56,7 +56,7 @@ def main(config: Path, port: int, nodes: list[dict[str, Any]]) -> dict[str, Any]
                 name: sorted(numbers.get(replica.get("node_id"), -1) for replica in deployment["replicas"])
                 for name, deployment in deployments.items()
             },
-            "picture": picture.status_code,
+            "image": image.status_code,
         }
     finally:
         serve.shutdown()

@@ -223,7 +223,7 @@ def test_the_user_is_the_one_of_the_image(name):
 
 
 @services
-def test_a_node_that_goes_lets_pictures_finish(name):
+def test_a_node_that_goes_lets_images_finish(name):
     """Ray's drain lasts longer than a replica's, the grace longer than all of it, the old cluster longer than a request."""
     drain = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")["shutdown_seconds"]
     for group in workers(name).values():

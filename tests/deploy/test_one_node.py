@@ -1,4 +1,4 @@
-"""deploy/serve/one-node.yaml, run: Ray Serve's own command, our application, a picture over HTTP."""
+"""deploy/serve/one-node.yaml, run: Ray Serve's own command, our application, an image over HTTP."""
 
 import base64
 import io
@@ -67,7 +67,7 @@ def wait_until_ready(http: httpx.Client, process: subprocess.Popen, log: Path) -
         time.sleep(0.5)
 
 
-def test_the_config_for_one_machine_draws_a_picture_and_stops(tmp_path):
+def test_the_config_for_one_machine_draws_a_image_and_stops(tmp_path):
     port = free_port()
     config = tmp_path / "one-node.yaml"
     config.write_text(
@@ -80,8 +80,8 @@ def test_the_config_for_one_machine_draws_a_picture_and_stops(tmp_path):
         wait_until_ready(http, process, tmp_path / "serve.log")
         first, second = (http.post("/v1/images/generations", json=REQUEST) for _ in range(2))
         assert first.status_code == 200, first.text
-        picture = base64.b64decode(first.json()["data"][0]["b64_json"])
-        assert Image.open(io.BytesIO(picture)).format == "PNG"
+        image = base64.b64decode(first.json()["data"][0]["b64_json"])
+        assert Image.open(io.BytesIO(image)).format == "PNG"
         assert second.json()["data"] == first.json()["data"]
         assert http.get("/-/healthz").status_code == 200
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["tiny"]

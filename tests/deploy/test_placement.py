@@ -63,7 +63,7 @@ def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path
     found = placed(
         tmp_path, "many-gpus", nodes, encode_replicas="2", denoise_replicas="2", decode_replicas="2"
     )
-    assert found["status"] == "RUNNING" and found["picture"] == 200, found
+    assert found["status"] == "RUNNING" and found["image"] == 200, found
     on = found["nodes"]
     assert on["Gateway"] == [0, 1]
     assert len(set(on["Denoiser"])) == 2 and set(on["Denoiser"]) < {2, 3, 4}
@@ -74,14 +74,14 @@ def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path
 @pytest.mark.long
 def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes(tmp_path):
     found = placed(tmp_path, "many-cpus", [{"num_cpus": 4}, {"num_cpus": 4}], denoise_replicas="2")
-    assert found["status"] == "RUNNING" and found["picture"] == 200, found
+    assert found["status"] == "RUNNING" and found["image"] == 200, found
     assert found["nodes"]["Denoiser"] == found["nodes"]["Gateway"] == [0, 1]
 
 
 @pytest.mark.long
 def test_all_stages_fit_one_gpu(tmp_path):
     found = placed(tmp_path, "one-gpu", [GPU])
-    assert found["status"] == "RUNNING" and found["picture"] == 200, found
+    assert found["status"] == "RUNNING" and found["image"] == 200, found
     assert {stage for stage, nodes in found["nodes"].items() if nodes == [0]} >= {
         "TextEncoder",
         "Denoiser",

@@ -40,7 +40,7 @@ KINDS = (
     | {UNATTRIBUTED_SECONDS: "counter"}
 )
 PATIENCE = 60.0  # seconds; the machine may be doing something else
-PICTURES = 2  # of one request
+IMAGES = 2  # of one request
 ROUNDS = 2  # a rate sees what grows: what comes into being with its first request grows with the second
 
 
@@ -140,7 +140,7 @@ class Watched:
 
     service: LiveService
     prometheus: Prometheus
-    pictures: int  # that came back
+    images: int  # that came back
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +154,14 @@ def watched(tmp_path_factory) -> Iterator[Watched]:
         ) as prometheus,
         httpx.Client(base_url=service.url, timeout=PATIENCE) as http,
     ):
-        pictures = 0
+        images = 0
         for _ in range(ROUNDS):
-            wait_until(lambda drawn=pictures: prometheus.value("sum(safelight_images_total)") == drawn)
+            wait_until(lambda drawn=images: prometheus.value("sum(safelight_images_total)") == drawn)
             for seed in range(3):
-                pictures += draw(http, seed)
+                images += draw(http, seed)
             assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 400
-        wait_until(lambda: prometheus.value("sum(safelight_images_total)") == pictures)
-        yield Watched(service, prometheus, pictures)
+        wait_until(lambda: prometheus.value("sum(safelight_images_total)") == images)
+        yield Watched(service, prometheus, images)
 
 
 def quick(config: Path, port: int, folder: Path) -> Path:
@@ -175,15 +175,13 @@ def quick(config: Path, port: int, folder: Path) -> Path:
 
 
 def draw(http: httpx.Client, seed: int) -> int:
-    """How many pictures came."""
+    """How many images came."""
     answer = http.post(
         "/v1/images/generations",
-        json={"prompt": "a red apple", "seed": seed, "n": PICTURES, "num_inference_steps": 4},
+        json={"prompt": "a red apple", "seed": seed, "n": IMAGES, "num_inference_steps": 4},
     )
     assert answer.status_code == 200, answer.text
-    return sum(
-        base64.b64decode(picture["b64_json"]).startswith(b"\x89PNG") for picture in answer.json()["data"]
-    )
+    return sum(base64.b64decode(image["b64_json"]).startswith(b"\x89PNG") for image in answer.json()["data"])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -194,8 +192,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_what_was_drawn_is_counted(watched):
-    assert watched.pictures == PICTURES * 3 * ROUNDS
-    assert watched.prometheus.value("sum(safelight_images_total)") == watched.pictures
+    assert watched.images == IMAGES * 3 * ROUNDS
+    assert watched.prometheus.value("sum(safelight_images_total)") == watched.images
     assert watched.prometheus.value('sum(safelight_requests_total{outcome="done"})') == 3 * ROUNDS
     assert watched.prometheus.value('sum(safelight_requests_total{outcome="refused"})') == ROUNDS
 

@@ -100,6 +100,6 @@ def test_ranges_are_text(config):
             assert isinstance(value, str), f"{name} is quoted: YAML must not make a number or a date of it"
             low, high = replica_range(name, value)
             assert low >= 1, (
-                "a stage at 0 makes the first picture wait for a node: an operator's choice, not a default"
+                "a stage at 0 makes the first image wait for a node: an operator's choice, not a default"
             )
             assert high == most(value)

@@ -86,7 +86,7 @@ async def main(port: int) -> dict[str, object]:
 
 
 async def load(client: httpx.AsyncClient, answers: Counter[str], users: int, seconds: float) -> None:
-    """Users who ask for one picture after the other, the same for all; counts the pictures' digests, or what came instead."""
+    """Users who ask for one image after the other, the same for all; counts the images' digests, or what came instead."""
     ends = time.monotonic() + seconds
 
     async def use() -> None:

@@ -20,8 +20,8 @@ def test_replicas_come_and_go_and_a_node_dies_and_nobody_notices() -> None:
     seen = json.loads(done.stdout.splitlines()[-1])
     assert (seen["at_rest"], seen["loaded"], seen["unloaded"]) == (1, 3, 1)
     assert seen["lost"] >= 1 and seen["after_the_node"] == 3
-    [(picture, number)] = seen["answers"].items()  # every answer is a picture, and all are the same one
-    assert len(picture) == 64 and number >= 48
+    [(image, number)] = seen["answers"].items()  # every answer is an image, and all are the same one
+    assert len(image) == 64 and number >= 48
     assert seen["requests"] == {"done": number, "refused": 0, "aborted": 0, "failed": 0}
     balance = seen["balance"]
     assert balance["busy"] == pytest.approx(

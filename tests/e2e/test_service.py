@@ -72,7 +72,7 @@ def replica_of(service: LiveService, deployment: str) -> psutil.Process:
     )
 
 
-def test_the_openai_client_draws_a_picture(live_service):
+def test_the_openai_client_draws_a_image(live_service):
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     with client:
         answer = client.images.generate(
@@ -83,8 +83,8 @@ def test_the_openai_client_draws_a_picture(live_service):
             extra_body={"seed": 1, "num_inference_steps": 4},
         )
         names = [model.id for model in client.models.list()]
-    picture = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
-    assert f"{picture.width}x{picture.height}" == answer.size
+    image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+    assert f"{image.width}x{image.height}" == answer.size
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     assert names == [answer.usage.safelight["model"]]
 
@@ -97,7 +97,7 @@ def test_the_openai_client_understands_a_refusal(live_service):
     assert refused.value.request_id
 
 
-def test_curl_draws_a_picture(live_service):
+def test_curl_draws_a_image(live_service):
     command = [
         "curl",
         "-s",
@@ -110,7 +110,7 @@ def test_curl_draws_a_picture(live_service):
 
 
 @pytest.mark.parametrize(("name", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
-def test_pictures_come_in_the_asked_format(http, name, magic):
+def test_images_come_in_the_asked_format(http, name, magic):
     assert base64.b64decode(draw(http, output_format=name)["data"][0]["b64_json"]).startswith(magic)
 
 
@@ -138,8 +138,8 @@ def test_the_command_line_gives_the_same_bytes(http, tmp_path):
     model = served["usage"]["safelight"]["model"]
     flags = ["--model", model, "--seed", "3", "--steps", "4", "-n", "2", "-o", str(path)]
     subprocess.run([SAFELIGHT, "generate", "a red apple", *flags], check=True)
-    for k, picture in enumerate(served["data"]):
-        assert base64.b64decode(picture["b64_json"]) == path.with_stem(f"apple-{k}").read_bytes()
+    for k, image in enumerate(served["data"]):
+        assert base64.b64decode(image["b64_json"]) == path.with_stem(f"apple-{k}").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_the_command_line_gives_the_same_bytes(http, tmp_path):
         ),
         ("POST", "/v1/images/generations", {"content": b"prompt=p"}, 415, None),
         ("GET", "/v1/images/generations", {}, 405, None),
-        ("GET", "/v1/pictures", {}, 404, None),
+        ("GET", "/v1/images", {}, 404, None),
     ],
     ids=["prompt", "size", "solver", "field", "model", "json", "large", "type", "method", "route"],
 )
@@ -186,16 +186,16 @@ def test_the_request_id_comes_back(http):
 
 def test_a_client_that_goes_away_frees_the_engine(http):
     aborted = metric(http, "safelight_requests_total", outcome="aborted")
-    denoised = metric(http, "safelight_stage_pictures", stage="denoise")
+    denoised = metric(http, "safelight_stage_images", stage="denoise")
     with pytest.raises(httpx.ReadTimeout):
         http.post("/v1/images/generations", json={"prompt": "a red apple", **LONG}, timeout=1.0)
     wait_until(lambda: metric(http, "safelight_images_in_flight") == 0)
     wait_until(lambda: metric(http, "safelight_requests_total", outcome="aborted") == aborted + 1)
     wait_until(lambda: rests(http))
-    assert metric(http, "safelight_stage_pictures", stage="denoise") == denoised
+    assert metric(http, "safelight_stage_images", stage="denoise") == denoised
 
 
-def test_a_picture_in_a_replica_that_dies_is_drawn_all_the_same(live_service, http):
+def test_a_image_in_a_replica_that_dies_is_drawn_all_the_same(live_service, http):
     asked = {"num_inference_steps": 100, "solver": "ddpm", "seed": 3, "n": 2}
     expected = draw(http, **asked)["data"]
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""Load tests, tested: traces, the open loop, what counts as a picture, percentiles, verdicts, the report."""
+"""Load tests, tested: traces, the open loop, what counts as an image, percentiles, verdicts, the report."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ from PIL import Image
 from loadtests import plots
 from loadtests.accounts import Books, compare
 from loadtests.figures import Phase, Thresholds, judge, percentile
-from loadtests.pictures import fault_of
+from loadtests.image_checks import fault_of
 from loadtests.replay import Result, replay, was_late
 from loadtests.report import write_report
 from loadtests.traces import Arrival, InvalidTrace, poisson, read_trace, write_trace
@@ -39,13 +39,13 @@ def png(size: tuple[int, int] = (8, 8), flat: bool = False) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def answer(pictures: list[str], seed: int = 3) -> dict[str, Any]:
+def answer(images: list[str], seed: int = 3) -> dict[str, Any]:
     cost = {
-        "seeds": [seed] * len(pictures),
+        "seeds": [seed] * len(images),
         "device_seconds": {"encode": 0.0, "denoise": 0.5, "decode": 0.25},
         "nfe": 20,
     }
-    return {"data": [{"b64_json": picture} for picture in pictures], "usage": {"safelight": cost}}
+    return {"data": [{"b64_json": image} for image in images], "usage": {"safelight": cost}}
 
 
 @contextmanager
@@ -128,15 +128,15 @@ def test_a_trace_that_is_none_is_refused_by_its_line(tmp_path: Path, line: str) 
     ("found", "fault"),
     [
         (answer([png()]), None),
-        (answer([]), "0 pictures instead of 1"),
-        (answer([png((4, 8))]), "a picture of 4x8 instead of 8x8"),
-        (answer([png(flat=True)]), "a picture of one colour"),
-        (answer(["bm8="]), "no picture: UnidentifiedImageError"),
-        (answer([png()[:60]]), "no picture: "),
+        (answer([]), "0 images instead of 1"),
+        (answer([png((4, 8))]), "an image of 4x8 instead of 8x8"),
+        (answer([png(flat=True)]), "an image of one colour"),
+        (answer(["bm8="]), "no image: UnidentifiedImageError"),
+        (answer([png()[:60]]), "no image: "),
         (answer([png()], seed=4), "seeds [4] instead of 3"),
     ],
 )
-def test_what_is_no_picture_is_a_fault(found: dict[str, Any], fault: str | None) -> None:
+def test_what_is_no_image_is_a_fault(found: dict[str, Any], fault: str | None) -> None:
     said = fault_of(BODY, found)
     assert said == fault or (fault is not None and said is not None and said.startswith(fault))
 
@@ -231,7 +231,7 @@ def test_books_and_clients_are_compared() -> None:
         replace(told, device_seconds=56.0),
         replace(told, latencies=(0.9,) * 10),
     ]
-    for wrong, name in zip(lost, ("pictures", "network evaluations", "device-seconds", "p50"), strict=True):
+    for wrong, name in zip(lost, ("images", "network evaluations", "device-seconds", "p50"), strict=True):
         missed = [
             verdict.name for verdict in compare(before, wrong, [phase], phase, 0.02) if not verdict.is_met
         ]

@@ -1,6 +1,6 @@
 """Checkpoint folders of every public family, small, of random weights from a fixed seed, as diffusers saves them.
 
-Pictures are 64 x 64. Each function writes a folder and returns diffusers' pipeline, the oracle; nothing is fetched.
+Images are 64 x 64. Each function writes a folder and returns diffusers' pipeline, the oracle; nothing is fetched.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ OLD_OPTIONS = {
 
 
 def write_pixart(folder: Path, kind: str = "sigma", seed: int = 0) -> DiffusionPipeline:
-    """PixArt of a `kind`: "alpha", told the picture's size, or "sigma"."""
+    """PixArt of a `kind`: "alpha", told the image's size, or "sigma"."""
     write_t5_tokenizer(folder / "tokenizer")
     with _seeded(seed):
         transformer = PixArtTransformer2DModel(

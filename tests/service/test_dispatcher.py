@@ -1,4 +1,4 @@
-"""All pictures or none, in time, a lost one again, and nobody left in the batch."""
+"""All images or none, in time, a lost one again, and nobody left in the batch."""
 
 import asyncio
 import json
@@ -28,12 +28,12 @@ def make_painter(backend: FakeBackend, **settings) -> Painter:
     return Painter(backend, Metrics(), Settings(**settings))
 
 
-PICTURES = [make_params(image_index=k) for k in range(3)]
+IMAGES = [make_params(image_index=k) for k in range(3)]
 
 
-async def test_pictures_come_in_the_order_of_the_request():
+async def test_images_come_in_the_order_of_the_request():
     backend = FakeBackend()
-    await make_painter(backend).paint(PICTURES, Output())
+    await make_painter(backend).paint(IMAGES, Output())
     assert [params.image_index for params, _ in backend.drawn] == [0, 1, 2]
 
 
@@ -41,27 +41,27 @@ async def test_draining_answers_what_was_let_in_and_refuses_the_rest():
     backend = FakeBackend()
     painter = make_painter(backend)
     backend.gate.clear()
-    let_in = asyncio.ensure_future(painter.paint(PICTURES, Output()))
+    let_in = asyncio.ensure_future(painter.paint(IMAGES, Output()))
     await backend.waiting.acquire()
     draining = asyncio.ensure_future(painter.drain())
     await asyncio.sleep(0)
     with pytest.raises(ShuttingDown):
-        await painter.paint(PICTURES[:1], Output())
+        await painter.paint(IMAGES[:1], Output())
     assert not draining.done()
     backend.gate.set()
     assert len(await let_in) == 3
     await asyncio.wait_for(draining, 5.0)
 
 
-async def test_a_lost_picture_is_sent_once_more():
+async def test_a_lost_image_is_sent_once_more():
     backend = FakeBackend(StageLost())
-    drawn = await make_painter(backend).paint(PICTURES[:1], Output())
+    drawn = await make_painter(backend).paint(IMAGES[:1], Output())
     assert len(drawn) == 1
 
 
-async def test_a_picture_lost_twice_is_503():
+async def test_a_image_lost_twice_is_503():
     with pytest.raises(StageLost) as lost:
-        await make_painter(FakeBackend(StageLost(), StageLost())).paint(PICTURES[:1], Output())
+        await make_painter(FakeBackend(StageLost(), StageLost())).paint(IMAGES[:1], Output())
     assert (lost.value.status, lost.value.headers) == (503, {"retry-after": "5"})
 
 
@@ -69,15 +69,15 @@ async def test_a_picture_lost_twice_is_503():
 async def test_what_is_not_lost_is_not_sent_again(error):
     backend = FakeBackend(error)
     with pytest.raises(ServiceError):
-        await make_painter(backend).paint(PICTURES[:1], Output())
+        await make_painter(backend).paint(IMAGES[:1], Output())
     assert backend.drawn == []
 
 
-async def test_cancelling_a_request_takes_all_its_pictures_out():
+async def test_cancelling_a_request_takes_all_its_images_out():
     backend = FakeBackend()
     backend.gate.clear()
-    painting = asyncio.ensure_future(make_painter(backend).paint(PICTURES, Output()))
-    for _ in PICTURES[1:]:
+    painting = asyncio.ensure_future(make_painter(backend).paint(IMAGES, Output()))
+    for _ in IMAGES[1:]:
         await backend.waiting.acquire()
     painting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -89,29 +89,29 @@ async def test_a_failure_takes_the_neighbours_out():
     backend = FakeBackend(StageFailed())
     backend.gate.clear()
     with pytest.raises(StageFailed):
-        await make_painter(backend).paint(PICTURES, Output())
+        await make_painter(backend).paint(IMAGES, Output())
     assert backend.num_cancelled == 2
 
 
-async def test_the_deadline_takes_every_picture_out():
+async def test_the_deadline_takes_every_image_out():
     backend = FakeBackend()
     backend.gate.clear()
     with pytest.raises(DeadlineExceeded):
-        await make_painter(backend, deadline_seconds=0.01).paint(PICTURES, Output())
+        await make_painter(backend, deadline_seconds=0.01).paint(IMAGES, Output())
     assert backend.num_cancelled == 3
 
 
-async def test_more_pictures_than_there_is_room_for_are_refused():
+async def test_more_images_than_there_is_room_for_are_refused():
     backend = FakeBackend()
     backend.gate.clear()
     painter = make_painter(backend, max_pictures=4)
-    first = asyncio.ensure_future(painter.paint(PICTURES, Output()))
+    first = asyncio.ensure_future(painter.paint(IMAGES, Output()))
     await backend.waiting.acquire()
     with pytest.raises(QueueFull):
-        await painter.paint(PICTURES[:2], Output())
+        await painter.paint(IMAGES[:2], Output())
     backend.gate.set()
     await first
-    assert len(await painter.paint(PICTURES, Output())) == 3
+    assert len(await painter.paint(IMAGES, Output())) == 3
 
 
 class Client:
@@ -151,7 +151,7 @@ def records(monkeypatch) -> list:
     return kept
 
 
-async def test_a_client_that_goes_away_takes_its_pictures_with_it(backend, records):
+async def test_a_client_that_goes_away_takes_its_images_with_it(backend, records):
     backend.gate.clear()
     client = Client({"prompt": "p", "n": 2})
     answering = asyncio.ensure_future(
@@ -165,7 +165,7 @@ async def test_a_client_that_goes_away_takes_its_pictures_with_it(backend, recor
     assert [(r.outcome, r.code, r.num_images) for r in records] == [(Outcome.ABORTED, ClientGone.code, 2)]
 
 
-async def test_a_cancelled_handler_takes_its_pictures_with_it(backend, records):
+async def test_a_cancelled_handler_takes_its_images_with_it(backend, records):
     """How Serve tells of a client that went away."""
     backend.gate.clear()
     client = Client({"prompt": "p"})
@@ -217,4 +217,4 @@ async def test_exactly_one_record_on_each_way_out(body, errors, status, outcome,
     await build_gateway(FakeBackend(*errors), MODEL, Settings())(client.scope, client.receive, client.send)
     assert client.sent[0]["status"] == status
     assert [(r.outcome, r.code) for r in records] == [(outcome, code)]
-    assert len(records[0].pictures) == (1 if outcome is Outcome.DONE else 0)
+    assert len(records[0].images) == (1 if outcome is Outcome.DONE else 0)

@@ -75,7 +75,7 @@ def test_a_stages_own_error_survives_the_way_between_processes():
 def test_the_body_has_openais_four_keys():
     assert ServiceError().body() == {
         "error": {
-            "message": "The service could not draw the picture; please try again.",
+            "message": "The service could not draw the image; please try again.",
             "type": "server_error",
             "param": None,
             "code": "service_unavailable",

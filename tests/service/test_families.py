@@ -67,13 +67,13 @@ def test_every_family_draws(client: TestClient) -> None:
     ]
     assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
     first, again, unguided, other = (answer.json() for answer in answers)
-    assert _pictures(first) == _pictures(again)
-    assert len({*_pictures(first), *_pictures(unguided)}) == 4
-    width, height = Image.open(io.BytesIO(_pictures(other)[0])).size
+    assert _images(first) == _images(again)
+    assert len({*_images(first), *_images(unguided)}) == 4
+    width, height = Image.open(io.BytesIO(_images(other)[0])).size
     assert f"{width}x{height}" == told["sizes"][-1]
 
 
-def test_every_family_becomes_ready_by_a_warm_up_picture(client: TestClient) -> None:
+def test_every_family_becomes_ready_by_a_warm_up_image(client: TestClient) -> None:
     for _ in range(600):
         answer = client.get("/readyz")
         if answer.status_code == 200:
@@ -132,8 +132,8 @@ def test_every_family_draws_as_three_deployments(name: str, tmp_path: Path) -> N
             service.url + ROUTE, json={"prompt": prompt, "num_inference_steps": 4}, timeout=120
         )
     assert answer.status_code == 200, answer.text
-    assert Image.open(io.BytesIO(_pictures(answer.json())[0])).size == (64, 64)
+    assert Image.open(io.BytesIO(_images(answer.json())[0])).size == (64, 64)
 
 
-def _pictures(answer: dict) -> list[bytes]:
-    return [base64.b64decode(picture["b64_json"]) for picture in answer["data"]]
+def _images(answer: dict) -> list[bytes]:
+    return [base64.b64decode(image["b64_json"]) for image in answer["data"]]

@@ -42,7 +42,7 @@ def test_a_service_that_never_answers_is_given_up(monkeypatch):
 @pytest.mark.parametrize(
     ("readiness", "reason"),
     [
-        ('{"ready": false, "stages": {}, "reason": "no picture", "failed": true}', "no picture"),
+        ('{"ready": false, "stages": {}, "reason": "no image", "failed": true}', "no image"),
         ('{"ready": false, "stages": {}, "reason": "lost", "failed": false}', None),
         ("Route table is not populated yet.", None),
         ("[]", None),

@@ -32,7 +32,7 @@ def test_a_bad_one_is_one_line(capsys: pytest.CaptureFixture[str], command: str)
     assert (out, err) == ("", f"safelight {command}: quantization must be one of none, int8, got 'int4'\n")
 
 
-def test_eval_draws_with_it_and_keeps_the_pictures_apart(
+def test_eval_draws_with_it_and_keeps_the_images_apart(
     capsys: pytest.CaptureFixture[str],
     examined: Path,  # noqa: F811
     tmp_path: Path,

@@ -28,7 +28,7 @@ COLOURS = {
     "black": (20, 20, 24),
 }
 BACKGROUND_PHRASES = ("{} on a {} background", "{} on {}", "{}, {} background")
-NAME_WHITE = 0.1  # of the captions of pictures on white say so; any other background is always named
+NAME_WHITE = 0.1  # of the captions of images on white say so; any other background is always named
 
 STYLED = 0.6  # of the captions name the style
 MAX_KEYWORDS = 4
@@ -59,7 +59,7 @@ def on_background(caption: str, colour: str) -> str:
 
 
 def sample_caption(concept: Concept, style: str, colour: str, rng: random.Random) -> str:
-    """One caption for the picture of `concept` in `style` on a background of `colour`, drawn from the grammar."""
+    """One caption for the image of `concept` in `style` on a background of `colour`, drawn from the grammar."""
     subject = _subject(concept, rng)
     if rng.random() < STYLED:
         subject = rng.choice(STYLE_PHRASES[style]).format(subject)

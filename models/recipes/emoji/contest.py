@@ -1,4 +1,4 @@
-"""Stage `contest`: which objective to train with. A small network under each, for as long, on the same pictures and captions.
+"""Stage `contest`: which objective to train with. A small network under each, for as long, on the same images and captions.
 
 Each becomes a checkpoint of its own in `work/contest`, is drawn with at the model's defaults and judged like the real one; the
 table goes beside the weights.
@@ -19,13 +19,13 @@ from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, dit
 from safelight.models.recipes.emoji.evaluate import SEED
 from safelight.models.recipes.emoji.export import SCHEDULER
-from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.models.recipes.emoji.sheets import image_of
 from safelight.models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
 from safelight.models.recipes.emoji.views import NATIVE
 from safelight.models.text.clip import ClipTextTower
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
-from safelight.pipeline.evaluation.nearest_picture import Rate, judge
+from safelight.pipeline.evaluation.nearest_image import Rate, judge
 from safelight.pipeline.evaluation.prompts import own_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
@@ -147,8 +147,6 @@ def _train(folder: Path, contender: Contender, material: dit.Material, num_steps
 def _judged(folder: Path, weights: Path, limit: int) -> dict[str, Rate]:
     model = find_model(str(folder))
     prompts = own_sets(weights)[SET][:limit]
-    drawn = Renderer(model).draw(
-        [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
-    )
+    drawn = Renderer(model).draw([image_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)])
     found = judge(Gallery.load(weights), prompts, drawn)
     return {figure: found[figure] for figure in ("concept_top1", "concept_top5")}

@@ -1,6 +1,6 @@
 """Stage `curves`: concept accuracy against steps, solvers, guidance and its stride, from which the model's defaults are chosen.
 
-Writes `docs/emoji-128-curves.png` and the tables of its figures beside the weights. Pictures are kept in `work/drawn`, so an
+Writes `docs/emoji-128-curves.png` and the tables of its figures beside the weights. Images are kept in `work/drawn`, so an
 interrupted run goes on where it was.
 """
 
@@ -13,9 +13,9 @@ from rich.progress import Progress
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji.evaluate import SEED
-from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.models.recipes.emoji.sheets import image_of
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.evaluation.nearest_picture import Rate, judge
+from safelight.pipeline.evaluation.nearest_image import Rate, judge
 from safelight.pipeline.evaluation.prompts import Prompt, own_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 from safelight.pipeline.params import GenerationParams
@@ -34,15 +34,15 @@ def run(work: Path, weights: Path, limit: int) -> None:
     kept.mkdir(exist_ok=True)
     renderer = Renderer(model, kept)
     prompts = own_sets(weights)[SET][:limit]
-    plain = [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
+    plain = [image_of(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
     points: dict[str, dict[str, dict[str, float]]] = {}
     with Progress() as bar:
         task = bar.add_task(
             "curves", total=(len(SOLVERS) * len(STEPS) + len(GUIDANCE) + len(STRIDES)) * len(prompts)
         )
-        for curve, x, pictures in _points(plain):
+        for curve, x, images in _points(plain):
             done = bar.tasks[task].completed
-            drawn = renderer.draw(pictures, lambda num, done=done: bar.update(task, completed=done + num))
+            drawn = renderer.draw(images, lambda num, done=done: bar.update(task, completed=done + num))
             points.setdefault(curve, {})[f"{x:g}"] = _figure(gallery, prompts, drawn)
     figures = {"set": SET, "prompts": len(prompts), "default": plain_defaults(plain[0]), "points": points}
     (weights / "curves.json").write_text(json.dumps(figures, indent=1) + "\n")

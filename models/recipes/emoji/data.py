@@ -1,7 +1,7 @@
-"""Stage `data`: fetch the pictures by npm, render them at 128x128, gather names and keywords.
+"""Stage `data`: fetch the images by npm, render them at 128x128, gather names and keywords.
 
-Writes `pictures.npy` (uint8, P x 128 x 128 x 4, straight alpha) and `pictures.json` (one record a
-picture). Nothing of it is committed: the licences allow it, the size does not need it.
+Writes `images.npy` (uint8, P x 128 x 128 x 4, straight alpha) and `images.json` (one record a
+image). Nothing of it is committed: the licences allow it, the size does not need it.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ HELD_OUT_MODULUS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One rendered picture: which concept, in which style, and what is kept from it."""
+class EmojiImage:
+    """One rendered image: which concept, in which style, and what is kept from it."""
 
     concept: Concept
     style: str
@@ -54,18 +54,18 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All pictures with their pixels: `rgba` is uint8, len(pictures) x 128 x 128 x 4."""
+    """All images with their pixels: `rgba` is uint8, len(images) x 128 x 128 x 4."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[EmojiImage, ...]
     rgba: np.ndarray
 
     def on_background(self, index: int, colour: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-        """Picture `index` over a plain background: uint8, 128 x 128 x 3."""
+        """EmojiImage `index` over a plain background: uint8, 128 x 128 x 3."""
         return composite(self.rgba[index], colour)
 
 
 def composite(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Straight-alpha pictures (..., 4) over `colour`: uint8 (..., 3)."""
+    """Straight-alpha images (..., 4) over `colour`: uint8 (..., 3)."""
     alpha = rgba[..., 3:].astype(np.float32) / 255.0
     flat = rgba[..., :3].astype(np.float32) * alpha + np.asarray(colour, np.float32) * (1.0 - alpha)
     return (flat + 0.5).astype(np.uint8)
@@ -74,7 +74,7 @@ def composite(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 def run(work: Path) -> None:
     """Fetch, render and write the data set into `work`; a finished data set is left alone."""
     if (work / "pictures.json").exists():
-        print(f"data: {work / 'pictures.json'} exists, nothing to do")
+        print(f"data: {work / 'images.json'} exists, nothing to do")
         return
     work.mkdir(parents=True, exist_ok=True)
     packages = _fetch(work)
@@ -84,12 +84,12 @@ def run(work: Path) -> None:
         "flat": _iconify(packages, "fluent-emoji-flat"),
         "noto": _iconify(packages, "noto"),
     }
-    pictures, pixels = [], []
+    images, pixels = [], []
     for concept in track(concepts, description="rendering"):
         for style in STYLES:
             rgba = draw[style](concept.hexcode)
             if rgba is not None:
-                pictures.append(Picture(concept, style))
+                images.append(EmojiImage(concept, style))
                 pixels.append(rgba)
     np.save(work / "pictures.npy", np.stack(pixels))
     records = [
@@ -99,19 +99,19 @@ def run(work: Path) -> None:
             "keywords": p.concept.keywords,
             "style": p.style,
         }
-        for p in pictures
+        for p in images
     ]
     (work / "pictures.json").write_text(json.dumps(records))  # last: its presence means the stage is done
-    print(f"data: {len(pictures)} pictures of {len(concepts)} concepts")
+    print(f"data: {len(images)} images of {len(concepts)} concepts")
 
 
 def load(work: Path) -> Dataset:
     """The data set that `run` wrote."""
     records = json.loads((work / "pictures.json").read_text())
-    pictures = tuple(
-        Picture(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records
+    images = tuple(
+        EmojiImage(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records
     )
-    return Dataset(pictures, np.load(work / "pictures.npy", mmap_mode="r"))
+    return Dataset(images, np.load(work / "pictures.npy", mmap_mode="r"))
 
 
 def _falls_in_holdout(name: str) -> bool:
@@ -155,8 +155,8 @@ def _fluent_3d(packages: Path) -> Callable[[str], np.ndarray | None]:
     def draw(hexcode: str) -> np.ndarray | None:
         if hexcode not in files:
             return None
-        picture = Image.open(files[hexcode]).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-        return np.asarray(picture)
+        image = Image.open(files[hexcode]).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        return np.asarray(image)
 
     return draw
 
@@ -176,9 +176,9 @@ def _iconify(packages: Path, name: str) -> Callable[[str], np.ndarray | None]:
         box = f'viewBox="0 0 {width} {height}" xmlns:xlink="http://www.w3.org/1999/xlink"'
         svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{icon["body"]}</svg>'
         png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
-        picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+        image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         square = Image.new("RGBA", (SIZE, SIZE))  # a few icons are not square
-        square.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+        square.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
         return np.asarray(square)
 
     return draw

@@ -1,7 +1,7 @@
 """Stage `dit`: the diffusion transformer, trained on frozen latents and a frozen text tower with the flow objective.
 
 Stage `dit` goes on at a steady rate for as long as it pays; stage `anneal` takes a copy from wherever that is and lets the rate
-fall, which is when a picture's detail comes (Hägele et al. 2024, arXiv:2405.18392), with every second batch of another size
+fall, which is when an image's detail comes (Hägele et al. 2024, arXiv:2405.18392), with every second batch of another size
 than the native one. The text is dropped in a tenth of the samples, so that guidance has an unconditional model to lean on.
 """
 
@@ -49,7 +49,7 @@ DROP_TEXT = 0.1
 ANNEALED = "annealed-"
 COLOURED = 0.2  # of the samples lie on another background than white
 OTHER_SIZES = 0.5  # of the batches while annealing
-# The mean of the times' logit. What a picture shows is decided while t > 0.7 (at t = 0.6 one step back from a noised picture
+# The mean of the times' logit. What an image shows is decided while t > 0.7 (at t = 0.6 one step back from a noised image
 # finds its concept in 97 % of cases, at 0.9 in 15 %), and the usual mean of 0 spends a fifth of the samples there.
 NOISINESS = 1.5
 
@@ -174,7 +174,7 @@ class Material:
     """What batches are made of: views of every size, and captions written and read anew for every sample."""
 
     def __init__(self, work: Path, dataset: data.Dataset, tower: ClipTextTower, seed: int):
-        self._pictures = dataset.pictures
+        self._images = dataset.images
         self._tower = tower
         self._views = cache(lambda size: views.load(work, dataset, size, seed))
 
@@ -188,10 +188,8 @@ class Material:
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
         captions = []
         for index, drop in zip(picks.tolist(), dropped, strict=True):
-            picture = self._pictures[int(found.picture[index])]
-            caption = sample_caption(
-                picture.concept, picture.style, views.NAMES[int(found.colour[index])], rng
-            )
+            image = self._images[int(found.image[index])]
+            caption = sample_caption(image.concept, image.style, views.NAMES[int(found.colour[index])], rng)
             captions.append("" if drop else caption)
         states, mask = self._read(captions)
         return Batch(found.latents[picks].float(), states, mask)

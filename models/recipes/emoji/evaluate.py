@@ -7,10 +7,10 @@ from rich.progress import Progress
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji import card, sheets
-from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.models.recipes.emoji.sheets import image_of
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
-from safelight.pipeline.evaluation.nearest_picture import judge
+from safelight.pipeline.evaluation.nearest_image import judge
 from safelight.pipeline.evaluation.prompts import own_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
@@ -22,7 +22,7 @@ def run(work: Path, weights: Path, limit: int) -> None:
 
     Writes `weights/evaluation.json`, `docs/contact-sheet.png` and `docs/common-things.png`.
 
-    The pictures are kept in `work/drawn`, so an interrupted run goes on where it was.
+    The images are kept in `work/drawn`, so an interrupted run goes on where it was.
     """
     model, gallery = find_model(str(weights)), Gallery.load(weights)
     kept = work / "drawn"
@@ -36,8 +36,8 @@ def run(work: Path, weights: Path, limit: int) -> None:
         chosen = prompts[:limit]
         with Progress() as bar:
             task = bar.add_task(name, total=len(chosen))
-            pictures = [picture_of(prompt.text, SEED + i, model) for i, prompt in enumerate(chosen)]
-            drawn = renderer.draw(pictures, lambda done, bar=bar, task=task: bar.update(task, completed=done))
+            images = [image_of(prompt.text, SEED + i, model) for i, prompt in enumerate(chosen)]
+            drawn = renderer.draw(images, lambda done, bar=bar, task=task: bar.update(task, completed=done))
         found = {
             **judge(gallery, chosen, drawn),
             **(clip_scores(scorer, gallery, chosen, drawn) if scorer else {}),

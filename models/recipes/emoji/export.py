@@ -20,7 +20,7 @@ from safelight.models.vae import decode_latents, encode_pixels, load_vae
 BATCH = 16
 SCHEDULER = FLOW_SCHEDULER | {
     "flow_shift": 2.0
-}  # what a picture shows is decided early, where a grid even in time has few steps
+}  # what an image shows is decided early, where a grid even in time has few steps
 
 
 def run(work: Path, output: Path) -> None:
@@ -48,7 +48,7 @@ def run(work: Path, output: Path) -> None:
 
 
 def make_gallery(work: Path, output: Path) -> Gallery:
-    """Every clean picture, small, and whether it is still found after a trip through `output`'s autoencoder."""
+    """Every clean image, small, and whether it is still found after a trip through `output`'s autoencoder."""
     dataset = data.load(work)
     entries = tuple(
         Entry(
@@ -59,7 +59,7 @@ def make_gallery(work: Path, output: Path) -> Gallery:
             p.held_out_from_dit,
             restored=False,
         )
-        for p in dataset.pictures
+        for p in dataset.images
     )
     gallery = Gallery(entries, small(dataset.rgba), COLOURS)
     vae = load_vae(output / "vae", "cpu", torch.float32)

@@ -1,8 +1,8 @@
-"""Stage `locked`: the text tower goes on alone, against every picture at once (locked-image tuning, arXiv:2111.07991).
+"""Stage `locked`: the text tower goes on alone, against every image at once (locked-image tuning, arXiv:2111.07991).
 
 In-batch contrast tells a caption from 255 others; the model must tell it from all. The image tower stands still, so what it
-makes of every picture on every background is computed once, and a step costs the text side only. A step's choice is between
-all pictures on white and all on one other background.
+makes of every image on every background is computed once, and a step costs the text side only. A step's choice is between
+all images on white and all on one other background.
 """
 
 import random
@@ -30,7 +30,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     tokenizer = SimpleTokenizer(context_length=text.CONTEXT)
     clip = text.CONDITIONING.build()
     clip.load_state_dict(torch.load(work / "text.ckpt", weights_only=True)["average"], strict=False)
-    features, pictures, colours = every_view(clip, dataset)
+    features, images, colours = every_view(clip, dataset)
     tower = nn.ModuleDict({"text": clip.text})
     scale = clip.logit_scale.detach().exp()
     average = Average(tower, decay=0.998)
@@ -44,8 +44,8 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
             coloured, len(rows[WHITE]) + _draw(other, generator), _draw(rows[WHITE], generator)
         )
         among = torch.cat([rows[WHITE], other])
-        shown = [(dataset.pictures[pictures[i]], colours[i]) for i in among[picks].tolist()]
-        captions = [sample_caption(picture.concept, picture.style, colour, rng) for picture, colour in shown]
+        shown = [(dataset.images[images[i]], colours[i]) for i in among[picks].tolist()]
+        captions = [sample_caption(image.concept, image.style, colour, rng) for image, colour in shown]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             read = F.normalize(text.read_texts(clip, tokenizer(captions)), dim=-1)
             logits = read @ features[among].T
@@ -61,25 +61,23 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
 
 @torch.no_grad()
 def every_view(clip: CustomTextCLIP, dataset: data.Dataset) -> tuple[Tensor, list[int], list[str]]:
-    """What the image tower makes of all trained pictures on all backgrounds they may be seen on: (V, D), of unit length.
+    """What the image tower makes of all trained images on all backgrounds they may be seen on: (V, D), of unit length.
 
-    With them the number of each one's picture and the name of its background.
+    With them the number of each one's image and the name of its background.
     """
     clip.eval()
-    small = text.small_pictures(dataset, text.VISION["image_size"])
+    small = text.small_images(dataset, text.VISION["image_size"])
     shown = [
         (i, c)
         for c in COLOURS
-        for i, p in enumerate(dataset.pictures)
+        for i, p in enumerate(dataset.images)
         if not p.held_out_from_dit and (c == WHITE or p.shown_on(c))
     ]
     features = []
     for first, last in pairwise([*range(0, len(shown), DRAWN_AT_ONCE), len(shown)]):
-        pictures, colours = zip(*shown[first:last], strict=True)
+        images, colours = zip(*shown[first:last], strict=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            features.append(
-                clip.encode_image(text.composited(small[list(pictures)], colours), normalize=True)
-            )
+            features.append(clip.encode_image(text.composited(small[list(images)], colours), normalize=True))
     numbers, colours = zip(*shown, strict=True)
     return torch.cat(features).bfloat16(), list(numbers), list(colours)
 

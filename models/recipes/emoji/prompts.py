@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 def run(work: Path, output: Path) -> None:
     """Write one file a set into `output/prompts`."""
-    sets = make_sets(data.load(work).pictures)
+    sets = make_sets(data.load(work).images)
     for name, prompts in sets.items():
         write_prompts(output / SETS / f"{name}.jsonl", prompts)
     print(f"prompts: {', '.join(f'{len(prompts)} {name}' for name, prompts in sets.items())}")
 
 
-def make_sets(pictures: Iterable[data.Picture]) -> dict[str, list[Prompt]]:
+def make_sets(images: Iterable[data.EmojiImage]) -> dict[str, list[Prompt]]:
     """`PER_SET` prompts of each kind.
 
     `names`: a concept by its plain name. `styled`: (concept, style) pairs that were trained. `held-out`: those that were not,
@@ -31,12 +31,12 @@ def make_sets(pictures: Iterable[data.Picture]) -> dict[str, list[Prompt]]:
     `held-out-backgrounds`: on colours that they were not. `keywords`: two or three keywords of a concept, without its name; any
     concept that bears them all is right.
     """
-    pictures = tuple(pictures)
-    concepts = list(dict.fromkeys(picture.concept for picture in pictures))
-    trained = [p for p in pictures if not p.held_out_from_dit]
-    kept_back = [p for p in pictures if p.held_out_from_dit]
+    images = tuple(images)
+    concepts = list(dict.fromkeys(image.concept for image in images))
+    trained = [p for p in images if not p.held_out_from_dit]
+    kept_back = [p for p in images if p.held_out_from_dit]
     on_colours = [
-        (c, colour, data.Picture(c, STYLES[0]).shown_on(colour))
+        (c, colour, data.EmojiImage(c, STYLES[0]).shown_on(colour))
         for c in concepts
         for colour in COLOURS
         if colour != WHITE
@@ -53,8 +53,8 @@ def make_sets(pictures: Iterable[data.Picture]) -> dict[str, list[Prompt]]:
     }
 
 
-def _styled(picture: data.Picture) -> Prompt:
-    return Prompt(styled(picture.concept.label, picture.style), (picture.concept.hexcode,), picture.style)
+def _styled(image: data.EmojiImage) -> Prompt:
+    return Prompt(styled(image.concept.label, image.style), (image.concept.hexcode,), image.style)
 
 
 def _on(concept: Concept, colour: str) -> Prompt:

@@ -1,4 +1,4 @@
-"""Pages of pictures to be looked at, never selected: each is the first that its seed gives."""
+"""Pages of images to be looked at, never selected: each is the first that its seed gives."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ PROMPTS = (
 COMMON = ("red apple", "smiling cat face", "christmas tree", "rocket", "pizza")
 
 
-def picture_of(prompt: str, seed: int, model: ModelInfo) -> GenerationParams:
+def image_of(prompt: str, seed: int, model: ModelInfo) -> GenerationParams:
     """A prompt at the model's defaults."""
     width, height = model.native_size
     return GenerationParams(
@@ -37,9 +37,9 @@ def picture_of(prompt: str, seed: int, model: ModelInfo) -> GenerationParams:
 
 
 def draw_contact_sheet(renderer: Renderer, model: ModelInfo, gallery: Gallery, path: Path) -> None:
-    """48 prompts: a green bar where the nearest clean picture is of the concept, red where it is not, grey for no such concept."""
+    """48 prompts: a green bar where the nearest clean image is of the concept, red where it is not, grey for no such concept."""
     groups = {entry.label: group for entry, group in zip(gallery.entries, gallery.group, strict=True)}
-    drawn = renderer.draw([picture_of(prompt, SEED + i, model) for i, prompt in enumerate(PROMPTS)])
+    drawn = renderer.draw([image_of(prompt, SEED + i, model) for i, prompt in enumerate(PROMPTS)])
     colours = []
     for prompt, near in zip(PROMPTS, gallery.nearest(drawn, "white"), strict=True):
         style, _, rest = prompt.partition(" ")
@@ -52,23 +52,23 @@ def draw_contact_sheet(renderer: Renderer, model: ModelInfo, gallery: Gallery, p
 def draw_common_things(renderer: Renderer, model: ModelInfo, path: Path) -> None:
     """`COMMON` in every style, a row each, and to the right of each the same noise and words without guidance."""
     prompts = [styled(thing, style) for thing in COMMON for style in STYLES]
-    guided = [picture_of(prompt, SEED + i, model) for i, prompt in enumerate(prompts)]
-    pictures = [each for params in guided for each in (params, replace(params, guidance_scale=1.0))]
+    guided = [image_of(prompt, SEED + i, model) for i, prompt in enumerate(prompts)]
+    images = [each for params in guided for each in (params, replace(params, guidance_scale=1.0))]
     captions = [caption for prompt in prompts for caption in (prompt, "the same, guidance off")]
-    drawn = renderer.draw(pictures)
+    drawn = renderer.draw(images)
     _page(
         [Image.fromarray(pixels) for pixels in drawn], captions, ["white"] * len(drawn), 2 * len(STYLES), path
     )
 
 
 def _page(
-    pictures: Sequence[Image.Image], captions: Sequence[str], colours: Sequence[str], columns: int, path: Path
+    images: Sequence[Image.Image], captions: Sequence[str], colours: Sequence[str], columns: int, path: Path
 ) -> None:
-    page = Image.new("RGB", (columns * CELL_W, -(-len(pictures) // columns) * CELL_H), "white")
+    page = Image.new("RGB", (columns * CELL_W, -(-len(images) // columns) * CELL_H), "white")
     pen = ImageDraw.Draw(page)
-    for i, (picture, caption, colour) in enumerate(zip(pictures, captions, colours, strict=True)):
+    for i, (image, caption, colour) in enumerate(zip(images, captions, colours, strict=True)):
         x, y = i % columns * CELL_W + 6, i // columns * CELL_H + 4
-        page.paste(picture, (x, y))
+        page.paste(image, (x, y))
         pen.rectangle([x, y + data.SIZE, x + data.SIZE, y + data.SIZE + 3], fill=colour)
         pen.text((x, y + data.SIZE + 6), caption, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Stage `sizes`: how well prompts are followed at every size that was trained. Those that fall behind are not served.
 
-Pictures are kept in `work/drawn`, so an interrupted run goes on where it was.
+Images are kept in `work/drawn`, so an interrupted run goes on where it was.
 """
 
 import json
@@ -11,10 +11,10 @@ from rich.progress import Progress
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji.evaluate import SEED
-from safelight.models.recipes.emoji.sheets import picture_of
+from safelight.models.recipes.emoji.sheets import image_of
 from safelight.models.recipes.emoji.views import NATIVE, OTHERS
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.evaluation.nearest_picture import Rate, judge
+from safelight.pipeline.evaluation.nearest_image import Rate, judge
 from safelight.pipeline.evaluation.prompts import own_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
@@ -33,11 +33,11 @@ def run(work: Path, weights: Path, limit: int) -> None:
     with Progress() as bar:
         for width, height in model.sizes:
             task = bar.add_task(f"{width}x{height}", total=len(prompts))
-            pictures = [
-                replace(picture_of(prompt.text, SEED + i, model), width=width, height=height)
+            images = [
+                replace(image_of(prompt.text, SEED + i, model), width=width, height=height)
                 for i, prompt in enumerate(prompts)
             ]
-            drawn = renderer.draw(pictures, lambda done, task=task: bar.update(task, completed=done))
+            drawn = renderer.draw(images, lambda done, task=task: bar.update(task, completed=done))
             rates[f"{width}x{height}"] = judge(gallery, prompts, drawn)["concept_top1"]
     native = next(iter(rates.values())).share
     found = {

@@ -1,7 +1,7 @@
-"""Stages `text` and `scorer`: small open_clip CLIPs, trained contrastively on pictures and captions.
+"""Stages `text` and `scorer`: small open_clip CLIPs, trained contrastively on images and captions.
 
-The text tower of the one conditions the DiT; pictures held out from the DiT are held out there too. The other shares no weight
-with it, sees all pictures, and scores what was drawn. After training, the embedding rows of tokens that the caption grammar
+The text tower of the one conditions the DiT; images held out from the DiT are held out there too. The other shares no weight
+with it, sees all images, and scores what was drawn. After training, the embedding rows of tokens that the caption grammar
 cannot produce are set to zero.
 """
 
@@ -41,8 +41,8 @@ SCORER_VISION = {
 }
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
-CHECK_PICTURES = 256
-COLOURED = 0.25  # of the pictures lie on another background than white
+CHECK_IMAGES = 256
+COLOURED = 0.25  # of the images lie on another background than white
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,10 @@ class Clip:
         """The untrained CLIP (13 M parameters, 9.5 M of them token embeddings)."""
         return CustomTextCLIP(EMBED_DIM, CLIPVisionCfg(**self.vision), CLIPTextCfg(**TEXT))
 
-    def pictures(self, dataset: data.Dataset) -> Tensor:
+    def images(self, dataset: data.Dataset) -> Tensor:
         """The rows that it is trained on."""
         return torch.tensor(
-            [i for i, p in enumerate(dataset.pictures) if self.sees_all or not p.held_out_from_dit]
+            [i for i, p in enumerate(dataset.images) if self.sees_all or not p.held_out_from_dit]
         )
 
 
@@ -74,9 +74,9 @@ def run(work: Path, num_steps: int, which: Clip = CONDITIONING) -> None:
     """Train, then write the CLIP in open_clip's local-dir layout (float32) into its folder of `work`."""
     torch.manual_seed(which.seed)
     dataset = data.load(work)
-    seen = which.pictures(dataset)
+    seen = which.images(dataset)
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
-    pictures = small_pictures(dataset, which.vision["image_size"])
+    images = small_images(dataset, which.vision["image_size"])
     clip = which.build()
     optimiser = torch.optim.AdamW(
         clip.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
@@ -86,10 +86,10 @@ def run(work: Path, num_steps: int, which: Clip = CONDITIONING) -> None:
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         picks = seen[torch.randperm(len(seen), generator=generator)[:BATCH]]
         rng = random.Random(which.seed * 1_000_003 + step)
-        shown = [dataset.pictures[i] for i in picks.tolist()]
+        shown = [dataset.images[i] for i in picks.tolist()]
         colours = [_background(p, rng) for p in shown]
         captions = [sample_caption(p.concept, p.style, c, rng) for p, c in zip(shown, colours, strict=True)]
-        return _loss(clip, _views(composited(pictures[picks], colours), generator), tokenizer(captions))
+        return _loss(clip, _views(composited(images[picks], colours), generator), tokenizer(captions))
 
     Run(which.stage, clip, [optimiser], average, num_steps, work / f"{which.stage}.ckpt").train(
         loss_of_step, which.seed
@@ -104,18 +104,18 @@ def write(work: Path, which: Clip, clip: CustomTextCLIP, dataset: data.Dataset) 
     _forget_unseen_tokens(clip, dataset, tokenizer)
     write_clip(work / which.folder, EMBED_DIM, which.vision, TEXT, clip.state_dict())
     print(
-        f"{which.stage}: in-batch retrieval (batch {CHECK_PICTURES}) {retrieval(which, clip, dataset, tokenizer):.3f}"
+        f"{which.stage}: in-batch retrieval (batch {CHECK_IMAGES}) {retrieval(which, clip, dataset, tokenizer):.3f}"
     )
 
 
 @torch.inference_mode()
 def retrieval(which: Clip, clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> float:
-    """Share of captions (label with style) whose own picture is the nearest of a fixed batch of trained pictures."""
+    """Share of captions (label with style) whose own image is the nearest of a fixed batch of trained images."""
     clip.eval()
-    seen = which.pictures(dataset)
-    picks = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:CHECK_PICTURES]]
-    captions = [f"{p.style} {p.concept.label}" for p in (dataset.pictures[i] for i in picks.tolist())]
-    small = small_pictures(dataset, which.vision["image_size"])[picks]
+    seen = which.images(dataset)
+    picks = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(0))[:CHECK_IMAGES]]
+    captions = [f"{p.style} {p.concept.label}" for p in (dataset.images[i] for i in picks.tolist())]
+    small = small_images(dataset, which.vision["image_size"])[picks]
     images = clip.encode_image(composited(small, [WHITE] * len(picks)), normalize=True)
     texts = clip.encode_text(tokenizer(captions), normalize=True)
     return ((texts @ images.T).argmax(1) == torch.arange(len(picks))).float().mean().item()
@@ -141,8 +141,8 @@ def read_texts(clip: CustomTextCLIP, ids: Tensor) -> Tensor:
         clip.text.attn_mask = causal
 
 
-def small_pictures(dataset: data.Dataset, side: int) -> Tensor:
-    """All pictures at `side` pixels, their colours multiplied by their opacity: uint8 (P, 4, side, side)."""
+def small_images(dataset: data.Dataset, side: int) -> Tensor:
+    """All images at `side` pixels, their colours multiplied by their opacity: uint8 (P, 4, side, side)."""
     return torch.stack([_shrunk(rgba, side) for rgba in dataset.rgba])
 
 
@@ -152,21 +152,21 @@ def _shrunk(rgba: np.ndarray, side: int) -> Tensor:
     return F.avg_pool2d(pixels, rgba.shape[0] // side).round().to(torch.uint8)
 
 
-def _background(picture: data.Picture, rng: random.Random) -> str:
-    """White, or for some any other background that this picture may be seen on."""
+def _background(image: data.EmojiImage, rng: random.Random) -> str:
+    """White, or for some any other background that this image may be seen on."""
     if rng.random() >= COLOURED:
         return WHITE
-    return rng.choice([c for c in COLOURS if c != WHITE and picture.shown_on(c)])
+    return rng.choice([c for c in COLOURS if c != WHITE and image.shown_on(c)])
 
 
-def composited(pictures: Tensor, colours: Sequence[str]) -> Tensor:
-    """What `small_pictures` made (B, 4, S, S), each on its background: (B, 3, S, S) in [-1, 1]."""
-    flat = torch.tensor([COLOURS[c] for c in colours])[:, :, None, None] * (1.0 - pictures[:, 3:] / 255.0)
-    return (pictures[:, :3] + flat) / 127.5 - 1.0
+def composited(images: Tensor, colours: Sequence[str]) -> Tensor:
+    """What `small_images` made (B, 4, S, S), each on its background: (B, 3, S, S) in [-1, 1]."""
+    flat = torch.tensor([COLOURS[c] for c in colours])[:, :, None, None] * (1.0 - images[:, 3:] / 255.0)
+    return (images[:, :3] + flat) / 127.5 - 1.0
 
 
 def _views(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, 3, S, S), shifted by up to a sixteenth with a little noise."""
+    """Images (B, 3, S, S), shifted by up to a sixteenth with a little noise."""
     most = images.shape[-1] // 16
     shift = torch.randint(-most, most + 1, (2,), generator=generator).tolist()
     return torch.roll(images, shift, (2, 3)) + 0.05 * torch.randn(images.shape, generator=generator)
@@ -174,7 +174,7 @@ def _views(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _forget_unseen_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> None:
-    texts = {word for p in dataset.pictures for word in (p.concept.label, *p.concept.keywords)}
+    texts = {word for p in dataset.images for word in (p.concept.label, *p.concept.keywords)}
     texts |= {phrase.format("") for phrases in STYLE_PHRASES.values() for phrase in phrases} | {
         "a",
         "an",

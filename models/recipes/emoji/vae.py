@@ -47,7 +47,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     """Train, then write `work/vae` (diffusers layout, float32, averaged weights, measured scaling factor)."""
     torch.manual_seed(seed)
     dataset = data.load(work)
-    seen = torch.tensor([i for i, p in enumerate(dataset.pictures) if not p.held_out_from_vae])
+    seen = torch.tensor([i for i, p in enumerate(dataset.images) if not p.held_out_from_vae])
     vae = build().to(memory_format=torch.channels_last)
     average = Average(vae, decay=0.998)
 
@@ -77,8 +77,8 @@ def optimisers(vae: AutoencoderTiny) -> list[torch.optim.Optimizer]:
 
 
 def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
-    """Mean PSNR in dB of decode(encode(x)) over the pictures that the autoencoder never saw, on white."""
-    unseen = [i for i, p in enumerate(dataset.pictures) if p.held_out_from_vae]
+    """Mean PSNR in dB of decode(encode(x)) over the images that the autoencoder never saw, on white."""
+    unseen = [i for i, p in enumerate(dataset.images) if p.held_out_from_vae]
     values = []
     for index in unseen:
         x = torch.from_numpy(dataset.on_background(index)).permute(2, 0, 1)[None].float() / 127.5 - 1.0

@@ -1,6 +1,6 @@
-"""What the DiT learns from: latents of pictures on backgrounds, computed once a size by the frozen autoencoder.
+"""What the DiT learns from: latents of images on backgrounds, computed once a size by the frozen autoencoder.
 
-Pictures and backgrounds that are held out by rule are left out here, so nothing behind this module can see them.
+Images and backgrounds that are held out by rule are left out here, so nothing behind this module can see them.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """`latents` (V, C, h, w) bfloat16; of each the number of its picture (V,), and of its background in `NAMES` (V,)."""
+    """`latents` (V, C, h, w) bfloat16; of each the number of its image (V,), and of its background in `NAMES` (V,)."""
 
     latents: Tensor
-    picture: Tensor
+    image: Tensor
     colour: Tensor
 
 
@@ -46,7 +46,7 @@ def load(work: Path, dataset: data.Dataset, size: tuple[int, int], seed: int) ->
 
 
 def placed(rgba: np.ndarray, size: tuple[int, int], colour: tuple[int, int, int]) -> np.ndarray:
-    """A picture (128, 128, 4) scaled to the shorter side of `size` (width, height), in the middle of a plain background: (H, W, 3)."""
+    """An image (128, 128, 4) scaled to the shorter side of `size` (width, height), in the middle of a plain background: (H, W, 3)."""
     flat = data.composite(rgba, colour)
     if size == NATIVE:
         return flat
@@ -71,18 +71,18 @@ def _make(work: Path, dataset: data.Dataset, size: tuple[int, int], seed: int) -
             )
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
             latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16())
-    picture, colour = torch.tensor(chosen).unbind(1)
-    return {"latents": torch.cat(latents), "picture": picture.clone(), "colour": colour.clone()}
+    image, colour = torch.tensor(chosen).unbind(1)
+    return {"latents": torch.cat(latents), "image": image.clone(), "colour": colour.clone()}
 
 
 def _choose(dataset: data.Dataset, num_colours: int, seed: int) -> list[tuple[int, int]]:
-    """(picture, colour) numbers: every picture on white, and on `num_colours` others."""
+    """(image, colour) numbers: every image on white, and on `num_colours` others."""
     rng = random.Random(seed)
     chosen = []
-    for index, picture in enumerate(dataset.pictures):
-        allowed = [c for c, name in enumerate(NAMES) if name != WHITE and picture.shown_on(name)]
+    for index, image in enumerate(dataset.images):
+        allowed = [c for c, name in enumerate(NAMES) if name != WHITE and image.shown_on(name)]
         colours = [NAMES.index(WHITE), *rng.sample(allowed, num_colours)]
-        if not picture.held_out_from_dit:
+        if not image.held_out_from_dit:
             chosen += [(index, colour) for colour in colours]
     return chosen
 

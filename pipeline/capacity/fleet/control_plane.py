@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 MOST_USED = 0.8  # of a process's time, beyond which its queue grows long
 STATEMENT_SECONDS = 1.0  # between two statements of a replica (safelight.service.usage.reporter)
-STAGES = 3  # that charge a picture
+STAGES = 3  # that charge an image
 NODE_BYTES = 1.25e9
 MOST = 1e7
 
@@ -19,7 +19,7 @@ MOST = 1e7
 class UnitCosts:
     """Processor seconds."""
 
-    gateway_request: float = 0.018  # of a gateway and Serve's proxy together, for a request of one picture
+    gateway_request: float = 0.018  # of a gateway and Serve's proxy together, for a request of one image
     ledger_statement: float = 0.002  # its way through Ray included, which is most of it
     ledger_charge: float = 0.000007
     controller_replica: float = 0.0023  # a second, of a replica that is scaled: what it says of its load each second, and whether it is well
@@ -39,13 +39,13 @@ class Part:
 
 
 def control_plane(
-    requests: float, denoisers: float, others: float, bytes_per_picture: float, costs: UnitCosts | None = None
+    requests: float, denoisers: float, others: float, bytes_per_image: float, costs: UnitCosts | None = None
 ) -> Mapping[str, Part]:
     """At `requests` a second, with so many denoisers and other replicas, which go between them at ten gigabits into a node."""
     own = costs or UnitCosts()
     replicas = denoisers + others
     ledger = replicas * own.ledger_statement / STATEMENT_SECONDS + STAGES * requests * own.ledger_charge
-    into_a_node = requests * bytes_per_picture / max(others, 1.0)
+    into_a_node = requests * bytes_per_image / max(others, 1.0)
     return {
         "gateways": Part("gateway processes", requests * own.gateway_request / MOST_USED, math.inf),
         "ledger": Part("the ledger's process", ledger, MOST_USED),
@@ -55,7 +55,7 @@ def control_plane(
 
 
 def largest_fleet(
-    requests_each: float, others_each: float, bytes_per_picture: float, costs: UnitCosts | None = None
+    requests_each: float, others_each: float, bytes_per_image: float, costs: UnitCosts | None = None
 ) -> Mapping[str, float]:
     """The number of denoisers at which each single part is full, each bringing so many requests a second and other replicas."""
     full = {}
@@ -64,7 +64,7 @@ def largest_fleet(
         for _ in range(60):
             middle = math.sqrt(low * high)
             part = control_plane(
-                middle * requests_each, middle, middle * others_each, bytes_per_picture, costs
+                middle * requests_each, middle, middle * others_each, bytes_per_image, costs
             )[name]
             low, high = (middle, high) if part.share <= 1.0 else (low, middle)
         full[name] = low

@@ -1,19 +1,19 @@
 """A fleet of one kind of GPU, by its maker's peak and the share of it that is reached."""
 
 from safelight.pipeline.capacity.fleet.simulator import Fleet, Kind
-from safelight.pipeline.capacity.picture_work import PictureWork
+from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-# Of a lone picture's tick, what a batch shares: on an H100 sixteen pictures of PixArt-Sigma at once are drawn 1.10 times as fast as
+# Of a lone image's tick, what a batch shares: on an H100 sixteen images of PixArt-Sigma at once are drawn 1.10 times as fast as
 # one by one (ML.ENERGY Leaderboard v3).
 FIXED = 0.09
-PICTURES = (1, 2, 4, 8, 16)
+IMAGES = (1, 2, 4, 8, 16)
 
 
 def fleet_of(
     gpus: int,
-    work: PictureWork,
+    work: ImageCost,
     flops: float,
     max_rows: int,
     least: int,
@@ -22,11 +22,11 @@ def fleet_of(
     mean_life: float,
     control: float,
 ) -> Fleet:
-    """Of GPUs that reach `flops` operations a second, all drawing pictures of `work`; the rest as `Fleet` has it."""
+    """Of GPUs that reach `flops` operations a second, all drawing images of `work`; the rest as `Fleet` has it."""
     tick = work.ticks[0]
     curve = CostCurve(
-        tuple(tick * pictures for pictures in PICTURES),
-        tuple((FIXED + (1.0 - FIXED) * pictures) * tick / flops for pictures in PICTURES),
+        tuple(tick * images for images in IMAGES),
+        tuple((FIXED + (1.0 - FIXED) * images) * tick / flops for images in IMAGES),
     )
     return Fleet(
         gpus=gpus,

@@ -1,7 +1,7 @@
 """The discrete events of a fleet: arrivals, ticks, scaling, nodes that die.
 
-A picture's way is that of the service: admitted or refused, to the less busy of two replicas at random if either has room (the
-rule of Ray Serve; Mitzenmacher 2001), else to the back of a queue before them; a tick moves on whom `choose_next` takes; a picture
+An image's way is that of the service: admitted or refused, to the less busy of two replicas at random if either has room (the
+rule of Ray Serve; Mitzenmacher 2001), else to the back of a queue before them; a tick moves on whom `choose_next` takes; an image
 whose node died is sent once more. Of a fleet too large to follow every replica, a sample of replicas is followed, each of which
 stands for as many others: replicas meet only through the balancing at random and through the scaling.
 """
@@ -26,7 +26,7 @@ Event = tuple[float, int, str, object]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Pictures of one kind: rows and work of each tick, image tokens of a row, seconds in the stages around the denoiser."""
+    """Images of one kind: rows and work of each tick, image tokens of a row, seconds in the stages around the denoiser."""
 
     rows: tuple[int, ...]
     work: tuple[float, ...]
@@ -47,7 +47,7 @@ class Fleet:
     target_seconds: float = 5.0
     upscale_delay: float = 15.0
     downscale_delay: float = 600.0
-    start: float = 120.0  # from the decision for a replica until it takes pictures: a node, and its weights
+    start: float = 120.0  # from the decision for a replica until it takes images: a node, and its weights
     mean_life: float = 0.0  # of a node; 0: none dies
     max_in_flight: int = 0  # over all gateways; 0: no bound
     deadline: float = 300.0
@@ -56,7 +56,7 @@ class Fleet:
 
 
 @dataclass(slots=True, eq=False)
-class Picture(Simulated):
+class SimulatedImage(Simulated):
     """A sample that may be sent again."""
 
     around: float = 0.0
@@ -68,9 +68,9 @@ class Replica:
     """A denoiser: who is in it, and whether a tick is under way."""
 
     born: float
-    queue: WaitingQueue[Picture]
-    begun: list[Picture] = field(default_factory=list)
-    running: list[Picture] = field(default_factory=list)
+    queue: WaitingQueue[SimulatedImage]
+    begun: list[SimulatedImage] = field(default_factory=list)
+    running: list[SimulatedImage] = field(default_factory=list)
     is_leaving: bool = False
     is_dead: bool = False
 
@@ -137,7 +137,7 @@ class Simulator:
         self._seconds = seconds
         self._numbers = count()
         self._events: list[Event] = []
-        self._waiting: deque[Picture] = deque()
+        self._waiting: deque[SimulatedImage] = deque()
         self._loads = [make_load(kind.rows, kind.work, kind.tokens, fleet.curve, 0.0) for kind in fleet.kinds]
         most = max(1, round(fleet.gpus / self.weight))
         self._scaler = Scaler(
@@ -184,15 +184,15 @@ class Simulator:
         load = replace(self._loads[index], arrived=now, deadline=now + self._fleet.deadline)
         self._in_flight += 1
         self._come += load.left[0]
-        self._send(now, Picture(load, around=self._fleet.kinds[index].around))
+        self._send(now, SimulatedImage(load, around=self._fleet.kinds[index].around))
 
-    def _send(self, now: float, picture: Picture) -> None:
+    def _send(self, now: float, image: SimulatedImage) -> None:
         replica = self._choose()
         if replica is None:
-            self._waiting.append(picture)
+            self._waiting.append(image)
             self.outcome.most_waiting = max(self.outcome.most_waiting, len(self._waiting))
             return
-        replica.queue.add(picture)
+        replica.queue.add(image)
         if not replica.running:
             self._start_tick(now, replica)
 
@@ -248,10 +248,10 @@ class Simulator:
             elif replica.is_leaving:
                 self._remove(now, replica)
 
-    def _finish(self, picture: Picture) -> None:
+    def _finish(self, image: SimulatedImage) -> None:
         self._in_flight -= 1
-        self.outcome.last_done = picture.done_at
-        latency = picture.latency + picture.around
+        self.outcome.last_done = image.done_at
+        latency = image.latency + image.around
         if latency > self._fleet.deadline:
             self.outcome.expired += 1
         else:
@@ -304,7 +304,7 @@ class Simulator:
                 self.outcome.lost += 1
             else:
                 self.outcome.resent += 1
-                self._send(now, Picture(each.load, around=each.around, is_resent=True))
+                self._send(now, SimulatedImage(each.load, around=each.around, is_resent=True))
 
     def _remove(self, now: float, replica: Replica) -> None:
         replica.is_dead = True
@@ -313,6 +313,6 @@ class Simulator:
 
 
 def mean_load(kinds: Sequence[Kind], curve: CostCurve) -> float:
-    """Device-seconds of a picture alone, over the kinds as they are asked for."""
+    """Device-seconds of an image alone, over the kinds as they are asked for."""
     whole = sum(kind.share for kind in kinds)
     return sum(kind.share * sum(map(curve.seconds_for, kind.work)) for kind in kinds) / whole

@@ -1,6 +1,6 @@
 """The reference solution: an embedded Runge-Kutta pair with tolerances.
 
-Not served. How many evaluations it takes depends on the picture, so it would make a batch wait for its hardest member and
+Not served. How many evaluations it takes depends on the image, so it would make a batch wait for its hardest member and
 nobody could say beforehand what a request costs.
 """
 

@@ -104,7 +104,7 @@ SOLVERS: dict[str, Solver] = {
         2,
         1,
         "Liu et al. 2022, arXiv:2202.09778",
-        "comparison with old pictures; one evaluation more at the start",
+        "comparison with old images; one evaluation more at the start",
     ),
     "ddpm": Solver(
         ddpm, 1, 1, "Ho et al. 2020, arXiv:2006.11239", "variety; 50 steps and more", deterministic=False

@@ -67,7 +67,7 @@ def row(network: ClassDiT, timesteps: Tensor, class_index: Tensor | None) -> Row
 
 
 def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-    """diffusers puts every picture's patches in a square; they are taken out again and put where they belong."""
+    """diffusers puts every image's patches in a square; they are taken out again and put where they belong."""
     with torch.inference_mode():
         square = theirs(x, timestep=t, class_labels=classes, return_dict=False)[0]
     height, width, patch = *x.shape[-2:], theirs.config.patch_size

@@ -23,9 +23,9 @@ from safelight.models.recipes.emoji.captions import (
     sample_caption,
     styled,
 )
-from safelight.models.recipes.emoji.data import Picture, composite
+from safelight.models.recipes.emoji.data import EmojiImage, composite
 from safelight.models.recipes.emoji.text import CONDITIONING as CLIP
-from safelight.models.recipes.emoji.text import CONTEXT, SCORER, read_texts, small_pictures
+from safelight.models.recipes.emoji.text import CONTEXT, SCORER, read_texts, small_images
 from safelight.models.recipes.emoji.training import (
     Average,
     FilterMuon,
@@ -94,13 +94,13 @@ def test_times_are_logit_normal() -> None:
 
 def test_the_holdout_is_the_written_rule() -> None:
     held = [
-        Picture(Concept(f"{code:x}", "x", ()), style).held_out_from_dit
+        EmojiImage(Concept(f"{code:x}", "x", ()), style).held_out_from_dit
         for code in range(0x1F300, 0x1F600)
         for style in STYLES
     ]
     assert sum(held) / len(held) == pytest.approx(1 / 20, abs=0.012)
     expected = int.from_bytes(hashlib.sha256(b"1f34e/3d").digest(), "big") % 20 == 0
-    assert Picture(APPLE, "3d").held_out_from_dit == expected
+    assert EmojiImage(APPLE, "3d").held_out_from_dit == expected
 
 
 def test_captions_name_the_concept_and_only_its_own_style() -> None:
@@ -129,33 +129,33 @@ def test_any_background_but_white_is_always_named() -> None:
 
 def test_a_twentieth_of_concepts_on_colours_is_kept_back() -> None:
     shown = [
-        Picture(Concept(f"{code:x}", "x", ()), "3d").shown_on(c)
+        EmojiImage(Concept(f"{code:x}", "x", ()), "3d").shown_on(c)
         for code in range(0x1F300, 0x1F600)
         for c in COLOURS
     ]
     assert sum(shown) / len(shown) == pytest.approx(19 / 20, abs=0.01)
-    assert Picture(APPLE, "3d").shown_on("blue") == Picture(APPLE, "noto").shown_on("blue")
+    assert EmojiImage(APPLE, "3d").shown_on("blue") == EmojiImage(APPLE, "noto").shown_on("blue")
 
 
-PICTURES = tuple(
-    Picture(Concept(f"{code:x}", f"thing {code}", ("thing", f"no {code % 7}")), s)
+IMAGES = tuple(
+    EmojiImage(Concept(f"{code:x}", f"thing {code}", ("thing", f"no {code % 7}")), s)
     for code in range(1000, 1200)
     for s in STYLES
 )
 
 
 def test_views_leave_out_what_is_held_out() -> None:
-    dataset = data.Dataset(PICTURES, np.zeros((len(PICTURES), 1, 1, 4), np.uint8))
+    dataset = data.Dataset(IMAGES, np.zeros((len(IMAGES), 1, 1, 4), np.uint8))
     chosen = views._choose(dataset, 3, seed=0)
-    assert {i for i, _ in chosen} == {i for i, p in enumerate(PICTURES) if not p.held_out_from_dit}
+    assert {i for i, _ in chosen} == {i for i, p in enumerate(IMAGES) if not p.held_out_from_dit}
     for index in {i for i, _ in chosen}:
         colours = [views.NAMES[c] for i, c in chosen if i == index]
         assert colours[0] == WHITE
         assert len({*colours}) == 4
-        assert all(PICTURES[index].shown_on(colour) for colour in colours[1:])
+        assert all(IMAGES[index].shown_on(colour) for colour in colours[1:])
 
 
-def test_a_placed_picture_stands_in_the_middle_of_its_background() -> None:
+def test_a_placed_image_stands_in_the_middle_of_its_background() -> None:
     rgba = np.full((128, 128, 4), 255, np.uint8)
     placed = views.placed(rgba, (160, 96), (10, 20, 30))
     assert placed.shape == (96, 160, 3)
@@ -184,25 +184,25 @@ def test_annealing_starts_at_the_full_rate_wherever_it_starts() -> None:
 
 
 def test_sets_of_prompts_ask_for_what_they_say() -> None:
-    sets = prompts.make_sets(PICTURES)
-    held = {(p.concept.hexcode, p.style) for p in PICTURES if p.held_out_from_dit}
+    sets = prompts.make_sets(IMAGES)
+    held = {(p.concept.hexcode, p.style) for p in IMAGES if p.held_out_from_dit}
     assert {(p.concepts[0], p.style) for p in sets["held-out"]} == held
     assert not {(p.concepts[0], p.style) for p in sets["styled"]} & held
     for prompt in sets["backgrounds"]:
-        assert Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
+        assert EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["held-out-backgrounds"]:
-        assert not Picture(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
+        assert not EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["keywords"]:
         assert len(prompt.concepts) == len(
-            {p.concept for p in PICTURES if all(k in prompt.text for k in p.concept.keywords)}
+            {p.concept for p in IMAGES if all(k in prompt.text for k in p.concept.keywords)}
         )
-    assert prompts.make_sets(PICTURES) == sets
+    assert prompts.make_sets(IMAGES) == sets
 
 
-def test_small_pictures_keep_their_colour_where_they_are_clear() -> None:
+def test_small_images_keep_their_colour_where_they_are_clear() -> None:
     rgba = np.zeros((1, 128, 128, 4), np.uint8)
     rgba[0, :64] = (200, 100, 0, 255)
-    small = small_pictures(data.Dataset((), rgba), 64)
+    small = small_images(data.Dataset((), rgba), 64)
     assert small.shape == (1, 4, 64, 64)
     assert small[0, :, 0, 0].tolist() == [200, 100, 0, 255]
     assert small[0, :, 63, 63].tolist() == [0, 0, 0, 0]
@@ -218,9 +218,9 @@ def test_texts_are_read_the_same_without_their_padding() -> None:
 
 def test_the_scorer_shares_nothing_but_its_shape() -> None:
     assert (CLIP.seed, CLIP.sees_all) != (SCORER.seed, SCORER.sees_all)
-    pictures = tuple(Picture(Concept(f"{code:x}", "x", ()), "3d") for code in range(0x1F300, 0x1F380))
-    dataset = data.Dataset(pictures, np.zeros((0, 128, 128, 4), np.uint8))
-    assert len(SCORER.pictures(dataset)) == len(pictures) > len(CLIP.pictures(dataset))
+    images = tuple(EmojiImage(Concept(f"{code:x}", "x", ()), "3d") for code in range(0x1F300, 0x1F380))
+    dataset = data.Dataset(images, np.zeros((0, 128, 128, 4), np.uint8))
+    assert len(SCORER.images(dataset)) == len(images) > len(CLIP.images(dataset))
 
 
 def test_the_card_says_what_was_evaluated() -> None:

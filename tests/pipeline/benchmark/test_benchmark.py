@@ -47,7 +47,7 @@ def test_the_trace_is_the_one_that_was_committed() -> None:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_diffusers_draws_what_the_engine_draws(solver: str, guidance_scale: float) -> None:
-    """Its grids end elsewhere: the pictures are near, not equal."""
+    """Its grids end elsewhere: the images are near, not equal."""
     p = params(solver=solver, num_steps=40, guidance_scale=guidance_scale, prompt=PROMPTS[0])
     loop = load_loop(model(), torch.float32, torch.device("cpu"), 8, is_compiled=False)
     theirs, ours = loop.draw([p, params(num_steps=40, prompt=PROMPTS[1])], TEXTS)[0], alone(p)

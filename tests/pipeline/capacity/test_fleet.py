@@ -38,7 +38,7 @@ def test_one_device_is_an_m_d_1_queue(rate: float) -> None:
 
 
 def test_batches_are_shared_as_the_engine_shares_them() -> None:
-    """A tick of four rows costs hardly more than one of two: twice the pictures at once, while there are two."""
+    """A tick of four rows costs hardly more than one of two: twice the images at once, while there are two."""
     curve = CostCurve((1.0, 2.0), (0.1, 0.11))
     fleet = replace(FLEET, curve=curve, limits=Limits(4, 1 << 20), stride=1)
     assert run(fleet, 1.6, 3000.0).percentile(0.5) < 6.0
@@ -46,7 +46,7 @@ def test_batches_are_shared_as_the_engine_shares_them() -> None:
     assert alone.percentile(0.5) > 100.0 and alone.most_waiting > 500
 
 
-def test_every_picture_is_somewhere() -> None:
+def test_every_image_is_somewhere() -> None:
     fleet = replace(
         FLEET,
         gpus=20,

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from safelight.pipeline.capacity import predict as capacity
-from safelight.pipeline.capacity.picture_work import PictureWork, picture_work
+from safelight.pipeline.capacity.image_cost import ImageCost, image_cost
 from safelight.pipeline.capacity.predict import (
     GPUS,
     Machine,
@@ -162,16 +162,16 @@ def test_work_of_published_models(name: str) -> None:
     """Against sums of torch's counter over diffusers' own networks, which read each text anew at every step."""
     outline = capacity.published_outline(name)
     for steps, wanted in TFLOPS[name].items():
-        work = picture_work(outline, order(outline, num_steps=steps))
+        work = image_cost(outline, order(outline, num_steps=steps))
         assert work.total / 1e12 == pytest.approx(wanted, rel=0.01)
         assert work.total == work.encode + work.denoise + work.decode
 
 
 def test_work_follows_the_solver_and_guidance() -> None:
     outline = capacity.published_outline("sd3-medium")
-    guided = picture_work(outline, order(outline, num_steps=20))
-    heun = picture_work(outline, order(outline, num_steps=20, solver="heun"))
-    alone = picture_work(outline, order(outline, num_steps=20, guidance_scale=1.0))
+    guided = image_cost(outline, order(outline, num_steps=20))
+    heun = image_cost(outline, order(outline, num_steps=20, solver="heun"))
+    alone = image_cost(outline, order(outline, num_steps=20, guidance_scale=1.0))
     assert (len(guided.ticks), len(heun.ticks), len(alone.ticks)) == (20, 39, 20)
     assert (guided.rows, alone.rows) == (2, 1)
     assert guided.ticks[0] == 2 * alone.ticks[0]
@@ -182,7 +182,7 @@ def test_a_folder_has_the_work_of_its_configs() -> None:
     """The embedded model, against what its own stages are said to do: see tests/pipeline/flops/test_flops.py for each."""
     model = find_model("emoji-128")
     outline = capacity.outline_of(model)
-    work = picture_work(outline, order(outline))
+    work = image_cost(outline, order(outline))
     assert (outline.sizes, outline.scale) == (model.sizes, 8)
     assert work.encode == 2 * 84_568_320
     assert work.decode == 4_981_063_680
@@ -192,7 +192,7 @@ def test_a_folder_has_the_work_of_its_configs() -> None:
 @pytest.mark.parametrize("name", capacity.list_published())
 def test_every_published_name_has_work(name: str) -> None:
     outline = capacity.published_outline(name)
-    assert picture_work(outline, order(outline)).denoise > 1e13
+    assert image_cost(outline, order(outline)).denoise > 1e13
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_what_cannot_be_drawn_is_refused(changed: dict[str, object], complaint: 
     ],
 )  # fmt: skip
 def test_the_most_steps_that_meet_both_targets(name: str, peak: float, mfu: float, alone: int) -> None:
-    """With one more, either a picture alone or the pictures an hour miss; and under load, the share that comes too late is too large."""
+    """With one more, either an image alone or the images an hour miss; and under load, the share that comes too late is too large."""
     outline, device, targets = capacity.published_outline(name), Machine(mfu * peak), Targets()
     most = predict(outline, order(outline), device, targets).most_steps
     assert most[0] == alone
@@ -236,13 +236,13 @@ def test_the_most_steps_that_meet_both_targets(name: str, peak: float, mfu: floa
     assert (met(most[1])[1], met(most[1] + 1)[1]) == (True, False)
 
 
-def work_of(encode: float, denoise: float, decode: float) -> PictureWork:
+def work_of(encode: float, denoise: float, decode: float) -> ImageCost:
     """By the seconds on a device of one operation a second."""
-    return PictureWork(encode, 0.0, (denoise / 20,) * 20, decode, rows=2, tokens=4096)
+    return ImageCost(encode, 0.0, (denoise / 20,) * 20, decode, rows=2, tokens=4096)
 
 
 def fleet_latencies(seconds: Seconds, replicas: dict[str, int], rate: float) -> list[float]:
-    """Of pictures that go through the stages in turn, at each to the replica with fewer of two drawn at random, as Ray Serve does."""
+    """Of images that go through the stages in turn, at each to the replica with fewer of two drawn at random, as Ray Serve does."""
     rng = random.Random(5)
     ends = {
         stage: [deque[float]() for _ in range(count)] for stage, count in replicas.items()
@@ -297,7 +297,7 @@ CHEAPER = CostCurve((2.0, 16.0), (TICK, 2 * TICK))  # 16 rows in the time of 4
 
 
 def engine_latencies(curve: CostCurve, max_rows: int, rate: float, count: int = 6000) -> list[float]:
-    """Of pictures of 20 guided steps, by the engine's own rule."""
+    """Of images of 20 guided steps, by the engine's own rule."""
     coming = [
         Simulated(make_load([2] * 20, [2.0] * 20, 64, curve, now)) for now in arrivals(rate, count, seed=0)
     ]
@@ -306,7 +306,7 @@ def engine_latencies(curve: CostCurve, max_rows: int, rate: float, count: int = 
 
 
 def test_the_engine_with_two_rows_a_tick_is_this_queue() -> None:
-    """One picture after the other; more rows share the machine among many, and most are later for it, as docs/capacity.md says."""
+    """One image after the other; more rows share the machine among many, and most are later for it, as docs/capacity.md says."""
     queue = ConstantServers(HOURLY, 20 * TICK)
     one, many = engine_latencies(STRAIGHT, 2, HOURLY), engine_latencies(STRAIGHT, 16, HOURLY)
     assert sum(one) / len(one) == pytest.approx(2.0 + queue.mean_wait, rel=0.05)
@@ -315,12 +315,12 @@ def test_the_engine_with_two_rows_a_tick_is_this_queue() -> None:
 
 
 def test_a_measured_machine_gains_by_company() -> None:
-    work = PictureWork(10.0, 0.0, (2.0,) * 20, 10.0, rows=2, tokens=64)
+    work = ImageCost(10.0, 0.0, (2.0,) * 20, 10.0, rows=2, tokens=64)
     device = Measured(CHEAPER, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
     assert device.seconds(work) == Seconds(0.02, pytest.approx(2.0), 0.05)
     assert device.busy_seconds(work) == Seconds(
         0.02, pytest.approx(2.0 * 2 / 8), 0.05
-    )  # 8 pictures in the time of 2
+    )  # 8 images in the time of 2
     rate = 1.0  # twice what there would be without company
     assert ConstantServers(rate, device.seconds(work).total).wait_at(0.95) == math.inf
     alone = at(0.95, engine_latencies(CHEAPER, 16, rate)) - 2.0
@@ -332,7 +332,7 @@ def test_a_measured_machine_gains_by_company() -> None:
 def test_published_times_are_predicted_at_their_share_of_the_peak(tables: ModuleType) -> None:
     for each in tables.PUBLISHED:
         outline = capacity.published_outline(each.model)
-        work = picture_work(outline, order(outline, num_steps=each.steps))
+        work = image_cost(outline, order(outline, num_steps=each.steps))
         seconds = Machine(each.mfu * GPUS[each.gpu].peak_flops).seconds(work).total
         assert seconds == pytest.approx(each.seconds, rel=0.15), each
 
@@ -346,7 +346,7 @@ def test_one_share_of_the_peak_tells_the_times_of_unlike_models(
     assert len(rows) >= 4
     for each in rows:
         outline = capacity.published_outline(each.model)
-        work = picture_work(outline, order(outline, num_steps=each.steps))
+        work = image_cost(outline, order(outline, num_steps=each.steps))
         assert Machine(mfu * GPUS[gpu].peak_flops).seconds(work).total == pytest.approx(
             each.seconds, rel=0.15
         ), each

@@ -128,7 +128,7 @@ def test_ddpm_on_its_own_leading_grid(num_steps: int, solver: str, variance: str
     check(walk(table, network, START, noise.ours), run(scheduler, shown(table), generator=noise.theirs))
 
 
-def test_their_large_variance_leaves_noise_on_the_picture_elsewhere() -> None:
+def test_their_large_variance_leaves_noise_on_the_image_elsewhere() -> None:
     """On a grid that ends above their time 0 it adds sqrt(beta) z to the data, which is a mistake: equal but for that."""
     scheduler = made(
         "DDPMScheduler",

@@ -70,7 +70,7 @@ def test_rk45_names_nonsense(t: float, t_end: float, rtol: float, param: str) ->
 
 
 def draw(**options) -> Tensor:
-    """A (2, 2, 2) picture of the mixture, guided away from half of it."""
+    """A (2, 2, 2) image of the mixture, guided away from half of it."""
 
     def network(x: Tensor, timestep: float) -> Tensor:
         return EIGHT.out("flow", x.reshape(1, 8), *Flow().alpha_sigma(timestep / 1000)).reshape(2, 2, 2)
@@ -92,7 +92,7 @@ def test_guidance_acts_only_in_its_interval() -> None:
 
 
 def test_rescaled_guidance_has_the_spread_of_the_prompted_output() -> None:
-    # one Euler step from pure noise ends at x - out, so the output can be read off the picture
+    # one Euler step from pure noise ends at x - out, so the output can be read off the image
     x = start(1, 8).reshape(2, 2, 2)
     outs = {phi: x - draw(num_steps=1, guidance_rescale=phi) for phi in (0.0, 0.5, 1.0)}
     prompted = x - draw(num_steps=1, guidance_scale=1.0)

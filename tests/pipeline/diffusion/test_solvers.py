@@ -79,7 +79,7 @@ def test_every_table_is_its_reference(solver: str, schedule: Schedule, predictio
         assert all(
             math.isfinite(v) for tick in table.ticks for v in (tick.t, tick.timestep, *tick.coefficients)
         )
-        assert table.ticks[-1].c == 0.0  # no noise on the picture
+        assert table.ticks[-1].c == 0.0  # no noise on the image
         x = table.start_scale * noise(1000)
         ours = walk(table, lambda x, t: EIGHT.out(prediction, x, *schedule.alpha_sigma(t)), x, noise)
         problem = Problem(

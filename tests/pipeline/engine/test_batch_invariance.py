@@ -1,4 +1,4 @@
-"""A picture's bytes, from its prompt to its file, are those that it has alone: in any company, through all three stages.
+"""An image's bytes, from its prompt to its file, are those that it has alone: in any company, through all three stages.
 
 Schedules of neighbours are drawn at random: who comes when, who is aborted, texts and latents of how many together.
 """
@@ -16,7 +16,7 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner, engine_on
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.engine.image_decoder import NotAPicture
+from safelight.pipeline.engine.image_decoder import NotAImage
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
@@ -129,11 +129,11 @@ def drawn(parts: Parts, requests: list[GenerationParams], rng: random.Random) ->
     done = list(latents)
     while done:
         together = [done.pop() for _ in range(min(len(done), rng.randint(1, parts.decoder.max_batch)))]
-        for number, picture in zip(
+        for number, image in zip(
             together, parts.decoder.decode([latents[number] for number in together]), strict=True
         ):
-            assert not isinstance(picture, NotAPicture)
-            files[number] = encode_image(picture[0], "png", 100, requests[number], parts.model.id)
+            assert not isinstance(image, NotAImage)
+            files[number] = encode_image(image[0], "png", 100, requests[number], parts.model.id)
     return Drawn(files, ticks, shared)
 
 

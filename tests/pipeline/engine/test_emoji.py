@@ -1,4 +1,4 @@
-"""The embedded model itself: a picture's bytes never depend on its neighbours, at its real size and in its real dtype."""
+"""The embedded model itself: an image's bytes never depend on its neighbours, at its real size and in its real dtype."""
 
 import pytest
 import torch

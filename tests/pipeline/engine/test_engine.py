@@ -335,8 +335,8 @@ def test_an_unknown_solver_is_named() -> None:
     assert caught.value.param == "solver"
 
 
-def test_a_bound_that_no_picture_fits_is_refused_at_the_start() -> None:
+def test_a_bound_that_no_image_fits_is_refused_at_the_start() -> None:
     with pytest.raises(
-        ValueError, match="max_tokens must be at least 32, for a guided picture of 64x64; got 31"
+        ValueError, match="max_tokens must be at least 32, for a guided image of 64x64; got 31"
     ):
         build_engine(model(), max_tokens=31)

@@ -1,4 +1,4 @@
-"""Pictures by a denoiser in int8: no byte of them depends on who is drawn beside them, and they are not those of the exact one."""
+"""Images by a denoiser in int8: no byte of them depends on who is drawn beside them, and they are not those of the exact one."""
 
 from functools import cached_property
 from pathlib import Path

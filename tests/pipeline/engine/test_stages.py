@@ -1,4 +1,4 @@
-"""Encoder, decoder, noise, flops and picture files of the pipeline."""
+"""Encoder, decoder, noise, flops and image files of the pipeline."""
 
 import io
 import subprocess
@@ -74,13 +74,13 @@ def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str)
     asked = params(prompt=prompt, negative_prompt="blurry")
     data = encode_image(pixels, format, 90, asked, "tiny")
     assert data == encode_image(pixels, format, 90, asked, "tiny")
-    picture = Image.open(io.BytesIO(data))
-    assert (picture.format, picture.size) == (format.upper(), (64, 48))
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == (format.upper(), (64, 48))
     if format == "png":
-        assert picture.text == {"parameters": parameters_text(asked, "tiny")}
-        assert np.array_equal(np.asarray(picture), pixels)
+        assert image.text == {"parameters": parameters_text(asked, "tiny")}
+        assert np.array_equal(np.asarray(image), pixels)
     else:
-        comment = picture.getexif().get_ifd(0x8769)[0x9286]
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
         assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == parameters_text(asked, "tiny")
 
 

@@ -11,7 +11,7 @@ from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.evaluation.gallery import Entry, Gallery, pooled, small
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
-from safelight.pipeline.evaluation.nearest_picture import Rate, framed, judge
+from safelight.pipeline.evaluation.nearest_image import Rate, framed, judge
 from safelight.pipeline.evaluation.prompts import (
     InvalidPrompts,
     Prompt,
@@ -58,7 +58,7 @@ def gallery() -> Gallery:
     return Gallery(entries, small([rgba for *_, rgba in RENDERS]), BACKGROUNDS)
 
 
-def picture(code: str, style: str, background: str = "white") -> np.ndarray:
+def image(code: str, style: str, background: str = "white") -> np.ndarray:
     return on(disc(COLOURS[code], RADII[style]), background)
 
 
@@ -70,9 +70,9 @@ def test_a_gallery_comes_back_from_its_files(gallery, tmp_path):
 
 
 @pytest.mark.parametrize("margin", [(0, 32), (32, 0)], ids=["wide", "tall"])
-def test_of_a_picture_that_is_not_square_the_middle_is_judged(gallery, margin):
+def test_of_a_image_that_is_not_square_the_middle_is_judged(gallery, margin):
     rows, columns = margin
-    square = np.stack([picture(code, style, "blue") for code, style, _ in RENDERS])
+    square = np.stack([image(code, style, "blue") for code, style, _ in RENDERS])
     padded = np.pad(square, ((0, 0), (columns, columns), (rows, rows), (0, 0)))
     torch.testing.assert_close(pooled(padded), pooled(square))
 
@@ -83,7 +83,7 @@ def test_without_a_gallery_the_sentence_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_a_clean_picture_is_nearest_to_itself_on_any_background(gallery, background):
+def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery, background):
     drawn = np.stack([on(rgba, background) for *_, rgba in RENDERS])
     torch.testing.assert_close(pooled(drawn), gallery.points(background), atol=1e-6, rtol=0)
     nearest = [row[0] for row in gallery.nearest(drawn, background)]
@@ -104,8 +104,8 @@ def test_every_figure_is_what_was_drawn(gallery):
         Prompt("something", background="white"),
     ]
     drawn = np.stack([
-        picture("a", "round"), picture("b", "round"), picture("d", "flat"), picture("a", "flat", "blue"), picture("c", "flat"),
-        picture("c", "flat", "blue"),
+        image("a", "round"), image("b", "round"), image("d", "flat"), image("a", "flat", "blue"), image("c", "flat"),
+        image("c", "flat", "blue"),
     ])  # fmt: skip
     found = judge(gallery, prompts, drawn)
     assert {name: (rate.hits, rate.count) for name, rate in found.items()} == {
@@ -123,7 +123,7 @@ def test_every_figure_is_what_was_drawn(gallery):
 
 
 class Redness:
-    """Scores a picture by its redness, whatever size it has, where the text speaks of `a`, and by the opposite elsewhere."""
+    """Scores an image by its redness, whatever size it has, where the text speaks of `a`, and by the opposite elsewhere."""
 
     def score(self, drawn: np.ndarray, texts: list[str]) -> np.ndarray:
         middle = drawn[:, drawn.shape[1] // 2, drawn.shape[2] // 2].astype(float)
@@ -138,9 +138,7 @@ def test_the_second_opinion_has_a_ceiling_and_a_floor(gallery):
         Prompt("disc"),
         Prompt("odd disc a", ("a",), "odd"),
     ]
-    drawn = np.stack(
-        [picture("a", "round"), picture("b", "round"), picture("d", "flat"), picture("b", "flat")]
-    )
+    drawn = np.stack([image("a", "round"), image("b", "round"), image("d", "flat"), image("b", "flat")])
     found = clip_scores(Redness(), gallery, prompts, drawn)
     assert {name: mean.count for name, mean in found.items()} == {
         "clip_score": 4,
@@ -161,14 +159,14 @@ def test_the_interval_of_a_mean():
 
 
 def test_figures_that_nobody_asks_for_are_not_told(gallery):
-    assert {*judge(gallery, [Prompt("x", background="blue")], np.stack([picture("a", "flat", "blue")]))} == {
+    assert {*judge(gallery, [Prompt("x", background="blue")], np.stack([image("a", "flat", "blue")]))} == {
         "background_accuracy"
     }
 
 
 def test_the_frame_tells_the_background_whatever_is_in_the_middle(gallery):
-    assert framed(gallery, picture("a", "flat", "blue")) == "blue"
-    assert framed(gallery, picture("c", "flat", "white")) == "white"
+    assert framed(gallery, image("a", "flat", "blue")) == "blue"
+    assert framed(gallery, image("c", "flat", "white")) == "white"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +179,7 @@ def test_the_frame_tells_the_background_whatever_is_in_the_middle(gallery):
 )
 def test_names_that_the_gallery_has_not_are_refused(gallery, prompt, what):
     with pytest.raises(InvalidPrompts, match=what):
-        judge(gallery, [prompt], np.stack([picture("a", "flat")]))
+        judge(gallery, [prompt], np.stack([image("a", "flat")]))
 
 
 def test_wilson_interval():
@@ -222,7 +220,7 @@ def test_a_missing_file_is_refused(tmp_path):
 ASKED = [params(prompt=f"a {word}", num_steps=2, seed=i) for i, word in enumerate(("cat", "dog", "cat"))]
 
 
-def test_pictures_come_in_the_order_of_their_prompts_and_are_those_of_the_engine():
+def test_images_come_in_the_order_of_their_prompts_and_are_those_of_the_engine():
     together = Renderer(model()).draw(ASKED)
     assert together.shape == (3, 64, 64, 3)
     for i, asked in enumerate(ASKED):

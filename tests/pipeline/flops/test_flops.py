@@ -202,7 +202,7 @@ AUTOENCODERS = {
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_autoencoders_both_ways(name: str) -> None:
-    """At the published size, and on a picture that is no square."""
+    """At the published size, and on an image that is no square."""
     config, side = AUTOENCODERS[name]
     is_kl = config["_class_name"] == "AutoencoderKL"
     widths = {"block_out_channels": config["block_out_channels"]} if is_kl else {}

@@ -45,8 +45,8 @@ def refused(capsys, *argv: str) -> str:
         (["generate", "x", "--solver", "magic"], "--solver 'magic' is not served by tiny; allowed: "),
         (["generate", "x", "--seed", "-1"], "--seed must be an integer between 0 and"),
         (["generate", "x", "-n", "11"], "-n must be an integer between 1 and 10"),
-        (["generate", "x", "-o", "picture.gif"], "got 'picture.gif'"),
-        (["generate", "x", "-o", "/nowhere/picture.png"], "no folder /nowhere"),
+        (["generate", "x", "-o", "image.gif"], "got 'image.gif'"),
+        (["generate", "x", "-o", "/nowhere/image.png"], "no folder /nowhere"),
         (["generate", "x", "--model", "nosuch"], "'nosuch' is neither a folder nor one of"),
         (["encode", "x"], "required: -o/--output"),
         (
@@ -77,7 +77,7 @@ def busy_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_pictures_are_written_and_told_of_in_one_object(capsys, tmp_path):
+def test_images_are_written_and_told_of_in_one_object(capsys, tmp_path):
     argv = ("generate", "a red apple", "--model", "tiny", "--seed", "5", "--steps", "2", "-n", "2", "--json")
     assert cli.main([*argv, "-o", str(tmp_path / "apple.png")]) == 0
     out, err = capsys.readouterr()
@@ -87,9 +87,9 @@ def test_pictures_are_written_and_told_of_in_one_object(capsys, tmp_path):
         {"path": str(tmp_path / f"apple-{k}.png"), "seed": 5, "width": 64, "height": 64} for k in range(2)
     ]
     assert told["usage"]["safelight"]["nfe"] == 4
-    pictures = [(tmp_path / f"apple-{k}.png").read_bytes() for k in range(2)]
-    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
-    assert pictures[0] != pictures[1]
+    images = [(tmp_path / f"apple-{k}.png").read_bytes() for k in range(2)]
+    assert all(image.startswith(b"\x89PNG") for image in images)
+    assert images[0] != images[1]
 
 
 def test_the_seed_is_told_and_the_suffix_tells_the_format(capsys, tmp_path):

@@ -13,7 +13,7 @@ from safelight.service import cli
 from safelight.service.cli import doctor
 from tests.broken import tiny_without
 
-SOUND = {"weights", "attention", "network", "neighbours", "picture", "ray", "port"}
+SOUND = {"weights", "attention", "network", "neighbours", "image", "ray", "port"}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory) -> Path:
-    """The tiny model with a gallery of two pictures and a set of prompts beside its weights."""
+    """The tiny model with a gallery of two images and a set of prompts beside its weights."""
     folder = tmp_path_factory.mktemp("examined") / "tiny"
     shutil.copytree(find_checkpoint("tiny").folder, folder)
     rgba = np.zeros((2, 64, 64, 4), np.uint8)
@@ -90,12 +90,12 @@ def test_words_for_a_person(capsys, examined):
     assert any("concept_top5" in line and "100.0%" in line and "3 of 3" in line for line in lines)
 
 
-def test_pictures_that_are_kept_are_not_drawn_again(capsys, examined, tmp_path, monkeypatch):
+def test_images_that_are_kept_are_not_drawn_again(capsys, examined, tmp_path, monkeypatch):
     argv = ("--model", str(examined), "--steps", "1", "--keep", str(tmp_path))
     first = told(capsys, *argv)
     assert len([*tmp_path.glob("*.png")]) == 3
     monkeypatch.setattr(
-        "safelight.pipeline.engine.engine.Engine.step", lambda self: pytest.fail("a picture was drawn again")
+        "safelight.pipeline.engine.engine.Engine.step", lambda self: pytest.fail("an image was drawn again")
     )
     assert told(capsys, *argv)["sets"] == first["sets"]
 

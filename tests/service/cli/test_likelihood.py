@@ -18,7 +18,7 @@ from tests.broken import tiny_without
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     """A disc of the size that the tiny model draws."""
     path = tmp_path / "disc.png"
     disc(64).save(path)
@@ -52,9 +52,9 @@ def refused(capsys, *argv: str) -> str:
     return line
 
 
-def test_one_object_tells_all(capsys, picture):
+def test_one_object_tells_all(capsys, image):
     found = told(
-        capsys, str(picture), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4"
+        capsys, str(image), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4"
     )
     seconds, blur = found.pop("seconds"), found.pop("blur")
     assert seconds > 0
@@ -64,22 +64,22 @@ def test_one_object_tells_all(capsys, picture):
     prompt, empty, gain = (number["value"] for number in numbers)
     assert gain == pytest.approx((empty - prompt) * 256 * 0.6931472, abs=1e-6)
     assert found == {
-        "image": str(picture), "model": "tiny", "prompt": "a red xqzzy", "of": "latent", "method": "ode",
+        "image": str(image), "model": "tiny", "prompt": "a red xqzzy", "of": "latent", "method": "ode",
         "num_dims": 256, "num_steps": 3, "probes": 2,
         "seed": 4, "prompt_truncated": False, "unknown_words": found["unknown_words"],
     }  # fmt: skip
 
 
-def test_a_seed_decides_the_estimate(capsys, picture):
-    argv = (str(picture), "--prompt", "a red apple", "--steps", "2", "--probes", "2")
+def test_a_seed_decides_the_estimate(capsys, image):
+    argv = (str(image), "--prompt", "a red apple", "--steps", "2", "--probes", "2")
     first, again, other = (told(capsys, *argv, "--seed", seed) for seed in ("1", "1", "2"))
     assert first["bits_per_dim"] == again["bits_per_dim"]
     assert first["explained_nats"] == again["explained_nats"]
     assert first["bits_per_dim"] != other["bits_per_dim"]
 
 
-def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, picture):
-    argv = (str(picture), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
+def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, image):
+    argv = (str(image), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
     ode, first, again = (
         told(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo")
     )
@@ -87,27 +87,25 @@ def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, picture):
     assert first["standard_error"] > 0
 
 
-def test_the_bound_by_default_takes_more_steps(capsys, picture):
-    assert (
-        told(capsys, str(picture), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
-    )
+def test_the_bound_by_default_takes_more_steps(capsys, image):
+    assert told(capsys, str(image), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
 
 
-def test_one_probe_has_no_standard_error(capsys, picture):
+def test_one_probe_has_no_standard_error(capsys, image):
     assert (
-        told(capsys, str(picture), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"][
+        told(capsys, str(image), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"][
             "standard_error"
         ]
         is None
     )
 
 
-def test_words_for_a_person(capsys, picture):
+def test_words_for_a_person(capsys, image):
     assert (
         cli.main(
             [
                 "likelihood",
-                str(picture),
+                str(image),
                 "--prompt",
                 "a red apple",
                 "--model",
@@ -122,7 +120,7 @@ def test_words_for_a_person(capsys, picture):
     )
     out, err = capsys.readouterr()
     assert err == ""
-    assert f"latent of {picture} under tiny, 256 numbers" in out
+    assert f"latent of {image} under tiny, 256 numbers" in out
     assert re.search(r"-?\d+\.\d{4} ± \d+\.\d{4}  with the prompt\n", out)
     assert re.search(r"the prompt explains -?\d+\.\d\d ± \d+\.\d\d nats", out)
 
@@ -140,8 +138,8 @@ def test_words_for_a_person(capsys, picture):
         ([], "required: --prompt"),
     ],
 )
-def test_a_wrong_number_is_one_line(capsys, picture, options, complaint):
-    assert complaint in refused(capsys, str(picture), *options)
+def test_a_wrong_number_is_one_line(capsys, image, options, complaint):
+    assert complaint in refused(capsys, str(image), *options)
 
 
 def transparent(path: Path) -> None:
@@ -154,9 +152,9 @@ def transparent(path: Path) -> None:
     ("write", "complaint"),
     [
         (lambda path: None, "there is no file"),
-        (Path.mkdir, "is a folder, not a picture"),
-        (lambda path: path.write_text("not a picture"), "is not a picture that can be read"),
-        (lambda path: path.write_bytes(b""), "is not a picture that can be read"),
+        (Path.mkdir, "is a folder, not an image"),
+        (lambda path: path.write_text("not an image"), "is not an image that can be read"),
+        (lambda path: path.write_bytes(b""), "is not an image that can be read"),
         (lambda path: disc(65).save(path), "is 65x65 pixels, but tiny knows 64x64 only; resize it first"),
         (lambda path: Image.new("I;16", (64, 64)).save(path), "has pixels of mode I;16"),
         (transparent, "is transparent in places; put it on a background first"),
@@ -168,32 +166,32 @@ def test_a_wrong_file_is_one_line(capsys, tmp_path, write, complaint):
     assert complaint in refused(capsys, str(path), "--prompt", "x", "--model", "tiny")
 
 
-def test_a_damaged_file_is_one_line(capsys, picture):
-    picture.write_bytes(picture.read_bytes()[:200])
-    assert "cannot be read: " in refused(capsys, str(picture), "--prompt", "x", "--model", "tiny")
+def test_a_damaged_file_is_one_line(capsys, image):
+    image.write_bytes(image.read_bytes()[:200])
+    assert "cannot be read: " in refused(capsys, str(image), "--prompt", "x", "--model", "tiny")
 
 
-def test_an_opaque_picture_with_an_alpha_channel_is_as_one_without(capsys, picture, tmp_path):
+def test_an_opaque_image_with_an_alpha_channel_is_as_one_without(capsys, image, tmp_path):
     path = tmp_path / "opaque.png"
     disc(64).convert("RGBA").save(path)
     with_alpha, without = (
         told(capsys, str(p), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"]
-        for p in (path, picture)
+        for p in (path, image)
     )
     assert with_alpha == without
 
 
-def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, picture, tmp_path):
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, image, tmp_path):
     broken = str(tiny_without("proj_out.weight", tmp_path))
-    assert "proj_out.weight" in refused(capsys, str(picture), "--prompt", "x", "--model", broken)
+    assert "proj_out.weight" in refused(capsys, str(image), "--prompt", "x", "--model", broken)
 
 
-def test_ctrl_c_ends_the_integral_at_once(picture):
+def test_ctrl_c_ends_the_integral_at_once(image):
     """On a terminal, where its progress shows that it is under way."""
     ours, theirs = pty.openpty()
     argv = (
         "likelihood",
-        str(picture),
+        str(image),
         "--prompt",
         "x",
         "--model",

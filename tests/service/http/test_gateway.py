@@ -1,4 +1,4 @@
-"""The routes beside the pictures, and what every answer has in common."""
+"""The routes beside the images, and what every answer has in common."""
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.backend import STAGES
-from safelight.service.errors import BrokenPicture, StageFailed
+from safelight.service.errors import BrokenImage, StageFailed
 from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import StageCensus
 from safelight.service.settings import Settings
@@ -69,7 +69,7 @@ def test_the_cost_of_a_tick_and_the_attention_that_runs_are_told(client, backend
     assert client.get("/v1/curve").status_code == 503  # nobody has measured yet
     assert client.get("/v1/models").json()["data"][0]["attention"] is None
     curve = CostCurve((1e9, 4e9), (0.01, 0.03), 1.5)
-    backend.stages = {**backend.stages, "denoise": StageCensus(pictures=1, attention="products", curve=curve)}
+    backend.stages = {**backend.stages, "denoise": StageCensus(images=1, attention="products", curve=curve)}
     measured = {"work_flops": [1e9, 4e9], "seconds": [0.01, 0.03], "factor": 1.5}
     assert client.get("/v1/curve").json() == {"encode": None, "denoise": measured, "decode": None}
     assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
@@ -90,9 +90,9 @@ def test_the_gateway_is_alive_and_ready(client):
     }
 
 
-def test_not_ready_before_the_warm_up_picture_is_drawn():
+def test_not_ready_before_the_warm_up_image_is_drawn():
     backend = FakeBackend(
-        stages={"encode": StageCensus(pictures=1), "denoise": StageCensus(), "decode": StageCensus()}
+        stages={"encode": StageCensus(images=1), "denoise": StageCensus(), "decode": StageCensus()}
     )
     backend.gate.clear()
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
@@ -115,11 +115,11 @@ def test_the_warm_up_is_tried_again_until_it_is_drawn(monkeypatch):
 
 def test_a_model_that_cannot_draw_is_said_and_not_tried_again(monkeypatch):
     monkeypatch.setattr("safelight.service.http.readiness.RETRY_SECONDS", 0.0)
-    backend = FakeBackend(BrokenPicture("The model drew no picture."))
+    backend = FakeBackend(BrokenImage("The model drew no image."))
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
         assert wait_for(lambda: client.get("/readyz").json()["failed"])
         answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["reason"]) == (503, "The model drew no picture.")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "The model drew no image.")
     assert backend.drawn == []
 
 
@@ -170,7 +170,7 @@ def test_a_bug_in_a_route_is_503_and_opaque(client, monkeypatch):
 def test_metrics_tell_of_requests_and_stages(client, backend):
     client.post(ROUTE, json={"prompt": "p", "n": 2})
     client.post(ROUTE, json={"prompt": ""})
-    backend.stages = {**backend.stages, "denoise": StageCensus(pictures=3, running=2, waiting=1)}
+    backend.stages = {**backend.stages, "denoise": StageCensus(images=3, running=2, waiting=1)}
     seen = metrics(client)
     assert seen["safelight_requests_total ok done"] == 1
     assert seen["safelight_requests_total invalid_value refused"] == 1

@@ -9,7 +9,7 @@ import pytest
 from safelight.pipeline.params import MAX_SEED
 from safelight.service.http.translation import make_usage
 from safelight.service.messages import Drawn, Output
-from tests.fakes import MODEL, USAGE, fake_picture, make_params
+from tests.fakes import MODEL, USAGE, fake_image, make_params
 from tests.service.conftest import ROUTE
 
 DEFAULT = make_params(prompt="a red apple", seed=7)
@@ -19,13 +19,13 @@ def test_the_smallest_request_gets_the_models_defaults(client, backend):
     answer = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
     assert answer.status_code == 200
     body = answer.json()
-    assert base64.b64decode(body["data"][0]["b64_json"]) == fake_picture(DEFAULT, Output("png", 100))
+    assert base64.b64decode(body["data"][0]["b64_json"]) == fake_image(DEFAULT, Output("png", 100))
     assert body["output_format"] == "png"
     assert body["size"] == "8x8"
     assert isinstance(body["created"], int)
 
 
-def test_every_extension_reaches_the_picture(client, backend):
+def test_every_extension_reaches_the_image(client, backend):
     asked = {
         "prompt": "a red apple",
         "negative_prompt": "blue",
@@ -54,7 +54,7 @@ def test_every_extension_reaches_the_picture(client, backend):
     assert drawn[0] == (expected, Output("webp", 40))
 
 
-def test_usage_is_openais_and_says_what_the_pictures_cost(client):
+def test_usage_is_openais_and_says_what_the_images_cost(client):
     usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
@@ -176,7 +176,7 @@ BAD_FIELDS = [
     ({"seed": 10**400}, "seed", f"between 0 and {MAX_SEED}"),
     ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
     ({"output_compression": 101}, "output_compression", "between 0 and 100"),
-    ({"response_format": "url"}, "response_format", "no picture store"),
+    ({"response_format": "url"}, "response_format", "no image store"),
     ({"stream": True}, "stream", "not supported yet"),
     ({"partial_images": 2}, "partial_images", "not supported yet"),
     ({"quality": 3}, "quality", "a string"),

@@ -68,7 +68,7 @@ async def test_each_stage_gets_the_one_before_as_it_is():
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_picture_that_is_not_wanted_any_more_is_cancelled_in_every_stage(how):
+async def test_a_image_that_is_not_wanted_any_more_is_cancelled_in_every_stage(how):
     stages = Handle(), Handle(), Handle()
     drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), Output()))
     await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_a_picture_that_is_not_wanted_any_more_is_cancelled_in_every_stage
 
 async def test_the_census_waits_for_nobody(monkeypatch):
     monkeypatch.setattr(backends, "CENSUS_SECONDS", 0.01)
-    seen = StageCensus(pictures=2)
+    seen = StageCensus(images=2)
     backend = backends.SplitBackend(Handle(seen), Handle(), Handle(seen))
     assert await backend.census() == {"encode": seen, "denoise": None, "decode": seen}
     assert await backends.ColocatedBackend(Handle()).census() == dict.fromkeys(

@@ -1,13 +1,13 @@
-"""Decoding: every picture gets its own bytes and the account of its whole way."""
+"""Decoding: every image gets its own bytes and the account of its whole way."""
 
 import time
 
 import pytest
 
-from safelight.service.errors import BrokenPicture
+from safelight.service.errors import BrokenImage
 from safelight.service.messages import Denoised, Output
 from safelight.service.stages.decode import DecodeJob, DecodeStage
-from tests.fakes import USAGE, FakeDecoder, fake_picture, make_params
+from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
 
 
 async def test_a_batch_is_cut_to_what_the_decoder_takes():
@@ -15,18 +15,18 @@ async def test_a_batch_is_cut_to_what_the_decoder_takes():
 
     def write(pixels, output, params):
         time.sleep(0.01)
-        return pixels + fake_picture(params, output)
+        return pixels + fake_image(params, output)
 
     stage = DecodeStage(lambda: decoder, write)
-    pictures = [make_params(image_index=k) for k in range(3)]
+    images = [make_params(image_index=k) for k in range(3)]
     jobs = [
         DecodeJob(Denoised(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise), p, Output("webp", k))
-        for k, p in enumerate(pictures)
+        for k, p in enumerate(images)
     ]
     drawn = await stage.decode_batch(jobs)
     assert [len(batch) for batch in decoder.batches] == [2, 1]
     assert [d.image for d in drawn] == [
-        bytes([k]) + fake_picture(p, Output("webp", k)) for k, p in enumerate(pictures)
+        bytes([k]) + fake_image(p, Output("webp", k)) for k, p in enumerate(images)
     ]
     assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (
         USAGE.text,
@@ -37,14 +37,14 @@ async def test_a_batch_is_cut_to_what_the_decoder_takes():
     assert drawn[0].usage.decode.flops == 20
     charged = stage.books.state("s", 0, stage.census()).charges
     assert [charge.device_seconds for charge in charged] == [
-        picture.usage.decode.device_seconds for picture in drawn
+        image.usage.decode.device_seconds for image in drawn
     ]
-    assert stage.census().pictures == 3
+    assert stage.census().images == 3
     assert stage.census().curve.seconds_for(20) == pytest.approx(2.0)
     stage.close()
 
 
-async def test_what_is_no_picture_takes_no_other_with_it():
+async def test_what_is_no_image_takes_no_other_with_it():
     stage = DecodeStage(FakeDecoder, lambda pixels, output, params: pixels)
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
     denoised = [Denoised(latent, USAGE.text, USAGE.encode, USAGE.denoise) for latent in latents]
@@ -52,8 +52,8 @@ async def test_what_is_no_picture_takes_no_other_with_it():
         [DecodeJob(each, make_params(), Output()) for each in denoised]
     )
     assert (one.image, three.image) == (b"a", b"c")
-    assert str(broken) == "The model drew no picture: the decoder left numbers that are not finite."
+    assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
     assert (broken.status, broken.headers) == (503, {})  # nothing about trying again
-    with pytest.raises(BrokenPicture):
+    with pytest.raises(BrokenImage):
         await stage.decode(denoised[1], make_params(), Output())
     stage.close()

@@ -1,4 +1,4 @@
-"""Text encoding: a text is encoded once, and only its first picture pays for it."""
+"""Text encoding: a text is encoded once, and only its first image pays for it."""
 
 from collections.abc import Iterator
 
@@ -40,10 +40,10 @@ async def test_a_text_is_encoded_once_and_free_from_then_on(stage, encoder):
     assert (again.cond, again.uncond) == (first.cond, first.uncond)
     assert again.cost.flops == again.cost.device_seconds == 0
     assert stage.census().curve.seconds_for(10) == pytest.approx(1.0)
-    assert (stage.census().cache_hits, stage.census().cache_misses, stage.census().pictures) == (2, 2, 2)
+    assert (stage.census().cache_hits, stage.census().cache_misses, stage.census().images) == (2, 2, 2)
 
 
-async def test_pictures_of_one_batch_share_their_texts(stage, encoder):
+async def test_images_of_one_batch_share_their_texts(stage, encoder):
     jobs = [EncodeJob(make_params(prompt=prompt)) for prompt in ("a", "a", "b", "c", "d")]
     answers = await stage.encode_batch(jobs)
     assert encoder.batches == [["a", ""], ["b", "c"], ["d"]]

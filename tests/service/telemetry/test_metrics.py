@@ -19,7 +19,7 @@ NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safeligh
 
 
 def statement(source: str, ticks: TickCounter, *charges: Charge, **totals: float) -> StageStatement:
-    census = StageCensus(pictures=3, running=2, rows=40)
+    census = StageCensus(images=3, running=2, rows=40)
     return StageStatement(
         source, 0, "denoise", charges, StageTotals(**totals, ticks=ticks.counts), census, 1, 2
     )
@@ -42,7 +42,7 @@ def metrics() -> Metrics:
         )
     )
     ledger.post(statement("two", ticks, busy=1.0, work_left=2.0))
-    told.observe_stages({"denoise": StageCensus(pictures=100, attention="products"), "encode": None})
+    told.observe_stages({"denoise": StageCensus(images=100, attention="products"), "encode": None})
     told.observe_measures(measures(ledger), mfu=0.5)
     return told
 
@@ -70,7 +70,7 @@ def test_all_of_the_tables_is_exposed_and_nothing_else(metrics: Metrics) -> None
 def test_replicas_add_up(metrics: Metrics) -> None:
     told = samples(metrics)
     assert told["safelight_stage_replicas denoise"] == 2 and told["safelight_stage_replicas encode"] == 0
-    assert told["safelight_stage_pictures denoise"] == 6  # not what one of them said when it was asked
+    assert told["safelight_stage_images denoise"] == 6  # not what one of them said when it was asked
     assert told["safelight_stage_work_left_seconds denoise"] == 6.0
     assert told["safelight_stage_busy_seconds_total denoise"] == 6.0
     assert told["safelight_stage_charged_seconds_total denoise"] == 3.0
@@ -115,9 +115,9 @@ def test_names_follow_the_customs(metrics: Metrics) -> None:
 def test_a_single_replica_is_asked_itself() -> None:
     told, ledger = Metrics(), Ledger()
     ledger.post(statement("one", TickCounter(), busy=1.0))
-    told.observe_stages({"denoise": StageCensus(pictures=100)})
+    told.observe_stages({"denoise": StageCensus(images=100)})
     told.observe_measures(measures(ledger), mfu=None)
-    assert samples(told)["safelight_stage_pictures denoise"] == 100
+    assert samples(told)["safelight_stage_images denoise"] == 100
 
 
 def test_counts_add_and_take_away() -> None:

@@ -26,7 +26,7 @@ class Clock:
 
 
 def record(account: str, outcome: Outcome = Outcome.DONE, images: int = 1, **changed) -> UsageRecord:
-    pictures = (USAGE,) * images if outcome is Outcome.DONE else ()
+    usages = (USAGE,) * images if outcome is Outcome.DONE else ()
     known = UsageRecord(
         account,
         "theirs",
@@ -35,7 +35,7 @@ def record(account: str, outcome: Outcome = Outcome.DONE, images: int = 1, **cha
         "me",
         "m",
         images,
-        pictures,
+        usages,
         2.0,
         1000.0,
     )
@@ -50,7 +50,7 @@ def of_stage(
     number: int, *charges: Charge, stage: str = "denoise", source: str = "one", **totals: float
 ) -> StageStatement:
     return StageStatement(
-        source, number, stage, charges, StageTotals(**totals), StageCensus(pictures=3, peak_flops=1e3), 77, 78
+        source, number, stage, charges, StageTotals(**totals), StageCensus(images=3, peak_flops=1e3), 77, 78
     )
 
 
@@ -152,7 +152,7 @@ def test_a_steady_rate_is_told_alike_of_every_window(window: float | None) -> No
     assert (window or 0.0) <= told.window_seconds + 1e-6 or told.window_seconds == clock.time - books.since
 
 
-def test_pictures_an_hour_of_a_device_are_for_the_time_that_devices_lived() -> None:
+def test_images_an_hour_of_a_device_are_for_the_time_that_devices_lived() -> None:
     clock = Clock()
     books = Ledger(clock)
     books.post(of_stage(0, source="one"))

@@ -1,4 +1,4 @@
-"""From drawn pictures to rates: what the nearest clean picture shows, with intervals, a ceiling and a floor."""
+"""From drawn images to rates: what the nearest clean image shows, with intervals, a ceiling and a floor."""
 
 import math
 from collections.abc import Sequence
@@ -57,17 +57,17 @@ class Rate:
 
 
 def load_gallery(model: ModelInfo) -> Gallery:
-    """The clean pictures that `model` was taught; raises `CheckpointError` (a `ValueError`) for a model that brings none."""
+    """The clean images that `model` was taught; raises `CheckpointError` (a `ValueError`) for a model that brings none."""
     return Gallery.load(model.path)
 
 
 def judge(gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray) -> dict[str, Rate]:
     """What was drawn (P, H, W, 3) uint8 for `prompts`, by name of figure; figures that no prompt asks about are left out.
 
-    `concept_top1`, `concept_top5`: one of the prompt's concepts is the nearest clean picture's, or among the five nearest.
-    `style_accuracy`: the nearest picture's style. `concept_and_style`: both. `background_accuracy`: the frame's colour.
-    `ceiling`: `concept_top1` of true pictures after a trip through the autoencoder. `floor`: `concept_top1` of the same
-    pictures against the prompt after next: what is right by chance. Raises `InvalidPrompts` for names that the gallery has not.
+    `concept_top1`, `concept_top5`: one of the prompt's concepts is the nearest clean image's, or among the five nearest.
+    `style_accuracy`: the nearest image's style. `concept_and_style`: both. `background_accuracy`: the frame's colour.
+    `ceiling`: `concept_top1` of true images after a trip through the autoencoder. `floor`: `concept_top1` of the same
+    images against the prompt after next: what is right by chance. Raises `InvalidPrompts` for names that the gallery has not.
     """
     check(gallery, prompts)
     nearest = _nearest(gallery, prompts, drawn)
@@ -113,18 +113,18 @@ def check(gallery: Gallery, prompts: Sequence[Prompt]) -> None:
                     )
 
 
-def framed(gallery: Gallery, picture: np.ndarray) -> str:
-    """The name of the background nearest to the middle colour of a picture's frame."""
-    edge = np.ones(picture.shape[:2], bool)
+def framed(gallery: Gallery, image: np.ndarray) -> str:
+    """The name of the background nearest to the middle colour of an image's frame."""
+    edge = np.ones(image.shape[:2], bool)
     edge[FRAME:-FRAME, FRAME:-FRAME] = False
-    colour = np.median(picture[edge], axis=0)
+    colour = np.median(image[edge], axis=0)
     return min(
         gallery.backgrounds, key=lambda name: float(np.square(colour - gallery.backgrounds[name]).sum())
     )
 
 
 def _nearest(gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray) -> list[list[int]]:
-    """Each picture's nearest clean ones on the background that it should have."""
+    """Each image's nearest clean ones on the background that it should have."""
     found: list[list[int]] = [[] for _ in prompts]
     for background in {prompt.background or WHITE for prompt in prompts}:
         rows = [i for i, prompt in enumerate(prompts) if (prompt.background or WHITE) == background]
@@ -142,7 +142,7 @@ def _groups(gallery: Gallery, prompt: Prompt) -> set[str]:
 
 
 def _restored(gallery: Gallery, prompt: Prompt) -> bool:
-    """Whether a true picture of what is asked for would be recognised."""
+    """Whether a true image of what is asked for would be recognised."""
     return any(
         e.restored
         for e in gallery.entries

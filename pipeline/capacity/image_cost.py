@@ -1,4 +1,4 @@
-"""What a picture asks of each stage in floating-point operations, on the outline of a model. No torch here."""
+"""What an image asks of each stage in floating-point operations, on the outline of a model. No torch here."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Outline:
     prediction: str
     text: int  # operations of all towers on a text
     evaluation: Callable[[int, int], int]  # of a row in a tick, by its latents
-    once: Callable[[int, int], int]  # of a picture, by the times of its plan and its number of texts
-    decode: Callable[[int, int], int]  # of a picture, by its latents
+    once: Callable[[int, int], int]  # of an image, by the times of its plan and its number of texts
+    decode: Callable[[int, int], int]  # of an image, by its latents
     scale: int = 8  # pixels on a side of a latent pixel
     patch: int = 2  # latent pixels on a side of a token
     sizes: tuple[Size, ...] = ()  # that alone are served; none where any of whole patches will do
@@ -43,7 +43,7 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A picture as it is asked for."""
+    """An image as it is asked for."""
 
     size: Size
     num_steps: int
@@ -52,8 +52,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureWork:
-    """Operations of one picture: of its texts, once before its ticks, of each tick, and of decoding; `rows` and `tokens` of a tick."""
+class ImageCost:
+    """Operations of one image: of its texts, once before its ticks, of each tick, and of decoding; `rows` and `tokens` of a tick."""
 
     encode: float
     once: float
@@ -71,15 +71,15 @@ class PictureWork:
         return self.encode + self.denoise + self.decode
 
 
-def picture_work(outline: Outline, order: Order) -> PictureWork:
-    """What one picture takes alone, no text remembered. Raises `InvalidParams` for what the model cannot draw."""
+def image_cost(outline: Outline, order: Order) -> ImageCost:
+    """What one image takes alone, no text remembered. Raises `InvalidParams` for what the model cannot draw."""
     _check(outline, order)
     width, height = (side // outline.scale for side in order.size)
     made = plan(
         order.solver, outline.schedule, outline.prediction, order.num_steps, spacing=outline.timestep_spacing
     )
     rows = needs_cond(order.guidance_scale) + needs_uncond(order.guidance_scale)
-    return PictureWork(
+    return ImageCost(
         encode=rows * outline.text,
         once=outline.once(made.nfe, rows),
         ticks=(rows * outline.evaluation(height, width),) * made.nfe,

@@ -1,0 +1,33 @@
+"""Whether an answer holds the images that were asked for."""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from loadtests.traces import Body
+
+
+def fault_of(body: Body, answer: dict[str, Any]) -> str | None:
+    """What is wrong with a 200 answer to `body`; None if nothing is. Every image is decoded to its last pixel."""
+    wanted = body.get("n", 1)
+    items = answer.get("data", [])
+    if len(items) != wanted:
+        return f"{len(items)} images instead of {wanted}"
+    for item in items:
+        try:
+            decoded = Image.open(io.BytesIO(base64.b64decode(item["b64_json"], validate=True)))
+            decoded.load()
+        except (KeyError, binascii.Error, UnidentifiedImageError, OSError) as error:
+            return f"no image: {type(error).__name__}"
+        size = f"{decoded.width}x{decoded.height}"
+        if body.get("size", "auto") not in ("auto", size):
+            return f"an image of {size} instead of {body['size']}"
+        if all(low == high for low, high in decoded.convert("RGB").getextrema()):
+            return "an image of one colour"
+    seeds = answer["usage"]["safelight"]["seeds"]
+    if "seed" in body and seeds != [body["seed"]] * wanted:
+        return f"seeds {seeds} instead of {body['seed']}"
+    return None
