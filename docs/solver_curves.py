@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, plan, walk
+from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, plan
 from safelight.pipeline.params import InvalidParams
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
@@ -154,7 +154,7 @@ class Bench:
 
     def error(self, table: Plan) -> float:
         """RMS distance to the exact ends over their RMS."""
-        found = walk(table, lambda x, tick: self.denoise(x, tick.t), table.start_scale * self.start)
+        found = execute_plan(table, lambda x, tick: self.denoise(x, tick.t), table.start_scale * self.start)
         return float((found - self.end).norm() / self.end.norm())
 
     def curve(self, solver: str) -> dict[int, tuple[int, float]]:
@@ -179,7 +179,7 @@ def law_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, flo
     def network(x: Tensor, tick: Tick) -> Tensor:
         return posterior_mean(MODES, x, *schedule.alpha_sigma(tick.t))
 
-    end = walk(
+    end = execute_plan(
         table, network, start, lambda k: torch.randn(start.shape, generator=generator, dtype=start.dtype)
     )
     return table.nfe, float((end.flatten().sort().values - _quantiles()).abs().mean()) / _deviation()
@@ -234,7 +234,7 @@ def measured_order(solver: str) -> float:
     for n in ORDER_STEPS:
         grid = (t, *(flow.time_of(first + i / n * (last - first)) for i in range(1, n)), t_end)
         table = plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
-        end = walk(table, lambda x, tick: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(tick.t)), x)
+        end = execute_plan(table, lambda x, tick: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(tick.t)), x)
         errors.append(float((end - exact).abs().max()))
     return math.log2(errors[-2] / errors[-1])
 

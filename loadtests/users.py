@@ -20,7 +20,7 @@ MAX_FAIL_RATIO = float(os.environ.get("MAX_FAIL_RATIO", "0"))
 MAX_P95_MS = float(os.environ.get("MAX_P95_MS", "inf"))
 
 
-class Painter(FastHttpUser):
+class ImageUser(FastHttpUser):
     """Asks for unlike images."""
 
     wait_time = between(0.1, 1.0)

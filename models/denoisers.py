@@ -17,28 +17,28 @@ from safelight.models.networks.class_dit import ClassDiT, ClassDiTConfig
 from safelight.models.networks.dit import DiT
 from safelight.models.networks.interface import Network, NetworkConfig, PackedNetwork
 from safelight.models.networks.mmdit import MMDiT, MMDiTConfig
-from safelight.models.packed.attention_choice import choose
+from safelight.models.packed.attention_choice import select_attention
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import Int8, QuantizationUnavailable
 from safelight.models.packed.linear import UNQUANTIZED
 from safelight.models.packed.mmdit import PackedMMDiT
-from safelight.models.packed.unpacked import Grouped
+from safelight.models.packed.unpacked import PerShapeNetwork
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class NetworkKind:
     """A family's network: how its configuration is read, and what is built from it."""
 
     read: Callable[[dict[str, Any]], NetworkConfig]
     build: Callable[[Any], nn.Module]
 
 
-KINDS = {
-    PIXART: Kind(DiTConfig.from_diffusers, DiT),
-    SD3: Kind(MMDiTConfig.from_diffusers, MMDiT),
-    CLASS_DIT: Kind(ClassDiTConfig.from_diffusers, ClassDiT),
+NETWORK_KINDS = {
+    PIXART: NetworkKind(DiTConfig.from_diffusers, DiT),
+    SD3: NetworkKind(MMDiTConfig.from_diffusers, MMDiT),
+    CLASS_DIT: NetworkKind(ClassDiTConfig.from_diffusers, ClassDiT),
 }
 
 
@@ -69,9 +69,9 @@ def pack(network: Network, quantization: str = "none") -> PackedNetwork:
             raise QuantizationUnavailable(
                 f"quantization {quantization} is for networks whose rows are packed; a class-conditional DiT's are not"
             )
-        return Grouped(network)
+        return PerShapeNetwork(network)
     weight, config = network.proj_out.weight, network.config
-    attention, why = choose(
+    attention, why = select_attention(
         weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim
     )
     logger.info("attention by %s: %s", attention.name, why)
@@ -103,9 +103,11 @@ def _read(folder: Path) -> tuple[NetworkConfig, Callable[[Any], nn.Module]]:
     path = folder / "config.json"
     config = read_json(path)
     name = network_class(config)
-    if not isinstance(name, str) or name not in KINDS:
-        raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(KINDS)}")
+    if not isinstance(name, str) or name not in NETWORK_KINDS:
+        raise CheckpointError(
+            f"{path}: class {name!r} is not supported; supported: {', '.join(NETWORK_KINDS)}"
+        )
     try:
-        return KINDS[name].read(config), KINDS[name].build
+        return NETWORK_KINDS[name].read(config), NETWORK_KINDS[name].build
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -12,19 +12,19 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.backend import Backend
 from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
 from safelight.service.ray_serve.deployments import (
-    Bookkeeper,
-    Colocated,
-    Denoiser,
-    Gateway,
-    TextEncoder,
-    VaeDecoder,
+    ColocatedDeployment,
+    DecodeDeployment,
+    DenoiseDeployment,
+    EncodeDeployment,
+    GatewayDeployment,
+    LedgerDeployment,
 )
 from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
 SMALL_CPU = (
     0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
 )
-ROOM_FOR_QUESTIONS = 64  # health and census must get through to a stage that is full of images
+ROOM_FOR_QUESTIONS = 64  # health and status must get through to a stage that is full of images
 MANY = 10_000  # the gateway counts its images itself
 METRICS_SECONDS = (
     1.0  # how often replicas and handles say what waits for them; Serve's ten are long for a burst
@@ -43,15 +43,19 @@ def build_app(settings: Settings) -> Application:
     make_backend: Callable[..., Backend]
     if settings.stages == "colocated":
         make_backend = partial(ColocatedBackend, may_sleep=may_sleep(settings))
-        stages = [_stage(Colocated, settings.denoise_replicas, settings.denoise_gpus, settings)]
+        stages = [
+            _stage(
+                "Colocated", ColocatedDeployment, settings.denoise_replicas, settings.denoise_gpus, settings
+            )
+        ]
     else:
         make_backend = partial(SplitBackend, may_sleep=may_sleep(settings))
         stages = [
-            _stage(TextEncoder, settings.encode_replicas, settings.encode_gpus, settings),
-            _stage(Denoiser, settings.denoise_replicas, settings.denoise_gpus, settings),
-            _stage(VaeDecoder, settings.decode_replicas, settings.decode_gpus, settings),
+            _stage("TextEncoder", EncodeDeployment, settings.encode_replicas, settings.encode_gpus, settings),
+            _stage("Denoiser", DenoiseDeployment, settings.denoise_replicas, settings.denoise_gpus, settings),
+            _stage("VaeDecoder", DecodeDeployment, settings.decode_replicas, settings.decode_gpus, settings),
         ]
-    ledger = _bookkeeper(settings).bind(settings)
+    ledger = _ledger(settings).bind(settings)
     return _gateway(settings).bind(
         make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages)
     )
@@ -66,16 +70,16 @@ def _gateway(settings: Settings) -> Deployment:
         else {"autoscaling_config": _range(least, most, settings) | BY_REQUESTS}
     )
     make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings), **scaling)
-    return make(serve.ingress()(Gateway))
+    return make(serve.ingress()(GatewayDeployment))
 
 
-def _bookkeeper(settings: Settings) -> Deployment:
-    make = serve.deployment(name="Bookkeeper", max_ongoing_requests=MANY, **_options(settings))
-    return make(Bookkeeper)
+def _ledger(settings: Settings) -> Deployment:
+    make = serve.deployment(name="Ledger", max_ongoing_requests=MANY, **_options(settings))
+    return make(LedgerDeployment)
 
 
-def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings) -> Deployment:
-    least, most = replica_range(stage.__name__, replicas)
+def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings: Settings) -> Deployment:
+    least, most = replica_range(name, replicas)
     options = _options(settings, num_gpus)
     room = settings.max_pictures + ROOM_FOR_QUESTIONS
     if least == most:
@@ -83,7 +87,7 @@ def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings)
     else:
         # What does not fit into two ticks waits before the replicas, where one that comes later finds it. But a decoder is given its
         # images while they are still being denoised: long ones must not fill it, and keep out short ones that are done.
-        fits = room if stage is VaeDecoder else 2 * settings.max_rows
+        fits = room if stage is DecodeDeployment else 2 * settings.max_rows
         options |= {
             "autoscaling_config": _range(least, most, settings) | _by_work(settings),
             "max_ongoing_requests": fits,
@@ -91,7 +95,7 @@ def _stage(stage: type[Any], replicas: str, num_gpus: float, settings: Settings)
         options["graceful_shutdown_timeout_s"] = (
             settings.deadline_seconds
         )  # a replica that goes finishes what it has
-    return serve.deployment(name=stage.__name__, **options)(stage)
+    return serve.deployment(name=name, **options)(stage)
 
 
 def _range(least: int, most: int, settings: Settings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from safelight.pipeline.params import GenerationParams
-from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -12,8 +12,10 @@ STAGES = ("encode", "denoise", "decode")
 class Backend(Protocol):
     """Draws images. To cancel `draw` is to take the image out of the batch."""
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn: ...
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult: ...
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
+    async def status(self) -> Mapping[str, StageStatus | None]:
         """How each of `STAGES` is; None for one that does not answer in time."""
         ...

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.capacity.predict import outline_of
+from safelight.pipeline.capacity.predict import model_profile
 from safelight.pipeline.params import GenerationParams, ModelInfo
-from safelight.service.messages import NOBODY, Drawn, Output, Ticket
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import Settings, num_cores
 from safelight.service.stages.decode import DecodeStage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from safelight.pipeline.engine.engine import Engine
-    from safelight.pipeline.engine.image_decoder import Decoder
+    from safelight.pipeline.engine.image_decoder import ImageDecoder
     from safelight.pipeline.engine.text_encoder import TextEncoder
 
 
@@ -29,7 +29,7 @@ SMALL_FLOPS = (
 )
 
 
-class Studio:
+class InProcessPipeline:
     """Three stages, made at once on their own threads."""
 
     def __init__(self, model: ModelInfo, settings: Settings):
@@ -42,10 +42,12 @@ class Studio:
         self.denoiser = make_denoise_stage(model, settings)
         self.decoder = make_decode_stage(model, settings)
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        conditioning = await self.encoder.encode(params, ticket)
-        denoised = await self.denoiser.generate(conditioning, params, ticket)
-        return await self.decoder.decode(denoised, params, output, ticket)
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
+        conditioning = await self.encoder.encode(params, context)
+        denoised = await self.denoiser.generate(conditioning, params, context)
+        return await self.decoder.decode(denoised, params, output, context)
 
     @property
     def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
@@ -71,7 +73,7 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
     def make() -> TextEncoder:
         return build_text_encoder(
-            model, num_threads=settings.encode_threads or _threads_for(outline_of(model).text)
+            model, num_threads=settings.encode_threads or _threads_for(model_profile(model).text)
         )
 
     return EncodeStage(make, model.id, settings.text_cache_bytes)
@@ -103,14 +105,14 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
         from safelight.pipeline.assembly.decoder import build_decoder
         from safelight.pipeline.engine.image_files import encode_image
 
-    def make() -> Decoder:
-        width, height = (side // outline_of(model).scale for side in model.native_size)
+    def make() -> ImageDecoder:
+        width, height = (side // model_profile(model).scale for side in model.native_size)
         return build_decoder(
             model,
-            num_threads=settings.decode_threads or _threads_for(outline_of(model).decode(height, width)),
+            num_threads=settings.decode_threads or _threads_for(model_profile(model).decode(height, width)),
         )
 
-    def write(pixels: np.ndarray, output: Output, params: GenerationParams) -> bytes:
+    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
         return encode_image(pixels, output.format, output.compression, params, model.id)
 
     return DecodeStage(make, write)

@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class RequestContext:
     """What goes with an image from stage to stage: whose account pays, and the trace that it belongs to."""
 
-    account: str = ""  # the request's, which no client chooses; empty: nobody's, as of the warm-up
+    record_id: str = ""  # the request's, which no client chooses; empty: nobody's, as of the warm-up
     traceparent: str | None = None  # W3C's header of the gateway's span
 
 
-NOBODY = Ticket()
+NO_CONTEXT = RequestContext()
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class ImageFormat:
     """How an image is to be written."""
 
     format: str = "png"
@@ -34,7 +34,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditioning:
+class EncodeResult:
     """Text encoding's answer for one image."""
 
     cond: TextStates
@@ -44,7 +44,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True)
-class Denoised:
+class DenoiseResult:
     """Denoising's answer for one image, with what was spent so far."""
 
     latents: Tensor
@@ -81,7 +81,7 @@ class ImageUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DecodeResult:
     """A finished image, as bytes in the asked format."""
 
     image: bytes
@@ -89,7 +89,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class StageCensus:
+class StageStatus:
     """What a stage says of itself: totals since it started, and who is in it now."""
 
     is_asleep: bool = False  # scaled to no replica; the next image wakes it

@@ -20,7 +20,15 @@ from safelight.pipeline.params import (
 )
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
-from safelight.service.messages import NOBODY, Conditioning, Drawn, ImageUsage, Output, StageCensus, Ticket
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    EncodeResult,
+    ImageFormat,
+    ImageUsage,
+    RequestContext,
+    StageStatus,
+)
 
 MODEL = ModelInfo(
     id="fake-8",
@@ -49,7 +57,7 @@ def make_params(**changed: Any) -> GenerationParams:
     return replace(GenerationParams("p", "", 8, 8, 4, 4.0, "euler", 1), **changed)
 
 
-def fake_image(params: GenerationParams, output: Output) -> bytes:
+def fake_image(params: GenerationParams, output: ImageFormat) -> bytes:
     """Bytes that tell what was asked."""
     return f"{output}{params}".encode()
 
@@ -57,16 +65,18 @@ def fake_image(params: GenerationParams, output: Output) -> bytes:
 class FakeBackend:
     """Draws at once; `errors` are raised first, one a call; while `gate` is closed, nobody gets an image."""
 
-    def __init__(self, *errors: Exception, stages: Mapping[str, StageCensus | None] | None = None):
+    def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None):
         self.errors = list(errors)
-        self.drawn: list[tuple[GenerationParams, Output]] = []
+        self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.num_cancelled = 0
         self.waiting = asyncio.Semaphore(0)  # released once for every draw that has begun
         self.gate = asyncio.Event()
         self.gate.set()
-        self.stages = stages or dict.fromkeys(STAGES, StageCensus(images=1))
+        self.stages = stages or dict.fromkeys(STAGES, StageStatus(images=1))
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
         if self.errors:
             raise self.errors.pop(0)
         self.waiting.release()
@@ -76,9 +86,9 @@ class FakeBackend:
             self.num_cancelled += 1
             raise
         self.drawn.append((params, output))
-        return Drawn(fake_image(params, output), USAGE)
+        return DecodeResult(fake_image(params, output), USAGE)
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
+    async def status(self) -> Mapping[str, StageStatus | None]:
         return self.stages
 
 
@@ -157,8 +167,8 @@ def _outcome(request_id: str, reason: FinishReason) -> Any:
     )
 
 
-def make_conditioning() -> Conditioning:
-    return Conditioning(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)  # type: ignore[arg-type]
+def make_conditioning() -> EncodeResult:
+    return EncodeResult(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ OLD_CLASS, CLASS_OF_NORM = "Transformer2DModel", {"ada_norm_single": PIXART, "ad
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder of a checkpoint that holds weights: `kind` is a key of `safelight.models.inspection.expected_tensors.KINDS`."""
+    """A folder of a checkpoint that holds weights: `kind` is a key of `safelight.models.inspection.expected_tensors.PART_KINDS`."""
 
     folder: str
     kind: str

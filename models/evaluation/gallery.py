@@ -27,7 +27,7 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GalleryEntry:
     """One clean image: what it shows, and what was kept from the model."""
 
     hexcode: str  # of the concept
@@ -42,7 +42,7 @@ class Entry:
 class Gallery:
     """All clean images: `pixels` (P, 4, 32, 32) in [0, 1], colour times opacity, and `backgrounds` by their name in prompts."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[GalleryEntry, ...]
     pixels: Tensor
     backgrounds: dict[str, Colour]
 
@@ -57,7 +57,7 @@ class Gallery:
                 f"{folder}: there is no gallery of clean images to judge against ({Path(error.filename).name})"
             ) from None
         entries = tuple(
-            Entry(**{**fields, "keywords": tuple(fields["keywords"])}) for fields in record["entries"]
+            GalleryEntry(**{**fields, "keywords": tuple(fields["keywords"])}) for fields in record["entries"]
         )
         tiles = sheet.reshape(-1, SIDE, COLUMNS, SIDE, 4).transpose(0, 2, 4, 1, 3).reshape(-1, 4, SIDE, SIDE)
         backgrounds = {name: (red, green, blue) for name, (red, green, blue) in record["backgrounds"].items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from safelight.models.checkpoints.families import Family, Part
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
 from safelight.models.checkpoints.tensors import Shapes, Stored, differences, list_tensors, shapes_of
-from safelight.models.inspection.expected_tensors import KINDS
+from safelight.models.inspection.expected_tensors import PART_KINDS
 from safelight.models.text import sd3
 from safelight.models.text.label import Labels
 
@@ -67,7 +67,7 @@ def _in_words(error: Exception, path: Path) -> str:
 
 
 def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
-    path, kind = folder / part.folder, KINDS[part.kind]
+    path, kind = folder / part.folder, PART_KINDS[part.kind]
     if not path.is_dir():
         if not part.is_optional:
             add_fault(faults, f"{path} is missing")

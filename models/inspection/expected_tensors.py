@@ -13,7 +13,7 @@ from safelight.models.text.hf_folder import HF_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PartKind:
     """How a part is known: its weight file, what that must hold, and the parts' tokenizer.
 
     `canonical` takes what a file holds, by name, to what `blueprint` asks for; `check_tokenizer` is given the folders of the
@@ -48,10 +48,10 @@ def _check_t5_tokenizer(folder: Path, tokenizer: Path) -> None:
     t5.load_tokenizer(tokenizer, t5.T5EncoderConfig.read(folder))
 
 
-KINDS = {
-    "network": Kind(WEIGHTS, _network),
-    "vae": Kind(WEIGHTS, _vae),
-    "open_clip": Kind(CLIP_WEIGHTS, clip.blueprint),
-    "clip": Kind(HF_WEIGHTS, hf_clip.blueprint, hf_clip.canonical, _check_clip_tokenizer),
-    "t5": Kind(HF_WEIGHTS, _t5, t5.canonical, _check_t5_tokenizer),
+PART_KINDS = {
+    "network": PartKind(WEIGHTS, _network),
+    "vae": PartKind(WEIGHTS, _vae),
+    "open_clip": PartKind(CLIP_WEIGHTS, clip.blueprint),
+    "clip": PartKind(HF_WEIGHTS, hf_clip.blueprint, hf_clip.canonical, _check_clip_tokenizer),
+    "t5": PartKind(HF_WEIGHTS, _t5, t5.canonical, _check_t5_tokenizer),
 }

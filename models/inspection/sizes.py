@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 from safelight.models.checkpoints.families import FAMILIES, Family, spatial_compression
 from safelight.models.checkpoints.published import PARTS, PUBLISHED, Config, Published
 from safelight.models.denoisers import build_empty
-from safelight.models.inspection.expected_tensors import KINDS
+from safelight.models.inspection.expected_tensors import PART_KINDS
 from safelight.models.vae import CLASSES, decode_latents
 
 # of DiT's blocks each has embedders of its own in diffusers' files, all equal; the paper counts them once
@@ -43,9 +43,9 @@ class PartSize:
 
 
 def part_size(kind: str, config: Config) -> PartSize:
-    """The size of a part, `kind` a key of `safelight.models.inspection.expected_tensors.KINDS`."""
+    """The size of a part, `kind` a key of `safelight.models.inspection.expected_tensors.PART_KINDS`."""
     with config_folder(config) as folder:
-        stored = {name: math.prod(shape) for name, shape in KINDS[kind].blueprint(folder).items()}
+        stored = {name: math.prod(shape) for name, shape in PART_KINDS[kind].blueprint(folder).items()}
     learned = {
         name: count for name, count in stored.items() if name != POSITION_TABLE and not COPY.match(name)
     }

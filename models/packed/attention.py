@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safelight.models.packed.layout import Layout, Run, cut_alike
+from safelight.models.packed.layout import Layout, RowRun, cut_alike
 
-Plan = Any  # a back end's own
+AttentionMetadata = Any  # a back end's own
 
 # from so many keys on, and up to so many queries times keys, a matrix of scores is cheaper than doing without
 FEWEST_KEYS, LARGEST_PRODUCT = 32, 128 * 128
@@ -28,11 +28,13 @@ class PackedAttention(Protocol):
     @property
     def name(self) -> str: ...
 
-    def plan(self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype) -> Plan:
+    def plan(
+        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
+    ) -> AttentionMetadata:
         """For rows of these lengths; `mask` (S,) is True for keys to attend to, None for all."""
         ...
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionMetadata) -> Tensor:
         """q (T, A, K), k and v (S, A, K): (T, A, K)."""
         ...
 
@@ -41,8 +43,8 @@ class PackedAttention(Protocol):
 class Piece:
     """Rows with as many queries and as many keys each; `bias` (R, 1, 1, L) is added to the scores."""
 
-    queries: Run
-    keys: Run
+    queries: RowRun
+    keys: RowRun
     bias: Tensor | None
 
 
@@ -98,7 +100,7 @@ def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (rows, heads))
 
 
-def _bias(mask: Tensor | None, run: Run, dtype: torch.dtype) -> Tensor | None:
+def _bias(mask: Tensor | None, run: RowRun, dtype: torch.dtype) -> Tensor | None:
     if mask is None:
         return None
     own = run.batch(mask)[:, None, None]
@@ -109,7 +111,7 @@ def _bias(mask: Tensor | None, run: Run, dtype: torch.dtype) -> Tensor | None:
     )
 
 
-def _rows(x: Tensor, run: Run) -> Tensor:
+def _rows(x: Tensor, run: RowRun) -> Tensor:
     return run.batch(x).transpose(1, 2)
 
 

@@ -6,7 +6,7 @@ from safelight.models.packed.attention import BACKENDS, PackedAttention
 from safelight.models.packed.xformers_attention import XformersUnavailable, load_xformers
 
 
-def choose(
+def select_attention(
     device: torch.device, dtype: torch.dtype, heads: int, channels: int
 ) -> tuple[PackedAttention, str]:
     """The fastest back end that works here, and the reason in words; on a processor one whose bits for a row depend on that row alone."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from safelight.models.networks.dit import Block, DiT, Modulations
 from safelight.models.networks.layers import modulate
-from safelight.models.packed.attention import PackedAttention, Plan
+from safelight.models.packed.attention import AttentionMetadata, PackedAttention
 from safelight.models.packed.layers import gated, joined, parameters, patches, unpatched
 from safelight.models.packed.layout import Layout
-from safelight.models.packed.linear import UNQUANTIZED, Layers, Linear, make_linear
+from safelight.models.packed.linear import UNQUANTIZED, Layers, LinearFunction, make_linear
 
 SCALES = [1, 4]  # of a block's six modulations; `1 + scale` is stored
 
@@ -55,19 +55,19 @@ class Rows:
     positions: Tensor  # (T, D)
     key_values: Tensor
     modulations: tuple[Modulations, ...]
-    to_itself: Plan
-    to_text: Plan
+    to_itself: AttentionMetadata
+    to_text: AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
     """A block's products."""
 
-    to_qkv: Linear
-    to_out: Linear
-    to_text_q: Linear
-    to_text_out: Linear
-    mlp: Linear
+    to_qkv: LinearFunction
+    to_out: LinearFunction
+    to_text_q: LinearFunction
+    to_text_out: LinearFunction
+    mlp: LinearFunction
     eps: float
 
 

@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit whole numbers: a scale for each output channel of a weight, one for each token, products summed in int32.
+"""LinearFunction layers in 8-bit whole numbers: a scale for each output channel of a weight, one for each token, products summed in int32.
 
 The products are exact, so they are the same in any order and in any company. What is around them torch's compiler makes: as passes
 of their own they would cost more than the products save (docs/performance.md).
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safelight.models.packed.linear import Linear
+from safelight.models.packed.linear import LinearFunction
 
 LARGEST = 127
 MIDDLE = 128  # processors multiply unsigned by signed numbers: there a token's are stored with this added
@@ -84,12 +84,12 @@ class Int8:
             raise QuantizationUnavailable(f"quantization int8 gives wrong numbers on {device.type} here")
         return maker
 
-    def linear(self, weight: Tensor, bias: Tensor) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
         """x (T, D_in) to about x weight^T + bias, (T, D_out)."""
         own, kernels = _quantized(weight, bias), self.kernels
         return _never_few(lambda x: kernels.restore(*own.sums(*kernels.quantize(x))))
 
-    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> Linear:
+    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> LinearFunction:
         """Weight and bias of two layers with a GELU (tanh) between them, x (T, D_in) to (T, D_out)."""
         up, down, kernels = _quantized(*rise), _quantized(*fall), self.kernels
 
@@ -105,7 +105,7 @@ class Int8:
         )
 
 
-def _never_few(layer: Linear) -> Linear:
+def _never_few(layer: LinearFunction) -> LinearFunction:
     """One token would be compiled anew, and CUDA's product wants seventeen."""
     return lambda x: (
         layer(x) if len(x) >= FEWEST_TOKENS else layer(F.pad(x, (0, 0, 0, FEWEST_TOKENS - len(x))))[: len(x)]

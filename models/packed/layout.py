@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RowRun:
     """Rows of `length` tokens that stand together."""
 
     rows: slice
@@ -43,13 +43,13 @@ class Layout:
         return sum(self.lengths)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[RowRun, ...]:
         """Rows of one length after another, from the first on."""
-        runs: list[Run] = []
+        runs: list[RowRun] = []
         row = token = 0
         for length, equal in groupby(self.lengths):
             count = len(list(equal))
-            runs.append(Run(slice(row, row + count), slice(token, token + count * length), length))
+            runs.append(RowRun(slice(row, row + count), slice(token, token + count * length), length))
             row, token = row + count, token + count * length
         return tuple(runs)
 
@@ -74,9 +74,9 @@ class Layout:
         )
 
 
-def cut_alike(layouts: Sequence[Layout]) -> list[tuple[Run, ...]]:
+def cut_alike(layouts: Sequence[Layout]) -> list[tuple[RowRun, ...]]:
     """Runs of rows that are of one length in every one of `layouts`, which have as many rows: (run in each of them), in order."""
-    pieces: list[tuple[Run, ...]] = []
+    pieces: list[tuple[RowRun, ...]] = []
     row, tokens = 0, [0] * len(layouts)
     for lengths, equal in groupby(zip(*(layout.lengths for layout in layouts), strict=True)):
         count = len(list(equal))
@@ -84,7 +84,7 @@ def cut_alike(layouts: Sequence[Layout]) -> list[tuple[Run, ...]]:
         ends = [start + count * length for start, length in zip(tokens, lengths, strict=True)]
         pieces.append(
             tuple(
-                Run(rows, slice(*span), length)
+                RowRun(rows, slice(*span), length)
                 for span, length in zip(zip(tokens, ends, strict=True), lengths, strict=True)
             )
         )

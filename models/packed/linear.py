@@ -1,4 +1,4 @@
-"""Linear layers for inference, with a GELU after them where one follows.
+"""LinearFunction layers for inference, with a GELU after them where one follows.
 
 Shapes: T tokens, D_in and D_out channels.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safelight.models.packed.batch_invariance import Lengths, agreeing_lengths, cancelling, invariant
 
-Linear = Callable[[Tensor], Tensor]
+LinearFunction = Callable[[Tensor], Tensor]
 
 TYPICAL_TOKENS = (
     1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
@@ -23,11 +23,11 @@ TYPICAL_TOKENS = (
 class Layers(Protocol):
     """How the large layers of a packed network are computed; the small ones are always `make_linear`'s."""
 
-    def linear(self, weight: Tensor, bias: Tensor) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
         """x (T, D_in) to x weight^T + bias, (T, D_out)."""
         ...
 
-    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> Linear:
+    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> LinearFunction:
         """Weight and bias of two layers with a GELU (tanh) between them, x (T, D_in) to (T, D_out)."""
         ...
 
@@ -35,10 +35,10 @@ class Layers(Protocol):
 class Unquantized:
     """In the network's own dtype."""
 
-    def linear(self, weight: Tensor, bias: Tensor) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
         return make_linear(weight, bias)
 
-    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> Linear:
+    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> LinearFunction:
         first, second = make_linear(*rise, has_gelu=True), make_linear(*fall)
         return lambda x: second(first(x))
 
@@ -46,7 +46,7 @@ class Unquantized:
 UNQUANTIZED = Unquantized()
 
 
-def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> Linear:
+def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> LinearFunction:
     """x (T, D_in) to x weight^T + bias, (T, D_out), through GELU (tanh) if `has_gelu`: the fastest way that this device has.
 
     On a processor the bits of a token are the same in any company.
@@ -57,7 +57,7 @@ def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> Linear:
     return invariant(product, _lengths(*weight.shape, weight.dtype, has_gelu, torch.get_num_threads()))
 
 
-def _product(weight: Tensor, bias: Tensor, has_gelu: bool) -> Linear:
+def _product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_onednn():
         return _prepacked(weight, bias, has_gelu)
     if has_gelu:
@@ -73,7 +73,7 @@ def _lengths(d_out: int, d_in: int, dtype: torch.dtype, has_gelu: bool, num_thre
         return agreeing_lengths(product, d_in, dtype)
 
 
-def _prepacked(weight: Tensor, bias: Tensor, has_gelu: bool) -> Linear:
+def _prepacked(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     """Through oneDNN, with the weight laid out once, and the GELU taken while the product is still in registers.
 
     The operators are those that torch's compiler calls; they are no public interface, so `_has_onednn` tries them first.

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from safelight.models.networks.layers import FeedForward, modulate
 from safelight.models.networks.mmdit import AdaLN, Block, MMDiT, SelfAttention, norm
-from safelight.models.packed.attention import PackedAttention, Plan
+from safelight.models.packed.attention import AttentionMetadata, PackedAttention
 from safelight.models.packed.layers import gated, joined, parameters, patches, unpatched
-from safelight.models.packed.layout import Layout, Run, cut_alike
-from safelight.models.packed.linear import UNQUANTIZED, Layers, Linear, make_linear
+from safelight.models.packed.layout import Layout, RowRun, cut_alike
+from safelight.models.packed.linear import UNQUANTIZED, Layers, LinearFunction, make_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,17 @@ class Rows:
     positions: Tensor  # (T, D)
     tokens: Tensor
     modulations: tuple[Tensor, ...]
-    pieces: tuple[tuple[Run, ...], ...]  # (image, text) runs of rows that are alike in both
-    to_both: Plan
-    to_image: Plan | None  # of the dual blocks
+    pieces: tuple[tuple[RowRun, ...], ...]  # (image, text) runs of rows that are alike in both
+    to_both: AttentionMetadata
+    to_image: AttentionMetadata | None  # of the dual blocks
 
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
     """One stream's products around an attention, with the norms of its queries and keys."""
 
-    to_qkv: Linear
-    to_out: Linear | None
+    to_qkv: LinearFunction
+    to_out: LinearFunction | None
     norm_q: nn.Module
     norm_k: nn.Module
 
@@ -83,8 +83,8 @@ class _Block:
     image: _Stream
     text: _Stream
     alone: _Stream | None  # the image's attention to itself
-    image_mlp: Linear
-    text_mlp: Linear | None
+    image_mlp: LinearFunction
+    text_mlp: LinearFunction | None
 
 
 class PackedMMDiT:
@@ -227,7 +227,7 @@ def _stream(attention: SelfAttention, layers: Layers) -> _Stream:
     )
 
 
-def _mlp(ff: FeedForward, layers: Layers) -> Linear:
+def _mlp(ff: FeedForward, layers: Layers) -> LinearFunction:
     return layers.feed_forward(parameters(ff.net[0]["proj"]), parameters(ff.net[2]))
 
 
@@ -236,12 +236,12 @@ def _split(adaln: AdaLN, modulation: Tensor) -> tuple[Tensor, ...]:
     return tuple(part[:, 0] for part in adaln.split(modulation))
 
 
-def _feed_forward(mlp: Linear, x: Tensor, modulation: Sequence[Tensor], layout: Layout) -> Tensor:
+def _feed_forward(mlp: LinearFunction, x: Tensor, modulation: Sequence[Tensor], layout: Layout) -> Tensor:
     shift, scale, gate = modulation
     return layout.by_row(gated, [x, mlp(layout.by_row(modulate, [norm(x)], [shift, scale]))], [gate])
 
 
-def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[Run, ...]]) -> Tensor:
+def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[RowRun, ...]]) -> Tensor:
     """Image tokens (T, ...) and text tokens (S, ...) as (J, ...): each row's image tokens, followed by its text's."""
     return _end_to_end(
         [
@@ -251,7 +251,7 @@ def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[Run, ...]]
     )
 
 
-def _parted(both: Tensor, pieces: Sequence[tuple[Run, ...]]) -> tuple[Tensor, Tensor]:
+def _parted(both: Tensor, pieces: Sequence[tuple[RowRun, ...]]) -> tuple[Tensor, Tensor]:
     """The way back: (J, D) to image tokens (T, D) and text tokens (S, D)."""
     images, texts, start = list[Tensor](), list[Tensor](), 0
     for of_image, of_text in pieces:

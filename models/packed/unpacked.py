@@ -24,7 +24,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
+class PerShapeNetwork:
     """For families whose rows are not packed end to end."""
 
     network: Network

@@ -4,13 +4,13 @@ import torch
 
 from safelight.models.vae import load_vae
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
-from safelight.pipeline.engine.image_decoder import Decoder
+from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.params import ModelInfo
 
 
 def build_decoder(
     model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
-) -> Decoder:
+) -> ImageDecoder:
     """The autoencoder of `model`."""
     set_threads(num_threads)
     dtype = dtype or fast_dtype()
@@ -19,4 +19,4 @@ def build_decoder(
     vae.to(
         memory_format=torch.channels_last
     )  # in place; two thirds of the time on a processor (docs/performance.md)
-    return Decoder(vae, dtype, device)
+    return ImageDecoder(vae, dtype, device)

@@ -10,7 +10,7 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 from safelight.models.denoisers import load_network, pack, read_config
 from safelight.models.text import fit
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
-from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.params import ModelInfo
@@ -53,7 +53,7 @@ def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_t
         )
     return Engine(
         runner,
-        partial(plan_of, model=model),
+        partial(plan_request, model=model),
         scale,
         Limits(max_rows, max_tokens or max(max_rows * tokens[model.native_size], least)),
     )

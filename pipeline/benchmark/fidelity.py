@@ -21,7 +21,7 @@ from safelight.pipeline.benchmark.trace import PROMPTS
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
 from safelight.pipeline.diffusion.solvers import Plan, plan
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.engine.image_decoder import Decoder, NotAImage
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams, ModelInfo
 from safelight.pipeline.scheduling.batcher import Limits
@@ -101,9 +101,9 @@ def _drawn(engine: Engine, params: Sequence[GenerationParams], texts: dict[str, 
     return [latents for latents in found if latents is not None]
 
 
-def _decoded(decoder: Decoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
+def _decoded(decoder: ImageDecoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
     images = [image for each in latents for image in decoder.decode([each])]
-    return [image[0] for image in images if not isinstance(image, NotAImage)]
+    return [image[0] for image in images if not isinstance(image, InvalidImage)]
 
 
 def _psnr(image: np.ndarray, wanted: np.ndarray) -> float:

@@ -11,9 +11,9 @@ from functools import partial
 
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.queue import choose_next
-from safelight.pipeline.scheduling.simulation import Here, Queue, Rule, Simulated, simulate
-from safelight.pipeline.scheduling.workload import make_load
+from safelight.pipeline.scheduling.queue import select_next_batch
+from safelight.pipeline.scheduling.simulation import Here, Queue, Rule, SimulatedSample, simulate
+from safelight.pipeline.scheduling.workload import make_workload
 
 # seconds of ticks of 1, 2, 4, ... rows of the embedded model on two cores, rounded; here work is counted in rows
 CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.130))
@@ -22,16 +22,18 @@ NUM_REQUESTS = 400
 RATES = (4.0, 5.0, 5.5, 6.0)  # requests a second; 6.2 is what this curve can serve
 
 
-def by(key: Callable[[Simulated, float], float], begun: Here, queue: Queue, now: float) -> list[Simulated]:
+def by(
+    key: Callable[[SimulatedSample, float], float], begun: Here, queue: Queue, now: float
+) -> list[SimulatedSample]:
     """As many as fit, in the order of `key`."""
-    chosen: list[Simulated] = []
+    chosen: list[SimulatedSample] = []
     for each in sorted((*begun, *queue), key=lambda each: key(each, now)):
         if rows_of(chosen) + rows_of([each]) <= LIMITS.max_rows:
             chosen.append(each)
     return chosen
 
 
-def most_completions(begun: Here, queue: Queue, now: float) -> list[Simulated]:
+def most_completions(begun: Here, queue: Queue, now: float) -> list[SimulatedSample]:
     """The set with most completions a second: the shortest alone, where the others would slow them down."""
     order = by(lambda each, _: each.left * rows_of([each]), begun, queue, now)
     sets = [order[:count] for count in range(1, len(order) + 1)]
@@ -39,27 +41,27 @@ def most_completions(begun: Here, queue: Queue, now: float) -> list[Simulated]:
 
 
 def rows_of(samples: Here) -> int:
-    return sum(each.load.rows[0] for each in samples)
+    return sum(each.workload.rows[0] for each in samples)
 
 
 RULES: dict[str, Rule] = {
-    "first come, first served": partial(by, lambda each, now: each.load.arrived),
+    "first come, first served": partial(by, lambda each, now: each.workload.arrived),
     "soonest done": partial(by, lambda each, now: each.left),
     "highest response ratio": partial(
-        by, lambda each, now: -(now - each.load.arrived + each.left) / each.load.left[0]
+        by, lambda each, now: -(now - each.workload.arrived + each.left) / each.workload.left[0]
     ),
     "most completions a second": most_completions,
-    "due (`batcher.choose`)": partial(choose_next, limits=LIMITS, curve=CURVE),
+    "due (`batcher.choose`)": partial(select_next_batch, limits=LIMITS, curve=CURVE),
 }
 
 
-def trace(rate: float, seed: int) -> list[Simulated]:
+def trace(rate: float, seed: int) -> list[SimulatedSample]:
     """A Poisson trace of unlike requests."""
-    rng, now, coming = random.Random(seed), 0.0, list[Simulated]()
+    rng, now, coming = random.Random(seed), 0.0, list[SimulatedSample]()
     for _ in range(NUM_REQUESTS):
         now += rng.expovariate(rate)
         steps, rows = rng.choice((8, 20, 30, 40)), rng.choice((1, 2, 2))
-        coming.append(Simulated(make_load([rows] * steps, [float(rows)] * steps, 64, CURVE, now)))
+        coming.append(SimulatedSample(make_workload([rows] * steps, [float(rows)] * steps, 64, CURVE, now)))
     return coming
 
 
@@ -77,7 +79,7 @@ def main() -> None:
 
 def _figures(runs: Sequence[Here]) -> list[float]:
     latencies = [[each.latency for each in run] for run in runs]
-    slowdowns = [[each.latency / each.load.left[0] for each in run] for run in runs]
+    slowdowns = [[each.latency / each.workload.left[0] for each in run] for run in runs]
     of_runs = zip(
         map(statistics.mean, latencies),
         map(_p95, latencies),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop
-from safelight.pipeline.benchmark.trace import Arrival
+from safelight.pipeline.benchmark.trace import TraceArrival
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.text_encoder import TextStates
@@ -45,13 +45,13 @@ class Replayed:
 class Replay(Protocol):
     """Serve `arrivals`, whose times are in seconds; the progress is how many images are done."""
 
-    def __call__(self, arrivals: Sequence[Arrival], progress: Progress) -> Replayed: ...
+    def __call__(self, arrivals: Sequence[TraceArrival], progress: Progress) -> Replayed: ...
 
 
 def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> Replay:
     """This engine: every request joins at the next tick after it arrives."""
 
-    def replay(arrivals: Sequence[Arrival], progress: Progress) -> Replayed:
+    def replay(arrivals: Sequence[TraceArrival], progress: Progress) -> Replayed:
         engine = make_engine()
         due, done, told = list(reversed(arrivals)), dict[str, float](), dict[str, float]()
         flops, seconds = 0, 0.0
@@ -84,8 +84,8 @@ def by_diffusers(
     request at a time.
     """
 
-    def replay(arrivals: Sequence[Arrival], progress: Progress) -> Replayed:
-        due, waiting, done = list(reversed(arrivals)), list[Arrival](), dict[str, float]()
+    def replay(arrivals: Sequence[TraceArrival], progress: Progress) -> Replayed:
+        due, waiting, done = list(reversed(arrivals)), list[TraceArrival](), dict[str, float]()
         started = time.perf_counter()
         while due or waiting:
             while due and due[-1].at <= time.perf_counter() - started:
@@ -121,6 +121,6 @@ def _sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.perf_counter()))
 
 
-def _replayed(arrivals: Sequence[Arrival], done: Mapping[str, float]) -> Replayed:
+def _replayed(arrivals: Sequence[TraceArrival], done: Mapping[str, float]) -> Replayed:
     latencies = tuple(done[str(each.params.seed)] - each.at for each in arrivals)
     return Replayed(latencies, max(done.values()) - arrivals[0].at)

@@ -22,7 +22,7 @@ from safelight.pipeline.assembly.engine import build_runner, engine_on
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
 from safelight.pipeline.benchmark.fidelity import Fidelity, measure_fidelity
 from safelight.pipeline.benchmark.replay import LARGEST_BATCH, PATIENCE_S, Replay, by_diffusers, by_engine
-from safelight.pipeline.benchmark.trace import PROMPTS, SOLVERS, Arrival, make_trace
+from safelight.pipeline.benchmark.trace import PROMPTS, SOLVERS, TraceArrival, make_trace
 from safelight.pipeline.calibration.cost_curve import measure_curve
 from safelight.pipeline.calibration.peak import gemm_peak
 from safelight.pipeline.engine.engine import Engine
@@ -39,7 +39,7 @@ Say = Callable[[str, int, int], None]  # what is being done, how much of it is d
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
+class TraceResult:
     """What came of the trace: medians over the rounds."""
 
     images_per_hour: float
@@ -48,7 +48,7 @@ class Mixed:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EngineUnderTest:
     """The engine under test: every run has one of its own, on the same network and the same cost curve."""
 
     model: ModelInfo
@@ -75,7 +75,7 @@ class Benchmark:
     mfu: float  # of full ticks of equal samples: operations of their rows over what the best product does in their seconds
     mfu_under_trace: float  # of all ticks of the trace, which are not all full and whose rows are unlike
     batch1: Mapping[str, float | None]
-    mixed: Mapping[str, Mixed | None]
+    mixed: Mapping[str, TraceResult | None]
     num_requests: int
     requests_per_second: float
     curve: CostCurve  # of a tick, as measured before the rest
@@ -143,14 +143,14 @@ def run_benchmark(
     )
 
 
-def _prepare(model: ModelInfo, say: Say, quantization: str) -> Subject:
+def _prepare(model: ModelInfo, say: Say, quantization: str) -> EngineUnderTest:
     runner, encoder = build_runner(model, quantization=quantization), build_text_encoder(model)
     texts = {prompt: encoder.encode([prompt])[0] for prompt in (*PROMPTS, "")}
     say("what a tick costs", 0, 1)
-    return Subject(model, runner, texts, measure_curve(engine_on(runner, model), model))
+    return EngineUnderTest(model, runner, texts, measure_curve(engine_on(runner, model), model))
 
 
-def _too_many(subject: Subject, num_requests: int, say: Say) -> tuple[list[Arrival], float]:
+def _too_many(subject: EngineUnderTest, num_requests: int, say: Say) -> tuple[list[TraceArrival], float]:
     """The trace at `OVERLOAD` of what the engine was seen to serve, and that rate, in requests a second."""
     trace = make_trace(num_requests, subject.model.sizes)
     replay = by_engine(subject.make_engine, subject.texts)
@@ -161,7 +161,7 @@ def _too_many(subject: Subject, num_requests: int, say: Say) -> tuple[list[Arriv
 
 def saturated_engine(
     model: ModelInfo, num_requests: int, rounds: int, say: Say, quantization: str = "none"
-) -> Mixed:
+) -> TraceResult:
     """The engine alone on the trace at `OVERLOAD` of what it can do: medians over `rounds`. About as long as it takes to draw them."""
     subject = _prepare(model, say, quantization)
     replay = by_engine(subject.make_engine, subject.texts)
@@ -169,8 +169,8 @@ def saturated_engine(
     found = []
     for number in range(rounds):
         replayed = replay(arrivals, partial(_tell, say, f"round {number + 1} of {rounds}", num_requests))
-        found.append(Mixed(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
-    return Mixed(*map(statistics.median, zip(*map(astuple, found), strict=True)))
+        found.append(TraceResult(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
+    return TraceResult(*map(statistics.median, zip(*map(astuple, found), strict=True)))
 
 
 def _like(model: ModelInfo) -> GenerationParams:
@@ -237,13 +237,13 @@ def _replays(
 
 
 def _mixed(
-    replays: Mapping[str, Replay], arrivals: Sequence[Arrival], rounds: int, say: Say
-) -> tuple[dict[str, Mixed | None], float, float]:
+    replays: Mapping[str, Replay], arrivals: Sequence[TraceArrival], rounds: int, say: Say
+) -> tuple[dict[str, TraceResult | None], float, float]:
     """The trace replayed in each way, in turns; `static_best` is the static batching with most images an hour.
 
     And by how much the engine's forecasts were off, and how many operations its ticks did in a second.
     """
-    found: dict[str, list[Mixed]] = {name: [] for name in replays}
+    found: dict[str, list[TraceResult]] = {name: [] for name in replays}
     errors: list[float] = []
     rates: list[float] = []
     for number in range(rounds):
@@ -251,14 +251,14 @@ def _mixed(
             replayed = replay(
                 arrivals, partial(_tell, say, f"round {number + 1} of {rounds}: {name}", len(arrivals))
             )
-            found[name].append(Mixed(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
+            found[name].append(TraceResult(replayed.images_per_hour, replayed.p50_s, replayed.p95_s))
             rates += [replayed.flops_per_second] if replayed.flops_per_second else []
             errors += [
                 abs(told / took - 1)
                 for told, took in zip(replayed.forecasts, replayed.latencies, strict=False)
             ]
     medians = {
-        name: Mixed(*map(statistics.median, zip(*map(astuple, each), strict=True)))
+        name: TraceResult(*map(statistics.median, zip(*map(astuple, each), strict=True)))
         for name, each in found.items()
     }
     static = [medians.pop(name) for name in list(medians) if name.startswith("static")]

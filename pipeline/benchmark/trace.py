@@ -26,14 +26,16 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class TraceArrival:
     """An image asked for, `at` seconds after the start at one arrival a second on average."""
 
     at: float
     params: GenerationParams
 
 
-def make_trace(num_requests: int, sizes: Sequence[tuple[int, int]], seed: int = SEED) -> tuple[Arrival, ...]:
+def make_trace(
+    num_requests: int, sizes: Sequence[tuple[int, int]], seed: int = SEED
+) -> tuple[TraceArrival, ...]:
     """The first `num_requests` arrivals; `sizes` are (width, height). A longer trace begins with the shorter one."""
     drawn = random.Random(seed)
     arrivals, now = [], 0.0
@@ -50,5 +52,5 @@ def make_trace(num_requests: int, sizes: Sequence[tuple[int, int]], seed: int = 
             solver=drawn.choice(SOLVERS),
             seed=number,
         )
-        arrivals.append(Arrival(now, params))
+        arrivals.append(TraceArrival(now, params))
     return tuple(arrivals)

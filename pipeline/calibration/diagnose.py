@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from safelight.models.denoisers import example_text, load_network, pack, read_config
 from safelight.models.packed.attention import BACKENDS
-from safelight.models.packed.attention_choice import choose
+from safelight.models.packed.attention_choice import select_attention
 from safelight.models.packed.attention_probe import TOLERANCE, largest_error
 from safelight.pipeline.assembly.check import check_folder
 from safelight.pipeline.assembly.decoder import build_decoder
@@ -22,9 +22,9 @@ from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_thre
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, TICKS, measure_curve
-from safelight.pipeline.catalog.planning import plan_of
-from safelight.pipeline.engine.engine import Engine, Outcome
-from safelight.pipeline.engine.image_decoder import NotAImage
+from safelight.pipeline.catalog.planning import plan_request
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.runner import bucket
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams, ModelInfo
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was tried. `is_sound` is None for what is merely good to know."""
 
     name: str
@@ -54,7 +54,7 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Prognosis:
+class Expectation:
     """What to expect of an image at the native size, with the model's own steps and guidance, by the measured curve."""
 
     seconds: float  # alone, all stages
@@ -62,10 +62,10 @@ class Prognosis:
     curve: CostCurve
 
 
-def examine(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[Finding], Prognosis | None]:
+def diagnose(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[CheckResult], Expectation | None]:
     """Everything in turn, as the service would have it; no prognosis if the model cannot be drawn with."""
     set_threads(serving.num_threads)
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
     network = partial(_network, quantization=serving.quantization)
     for name, finding in (
         ("weights", _weights),
@@ -85,7 +85,7 @@ def examine(model: ModelInfo, serving: Serving, say: Say) -> tuple[list[Finding]
         return [*findings, _failed("images", error)], None
 
 
-def device_finding() -> Finding:
+def device_finding() -> CheckResult:
     """What is computed on."""
     device = fast_device()
     name = (
@@ -94,58 +94,58 @@ def device_finding() -> Finding:
         else platform.processor() or platform.machine()
     )
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    return Finding(
+    return CheckResult(
         "device", None, f"{device.type}, {name}{threads}, {_short(fast_dtype())}, torch {torch.__version__}"
     )
 
 
-def _tried(name: str, find: Callable[[ModelInfo], Finding], model: ModelInfo) -> Finding:
+def _tried(name: str, find: Callable[[ModelInfo], CheckResult], model: ModelInfo) -> CheckResult:
     try:
         return find(model)
     except Exception as error:
         return _failed(name, error)
 
 
-def _failed(name: str, error: Exception) -> Finding:
-    return Finding(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+def _failed(name: str, error: Exception) -> CheckResult:
+    return CheckResult(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _weights(model: ModelInfo) -> Finding:
+def _weights(model: ModelInfo) -> CheckResult:
     report = check_folder(str(model.path))
     tensors = sum(sum(part.dtypes.values()) for part in report.parts)
-    return Finding(
+    return CheckResult(
         "weights",
         not report.faults,
         "; ".join(report.faults) or f"{tensors} tensors as the configurations want them",
     )
 
 
-def _attention(model: ModelInfo) -> Finding:
+def _attention(model: ModelInfo) -> CheckResult:
     """The back end that is chosen, and each that there is against the plain one on rows of several lengths."""
     config: Any = read_config(model.path / "transformer")  # every family has heads
     heads, channels = config.num_attention_heads, config.attention_head_dim
     device, dtype = fast_device(), fast_dtype()
-    chosen, why = choose(device, dtype, heads, channels)
+    chosen, why = select_attention(device, dtype, heads, channels)
     errors = {
         each.name: largest_error(each, device, dtype, heads, channels)
         for each in (*BACKENDS.values(), chosen)
     }
     told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items() if name != "plain")
     is_sound = all(error < TOLERANCE for error in errors.values())  # which a NaN is not
-    return Finding("attention", is_sound, f"{chosen.name}, because {why}; off the plain one by: {told}")
+    return CheckResult("attention", is_sound, f"{chosen.name}, because {why}; off the plain one by: {told}")
 
 
-def _compile(_: ModelInfo) -> Finding:
+def _compile(_: ModelInfo) -> CheckResult:
     """Whether torch.compile works here: a real call, for it needs a C++ compiler, or Triton."""
     x = torch.ones(8, device=fast_device())
     try:
         worked = bool(torch.equal(torch.compile(lambda x: x.sin() + 1)(x), x.sin() + 1))
     except Exception as error:
-        return Finding("compile", None, f"not available: {' '.join(str(error).split())[:120]}")
-    return Finding("compile", None, "available" if worked else "gives other numbers")
+        return CheckResult("compile", None, f"not available: {' '.join(str(error).split())[:120]}")
+    return CheckResult("compile", None, "available" if worked else "gives other numbers")
 
 
-def _network(model: ModelInfo, quantization: str) -> Finding:
+def _network(model: ModelInfo, quantization: str) -> CheckResult:
     """One evaluation as it is served beside the plain network in float32 on the processor."""
     folder, device, dtype = model.path / "transformer", fast_device(), fast_dtype()
     config: Any = read_config(folder)
@@ -172,14 +172,14 @@ def _network(model: ModelInfo, quantization: str) -> Finding:
         )
         found = packed.predict([x.to(device, dtype)], rows, [0])[0].float().cpu()
     cosine = float(cosine_similarity(found.flatten(), wanted.flatten(), dim=0))
-    return Finding(
+    return CheckResult(
         "network",
         cosine >= MIN_COSINE[quantization],
         f"cosine {cosine:.6f} with the plain network in float32 on the processor",
     )
 
 
-def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]:
+def _draw(model: ModelInfo, serving: Serving) -> tuple[list[CheckResult], Expectation]:
     """An image alone, the same in company, and how long one takes."""
     encoder, decoder = build_text_encoder(model), build_decoder(model)
     engine = build_engine(
@@ -222,32 +222,32 @@ def _draw(model: ModelInfo, serving: Serving) -> tuple[list[Finding], Prognosis]
     image, pace = decoder.decode([alone])[0], decoder.decode([alone])[0]
     is_promised = engine.device.type == "cpu"  # elsewhere the service says `batch_invariant: false`
     findings = [
-        Finding(
+        CheckResult(
             "neighbours",
             is_same or (False if is_promised else None),
             f"an image's bits {'are the same' if is_same else 'differ'} alone and among {company} others",
         ),
-        Finding(
+        CheckResult(
             "image",
-            not isinstance(image, NotAImage),
-            "drawn" if not isinstance(image, NotAImage) else str(image),
+            not isinstance(image, InvalidImage),
+            "drawn" if not isinstance(image, InvalidImage) else str(image),
         ),
     ]
     curve = (
         engine.curve
     )  # after these images: of a network too large to be measured at the start they are all that is known
-    ticks = plan_of(replace(params, num_steps=model.num_steps), model).nfe
+    ticks = plan_request(replace(params, num_steps=model.num_steps), model).nfe
     texts = (cond, uncond) if model.guidance_scale != 1.0 else (cond,)
     tick = sum(
         forward_flops(engine.config, alone.shape[1], alone.shape[2], bucket(text.mask)) for text in texts
     )
-    decoding = 0.0 if isinstance(pace, NotAImage) else pace[1].device_seconds
+    decoding = 0.0 if isinstance(pace, InvalidImage) else pace[1].device_seconds
     seconds = cond.cost.device_seconds + ticks * curve.seconds_for(tick) + decoding
     most = min(engine.limits.max_rows * tick / len(texts), curve.best_work)
-    return findings, Prognosis(seconds, 3600 * most / curve.seconds_for(most) / (ticks * tick), curve)
+    return findings, Expectation(seconds, 3600 * most / curve.seconds_for(most) / (ticks * tick), curve)
 
 
-def _drain(engine: Engine) -> Iterator[Outcome]:
+def _drain(engine: Engine) -> Iterator[SampleOutcome]:
     while engine.has_work:
         yield from engine.step()
 

@@ -13,15 +13,15 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, measure_curve
 from safelight.pipeline.calibration.peak import quick_gemm_peak
-from safelight.pipeline.capacity.predict import Measured
-from safelight.pipeline.engine.image_decoder import NotAImage
+from safelight.pipeline.capacity.predict import MeasuredDevice
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.params import ModelInfo
 
 RUNS = 3  # of reading a text and of decoding, after one that is not counted
 Say = Callable[[str], None]
 
 
-def measure_pace(
+def measure_stage_times(
     model: ModelInfo,
     size: tuple[int, int],
     *,
@@ -30,7 +30,7 @@ def measure_pace(
     max_tokens: int,
     quantization: str,
     say: Say,
-) -> Measured | None:
+) -> MeasuredDevice | None:
     """The cost curve of `model` here, and the medians of reading a text and of decoding `size` (width, height); about ten seconds.
 
     None for a network too large to be tried on a processor. Raises `CheckpointError` for a checkpoint that cannot be loaded.
@@ -53,9 +53,9 @@ def measure_pace(
     images = [
         made[1].device_seconds
         for made in decoder.decode([latents] * (RUNS + 1))
-        if not isinstance(made, NotAImage)
+        if not isinstance(made, InvalidImage)
     ]
-    return Measured(
+    return MeasuredDevice(
         curve, statistics.median(texts[1:]), statistics.median(images[1:] or [0.0]), engine.limits
     )
 

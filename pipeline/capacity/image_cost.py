@@ -21,7 +21,7 @@ Size = tuple[int, int]  # width, height, in pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class ModelProfile:
     """A model as work and defaults. Latents are (rows, columns); a text is the prompt or the negative prompt, at full length."""
 
     name: str
@@ -42,7 +42,7 @@ class Outline:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ImageSpec:
     """An image as it is asked for."""
 
     size: Size
@@ -71,7 +71,7 @@ class ImageCost:
         return self.encode + self.denoise + self.decode
 
 
-def image_cost(outline: Outline, order: Order) -> ImageCost:
+def image_cost(outline: ModelProfile, order: ImageSpec) -> ImageCost:
     """What one image takes alone, no text remembered. Raises `InvalidParams` for what the model cannot draw."""
     _check(outline, order)
     width, height = (side // outline.scale for side in order.size)
@@ -89,7 +89,7 @@ def image_cost(outline: Outline, order: Order) -> ImageCost:
     )
 
 
-def _check(outline: Outline, order: Order) -> None:
+def _check(outline: ModelProfile, order: ImageSpec) -> None:
     size = f"{order.size[0]}x{order.size[1]}"
     side = outline.scale * outline.patch
     if outline.sizes and order.size not in outline.sizes:

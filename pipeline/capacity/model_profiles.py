@@ -20,7 +20,7 @@ from safelight.models.checkpoints.families import (
 )
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
-from safelight.pipeline.capacity.image_cost import Outline, Size
+from safelight.pipeline.capacity.image_cost import ModelProfile, Size
 from safelight.pipeline.capacity.unserved_profiles import UNSERVED
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
 from safelight.pipeline.flops.text import clip_flops, open_clip_flops, t5_flops
@@ -38,7 +38,7 @@ def list_published() -> tuple[str, ...]:
     return (*(NAMES.get(family, family) for family in PUBLISHED), *UNSERVED)
 
 
-def outline_of(model: ModelInfo) -> Outline:
+def model_profile(model: ModelInfo) -> ModelProfile:
     """The work of a model in a folder, from its configs alone."""
     family = recognise(model.path)
     configs = {
@@ -51,7 +51,7 @@ def outline_of(model: ModelInfo) -> Outline:
     )
 
 
-def published_outline(name: str) -> Outline:
+def published_profile(name: str) -> ModelProfile:
     """The work of a published checkpoint. Raises `KeyError` for a name that is not in `list_published`."""
     if name in UNSERVED:
         return UNSERVED[name]()
@@ -72,12 +72,12 @@ def _outline(
     schedule: Schedule,
     prediction: str,
     sizes: tuple[Size, ...],
-) -> Outline:
-    from safelight.models.denoisers import KINDS
+) -> ModelProfile:
+    from safelight.models.denoisers import NETWORK_KINDS
     from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
 
     transformer = configs["transformer"]
-    network = KINDS[network_class(transformer)].read(transformer)
+    network = NETWORK_KINDS[network_class(transformer)].read(transformer)
     states = _num_states(family, configs)
 
     def once(num_times: int, num_texts: int) -> int:
@@ -85,7 +85,7 @@ def _outline(
             text_flops(network, states) + row_flops(network, states, num_times)
         )
 
-    return Outline(
+    return ModelProfile(
         name=name,
         native_size=native,
         num_steps=family.num_steps,

@@ -1,6 +1,6 @@
 """How many images a device draws, how long one takes, and how many replicas that asks for: predicted, before there is a device.
 
-Seconds are operations over what a device does in a second: its peak times the share of it that is reached (MFU), or, of a machine
+StageDurations are operations over what a device does in a second: its peak times the share of it that is reached (MFU), or, of a machine
 that was measured, its cost curve. Requests come at random (Poisson), one image each. No torch at import.
 """
 
@@ -13,20 +13,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from safelight.pipeline.capacity.image_cost import ImageCost, Order, Outline, image_cost
-from safelight.pipeline.capacity.model_profiles import list_published, outline_of, published_outline
-from safelight.pipeline.capacity.queueing import ConstantServers
+from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelProfile, image_cost
+from safelight.pipeline.capacity.model_profiles import list_published, model_profile, published_profile
+from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.params import MAX_STEPS, MIN_STEPS
 from safelight.pipeline.scheduling.autoscaling import UTILISATION
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.queue import choose_next
-from safelight.pipeline.scheduling.simulation import Simulated, simulate
-from safelight.pipeline.scheduling.workload import make_load
+from safelight.pipeline.scheduling.queue import select_next_batch
+from safelight.pipeline.scheduling.simulation import SimulatedSample, simulate
+from safelight.pipeline.scheduling.workload import make_workload
 
 __all__ = [
-    "GPUS", "HOUR", "STAGES", "Device", "Gpu", "Machine", "Measured", "Order", "Outline", "Prediction", "Seconds", "Targets",
-    "list_published", "measured_by", "outline_of", "image_cost", "predict", "published_outline",
+    "GPUS", "HOUR", "STAGES", "Device", "Gpu", "ConstantRateDevice", "MeasuredDevice", "ImageSpec", "ModelProfile", "Prediction", "StageDurations", "Targets",
+    "list_published", "measured_by", "model_profile", "image_cost", "predict", "published_profile",
 ]  # fmt: skip
 
 HOUR = 3600.0
@@ -73,7 +73,7 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class Seconds:
+class StageDurations:
     """Of one image alone, by stage."""
 
     encode: float
@@ -88,14 +88,14 @@ class Seconds:
 class Device(Protocol):
     """What an image takes of it. Loads are requests a second."""
 
-    def seconds(self, work: ImageCost) -> Seconds:
+    def seconds(self, work: ImageCost) -> StageDurations:
         """Alone."""
 
-    def busy_seconds(self, work: ImageCost) -> Seconds:
+    def busy_seconds(self, work: ImageCost) -> StageDurations:
         """Of the device's time, where it has all the company that it is worth having."""
 
     def each_takes(self, work: ImageCost) -> float:
-        """Seconds between two images, where there are as many as can be drawn."""
+        """StageDurations between two images, where there are as many as can be drawn."""
 
     def waits(self, work: ImageCost, rate: float, share: float) -> float:
         """Beyond its seconds alone, what `share` of the images take at most if one device has all three stages; infinite if never."""
@@ -105,7 +105,7 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class ConstantRateDevice:
     """A device that reaches `flops` operations a second in every stage, and draws one image after the other.
 
     At 1024 x 1024 an image's rows fill a GPU, and a batch takes as long as its images one by one (docs/capacity.md).
@@ -113,24 +113,24 @@ class Machine:
 
     flops: float
 
-    def seconds(self, work: ImageCost) -> Seconds:
-        return Seconds(work.encode / self.flops, work.denoise / self.flops, work.decode / self.flops)
+    def seconds(self, work: ImageCost) -> StageDurations:
+        return StageDurations(work.encode / self.flops, work.denoise / self.flops, work.decode / self.flops)
 
-    def busy_seconds(self, work: ImageCost) -> Seconds:
+    def busy_seconds(self, work: ImageCost) -> StageDurations:
         return self.seconds(work)
 
     def each_takes(self, work: ImageCost) -> float:
         return self.seconds(work).total
 
     def waits(self, work: ImageCost, rate: float, share: float) -> float:
-        return ConstantServers(rate, self.seconds(work).total).wait_at(share)
+        return MDcQueue(rate, self.seconds(work).total).wait_quantile(share)
 
     def denoise_waits(self, work: ImageCost, rate: float, share: float, count: int) -> float:
         return _wait(rate, self.seconds(work).denoise, share, count)
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredDevice:
     """A machine that was measured: what ticks cost, seconds to read a text and to decode an image, and what a tick holds.
 
     `in_turns` where each stage was measured while the others rested, so that on one device they take turns. A service's own figures
@@ -144,12 +144,12 @@ class Measured:
     limits: Limits
     in_turns: bool = True
 
-    def seconds(self, work: ImageCost) -> Seconds:
-        return Seconds(
+    def seconds(self, work: ImageCost) -> StageDurations:
+        return StageDurations(
             work.rows * self.text_seconds, sum(map(self.curve.seconds_for, work.ticks)), self.decode_seconds
         )
 
-    def busy_seconds(self, work: ImageCost) -> Seconds:
+    def busy_seconds(self, work: ImageCost) -> StageDurations:
         alone, tick = self.seconds(work), work.ticks[0]
         images = max(
             1, min(self.limits.max_rows // work.rows, self.limits.max_tokens // (work.rows * work.tokens))
@@ -176,15 +176,17 @@ class Measured:
         return self._simulated(work, rate / count, share)
 
     def _simulated(self, work: ImageCost, rate: float, share: float, slower: float = 1.0) -> float:
-        curve = replace(self.curve, factor=self.curve.factor * slower)
-        rng, now, coming = random.Random(SEED), 0.0, list[Simulated]()
+        curve = replace(self.curve, slowdown=self.curve.slowdown * slower)
+        rng, now, coming = random.Random(SEED), 0.0, list[SimulatedSample]()
         count = max(1, min(TRACE, TRACE_TICKS // len(work.ticks)))
         for _ in range(count):
             now += rng.expovariate(rate)
             coming.append(
-                Simulated(make_load([work.rows] * len(work.ticks), work.ticks, work.tokens, curve, now))
+                SimulatedSample(
+                    make_workload([work.rows] * len(work.ticks), work.ticks, work.tokens, curve, now)
+                )
             )
-        done = simulate(coming, partial(choose_next, limits=self.limits, curve=curve), curve)
+        done = simulate(coming, partial(select_next_batch, limits=self.limits, curve=curve), curve)
         latencies = sorted(each.latency for each in done)
         return max(0.0, latencies[min(int(share * count), count - 1)] - self.seconds(work).denoise)
 
@@ -195,7 +197,7 @@ class Prediction:
     cannot. `most_steps` are the most that meet both targets, of an image alone and under load, 0 if none do."""
 
     work: ImageCost
-    seconds: Seconds
+    seconds: StageDurations
     latency_s: float
     mean_latency_s: float | None  # where there is a formula
     images_per_hour_per_device: float
@@ -210,8 +212,12 @@ class Prediction:
 
 
 def measured_by(
-    curves: Mapping[str, CostCurve], outline: Outline, size: tuple[int, int], max_rows: int, max_tokens: int
-) -> Measured:
+    curves: Mapping[str, CostCurve],
+    outline: ModelProfile,
+    size: tuple[int, int],
+    max_rows: int,
+    max_tokens: int,
+) -> MeasuredDevice:
     """A running service as a machine: the curve of each stage (`/v1/curve`), for images of `size` (width, height).
 
     A tick holds so many rows, and tokens; 0: those of as many rows at the native size.
@@ -223,23 +229,21 @@ def measured_by(
         curves["encode"].seconds_for(max(outline.text, 1.0)),
         curves["decode"].seconds_for(outline.decode(height, width)),
     )
-    return Measured(curves["denoise"], text, image, limits, in_turns=False)
+    return MeasuredDevice(curves["denoise"], text, image, limits, in_turns=False)
 
 
-def predict(outline: Outline, order: Order, device: Device, targets: Targets) -> Prediction:
+def predict(outline: ModelProfile, order: ImageSpec, device: Device, targets: Targets) -> Prediction:
     """`order` drawn by `device` against `targets`. Raises `InvalidParams` for an order that the model cannot draw."""
     work = image_cost(outline, order)
     alone, busy = device.seconds(work), device.each_takes(work)
     latency = alone.total + device.waits(work, targets.rate, targets.share)
-    replicas, fleet_latency = replicas_for(work, device, targets)
-    is_queue = isinstance(device, Machine)
+    replicas, fleet_latency = required_replicas(work, device, targets)
+    is_queue = isinstance(device, ConstantRateDevice)
     return Prediction(
         work=work,
         seconds=alone,
         latency_s=latency,
-        mean_latency_s=alone.total + ConstantServers(targets.rate, alone.total).mean_wait
-        if is_queue
-        else None,
+        mean_latency_s=alone.total + MDcQueue(targets.rate, alone.total).mean_wait if is_queue else None,
         images_per_hour_per_device=HOUR / busy,
         utilisation=targets.rate * busy,
         replicas=replicas,
@@ -261,7 +265,7 @@ def predict(outline: Outline, order: Order, device: Device, targets: Targets) ->
     )
 
 
-def replicas_for(work: ImageCost, device: Device, targets: Targets) -> tuple[dict[str, int], float]:
+def required_replicas(work: ImageCost, device: Device, targets: Targets) -> tuple[dict[str, int], float]:
     """Replicas of each stage, each with a device of its own, that draw what is wanted in time; and the latency at the percentile.
 
     The waits of the stages at the percentile are added up, which is worse than what happens. Where an image alone takes too long,
@@ -297,7 +301,7 @@ def _wait(rate: float, seconds: float, share: float, count: int) -> float:
     if not seconds:
         return 0.0
     together = min(count, QUEUE)
-    return ConstantServers(rate * together / count, seconds, together).wait_at(share)
+    return MDcQueue(rate * together / count, seconds, together).wait_quantile(share)
 
 
 def _keeps_up(device: Device, work: ImageCost, targets: Targets) -> bool:
@@ -312,7 +316,7 @@ def _in_time(device: Device, work: ImageCost, targets: Targets) -> bool:
     )
 
 
-def _most_steps(outline: Outline, order: Order, is_met: Callable[[ImageCost], bool]) -> int:
+def _most_steps(outline: ModelProfile, order: ImageSpec, is_met: Callable[[ImageCost], bool]) -> int:
     """The most steps at which `is_met`, which more steps never make true; 0 if it never is."""
     low, high = MIN_STEPS - 1, MAX_STEPS
     while low < high:

@@ -21,7 +21,7 @@ FULL = 1.0 - 1e-6  # of a server's time: from here on a queue is taken to grow f
 
 
 @dataclass(frozen=True)
-class ConstantServers:
+class MDcQueue:
     """Customers come at random, `rate` a second; each of `servers` takes `service` seconds for one, in the order in which they come.
 
     Raises `ValueError` unless all are positive, and finite.
@@ -55,7 +55,7 @@ class ConstantServers:
         )
         return (solved + beyond) / self.rate
 
-    def waits_at_most(self, seconds: float) -> float:
+    def wait_cdf(self, seconds: float) -> float:
         """The probability that a customer waits `seconds` or less before being served."""
         if seconds < 0.0 or self.utilisation >= FULL:
             return 0.0
@@ -71,7 +71,7 @@ class ConstantServers:
                 break
         return min(total, 1.0)
 
-    def wait_at(self, share: float) -> float:
+    def wait_quantile(self, share: float) -> float:
         """The least wait that `share` of the customers do not exceed, in seconds; infinite if the queue grows for ever.
 
         Raises `ValueError` for a share that is not in (0, 0.9999]: further out, rounding decides.
@@ -80,24 +80,24 @@ class ConstantServers:
             raise ValueError(f"a share of the customers is more than 0 and at most {MOST_SHARE}, got {share}")
         if self.utilisation >= FULL:
             return math.inf
-        if self.waits_at_most(0.0) >= share:
+        if self.wait_cdf(0.0) >= share:
             return 0.0
         high = self.service
-        while self.waits_at_most(high) < share:
+        while self.wait_cdf(high) < share:
             high *= 2.0
         low = 0.0
         while high - low > 1e-7 * high:
             middle = 0.5 * (low + high)
-            low, high = (low, middle) if self.waits_at_most(middle) >= share else (middle, high)
+            low, high = (low, middle) if self.wait_cdf(middle) >= share else (middle, high)
         return high
 
     @cached_property
-    def _here(self) -> Here:
+    def _here(self) -> StationaryDistribution:
         return _customers(self.utilisation, self.servers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Here:
+class StationaryDistribution:
     """How many customers are there: the probabilities of 0, 1, 2, ..., and from the last of them on falling by `ratio`."""
 
     servers: int
@@ -115,7 +115,7 @@ class Here:
 
 
 @lru_cache(maxsize=256)
-def _customers(utilisation: float, servers: int) -> Here:
+def _customers(utilisation: float, servers: int) -> StationaryDistribution:
     """The stationary distribution: after one service time all who were served are gone, and those are there who came meanwhile."""
     coming, size = utilisation * servers, STATES + SPREAD * servers
     ratio = _tail_ratio(coming, servers)
@@ -135,7 +135,7 @@ def _customers(utilisation: float, servers: int) -> Here:
     wanted = np.zeros(size)
     wanted[-1] = 1.0
     exactly = np.linalg.solve(system, wanted).clip(0.0)
-    return Here(servers, exactly, np.cumsum(exactly), ratio)
+    return StationaryDistribution(servers, exactly, np.cumsum(exactly), ratio)
 
 
 def _tail_ratio(coming: float, servers: int) -> float:

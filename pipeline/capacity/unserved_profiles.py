@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from safelight.models.checkpoints.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE, VAE_16
-from safelight.pipeline.capacity.image_cost import Outline
+from safelight.pipeline.capacity.image_cost import ModelProfile
 from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
 from safelight.pipeline.flops.text import clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops
@@ -51,7 +51,7 @@ def sdxl_flops(height: int, width: int) -> int:
     return int(SDXL_UNET)
 
 
-def _flux(name: str, num_steps: int, text_tokens: int) -> Outline:
+def _flux(name: str, num_steps: int, text_tokens: int) -> ModelProfile:
     """FLUX.1 knows its guidance from training: one row a step, unless a scale other than 1 is asked for."""
     return _unserved(
         name,
@@ -64,7 +64,7 @@ def _flux(name: str, num_steps: int, text_tokens: int) -> Outline:
     )
 
 
-def _sdxl() -> Outline:
+def _sdxl() -> ModelProfile:
     return _unserved("sdxl", 50, 5.0, None, (CLIP_L, CLIP_BIGG), sdxl_flops, VAE)
 
 
@@ -76,7 +76,7 @@ def _unserved(
     clips: tuple[dict[str, Any], ...],
     evaluation: Callable[[int, int], int],
     vae: dict[str, Any],
-) -> Outline:
+) -> ModelProfile:
     """What comes before the ticks is left out: it is a thousandth."""
     from safelight.models.checkpoints.options import checked
     from safelight.models.text.hf_clip import ClipTextConfig
@@ -84,7 +84,7 @@ def _unserved(
 
     text = sum(clip_flops(checked(ClipTextConfig, clip, least=0)) for clip in clips)
     text += t5_flops(checked(T5EncoderConfig, t5[0], least=0), t5[1]) if t5 else 0
-    return Outline(
+    return ModelProfile(
         name=name,
         native_size=(1024, 1024),
         num_steps=num_steps,
@@ -100,7 +100,7 @@ def _unserved(
     )
 
 
-UNSERVED: dict[str, Callable[[], Outline]] = {
+UNSERVED: dict[str, Callable[[], ModelProfile]] = {
     "flux.1-dev": partial(_flux, "flux.1-dev", 28, 512),
     "flux.1-schnell": partial(_flux, "flux.1-schnell", 4, 256),
     "sdxl": _sdxl,

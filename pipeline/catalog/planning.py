@@ -4,7 +4,7 @@ from safelight.pipeline.diffusion.solvers import Plan, plan
 from safelight.pipeline.params import GenerationParams, ModelInfo
 
 
-def plan_of(params: GenerationParams, model: ModelInfo) -> Plan:
+def plan_request(params: GenerationParams, model: ModelInfo) -> Plan:
     """The ticks of one image under `model`. Raises `InvalidParams` for what the solver or the spacing cannot do."""
     return plan(
         params.solver,

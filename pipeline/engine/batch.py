@@ -14,17 +14,17 @@ from torch import Tensor
 from safelight.models.networks.interface import PackedNetwork, Row, Rows
 from safelight.pipeline.diffusion.guidance import Guide, combine, rescale
 from safelight.pipeline.diffusion.solvers import READ, STATE
-from safelight.pipeline.engine.sample import Sample
+from safelight.pipeline.engine.sample import RunningSample
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ShapeGroup:
     """Samples with latents of one shape, and their rows in a batch.
 
     `row_sample` (R,) is the sample of each row; `cond_row` and `uncond_row` (S,) are a sample's rows, equal if it has one.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[RunningSample, ...]
     row_sample: Tensor
     cond_row: Tensor
     uncond_row: Tensor
@@ -39,19 +39,19 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class BatchLayout:
     """What depends only on which samples run together at which guidance, kept while neither changes.
 
     Groups follow one another in the network's rows; within one, rows whose texts are of one length stand together.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ShapeGroup, ...]
     guides: tuple[Guide, ...]
     rows: Rows
-    row_samples: tuple[Sample, ...]  # of all rows
+    row_samples: tuple[RunningSample, ...]  # of all rows
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def samples(self) -> tuple[RunningSample, ...]:
         return tuple(sample for group in self.groups for sample in group.samples)
 
     @property
@@ -59,13 +59,13 @@ class Membership:
         """The tick of each row."""
         return tuple(sample.step_index for sample in self.row_samples)
 
-    def holds(self, samples: Sequence[Sample]) -> bool:
+    def matches(self, samples: Sequence[RunningSample]) -> bool:
         """Whether it still describes `samples`, in the order in which its groups have them, at their present ticks."""
         return self.samples == tuple(samples) and self.guides == _guides(samples)
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
+class UpdateBuffers:
     """The samples, stacked: `read` (S, 7, C, H, W) and the update's matrices (S, 5, 7).
 
     `read` holds what the update reads, in the order of `solvers.READ`; the network's output is yet to come. The new state
@@ -82,16 +82,16 @@ class Gathered:
         return self.read[:, 0]
 
 
-def by_shape(samples: Iterable[Sample]) -> list[Sample]:
+def by_shape(samples: Iterable[RunningSample]) -> list[RunningSample]:
     """`samples` in the order in which a batch has them: those with latents of one shape together, each shape in order of arrival."""
     return sorted(samples, key=lambda sample: sample.x.shape)
 
 
-def make_membership(samples: Sequence[Sample], network: PackedNetwork) -> Membership:
+def make_layout(samples: Sequence[RunningSample], network: PackedNetwork) -> BatchLayout:
     """Lay out the rows of `samples`, which are in the order of `by_shape`."""
     laid_out = [_lay_out(tuple(own)) for _, own in groupby(samples, key=lambda sample: sample.x.shape)]
     rows = [row for _, own in laid_out for row in own]
-    return Membership(
+    return BatchLayout(
         groups=tuple(group for group, _ in laid_out),
         guides=_guides(samples),
         rows=network.collate(
@@ -101,7 +101,7 @@ def make_membership(samples: Sequence[Sample], network: PackedNetwork) -> Member
     )
 
 
-def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row]]]:
+def _lay_out(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tuple[RunningSample, Row]]]:
     """The group of `samples`, and its rows with their samples."""
     every = [
         (index, which, row) for index, sample in enumerate(samples) for which, row in enumerate(sample.rows)
@@ -115,7 +115,7 @@ def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row
         for sample, guide in zip(samples, guides, strict=True)
     ]
     reuses = [guide.reuses for guide in guides]
-    group = Group(
+    group = ShapeGroup(
         samples=samples,
         row_sample=torch.tensor([index for index, _, _ in every], device=device),
         cond_row=torch.tensor([place[index, 0] for index in range(len(samples))], device=device),
@@ -136,21 +136,21 @@ def _lay_out(samples: tuple[Sample, ...]) -> tuple[Group, list[tuple[Sample, Row
     return group, [(samples[index], row) for index, _, row in every]
 
 
-def gather(group: Group) -> Gathered:
+def gather(group: ShapeGroup) -> UpdateBuffers:
     """Stack the state that moves with every tick."""
     samples, read = group.samples, group.read
     torch.stack([s.state for s in samples], out=read[:, : len(STATE)])
     for index, sample in enumerate(samples):
         if (z := sample.noise()) is not None:
             read[index, READ.index("z")] = z
-    return Gathered(
+    return UpdateBuffers(
         read=read,
         written=group.written,
         update=torch.stack([s.updates[s.step_index] for s in samples]),
     )
 
 
-def guided(group: Group, out: Tensor) -> Tensor:
+def guided(group: ShapeGroup, out: Tensor) -> Tensor:
     """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
     cond, uncond = out[group.cond_row], out[group.uncond_row]
     if group.reuses is not None:
@@ -163,7 +163,7 @@ def guided(group: Group, out: Tensor) -> Tensor:
     return combined if group.phi is None else rescale(combined, cond, group.phi)
 
 
-def _last_difference(sample: Sample) -> Tensor:
+def _last_difference(sample: RunningSample) -> Tensor:
     """That its tick takes; anything for one whose tick takes none."""
     if not sample.guide.reuses:
         return torch.zeros_like(sample.x)
@@ -171,7 +171,7 @@ def _last_difference(sample: Sample) -> Tensor:
     return sample.difference
 
 
-def update(gathered: Gathered, out: Tensor) -> Tensor:
+def update(gathered: UpdateBuffers, out: Tensor) -> Tensor:
     """The table's update for all samples at once: the new state (S, 5, C, H, W).
 
     One small matrix a sample, the batch dimension of a batched product. Threads share out whole products; where there are
@@ -183,7 +183,7 @@ def update(gathered: Gathered, out: Tensor) -> Tensor:
     return gathered.written
 
 
-def scatter(group: Group, state: Tensor) -> None:
+def scatter(group: ShapeGroup, state: Tensor) -> None:
     """Give every sample its new state, a view until the next tick of these members, and move it on by one tick."""
     for sample, own in zip(group.samples, state.unbind(), strict=True):
         sample.state = own
@@ -200,5 +200,5 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _guides(samples: Sequence[Sample]) -> tuple[Guide, ...]:
+def _guides(samples: Sequence[RunningSample]) -> tuple[Guide, ...]:
     return tuple(sample.guide for sample in samples)

@@ -19,15 +19,15 @@ from safelight.pipeline.diffusion.guidance import Guide, guides
 from safelight.pipeline.diffusion.solvers import Plan, canonical_name
 from safelight.pipeline.engine import batch
 from safelight.pipeline.engine.runner import StepRunner, bucket
-from safelight.pipeline.engine.sample import Prepared, Sample, Spent, Waiting, start_state
+from safelight.pipeline.engine.sample import DevicePlan, QueuedSample, RunningSample, UsageSoFar, start_state
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
 from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
-from safelight.pipeline.scheduling.batcher import Limits, in_order_of
+from safelight.pipeline.scheduling.batcher import Limits, in_arrival_order
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
-from safelight.pipeline.scheduling.forecast import LATE, finish_times
-from safelight.pipeline.scheduling.queue import WaitingQueue, choose_next
-from safelight.pipeline.scheduling.workload import Load, make_load
+from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times
+from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
+from safelight.pipeline.scheduling.workload import SampleWorkload, make_workload
 
 PLANS_KEPT = 64
 EXPLORE = (
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SampleOutcome:
     """A sample that left: its latents (C, H, W) if it was done, the reason and what it cost in any case."""
 
     request_id: str
@@ -49,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class TickFacts:
+class TickRecord:
     """What the last tick did."""
 
     rows: int
@@ -80,18 +80,18 @@ class Engine:
         self.limits = limits
         self.curve = curve  # corrected by every tick
         self.peak_flops: float | None = None  # a second, of the device, if somebody measured it
-        self._waiting: dict[str, Waiting] = {}
-        self._queue = WaitingQueue[Sample | Waiting](curve.factor)  # the same
-        self._running: dict[str, Sample] = {}
+        self._waiting: dict[str, QueuedSample] = {}
+        self._queue = WaitingQueue[RunningSample | QueuedSample](curve.slowdown)  # the same
+        self._running: dict[str, RunningSample] = {}
         self._deadlines: list[tuple[float, str]] = []  # a heap; some are of samples that have left
-        self._lately: deque[Load] = deque(maxlen=LATE)
-        self._left: list[Outcome] = []
-        self._members: batch.Membership | None = None
+        self._lately: deque[SampleWorkload] = deque(maxlen=RECENT_ARRIVALS)
+        self._left: list[SampleOutcome] = []
+        self._members: batch.BatchLayout | None = None
         self._num_ticks = 0
-        self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], Prepared] = (
+        self._prepared: OrderedDict[tuple[str, float, str, int, tuple[int, int] | None], DevicePlan] = (
             OrderedDict()
         )
-        self.last_tick: TickFacts | None = None
+        self.last_tick: TickRecord | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -129,9 +129,9 @@ class Engine:
     @property
     def work_left(self) -> float:
         """Device-seconds that the samples that are here would still take, each alone."""
-        waiting = sum(sample.load.left[0] for sample in self._waiting.values())
-        running = sum(sample.load.left[sample.step_index] for sample in self._running.values())
-        return self.curve.factor * (waiting + running)
+        waiting = sum(sample.workload.left[0] for sample in self._waiting.values())
+        running = sum(sample.workload.left[sample.step_index] for sample in self._running.values())
+        return self.curve.slowdown * (waiting + running)
 
     @property
     def has_work(self) -> bool:
@@ -170,15 +170,15 @@ class Engine:
                 "size", f"an image of {size} takes {most} tokens in a tick, and this engine at most {least}"
             )
         self._lately.append(load)
-        waiting = Waiting(
+        waiting = QueuedSample(
             request_id=request_id,
             params=params,
             prepared=prepared,
             guides=guided,
             cond=cond if needs_cond else None,
             uncond=uncond if needs_uncond else None,
-            load=load,
-            spent=Spent(flops=flops, device_seconds=time.perf_counter() - started),
+            workload=load,
+            spent=UsageSoFar(flops=flops, device_seconds=time.perf_counter() - started),
         )
         self._waiting[request_id] = waiting
         self._queue.add(waiting)
@@ -197,7 +197,7 @@ class Engine:
         for request_id in (*self._waiting, *self._running):
             self.abort(request_id)
 
-    def step(self) -> list[Outcome]:
+    def step(self) -> list[SampleOutcome]:
         """One tick of the samples that are chosen for it; returns those that left since the last call."""
         self._expire()
         self._run(self._choose())
@@ -211,14 +211,14 @@ class Engine:
         )
         return {sample.request_id: own for sample, own in zip((*begun, *self._queue), seconds, strict=True)}
 
-    def _choose(self) -> list[Sample]:
+    def _choose(self) -> list[RunningSample]:
         """The samples of the next tick, in order of arrival; those who have waited until now are begun."""
         self._num_ticks += 1
-        curve = self.curve.exploring() if self._is_exploring else self.curve
-        chosen = choose_next(
+        curve = self.curve.uncapped() if self._is_exploring else self.curve
+        chosen = select_next_batch(
             list(self._running.values()), self._queue, time.perf_counter(), self.limits, curve
         )
-        return in_order_of(
+        return in_arrival_order(
             [sample for sample in map(self._begun, chosen) if sample is not None], self._running.values()
         )
 
@@ -227,9 +227,9 @@ class Engine:
         """Whether this tick may be larger than the best."""
         return self._num_ticks % EXPLORE == 0
 
-    def _begun(self, sample: Sample | Waiting) -> Sample | None:
+    def _begun(self, sample: RunningSample | QueuedSample) -> RunningSample | None:
         """A sample on the device; None if it cannot begin, and has left."""
-        if isinstance(sample, Sample):
+        if isinstance(sample, RunningSample):
             return sample
         try:
             begun = self._begin(sample)
@@ -241,7 +241,7 @@ class Engine:
         self._running[sample.request_id] = begun
         return begun
 
-    def _begin(self, waiting: Waiting) -> Sample:
+    def _begin(self, waiting: QueuedSample) -> RunningSample:
         """Put a sample on the device, with what the network makes of its texts; it pays for that itself."""
         started = time.perf_counter()
         params, prepared = waiting.params, waiting.prepared
@@ -252,7 +252,7 @@ class Engine:
             None if text is None else self._row(text, prepared, waiting.spent)
             for text in (waiting.cond, waiting.uncond)
         )
-        sample = Sample(
+        sample = RunningSample(
             request_id=waiting.request_id,
             params=params,
             plan=prepared.plan,
@@ -260,8 +260,8 @@ class Engine:
             guides=waiting.guides,
             cond=cond,
             uncond=uncond,
-            load=waiting.load,
-            queue_seconds=started - waiting.load.arrived,
+            workload=waiting.workload,
+            queue_seconds=started - waiting.workload.arrived,
             state=start_state(params, prepared.plan, shape, self._runner.device),
             spent=waiting.spent,
         )
@@ -269,15 +269,15 @@ class Engine:
         return sample
 
     @torch.inference_mode()
-    def _run(self, chosen: Sequence[Sample]) -> None:
+    def _run(self, chosen: Sequence[RunningSample]) -> None:
         samples = batch.by_shape(chosen)
         if not samples:
-            self.last_tick = TickFacts(0, 0, 0.0, 0)
+            self.last_tick = TickRecord(0, 0, 0.0, 0)
             return
         started = time.perf_counter()
-        if self._members is None or not self._members.holds(samples):
+        if self._members is None or not self._members.matches(samples):
             self._detach_all_but(samples)
-            self._members = batch.make_membership(samples, self._runner.network)
+            self._members = batch.make_layout(samples, self._runner.network)
         members = self._members
         gathered = [batch.gather(group) for group in members.groups]
         for group, own, out in zip(
@@ -287,32 +287,34 @@ class Engine:
         self._runner.wait()
         self.last_tick = self._bill(samples, time.perf_counter() - started)
 
-    def _detach_all_but(self, samples: Sequence[Sample]) -> None:
+    def _detach_all_but(self, samples: Sequence[RunningSample]) -> None:
         """Give those who are passed over their state to themselves: as a view it would keep the whole of their last batch in memory."""
         for sample in set(self._running.values()) - set(samples):
             if sample.state.untyped_storage().nbytes() > sample.state.nbytes:
                 sample.state = sample.state.clone()
 
-    def _bill(self, samples: Sequence[Sample], seconds: float) -> TickFacts:
+    def _bill(self, samples: Sequence[RunningSample], seconds: float) -> TickRecord:
         """Share the tick that was just done out over its samples by the operations of their rows."""
         done = [
-            (sample, sample.load.rows[sample.step_index - 1], sample.load.work[sample.step_index - 1])
+            (sample, sample.workload.rows[sample.step_index - 1], sample.workload.work[sample.step_index - 1])
             for sample in samples
         ]
         flops = sum(work for _, _, work in done)
         expected = self.curve.seconds_for(flops)
         self.curve = (
-            self.curve.explored(flops, seconds) if self._is_exploring else self.curve.observed(flops, seconds)
+            self.curve.updated_by_probe(flops, seconds)
+            if self._is_exploring
+            else self.curve.updated(flops, seconds)
         )
         for sample, rows, work in done:
             spent = sample.spent
             spent.ticks += 1
             spent.rows += rows
-            spent.tokens += rows * sample.load.tokens
+            spent.tokens += rows * sample.workload.tokens
             spent.flops += int(work)
             spent.device_seconds += seconds * work / flops
-        tokens = sum(rows * sample.load.tokens for sample, rows, _ in done)
-        return TickFacts(sum(rows for _, rows, _ in done), tokens, seconds, int(flops), expected)
+        tokens = sum(rows * sample.workload.tokens for sample, rows, _ in done)
+        return TickRecord(sum(rows for _, rows, _ in done), tokens, seconds, int(flops), expected)
 
     def _expire(self) -> None:
         """Let those go whose deadline has come: nobody waits for them any more."""
@@ -320,10 +322,10 @@ class Engine:
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, request_id = heapq.heappop(self._deadlines)
             sample = self._waiting.get(request_id) or self._running.get(request_id)
-            if sample is not None and sample.load.deadline == deadline:
+            if sample is not None and sample.workload.deadline == deadline:
                 self._leave(sample, FinishReason.EXPIRED, "its deadline came first")
 
-    def _settle(self) -> list[Outcome]:
+    def _settle(self) -> list[SampleOutcome]:
         for sample in [sample for sample in self._running.values() if sample.is_done]:
             if bool(torch.isfinite(sample.x).all()):
                 self._leave(sample, FinishReason.DONE)
@@ -344,13 +346,13 @@ class Engine:
         uncond: TextStates | None,
         arrived: float,
         deadline: float,
-    ) -> Load:
+    ) -> SampleWorkload:
         config = self.config
         h, w = params.height // self._latent_scale, params.width // self._latent_scale
         of_cond, of_uncond = (
             0 if text is None else forward_flops(config, h, w, bucket(text.mask)) for text in (cond, uncond)
         )
-        return make_load(
+        return make_workload(
             rows=[sum(guide.rows) for guide in guided],
             work=[guide.rows[0] * of_cond + guide.rows[1] * of_uncond for guide in guided],
             tokens=(h // config.patch_size) * (w // config.patch_size),
@@ -359,14 +361,14 @@ class Engine:
             deadline=deadline,
         )
 
-    def _row(self, text: TextStates, prepared: Prepared, spent: Spent) -> Row:
+    def _row(self, text: TextStates, prepared: DevicePlan, spent: UsageSoFar) -> Row:
         """A text under a plan; whoever brings a text pays for it, whoever shares it later does not."""
         row, is_new_text, is_new_row = self._runner.row(text, prepared.times, prepared.key)
         spent.flops += is_new_text * text_flops(self.config, row.text_tokens)
         spent.flops += is_new_row * row_flops(self.config, row.text_tokens, prepared.plan.nfe)
         return row
 
-    def _prepare(self, params: GenerationParams) -> tuple[Prepared, int]:
+    def _prepare(self, params: GenerationParams) -> tuple[DevicePlan, int]:
         """The plan and what it cost now: who brings a plan pays for its times, who shares it later does not."""
         name = params.solver if params.eta else canonical_name(params.solver)
         size = (params.height, params.width) if self._runner.network.config.is_sized else None
@@ -375,24 +377,28 @@ class Engine:
             self._prepared.move_to_end(key)
             return self._prepared[key], 0
         plan = self._make_plan(params)
-        self._prepared[key] = Prepared(
+        self._prepared[key] = DevicePlan(
             key, plan, self._runner.updates(plan), self._runner.times(plan, (params.height, params.width))
         )
         if len(self._prepared) > PLANS_KEPT:
             self._prepared.popitem(last=False)
         return self._prepared[key], times_flops(self._runner.network.config, plan.nfe)
 
-    def _stop_waiting(self, sample: Waiting) -> None:
+    def _stop_waiting(self, sample: QueuedSample) -> None:
         del self._waiting[sample.request_id]
         self._queue.remove(sample)
 
-    def _leave(self, sample: Sample | Waiting, reason: FinishReason, error: str | None = None) -> None:
-        if isinstance(sample, Waiting):
+    def _leave(
+        self, sample: RunningSample | QueuedSample, reason: FinishReason, error: str | None = None
+    ) -> None:
+        if isinstance(sample, QueuedSample):
             self._stop_waiting(sample)
         elif self._running.pop(sample.request_id, None):
             self._members = None  # it would keep what has left
         queue_seconds = (
-            time.perf_counter() - sample.load.arrived if isinstance(sample, Waiting) else sample.queue_seconds
+            time.perf_counter() - sample.workload.arrived
+            if isinstance(sample, QueuedSample)
+            else sample.queue_seconds
         )
         spent = sample.spent
         usage = DenoiseUsage(
@@ -404,8 +410,8 @@ class Engine:
             is_batch_invariant=self._runner.is_batch_invariant,
         )
         latents = None
-        if isinstance(sample, Sample) and reason is FinishReason.DONE:
+        if isinstance(sample, RunningSample) and reason is FinishReason.DONE:
             latents = sample.x.to(
                 "cpu", copy=True
             )  # the state is a view of its last batch, and would carry the neighbours along
-        self._left.append(Outcome(sample.request_id, reason, latents, usage, error))
+        self._left.append(SampleOutcome(sample.request_id, reason, latents, usage, error))

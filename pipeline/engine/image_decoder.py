@@ -18,11 +18,11 @@ from safelight.pipeline.params import StageCost
 Pixels = np.ndarray
 
 
-class NotAImage(ArithmeticError):
+class InvalidImage(ArithmeticError):
     """Pixels that are no numbers: broken weights, or a network that overflows."""
 
 
-class Decoder:
+class ImageDecoder:
     """The autoencoder's decoder. Images that arrive together are decoded one by one at one fixed shape.
 
     A batched convolution gains nothing on a processor, and a fixed shape is what keeps bits independent of company.
@@ -37,16 +37,16 @@ class Decoder:
         config: Any = vae.config
         self._config = {**config, "_class_name": type(vae).__name__}
 
-    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | NotAImage]:
+    def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | InvalidImage]:
         """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost, or to why there are none: the others' are not lost."""
         return [self._decode_one(latent) for latent in latents]
 
     @torch.inference_mode()
-    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | NotAImage:
+    def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | InvalidImage:
         started = time.perf_counter()
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
-            return NotAImage(
+            return InvalidImage(
                 f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite"
             )
         array = (

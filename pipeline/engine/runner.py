@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safelight.models.networks.interface import PackedNetwork, Row, Text, Times
 from safelight.pipeline.diffusion.solvers import Plan
-from safelight.pipeline.engine.batch import Gathered, Membership
+from safelight.pipeline.engine.batch import BatchLayout, UpdateBuffers
 from safelight.pipeline.engine.text_encoder import TextStates
 
 TEXT_BYTES = 128 << 20  # of texts kept on the device
@@ -92,7 +92,7 @@ class StepRunner:
             torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
-    def forward(self, members: Membership, states: Sequence[Gathered]) -> list[Tensor]:
+    def forward(self, members: BatchLayout, states: Sequence[UpdateBuffers]) -> list[Tensor]:
         """One evaluation of the network for every row: raw predictions (rows, C, H, W) of each group, float32.
 
         A learned variance is dropped.

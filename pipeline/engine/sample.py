@@ -15,11 +15,11 @@ from safelight.pipeline.diffusion.guidance import Guide
 from safelight.pipeline.diffusion.solvers import STATE, Plan
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
-from safelight.pipeline.scheduling.workload import Load
+from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
 @dataclass(slots=True)
-class Spent:
+class UsageSoFar:
     """What a sample has used so far; the engine adds its share of every tick."""
 
     ticks: int = 0
@@ -30,7 +30,7 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class DevicePlan:
     """What all samples with the same solver and steps share, on the device; `key` says which."""
 
     key: Hashable
@@ -40,22 +40,22 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Waiting:
+class QueuedSample:
     """A sample that has not begun: nothing of its own lies on the device yet, however many wait."""
 
     request_id: str
     params: GenerationParams
-    prepared: Prepared
+    prepared: DevicePlan
     guides: tuple[Guide, ...]  # the guidance in effect at each tick
     cond: TextStates | None  # None where no tick needs it
     uncond: TextStates | None
-    load: Load
-    spent: Spent
+    workload: SampleWorkload
+    spent: UsageSoFar
     step_index: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Sample:
+class RunningSample:
     """One image under way. Every tick moves on the last four fields; the others are set before the first."""
 
     request_id: str
@@ -65,11 +65,11 @@ class Sample:
     guides: tuple[Guide, ...]  # the guidance in effect at each tick
     cond: Row | None  # what the network made of the texts under the plan
     uncond: Row | None
-    load: Load
+    workload: SampleWorkload
     queue_seconds: float
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
     step_index: int = 0  # ticks done; the one number of progress
-    spent: Spent = field(default_factory=Spent)
+    spent: UsageSoFar = field(default_factory=UsageSoFar)
     difference: Tensor | None = (
         None  # (C, H, W), between the two predictions of the last tick that evaluated both; only if a later one reuses it
     )

@@ -38,7 +38,7 @@ Method = Callable[[Denoise, Schedule, Tensor, int, int, int, Callable[[float], N
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class LikelihoodEstimate:
     """A number and its standard error, which is not a number if one probe, or one draw of noise, was used."""
 
     value: float
@@ -54,9 +54,9 @@ class Explanation:
     each number a bound: no more bits than said, and the gain a difference of two bounds.
     """
 
-    prompt: Measured
-    empty: Measured
-    gain: Measured
+    prompt: LikelihoodEstimate
+    empty: LikelihoodEstimate
+    gain: LikelihoodEstimate
     num_dims: int
     blur: float
     text: TextReport
@@ -197,5 +197,5 @@ def _share(progress: Callable[[float], None], before: int, total: int, step: int
     progress((before + step) / total)
 
 
-def _measured(samples: Tensor) -> Measured:
-    return Measured(float(samples.mean()), float(standard_error(samples[:, None])))
+def _measured(samples: Tensor) -> LikelihoodEstimate:
+    return LikelihoodEstimate(float(samples.mean()), float(standard_error(samples[:, None])))

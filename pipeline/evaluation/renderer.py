@@ -11,8 +11,8 @@ from PIL import Image
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
-from safelight.pipeline.catalog.planning import plan_of
-from safelight.pipeline.engine.image_decoder import NotAImage
+from safelight.pipeline.catalog.planning import plan_request
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.params import GenerationParams, ModelInfo, check_params
 
 WAITING = 16  # samples ready for the engine: each holds its text's keys and values
@@ -37,7 +37,7 @@ class Renderer:
         """
         for params in images:
             check_params(params, self._model)
-            plan_of(params, self._model)
+            plan_request(params, self._model)
         drawn = {i: kept for i, params in enumerate(images) if (kept := self._kept(params)) is not None}
         progress(len(drawn))
         missing = deque(i for i in range(len(images)) if i not in drawn)
@@ -49,7 +49,7 @@ class Renderer:
                 if outcome.latents is None:
                     raise RuntimeError(f"{images[i].prompt}: {outcome.error}")
                 image = self._decoder.decode([outcome.latents])[0]
-                if isinstance(image, NotAImage):
+                if isinstance(image, InvalidImage):
                     raise RuntimeError(f"{images[i].prompt}: {image}")
                 drawn[i] = image[0]
                 self._put_away(images[i], drawn[i])

@@ -8,7 +8,7 @@ UTILISATION = 0.8  # of a replica's time, what may be asked for as a rule: the r
 LOOK_BACK = 10.0  # seconds over which the work that comes is averaged
 
 
-def replicas_for(work_left: float, offered: float, target_seconds: float) -> int:
+def target_replicas(work_left: float, offered: float, target_seconds: float) -> int:
     """Replicas that `work_left` device-seconds of waiting work and `offered` device-seconds a second of new work ask for.
 
     Enough to have done what is here after `target_seconds`, and enough to keep up. The first answers a burst at once, the second

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.workload import Load
+from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
-class Standing(Protocol):
+class Schedulable(Protocol):
     """A sample and how far it is."""
 
     @property
-    def load(self) -> Load: ...
+    def workload(self) -> SampleWorkload: ...
 
     @property
     def step_index(self) -> int: ...
 
 
-S = TypeVar("S", bound=Standing)
+S = TypeVar("S", bound=Schedulable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Limits:
             raise ValueError("max_tokens must be positive")
 
 
-def choose(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
+def select_batch(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
     """The samples to move on in the next tick.
 
-    They are taken as they are due (`Load.due`), while they fit: into the limits, and into the work beyond which a larger tick
+    They are taken as they are due (`SampleWorkload.due`), while they fit: into the limits, and into the work beyond which a larger tick
     gets less done in a second, when whoever comes later only makes the others late. The first due is always taken, so nobody
     who can still be in time starves. Nobody is left out where there is room: to run the short ones alone, in small ticks, would
     cost more throughput than it wins (docs/performance.md).
@@ -46,8 +46,10 @@ def choose(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve)
     chosen: list[S] = []
     rows = tokens = 0
     work = 0.0
-    for standing in sorted(standings, key=lambda each: each.load.due(each.step_index, now, curve.factor)):
-        load, step = standing.load, standing.step_index
+    for standing in sorted(
+        standings, key=lambda each: each.workload.due(each.step_index, now, curve.slowdown)
+    ):
+        load, step = standing.workload, standing.step_index
         own = load.rows[step]
         fits = (
             rows + own <= limits.max_rows
@@ -63,7 +65,7 @@ def choose(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve)
     return chosen
 
 
-def in_order_of(chosen: Sequence[S], arrival: Iterable[S]) -> list[S]:
+def in_arrival_order(chosen: Sequence[S], arrival: Iterable[S]) -> list[S]:
     """`chosen` as they arrived: while the same samples run, their batch need not be laid out again."""
     wanted = set(map(id, chosen))
     return [each for each in arrival if id(each) in wanted]

@@ -9,11 +9,11 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-SETTLED = 20  # ticks: the factor is a mean over as many
-SHAPE = 0.2  # of what the factor learns from a tick, the points beside its work learn as well
-EXPLORED = 0.3  # of its error, what the point beside a tick learns that is as large only now and then
-HICCUP = 2.0  # an error beyond this is one of the machine rather than news of its speed, and counts as no more than this
-LOSS = 0.9  # a larger tick that does less than this much of what the best does in a second is not worth its length
+EMA_TICKS = 20  # ticks: the factor is a mean over as many
+SHAPE_RATE = 0.2  # of what the factor learns from a tick, the points beside its work learn as well
+PROBE_RATE = 0.3  # of its error, what the point beside a tick learns that is as large only now and then
+MAX_ERROR_RATIO = 2.0  # an error beyond this is one of the machine rather than news of its speed, and counts as no more than this
+MIN_RELATIVE_THROUGHPUT = 0.9  # a larger tick that does less than this much of what the best does in a second is not worth its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class CostCurve:
 
     work: tuple[float, ...]
     seconds: tuple[float, ...]
-    factor: float = 1.0
-    ticks_seen: int = SETTLED  # 0: a guess that nobody measured, which follows the first tick entirely
+    slowdown: float = 1.0
+    ticks_seen: int = EMA_TICKS  # 0: a guess that nobody measured, which follows the first tick entirely
 
     def __post_init__(self) -> None:
         if len(self.work) != len(self.seconds) or not self.work or list(self.work) != sorted(set(self.work)):
@@ -40,14 +40,14 @@ class CostCurve:
         """How long a tick of `work` operations takes now."""
         if len(self.work) == 1 or work < self.work[0]:
             return (
-                self.factor * self.seconds[0] * max(work / self.work[0], 0.5 if len(self.work) > 1 else 0.0)
+                self.slowdown * self.seconds[0] * max(work / self.work[0], 0.5 if len(self.work) > 1 else 0.0)
             )
         right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
         (left_work, right_work), (left, own) = (
             self.work[right - 1 : right + 1],
             self.seconds[right - 1 : right + 1],
         )
-        return self.factor * (left + (own - left) / (right_work - left_work) * (work - left_work))
+        return self.slowdown * (left + (own - left) / (right_work - left_work) * (work - left_work))
 
     @property
     def best_work(self) -> float:
@@ -56,28 +56,32 @@ class CostCurve:
         Infinite if none loses. The middle, because a tick has never exactly the work of one that was measured.
         """
         rates = [work / seconds for work, seconds in zip(self.work, self.seconds, strict=True)]
-        last = max(k for k, rate in enumerate(rates) if rate >= LOSS * max(rates))
+        last = max(k for k, rate in enumerate(rates) if rate >= MIN_RELATIVE_THROUGHPUT * max(rates))
         return math.sqrt(self.work[last] * self.work[last + 1]) if last + 1 < len(rates) else math.inf
 
-    def exploring(self) -> CostCurve:
+    def uncapped(self) -> CostCurve:
         """The curve without a best tick. Where ticks are never larger, nobody would ever see that they have become worth it."""
         return replace(self, work=self.work[:1], seconds=self.seconds[:1])
 
-    def observed(self, work: float, seconds: float) -> CostCurve:
+    def updated(self, work: float, seconds: float) -> CostCurve:
         """The curve after a tick of `work` that took `seconds`: another speed mostly, and a little another shape."""
         error = self._error(work, seconds)
-        rate = 1.0 / min(self.ticks_seen + 1, SETTLED)
+        rate = 1.0 / min(self.ticks_seen + 1, EMA_TICKS)
         return replace(
             self,
-            seconds=self._bent(work, math.exp(SHAPE * rate * error)) if len(self.work) > 1 else self.seconds,
-            factor=self.factor * math.exp(rate * error),
-            ticks_seen=min(self.ticks_seen + 1, SETTLED),
+            seconds=self._with_point_scaled(work, math.exp(SHAPE_RATE * rate * error))
+            if len(self.work) > 1
+            else self.seconds,
+            slowdown=self.slowdown * math.exp(rate * error),
+            ticks_seen=min(self.ticks_seen + 1, EMA_TICKS),
         )
 
-    def explored(self, work: float, seconds: float) -> CostCurve:
+    def updated_by_probe(self, work: float, seconds: float) -> CostCurve:
         """The curve after a tick that was let be larger than the best: news of the shape alone, and rare."""
         return (
-            replace(self, seconds=self._bent(work, math.exp(EXPLORED * self._error(work, seconds))))
+            replace(
+                self, seconds=self._with_point_scaled(work, math.exp(PROBE_RATE * self._error(work, seconds)))
+            )
             if len(self.work) > 1
             else self
         )
@@ -85,9 +89,13 @@ class CostCurve:
     def _error(self, work: float, seconds: float) -> float:
         """The logarithm of how many times longer than told a tick took; of a curve that is no guess, no hiccup's."""
         error = math.log(seconds / self.seconds_for(work))
-        return min(max(error, -math.log(HICCUP)), math.log(HICCUP)) if self.ticks_seen > 0 else error
+        return (
+            min(max(error, -math.log(MAX_ERROR_RATIO)), math.log(MAX_ERROR_RATIO))
+            if self.ticks_seen > 0
+            else error
+        )
 
-    def _bent(self, work: float, by: float) -> tuple[float, ...]:
+    def _with_point_scaled(self, work: float, by: float) -> tuple[float, ...]:
         """The seconds with those of the point nearest to `work` multiplied; more work still does not cost less."""
         right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
         k = right if work * work > self.work[right - 1] * self.work[right] else right - 1

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Generic, TypeVar
 
-from safelight.pipeline.scheduling.batcher import Limits, Standing, choose
+from safelight.pipeline.scheduling.batcher import Limits, Schedulable, select_batch
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-S = TypeVar("S", bound=Standing)
+S = TypeVar("S", bound=Schedulable)
 
 STALE = 1.1  # how far the machine's slowness may drift before everybody is sorted anew
 
@@ -40,7 +40,7 @@ class WaitingQueue(Generic[S]):
                 return
         raise ValueError("not in the queue")
 
-    def most_due(self, number: int, now: float, slowness: float) -> list[S]:
+    def earliest_due(self, number: int, now: float, slowness: float) -> list[S]:
         """At most so many, the most due first; those who can no longer be in time only where there are no others."""
         if not 1 / STALE < slowness / self._slowness < STALE:
             self._slowness = slowness
@@ -51,15 +51,15 @@ class WaitingQueue(Generic[S]):
         for standing in self:
             if len(punctual) == number:
                 break
-            is_late, _ = standing.load.due(0, now, slowness)
+            is_late, _ = standing.workload.due(0, now, slowness)
             (late if is_late else punctual).append(standing)
         return punctual + late[: number - len(punctual)]
 
     def _due(self, standing: S) -> float:
-        return standing.load.due(0, 0.0, self._slowness)[1]
+        return standing.workload.due(0, 0.0, self._slowness)[1]
 
 
-def choose_next(
+def select_next_batch(
     begun: Sequence[S], queue: WaitingQueue[S], now: float, limits: Limits, curve: CostCurve
 ) -> list[S]:
     """Who runs in the next tick, of those who have `begun` and of the most due who wait.
@@ -67,4 +67,4 @@ def choose_next(
     Of these, as many as may begin: twice what a tick holds, because what has begun lies on the device, also while it is passed over.
     """
     room = max(0, 2 * limits.max_rows - len(begun))
-    return choose([*begun, *queue.most_due(room, now, curve.factor)], now, limits, curve)
+    return select_batch([*begun, *queue.earliest_due(room, now, curve.slowdown)], now, limits, curve)

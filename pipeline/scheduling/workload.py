@@ -9,11 +9,13 @@ from itertools import accumulate
 
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-STRETCH = 10.0  # small: first come, first served; large: the soonest done. Simulated in docs/performance.md
+MAX_SLOWDOWN = (
+    10.0  # small: first come, first served; large: the soonest done. Simulated in docs/performance.md
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class SampleWorkload:
     """Rows and work (floating-point operations) of each tick, image tokens of a row; times are by `time.perf_counter`."""
 
     arrived: float
@@ -32,22 +34,22 @@ class Load:
     def due(self, step: int, now: float, slowness: float) -> tuple[bool, float]:
         """What a sample is sorted by, the smallest first: whether it can no longer be in time, then when it is due.
 
-        Everyone is due when STRETCH times the seconds that are left to it have gone by since it arrived: the soonest done go first,
+        Everyone is due when MAX_SLOWDOWN times the seconds that are left to it have gone by since it arrived: the soonest done go first,
         and nobody who comes after that moment is ever ahead. `slowness` is a cost curve's factor now.
         """
         left = slowness * self.left[step]
-        return now + left > self.deadline, self.arrived + STRETCH * left
+        return now + left > self.deadline, self.arrived + MAX_SLOWDOWN * left
 
 
-def make_load(
+def make_workload(
     rows: Sequence[int],
     work: Sequence[float],
     tokens: int,
     curve: CostCurve,
     arrived: float,
     deadline: float = math.inf,
-) -> Load:
+) -> SampleWorkload:
     """The load of a sample that has so many `rows` in each tick, of so much `work` together, each of so many `tokens`."""
-    seconds = {each: curve.seconds_for(each) / curve.factor for each in set(work)}
+    seconds = {each: curve.seconds_for(each) / curve.slowdown for each in set(work)}
     left = tuple(accumulate((seconds[each] for each in reversed(work)), initial=0.0))[::-1]
-    return Load(arrived, deadline, tuple(rows), tuple(work), tokens, left)
+    return SampleWorkload(arrived, deadline, tuple(rows), tuple(work), tokens, left)

@@ -15,7 +15,7 @@ from safelight.service.cli.progress import progress
 from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
-    from safelight.pipeline.benchmark.report import Benchmark, Mixed
+    from safelight.pipeline.benchmark.report import Benchmark, TraceResult
 
 FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of it can run
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_engine(model_id: str, num_requests: int, found: Mixed) -> str:
+def _of_engine(model_id: str, num_requests: int, found: TraceResult) -> str:
     rate = f"{found.images_per_hour:.0f} an hour, p50 {found.p50_s:.2f}, p95 {found.p95_s:.2f} s"
     return f"{model_id}, {num_requests} unlike images, more than can be served: {rate}"
 

@@ -15,7 +15,7 @@ from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import Settings, num_cores
 
 if TYPE_CHECKING:
-    from safelight.pipeline.calibration.diagnose import Finding, Prognosis
+    from safelight.pipeline.calibration.diagnose import CheckResult, Expectation
 
 UNSOUND = 1
 MARKS = {True: "ok", False: "FAULT", None: "-"}
@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings)
     with progress("loading") as say:
         with imported_for_good():
-            from safelight.pipeline.calibration.diagnose import Serving, device_finding, examine
+            from safelight.pipeline.calibration.diagnose import Serving, device_finding, diagnose
         threads = settings.denoise_threads or num_cores()
-        findings, prognosis = examine(
+        findings, prognosis = diagnose(
             model, Serving(threads, settings.max_rows, settings.max_tokens, settings.quantization), say
         )
         say("Ray")
@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if is_sound else UNSOUND
 
 
-def _as_text(model: ModelInfo, findings: list[Finding], prognosis: Prognosis | None, is_sound: bool) -> str:
+def _as_text(
+    model: ModelInfo, findings: list[CheckResult], prognosis: Expectation | None, is_sound: bool
+) -> str:
     lines = [f"{finding.name:11} {MARKS[finding.is_sound]:6} {finding.says}" for finding in findings]
     if prognosis:
         width, height = model.native_size
@@ -58,22 +60,22 @@ def _as_text(model: ModelInfo, findings: list[Finding], prognosis: Prognosis | N
     )
 
 
-def _ray() -> Finding:
+def _ray() -> CheckResult:
     """Ray started, asked and stopped."""
-    from safelight.pipeline.calibration.diagnose import Finding
+    from safelight.pipeline.calibration.diagnose import CheckResult
     from safelight.service.local import CannotServe, try_ray
 
     try:
-        return Finding("ray", True, f"{try_ray()} starts, and answers a task")
+        return CheckResult("ray", True, f"{try_ray()} starts, and answers a task")
     except CannotServe as error:
-        return Finding("ray", False, str(error))
+        return CheckResult("ray", False, str(error))
 
 
-def _port(settings: Settings) -> Finding:
-    from safelight.pipeline.calibration.diagnose import Finding
+def _port(settings: Settings) -> CheckResult:
+    from safelight.pipeline.calibration.diagnose import CheckResult
 
     try:
         socket.create_server((settings.host, settings.port)).close()
     except OSError as error:
-        return Finding("port", False, f"{settings.port} of {settings.host}: {error.strerror or error}")
-    return Finding("port", True, f"{settings.port} of {settings.host} is free")
+        return CheckResult("port", False, f"{settings.port} of {settings.host}: {error.strerror or error}")
+    return CheckResult("port", True, f"{settings.port} of {settings.host} is free")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
 from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo, check_params
 from safelight.service.cli import UserError
@@ -89,7 +89,7 @@ def _images(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt
     try:
         for params in images:
             check_params(params, model)
-        plan_of(images[0], model)
+        plan_request(images[0], model)
     except InvalidParams as error:
         raise UserError(str(error).replace(error.param, FLAGS.get(error.param, error.param), 1)) from None
     return images

@@ -15,8 +15,8 @@ from safelight.service.errors import ServiceError
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_images, make_output, make_usage
 from safelight.service.http.validation import parse_request
-from safelight.service.inprocess import Studio
-from safelight.service.messages import Drawn, Output
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import DecodeResult, ImageFormat
 from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _understand(
     args: argparse.Namespace, model: ModelInfo, output_format: str
-) -> tuple[list[GenerationParams], Output]:
+) -> tuple[list[GenerationParams], ImageFormat]:
     """The arguments as the request that they would be, judged by the same rules."""
     fields = {
         "prompt": args.prompt,
@@ -96,23 +96,23 @@ def _with_flag(error: Exception) -> str:
 
 
 async def _draw(
-    model: ModelInfo, settings: Settings, images: Sequence[GenerationParams], output: Output, say: Say
-) -> list[Drawn]:
-    studio = Studio(model, settings)
-    watching = asyncio.ensure_future(_watch(studio, say))
+    model: ModelInfo, settings: Settings, images: Sequence[GenerationParams], output: ImageFormat, say: Say
+) -> list[DecodeResult]:
+    pipeline = InProcessPipeline(model, settings)
+    watching = asyncio.ensure_future(_watch(pipeline, say))
     try:
-        studio.wait()
-        return list(await asyncio.gather(*(studio.draw(params, output) for params in images)))
+        pipeline.wait()
+        return list(await asyncio.gather(*(pipeline.generate(params, output) for params in images)))
     except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
         raise UserError(_with_flag(error)) from None
     finally:
         await cancel_all(watching)
-        studio.close()
+        pipeline.close()
 
 
-async def _watch(studio: Studio, say: Say) -> None:
+async def _watch(pipeline: InProcessPipeline, say: Say) -> None:
     while True:
-        say(f"drawing, tick {studio.denoiser.census().ticks}")
+        say(f"drawing, tick {pipeline.denoiser.status().ticks}")
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -124,7 +124,7 @@ def _format_of(path: Path) -> str:
     return FORMATS[path.suffix.lower()]
 
 
-def _write(path: Path, drawn: Sequence[Drawn]) -> list[Path]:
+def _write(path: Path, drawn: Sequence[DecodeResult]) -> list[Path]:
     """One image to `path`; several to `path` with their numbers before the suffix."""
     paths = [path] if len(drawn) == 1 else [path.with_stem(f"{path.stem}-{k}") for k in range(len(drawn))]
     for target, image in zip(paths, drawn, strict=True):

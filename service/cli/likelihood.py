@@ -19,7 +19,7 @@ from safelight.service.runtime.fast_imports import imported_for_good
 if TYPE_CHECKING:
     import numpy as np
 
-    from safelight.pipeline.evaluation.likelihood import Explanation, Measured
+    from safelight.pipeline.evaluation.likelihood import Explanation, LikelihoodEstimate
 
 MAX_STEPS, MAX_PROBES = 1000, 1000
 EIGHT_BITS = (
@@ -174,13 +174,13 @@ def _as_json(
     }
 
 
-def _object(measured: Measured) -> dict[str, float | None]:
+def _object(measured: LikelihoodEstimate) -> dict[str, float | None]:
     return {
         "value": measured.value,
         "standard_error": None if math.isnan(measured.standard_error) else measured.standard_error,
     }
 
 
-def _pm(measured: Measured, digits: int) -> str:
+def _pm(measured: LikelihoodEstimate, digits: int) -> str:
     error = "" if math.isnan(measured.standard_error) else f" ± {measured.standard_error:.{digits}f}"
     return f"{measured.value:.{digits}f}{error}"

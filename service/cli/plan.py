@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from safelight.pipeline.capacity import predict as capacity
-from safelight.pipeline.capacity.predict import GPUS, Device, Machine, Order, Outline, Prediction, Targets
+from safelight.pipeline.capacity.predict import (
+    GPUS,
+    ConstantRateDevice,
+    Device,
+    ImageSpec,
+    ModelProfile,
+    Prediction,
+    Targets,
+)
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.pipeline.params import InvalidParams, ModelInfo
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -76,14 +84,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--percentile must be more than 0 and at most {MOST_PERCENT}, got {args.percentile}")
 
 
-def _find(name: str) -> tuple[ModelInfo | None, Outline]:
+def _find(name: str) -> tuple[ModelInfo | None, ModelProfile]:
     """A published checkpoint by its name, else a model that is here."""
     with imported_for_good():
         if name in capacity.list_published():
-            return None, capacity.published_outline(name)
+            return None, capacity.published_profile(name)
         try:
             model = find_model(name)
-            return model, capacity.outline_of(model)
+            return model, capacity.model_profile(model)
         except (UnknownModel, ValueError) as error:
             published = (
                 f"; published checkpoints: {', '.join(capacity.list_published())}"
@@ -93,14 +101,14 @@ def _find(name: str) -> tuple[ModelInfo | None, Outline]:
             raise UserError(f"{error}{published}") from None
 
 
-def _order(args: argparse.Namespace, outline: Outline) -> Order:
+def _order(args: argparse.Namespace, outline: ModelProfile) -> ImageSpec:
     size = outline.native_size
     if args.size is not None and args.size != "auto":
         found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", args.size)
         if found is None:
             raise UserError(f"--size must be WIDTHxHEIGHT or auto, got {args.size!r}")
         size = int(found[1]), int(found[2])
-    return Order(
+    return ImageSpec(
         size,
         outline.num_steps if args.steps is None else args.steps,
         outline.guidance_scale if args.guidance_scale is None else args.guidance_scale,
@@ -108,7 +116,7 @@ def _order(args: argparse.Namespace, outline: Outline) -> Order:
     )
 
 
-def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say: Say) -> Chosen:
+def _choose(args: argparse.Namespace, model: ModelInfo | None, order: ImageSpec, say: Say) -> Chosen:
     if args.gpu != HERE:
         gpu = GPUS[args.gpu]
         return _reaching(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
@@ -122,12 +130,12 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say
     if args.peak_tflops:
         return _reaching(args, "this machine", args.peak_tflops, MFU_HERE)
     with imported_for_good():
-        from safelight.pipeline.calibration.stage_times import measure_pace, measure_peak
+        from safelight.pipeline.calibration.stage_times import measure_peak, measure_stage_times
     settings = settings_of(model=args.model)
     threads = settings.denoise_threads or num_cores()
     if model is not None and args.mfu is None:
         try:
-            measured = measure_pace(
+            measured = measure_stage_times(
                 model,
                 order.size,
                 num_threads=threads,
@@ -144,7 +152,7 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: Order, say
     return _reaching(args, "this machine by its best matrix product", measure_peak(threads), MFU_HERE)
 
 
-def _of_service(args: argparse.Namespace, outline: Outline, order: Order) -> Device:
+def _of_service(args: argparse.Namespace, outline: ModelProfile, order: ImageSpec) -> Device:
     """By what a running service has learnt of its own stages."""
     import httpx
 
@@ -165,11 +173,16 @@ def _of_service(args: argparse.Namespace, outline: Outline, order: Order) -> Dev
 def _reaching(args: argparse.Namespace, name: str, peak: float, mfu: float) -> Chosen:
     mfu = mfu if args.mfu is None else args.mfu
     peak = args.peak_tflops * 1e12 if args.peak_tflops else peak
-    return Chosen(name, Machine(mfu * peak), peak, mfu)
+    return Chosen(name, ConstantRateDevice(mfu * peak), peak, mfu)
 
 
 def _as_dict(
-    outline: Outline, order: Order, chosen: Chosen, targets: Targets, found: Prediction, price: float | None
+    outline: ModelProfile,
+    order: ImageSpec,
+    chosen: Chosen,
+    targets: Targets,
+    found: Prediction,
+    price: float | None,
 ) -> dict[str, Any]:
     work = found.work
     return {

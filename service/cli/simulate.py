@@ -16,7 +16,7 @@ from safelight.pipeline.capacity.fleet.control_plane import control_plane, large
 from safelight.pipeline.capacity.fleet.gpu_fleet import fleet_of
 from safelight.pipeline.capacity.fleet.simulator import Simulator, mean_load
 from safelight.pipeline.capacity.fleet.traffic import HIGHEST, SHAPES
-from safelight.pipeline.capacity.predict import GPUS, Order, Outline
+from safelight.pipeline.capacity.predict import GPUS, ImageSpec, ModelProfile
 from safelight.pipeline.params import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     outline = _outline(args.model)
     size = outline.native_size if args.size is None else _size(args.size)
-    order = Order(
+    order = ImageSpec(
         size, outline.num_steps if args.steps is None else args.steps, outline.guidance_scale, outline.solver
     )
     fleets = [args.gpus] if not args.grow else [gpus for gpus in GROWTH if gpus <= args.gpus]
@@ -84,13 +84,13 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _outline(name: str) -> Outline:
+def _outline(name: str) -> ModelProfile:
     with imported_for_good():
         if name not in capacity.list_published():
             raise UserError(
                 f"--model must be a published checkpoint by its name: {', '.join(capacity.list_published())}; got {name!r}"
             )
-        return capacity.published_outline(name)
+        return capacity.published_profile(name)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -101,7 +101,11 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _simulate(
-    args: argparse.Namespace, outline: Outline, order: Order, gpus: int, watch: Callable[[float], None]
+    args: argparse.Namespace,
+    outline: ModelProfile,
+    order: ImageSpec,
+    gpus: int,
+    watch: Callable[[float], None],
 ) -> dict[str, Any]:
     try:
         work = capacity.image_cost(outline, order)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.params import InvalidParams, ModelInfo
 from safelight.service.backend import Backend
-from safelight.service.dispatcher import Painter
+from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import (
     InvalidRequest,
     MethodNotAllowed,
@@ -40,16 +40,16 @@ from safelight.service.http.translation import (
     make_usage,
 )
 from safelight.service.http.validation import parse_request
-from safelight.service.messages import Ticket
+from safelight.service.messages import RequestContext
 from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
-from safelight.service.usage.client import Books, BooksHere
+from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import Sink, UsageRecord, account
-from safelight.service.usage.report import AccountingFigures
-from safelight.service.usage.reporter import Courier, Outbox
+from safelight.service.usage.records import Sink, UsageRecord, record_request
+from safelight.service.usage.report import AccountingReport
+from safelight.service.usage.reporter import Outbox, UsageReporter
 
 WINDOW = "The last so many seconds, and up to a minute more; all since the start without it."
 
@@ -58,34 +58,39 @@ def build_gateway(
     backend: Backend,
     model: ModelInfo,
     settings: Settings,
-    books: Books | None = None,
+    books: LedgerClient | None = None,
     proxied: bool = False,
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """The app; its own `books` if there are no common ones, `proxied` when Serve's own proxy stands before it."""
     metrics = Metrics()
-    books = books or BooksHere(settings)
+    books = books or LocalLedger(settings)
     outbox = Outbox()
-    courier = Courier(outbox.take, books.post)
-    painter = Painter(backend, metrics, settings, books)
-    warm_up = WarmUp(painter, model)
+    reporter = UsageReporter(outbox.take, books.post)
+    dispatcher = RequestDispatcher(backend, metrics, settings, books)
+    warm_up = WarmUp(dispatcher, model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warming = asyncio.ensure_future(warm_up.run())
-        courier.start()
+        reporter.start()
         yield
         await cancel_all(warming)
-        await asyncio.to_thread(courier.stop)
+        await asyncio.to_thread(reporter.stop)
 
     app = FastAPI(title="Safelight", summary="Text in, image out.", lifespan=lifespan, redirect_slashes=False)
-    app.state.painter = painter
+    app.state.dispatcher = dispatcher
     _add_image_route(
-        app, painter, lambda record: _settle(record, metrics, outbox), model, settings, tracing or Tracing()
+        app,
+        dispatcher,
+        lambda record: _settle(record, metrics, outbox),
+        model,
+        settings,
+        tracing or Tracing(),
     )
-    _add_accounting_route(app, books, courier, settings)
-    _add_model_routes(app, painter, describe_model(model, created=int(time.time())), model)
-    _add_health_routes(app, painter, warm_up, metrics, books)
+    _add_accounting_route(app, books, reporter, settings)
+    _add_model_routes(app, dispatcher, describe_model(model, created=int(time.time())), model)
+    _add_health_routes(app, dispatcher, warm_up, metrics, books)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ServiceError, _answer_error)
     app.add_exception_handler(InvalidParams, _answer_error)
@@ -100,7 +105,12 @@ def _settle(record: UsageRecord, metrics: Metrics, outbox: Outbox) -> None:
 
 
 def _add_image_route(
-    app: FastAPI, painter: Painter, sink: Sink, model: ModelInfo, settings: Settings, tracing: Tracing
+    app: FastAPI,
+    dispatcher: RequestDispatcher,
+    sink: Sink,
+    model: ModelInfo,
+    settings: Settings,
+    tracing: Tracing,
 ) -> None:
     @app.post(
         "/v1/images/generations",
@@ -110,9 +120,9 @@ def _add_image_route(
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
-        # Parsed here and not by FastAPI, so that one account sees every way out, malformed bodies included.
+        # Parsed here and not by FastAPI, so that one record_request sees every way out, malformed bodies included.
         with (
-            account(request.state.request_id, model.id, sink) as opened,
+            record_request(request.state.request_id, model.id, sink) as opened,
             tracing.span(
                 "generate", request.headers.get("traceparent"), model=model.id, request_id=opened.request_id
             ) as span,
@@ -128,7 +138,7 @@ def _add_image_route(
                 size=f"{images[0].width}x{images[0].height}",
             )
             drawn = await unless_gone(
-                request, painter.paint(images, output, Ticket(opened.id, span.traceparent))
+                request, dispatcher.generate(images, output, RequestContext(opened.id, span.traceparent))
             )
             opened.images = tuple(image.usage for image in drawn)
             usage = make_usage(drawn, images, model, opened.seconds)
@@ -136,7 +146,9 @@ def _add_image_route(
             return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def _add_accounting_route(app: FastAPI, books: Books, courier: Courier, settings: Settings) -> None:
+def _add_accounting_route(
+    app: FastAPI, books: LedgerClient, reporter: UsageReporter, settings: Settings
+) -> None:
     @app.get(
         "/v1/accounting",
         responses={401: ERRORS[401]},
@@ -148,15 +160,17 @@ def _add_accounting_route(app: FastAPI, books: Books, courier: Courier, settings
         latest: Annotated[
             int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")
         ] = 0,
-    ) -> AccountingFigures:
+    ) -> AccountingReport:
         require_admin(request, settings.admin_key)
-        await asyncio.to_thread(courier.deliver)
-        return await books.figures(window, latest)
+        await asyncio.to_thread(reporter.deliver)
+        return await books.report(window, latest)
 
 
-def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: ModelInfo) -> None:
+def _add_model_routes(
+    app: FastAPI, dispatcher: RequestDispatcher, described: Model, model: ModelInfo
+) -> None:
     async def describe_now() -> Model:
-        denoiser = (await painter.census()).get("denoise")
+        denoiser = (await dispatcher.status()).get("denoise")
         return described.model_copy(update={"attention": denoiser.attention if denoiser else None})
 
     @app.get("/v1/models", summary="The models served here")
@@ -170,11 +184,11 @@ def _add_model_routes(app: FastAPI, painter: Painter, described: Model, model: M
 
     @app.get("/v1/curve", summary="What each stage's work costs on its machine", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:
-        return describe_curves(await painter.census())
+        return describe_curves(await dispatcher.status())
 
 
 def _add_health_routes(
-    app: FastAPI, painter: Painter, warm_up: WarmUp, metrics: Metrics, books: Books
+    app: FastAPI, dispatcher: RequestDispatcher, warm_up: WarmUp, metrics: Metrics, books: LedgerClient
 ) -> None:
     @app.get("/livez", summary="The gateway is alive")
     async def livez() -> dict[str, bool]:
@@ -192,9 +206,9 @@ def _add_health_routes(
 
     @app.get("/metrics", summary="Prometheus metrics: this gateway's requests, and the stages' work")
     async def expose_metrics() -> Response:
-        await painter.census()
+        await dispatcher.status()
         with contextlib.suppress(Exception):  # without the ledger the rest is still worth saying
-            metrics.observe_measures(await books.measures(), (await books.figures(None, 0)).mfu)
+            metrics.observe_measures(await books.snapshot(), (await books.report(None, 0)).mfu)
         return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -4,10 +4,10 @@ import asyncio
 import logging
 
 from safelight.pipeline.params import MIN_STEPS, GenerationParams, ModelInfo
-from safelight.service.dispatcher import Painter
+from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import BrokenImage, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
-from safelight.service.messages import Output
+from safelight.service.messages import ImageFormat
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +17,8 @@ RETRY_SECONDS = 1.0
 class WarmUp:
     """Draws one image when the gateway starts, and says how far that has come."""
 
-    def __init__(self, painter: Painter, model: ModelInfo):
-        self._painter = painter
+    def __init__(self, dispatcher: RequestDispatcher, model: ModelInfo):
+        self._painter = dispatcher
         self._image = make_warm_up_image(model)
         self._done = False
         self._failed = False
@@ -27,7 +27,7 @@ class WarmUp:
     async def run(self) -> None:
         while not (self._done or self._failed):
             try:
-                await self._painter.paint([self._image], Output())
+                await self._painter.generate([self._image], ImageFormat())
                 self._done, self._trouble = True, None
             except ServiceError as error:
                 self._trouble = str(error)
@@ -36,13 +36,13 @@ class WarmUp:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def report(self) -> Readiness:
-        census = await self._painter.census()
+        status = await self._painter.status()
         stages = {
             name: StageReadiness(
                 ready=stage is not None and (self._done or stage.images > 0),
                 pictures=stage.images if stage else 0,
             )
-            for name, stage in census.items()
+            for name, stage in status.items()
         }
         ready = self._done and all(stage.ready for stage in stages.values())
         return Readiness(ready=ready, stages=stages, reason=self._trouble, failed=self._failed)

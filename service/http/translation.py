@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
@@ -22,7 +22,7 @@ from safelight.service.http.schemas import (
     StageSeconds,
     Usage,
 )
-from safelight.service.messages import Drawn, Output, StageCensus
+from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
 
 ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")  # clients hard-code them
 
@@ -56,18 +56,18 @@ def make_images(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
         for index in range(_given(request.n, 1))
     ]
     check_params(images[0], model)  # they differ in image_index only
-    plan_of(
+    plan_request(
         images[0], model
     )  # too few steps for the solver's start are refused here, before any stage has worked
     return images
 
 
-def make_output(request: ImageRequest) -> Output:
-    return Output(_given(request.output_format, "png"), _given(request.output_compression, 100))
+def make_output(request: ImageRequest) -> ImageFormat:
+    return ImageFormat(_given(request.output_format, "png"), _given(request.output_compression, 100))
 
 
 def make_response(
-    drawn: Sequence[Drawn], images: Sequence[GenerationParams], output: Output, usage: Usage
+    drawn: Sequence[DecodeResult], images: Sequence[GenerationParams], output: ImageFormat, usage: Usage
 ) -> ImageResponse:
     return ImageResponse(
         created=int(time.time()),
@@ -79,7 +79,7 @@ def make_response(
 
 
 def make_usage(
-    drawn: Sequence[Drawn], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
+    drawn: Sequence[DecodeResult], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
 ) -> Usage:
     """The account of one request's images; also what the command line prints."""
     usages = [image.usage for image in drawn]
@@ -128,12 +128,12 @@ def check_model(name: str, model: ModelInfo) -> None:
         )
 
 
-def describe_curves(stages: Mapping[str, StageCensus | None]) -> Curves:
+def describe_curves(stages: Mapping[str, StageStatus | None]) -> Curves:
     """What every stage's work costs. Raises `StageFailed` while the denoiser has not measured itself."""
     curves = {
-        stage: _curve(census.curve)
-        for stage, census in stages.items()
-        if census is not None and census.curve is not None
+        stage: _curve(status.curve)
+        for stage, status in stages.items()
+        if status is not None and status.curve is not None
     }
     if "denoise" not in curves:
         raise StageFailed("The denoiser has not measured itself yet.")
@@ -141,7 +141,7 @@ def describe_curves(stages: Mapping[str, StageCensus | None]) -> Curves:
 
 
 def _curve(curve: CostCurve) -> Curve:
-    return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.factor)
+    return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.slowdown)
 
 
 def describe_model(model: ModelInfo, created: int) -> Model:

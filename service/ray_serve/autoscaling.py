@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from safelight.pipeline.scheduling.autoscaling import replicas_for
+from safelight.pipeline.scheduling.autoscaling import target_replicas
 
 WORK_LEFT, OFFERED, SECONDS_A_JOB = (
     "work_left",
@@ -30,7 +30,7 @@ class ByWork:
             ctx.total_queued_requests * seconds_a_job
         )  # these have met no replica that could tell their work
         work_left = sum(latest.get(WORK_LEFT, [])) + at_handles
-        wanted = replicas_for(work_left, sum(latest.get(OFFERED, [])), self._target_seconds)
+        wanted = target_replicas(work_left, sum(latest.get(OFFERED, [])), self._target_seconds)
         if ctx.total_num_requests > 0:
             wanted = max(wanted, 1)  # also where nothing is known of their work
         return wanted, {SECONDS_A_JOB: seconds_a_job}

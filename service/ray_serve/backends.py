@@ -8,17 +8,17 @@ from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
-from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
-from safelight.service.ray_serve.deferred import later
-from safelight.service.usage.events import Statement
-from safelight.service.usage.report import AccountingFigures
-from safelight.service.usage.stage_snapshot import Measures
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.ray_serve.deferred import defer
+from safelight.service.usage.events import UsageReport
+from safelight.service.usage.report import AccountingReport
+from safelight.service.usage.stage_snapshot import Snapshot
 
 T = TypeVar("T")
 Handle = DeploymentHandle[Any]
 
 POST_SECONDS = 10.0  # after which a statement is posted again
-CENSUS_SECONDS = 2.0  # a stage that needs longer to say how it is, is not ready
+STATUS_SECONDS = 2.0  # a stage that needs longer to say how it is, is not ready
 
 
 class SplitBackend:
@@ -30,67 +30,71 @@ class SplitBackend:
         self._decoder = decoder
         self._may_sleep = may_sleep
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
         calls: list[Any] = []
         try:
-            calls.append(self._encoder.encode.remote(params, ticket))
-            calls.append(self._denoiser.generate.remote(await later(calls[-1]), params, ticket))
-            calls.append(self._decoder.decode.remote(await later(calls[-1]), params, output, ticket))
-            drawn: Drawn = await calls[-1]
+            calls.append(self._encoder.encode.remote(params, context))
+            calls.append(self._denoiser.generate.remote(await defer(calls[-1]), params, context))
+            calls.append(self._decoder.decode.remote(await defer(calls[-1]), params, output, context))
+            drawn: DecodeResult = await calls[-1]
             return drawn
         except BaseException:
             _cancel(calls)
             raise
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
+    async def status(self) -> Mapping[str, StageStatus | None]:
         stages = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
         awake = [name for name in stages if name not in self._may_sleep]  # a question would wake the others
-        answers = await asyncio.gather(*(_in_time(stages[name].census.remote()) for name in awake))
+        answers = await asyncio.gather(*(_in_time(stages[name].status.remote()) for name in awake))
         return dict.fromkeys(STAGES) | dict(zip(awake, answers, strict=True))
 
 
 class ColocatedBackend:
     """One deployment holds all three stages."""
 
-    def __init__(self, studio: Handle, may_sleep: Set[str] = frozenset()):
-        self._studio = studio
+    def __init__(self, pipeline: Handle, may_sleep: Set[str] = frozenset()):
+        self._studio = pipeline
         self._may_sleep = may_sleep
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        call = self._studio.draw.remote(params, output, ticket)
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
+        call = self._studio.draw.remote(params, output, context)
         try:
-            drawn: Drawn = await call
+            drawn: DecodeResult = await call
             return drawn
         except BaseException:
             _cancel([call])
             raise
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
+    async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:
             return dict.fromkeys(STAGES)
-        return await _in_time(self._studio.census.remote()) or dict.fromkeys(STAGES)
+        return await _in_time(self._studio.status.remote()) or dict.fromkeys(STAGES)
 
 
-class LedgerOnServe:
+class RemoteLedger:
     """The ledger's replica, from wherever statements and questions come."""
 
     def __init__(self, ledger: Handle):
         self._ledger = ledger
 
-    def post(self, statement: Statement) -> None:
-        """For a courier's thread: returns when it has been entered."""
+    def post(self, statement: UsageReport) -> None:
+        """For a reporter's thread: returns when it has been entered."""
         self._ledger.post.remote(statement).result(timeout_s=POST_SECONDS)
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
-        return await _in_time(self._ledger.census.remote()) or dict.fromkeys(STAGES)
+    async def status(self) -> Mapping[str, StageStatus | None]:
+        return await _in_time(self._ledger.status.remote()) or dict.fromkeys(STAGES)
 
-    async def measures(self) -> Measures:
-        answer: Measures = await asyncio.wait_for(self._ledger.measures.remote(), CENSUS_SECONDS)
+    async def snapshot(self) -> Snapshot:
+        answer: Snapshot = await asyncio.wait_for(self._ledger.snapshot.remote(), STATUS_SECONDS)
         return answer
 
-    async def figures(self, window: float | None, latest: int) -> AccountingFigures:
-        answer: AccountingFigures = await asyncio.wait_for(
-            self._ledger.figures.remote(window, latest), CENSUS_SECONDS
+    async def report(self, window: float | None, latest: int) -> AccountingReport:
+        answer: AccountingReport = await asyncio.wait_for(
+            self._ledger.report.remote(window, latest), STATUS_SECONDS
         )
         return answer
 
@@ -103,6 +107,6 @@ def _cancel(calls: Sequence[Any]) -> None:
 
 async def _in_time(answer: Awaitable[T]) -> T | None:
     try:
-        return await asyncio.wait_for(answer, CENSUS_SECONDS)
+        return await asyncio.wait_for(answer, STATUS_SECONDS)
     except Exception:
         return None

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Later(Generic[T]):
+class DeferredResult(Generic[T]):
     """A reference that the next stage waits for itself.
 
     A response that is an argument by itself is waited for by Ray, and when the replica that owes it goes with its node, Serve
@@ -26,7 +26,7 @@ class Later(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Now(Generic[T]):
+class ReadyResult(Generic[T]):
     """The same for an answer that is there, in the same process."""
 
     answer: T
@@ -35,6 +35,6 @@ class Now(Generic[T]):
         return self.answer
 
 
-async def later(response: DeploymentResponse[T]) -> Later[T]:
+async def defer(response: DeploymentResponse[T]) -> DeferredResult[T]:
     """As soon as a replica has taken the call, which need not have been answered."""
-    return Later(await response._to_object_ref())
+    return DeferredResult(await response._to_object_ref())

@@ -12,19 +12,27 @@ from safelight.service.backend import Backend
 from safelight.service.errors import BrokenImage
 from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import make_decode_stage, make_denoise_stage, make_encode_stage
-from safelight.service.messages import NOBODY, Conditioning, Denoised, Drawn, Output, StageCensus, Ticket
-from safelight.service.ray_serve.backends import LedgerOnServe
-from safelight.service.ray_serve.deferred import Later, Now
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    DenoiseResult,
+    EncodeResult,
+    ImageFormat,
+    RequestContext,
+    StageStatus,
+)
+from safelight.service.ray_serve.backends import RemoteLedger
+from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
 from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, one_of_batch
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.telemetry.tracing import make_tracing
-from safelight.service.usage.events import Statement
+from safelight.service.usage.events import UsageReport
 from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.report import AccountingFigures, figures
-from safelight.service.usage.reporter import Courier
-from safelight.service.usage.stage_snapshot import Measures, measures
+from safelight.service.usage.report import AccountingReport, build_report
+from safelight.service.usage.reporter import UsageReporter
+from safelight.service.usage.stage_snapshot import Snapshot, snapshot
 
 MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
 BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the images of one request to meet
@@ -33,76 +41,76 @@ BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the images of one req
 Handle = DeploymentHandle[Any]
 
 
-class Bookkeeper:
+class LedgerDeployment:
     """The ledger as a deployment: one replica, asked by all gateways, told by all replicas of the stages."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._ledger = Ledger()
 
-    async def post(self, statement: Statement) -> None:
+    async def post(self, statement: UsageReport) -> None:
         self._ledger.post(statement)
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
-        return self._ledger.census()
+    async def status(self) -> Mapping[str, StageStatus | None]:
+        return self._ledger.status()
 
-    async def measures(self) -> Measures:
-        return measures(self._ledger)
+    async def snapshot(self) -> Snapshot:
+        return snapshot(self._ledger)
 
-    async def figures(self, window: float | None, latest: int) -> AccountingFigures:
-        return figures(self._ledger, self._settings, window, latest)
+    async def build_report(self, window: float | None, latest: int) -> AccountingReport:
+        return build_report(self._ledger, self._settings, window, latest)
 
 
-class TextEncoder:
+class EncodeDeployment:
     """The first stage."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._tracing = make_tracing(settings, "encode")
         self._stage = make_encode_stage(model, settings)
-        self._courier = _courier(self._stage, ledger)
+        self._reporter = _reporter(self._stage, ledger)
         self._stage.wait()
 
-    async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
-        with self._tracing.span("encode", ticket.traceparent) as span, self._stage.books.jobs(1):
-            encoded = await self._encode_batch(EncodeJob(params, ticket))
+    async def encode(self, params: GenerationParams, context: RequestContext = NO_CONTEXT) -> EncodeResult:
+        with self._tracing.span("encode", context.traceparent) as span, self._stage.books.jobs(1):
+            encoded = await self._encode_batch(EncodeJob(params, context))
             span.set(queue_seconds=encoded.cost.queue_seconds, device_seconds=encoded.cost.device_seconds)
             return encoded
 
     def __del__(self) -> None:
         _settle(self)
 
-    async def census(self) -> StageCensus:
-        return self._stage.census()
+    async def status(self) -> StageStatus:
+        return self._stage.status()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's own question, where there is a range of replicas."""
         return self._stage.books.demand()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
+    async def _encode_batch(self, jobs: Sequence[EncodeJob]) -> list[EncodeResult]:
         return await self._stage.encode_batch(jobs)
 
 
-class Denoiser:
+class DenoiseDeployment:
     """The second stage. Its engine does its own batching, so every image is let in at once."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._tracing = make_tracing(settings, "denoise")
         self._stage = make_denoise_stage(model, settings)
-        self._courier = _courier(self._stage, ledger)
+        self._reporter = _reporter(self._stage, ledger)
         self._stage.wait()
 
     async def generate(
         self,
-        conditioning: Later[Conditioning] | Now[Conditioning],
+        conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
         params: GenerationParams,
-        ticket: Ticket = NOBODY,
-    ) -> Denoised:
+        context: RequestContext = NO_CONTEXT,
+    ) -> DenoiseResult:
         states = await conditioning.value()
         with self._tracing.span(
-            "denoise", ticket.traceparent, solver=params.solver, image=params.image_index
+            "denoise", context.traceparent, solver=params.solver, image=params.image_index
         ) as span:
-            denoised = await self._stage.generate(states, params, ticket)
+            denoised = await self._stage.generate(states, params, context)
             usage = denoised.denoise
             span.set(
                 queue_seconds=usage.cost.queue_seconds,
@@ -115,8 +123,8 @@ class Denoiser:
     def __del__(self) -> None:
         _settle(self)
 
-    async def census(self) -> StageCensus:
-        return self._stage.census()
+    async def status(self) -> StageStatus:
+        return self._stage.status()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's own question, where there is a range of replicas."""
@@ -127,28 +135,28 @@ class Denoiser:
         self._stage.check()
 
 
-class VaeDecoder:
+class DecodeDeployment:
     """The third stage."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
         self._tracing = make_tracing(settings, "decode")
         self._stage = make_decode_stage(model, settings)
-        self._courier = _courier(self._stage, ledger)
+        self._reporter = _reporter(self._stage, ledger)
         self._stage.wait()
 
     async def decode(
         self,
-        denoised: Later[Denoised] | Now[Denoised],
+        denoised: DeferredResult[DenoiseResult] | ReadyResult[DenoiseResult],
         params: GenerationParams,
-        output: Output,
-        ticket: Ticket = NOBODY,
-    ) -> Drawn:
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+    ) -> DecodeResult:
         latents = await denoised.value()
         with (
-            self._tracing.span("decode", ticket.traceparent, format=output.format) as span,
+            self._tracing.span("decode", context.traceparent, format=output.format) as span,
             self._stage.books.jobs(1),
         ):
-            drawn = one_of_batch(await self._decode_batch(DecodeJob(latents, params, output, ticket)))
+            drawn = one_of_batch(await self._decode_batch(DecodeJob(latents, params, output, context)))
             span.set(
                 queue_seconds=drawn.usage.decode.queue_seconds,
                 device_seconds=drawn.usage.decode.device_seconds,
@@ -158,41 +166,43 @@ class VaeDecoder:
     def __del__(self) -> None:
         _settle(self)
 
-    async def census(self) -> StageCensus:
-        return self._stage.census()
+    async def status(self) -> StageStatus:
+        return self._stage.status()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's own question, where there is a range of replicas."""
         return self._stage.books.demand()
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Drawn | BrokenImage]:
+    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
         return await self._stage.decode_batch(jobs)
 
 
-class Colocated:
+class ColocatedDeployment:
     """All three stages in one replica."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
-        self._encoder = TextEncoder(model, settings, ledger)
-        self._denoiser = Denoiser(model, settings, ledger)
-        self._decoder = VaeDecoder(model, settings, ledger)
+        self._encoder = EncodeDeployment(model, settings, ledger)
+        self._denoiser = DenoiseDeployment(model, settings, ledger)
+        self._decoder = DecodeDeployment(model, settings, ledger)
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        conditioning = await self._encoder.encode(params, ticket)
-        denoised = await self._denoiser.generate(Now(conditioning), params, ticket)
-        return await self._decoder.decode(Now(denoised), params, output, ticket)
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
+        conditioning = await self._encoder.encode(params, context)
+        denoised = await self._denoiser.generate(ReadyResult(conditioning), params, context)
+        return await self._decoder.decode(ReadyResult(denoised), params, output, context)
 
     def __del__(self) -> None:
         for stage in ("_encoder", "_denoiser", "_decoder"):
             if hasattr(self, stage):
                 _settle(getattr(self, stage))
 
-    async def census(self) -> dict[str, StageCensus]:
+    async def status(self) -> dict[str, StageStatus]:
         return {
-            "encode": await self._encoder.census(),
-            "denoise": await self._denoiser.census(),
-            "decode": await self._decoder.census(),
+            "encode": await self._encoder.status(),
+            "denoise": await self._denoiser.status(),
+            "decode": await self._decoder.status(),
         }
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -203,7 +213,7 @@ class Colocated:
         self._denoiser.check_health()
 
 
-class Gateway:
+class GatewayDeployment:
     """The ingress. The app is built on the replica, because an app with middleware does not travel."""
 
     def __init__(
@@ -215,7 +225,7 @@ class Gateway:
         *stages: Handle,
     ):
         self._backend = make_backend(*stages)
-        self._ledger = LedgerOnServe(ledger)
+        self._ledger = RemoteLedger(ledger)
         self._model = model
         self._settings = settings
 
@@ -232,19 +242,19 @@ class Gateway:
 
     async def drain(self) -> None:
         """Refuse what comes from now on; returns when what was let in before is drawn."""
-        await self._app.state.painter.drain()
+        await self._app.state.dispatcher.drain()
 
 
-def _courier(stage: EncodeStage | DenoiseStage | DecodeStage, ledger: Handle) -> Courier:
+def _reporter(stage: EncodeStage | DenoiseStage | DecodeStage, ledger: Handle) -> UsageReporter:
     """Started before the stage is ready, so that its start is in the books as well."""
-    courier = Courier(
-        lambda source, number: stage.books.state(source, number, stage.census()), LedgerOnServe(ledger).post
+    reporter = UsageReporter(
+        lambda source, number: stage.books.state(source, number, stage.status()), RemoteLedger(ledger).post
     )
-    courier.start()
-    return courier
+    reporter.start()
+    return reporter
 
 
-def _settle(replica: TextEncoder | Denoiser | VaeDecoder) -> None:
-    """Serve calls `__del__` of a replica that goes: its last charges must not wait for the courier's next turn."""
-    if hasattr(replica, "_courier"):  # it may go before it is made
-        replica._courier.stop()
+def _settle(replica: EncodeDeployment | DenoiseDeployment | DecodeDeployment) -> None:
+    """Serve calls `__del__` of a replica that goes: its last charges must not wait for the reporter's next turn."""
+    if hasattr(replica, "_reporter"):  # it may go before it is made
+        replica._reporter.stop()

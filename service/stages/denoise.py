@@ -20,36 +20,36 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.params import FinishReason, GenerationParams, InvalidParams
 from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed, as_service_error
-from safelight.service.messages import NOBODY, Conditioning, Denoised, StageCensus, Ticket
-from safelight.service.stages.usage_meter import StageBooks
+from safelight.service.messages import NO_CONTEXT, DenoiseResult, EncodeResult, RequestContext, StageStatus
+from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
-    from safelight.pipeline.engine.engine import Engine, Outcome
+    from safelight.pipeline.engine.engine import Engine, SampleOutcome
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
+class PendingCall:
     """One image on its way through the engine, and the promise to whoever waits for it."""
 
     id: str  # unique in this stage, whatever ids clients choose
     params: GenerationParams
-    conditioning: Conditioning
-    ticket: Ticket
+    conditioning: EncodeResult
+    context: RequestContext
     loop: asyncio.AbstractEventLoop
     settled: asyncio.Future[
-        Outcome | ServiceError
+        SampleOutcome | ServiceError
     ]  # errors as values: a promise nobody reads must not complain
     arrived: float  # by time.perf_counter
     deadline: float
 
-    def settle(self, result: Outcome | ServiceError) -> None:
+    def settle(self, result: SampleOutcome | ServiceError) -> None:
         """Callable from any thread, any number of times; the first result counts."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self._settle, result)
 
-    def _settle(self, result: Outcome | ServiceError) -> None:
+    def _settle(self, result: SampleOutcome | ServiceError) -> None:
         if not self.settled.done():
             self.settled.set_result(result)
 
@@ -71,13 +71,13 @@ class DenoiseStage:
     def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
         """An image that is not done `deadline_seconds` after its text came to be encoded is of no use to anybody."""
         self._deadline_seconds = deadline_seconds
-        self.books = StageBooks("denoise")
+        self.books = UsageMeter("denoise")
         self._loop = EngineLoop(make_engine, self.books)
         self._ids = map(str, itertools.count())
 
     async def generate(
-        self, conditioning: Conditioning, params: GenerationParams, ticket: Ticket = NOBODY
-    ) -> Denoised:
+        self, conditioning: EncodeResult, params: GenerationParams, context: RequestContext = NO_CONTEXT
+    ) -> DenoiseResult:
         """Denoise one image; when cancelled, return only after the engine has let the sample go."""
         if self._loop.broken is not None:
             raise StageFailed()
@@ -86,8 +86,8 @@ class DenoiseStage:
         deadline = (
             now + self._deadline_seconds - conditioning.cost.queue_seconds - conditioning.cost.device_seconds
         )
-        sample = Sample(
-            next(self._ids), params, conditioning, ticket, loop, loop.create_future(), now, deadline
+        sample = PendingCall(
+            next(self._ids), params, conditioning, context, loop, loop.create_future(), now, deadline
         )
         self._loop.commands.put(sample)
         if self._loop.broken is not None:  # its thread may have looked for the last time before this came
@@ -98,8 +98,8 @@ class DenoiseStage:
             await asyncio.shield(self._let_go(sample))
             raise
 
-    def census(self) -> StageCensus:
-        return self._loop.census
+    def status(self) -> StageStatus:
+        return self._loop.status
 
     def wait(self) -> None:
         """Until the engine is built; raises what building it raised."""
@@ -115,7 +115,7 @@ class DenoiseStage:
         self._loop.commands.put(Stop())
         self._loop.join()
 
-    async def _let_go(self, sample: Sample) -> None:
+    async def _let_go(self, sample: PendingCall) -> None:
         self._loop.commands.put(Abort(sample.id))
         await asyncio.wait({sample.settled})
 
@@ -123,17 +123,17 @@ class DenoiseStage:
 class EngineLoop(threading.Thread):
     """The only thread that touches the engine. `samples` is its own; the rest is read by others."""
 
-    def __init__(self, make_engine: Callable[[], Engine], books: StageBooks):
+    def __init__(self, make_engine: Callable[[], Engine], books: UsageMeter):
         super().__init__(name="denoise", daemon=True)
         self._books = books
-        self.commands: SimpleQueue[Sample | Abort | Stop] = SimpleQueue()
-        self.census = (
-            StageCensus()
+        self.commands: SimpleQueue[PendingCall | Abort | Stop] = SimpleQueue()
+        self.status = (
+            StageStatus()
         )  # replaced whole after every tick, so a reader on another thread sees one moment
         self.built = threading.Event()
         self.broken: Exception | None = None
         self._make_engine = make_engine
-        self._samples: dict[str, Sample] = {}
+        self._samples: dict[str, PendingCall] = {}
         self.start()
 
     def run(self) -> None:
@@ -148,8 +148,8 @@ class EngineLoop(threading.Thread):
                 engine = self._make_engine()
         except Exception as error:
             return self._refuse_all(error)
-        self.census = replace(
-            self.census, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops
+        self.status = replace(
+            self.status, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops
         )
         self.built.set()
         try:
@@ -172,14 +172,14 @@ class EngineLoop(threading.Thread):
             self._books.tell(engine.open_seconds, engine.work_left)
             for outcome in outcomes:
                 if sample := self._samples.pop(outcome.request_id, None):
-                    self._books.charge(sample.ticket, outcome.usage.cost, outcome.usage)
+                    self._books.charge(sample.context, outcome.usage.cost, outcome.usage)
                     if outcome.reason is FinishReason.DONE:
                         self._books.took(outcome.usage.cost.device_seconds, jobs=1)
                     sample.settle(outcome)
         self.broken = StageFailed("The denoiser was stopped while the image was in it; please try again.")
         self._settle_all(self.broken)
         while (command := self._next_command(block=False)) is not None:
-            if isinstance(command, Sample):
+            if isinstance(command, PendingCall):
                 command.settle(self.broken)
         return False
 
@@ -196,7 +196,7 @@ class EngineLoop(threading.Thread):
                 self._add(engine, command)
         return True
 
-    def _next_command(self, block: bool) -> Sample | Abort | Stop | None:
+    def _next_command(self, block: bool) -> PendingCall | Abort | Stop | None:
         try:
             return self.commands.get_nowait()
         except Empty:
@@ -205,7 +205,7 @@ class EngineLoop(threading.Thread):
         with self._books.resting():
             return self.commands.get()
 
-    def _add(self, engine: Engine, sample: Sample) -> None:
+    def _add(self, engine: Engine, sample: PendingCall) -> None:
         try:
             engine.add(
                 sample.id,
@@ -223,11 +223,11 @@ class EngineLoop(threading.Thread):
         else:
             self._samples[sample.id] = sample
 
-    def _count(self, engine: Engine, outcomes: list[Outcome]) -> None:
-        seen, tick = self.census, engine.last_tick
+    def _count(self, engine: Engine, outcomes: list[SampleOutcome]) -> None:
+        seen, tick = self.status, engine.last_tick
         if tick and tick.rows:
             self._books.tick(tick.seconds, tick.rows, tick.tokens, tick.expected_seconds)
-        self.census = replace(
+        self.status = replace(
             seen,
             images=seen.images + sum(outcome.reason is FinishReason.DONE for outcome in outcomes),
             running=engine.num_running,
@@ -242,7 +242,7 @@ class EngineLoop(threading.Thread):
             sample.settle(error)
         self._samples.clear()
         self._books.lose()
-        self.census = replace(self.census, running=0, waiting=0)
+        self.status = replace(self.status, running=0, waiting=0)
 
     def _refuse_all(self, error: Exception) -> bool:
         """Without an engine: refuse every sample that comes, so that nobody waits for ever."""
@@ -250,12 +250,12 @@ class EngineLoop(threading.Thread):
         self.built.set()
         self._settle_all(StageFailed())
         while not isinstance(command := self._next_command(block=True), Stop):
-            if isinstance(command, Sample):
+            if isinstance(command, PendingCall):
                 command.settle(StageFailed())
         return False
 
 
-def _denoised(result: Outcome | ServiceError, conditioning: Conditioning) -> Denoised:
+def _denoised(result: SampleOutcome | ServiceError, conditioning: EncodeResult) -> DenoiseResult:
     if isinstance(result, ServiceError):
         raise result
     if result.reason is FinishReason.EXPIRED:
@@ -263,4 +263,4 @@ def _denoised(result: Outcome | ServiceError, conditioning: Conditioning) -> Den
     if result.reason is not FinishReason.DONE or result.latents is None:
         logger.error("a sample left the engine as %s: %s", result.reason.value, result.error)
         raise StageFailed()
-    return Denoised(result.latents, conditioning.text, conditioning.cost, result.usage)
+    return DenoiseResult(result.latents, conditioning.text, conditioning.cost, result.usage)

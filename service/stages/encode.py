@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.params import GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
-from safelight.service.messages import NOBODY, Conditioning, StageCensus, Ticket
-from safelight.service.stages.usage_meter import StageBooks
+from safelight.service.messages import NO_CONTEXT, EncodeResult, RequestContext, StageStatus
+from safelight.service.stages.usage_meter import UsageMeter
 from safelight.service.stages.worker import Worker
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class EncodeJob:
     """One image's texts, and since when they wait."""
 
     params: GenerationParams
-    ticket: Ticket = NOBODY
+    context: RequestContext = NO_CONTEXT
     arrived: float = field(default_factory=time.perf_counter)
 
     @property
@@ -39,7 +39,7 @@ class EncodeStage:
     """Hosts a text encoder. A text costs only the image that first brought it; from the cache it is free."""
 
     def __init__(self, make_encoder: Callable[[], TextEncoder], model_id: str, cache_bytes: int):
-        self.books = StageBooks("encode")
+        self.books = UsageMeter("encode")
         self._worker = Worker(make_encoder, self.books)
         self._model_id = model_id
         self._cache_bytes = cache_bytes
@@ -47,18 +47,18 @@ class EncodeStage:
         self._cache: OrderedDict[tuple[str, str], TextStates] = (
             OrderedDict()
         )  # touched by the worker's thread only
-        self._census = StageCensus()
+        self._status = StageStatus()
 
-    async def encode(self, params: GenerationParams, ticket: Ticket = NOBODY) -> Conditioning:
+    async def encode(self, params: GenerationParams, context: RequestContext = NO_CONTEXT) -> EncodeResult:
         with self.books.jobs(1):
-            return (await self.encode_batch([EncodeJob(params, ticket)]))[0]
+            return (await self.encode_batch([EncodeJob(params, context)]))[0]
 
-    async def encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
-        """Conditioning for each job. That they are here, whoever collects them has put into `books`."""
+    async def encode_batch(self, jobs: Sequence[EncodeJob]) -> list[EncodeResult]:
+        """EncodeResult for each job. That they are here, whoever collects them has put into `books`."""
         return await self._worker.call(lambda encoder: self._encode(encoder, jobs))
 
-    def census(self) -> StageCensus:
-        return self._census
+    def status(self) -> StageStatus:
+        return self._status
 
     def wait(self) -> None:
         """Until the network is loaded; raises what loading it raised."""
@@ -67,14 +67,14 @@ class EncodeStage:
     def close(self) -> None:
         self._worker.close()
 
-    def _encode(self, encoder: TextEncoder, jobs: Sequence[EncodeJob]) -> list[Conditioning]:
+    def _encode(self, encoder: TextEncoder, jobs: Sequence[EncodeJob]) -> list[EncodeResult]:
         started = time.perf_counter()
         texts = [text for job in jobs for text in job.texts]
         known, bills = self._look_up(encoder, texts)
         self._count(len(jobs), hits=len(texts) - len(bills), misses=len(bills))
         answers = [_answer(job, known, bills, started) for job in jobs]
         for job, answer in zip(jobs, answers, strict=True):
-            self.books.charge(job.ticket, answer.cost)
+            self.books.charge(job.context, answer.cost)
         self.books.took(time.perf_counter() - started, len(jobs))
         return answers
 
@@ -85,14 +85,14 @@ class EncodeStage:
         known = {text: self._cache[key] for text in texts if (key := (self._model_id, text)) in self._cache}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         fresh: dict[str, TextStates] = {}
-        curve = self._census.curve or UNKNOWN
+        curve = self._status.curve or UNKNOWN
         for start in range(0, len(missing), encoder.max_batch):
             batch = missing[start : start + encoder.max_batch]
             fresh.update(zip(batch, encoder.encode(batch), strict=True))
         for states in fresh.values():
             if states.cost.flops:  # the name of a class is looked up, not computed
-                curve = curve.observed(states.cost.flops, states.cost.device_seconds)
-                self._census = replace(self._census, curve=curve)
+                curve = curve.updated(states.cost.flops, states.cost.device_seconds)
+                self._status = replace(self._status, curve=curve)
         known |= fresh
         self._remember(known)
         return known, {text: states.cost for text, states in fresh.items()}
@@ -109,8 +109,8 @@ class EncodeStage:
             self._cached_bytes -= oldest.num_bytes
 
     def _count(self, num_images: int, hits: int, misses: int) -> None:
-        seen = self._census
-        self._census = replace(
+        seen = self._status
+        self._status = replace(
             seen,
             images=seen.images + num_images,
             cache_hits=seen.cache_hits + hits,
@@ -120,13 +120,13 @@ class EncodeStage:
 
 def _answer(
     job: EncodeJob, known: dict[str, TextStates], bills: dict[str, StageCost], started: float
-) -> Conditioning:
+) -> EncodeResult:
     states = [known[text] for text in job.texts]
     costs = [bills.pop(text, FREE) for text in job.texts]
     cost = StageCost(
         sum(c.device_seconds for c in costs), sum(c.flops for c in costs), max(0.0, started - job.arrived)
     )
-    return Conditioning(
+    return EncodeResult(
         states[0], states[1] if len(states) > 1 else None, _merge(s.report for s in states), cost
     )
 

@@ -1,4 +1,4 @@
-"""A stage's own books: when its thread was busy, and whom it worked for. Written by that thread, read by the courier's."""
+"""A stage's own books: when its thread was busy, and whom it worked for. Written by that thread, read by the reporter's."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import contextmanager
 
 from safelight.pipeline.params import DenoiseUsage, StageCost
 from safelight.pipeline.scheduling.autoscaling import OfferedLoad
-from safelight.service.messages import StageCensus, Ticket
-from safelight.service.usage.events import Charge, StageStatement, StageTotals
-from safelight.service.usage.histograms import TickCounter
+from safelight.service.messages import RequestContext, StageStatus
+from safelight.service.usage.events import StageReport, StageTotals, UsageEvent
+from safelight.service.usage.histograms import TickHistograms
 
 SMOOTHING = 0.1  # of the mean seconds that a job takes
 
 
-class StageBooks:
+class UsageMeter:
     """Counts from the moment of `begin`; `open` and `work_left` are told by whoever knows them."""
 
     def __init__(self, stage: str):
         self.stage = stage
         self._lock = threading.Lock()
-        self._charges: list[Charge] = []
+        self._charges: list[UsageEvent] = []
         self._busy = self._starting = self._lost = 0.0
         self._open = self._work_left = 0.0
         self._since: float | None = None
@@ -31,7 +31,7 @@ class StageBooks:
         self._jobs_here = 0
         self._seconds_a_job = self._charged = 0.0
         self._offered = OfferedLoad()
-        self._ticks = TickCounter()
+        self._ticks = TickHistograms()
 
     def begin(self) -> None:
         """The calling thread is at work from now on."""
@@ -102,12 +102,12 @@ class StageBooks:
             self._lost += self._open
             self._open = self._work_left = 0.0
 
-    def charge(self, ticket: Ticket, cost: StageCost, usage: DenoiseUsage | None = None) -> None:
+    def charge(self, context: RequestContext, cost: StageCost, usage: DenoiseUsage | None = None) -> None:
         counts = (usage.nfe, usage.rows, usage.tokens) if usage else ()
         with self._lock:
             self._charged += cost.device_seconds
             self._charges.append(
-                Charge(ticket.account, cost.device_seconds, cost.flops, cost.queue_seconds, *counts)
+                UsageEvent(context.record_id, cost.device_seconds, cost.flops, cost.queue_seconds, *counts)
             )
 
     @property
@@ -131,11 +131,9 @@ class StageBooks:
             busy = self._busy + (now - self._since if self._since is not None else 0.0)
             return StageTotals(busy, self._starting, self._lost, self._open, work_left, self._ticks.counts)
 
-    def state(self, source: str, number: int, census: StageCensus) -> StageStatement:
+    def state(self, source: str, number: int, status: StageStatus) -> StageReport:
         """Everything since the last statement; what is stated is taken out of the books."""
         totals = self.totals
         with self._lock:
             charges, self._charges = tuple(self._charges), []
-            return StageStatement(
-                source, number, self.stage, charges, totals, census, os.getpid(), self._thread
-            )
+            return StageReport(source, number, self.stage, charges, totals, status, os.getpid(), self._thread)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from safelight.service.stages.usage_meter import StageBooks
+from safelight.service.stages.usage_meter import UsageMeter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,7 +17,7 @@ class Worker(Generic[T]):
     The thread count of torch's kernels is a property of the calling thread, so whoever sets it must also do the work.
     """
 
-    def __init__(self, make: Callable[[], T], books: StageBooks):
+    def __init__(self, make: Callable[[], T], books: UsageMeter):
         self._books = books
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=books.stage)
         self._made: Future[T] = self._thread.submit(lambda: self._start(make))

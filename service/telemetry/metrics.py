@@ -17,10 +17,10 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from safelight.service.messages import ImageUsage, StageCensus
-from safelight.service.usage.histograms import Counts
+from safelight.service.messages import ImageUsage, StageStatus
+from safelight.service.usage.histograms import HistogramData
 from safelight.service.usage.records import UsageRecord
-from safelight.service.usage.stage_snapshot import Measures, StageMeasures
+from safelight.service.usage.stage_snapshot import Snapshot, StageSnapshot
 
 SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -58,7 +58,7 @@ class StageMetric:
     name: str
     kind: str
     help: str
-    value: Callable[[StageMeasures], float]
+    value: Callable[[StageSnapshot], float]
 
 
 OF_STAGES = (
@@ -70,31 +70,31 @@ OF_STAGES = (
         lambda m: m.work_left,
     ),
     StageMetric(
-        "safelight_stage_running", "gauge", "Images in the running batch.", lambda m: m.census.running
+        "safelight_stage_running", "gauge", "Images in the running batch.", lambda m: m.status.running
     ),
     StageMetric(
-        "safelight_stage_waiting", "gauge", "Images waiting for the batch.", lambda m: m.census.waiting
+        "safelight_stage_waiting", "gauge", "Images waiting for the batch.", lambda m: m.status.waiting
     ),
     StageMetric(
         "safelight_stage_images",
         "gauge",
         "Images finished by the replicas that are alive.",
-        lambda m: m.census.images,
+        lambda m: m.status.images,
     ),
     StageMetric(
-        "safelight_stage_ticks", "gauge", "Ticks of the replicas that are alive.", lambda m: m.census.ticks
+        "safelight_stage_ticks", "gauge", "Ticks of the replicas that are alive.", lambda m: m.status.ticks
     ),
     StageMetric(
-        "safelight_stage_rows", "gauge", "Network rows over all these ticks.", lambda m: m.census.rows
+        "safelight_stage_rows", "gauge", "Network rows over all these ticks.", lambda m: m.status.rows
     ),
     StageMetric(
-        "safelight_stage_cache_hits", "gauge", "Texts answered from the cache.", lambda m: m.census.cache_hits
+        "safelight_stage_cache_hits", "gauge", "Texts answered from the cache.", lambda m: m.status.cache_hits
     ),
     StageMetric(
         "safelight_stage_cache_misses",
         "gauge",
         "Texts that had to be encoded.",
-        lambda m: m.census.cache_misses,
+        lambda m: m.status.cache_misses,
     ),
     StageMetric(
         "safelight_stage_busy_seconds_total", "counter", "Replicas at work.", lambda m: m.balance.busy
@@ -115,7 +115,7 @@ TICKS = {
         "A tick's seconds over what the cost curve told.",
         lambda m: m.ticks.forecast,
     ),
-}  # type: dict[str, tuple[str, Callable[[StageMeasures], Counts]]]
+}  # type: dict[str, tuple[str, Callable[[StageSnapshot], HistogramData]]]
 
 
 class Metrics:
@@ -154,18 +154,18 @@ class Metrics:
     def set_in_flight(self, num_images: int) -> None:
         self._in_flight.set(num_images)
 
-    def observe_stages(self, stages: Mapping[str, StageCensus | None]) -> None:
+    def observe_stages(self, stages: Mapping[str, StageStatus | None]) -> None:
         """What stages said when they were asked just now."""
         self._stages.asked = stages
-        for stage, census in stages.items():
-            self._up.labels(stage).set(census is not None)
-            if census is not None and census.attention:
+        for stage, status in stages.items():
+            self._up.labels(stage).set(status is not None)
+            if status is not None and status.attention:
                 self._attention.clear()
-                self._attention.labels(census.attention).set(1)
-            if stage == "denoise" and census is not None and census.curve:
-                self._slowness.set(census.curve.factor)
+                self._attention.labels(status.attention).set(1)
+            if stage == "denoise" and status is not None and status.curve:
+                self._slowness.set(status.curve.slowdown)
 
-    def observe_measures(self, measures: Measures, mfu: float | None) -> None:
+    def observe_measures(self, measures: Snapshot, mfu: float | None) -> None:
         """What the ledger knows of all replicas."""
         self._stages.measures = measures
         self._mfu.set(mfu if mfu is not None else float("nan"))
@@ -200,8 +200,8 @@ class StageCollector(Collector):
     """The stages' metrics, made of what is known when they are asked for."""
 
     def __init__(self) -> None:
-        self.measures: Measures = {}
-        self.asked: Mapping[str, StageCensus | None] = {}
+        self.measures: Snapshot = {}
+        self.asked: Mapping[str, StageStatus | None] = {}
 
     def collect(self) -> Iterator[Metric]:
         known = {stage: self._freshest(stage, measures) for stage, measures in self.measures.items()}
@@ -228,12 +228,12 @@ class StageCollector(Collector):
     def describe(self) -> Iterable[Metric]:
         return ()  # nothing is known yet when this is registered
 
-    def _freshest(self, stage: str, measures: StageMeasures) -> StageMeasures:
+    def _freshest(self, stage: str, measures: StageSnapshot) -> StageSnapshot:
         """A single replica is asked itself: the ledger knows it as it was a second ago."""
         asked = self.asked.get(stage)
         if asked is None or measures.replicas > 1:
             return measures
-        return StageMeasures(measures.replicas, asked, measures.work_left, measures.balance, measures.ticks)
+        return StageSnapshot(measures.replicas, asked, measures.work_left, measures.balance, measures.ticks)
 
 
 def _family(metric: StageMetric) -> CounterMetricFamily | GaugeMetricFamily:
@@ -241,6 +241,6 @@ def _family(metric: StageMetric) -> CounterMetricFamily | GaugeMetricFamily:
     return kind(metric.name, metric.help, labels=["stage"])
 
 
-def _fill(histogram: HistogramMetricFamily, counts: Counts) -> None:
+def _fill(histogram: HistogramMetricFamily, counts: HistogramData) -> None:
     bounds = [*(str(bound) for bound in counts.bounds), "+Inf"]
     histogram.add_metric([], list(zip(bounds, accumulate(counts.counts), strict=True)), counts.total)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from safelight.service.messages import StageCensus
-from safelight.service.usage.histograms import TickCounts
+from safelight.service.messages import StageStatus
+from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.records import UsageRecord
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class UsageEvent:
     """What one stage spent on one image, whether or not it was finished."""
 
-    account: str  # empty: nobody's
+    record_id: str  # empty: nobody's
     device_seconds: float
     flops: int
     queue_seconds: float = 0.0
@@ -31,25 +31,25 @@ class StageTotals:
     lost: float = 0.0  # on images that died when the network failed
     open: float = 0.0  # on images that are still here, which are charged when they leave
     work_left: float = 0.0  # not spent yet: what those who are here will still take
-    ticks: TickCounts = field(default_factory=TickCounts)  # of a denoiser
+    ticks: TickHistogramData = field(default_factory=TickHistogramData)  # of a denoiser
 
 
 @dataclass(frozen=True, slots=True)
-class StageStatement:
+class StageReport:
     """What a replica of a stage has to report since its last statement; totals since it started."""
 
     source: str  # one a replica's life
     number: int  # 0, 1, ...: a statement that comes twice is counted once
     stage: str
-    charges: tuple[Charge, ...]
+    charges: tuple[UsageEvent, ...]
     totals: StageTotals
-    census: StageCensus
+    status: StageStatus
     process: int  # where its thread can be watched from outside
     thread: int
 
 
 @dataclass(frozen=True, slots=True)
-class GatewayStatement:
+class GatewayReport:
     """The requests that a gateway has answered since its last statement."""
 
     source: str
@@ -57,4 +57,4 @@ class GatewayStatement:
     records: tuple[UsageRecord, ...]
 
 
-Statement = StageStatement | GatewayStatement
+UsageReport = StageReport | GatewayReport

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class HistogramData:
     """How many values lay at or below each of `bounds` and above the one before it, the last beyond all; and their sum."""
 
     bounds: tuple[float, ...]
@@ -15,26 +15,26 @@ class Counts:
     total: float = 0.0
 
     @classmethod
-    def empty(cls, bounds: tuple[float, ...]) -> Counts:
+    def empty(cls, bounds: tuple[float, ...]) -> HistogramData:
         return cls(bounds, (0,) * (len(bounds) + 1))
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
+    def __add__(self, other: HistogramData) -> HistogramData:
+        return HistogramData(
             self.bounds,
             tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
             self.total + other.total,
         )
 
-    def __sub__(self, other: Counts) -> Counts:
-        return Counts(
+    def __sub__(self, other: HistogramData) -> HistogramData:
+        return HistogramData(
             self.bounds,
             tuple(a - b for a, b in zip(self.counts, other.counts, strict=True)),
             self.total - other.total,
         )
 
 
-class Counter:
-    """Counts that grow."""
+class Histogram:
+    """HistogramData that grow."""
 
     def __init__(self, bounds: tuple[float, ...]):
         self._bounds = bounds
@@ -46,8 +46,8 @@ class Counter:
         self._total += value
 
     @property
-    def counts(self) -> Counts:
-        return Counts(self._bounds, tuple(self._counts), self._total)
+    def counts(self) -> HistogramData:
+        return HistogramData(self._bounds, tuple(self._counts), self._total)
 
 
 TICK_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -57,24 +57,24 @@ TICK_FORECAST = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class TickCounts:
+class TickHistogramData:
     """The ticks of a denoiser: their seconds, rows and tokens, and their seconds over what the curve told."""
 
-    seconds: Counts = field(default_factory=lambda: Counts.empty(TICK_SECONDS))
-    rows: Counts = field(default_factory=lambda: Counts.empty(TICK_ROWS))
-    tokens: Counts = field(default_factory=lambda: Counts.empty(TICK_TOKENS))
-    forecast: Counts = field(default_factory=lambda: Counts.empty(TICK_FORECAST))
+    seconds: HistogramData = field(default_factory=lambda: HistogramData.empty(TICK_SECONDS))
+    rows: HistogramData = field(default_factory=lambda: HistogramData.empty(TICK_ROWS))
+    tokens: HistogramData = field(default_factory=lambda: HistogramData.empty(TICK_TOKENS))
+    forecast: HistogramData = field(default_factory=lambda: HistogramData.empty(TICK_FORECAST))
 
-    def __add__(self, other: TickCounts) -> TickCounts:
-        return TickCounts(
+    def __add__(self, other: TickHistogramData) -> TickHistogramData:
+        return TickHistogramData(
             self.seconds + other.seconds,
             self.rows + other.rows,
             self.tokens + other.tokens,
             self.forecast + other.forecast,
         )
 
-    def __sub__(self, other: TickCounts) -> TickCounts:
-        return TickCounts(
+    def __sub__(self, other: TickHistogramData) -> TickHistogramData:
+        return TickHistogramData(
             self.seconds - other.seconds,
             self.rows - other.rows,
             self.tokens - other.tokens,
@@ -82,12 +82,12 @@ class TickCounts:
         )
 
 
-class TickCounter:
+class TickHistograms:
     """Tick counts that grow."""
 
     def __init__(self) -> None:
-        self._seconds, self._rows = Counter(TICK_SECONDS), Counter(TICK_ROWS)
-        self._tokens, self._forecast = Counter(TICK_TOKENS), Counter(TICK_FORECAST)
+        self._seconds, self._rows = Histogram(TICK_SECONDS), Histogram(TICK_ROWS)
+        self._tokens, self._forecast = Histogram(TICK_TOKENS), Histogram(TICK_FORECAST)
 
     def observe(self, seconds: float, rows: int, tokens: int, expected_seconds: float) -> None:
         self._seconds.observe(seconds)
@@ -97,5 +97,7 @@ class TickCounter:
             self._forecast.observe(seconds / expected_seconds)
 
     @property
-    def counts(self) -> TickCounts:
-        return TickCounts(self._seconds.counts, self._rows.counts, self._tokens.counts, self._forecast.counts)
+    def counts(self) -> TickHistogramData:
+        return TickHistogramData(
+            self._seconds.counts, self._rows.counts, self._tokens.counts, self._forecast.counts
+        )

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from safelight.service.backend import STAGES
-from safelight.service.messages import StageCensus
-from safelight.service.usage.events import Charge, GatewayStatement, StageStatement, StageTotals, Statement
-from safelight.service.usage.histograms import TickCounts
-from safelight.service.usage.records import Outcome, UsageRecord
+from safelight.service.messages import StageStatus
+from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent, UsageReport
+from safelight.service.usage.histograms import TickHistogramData
+from safelight.service.usage.records import RequestOutcome, UsageRecord
 
 MINUTE = 60.0
 MINUTES_KEPT = 24 * 60
@@ -23,7 +23,7 @@ UNCLAIMED_SECONDS = 3600.0  # charges of a request that never ended: its gateway
 
 
 @dataclass(slots=True)
-class Spent:
+class UsageAmounts:
     """What a stage spent on some requests."""
 
     device_seconds: float = 0.0
@@ -33,7 +33,7 @@ class Spent:
     rows: int = 0
     tokens: int = 0
 
-    def add(self, charge: "Charge | Spent") -> None:
+    def add(self, charge: "UsageEvent | UsageAmounts") -> None:
         self.device_seconds += charge.device_seconds
         self.queue_seconds += charge.queue_seconds
         self.flops += charge.flops
@@ -42,18 +42,18 @@ class Spent:
         self.tokens += charge.tokens
 
 
-def _spent_by_stage() -> dict[str, Spent]:
-    return {stage: Spent() for stage in STAGES}
+def _spent_by_stage() -> dict[str, UsageAmounts]:
+    return {stage: UsageAmounts() for stage in STAGES}
 
 
 @dataclass(slots=True)
 class Tally:
     """Some requests together: all of one key and model, in one span of time."""
 
-    requests: Counter[Outcome] = field(default_factory=Counter)
+    requests: Counter[RequestOutcome] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)  # of those that were not done
     images: int = 0
-    spent: dict[str, Spent] = field(default_factory=_spent_by_stage)
+    spent: dict[str, UsageAmounts] = field(default_factory=_spent_by_stage)
 
     def add(self, other: "Tally") -> None:
         self.requests += other.requests
@@ -72,7 +72,7 @@ class Busy:
     starting: float = 0.0
     warm_up: float = 0.0  # charged to nobody
     lost: float = 0.0  # spent on images whose replica died with them, or whose gateway did
-    ticks: TickCounts = field(default_factory=TickCounts)
+    ticks: TickHistogramData = field(default_factory=TickHistogramData)
 
     def add(self, other: "Busy") -> None:
         self.alive += other.alive
@@ -104,12 +104,12 @@ class Period:
 
 
 @dataclass(slots=True)
-class Entry:
+class LedgerEntry:
     """One request and what it cost, as far as is known."""
 
     record: UsageRecord
     images: int  # drawn and sent
-    spent: dict[str, Spent] = field(default_factory=_spent_by_stage)
+    spent: dict[str, UsageAmounts] = field(default_factory=_spent_by_stage)
 
 
 @dataclass(slots=True)
@@ -117,14 +117,14 @@ class Pending:
     """Charges of a request that has not ended."""
 
     since: float
-    charges: list[tuple[str, Charge]] = field(default_factory=list)
+    charges: list[tuple[str, UsageEvent]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
+class ReplicaEntry:
     """A source's last word."""
 
-    statement: StageStatement
+    statement: StageReport
     last_heard: float
 
 
@@ -136,20 +136,20 @@ class Ledger:
         self.since = now()
         self.ever = Period()
         self._minutes: OrderedDict[int, Period] = OrderedDict()
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self._done: deque[Entry] = deque(maxlen=REQUESTS_KEPT)
+        self._entries: OrderedDict[str, LedgerEntry] = OrderedDict()
+        self._done: deque[LedgerEntry] = deque(maxlen=REQUESTS_KEPT)
         self._pending: dict[str, Pending] = {}
         self._next_number: dict[str, int] = {}
-        self._replicas: dict[str, Replica] = {}
-        self._gone: dict[str, Replica] = {}
+        self._replicas: dict[str, ReplicaEntry] = {}
+        self._gone: dict[str, ReplicaEntry] = {}
         self._buried = -BURY_SECONDS
 
-    def post(self, statement: Statement) -> None:
+    def post(self, statement: UsageReport) -> None:
         """Enter a statement; one that was entered before is left alone."""
         if statement.number < self._next_number.get(statement.source, 0):
             return
         self._next_number[statement.source] = statement.number + 1
-        if isinstance(statement, GatewayStatement):
+        if isinstance(statement, GatewayReport):
             for record in statement.records:
                 self._close(record)
         else:
@@ -159,18 +159,18 @@ class Ledger:
     def now(self) -> float:
         return self._now()
 
-    def replicas(self, stage: str) -> list[Replica]:
+    def replicas(self, stage: str) -> list[ReplicaEntry]:
         """Those of a stage that are alive."""
         self._bury()
         return [replica for replica in self._replicas.values() if replica.statement.stage == stage]
 
-    def census(self) -> Mapping[str, StageCensus | None]:
+    def status(self) -> Mapping[str, StageStatus | None]:
         """What the replica of each stage says that was heard last; None where none is alive."""
         latest = {
             stage: max(self.replicas(stage), key=lambda replica: replica.last_heard, default=None)
             for stage in STAGES
         }
-        return {stage: replica.statement.census if replica else None for stage, replica in latest.items()}
+        return {stage: replica.statement.status if replica else None for stage, replica in latest.items()}
 
     def began(self, seconds: float | None = None) -> float:
         """When the period of the last `seconds` began that can be told of: with a whole minute; for None, when the ledger did."""
@@ -190,12 +190,12 @@ class Ledger:
                 total.add(period)
         return total
 
-    def done(self, seconds: float | None = None) -> list[Entry]:
+    def done(self, seconds: float | None = None) -> list[LedgerEntry]:
         """The requests that were answered with images since `began`, of those that are remembered."""
         began = 0.0 if seconds is None else self.began(seconds)
         return [entry for entry in self._done if entry.record.ended >= began]
 
-    def latest(self, number: int) -> list[Entry]:
+    def latest(self, number: int) -> list[LedgerEntry]:
         """The requests that ended last, the newest first."""
         return [entry for entry, _ in zip(reversed(self._entries.values()), range(number), strict=False)]
 
@@ -209,7 +209,7 @@ class Ledger:
         )
 
     def open_seconds(self, stage: str) -> float:
-        """Spent by a stage on images that it still has."""
+        """UsageAmounts by a stage on images that it still has."""
         return sum(replica.statement.totals.open for replica in self.replicas(stage))
 
     def _periods(self) -> Iterator[Period]:
@@ -223,10 +223,10 @@ class Ledger:
         yield self._minutes[minute]
 
     def _close(self, record: UsageRecord) -> None:
-        if record.account in self._entries:
+        if record.record_id in self._entries:
             return
-        entry = Entry(replace(record, images=()), len(record.images))
-        self._entries[record.account] = entry
+        entry = LedgerEntry(replace(record, images=()), len(record.images))
+        self._entries[record.record_id] = entry
         if record.is_done:
             self._done.append(entry)
         for period in self._periods():
@@ -235,15 +235,15 @@ class Ledger:
             tally.images += entry.images
             if not record.is_done:
                 tally.codes[record.code] += 1
-        if pending := self._pending.pop(record.account, None):
+        if pending := self._pending.pop(record.record_id, None):
             for stage, charge in pending.charges:
                 self._charge(entry, stage, charge)
         while len(self._entries) > REQUESTS_KEPT:
             self._entries.popitem(last=False)
 
-    def _hear(self, statement: StageStatement) -> None:
+    def _hear(self, statement: StageReport) -> None:
         now, before = self._now(), self._replicas.get(statement.source) or self._raised(statement.source)
-        self._replicas[statement.source] = Replica(statement, now)
+        self._replicas[statement.source] = ReplicaEntry(statement, now)
         known = (
             before.statement.totals
             if before
@@ -262,27 +262,27 @@ class Ledger:
             self._enter(statement.stage, charge)
         self._bury()
 
-    def _enter(self, stage: str, charge: Charge) -> None:
-        if not charge.account:
+    def _enter(self, stage: str, charge: UsageEvent) -> None:
+        if not charge.record_id:
             for period in self._periods():
                 period.stages[stage].warm_up += charge.device_seconds
-        elif (entry := self._entries.get(charge.account)) is not None:
+        elif (entry := self._entries.get(charge.record_id)) is not None:
             self._charge(entry, stage, charge)
         else:
-            self._pending.setdefault(charge.account, Pending(self._now())).charges.append((stage, charge))
+            self._pending.setdefault(charge.record_id, Pending(self._now())).charges.append((stage, charge))
 
-    def _charge(self, entry: Entry, stage: str, charge: Charge) -> None:
+    def _charge(self, entry: LedgerEntry, stage: str, charge: UsageEvent) -> None:
         entry.spent[stage].add(charge)
         for period in self._periods():
             period.accounts[entry.record.key, entry.record.model].spent[stage].add(charge)
 
-    def _raised(self, source: str) -> Replica | None:
+    def _raised(self, source: str) -> ReplicaEntry | None:
         """A replica that was only silent: what it has is not lost."""
         if (replica := self._gone.pop(source, None)) is not None:
             self._lose(replica, -replica.statement.totals.open)
         return replica
 
-    def _lose(self, replica: Replica, seconds: float) -> None:
+    def _lose(self, replica: ReplicaEntry, seconds: float) -> None:
         for period in self._periods():
             period.stages[replica.statement.stage].lost += seconds
 
@@ -310,7 +310,7 @@ class Ledger:
                         period.stages[stage].lost += charge.device_seconds
 
 
-def _unheard(statement: StageStatement) -> StageTotals:
+def _unheard(statement: StageReport) -> StageTotals:
     """What a replica had done before its first statement here: that is in the books of a ledger that is gone."""
     told = statement.totals.open + sum(charge.device_seconds for charge in statement.charges)
     return replace(statement.totals, busy=statement.totals.busy - told)

@@ -1,4 +1,4 @@
-"""Exactly one usage record for every request, on each way out. What it cost is charged to its account by the stages (`ledger`)."""
+"""Exactly one usage record for every request, on each way out. What it cost is charged to its record_request by the stages (`ledger`)."""
 
 import asyncio
 import secrets
@@ -14,7 +14,7 @@ from safelight.service.messages import ImageUsage
 ANONYMOUS = "anonymous"  # the key of whoever has none
 
 
-class Outcome(StrEnum):
+class RequestOutcome(StrEnum):
     """How a request left the service."""
 
     DONE = "done"
@@ -25,11 +25,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
-    """One request's account."""
+    """One request's record_request."""
 
-    account: str  # what the stages charge; ours, and unique
+    record_id: str  # what the stages charge; ours, and unique
     request_id: str  # the client's own, if it has chosen one
-    outcome: Outcome
+    outcome: RequestOutcome
     code: str  # "ok", or the error's code
     key: str  # whose request it was
     model: str
@@ -40,14 +40,14 @@ class UsageRecord:
 
     @property
     def is_done(self) -> bool:
-        return self.outcome is Outcome.DONE
+        return self.outcome is RequestOutcome.DONE
 
 
 Sink = Callable[[UsageRecord], None]
 
 
-class Account:
-    """An open account: what is known of a request so far."""
+class RequestRecorder:
+    """An open record_id: what is known of a request so far."""
 
     def __init__(self, request_id: str, model: str, key: str = ANONYMOUS):
         self.id = secrets.token_hex(8)
@@ -64,7 +64,7 @@ class Account:
 
     def close(self, error: BaseException | None = None) -> UsageRecord:
         outcome, code = _judge(error)
-        images = self.images if outcome is Outcome.DONE else ()
+        images = self.images if outcome is RequestOutcome.DONE else ()
         return UsageRecord(
             self.id,
             self.request_id,
@@ -80,9 +80,9 @@ class Account:
 
 
 @contextmanager
-def account(request_id: str, model: str, sink: Sink) -> Iterator[Account]:
-    """An account that is settled when the block ends, however it ends."""
-    opened = Account(request_id, model)
+def record_request(request_id: str, model: str, sink: Sink) -> Iterator[RequestRecorder]:
+    """An record_request that is settled when the block ends, however it ends."""
+    opened = RequestRecorder(request_id, model)
     try:
         yield opened
     except BaseException as error:
@@ -91,10 +91,10 @@ def account(request_id: str, model: str, sink: Sink) -> Iterator[Account]:
     sink(opened.close())
 
 
-def _judge(error: BaseException | None) -> tuple[Outcome, str]:
+def _judge(error: BaseException | None) -> tuple[RequestOutcome, str]:
     if error is None:
-        return Outcome.DONE, "ok"
+        return RequestOutcome.DONE, "ok"
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
-        return Outcome.ABORTED, ClientGone.code
+        return RequestOutcome.ABORTED, ClientGone.code
     known = as_service_error(error) if isinstance(error, Exception) else ServiceError()
-    return (Outcome.REFUSED if known.status < 500 else Outcome.FAILED), known.code
+    return (RequestOutcome.REFUSED if known.status < 500 else RequestOutcome.FAILED), known.code

@@ -1,4 +1,4 @@
-"""What `/v1/accounting` says: the ledger in figures, against the targets and at a price."""
+"""What `/v1/accounting` says: the ledger in build_report, against the targets and at a price."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 
 from safelight.service.backend import STAGES
 from safelight.service.settings import Settings
-from safelight.service.usage.ledger import Entry, Ledger, Period, Replica, Spent, Tally
-from safelight.service.usage.records import Outcome
+from safelight.service.usage.ledger import Ledger, LedgerEntry, Period, ReplicaEntry, Tally, UsageAmounts
+from safelight.service.usage.records import RequestOutcome
 
 HOUR = 3600.0
 
@@ -19,7 +19,7 @@ class Percentiles(BaseModel):
     p99: float | None
 
 
-class StageSpent(BaseModel):
+class StageAmounts(BaseModel):
     """What requests were charged by one stage."""
 
     device_seconds: float
@@ -30,17 +30,17 @@ class StageSpent(BaseModel):
     tokens: int
 
 
-class AccountFigures(BaseModel):
+class AccountTotals(BaseModel):
     """The requests of one key and model."""
 
     key: str
     model: str
     requests: dict[str, int]
     images: int
-    stages: dict[str, StageSpent]
+    stages: dict[str, StageAmounts]
 
 
-class RequestFigures(BaseModel):
+class RequestReport(BaseModel):
     """One request's record. Charges come within some seconds of its end."""
 
     request_id: str
@@ -51,7 +51,7 @@ class RequestFigures(BaseModel):
     images: int
     seconds: float
     ended: float
-    stages: dict[str, StageSpent]
+    stages: dict[str, StageAmounts]
 
 
 class StageBalance(BaseModel):
@@ -59,7 +59,7 @@ class StageBalance(BaseModel):
 
     busy: float
     requests: float = Field(description="Charged to requests that have ended.")
-    in_progress: float = Field(description="Spent on requests that have not.")
+    in_progress: float = Field(description="UsageAmounts on requests that have not.")
     warm_up: float
     starting: float = Field(description="Loading and measuring the network.")
     lost: float = Field(description="On images that died with their replica.")
@@ -73,7 +73,7 @@ class Balance(BaseModel):
     )
 
 
-class ReplicaFigures(BaseModel):
+class ReplicaReport(BaseModel):
     stage: str
     process: int
     thread: int
@@ -90,7 +90,7 @@ class Target(BaseModel):
     by: float | None = Field(description="got / wanted - 1.")
 
 
-class AccountingFigures(BaseModel):
+class AccountingReport(BaseModel):
     since: float = Field(description="Unix time from which this ledger knows anything.")
     now: float
     window_seconds: float = Field(
@@ -122,15 +122,15 @@ class AccountingFigures(BaseModel):
     cost_per_1000_images: float | None = Field(description="Of busy device time, at the configured price.")
     currency_per_device_hour: float
     targets: list[Target]
-    accounts: list[AccountFigures]
+    accounts: list[AccountTotals]
     balance: Balance
-    replicas: list[ReplicaFigures]
-    latest: list[RequestFigures]
+    replicas: list[ReplicaReport]
+    latest: list[RequestReport]
 
 
-def figures(
+def build_report(
     ledger: Ledger, settings: Settings, window: float | None = None, latest: int = 0
-) -> AccountingFigures:
+) -> AccountingReport:
     """All since the ledger's start, or of the last `window` seconds; with the `latest` so many requests."""
     seconds = max(ledger.now - ledger.began(window), 1e-9)
     period = ledger.period(window)
@@ -145,19 +145,19 @@ def figures(
     latency = percentiles([entry.record.seconds for entry in done])
     peak = next(
         (
-            replica.statement.census.peak_flops
+            replica.statement.status.peak_flops
             for replica in living["denoise"]
-            if replica.statement.census.peak_flops
+            if replica.statement.status.peak_flops
         ),
         None,
     )
     denoise = total.spent["denoise"]
     price = settings.price_per_device_hour
-    return AccountingFigures(
+    return AccountingReport(
         since=ledger.since,
         now=ledger.now,
         window_seconds=seconds,
-        requests={outcome.value: total.requests[outcome] for outcome in Outcome},
+        requests={outcome.value: total.requests[outcome] for outcome in RequestOutcome},
         refusals=dict(total.codes),
         images=total.images,
         images_per_hour=per_hour,
@@ -183,10 +183,10 @@ def figures(
             _target("images_per_busy_hour", settings.target_images_per_hour, per_busy_hour, at_most=False),
         ],
         accounts=[
-            AccountFigures(
+            AccountTotals(
                 key=key,
                 model=model,
-                requests={outcome.value: tally.requests[outcome] for outcome in Outcome},
+                requests={outcome.value: tally.requests[outcome] for outcome in RequestOutcome},
                 images=tally.images,
                 stages=_stages(tally.spent),
             )
@@ -244,9 +244,9 @@ def _target(name: str, wanted: float, got: float | None, at_most: bool) -> Targe
     return Target(name=name, wanted=wanted, got=got, met=met, by=None if got is None else got / wanted - 1.0)
 
 
-def _stages(spent: dict[str, Spent]) -> dict[str, StageSpent]:
+def _stages(spent: dict[str, UsageAmounts]) -> dict[str, StageAmounts]:
     return {
-        stage: StageSpent(
+        stage: StageAmounts(
             device_seconds=each.device_seconds,
             queue_seconds=each.queue_seconds,
             flops=each.flops,
@@ -258,21 +258,21 @@ def _stages(spent: dict[str, Spent]) -> dict[str, StageSpent]:
     }
 
 
-def _replica(replica: Replica) -> ReplicaFigures:
+def _replica(replica: ReplicaEntry) -> ReplicaReport:
     statement = replica.statement
-    return ReplicaFigures(
+    return ReplicaReport(
         stage=statement.stage,
         process=statement.process,
         thread=statement.thread,
         busy_seconds=statement.totals.busy,
         work_left_seconds=statement.totals.work_left,
-        pictures=statement.census.images,
+        pictures=statement.status.images,
     )
 
 
-def _request(entry: Entry) -> RequestFigures:
+def _request(entry: LedgerEntry) -> RequestReport:
     record = entry.record
-    return RequestFigures(
+    return RequestReport(
         request_id=record.request_id,
         key=record.key,
         model=record.model,

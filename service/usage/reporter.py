@@ -5,28 +5,30 @@ import threading
 import uuid
 from collections.abc import Callable
 
-from safelight.service.usage.events import GatewayStatement, Statement
+from safelight.service.usage.events import GatewayReport, UsageReport
 from safelight.service.usage.records import UsageRecord
 
 logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 1.0
 LAST_SECONDS = 5.0
-Take = Callable[[str, int], Statement | None]  # of a source and a number: what is to be reported, if anything
-Post = Callable[[Statement], None]
+Collect = Callable[
+    [str, int], UsageReport | None
+]  # of a source and a number: what is to be reported, if anything
+Send = Callable[[UsageReport], None]
 
 
-class Courier(threading.Thread):
+class UsageReporter(threading.Thread):
     """Takes a statement, posts it, and takes the next one only when that has arrived."""
 
-    def __init__(self, take: Take, post: Post, every: float = EVERY_SECONDS):
-        super().__init__(name="courier", daemon=True)
+    def __init__(self, take: Collect, post: Send, every: float = EVERY_SECONDS):
+        super().__init__(name="reporter", daemon=True)
         self._take = take
         self._post = post
         self._every = every
         self._source = uuid.uuid4().hex
         self._number = 0
-        self._undelivered: Statement | None = None
+        self._undelivered: UsageReport | None = None
         self._turn = threading.Lock()
         self._stopping = threading.Event()
 
@@ -64,7 +66,7 @@ class Courier(threading.Thread):
 
 
 class Outbox:
-    """Records of a gateway that wait for the courier."""
+    """Records of a gateway that wait for the reporter."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,7 +76,7 @@ class Outbox:
         with self._lock:
             self._records.append(record)
 
-    def take(self, source: str, number: int) -> GatewayStatement | None:
+    def take(self, source: str, number: int) -> GatewayReport | None:
         with self._lock:
             records, self._records = tuple(self._records), []
-        return GatewayStatement(source, number, records) if records else None
+        return GatewayReport(source, number, records) if records else None

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 
 from safelight.service.backend import STAGES
-from safelight.service.messages import StageCensus
-from safelight.service.usage.histograms import TickCounts
+from safelight.service.messages import StageStatus
+from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.report import StageBalance, balance
 
@@ -12,43 +12,43 @@ SUMMED = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_
 
 
 @dataclass(frozen=True, slots=True)
-class StageMeasures:
+class StageSnapshot:
     """One stage."""
 
     replicas: int  # alive
-    census: StageCensus  # of those together; of what cannot be summed, one's
+    status: StageStatus  # of those together; of what cannot be summed, one's
     work_left: float  # device-seconds
     balance: StageBalance
-    ticks: TickCounts
+    ticks: TickHistogramData
 
 
-Measures = dict[str, StageMeasures]
+Snapshot = dict[str, StageSnapshot]
 
 
-def measures(ledger: Ledger) -> Measures:
+def snapshot(ledger: Ledger) -> Snapshot:
     """By stage."""
     balances = balance(ledger).stages
     return {stage: _stage(ledger, stage, balances[stage]) for stage in STAGES}
 
 
-def _stage(ledger: Ledger, stage: str, balance: StageBalance) -> StageMeasures:
+def _stage(ledger: Ledger, stage: str, balance: StageBalance) -> StageSnapshot:
     statements = [replica.statement for replica in ledger.replicas(stage)]
-    return StageMeasures(
+    return StageSnapshot(
         replicas=len(statements),
-        census=_together([statement.census for statement in statements]),
+        status=_together([statement.status for statement in statements]),
         work_left=sum(statement.totals.work_left for statement in statements),
         balance=balance,
         ticks=ledger.ever.stages[stage].ticks,
     )
 
 
-def _together(censuses: list[StageCensus]) -> StageCensus:
+def _together(statuses: list[StageStatus]) -> StageStatus:
     """Sums, and of the rest what the first says."""
-    if not censuses:
-        return StageCensus()
+    if not statuses:
+        return StageStatus()
     rest = {
-        field.name: getattr(censuses[0], field.name)
-        for field in fields(StageCensus)
+        field.name: getattr(statuses[0], field.name)
+        for field in fields(StageStatus)
         if field.name not in SUMMED
     }
-    return StageCensus(**{name: sum(getattr(census, name) for census in censuses) for name in SUMMED}, **rest)
+    return StageStatus(**{name: sum(getattr(status, name) for status in statuses) for name in SUMMED}, **rest)

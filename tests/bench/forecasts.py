@@ -28,18 +28,18 @@ from loadtests.figures import Phase
 from loadtests.replay import replay
 from loadtests.service import service
 from loadtests.traces import Arrival, Body, poisson
-from safelight.pipeline.capacity.fleet.simulator import Fleet, Kind, Outcome, Simulator
+from safelight.pipeline.capacity.fleet.simulator import Fleet, RequestClass, SimulationResult, Simulator
 from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.capacity.predict import (
     HOUR,
     STAGES,
-    Measured,
-    Order,
-    Outline,
+    ImageSpec,
+    MeasuredDevice,
+    ModelProfile,
     Targets,
     image_cost,
     measured_by,
-    outline_of,
+    model_profile,
     predict,
 )
 from safelight.pipeline.catalog.served_models import find_model
@@ -103,7 +103,7 @@ def _alike(model: ModelInfo) -> Body:
 
 
 def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: float) -> list[Line]:
-    outline, order = outline_of(model), _order(body) if body else None
+    outline, order = model_profile(model), _order(body) if body else None
     sizes = [f"{width}x{height}" for width, height in model.sizes]
 
     def coming(rate: float, count: int, seed: int) -> list[Arrival]:
@@ -115,7 +115,7 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
             for number, each in enumerate(drawn)
         ]
 
-    def told_of(arrivals: Sequence[Arrival], measured: Measured) -> Outcome:
+    def told_of(arrivals: Sequence[Arrival], measured: MeasuredDevice) -> SimulationResult:
         return _simulated([(each.at, _work(outline, each.body)) for each in arrivals], measured)
 
     at_once, load = coming(0.0, AT_ONCE, SEED), f"{name}, {AT_ONCE} at once"
@@ -145,7 +145,7 @@ def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: 
     return lines
 
 
-def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) -> Measured:
+def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) -> MeasuredDevice:
     """By what the service says under this load: of all that it said, what has the median speed, for each stage.
 
     A curve follows what a tick mostly takes, and lets a hiccup count for little. Where several processes want the same cores hiccups
@@ -178,10 +178,12 @@ def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) 
     after, settings, curve = _ticks(url), Settings(), curves["denoise"]
     longer = (after[0] - before[0]) / (after[1] - before[1])
     print(
-        f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.factor:.2f}' for stage, curve in curves.items())}"
+        f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.slowdown:.2f}' for stage, curve in curves.items())}"
     )
-    curves["denoise"] = replace(curve, factor=curve.factor * longer)
-    return measured_by(curves, outline_of(model), model.native_size, settings.max_rows, settings.max_tokens)
+    curves["denoise"] = replace(curve, factor=curve.slowdown * longer)
+    return measured_by(
+        curves, model_profile(model), model.native_size, settings.max_rows, settings.max_tokens
+    )
 
 
 def _ticks(url: str) -> tuple[float, float]:
@@ -199,12 +201,12 @@ def _own(arrival: Arrival, body: Body | None, number: int, seed: int) -> Body:
     return {"prompt": f"{(body or arrival.body)['prompt']} {seed} {number}", "seed": number}
 
 
-def _order(body: Body) -> Order:
+def _order(body: Body) -> ImageSpec:
     width, height = map(int, body["size"].split("x"))
-    return Order((width, height), body["num_inference_steps"], body["guidance_scale"], body["solver"])
+    return ImageSpec((width, height), body["num_inference_steps"], body["guidance_scale"], body["solver"])
 
 
-def _work(outline: Outline, body: Body) -> ImageCost:
+def _work(outline: ModelProfile, body: Body) -> ImageCost:
     return image_cost(outline, _order(body))
 
 
@@ -218,10 +220,10 @@ def _seen(url: str, name: str, arrivals: Sequence[Arrival]) -> Phase:
     return phase
 
 
-def _simulated(coming: Sequence[tuple[float, ImageCost]], measured: Measured) -> Outcome:
+def _simulated(coming: Sequence[tuple[float, ImageCost]], measured: MeasuredDevice) -> SimulationResult:
     works = list(dict.fromkeys(work for _, work in coming))
     kinds = tuple(
-        Kind(
+        RequestClass(
             (work.rows,) * len(work.ticks),
             work.ticks,
             work.tokens,
@@ -241,7 +243,7 @@ def _simulated(coming: Sequence[tuple[float, ImageCost]], measured: Measured) ->
     return Simulator(fleet, 1.0, "steady", coming[-1][0] + 3600.0, recorded=recorded).run()
 
 
-def _lines(load: str, told: Outcome, arrivals: Sequence[Arrival], seen: Phase) -> list[Line]:
+def _lines(load: str, told: SimulationResult, arrivals: Sequence[Arrival], seen: Phase) -> list[Line]:
     return [
         Line(
             load,
@@ -258,7 +260,7 @@ def _print(lines: Sequence[Line]) -> None:
     table = Table("load", "figure", "told by", "told", "seen", "off")
     for line in lines:
         table.add_row(
-            line.load, line.figure, line.by, f"{line.told:.4g}", f"{line.seen:.4g}", f"{line.off:+.1%}"
+            line.workload, line.figure, line.by, f"{line.told:.4g}", f"{line.seen:.4g}", f"{line.off:+.1%}"
         )
     Console(width=140).print(table)
 

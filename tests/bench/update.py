@@ -16,7 +16,7 @@ SHAPES = ((8, 16, 16), (16, 32, 32), (4, 128, 128))
 def main() -> None:
     """Print the median ratio of update to pass, for latents of three sizes."""
     for shape in SHAPES:
-        gathered = batch.Gathered(
+        gathered = batch.UpdateBuffers(
             read=torch.randn(SAMPLES, len(READ), *shape),
             written=torch.empty(SAMPLES, len(STATE), *shape),
             update=torch.randn(SAMPLES, len(STATE), len(READ)),

@@ -16,7 +16,7 @@ import yaml
 
 from safelight.service.errors import ServiceError
 from safelight.service.telemetry.metrics import OF_REQUESTS, OF_STAGES, TICKS, UNATTRIBUTED
-from safelight.service.usage.records import Outcome
+from safelight.service.usage.records import RequestOutcome
 from tests.deploy import prometheus_server
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.prometheus_server import Prometheus
@@ -108,7 +108,7 @@ def test_what_is_looked_for_in_labels_is_said():
         "job": {"safelight"},
         "stage": {"encode", "denoise", "decode"},
         "reason": set(UNATTRIBUTED),
-        "outcome": set(Outcome),
+        "outcome": set(RequestOutcome),
         "code": {kind.code for kind in _below(ServiceError)},
     }
     for expression in EXPRESSIONS:

@@ -18,7 +18,7 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
 
 OF_STAGE = {
     "Gateway": "gateway",
-    "Bookkeeper": "ledger",
+    "Ledger": "ledger",
     "TextEncoder": "encode",
     "Denoiser": "denoise",
     "VaeDecoder": "decode",

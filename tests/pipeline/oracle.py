@@ -119,4 +119,4 @@ def walk(
     noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """The library's walk for a network that is a formula of time: `network(x, t)` is the raw output."""
-    return solvers.walk(table, lambda x, tick: network(x, tick.t), x, noise)
+    return solvers.execute_plan(table, lambda x, tick: network(x, tick.t), x, noise)

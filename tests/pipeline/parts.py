@@ -12,7 +12,7 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine, build_runner
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
-from safelight.pipeline.engine.engine import Engine, Outcome
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams, ModelInfo
@@ -58,7 +58,7 @@ def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
     engine.add(request_id, p, states(p.prompt), uncond)
 
 
-def drain(engine: Engine) -> dict[str, Outcome]:
+def drain(engine: Engine) -> dict[str, SampleOutcome]:
     outcomes = {}
     while engine.has_work:
         outcomes |= {o.request_id: o for o in engine.step()}

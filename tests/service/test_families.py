@@ -19,8 +19,8 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import GenerationParams, ModelInfo
 from safelight.service.backend import STAGES
 from safelight.service.http.gateway import build_gateway
-from safelight.service.inprocess import Studio
-from safelight.service.messages import NOBODY, Drawn, Output, StageCensus, Ticket
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
 from safelight.service.settings import Settings
 from tests.live import serving
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
@@ -35,26 +35,28 @@ ROUTE = "/v1/images/generations"
 class StudioBackend:
     """The three stages themselves, without Ray between them."""
 
-    def __init__(self, studio: Studio):
-        self._studio = studio
+    def __init__(self, pipeline: InProcessPipeline):
+        self._studio = pipeline
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
-        return await self._studio.draw(params, output, ticket)
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
+        return await self._studio.draw(params, output, context)
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
+    async def status(self) -> Mapping[str, StageStatus | None]:
         stages = (self._studio.encoder, self._studio.denoiser, self._studio.decoder)
-        return dict(zip(STAGES, (stage.census() for stage in stages), strict=True))
+        return dict(zip(STAGES, (stage.status() for stage in stages), strict=True))
 
 
 @pytest.fixture(params=[*FAMILIES])
 def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestClient]:
     FAMILIES[request.param](tmp_path / request.param.replace(" ", "-"))
     model = find_model(str(tmp_path / request.param.replace(" ", "-")))
-    studio = Studio(model, Settings())
-    studio.wait()
-    with TestClient(build_gateway(StudioBackend(studio), model, Settings())) as client:
+    pipeline = InProcessPipeline(model, Settings())
+    pipeline.wait()
+    with TestClient(build_gateway(StudioBackend(pipeline), model, Settings())) as client:
         yield client
-    studio.close()
+    pipeline.close()
 
 
 def test_every_family_draws(client: TestClient) -> None:
@@ -115,10 +117,12 @@ def test_a_prompt_that_is_no_class_is_refused_by_name(tmp_path: Path) -> None:
 class NoBackend:
     """For requests that must not get this far."""
 
-    async def draw(self, params: GenerationParams, output: Output, ticket: Ticket = NOBODY) -> Drawn:
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
         raise AssertionError(params)
 
-    async def census(self) -> Mapping[str, StageCensus | None]:
+    async def status(self) -> Mapping[str, StageStatus | None]:
         return dict.fromkeys(STAGES)
 
 

@@ -11,7 +11,7 @@ from safelight.models.packed.int8 import Int8
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
 from safelight.service import cli
-from safelight.service.inprocess import Studio
+from safelight.service.inprocess import InProcessPipeline
 from safelight.service.settings import BadSetting, Settings, read_settings
 from tests.service.cli.test_eval import examined  # noqa: F401  a fixture
 
@@ -63,9 +63,9 @@ def test_the_service_has_it_from_its_settings(monkeypatch: pytest.MonkeyPatch) -
     real = Int8.on
     monkeypatch.setattr(Int8, "on", lambda device, dtype: asked.append(dtype) or real(device, dtype))
     for quantization, times in (("none", 0), ("int8", 1)):
-        studio = Studio(find_model("tiny"), Settings(model="tiny", quantization=quantization))
-        studio.wait()
-        studio.close()
+        pipeline = InProcessPipeline(find_model("tiny"), Settings(model="tiny", quantization=quantization))
+        pipeline.wait()
+        pipeline.close()
         assert len(asked) == times
 
 

@@ -20,7 +20,7 @@ from safelight.models.recipes.emoji import data, dit
 from safelight.models.recipes.emoji.evaluate import SEED
 from safelight.models.recipes.emoji.export import SCHEDULER
 from safelight.models.recipes.emoji.sheets import image_of
-from safelight.models.recipes.emoji.training import Average, Run, bfloat16_copies, warmup_stable_decay
+from safelight.models.recipes.emoji.training import Average, TrainingRun, bfloat16_copies, warmup_stable_decay
 from safelight.models.recipes.emoji.views import NATIVE
 from safelight.models.text.clip import ClipTextTower
 from safelight.pipeline.catalog.served_models import find_model
@@ -125,7 +125,7 @@ def _train(folder: Path, contender: Contender, material: dit.Material, num_steps
         )
         return contender.loss(out, batch.x0, eps, t, contender.schedule)
 
-    run = Run(
+    run = TrainingRun(
         folder.name,
         model,
         dit.optimisers(model),

@@ -24,7 +24,7 @@ from safelight.models.recipes.emoji import data, views
 from safelight.models.recipes.emoji.captions import WHITE, sample_caption
 from safelight.models.recipes.emoji.training import (
     Average,
-    Run,
+    TrainingRun,
     bfloat16_copies,
     one_minus_sqrt,
     warmup_stable,
@@ -133,7 +133,7 @@ def _train(
     material = Material(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
     model = Conditioned(build())
     average = Average(model, decay=0.9995)
-    run = Run(
+    run = TrainingRun(
         checkpoint.stem,
         model,
         optimisers(model),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
-from safelight.models.evaluation.gallery import Entry, Gallery, small
+from safelight.models.evaluation.gallery import Gallery, GalleryEntry, small
 from safelight.models.recipes.emoji import data, dit, prompts, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
 from safelight.models.vae import decode_latents, encode_pixels, load_vae
@@ -51,7 +51,7 @@ def make_gallery(work: Path, output: Path) -> Gallery:
     """Every clean image, small, and whether it is still found after a trip through `output`'s autoencoder."""
     dataset = data.load(work)
     entries = tuple(
-        Entry(
+        GalleryEntry(
             p.concept.hexcode,
             p.concept.label,
             p.concept.keywords,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from safelight.models.recipes.emoji import data, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE, sample_caption
-from safelight.models.recipes.emoji.training import Average, Run
+from safelight.models.recipes.emoji.training import Average, TrainingRun
 
 BATCH = 256
 DRAWN_AT_ONCE = 128
@@ -54,7 +54,9 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     optimiser = torch.optim.AdamW(
         tower.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02, fused=True
     )
-    Run("locked", tower, [optimiser], average, num_steps, work / "locked.ckpt").train(loss_of_step, seed)
+    TrainingRun("locked", tower, [optimiser], average, num_steps, work / "locked.ckpt").train(
+        loss_of_step, seed
+    )
     tower.load_state_dict(average.shadow, strict=False)
     text.write(work, text.CONDITIONING, clip, dataset)
 

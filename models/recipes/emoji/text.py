@@ -27,7 +27,7 @@ from safelight.models.recipes.emoji.captions import (
     WHITE,
     sample_caption,
 )
-from safelight.models.recipes.emoji.training import Average, Run
+from safelight.models.recipes.emoji.training import Average, TrainingRun
 
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # with the pooled vector: 32 states
@@ -91,7 +91,7 @@ def run(work: Path, num_steps: int, which: Clip = CONDITIONING) -> None:
         captions = [sample_caption(p.concept, p.style, c, rng) for p, c in zip(shown, colours, strict=True)]
         return _loss(clip, _views(composited(images[picks], colours), generator), tokenizer(captions))
 
-    Run(which.stage, clip, [optimiser], average, num_steps, work / f"{which.stage}.ckpt").train(
+    TrainingRun(which.stage, clip, [optimiser], average, num_steps, work / f"{which.stage}.ckpt").train(
         loss_of_step, which.seed
     )
     clip.load_state_dict(average.shadow, strict=False)

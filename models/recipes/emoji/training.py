@@ -94,7 +94,7 @@ class FilterMuon(torch.optim.Muon):
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One resumable training run: everything that decides its next step is in `checkpoint`."""
 
     name: str

@@ -17,7 +17,7 @@ from safelight.models.recipes.emoji import data
 from safelight.models.recipes.emoji.training import (
     Average,
     FilterMuon,
-    Run,
+    TrainingRun,
     bfloat16_copies,
     warmup_stable_decay,
 )
@@ -56,7 +56,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         crops = _crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
         return _loss(vae, crops, generator)
 
-    Run(
+    TrainingRun(
         "vae", vae, optimisers(vae), average, num_steps, work / "vae.ckpt", schedule=warmup_stable_decay
     ).train(loss_of_step, seed)
     vae.load_state_dict(average.shadow, strict=False)

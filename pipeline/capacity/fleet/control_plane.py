@@ -26,7 +26,7 @@ class UnitCosts:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Bottleneck:
     """One thing that may be full: how much is asked of it and how much there is of it."""
 
     name: str
@@ -40,17 +40,17 @@ class Part:
 
 def control_plane(
     requests: float, denoisers: float, others: float, bytes_per_image: float, costs: UnitCosts | None = None
-) -> Mapping[str, Part]:
+) -> Mapping[str, Bottleneck]:
     """At `requests` a second, with so many denoisers and other replicas, which go between them at ten gigabits into a node."""
     own = costs or UnitCosts()
     replicas = denoisers + others
     ledger = replicas * own.ledger_statement / STATEMENT_SECONDS + STAGES * requests * own.ledger_charge
     into_a_node = requests * bytes_per_image / max(others, 1.0)
     return {
-        "gateways": Part("gateway processes", requests * own.gateway_request / MOST_USED, math.inf),
-        "ledger": Part("the ledger's process", ledger, MOST_USED),
-        "controller": Part("Ray Serve's controller", replicas * own.controller_replica, MOST_USED),
-        "object_store": Part("bytes a second into a decoder's node", into_a_node, NODE_BYTES),
+        "gateways": Bottleneck("gateway processes", requests * own.gateway_request / MOST_USED, math.inf),
+        "ledger": Bottleneck("the ledger's process", ledger, MOST_USED),
+        "controller": Bottleneck("Ray Serve's controller", replicas * own.controller_replica, MOST_USED),
+        "object_store": Bottleneck("bytes a second into a decoder's node", into_a_node, NODE_BYTES),
     }
 
 

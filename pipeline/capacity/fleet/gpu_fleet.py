@@ -1,6 +1,6 @@
 """A fleet of one kind of GPU, by its maker's peak and the share of it that is reached."""
 
-from safelight.pipeline.capacity.fleet.simulator import Fleet, Kind
+from safelight.pipeline.capacity.fleet.simulator import Fleet, RequestClass
 from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -33,7 +33,7 @@ def fleet_of(
         curve=curve,
         limits=Limits(max_rows, max_rows * work.tokens),
         kinds=(
-            Kind(
+            RequestClass(
                 (work.rows,) * len(work.ticks), work.ticks, work.tokens, (work.encode + work.decode) / flops
             ),
         ),

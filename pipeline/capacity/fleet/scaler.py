@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from safelight.pipeline.scheduling.autoscaling import OfferedLoad, replicas_for
+from safelight.pipeline.scheduling.autoscaling import OfferedLoad, target_replicas
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class Scaler:
     def decide(self, now: float, work_left: float, come: float) -> int:
         """The replicas that there should be, when `work_left` device-seconds are there and `come` have come since the start."""
         offered = self._offered.observe(come, now)
-        asked = replicas_for(work_left * self.weight, offered * self.weight, self.target_seconds)
+        asked = target_replicas(work_left * self.weight, offered * self.weight, self.target_seconds)
         wanted = min(max(-(-asked // max(1, round(self.weight))), self.least), self.most)
         return self._after_delay(now, wanted)
 

@@ -1,7 +1,7 @@
 """The discrete events of a fleet: arrivals, ticks, scaling, nodes that die.
 
 An image's way is that of the service: admitted or refused, to the less busy of two replicas at random if either has room (the
-rule of Ray Serve; Mitzenmacher 2001), else to the back of a queue before them; a tick moves on whom `choose_next` takes; an image
+rule of Ray Serve; Mitzenmacher 2001), else to the back of a queue before them; a tick moves on whom `select_next_batch` takes; an image
 whose node died is sent once more. Of a fleet too large to follow every replica, a sample of replicas is followed, each of which
 stands for as many others: replicas meet only through the balancing at random and through the scaling.
 """
@@ -17,15 +17,15 @@ from safelight.pipeline.capacity.fleet.scaler import Scaler
 from safelight.pipeline.capacity.fleet.traffic import arrivals
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.queue import WaitingQueue, choose_next
-from safelight.pipeline.scheduling.simulation import Simulated
-from safelight.pipeline.scheduling.workload import make_load
+from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
+from safelight.pipeline.scheduling.simulation import SimulatedSample
+from safelight.pipeline.scheduling.workload import make_workload
 
 Event = tuple[float, int, str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RequestClass:
     """Images of one kind: rows and work of each tick, image tokens of a row, seconds in the stages around the denoiser."""
 
     rows: tuple[int, ...]
@@ -42,7 +42,7 @@ class Fleet:
     gpus: int  # the most replicas
     curve: CostCurve
     limits: Limits
-    kinds: tuple[Kind, ...]
+    kinds: tuple[RequestClass, ...]
     least: int = 1
     target_seconds: float = 5.0
     upscale_delay: float = 15.0
@@ -56,7 +56,7 @@ class Fleet:
 
 
 @dataclass(slots=True, eq=False)
-class SimulatedImage(Simulated):
+class SimulatedImage(SimulatedSample):
     """A sample that may be sent again."""
 
     around: float = 0.0
@@ -64,7 +64,7 @@ class SimulatedImage(Simulated):
 
 
 @dataclass(slots=True, eq=False)
-class Replica:
+class SimulatedReplica:
     """A denoiser: who is in it, and whether a tick is under way."""
 
     born: float
@@ -84,7 +84,7 @@ class Replica:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimulationResult:
     """What became of a simulated span; of the sample, whose every replica stands for `weight`."""
 
     seconds: float
@@ -138,7 +138,9 @@ class Simulator:
         self._numbers = count()
         self._events: list[Event] = []
         self._waiting: deque[SimulatedImage] = deque()
-        self._loads = [make_load(kind.rows, kind.work, kind.tokens, fleet.curve, 0.0) for kind in fleet.kinds]
+        self._loads = [
+            make_workload(kind.rows, kind.work, kind.tokens, fleet.curve, 0.0) for kind in fleet.kinds
+        ]
         most = max(1, round(fleet.gpus / self.weight))
         self._scaler = Scaler(
             min(max(round(fleet.least / self.weight), 1 if fleet.least else 0), most), most, fleet.target_seconds, fleet.upscale_delay,
@@ -148,9 +150,9 @@ class Simulator:
         self._starting = 0
         self._come = 0.0
         self._in_flight = 0
-        self.outcome = Outcome(seconds, self.weight)
+        self.outcome = SimulationResult(seconds, self.weight)
 
-    def run(self, watch: Callable[[float], None] = lambda now: None) -> Outcome:
+    def run(self, watch: Callable[[float], None] = lambda now: None) -> SimulationResult:
         """To the end of the span; whoever is still there then is not counted. `watch` is told the time now and then."""
         self._watch = watch
         self._next_arrival()
@@ -196,7 +198,7 @@ class Simulator:
         if not replica.running:
             self._start_tick(now, replica)
 
-    def _choose(self) -> Replica | None:
+    def _choose(self) -> SimulatedReplica | None:
         """The less busy of two, if it has room; None if neither has, though others may: as Serve does, it is tried again later."""
         open_to = (
             [each for each in self._replicas if not each.is_leaving]
@@ -209,17 +211,17 @@ class Simulator:
         best = min(pair, key=lambda each: each.num_here)
         return best if best.num_here < 2 * self._fleet.limits.max_rows else None
 
-    def _start_tick(self, now: float, replica: Replica) -> None:
-        chosen = choose_next(replica.begun, replica.queue, now, self._fleet.limits, self._fleet.curve)
+    def _start_tick(self, now: float, replica: SimulatedReplica) -> None:
+        chosen = select_next_batch(replica.begun, replica.queue, now, self._fleet.limits, self._fleet.curve)
         if not chosen:
             return
         for each in chosen:
             if each.step_index == 0:
                 replica.queue.remove(each)
                 replica.begun.append(each)
-        ticks = min(self._fleet.stride, *(each.load.num_ticks - each.step_index for each in chosen))
+        ticks = min(self._fleet.stride, *(each.workload.num_ticks - each.step_index for each in chosen))
         seconds = ticks * self._fleet.curve.seconds_for(
-            sum(each.load.work[each.step_index] for each in chosen)
+            sum(each.workload.work[each.step_index] for each in chosen)
         )
         replica.running = chosen
         for each in chosen:
@@ -228,7 +230,7 @@ class Simulator:
         self._at(now + seconds, "tick_end", replica)
 
     def _tick_end(self, now: float, subject: object) -> None:
-        assert isinstance(subject, Replica)
+        assert isinstance(subject, SimulatedReplica)
         replica = subject
         if replica.is_dead:
             return
@@ -236,9 +238,9 @@ class Simulator:
             each.step_index += int(each.done_at)
             each.done_at = now
         replica.running = []
-        done = [each for each in replica.begun if each.step_index == each.load.num_ticks]
+        done = [each for each in replica.begun if each.step_index == each.workload.num_ticks]
         if done:
-            replica.begun = [each for each in replica.begun if each.step_index < each.load.num_ticks]
+            replica.begun = [each for each in replica.begun if each.step_index < each.workload.num_ticks]
             for each in done:
                 self._finish(each)
             self._refill(now, len(done))
@@ -287,14 +289,14 @@ class Simulator:
         self._replicas.append(self._make(now))
         self._refill(now, 2 * self._fleet.limits.max_rows)
 
-    def _make(self, now: float) -> Replica:
-        replica = Replica(now, WaitingQueue(self._fleet.curve.factor))
+    def _make(self, now: float) -> SimulatedReplica:
+        replica = SimulatedReplica(now, WaitingQueue(self._fleet.curve.slowdown))
         if self._fleet.mean_life:
             self._at(now + self._rng.expovariate(1.0 / self._fleet.mean_life), "death", replica)
         return replica
 
     def _death(self, now: float, subject: object) -> None:
-        assert isinstance(subject, Replica)
+        assert isinstance(subject, SimulatedReplica)
         if subject.is_dead:
             return
         self._remove(now, subject)
@@ -304,15 +306,15 @@ class Simulator:
                 self.outcome.lost += 1
             else:
                 self.outcome.resent += 1
-                self._send(now, SimulatedImage(each.load, around=each.around, is_resent=True))
+                self._send(now, SimulatedImage(each.workload, around=each.around, is_resent=True))
 
-    def _remove(self, now: float, replica: Replica) -> None:
+    def _remove(self, now: float, replica: SimulatedReplica) -> None:
         replica.is_dead = True
         self._replicas.remove(replica)
         self.outcome.gpu_seconds += now - replica.born
 
 
-def mean_load(kinds: Sequence[Kind], curve: CostCurve) -> float:
+def mean_load(kinds: Sequence[RequestClass], curve: CostCurve) -> float:
     """Device-seconds of an image alone, over the kinds as they are asked for."""
     whole = sum(kind.share for kind in kinds)
     return sum(kind.share * sum(map(curve.seconds_for, kind.work)) for kind in kinds) / whole

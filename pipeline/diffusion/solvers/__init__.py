@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from safelight.pipeline.diffusion.schedules import Schedule
-from safelight.pipeline.diffusion.solvers.execute import walk
+from safelight.pipeline.diffusion.solvers.execute import execute_plan
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS, langevin
 from safelight.pipeline.diffusion.solvers.multistep import (
     dpmpp_2m,
@@ -27,14 +27,23 @@ from safelight.pipeline.diffusion.solvers.onestep import (
     heun,
 )
 from safelight.pipeline.diffusion.solvers.singlestep import dpm_2s, dpm_3s, dpmpp_2s
-from safelight.pipeline.diffusion.solvers.table import COLUMNS, READ, RING, STATE, Path, Plan, Point, Tick
+from safelight.pipeline.diffusion.solvers.table import (
+    COLUMNS,
+    READ,
+    RING,
+    STATE,
+    GridPoint,
+    Plan,
+    SolverGrid,
+    Tick,
+)
 from safelight.pipeline.diffusion.solvers.unipc import unipc
 from safelight.pipeline.diffusion.spacing import check_grid, make_grid
 from safelight.pipeline.params import InvalidParams
 
 __all__ = [
-    "ALIASES", "COLUMNS", "READ", "RING", "SERVED", "SOLVERS", "STATE", "Path", "Plan", "Point", "Solver", "Tick", "canonical_name", "plan",
-    "walk",
+    "ALIASES", "COLUMNS", "READ", "RING", "SERVED", "SOLVERS", "STATE", "SolverGrid", "Plan", "GridPoint", "Solver", "Tick", "canonical_name", "plan",
+    "execute_plan",
 ]  # fmt: skip
 
 
@@ -47,7 +56,7 @@ class Solver:
     schedules that it is defined on.
     """
 
-    planner: Callable[[Path], list[Tick]]
+    planner: Callable[[SolverGrid], list[Tick]]
     order: int | None
     evaluations: int
     source: str
@@ -187,11 +196,11 @@ def plan(
             raise InvalidParams("eta", f"eta must be between 0 and 1, got {eta:g}")
         name = "ddim"
 
-        def planner(path: Path) -> list[Tick]:
+        def planner(path: SolverGrid) -> list[Tick]:
             return ddim(path, eta)
 
     times = make_grid(schedule, num_steps, spacing) if grid is None else check_grid(grid, num_steps)
-    ticks = planner(Path.over(schedule, prediction, times, lower_order_final, inside))
+    ticks = planner(SolverGrid.over(schedule, prediction, times, lower_order_final, inside))
     return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]))
 
 

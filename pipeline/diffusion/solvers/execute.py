@@ -7,7 +7,7 @@ from safelight.pipeline.diffusion.solvers.table import Four, Plan, Tick
 from safelight.pipeline.params import InvalidParams
 
 
-class Linear(Protocol):
+class VectorLike(Protocol):
     """Whatever can be added and multiplied by a number: a tensor, an array, a float."""
 
     def __add__(self, other: Self, /) -> Self: ...
@@ -15,10 +15,12 @@ class Linear(Protocol):
     def __rmul__(self, other: float, /) -> Self: ...
 
 
-X = TypeVar("X", bound=Linear)
+X = TypeVar("X", bound=VectorLike)
 
 
-def walk(plan: Plan, network: Callable[[X, Tick], X], x: X, noise: Callable[[int], X] | None = None) -> X:
+def execute_plan(
+    plan: Plan, network: Callable[[X, Tick], X], x: X, noise: Callable[[int], X] | None = None
+) -> X:
     """From the start `x` to the last x, of the same shape and dtype.
 
     `x` is `plan.start_scale` z with z standard normal (or, for a grid that starts later, data noised to its first time).

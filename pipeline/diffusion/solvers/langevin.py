@@ -3,13 +3,13 @@
 import math
 
 from safelight.pipeline.diffusion.solvers.onestep import ddim_tick
-from safelight.pipeline.diffusion.solvers.table import Path, Tick
+from safelight.pipeline.diffusion.solvers.table import SolverGrid, Tick
 
 INNER_STEPS = 100
 STEP_SIZE = 0.1  # delta: the paper's epsilon over the square of its least sigma
 
 
-def langevin(path: Path) -> list[Tick]:
+def langevin(path: SolverGrid) -> list[Tick]:
     """Song and Ermon 2019 (arXiv:1907.05600), algorithm 1: `INNER_STEPS` ticks a noise level, one inner step a tick.
 
     x' = x + delta sigma^2 / 2 score + sqrt(delta) sigma z at each level of the grid, then one step to the last denoised mean

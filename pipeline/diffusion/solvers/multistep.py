@@ -7,7 +7,7 @@ pure noise or to pure data, where h is infinite, is of first order, and a value 
 import math
 
 from safelight.pipeline.diffusion.solvers.onestep import ddim_tick
-from safelight.pipeline.diffusion.solvers.table import NONE, Four, Path, Point, Tick
+from safelight.pipeline.diffusion.solvers.table import NONE, Four, GridPoint, SolverGrid, Tick
 from safelight.pipeline.params import InvalidParams
 
 LOW_ORDER_BELOW = 15  # steps: the published solvers end at lower orders only when there are fewer
@@ -19,12 +19,12 @@ ADAMS_BASHFORTH: tuple[Four, ...] = (
 )
 
 
-def dpmpp_2m(path: Path) -> list[Tick]:
+def dpmpp_2m(path: SolverGrid) -> list[Tick]:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2)."""
     return [_multistep_tick(now, then, past[:1], 1.0) for now, then, past in _with_past(path)]
 
 
-def dpmpp_3m(path: Path) -> list[Tick]:
+def dpmpp_3m(path: SolverGrid) -> list[Tick]:
     """DPM-Solver++(3M) as its authors published it in code: its last term lacks a factor 2, so it is of order 2.
 
     At 10 to 20 evaluations the missing factor does no harm. With fewer than 15 steps the last but one is of second order.
@@ -32,12 +32,12 @@ def dpmpp_3m(path: Path) -> list[Tick]:
     return [_multistep_tick(now, then, past, 1.0) for now, then, past in _with_past(path)]
 
 
-def dpmpp_3m_order3(path: Path) -> list[Tick]:
+def dpmpp_3m_order3(path: SolverGrid) -> list[Tick]:
     """DPM-Solver++(3M) with the factor put right, which is UniP-3 (Zhao et al. 2023, arXiv:2302.04867): order 3."""
     return [_multistep_tick(now, then, past, 2.0) for now, then, past in _with_past(path)]
 
 
-def sde_dpmpp_2m(path: Path) -> list[Tick]:
+def sde_dpmpp_2m(path: SolverGrid) -> list[Tick]:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, section 5; the midpoint form). No noise at the last step."""
     ticks = []
     for now, then, past in _with_past(path):
@@ -58,7 +58,7 @@ def sde_dpmpp_2m(path: Path) -> list[Tick]:
     return ticks
 
 
-def ipndm(path: Path) -> list[Tick]:
+def ipndm(path: SolverGrid) -> list[Tick]:
     """iPNDM (Zhang and Chen 2022, arXiv:2204.13902, section 3.3): Adams-Bashforth on the noise, order rising from 1 to 4.
 
     Its coefficients are those of equal steps, so on other grids, and after its start, the asymptotic order is 2.
@@ -74,7 +74,7 @@ def ipndm(path: Path) -> list[Tick]:
     return ticks
 
 
-def plms(path: Path) -> list[Tick]:
+def plms(path: SolverGrid) -> list[Tick]:
     """PNDM with linear multistep start (Liu et al. 2022, arXiv:2202.09778, as in Stable Diffusion): N + 1 evaluations.
 
     The first step is taken twice, the second time with the mean of the noise at both of its ends; a step from pure noise
@@ -99,19 +99,19 @@ def plms(path: Path) -> list[Tick]:
     return ticks
 
 
-def _with_past(path: Path) -> list[tuple[Point, Point, list[Point]]]:
+def _with_past(path: SolverGrid) -> list[tuple[GridPoint, GridPoint, list[GridPoint]]]:
     """Each step with the at most two points before it that its solver may look back at, newest first."""
     found = []
     num_steps = len(path.steps)
     for i, (now, then) in enumerate(path.steps):
-        past = [] if then.is_data else path.finite(i, 2)
+        past = [] if then.is_data else path.usable_history(i, 2)
         if path.lower_order_final and num_steps < LOW_ORDER_BELOW:
             past = past[: num_steps - i - 1]
         found.append((now, then, past))
     return found
 
 
-def _multistep_tick(now: Point, then: Point, past: list[Point], doubled: float) -> Tick:
+def _multistep_tick(now: GridPoint, then: GridPoint, past: list[GridPoint], doubled: float) -> Tick:
     """Orders 1 to 3 by how much of the past there is; `doubled` multiplies the term of the second difference."""
     base = ddim_tick(now, then)
     weights = NONE
@@ -139,16 +139,16 @@ def _weights(*terms: tuple[float, tuple[float, ...]]) -> Four:
     return total[0], total[1], total[2], 0.0
 
 
-def _transfer(now: Point, then: Point) -> tuple[float, float]:
+def _transfer(now: GridPoint, then: GridPoint) -> tuple[float, float]:
     """(u, w) of DDIM's step in noise form, x' = u x + w eps."""
     return then.alpha / now.alpha, then.sigma - then.alpha * now.sigma / now.alpha
 
 
-def _transfer_tick(now: Point, then: Point, combination: Four, push: bool) -> Tick:
+def _transfer_tick(now: GridPoint, then: GridPoint, combination: Four, push: bool) -> Tick:
     u, w = _transfer(now, then)
     b = tuple(w * weight for weight in combination)
     return Tick(now.t, now.timestep, *now.noise, u, (b[0], b[1], b[2], b[3]), push=push)
 
 
-def _h(now: Point, then: Point) -> float:
+def _h(now: GridPoint, then: GridPoint) -> float:
     return then.lam - now.lam

@@ -2,20 +2,20 @@
 
 import math
 
-from safelight.pipeline.diffusion.solvers.table import Path, Point, Tick
+from safelight.pipeline.diffusion.solvers.table import GridPoint, SolverGrid, Tick
 
 
-def euler(path: Path) -> list[Tick]:
+def euler(path: SolverGrid) -> list[Tick]:
     """Euler in sigma / alpha, which is DDIM with eta = 0 (Song et al. 2020, arXiv:2010.02502, eq. 12)."""
     return [ddim_tick(now, then) for now, then in path.steps]
 
 
-def ddim(path: Path, eta: float) -> list[Tick]:
+def ddim(path: SolverGrid, eta: float) -> list[Tick]:
     """Song et al. 2020 (arXiv:2010.02502), eq. 12 and 16: `eta` = 0 is the deterministic method, 1 is ancestral."""
     return [ddim_tick(now, then, eta) for now, then in path.steps]
 
 
-def ddpm(path: Path) -> list[Tick]:
+def ddpm(path: SolverGrid) -> list[Tick]:
     """Ancestral sampling from the posterior q(x' | x, x0) (Ho et al. 2020, arXiv:2006.11239, eq. 7).
 
     DDIM at eta = 1; on any alpha, sigma and stride. No noise at the last step.
@@ -23,7 +23,7 @@ def ddpm(path: Path) -> list[Tick]:
     return ddim(path, 1.0)
 
 
-def ddpm_fixed_large(path: Path) -> list[Tick]:
+def ddpm_fixed_large(path: SolverGrid) -> list[Tick]:
     """Ancestral sampling with the forward variance, beta where the step is a training step (Ho et al. 2020, section 3.2).
 
     The posterior's mean and, where the path preserves variance, the larger of the two bounds of the true one. No noise at the last step.
@@ -36,7 +36,7 @@ def ddpm_fixed_large(path: Path) -> list[Tick]:
     return ticks
 
 
-def euler_maruyama(path: Path) -> list[Tick]:
+def euler_maruyama(path: SolverGrid) -> list[Tick]:
     """The reverse SDE of Song et al. 2021 (arXiv:2011.13456), eq. 6, by Euler and Maruyama in t: weak order 1.
 
     No noise at the last step. Not defined on flows, whose SDE is not finite at t = 1.
@@ -55,7 +55,7 @@ def euler_maruyama(path: Path) -> list[Tick]:
     return ticks
 
 
-def heun(path: Path) -> list[Tick]:
+def heun(path: SolverGrid) -> list[Tick]:
     """Heun's method (Karras et al. 2022, arXiv:2206.00364, algorithm 1, no churn) where paths are straight: two ticks a step.
 
     In x / alpha over sigma / alpha, as in the paper; on flows in x over t, where the first step is finite. A step from pure
@@ -87,13 +87,13 @@ def heun(path: Path) -> list[Tick]:
     return ticks
 
 
-def ddim_tick(now: Point, then: Point, eta: float = 0.0) -> Tick:
+def ddim_tick(now: GridPoint, then: GridPoint, eta: float = 0.0) -> Tick:
     """Predict x0, point back along the implied noise, put `eta` of what the posterior would add in its place."""
     c = eta * then.sigma * math.sqrt(1.0 - signal_ratio(now, then) ** 2)
     a = math.sqrt(then.sigma**2 - c**2) / now.sigma
     return Tick(now.t, now.timestep, *now.data, a, (then.alpha - now.alpha * a, 0.0, 0.0, 0.0), c=c)
 
 
-def signal_ratio(now: Point, then: Point) -> float:
+def signal_ratio(now: GridPoint, then: GridPoint) -> float:
     """exp(lam - lam'), between 0 and 1: how much less signal to noise there is now than then."""
     return now.alpha * then.sigma / (then.alpha * now.sigma)

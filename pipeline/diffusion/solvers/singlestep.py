@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from safelight.pipeline.diffusion.solvers.onestep import ddim_tick
-from safelight.pipeline.diffusion.solvers.table import Path, Point, Tick
+from safelight.pipeline.diffusion.solvers.table import GridPoint, SolverGrid, Tick
 
 
-def dpm_2s(path: Path) -> list[Tick]:
+def dpm_2s(path: SolverGrid) -> list[Tick]:
     """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1 with r_1 = 1/2), on the noise: two ticks a step."""
 
-    def step(now: Point, s1: Point, then: Point) -> list[Tick]:
+    def step(now: GridPoint, s1: GridPoint, then: GridPoint) -> list[Tick]:
         h, r1 = then.lam - now.lam, (s1.lam - now.lam) / (then.lam - now.lam)
         phi_1 = then.sigma * math.expm1(h)
         b0 = -phi_1 / (2 * r1)
@@ -27,10 +27,10 @@ def dpm_2s(path: Path) -> list[Tick]:
     return _each_step(path, (0.5,), step)
 
 
-def dpm_3s(path: Path) -> list[Tick]:
+def dpm_3s(path: SolverGrid) -> list[Tick]:
     """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927, algorithm 2, r_1 = 1/3 and r_2 = 2/3), on the noise: three ticks a step."""
 
-    def step(now: Point, s1: Point, s2: Point, then: Point) -> list[Tick]:
+    def step(now: GridPoint, s1: GridPoint, s2: GridPoint, then: GridPoint) -> list[Tick]:
         h = then.lam - now.lam
         r1, r2 = (s1.lam - now.lam) / h, (s2.lam - now.lam) / h
         d1 = -s2.sigma * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1)
@@ -53,10 +53,10 @@ def dpm_3s(path: Path) -> list[Tick]:
     return _each_step(path, (1 / 3, 2 / 3), step)
 
 
-def dpmpp_2s(path: Path) -> list[Tick]:
+def dpmpp_2s(path: SolverGrid) -> list[Tick]:
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1 with r = 1/2), on the data: two ticks a step."""
 
-    def step(now: Point, s1: Point, then: Point) -> list[Tick]:
+    def step(now: GridPoint, s1: GridPoint, then: GridPoint) -> list[Tick]:
         h, r1 = then.lam - now.lam, (s1.lam - now.lam) / (then.lam - now.lam)
         phi_1 = -then.alpha * math.expm1(-h)
         b0 = phi_1 / (2 * r1)
@@ -68,18 +68,18 @@ def dpmpp_2s(path: Path) -> list[Tick]:
     return _each_step(path, (0.5,), step)
 
 
-def _each_step(path: Path, fractions: tuple[float, ...], step: Callable[..., list[Tick]]) -> list[Tick]:
+def _each_step(path: SolverGrid, fractions: tuple[float, ...], step: Callable[..., list[Tick]]) -> list[Tick]:
     """`step`(now, the points at `fractions` of its lam, then) for every step whose h is finite, an Euler step for the others."""
     ticks = []
     for i, (now, then) in enumerate(path.steps):
         if now.is_noise or then.is_data:
             ticks.append(ddim_tick(now, then))
         else:
-            ticks += step(now, *path.between(i, fractions), then)
+            ticks += step(now, *path.inner_points(i, fractions), then)
     return ticks
 
 
-def _noise_tick(now: Point, then: Point) -> Tick:
+def _noise_tick(now: GridPoint, then: GridPoint) -> Tick:
     """DPM-Solver-1, remembering where it started."""
     b0 = -then.sigma * math.expm1(then.lam - now.lam)
     return Tick(

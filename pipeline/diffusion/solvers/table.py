@@ -95,7 +95,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class GridPoint:
     """A time of the grid with all that solvers ask of it; `data` is (p, q) such that x0 = p x + q out."""
 
     t: float
@@ -126,7 +126,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class SolverGrid:
     """What a solver is planned over: the points of a grid, and points between them.
 
     `inside` may give the inner times of each step to single-step solvers, which else choose them. `lower_order_final` lets
@@ -135,7 +135,7 @@ class Path:
 
     schedule: Schedule
     prediction: str
-    points: tuple[Point, ...]
+    points: tuple[GridPoint, ...]
     lower_order_final: bool = True
     inside: tuple[tuple[float, ...], ...] | None = None
 
@@ -147,7 +147,7 @@ class Path:
         times: tuple[float, ...],
         lower_order_final: bool = True,
         inside: tuple[tuple[float, ...], ...] | None = None,
-    ) -> "Path":
+    ) -> "SolverGrid":
         """The path over a grid of `times`. The network is never asked at the last of them, unless noise is left there."""
         return cls(
             schedule,
@@ -158,7 +158,7 @@ class Path:
         )
 
     @property
-    def steps(self) -> list[tuple[Point, Point]]:
+    def steps(self) -> list[tuple[GridPoint, GridPoint]]:
         return list(pairwise(self.points))
 
     @property
@@ -166,7 +166,7 @@ class Path:
         """The first point with any signal: what solvers that step on the noise look back to at most."""
         return next((i for i, point in enumerate(self.points) if not point.is_noise), len(self.points))
 
-    def finite(self, step: int, count: int) -> list[Point]:
+    def usable_history(self, step: int, count: int) -> list[GridPoint]:
         """At most `count` points before point `step`, newest first, none where lam is infinite."""
         return [
             self.points[k]
@@ -174,7 +174,7 @@ class Path:
             if k >= 0 and self.points[k].alpha > 0.0
         ]
 
-    def between(self, step: int, fractions: tuple[float, ...]) -> list[Point]:
+    def inner_points(self, step: int, fractions: tuple[float, ...]) -> list[GridPoint]:
         """The points at `fractions` of a step's lam, or those given."""
         now, then = self.points[step], self.points[step + 1]
         if self.inside is None:
@@ -191,9 +191,9 @@ class Path:
         return [_point(self.schedule, self.prediction, t) for t in times]
 
 
-def _point(schedule: Schedule, prediction: str, t: float) -> Point:
+def _point(schedule: Schedule, prediction: str, t: float) -> GridPoint:
     alpha, sigma = schedule.alpha_sigma(t)
-    return Point(t, schedule.timestep(t), alpha, sigma, x0_coefficients(prediction, alpha, sigma))
+    return GridPoint(t, schedule.timestep(t), alpha, sigma, x0_coefficients(prediction, alpha, sigma))
 
 
 def _row(tick: Tick, of_x: float, of_y: float, of_m: Four, of_z: float, slots: list[int]) -> list[float]:

@@ -9,27 +9,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from safelight.pipeline.diffusion.solvers.onestep import ddim_tick
-from safelight.pipeline.diffusion.solvers.table import NONE, Four, Path, Point, Tick
+from safelight.pipeline.diffusion.solvers.table import NONE, Four, GridPoint, SolverGrid, Tick
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class LinearCombination:
     """A state as a combination: `state` times a saved state plus `models` times model values, newest first."""
 
     state: float
     models: Four
 
 
-def unipc(order: int) -> Callable[[Path], list[Tick]]:
+def unipc(order: int) -> Callable[[SolverGrid], list[Tick]]:
     """UniPC-p in the paper's naming: with the corrector its order of convergence is `order` + 1.
 
     With `lower_order_final` the last steps have orders ..., 2, 1, as in the authors' code.
     """
 
-    def planner(path: Path) -> list[Tick]:
+    def planner(path: SolverGrid) -> list[Tick]:
         """Predictor and corrector in one tick."""
         ticks: list[Tick] = []
-        correction = Linear(1.0, NONE)
+        correction = LinearCombination(1.0, NONE)
         for i, (now, then) in enumerate(path.steps):
             prediction = _predict(now, then, _past(path, i, order))
             # x' = state x_c + models m with x_c = correction of y
@@ -57,20 +57,20 @@ def unipc(order: int) -> Callable[[Path], list[Tick]]:
     return planner
 
 
-def _past(path: Path, step: int, order: int) -> list[Point]:
+def _past(path: SolverGrid, step: int, order: int) -> list[GridPoint]:
     """The points before step `step` that it looks back at, newest first: at most `order` - 1, none across infinite lam."""
     now, then = path.steps[step]
     if now.alpha == 0.0 or then.is_data:
         return []
     allowed = min(order, len(path.steps) - step) if path.lower_order_final else order
-    return path.finite(step, allowed - 1)
+    return path.usable_history(step, allowed - 1)
 
 
-def _predict(now: Point, then: Point, past: list[Point]) -> Linear:
+def _predict(now: GridPoint, then: GridPoint, past: list[GridPoint]) -> LinearCombination:
     """UniP (algorithm 6 in the data form): weights of m0 (at `now`), m1, m2."""
     base = ddim_tick(now, then)
     if not past:
-        return Linear(base.a, base.b)
+        return LinearCombination(base.a, base.b)
     h = then.lam - now.lam
     r = [(point.lam - now.lam) / h for point in past]
     rho = [0.5] if len(past) == 1 else _solve(r, _moments(h, len(r)))
@@ -79,17 +79,17 @@ def _predict(now: Point, then: Point, past: list[Point]) -> Linear:
     for j, (r_j, rho_j) in enumerate(zip(r, rho, strict=True), 1):
         weights[j] += scale * rho_j / r_j
         weights[0] -= scale * rho_j / r_j
-    return Linear(base.a, (weights[0], weights[1], weights[2], weights[3]))
+    return LinearCombination(base.a, (weights[0], weights[1], weights[2], weights[3]))
 
 
-def _correct(now: Point, then: Point, past: list[Point]) -> Linear:
+def _correct(now: GridPoint, then: GridPoint, past: list[GridPoint]) -> LinearCombination:
     """UniC (algorithm 5 in the data form), asked at `then`: weights of m0 (at `then`), m1 (at `now`), m2, m3.
 
     After a step from pure noise, where h is infinite, the predicted point stands: it equals Euler's from the saved state.
     """
     base = ddim_tick(now, then)
     if now.alpha == 0.0 or then.is_data:
-        return Linear(base.a, (0.0, base.b[0], 0.0, 0.0))
+        return LinearCombination(base.a, (0.0, base.b[0], 0.0, 0.0))
     h = then.lam - now.lam
     r = [*((point.lam - now.lam) / h for point in past), 1.0]
     rho = [0.5] if not past else _solve(r, _moments(h, len(r)))
@@ -99,7 +99,7 @@ def _correct(now: Point, then: Point, past: list[Point]) -> Linear:
     for place, r_j, rho_j in zip(places, r, rho, strict=True):
         weights[place] += scale * rho_j / r_j
         weights[1] -= scale * rho_j / r_j
-    return Linear(base.a, (weights[0], weights[1], weights[2], weights[3]))
+    return LinearCombination(base.a, (weights[0], weights[1], weights[2], weights[3]))
 
 
 def _moments(h: float, count: int) -> list[float]:

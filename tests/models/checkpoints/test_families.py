@@ -19,7 +19,7 @@ from safelight.models.checkpoints.families import (
 )
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
-from safelight.models.inspection.expected_tensors import KINDS
+from safelight.models.inspection.expected_tensors import PART_KINDS
 from safelight.pipeline.diffusion.solvers import SERVED
 
 T5 = ["transformers", "T5EncoderModel"]
@@ -116,7 +116,7 @@ def test_more_sizes_of_an_embedded_model_are_served(monkeypatch: pytest.MonkeyPa
 def test_every_family_is_whole() -> None:
     for family in FAMILIES:
         assert family.solver in SERVED
-        assert {part.kind for part in family.parts} <= set(KINDS)
+        assert {part.kind for part in family.parts} <= set(PART_KINDS)
         assert (family.extra == "t5") == any(part.kind == "t5" for part in family.parts)
         if family.name in PUBLISHED:
             published = PUBLISHED[family.name]

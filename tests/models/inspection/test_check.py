@@ -14,7 +14,7 @@ from safelight.models.checkpoints.families import FAMILIES, recognise
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
 from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.inspection.check import check_parts
-from safelight.models.inspection.expected_tensors import KINDS
+from safelight.models.inspection.expected_tensors import PART_KINDS
 from safelight.models.text.hf_folder import HF_WEIGHTS
 from tests.models.folders import make_old, write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer, write_t5_tokenizer
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_true_size_is_judged_without_reading_it(tmp_path: Path) 
     for name, of in PUBLISHED["pixart-sigma"].parts.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(PARTS[of]))
-        kind = KINDS[parts[name]]
+        kind = PART_KINDS[parts[name]]
         write_holes(tmp_path / name / kind.weights, kind.blueprint(tmp_path / name))
     write_t5_tokenizer(tmp_path / "tokenizer")
     index = {"_class_name": "PixArtSigmaPipeline", "text_encoder": ["transformers", "T5EncoderModel"]}

@@ -10,9 +10,9 @@ from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import FEWEST_TOKENS, MLP_TOKENS, Int8, QuantizationUnavailable, _kernels
 from safelight.models.packed.mmdit import PackedMMDiT
-from tests.models import test_packed_dit as dits
-from tests.models import test_packed_mmdit as mmdits
 from tests.models.networks.test_mmdit import TINY
+from tests.models.packed import test_dit as dits
+from tests.models.packed import test_mmdit as mmdits
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from torch import Tensor
 from safelight.models import cuda_runtime
 from safelight.models.packed import xformers_attention
 from safelight.models.packed.attention import BACKENDS
-from safelight.models.packed.attention_choice import choose
+from safelight.models.packed.attention_choice import select_attention
 from safelight.models.packed.layout import Layout
 from safelight.models.packed.xformers_attention import (
     XformersAttention,
@@ -74,7 +74,7 @@ def test_it_is_not_taken_on_a_processor() -> None:
 
 def test_without_it_torch_is_taken_and_the_reason_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_attention.importlib.util, "find_spec", lambda name: None)
-    attention, why = choose(CUDA, torch.bfloat16, 16, 72)
+    attention, why = select_attention(CUDA, torch.bfloat16, 16, 72)
     assert (attention.name, why) == (
         "fused",
         "xformers is not installed: in the checkout, pip install -e '.[cuda]'",
@@ -110,7 +110,7 @@ def test_a_call_that_fails_or_is_wrong_is_found_out(
     [(torch.float32, 16, "fused"), (torch.bfloat16, 64, "products"), (torch.bfloat16, 0, "fused")],
 )
 def test_a_processor_has_its_own(dtype: torch.dtype, heads: int, name: str) -> None:
-    attention, why = choose(CPU, dtype, heads, 64)
+    attention, why = select_attention(CPU, dtype, heads, 64)
     assert attention.name == name
     assert why
 

@@ -29,7 +29,7 @@ from safelight.models.recipes.emoji.text import CONTEXT, SCORER, read_texts, sma
 from safelight.models.recipes.emoji.training import (
     Average,
     FilterMuon,
-    Run,
+    TrainingRun,
     bfloat16_copies,
     one_minus_sqrt,
     warmup_cosine,
@@ -272,7 +272,7 @@ def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
     for stop in stops:
         torch.manual_seed(0)
         net = nn.Linear(4, 2)
-        run = Run(
+        run = TrainingRun(
             "toy",
             net,
             [torch.optim.AdamW(net.parameters(), lr=0.1)],

@@ -11,7 +11,7 @@ import torch
 
 from safelight.pipeline.benchmark.diffusers_loop import load_loop
 from safelight.pipeline.benchmark.replay import by_diffusers, by_engine
-from safelight.pipeline.benchmark.trace import GUIDANCE, PROMPTS, SOLVERS, STEPS, Arrival, make_trace
+from safelight.pipeline.benchmark.trace import GUIDANCE, PROMPTS, SOLVERS, STEPS, TraceArrival, make_trace
 from safelight.pipeline.calibration.peak import gemm_peak
 from safelight.pipeline.params import GenerationParams
 from safelight.service import cli
@@ -65,9 +65,9 @@ class Recorder:
         time.sleep(0.01)
 
 
-def arrivals(*given: tuple[float, dict[str, Any]]) -> list[Arrival]:
+def arrivals(*given: tuple[float, dict[str, Any]]) -> list[TraceArrival]:
     return [
-        Arrival(at, params(seed=seed, prompt=PROMPTS[0], **changed))
+        TraceArrival(at, params(seed=seed, prompt=PROMPTS[0], **changed))
         for seed, (at, changed) in enumerate(given)
     ]
 

@@ -9,14 +9,14 @@ import pytest
 
 from safelight.pipeline.capacity.fleet.control_plane import UnitCosts, control_plane, largest_fleet
 from safelight.pipeline.capacity.fleet.scaler import Scaler
-from safelight.pipeline.capacity.fleet.simulator import Fleet, Kind, Simulator, mean_load
+from safelight.pipeline.capacity.fleet.simulator import Fleet, RequestClass, Simulator, mean_load
 from safelight.pipeline.capacity.fleet.traffic import DAY, SHAPES, arrivals
-from safelight.pipeline.capacity.queueing import ConstantServers
+from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 ONE_BY_ONE = CostCurve((1.0,), (0.1,))  # a second for ten ticks, in proportion
-KIND = Kind(rows=(2,) * 10, work=(1.0,) * 10, tokens=4096, around=0.25)
+KIND = RequestClass(rows=(2,) * 10, work=(1.0,) * 10, tokens=4096, around=0.25)
 FLEET = Fleet(
     gpus=1, curve=ONE_BY_ONE, limits=Limits(2, 1 << 20), kinds=(KIND,), downscale_delay=1e9, stride=10
 )
@@ -29,10 +29,10 @@ def run(fleet: Fleet, rate: float, seconds: float, shape: str = "steady", **opti
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.8])
 def test_one_device_is_an_m_d_1_queue(rate: float) -> None:
     found = run(FLEET, rate, 60_000.0)
-    queue = ConstantServers(rate, 1.0)
+    queue = MDcQueue(rate, 1.0)
     mean = sum(found.latencies) / len(found.latencies)
     assert mean == pytest.approx(1.25 + queue.mean_wait, rel=0.04)
-    assert found.percentile(0.95) == pytest.approx(1.25 + queue.wait_at(0.95), rel=0.06)
+    assert found.percentile(0.95) == pytest.approx(1.25 + queue.wait_quantile(0.95), rel=0.06)
     assert found.images == pytest.approx(rate * 60_000, rel=0.02)
     assert found.busy_seconds == pytest.approx(found.images, rel=0.01)
 

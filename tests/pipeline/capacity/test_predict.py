@@ -19,23 +19,23 @@ from safelight.pipeline.capacity import predict as capacity
 from safelight.pipeline.capacity.image_cost import ImageCost, image_cost
 from safelight.pipeline.capacity.predict import (
     GPUS,
-    Machine,
-    Measured,
-    Order,
-    Outline,
-    Seconds,
+    ConstantRateDevice,
+    ImageSpec,
+    MeasuredDevice,
+    ModelProfile,
+    StageDurations,
     Targets,
     predict,
-    replicas_for,
+    required_replicas,
 )
-from safelight.pipeline.capacity.queueing import ConstantServers
+from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import InvalidParams
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.queue import choose_next
-from safelight.pipeline.scheduling.simulation import Simulated, simulate
-from safelight.pipeline.scheduling.workload import make_load
+from safelight.pipeline.scheduling.queue import select_next_batch
+from safelight.pipeline.scheduling.simulation import SimulatedSample, simulate
+from safelight.pipeline.scheduling.workload import make_workload
 
 HOURLY = 1000 / 3600
 A100, H100 = GPUS["a100"].peak_flops, GPUS["h100"].peak_flops
@@ -72,14 +72,14 @@ def at(share: float, ordered: Sequence[float]) -> float:
 
 @pytest.mark.parametrize(("servers", "utilisation"), [(1, 0.3), (1, 0.7), (2, 0.6), (3, 0.8), (8, 0.9)])
 def test_waits_are_those_of_a_simulated_queue(servers: int, utilisation: float) -> None:
-    queue = ConstantServers(utilisation * servers / 2.0, 2.0, servers)
+    queue = MDcQueue(utilisation * servers / 2.0, 2.0, servers)
     waits = simulated_waits(queue.rate, queue.service, servers)
     assert queue.utilisation == pytest.approx(utilisation)
     assert queue.mean_wait == pytest.approx(sum(waits) / len(waits), rel=0.05)
     for share in (0.5, 0.9, 0.95, 0.99):
-        assert queue.wait_at(share) == pytest.approx(at(share, waits), rel=0.06, abs=0.02)
+        assert queue.wait_quantile(share) == pytest.approx(at(share, waits), rel=0.06, abs=0.02)
     for seconds in (0.0, 0.5, 2.0, 5.0):
-        assert queue.waits_at_most(seconds) == pytest.approx(
+        assert queue.wait_cdf(seconds) == pytest.approx(
             sum(wait <= seconds for wait in waits) / len(waits), abs=0.01
         )
 
@@ -97,32 +97,36 @@ def test_waits_are_those_of_a_simulated_queue(servers: int, utilisation: float) 
 def test_a_thousand_an_hour_on_one_server(
     service: float, mean: float | None, p95: float | None, p99: float | None
 ) -> None:
-    queue = ConstantServers(HOURLY, service)
-    for wanted, wait in ((mean, queue.mean_wait), (p95, queue.wait_at(0.95)), (p99, queue.wait_at(0.99))):
+    queue = MDcQueue(HOURLY, service)
+    for wanted, wait in (
+        (mean, queue.mean_wait),
+        (p95, queue.wait_quantile(0.95)),
+        (p99, queue.wait_quantile(0.99)),
+    ):
         assert wanted is None or service + wait == pytest.approx(wanted, rel=0.025)
 
 
 @pytest.mark.parametrize("utilisation", [1e-4, 0.2, 0.5, 0.9, 0.97, 0.995, 0.9999])
 def test_one_server_by_closed_formulas(utilisation: float) -> None:
     """The mean by Pollaczek and Khinchine; within one service time Erlang's sum has one term, and nothing cancels."""
-    queue = ConstantServers(utilisation, 1.0)
+    queue = MDcQueue(utilisation, 1.0)
     assert queue.mean_wait == pytest.approx(utilisation / (2 * (1 - utilisation)), rel=1e-6)
     for seconds in (0.0, 0.25, 0.999):
-        assert queue.waits_at_most(seconds) == pytest.approx(
+        assert queue.wait_cdf(seconds) == pytest.approx(
             (1 - utilisation) * math.exp(utilisation * seconds), rel=1e-6
         )
     if utilisation > 0.1:
-        share = queue.waits_at_most(1.7)  # Erlang's second term
+        share = queue.wait_cdf(1.7)  # Erlang's second term
         early = math.exp(1.7 * utilisation) - 0.7 * utilisation * math.exp(0.7 * utilisation)
         assert share == pytest.approx((1 - utilisation) * early, rel=1e-6)
-        assert queue.wait_at(min(share, 0.9999)) == pytest.approx(1.7, rel=1e-4) or share > 0.9999
+        assert queue.wait_quantile(min(share, 0.9999)) == pytest.approx(1.7, rel=1e-4) or share > 0.9999
 
 
 def test_a_queue_that_grows_for_ever() -> None:
-    for queue in (ConstantServers(1.0, 1.0), ConstantServers(2.0, 3.0, 5)):
-        assert queue.mean_wait == queue.wait_at(0.5) == math.inf
-        assert queue.waits_at_most(1e9) == 0.0
-    assert ConstantServers(1.0, 0.5).waits_at_most(-1.0) == 0.0
+    for queue in (MDcQueue(1.0, 1.0), MDcQueue(2.0, 3.0, 5)):
+        assert queue.mean_wait == queue.wait_quantile(0.5) == math.inf
+        assert queue.wait_cdf(1e9) == 0.0
+    assert MDcQueue(1.0, 0.5).wait_cdf(-1.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -131,13 +135,13 @@ def test_a_queue_that_grows_for_ever() -> None:
 )
 def test_no_queue_at_all(rate: float, service: float, servers: int) -> None:
     with pytest.raises(ValueError, match="positive rate"):
-        ConstantServers(rate, service, servers)
+        MDcQueue(rate, service, servers)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.99999, math.nan])
 def test_a_share_beyond_reach(share: float) -> None:
     with pytest.raises(ValueError, match="0.9999"):
-        ConstantServers(0.5, 1.0).wait_at(share)
+        MDcQueue(0.5, 1.0).wait_quantile(share)
 
 
 TFLOPS = {  # 1024 x 1024, both rows of guidance, texts and decoding among them
@@ -147,20 +151,20 @@ TFLOPS = {  # 1024 x 1024, both rows of guidance, texts and decoding among them
 }  # fmt: skip
 
 
-def order(outline: Outline, **changed: object) -> Order:
+def order(outline: ModelProfile, **changed: object) -> ImageSpec:
     asked = {
         "size": outline.native_size,
         "num_steps": outline.num_steps,
         "guidance_scale": outline.guidance_scale,
         "solver": outline.solver,
     }
-    return Order(**asked | changed)
+    return ImageSpec(**asked | changed)
 
 
 @pytest.mark.parametrize("name", TFLOPS)
 def test_work_of_published_models(name: str) -> None:
     """Against sums of torch's counter over diffusers' own networks, which read each text anew at every step."""
-    outline = capacity.published_outline(name)
+    outline = capacity.published_profile(name)
     for steps, wanted in TFLOPS[name].items():
         work = image_cost(outline, order(outline, num_steps=steps))
         assert work.total / 1e12 == pytest.approx(wanted, rel=0.01)
@@ -168,7 +172,7 @@ def test_work_of_published_models(name: str) -> None:
 
 
 def test_work_follows_the_solver_and_guidance() -> None:
-    outline = capacity.published_outline("sd3-medium")
+    outline = capacity.published_profile("sd3-medium")
     guided = image_cost(outline, order(outline, num_steps=20))
     heun = image_cost(outline, order(outline, num_steps=20, solver="heun"))
     alone = image_cost(outline, order(outline, num_steps=20, guidance_scale=1.0))
@@ -181,7 +185,7 @@ def test_work_follows_the_solver_and_guidance() -> None:
 def test_a_folder_has_the_work_of_its_configs() -> None:
     """The embedded model, against what its own stages are said to do: see tests/pipeline/flops/test_flops.py for each."""
     model = find_model("emoji-128")
-    outline = capacity.outline_of(model)
+    outline = capacity.model_profile(model)
     work = image_cost(outline, order(outline))
     assert (outline.sizes, outline.scale) == (model.sizes, 8)
     assert work.encode == 2 * 84_568_320
@@ -191,7 +195,7 @@ def test_a_folder_has_the_work_of_its_configs() -> None:
 
 @pytest.mark.parametrize("name", capacity.list_published())
 def test_every_published_name_has_work(name: str) -> None:
-    outline = capacity.published_outline(name)
+    outline = capacity.published_profile(name)
     assert image_cost(outline, order(outline)).denoise > 1e13
 
 
@@ -208,9 +212,9 @@ def test_every_published_name_has_work(name: str) -> None:
     ],
 )
 def test_what_cannot_be_drawn_is_refused(changed: dict[str, object], complaint: str) -> None:
-    outline = capacity.published_outline("pixart-sigma")
+    outline = capacity.published_profile("pixart-sigma")
     with pytest.raises(InvalidParams, match=complaint):
-        predict(outline, order(outline, **changed), Machine(1e14), Targets())
+        predict(outline, order(outline, **changed), ConstantRateDevice(1e14), Targets())
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def test_what_cannot_be_drawn_is_refused(changed: dict[str, object], complaint: 
 )  # fmt: skip
 def test_the_most_steps_that_meet_both_targets(name: str, peak: float, mfu: float, alone: int) -> None:
     """With one more, either an image alone or the images an hour miss; and under load, the share that comes too late is too large."""
-    outline, device, targets = capacity.published_outline(name), Machine(mfu * peak), Targets()
+    outline, device, targets = capacity.published_profile(name), ConstantRateDevice(mfu * peak), Targets()
     most = predict(outline, order(outline), device, targets).most_steps
     assert most[0] == alone
     assert 0 < most[1] < most[0]
@@ -241,7 +245,7 @@ def work_of(encode: float, denoise: float, decode: float) -> ImageCost:
     return ImageCost(encode, 0.0, (denoise / 20,) * 20, decode, rows=2, tokens=4096)
 
 
-def fleet_latencies(seconds: Seconds, replicas: dict[str, int], rate: float) -> list[float]:
+def fleet_latencies(seconds: StageDurations, replicas: dict[str, int], rate: float) -> list[float]:
     """Of images that go through the stages in turn, at each to the replica with fewer of two drawn at random, as Ray Serve does."""
     rng = random.Random(5)
     ends = {
@@ -269,15 +273,15 @@ def fleet_latencies(seconds: Seconds, replicas: dict[str, int], rate: float) -> 
 @pytest.mark.parametrize(
     ("seconds", "targets"),
     [
-        (Seconds(0.04, 2.25, 0.08), Targets()),
-        (Seconds(0.04, 4.0, 0.08), Targets(5000.0, 9.0, 99.0)),
-        (Seconds(0.5, 1.0, 0.7), Targets(20_000.0, 4.0, 95.0)),
+        (StageDurations(0.04, 2.25, 0.08), Targets()),
+        (StageDurations(0.04, 4.0, 0.08), Targets(5000.0, 9.0, 99.0)),
+        (StageDurations(0.5, 1.0, 0.7), Targets(20_000.0, 4.0, 95.0)),
     ],
     ids=["one GPU is not enough", "many", "every stage is busy"],
 )
-def test_a_fleet_is_in_time_and_not_lavish(seconds: Seconds, targets: Targets) -> None:
-    replicas, latency = replicas_for(
-        work_of(seconds.encode, seconds.denoise, seconds.decode), Machine(1.0), targets
+def test_a_fleet_is_in_time_and_not_lavish(seconds: StageDurations, targets: Targets) -> None:
+    replicas, latency = required_replicas(
+        work_of(seconds.encode, seconds.denoise, seconds.decode), ConstantRateDevice(1.0), targets
     )
     assert latency <= targets.latency_s
     assert at(targets.share, fleet_latencies(seconds, replicas, targets.rate)) <= targets.latency_s
@@ -286,7 +290,7 @@ def test_a_fleet_is_in_time_and_not_lavish(seconds: Seconds, targets: Targets) -
 
 
 def test_where_no_fleet_is_in_time_it_keeps_up() -> None:
-    replicas, latency = replicas_for(work_of(0.04, 6.0, 0.08), Machine(1.0), Targets())
+    replicas, latency = required_replicas(work_of(0.04, 6.0, 0.08), ConstantRateDevice(1.0), Targets())
     assert replicas == {"encode": 1, "denoise": math.ceil(HOURLY * 6.0 / 0.8), "decode": 1}
     assert 6.12 < latency < math.inf
 
@@ -299,30 +303,31 @@ CHEAPER = CostCurve((2.0, 16.0), (TICK, 2 * TICK))  # 16 rows in the time of 4
 def engine_latencies(curve: CostCurve, max_rows: int, rate: float, count: int = 6000) -> list[float]:
     """Of images of 20 guided steps, by the engine's own rule."""
     coming = [
-        Simulated(make_load([2] * 20, [2.0] * 20, 64, curve, now)) for now in arrivals(rate, count, seed=0)
+        SimulatedSample(make_workload([2] * 20, [2.0] * 20, 64, curve, now))
+        for now in arrivals(rate, count, seed=0)
     ]
-    done = simulate(coming, partial(choose_next, limits=Limits(max_rows, 10**6), curve=curve), curve)
+    done = simulate(coming, partial(select_next_batch, limits=Limits(max_rows, 10**6), curve=curve), curve)
     return sorted(each.latency for each in done)
 
 
 def test_the_engine_with_two_rows_a_tick_is_this_queue() -> None:
     """One image after the other; more rows share the machine among many, and most are later for it, as docs/capacity.md says."""
-    queue = ConstantServers(HOURLY, 20 * TICK)
+    queue = MDcQueue(HOURLY, 20 * TICK)
     one, many = engine_latencies(STRAIGHT, 2, HOURLY), engine_latencies(STRAIGHT, 16, HOURLY)
     assert sum(one) / len(one) == pytest.approx(2.0 + queue.mean_wait, rel=0.05)
-    assert at(0.95, one) == pytest.approx(2.0 + queue.wait_at(0.95), rel=0.05)
+    assert at(0.95, one) == pytest.approx(2.0 + queue.wait_quantile(0.95), rel=0.05)
     assert at(0.95, many) > 1.3 * at(0.95, one)
 
 
 def test_a_measured_machine_gains_by_company() -> None:
     work = ImageCost(10.0, 0.0, (2.0,) * 20, 10.0, rows=2, tokens=64)
-    device = Measured(CHEAPER, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
-    assert device.seconds(work) == Seconds(0.02, pytest.approx(2.0), 0.05)
-    assert device.busy_seconds(work) == Seconds(
+    device = MeasuredDevice(CHEAPER, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
+    assert device.seconds(work) == StageDurations(0.02, pytest.approx(2.0), 0.05)
+    assert device.busy_seconds(work) == StageDurations(
         0.02, pytest.approx(2.0 * 2 / 8), 0.05
     )  # 8 images in the time of 2
     rate = 1.0  # twice what there would be without company
-    assert ConstantServers(rate, device.seconds(work).total).wait_at(0.95) == math.inf
+    assert MDcQueue(rate, device.seconds(work).total).wait_quantile(0.95) == math.inf
     alone = at(0.95, engine_latencies(CHEAPER, 16, rate)) - 2.0
     assert device.denoise_waits(work, rate, 0.95, 1) == pytest.approx(alone, rel=0.15)
     assert device.denoise_waits(work, rate, 0.95, 1) < device.waits(work, rate, 0.95) < math.inf
@@ -331,9 +336,9 @@ def test_a_measured_machine_gains_by_company() -> None:
 
 def test_published_times_are_predicted_at_their_share_of_the_peak(tables: ModuleType) -> None:
     for each in tables.PUBLISHED:
-        outline = capacity.published_outline(each.model)
+        outline = capacity.published_profile(each.model)
         work = image_cost(outline, order(outline, num_steps=each.steps))
-        seconds = Machine(each.mfu * GPUS[each.gpu].peak_flops).seconds(work).total
+        seconds = ConstantRateDevice(each.mfu * GPUS[each.gpu].peak_flops).seconds(work).total
         assert seconds == pytest.approx(each.seconds, rel=0.15), each
 
 
@@ -345,9 +350,9 @@ def test_one_share_of_the_peak_tells_the_times_of_unlike_models(
     rows = [each for each in tables.PUBLISHED if each.gpu == gpu and each.how.startswith(how)]
     assert len(rows) >= 4
     for each in rows:
-        outline = capacity.published_outline(each.model)
+        outline = capacity.published_profile(each.model)
         work = image_cost(outline, order(outline, num_steps=each.steps))
-        assert Machine(mfu * GPUS[gpu].peak_flops).seconds(work).total == pytest.approx(
+        assert ConstantRateDevice(mfu * GPUS[gpu].peak_flops).seconds(work).total == pytest.approx(
             each.seconds, rel=0.15
         ), each
 

@@ -13,8 +13,8 @@ from safelight.pipeline.diffusion.solvers import (
     COLUMNS,
     SERVED,
     SOLVERS,
-    Path,
-    Point,
+    GridPoint,
+    SolverGrid,
     canonical_name,
     plan,
 )
@@ -38,10 +38,12 @@ def noise(k: int) -> Tensor:
 def one_step(planner, before: float, after: float, beta_z: float) -> float:
     """The golden example x = 1 or 0.8 between two alpha_bar, `beta_z` being its noise."""
     points = [
-        Point(0.0, 0.0, math.sqrt(a), math.sqrt(1 - a), (1 / math.sqrt(a), -math.sqrt(1 - a) / math.sqrt(a)))
+        GridPoint(
+            0.0, 0.0, math.sqrt(a), math.sqrt(1 - a), (1 / math.sqrt(a), -math.sqrt(1 - a) / math.sqrt(a))
+        )
         for a in (before, after)
     ]
-    (tick,) = planner(Path(LINEAR, "epsilon", tuple(points)))
+    (tick,) = planner(SolverGrid(LINEAR, "epsilon", tuple(points)))
     x, eps = (0.8, 0.6) if beta_z else (1.0, 0.4)
     return tick.a * x + tick.b[0] * (tick.p * x + tick.q * eps) + tick.c * beta_z
 

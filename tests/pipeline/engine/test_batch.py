@@ -15,10 +15,10 @@ from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExplo
 from safelight.pipeline.diffusion.solvers import READ, SERVED, SOLVERS, STATE, canonical_name, plan
 from safelight.pipeline.diffusion.spacing import SPACINGS
 from safelight.pipeline.engine import batch
-from safelight.pipeline.engine.sample import Sample, start_state
+from safelight.pipeline.engine.sample import RunningSample, start_state
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
-from safelight.pipeline.scheduling.workload import make_load
+from safelight.pipeline.scheduling.workload import make_workload
 
 SHAPE = (4, 6, 6)
 SHAPES = (SHAPE, (4, 4, 8), (4, 8, 4))
@@ -95,12 +95,12 @@ def random_case(rng: random.Random, solver: str | None = None) -> tuple[Generati
 
 def make_sample(
     params: GenerationParams, schedule: Schedule, prediction: str, shape: tuple[int, int, int] = SHAPE
-) -> Sample:
+) -> RunningSample:
     table = plan(
         params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta
     )
     timesteps = torch.tensor([tick.timestep for tick in table.ticks])
-    return Sample(
+    return RunningSample(
         request_id=str(params.seed),
         params=params,
         plan=table,
@@ -113,7 +113,7 @@ def make_sample(
         ),
         cond=Row(1.0, timesteps, text_tokens=params.seed % 3),  # so that rows of a sample stand apart
         uncond=Row(0.0, timesteps, text_tokens=1),
-        load=make_load([1], [1.0], 1, UNKNOWN, arrived=0.0),
+        workload=make_workload([1], [1.0], 1, UNKNOWN, arrived=0.0),
         queue_seconds=0.0,
         state=start_state(params, table, shape, torch.device("cpu")),
     )
@@ -122,10 +122,10 @@ def make_sample(
 NETWORK = Elementwise()
 
 
-def run(samples: list[Sample]) -> None:
+def run(samples: list[RunningSample]) -> None:
     """Tick by tick until all are done, each leaving at its own last tick."""
     while running := [s for s in samples if not s.is_done]:
-        members = batch.make_membership(batch.by_shape(running), NETWORK)
+        members = batch.make_layout(batch.by_shape(running), NETWORK)
         gathered = [batch.gather(group) for group in members.groups]
         latents = [own.x[group.row_sample] for group, own in zip(members.groups, gathered, strict=True)]
         for group, own, out in zip(
@@ -180,7 +180,8 @@ def test_the_bits_of_an_update_do_not_depend_on_the_number_of_samples(shape: tup
     def updated(first: int, num: int) -> Tensor:
         own = slice(first, first + num)
         return batch.update(
-            batch.Gathered(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own]), out[own]
+            batch.UpdateBuffers(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own]),
+            out[own],
         )
 
     alone = torch.cat([updated(i, 1) for i in range(9)])

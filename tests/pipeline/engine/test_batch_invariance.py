@@ -16,7 +16,7 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner, engine_on
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.engine.image_decoder import NotAImage
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
@@ -123,7 +123,7 @@ def drawn(parts: Parts, requests: list[GenerationParams], rng: random.Random) ->
         first = engine._running.get("0")
         if first is not None and first.step_index > step:
             ticks += 1
-            shared += engine.last_tick.rows > first.load.rows[step]
+            shared += engine.last_tick.rows > first.workload.rows[step]
 
     files: dict[int, bytes] = {}
     done = list(latents)
@@ -132,7 +132,7 @@ def drawn(parts: Parts, requests: list[GenerationParams], rng: random.Random) ->
         for number, image in zip(
             together, parts.decoder.decode([latents[number] for number in together]), strict=True
         ):
-            assert not isinstance(image, NotAImage)
+            assert not isinstance(image, InvalidImage)
             files[number] = encode_image(image[0], "png", 100, requests[number], parts.model.id)
     return Drawn(files, ticks, shared)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner
-from safelight.pipeline.catalog.planning import plan_of
+from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.solvers import Plan, plan
@@ -44,7 +44,7 @@ SOLVERS = {
 def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationParams) -> Plan:
     """What we do by default where that is what they do; else our solver on their grid, which starts below 1 or leaves out the data."""
     if isinstance(pipe, StableDiffusion3Pipeline):
-        return plan_of(params, model)
+        return plan_request(params, model)
     pipe.scheduler.set_timesteps(STEPS)
     times = [float(t) for t in pipe.scheduler.timesteps]
     grid = (*((t + 1.0) / 1000.0 for t in times), 0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.evaluation.gallery import Entry, Gallery, pooled, small
+from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pooled, small
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
 from safelight.pipeline.evaluation.nearest_image import Rate, framed, judge
@@ -52,7 +52,7 @@ RENDERS = [(code, style, disc(colour, RADII[style])) for code, colour in COLOURS
 @pytest.fixture(scope="module")
 def gallery() -> Gallery:
     entries = tuple(
-        Entry(code, f"disc {code}", ("disc", code), style, held_out=False, restored=code != "b")
+        GalleryEntry(code, f"disc {code}", ("disc", code), style, held_out=False, restored=code != "b")
         for code, style, _ in RENDERS
     )
     return Gallery(entries, small([rgba for *_, rgba in RENDERS]), BACKGROUNDS)

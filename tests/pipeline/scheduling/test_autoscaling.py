@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safelight.pipeline.scheduling.autoscaling import OfferedLoad, replicas_for
+from safelight.pipeline.scheduling.autoscaling import OfferedLoad, target_replicas
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ from safelight.pipeline.scheduling.autoscaling import OfferedLoad, replicas_for
     ],
 )
 def test_whichever_asks_for_more(work_left: float, offered: float, replicas: int) -> None:
-    assert replicas_for(work_left, offered, target_seconds=5.0) == replicas
+    assert target_replicas(work_left, offered, target_seconds=5.0) == replicas
 
 
 @given(st.floats(0, 1e4), st.floats(0, 1e3), st.floats(0.1, 100))
 def test_they_suffice_and_one_less_would_not(work_left: float, offered: float, target: float) -> None:
-    n = replicas_for(work_left, offered, target)
+    n = target_replicas(work_left, offered, target)
     assert work_left <= n * target * (1 + 1e-9) and offered <= n * 0.8 * (1 + 1e-9)
     assert n == 0 or work_left > (n - 1) * target or offered > (n - 1) * 0.8 * (1 - 1e-9)
 

@@ -41,7 +41,7 @@ def test_a_larger_tick_is_worth_it_until_it_loses() -> None:
 def test_a_slower_machine_is_noticed_and_a_hiccup_is_not() -> None:
     curve = CURVE
     for _ in range(100):
-        curve = curve.observed(3e9, 2 * 0.0225)
+        curve = curve.updated(3e9, 2 * 0.0225)
     assert curve.seconds_for(3e9) == pytest.approx(2 * 0.0225, rel=0.02)
     assert curve.seconds_for(2e9) == pytest.approx(2 * 0.015, rel=0.15)
     assert CURVE.observed(3e9, 10.0).seconds_for(1e9) == pytest.approx(CURVE.seconds_for(1e9), rel=0.05)
@@ -50,7 +50,7 @@ def test_a_slower_machine_is_noticed_and_a_hiccup_is_not() -> None:
 def test_a_machine_that_is_much_slower_for_good_is_noticed_too() -> None:
     curve = CURVE
     for _ in range(200):
-        curve = curve.observed(2e9, 12 * 0.015)
+        curve = curve.updated(2e9, 12 * 0.015)
     assert curve.seconds_for(2e9) == pytest.approx(12 * 0.015, rel=0.05)
 
 
@@ -61,7 +61,7 @@ def test_the_shape_is_corrected_by_what_is_seen(data: st.DataObject) -> None:
     true, curve = CURVE, CostCurve(CURVE.work, (0.010, 0.029, 0.031))
     for tick in range(1500):
         work = data.draw(st.sampled_from(CURVE.work)) if tick < 50 else CURVE.work[tick % 3]
-        curve = curve.observed(work, true.seconds_for(work))
+        curve = curve.updated(work, true.seconds_for(work))
         assert list(curve.seconds) == sorted(curve.seconds)
     for work in CURVE.work:
         assert curve.seconds_for(work) == pytest.approx(true.seconds_for(work), rel=0.03)
@@ -74,10 +74,10 @@ def test_a_curve_that_was_measured_in_a_bad_moment_does_not_keep_ticks_small() -
     assert true.best_work == float("inf") > curve.best_work
     for tick in range(1, 3000):
         if tick % EXPLORE == 0:
-            curve = curve.explored(16.0, true.seconds_for(16.0))
+            curve = curve.updated_by_probe(16.0, true.seconds_for(16.0))
         else:
             work = min(curve.best_work, 16.0)
-            curve = curve.observed(work, true.seconds_for(work))
+            curve = curve.updated(work, true.seconds_for(work))
     assert curve.best_work == float("inf")
 
 
@@ -85,8 +85,8 @@ def test_a_guess_follows_what_is_seen_at_once_and_is_none_for_long() -> None:
     curve = UNKNOWN.observed(3e9, 900.0)
     assert curve.seconds_for(1e9) == pytest.approx(300.0)
     for _ in range(20):
-        curve = curve.observed(3e9, 900.0)
-    assert curve.observed(3e9, 9000.0).seconds_for(1e9) < 1.1 * 300.0
+        curve = curve.updated(3e9, 900.0)
+    assert curve.updated(3e9, 9000.0).seconds_for(1e9) < 1.1 * 300.0
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,6 @@ def test_a_taken_port_is_a_finding_in_words(capsys, without_ray):
     assert "tiny cannot be served here as it is" in out
     assert "an hour in full batches" in out
     assert (
-        attention_choice.choose(torch.device("cpu"), torch.float32, 4, 16)[1] in out
+        attention_choice.select_attention(torch.device("cpu"), torch.float32, 4, 16)[1] in out
         or "products, because" in out
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safelight.models.checkpoints.families import find_checkpoint
-from safelight.models.evaluation.gallery import Entry, Gallery, small
+from safelight.models.evaluation.gallery import Gallery, GalleryEntry, small
 from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
 from safelight.service import cli
 
@@ -29,8 +29,8 @@ def examined(tmp_path_factory) -> Path:
     rgba[0, 16:48, 16:48] = (200, 30, 30, 255)
     rgba[1, 16:48, 16:48] = (90, 90, 90, 255)
     entries = (
-        Entry("1f34e", "red apple", ("fruit",), "3d", False, True),
-        Entry("1f680", "rocket", ("space",), "flat", False, True),
+        GalleryEntry("1f34e", "red apple", ("fruit",), "3d", False, True),
+        GalleryEntry("1f680", "rocket", ("space",), "flat", False, True),
     )
     Gallery(entries, small(rgba), BACKGROUNDS).save(folder)
     write_prompts(folder / "prompts" / "things.jsonl", PROMPTS)

@@ -8,7 +8,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.backend import STAGES
 from safelight.service.errors import BrokenImage, StageFailed
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import StageCensus
+from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
 from tests.service.conftest import ROUTE
@@ -69,7 +69,7 @@ def test_the_cost_of_a_tick_and_the_attention_that_runs_are_told(client, backend
     assert client.get("/v1/curve").status_code == 503  # nobody has measured yet
     assert client.get("/v1/models").json()["data"][0]["attention"] is None
     curve = CostCurve((1e9, 4e9), (0.01, 0.03), 1.5)
-    backend.stages = {**backend.stages, "denoise": StageCensus(images=1, attention="products", curve=curve)}
+    backend.stages = {**backend.stages, "denoise": StageStatus(images=1, attention="products", curve=curve)}
     measured = {"work_flops": [1e9, 4e9], "seconds": [0.01, 0.03], "factor": 1.5}
     assert client.get("/v1/curve").json() == {"encode": None, "denoise": measured, "decode": None}
     assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
@@ -92,7 +92,7 @@ def test_the_gateway_is_alive_and_ready(client):
 
 def test_not_ready_before_the_warm_up_image_is_drawn():
     backend = FakeBackend(
-        stages={"encode": StageCensus(images=1), "denoise": StageCensus(), "decode": StageCensus()}
+        stages={"encode": StageStatus(images=1), "denoise": StageStatus(), "decode": StageStatus()}
     )
     backend.gate.clear()
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
@@ -135,7 +135,7 @@ def test_a_backend_that_cannot_say_how_it_is_is_not_ready(client, backend, monke
     async def broken() -> None:
         raise RuntimeError("no cluster")
 
-    monkeypatch.setattr(backend, "census", broken)
+    monkeypatch.setattr(backend, "status", broken)
     assert client.get("/readyz").status_code == 503
 
 
@@ -170,7 +170,7 @@ def test_a_bug_in_a_route_is_503_and_opaque(client, monkeypatch):
 def test_metrics_tell_of_requests_and_stages(client, backend):
     client.post(ROUTE, json={"prompt": "p", "n": 2})
     client.post(ROUTE, json={"prompt": ""})
-    backend.stages = {**backend.stages, "denoise": StageCensus(images=3, running=2, waiting=1)}
+    backend.stages = {**backend.stages, "denoise": StageStatus(images=3, running=2, waiting=1)}
     seen = metrics(client)
     assert seen["safelight_requests_total ok done"] == 1
     assert seen["safelight_requests_total invalid_value refused"] == 1

@@ -8,7 +8,7 @@ import pytest
 
 from safelight.pipeline.params import MAX_SEED
 from safelight.service.http.translation import make_usage
-from safelight.service.messages import Drawn, Output
+from safelight.service.messages import DecodeResult, ImageFormat
 from tests.fakes import MODEL, USAGE, fake_image, make_params
 from tests.service.conftest import ROUTE
 
@@ -19,7 +19,7 @@ def test_the_smallest_request_gets_the_models_defaults(client, backend):
     answer = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
     assert answer.status_code == 200
     body = answer.json()
-    assert base64.b64decode(body["data"][0]["b64_json"]) == fake_image(DEFAULT, Output("png", 100))
+    assert base64.b64decode(body["data"][0]["b64_json"]) == fake_image(DEFAULT, ImageFormat("png", 100))
     assert body["output_format"] == "png"
     assert body["size"] == "8x8"
     assert isinstance(body["created"], int)
@@ -51,7 +51,7 @@ def test_every_extension_reaches_the_image(client, backend):
     )  # fmt: skip
     drawn = backend.drawn[-2:]
     assert [params.image_index for params, _ in drawn] == [0, 1]
-    assert drawn[0] == (expected, Output("webp", 40))
+    assert drawn[0] == (expected, ImageFormat("webp", 40))
 
 
 def test_usage_is_openais_and_says_what_the_images_cost(client):
@@ -283,7 +283,7 @@ def test_the_schema_lists_what_this_model_serves(client):
 
 def test_bytes_that_company_may_change_are_said_to_be():
     told = [
-        make_usage([Drawn(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
+        make_usage([DecodeResult(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
         for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))
     ]
     assert told == [True, False]

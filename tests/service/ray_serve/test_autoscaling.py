@@ -80,7 +80,7 @@ def test_gpus_are_asked_for_by_the_replicas_that_need_them() -> None:
         warnings.simplefilter("ignore")
         app = build_app(Settings(denoise_gpus=1.0, encode_gpus=0.25))
     gpus = {d.name: d.ray_actor_options.get("num_gpus", 0) for d in _deployments(app)}
-    assert gpus == {"Gateway": 0, "Bookkeeper": 0, "TextEncoder": 0.25, "Denoiser": 1.0, "VaeDecoder": 0}
+    assert gpus == {"Gateway": 0, "Ledger": 0, "TextEncoder": 0.25, "Denoiser": 1.0, "VaeDecoder": 0}
 
 
 @pytest.mark.parametrize(

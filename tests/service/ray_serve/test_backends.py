@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 
-from safelight.service.messages import Output, StageCensus, Ticket
+from safelight.service.messages import ImageFormat, RequestContext, StageStatus
 from tests.fakes import make_params
 
 with warnings.catch_warnings():  # Serve's own, about pydantic
     warnings.simplefilter("ignore")
     from safelight.service.ray_serve import backends
-    from safelight.service.ray_serve.deferred import Later
+    from safelight.service.ray_serve.deferred import DeferredResult
 
 
 class Call:
@@ -35,7 +35,7 @@ class Call:
 class Handle:
     """Remembers its calls."""
 
-    def __init__(self, answer: StageCensus | None = None):
+    def __init__(self, answer: StageStatus | None = None):
         self.calls: list[Call] = []
         self.answer = answer
 
@@ -51,17 +51,19 @@ class Handle:
 
 async def test_each_stage_gets_the_one_before_as_it_is():
     stages = Handle(), Handle(), Handle()
-    ticket = Ticket("account")
-    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), Output(), ticket))
+    context = RequestContext("account")
+    drawing = asyncio.ensure_future(
+        backends.SplitBackend(*stages).draw(make_params(), ImageFormat(), context)
+    )
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
-    assert encoding.args == (make_params(), ticket)
+    assert encoding.args == (make_params(), context)
     assert denoising.args == (
-        Later(encoding),
+        DeferredResult(encoding),
         make_params(),
-        ticket,
+        context,
     )  # wrapped: Serve must not wait for it (service/ray_serve/deferred.py)
-    assert decoding.args == (Later(denoising), make_params(), Output(), ticket)
+    assert decoding.args == (DeferredResult(denoising), make_params(), ImageFormat(), context)
     decoding.result.set_result("drawn")
     assert await drawing == "drawn"
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
@@ -70,7 +72,7 @@ async def test_each_stage_gets_the_one_before_as_it_is():
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_image_that_is_not_wanted_any_more_is_cancelled_in_every_stage(how):
     stages = Handle(), Handle(), Handle()
-    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), Output()))
+    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), ImageFormat()))
     await asyncio.sleep(0)
     if how == "cancelled":
         drawing.cancel()
@@ -81,11 +83,11 @@ async def test_a_image_that_is_not_wanted_any_more_is_cancelled_in_every_stage(h
     assert all(stage.calls[0].cancelled for stage in stages)
 
 
-async def test_the_census_waits_for_nobody(monkeypatch):
-    monkeypatch.setattr(backends, "CENSUS_SECONDS", 0.01)
-    seen = StageCensus(images=2)
+async def test_the_status_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
+    seen = StageStatus(images=2)
     backend = backends.SplitBackend(Handle(seen), Handle(), Handle(seen))
-    assert await backend.census() == {"encode": seen, "denoise": None, "decode": seen}
-    assert await backends.ColocatedBackend(Handle()).census() == dict.fromkeys(
+    assert await backend.status() == {"encode": seen, "denoise": None, "decode": seen}
+    assert await backends.ColocatedBackend(Handle()).status() == dict.fromkeys(
         ("encode", "denoise", "decode")
     )

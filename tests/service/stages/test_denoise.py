@@ -84,9 +84,9 @@ async def test_a_sample_cancelled_twice_still_leaves(stage, engines):
 
 async def test_one_tick_after_the_last_sample_the_engine_rests(stage, engines):
     await generate(stage, num_steps=3)
-    ticks = stage.census().ticks
+    ticks = stage.status().ticks
     await generate(stage, num_steps=3)
-    assert stage.census().ticks == ticks + 3
+    assert stage.status().ticks == ticks + 3
 
 
 async def test_a_sample_that_the_engine_refuses_is_the_callers_to_mend(stage):
@@ -151,5 +151,5 @@ def test_a_loop_that_is_closed_does_not_break_the_engine(stage):
 
 
 async def running(stage: DenoiseStage, num: int) -> None:
-    while stage.census().running != num:
+    while stage.status().running != num:
         await asyncio.sleep(0)

@@ -39,8 +39,8 @@ async def test_a_text_is_encoded_once_and_free_from_then_on(stage, encoder):
     assert encoder.batches == [["a cat", ""]]
     assert (again.cond, again.uncond) == (first.cond, first.uncond)
     assert again.cost.flops == again.cost.device_seconds == 0
-    assert stage.census().curve.seconds_for(10) == pytest.approx(1.0)
-    assert (stage.census().cache_hits, stage.census().cache_misses, stage.census().images) == (2, 2, 2)
+    assert stage.status().curve.seconds_for(10) == pytest.approx(1.0)
+    assert (stage.status().cache_hits, stage.status().cache_misses, stage.status().images) == (2, 2, 2)
 
 
 async def test_images_of_one_batch_share_their_texts(stage, encoder):

@@ -6,44 +6,50 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from safelight.service.messages import StageCensus
+from safelight.service.messages import StageStatus
 from safelight.service.telemetry.metrics import OF_REQUESTS, OF_STAGES, TICKS, Metrics
-from safelight.service.usage.events import Charge, GatewayStatement, StageStatement, StageTotals
-from safelight.service.usage.histograms import Counter, TickCounter
+from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent
+from safelight.service.usage.histograms import Histogram, TickHistograms
 from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.records import Outcome, UsageRecord
-from safelight.service.usage.stage_snapshot import measures
+from safelight.service.usage.records import RequestOutcome, UsageRecord
+from safelight.service.usage.stage_snapshot import snapshot
 from tests.fakes import USAGE
 
 NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safelight_unattributed_seconds"}
 
 
-def statement(source: str, ticks: TickCounter, *charges: Charge, **totals: float) -> StageStatement:
-    census = StageCensus(images=3, running=2, rows=40)
-    return StageStatement(
-        source, 0, "denoise", charges, StageTotals(**totals, ticks=ticks.counts), census, 1, 2
-    )
+def statement(source: str, ticks: TickHistograms, *charges: UsageEvent, **totals: float) -> StageReport:
+    status = StageStatus(images=3, running=2, rows=40)
+    return StageReport(source, 0, "denoise", charges, StageTotals(**totals, ticks=ticks.counts), status, 1, 2)
 
 
 @pytest.fixture
 def metrics() -> Metrics:
     """A gateway's, after one request and with two denoisers."""
-    told, ledger, ticks = Metrics(), Ledger(), TickCounter()
-    record = UsageRecord("account", "theirs", Outcome.DONE, "ok", "secret-key", "m", 1, (USAGE,), 2.0, 0.0)
+    told, ledger, ticks = Metrics(), Ledger(), TickHistograms()
+    record = UsageRecord(
+        "account", "theirs", RequestOutcome.DONE, "ok", "secret-key", "m", 1, (USAGE,), 2.0, 0.0
+    )
     told.record(record)
     told.count_resent()
     told.set_in_flight(3)
     ticks.observe(0.003, 8, 512, 0.003)
     ticks.observe(0.03, 16, 1024, 0.02)
-    ledger.post(GatewayStatement("gateway", 0, (record,)))
+    ledger.post(GatewayReport("gateway", 0, (record,)))
     ledger.post(
         statement(
-            "one", ticks, Charge("account", 3.0, 9), Charge("", 0.5, 1), busy=5.0, starting=1.0, work_left=4.0
+            "one",
+            ticks,
+            UsageEvent("account", 3.0, 9),
+            UsageEvent("", 0.5, 1),
+            busy=5.0,
+            starting=1.0,
+            work_left=4.0,
         )
     )
     ledger.post(statement("two", ticks, busy=1.0, work_left=2.0))
-    told.observe_stages({"denoise": StageCensus(images=100, attention="products"), "encode": None})
-    told.observe_measures(measures(ledger), mfu=0.5)
+    told.observe_stages({"denoise": StageStatus(images=100, attention="products"), "encode": None})
+    told.observe_measures(snapshot(ledger), mfu=0.5)
     return told
 
 
@@ -114,14 +120,14 @@ def test_names_follow_the_customs(metrics: Metrics) -> None:
 
 def test_a_single_replica_is_asked_itself() -> None:
     told, ledger = Metrics(), Ledger()
-    ledger.post(statement("one", TickCounter(), busy=1.0))
-    told.observe_stages({"denoise": StageCensus(images=100)})
-    told.observe_measures(measures(ledger), mfu=None)
+    ledger.post(statement("one", TickHistograms(), busy=1.0))
+    told.observe_stages({"denoise": StageStatus(images=100)})
+    told.observe_measures(snapshot(ledger), mfu=None)
     assert samples(told)["safelight_stage_images denoise"] == 100
 
 
 def test_counts_add_and_take_away() -> None:
-    one, other = Counter((1.0, 2.0)), Counter((1.0, 2.0))
+    one, other = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
         one.observe(value)
     other.observe(2.0)

@@ -38,14 +38,14 @@ def tracing(exporter: InMemorySpanExporter) -> Tracing:
 
 
 class TicketBackend(FakeBackend):
-    """Remembers the tickets."""
+    """Remembers the contexts."""
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__(*errors)
-        self.tickets = []
+        self.contexts = []
 
-    async def draw(self, params, output, ticket=None):
-        self.tickets.append(ticket)
+    async def draw(self, params, output, context=None):
+        self.contexts.append(context)
         return await super().draw(params, output)
 
 
@@ -63,9 +63,9 @@ def test_the_gateways_span_goes_on_with_the_clients_and_the_ticket_with_it(
     assert f"{span.parent.span_id:016x}" == CLIENTS.split("-")[2]
     assert span.attributes["safelight.images"] == 2 and span.attributes["safelight.model"] == MODEL.id
     of_request = [
-        ticket for ticket in backend.tickets if ticket.account
+        context for context in backend.contexts if context.record_id
     ]  # the warm-up has neither account nor trace
-    assert {ticket.traceparent for ticket in of_request} == {
+    assert {context.traceparent for context in of_request} == {
         f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"
     }
 
