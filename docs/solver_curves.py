@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
 from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, plan
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
 Denoise = Callable[[Tensor, float], Tensor]

@@ -22,7 +22,7 @@ ServiceError                 503  anything we did not foresee, said opaquely
 
 import asyncio
 
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 
 class ServiceError(Exception):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.predict import model_profile
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import Settings, num_cores

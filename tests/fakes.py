@@ -8,16 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import Flow
-from safelight.pipeline.params import (
-    DenoiseUsage,
-    FinishReason,
-    GenerationParams,
-    InvalidParams,
-    ModelInfo,
-    StageCost,
-    TextReport,
-)
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
 from safelight.service.messages import (

@@ -5,8 +5,8 @@ import torch
 from safelight.models.checkpoints.families import recognise
 from safelight.models.text.towers import load_tower
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.text_encoder import TextEncoder
-from safelight.pipeline.params import ModelInfo
 
 
 def build_text_encoder(

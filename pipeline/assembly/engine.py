@@ -10,10 +10,10 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 from safelight.models.denoisers import load_network, pack, read_config
 from safelight.models.text import fit
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.runner import StepRunner
-from safelight.pipeline.params import ModelInfo
 from safelight.pipeline.scheduling.batcher import Limits
 
 

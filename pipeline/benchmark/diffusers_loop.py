@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from safelight.models.cuda_runtime import preload_cuda_runtime
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.runner import bucket
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 
 preload_cuda_runtime()  # as in safelight.models.vae, before diffusers
 from diffusers import (  # noqa: E402

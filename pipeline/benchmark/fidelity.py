@@ -18,12 +18,13 @@ from safelight.pipeline.assembly.engine import build_runner
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
 from safelight.pipeline.benchmark.replay import Progress
 from safelight.pipeline.benchmark.trace import PROMPTS
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
 from safelight.pipeline.diffusion.solvers import Plan, plan
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
 
 STYLES = ("", ", 3d", ", flat style", ", noto style")

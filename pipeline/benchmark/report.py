@@ -25,10 +25,11 @@ from safelight.pipeline.benchmark.replay import LARGEST_BATCH, PATIENCE_S, Repla
 from safelight.pipeline.benchmark.trace import PROMPTS, SOLVERS, TraceArrival, make_trace
 from safelight.pipeline.calibration.cost_curve import measure_curve
 from safelight.pipeline.calibration.peak import gemm_peak
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
 
 OVERLOAD = 1.5  # the load, as a multiple of what the engine was seen to serve: everyone is saturated

@@ -3,9 +3,10 @@
 from itertools import accumulate, count, takewhile
 
 from safelight.models.denoisers import example_text
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams, ModelInfo, StageCost, TextReport
+from safelight.pipeline.params import GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 SECONDS = 3.0  # of ticks, about: it is done at every start, because a curve of another day is one of another machine

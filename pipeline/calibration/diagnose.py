@@ -22,12 +22,13 @@ from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_thre
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, TICKS, measure_curve
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.runner import bucket
 from safelight.pipeline.flops.denoiser import forward_flops
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 MIN_COSINE = {"none": 0.999, "int8": 0.99}

@@ -14,8 +14,8 @@ from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, measure_curve
 from safelight.pipeline.calibration.peak import quick_gemm_peak
 from safelight.pipeline.capacity.predict import MeasuredDevice
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.image_decoder import InvalidImage
-from safelight.pipeline.params import ModelInfo
 
 RUNS = 3  # of reading a text and of decoding, after one that is not counted
 Say = Callable[[str], None]

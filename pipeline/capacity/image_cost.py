@@ -6,16 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from safelight.models.checkpoints.families import LONGEST_SIDE
+from safelight.pipeline.catalog.model_info import MAX_GUIDANCE_SCALE, MAX_STEPS, MIN_GUIDANCE_SCALE, MIN_STEPS
 from safelight.pipeline.diffusion.guidance import needs_cond, needs_uncond
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.solvers import plan
-from safelight.pipeline.params import (
-    MAX_GUIDANCE_SCALE,
-    MAX_STEPS,
-    MIN_GUIDANCE_SCALE,
-    MIN_STEPS,
-    InvalidParams,
-)
+from safelight.pipeline.errors import InvalidParams
 
 Size = tuple[int, int]  # width, height, in pixels
 

@@ -22,10 +22,10 @@ from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
 from safelight.models.checkpoints.published import PARTS, PUBLISHED
 from safelight.pipeline.capacity.image_cost import ModelProfile, Size
 from safelight.pipeline.capacity.unserved_profiles import UNSERVED
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
 from safelight.pipeline.flops.text import clip_flops, open_clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops
-from safelight.pipeline.params import ModelInfo
 
 SD3_T5_TOKENS = 256  # that T5 reads beside two CLIPs
 NAMES = {"sd3": "sd3-medium"}  # of published checkpoints, where it is not their family's

@@ -16,7 +16,7 @@ from typing import Protocol
 from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelProfile, image_cost
 from safelight.pipeline.capacity.model_profiles import list_published, model_profile, published_profile
 from safelight.pipeline.capacity.queueing import MDcQueue
-from safelight.pipeline.params import MAX_STEPS, MIN_STEPS
+from safelight.pipeline.catalog.model_info import MAX_STEPS, MIN_STEPS
 from safelight.pipeline.scheduling.autoscaling import UTILISATION
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve

@@ -12,9 +12,9 @@ from typing import Any
 from safelight.models.checkpoints.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE, VAE_16
 from safelight.pipeline.capacity.image_cost import ModelProfile
 from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.text import clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops
-from safelight.pipeline.params import InvalidParams
 
 FLUX_WIDTH, FLUX_BLOCKS, FLUX_DOUBLE = (
     3072,

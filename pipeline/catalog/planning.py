@@ -1,7 +1,8 @@
 """What a model's schedule makes of a request: its plan, which also says what the image will take. No torch here."""
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.solvers import Plan, plan
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 
 
 def plan_request(params: GenerationParams, model: ModelInfo) -> Plan:

@@ -3,10 +3,10 @@
 from safelight.models.checkpoints.families import EMBEDDED, FAMILIES, Checkpoint, Family, find_checkpoint
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.label import Labels
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.schedule_config import read_schedule
 from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, SOLVERS
 from safelight.pipeline.diffusion.spacing import SPACINGS
-from safelight.pipeline.params import ModelInfo
 
 __all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_models"]
 

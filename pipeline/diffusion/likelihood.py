@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.spacing import FIRST_TRAINED, check_grid
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 Denoise = Callable[[Tensor, float], Tensor]
 Variance = Callable[[Schedule, float, float], float]

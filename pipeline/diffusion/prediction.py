@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 if TYPE_CHECKING:
     from torch import Tensor

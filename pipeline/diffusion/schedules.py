@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 NUM_TRAIN_STEPS = 1000
 NO_SIGNAL = 5e-3  # alpha under which steps in noise form would divide by next to nothing: the start of flow and cosine paths

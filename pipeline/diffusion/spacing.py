@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS, Schedule, lam
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 KARRAS_RHO = 7.0
 FIRST_TRAINED = 1.0 / NUM_TRAIN_STEPS  # the least noise that a network has seen: where log-scales end

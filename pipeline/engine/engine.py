@@ -21,8 +21,9 @@ from safelight.pipeline.engine import batch
 from safelight.pipeline.engine.runner import StepRunner, bucket
 from safelight.pipeline.engine.sample import DevicePlan, QueuedSample, RunningSample, UsageSoFar, start_state
 from safelight.pipeline.engine.text_encoder import TextStates
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
-from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, InvalidParams, StageCost
+from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost
 from safelight.pipeline.scheduling.batcher import Limits, in_arrival_order
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
 from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times

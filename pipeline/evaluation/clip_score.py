@@ -10,9 +10,9 @@ import torch
 from safelight.models.checkpoints.json_files import CLIP_CONFIG
 from safelight.models.evaluation.clip_scorer import SCORER, Scorer
 from safelight.models.evaluation.gallery import Gallery
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.evaluation.nearest_image import WHITE
 from safelight.pipeline.evaluation.prompts import Prompt
-from safelight.pipeline.params import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from safelight.models.vae import encode_pixels, load_vae
 from safelight.pipeline.assembly.device import fast_device
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import check_fit
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.likelihood import (
     Denoise,
     bits_per_dim,
@@ -32,7 +33,7 @@ from safelight.pipeline.diffusion.prediction import x0_coefficients
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.spacing import FIRST_TRAINED, make_grid
 from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
-from safelight.pipeline.params import ModelInfo, TextReport
+from safelight.pipeline.params import TextReport
 
 Method = Callable[[Denoise, Schedule, Tensor, int, int, int, Callable[[float], None]], Tensor]
 

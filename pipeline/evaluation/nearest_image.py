@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from safelight.models.evaluation.gallery import Gallery
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt
-from safelight.pipeline.params import ModelInfo
 
 WHITE = "white"
 FRAME = 3  # pixels at the edge that show the background

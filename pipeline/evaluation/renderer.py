@@ -11,9 +11,10 @@ from PIL import Image
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.model_info import ModelInfo, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.image_decoder import InvalidImage
-from safelight.pipeline.params import GenerationParams, ModelInfo, check_params
+from safelight.pipeline.params import GenerationParams
 
 WAITING = 16  # samples ready for the engine: each holds its text's keys and values
 

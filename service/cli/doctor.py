@@ -8,7 +8,7 @@ import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.params import ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.fast_imports import imported_for_good

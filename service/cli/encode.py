@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from safelight.pipeline.params import MAX_PROMPT_CHARACTERS
+from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import note, progress

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safelight.pipeline.catalog.model_info import ModelInfo, check_params
 from safelight.pipeline.catalog.planning import plan_request
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
-from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo, check_params
+from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter

@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from safelight.pipeline.params import GenerationParams, InvalidParams, ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress

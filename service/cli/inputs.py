@@ -1,7 +1,7 @@
 """What every command asks first: which settings, which model."""
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
-from safelight.pipeline.params import ModelInfo
 from safelight.service.cli import UserError
 from safelight.service.settings import BadSetting, Settings, read_settings
 

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.params import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
+from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress

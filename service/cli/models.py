@@ -3,8 +3,8 @@
 import argparse
 import json
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import Family, UnknownModel, list_families, list_models
-from safelight.pipeline.params import ModelInfo
 from safelight.service.cli import UserError
 from safelight.service.http.translation import size_names
 

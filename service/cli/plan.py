@@ -20,8 +20,9 @@ from safelight.pipeline.capacity.predict import (
     Prediction,
     Targets,
 )
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
-from safelight.pipeline.params import InvalidParams, ModelInfo
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of

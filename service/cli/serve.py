@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from safelight.pipeline.params import ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress

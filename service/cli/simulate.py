@@ -17,7 +17,7 @@ from safelight.pipeline.capacity.fleet.gpu_fleet import fleet_of
 from safelight.pipeline.capacity.fleet.simulator import Simulator, mean_load
 from safelight.pipeline.capacity.fleet.traffic import HIGHEST, SHAPES
 from safelight.pipeline.capacity.predict import GPUS, ImageSpec, ModelProfile
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
 from safelight.service.runtime.fast_imports import imported_for_good

@@ -14,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from safelight.pipeline.params import InvalidParams, ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.errors import InvalidParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import (

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from safelight.pipeline.params import ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.http.schemas import ErrorResponse, ImageRequest
 from safelight.service.http.translation import ALIASES, size_names
 

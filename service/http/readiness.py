@@ -3,7 +3,8 @@
 import asyncio
 import logging
 
-from safelight.pipeline.params import MIN_STEPS, GenerationParams, ModelInfo
+from safelight.pipeline.catalog.model_info import MIN_STEPS, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import BrokenImage, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness

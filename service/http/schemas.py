@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.pipeline.params import (
+from safelight.pipeline.catalog.model_info import (
     MAX_GUIDANCE_SCALE,
     MAX_GUIDANCE_STRIDE,
     MAX_PROMPT_CHARACTERS,

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from safelight.pipeline.catalog.model_info import MAX_SEED, ModelInfo, check_params
 from safelight.pipeline.catalog.planning import plan_request
-from safelight.pipeline.params import MAX_SEED, GenerationParams, ModelInfo, check_params
+from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
 from safelight.service.http.schemas import (

@@ -7,7 +7,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import Backend
 from safelight.service.errors import BrokenImage
 from safelight.service.http.gateway import build_gateway

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.params import FinishReason, GenerationParams, InvalidParams
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import FinishReason, GenerationParams
 from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed, as_service_error
 from safelight.service.messages import NO_CONTEXT, DenoiseResult, EncodeResult, RequestContext, StageStatus
 from safelight.service.stages.usage_meter import UsageMeter

@@ -42,8 +42,8 @@ from safelight.pipeline.capacity.predict import (
     model_profile,
     predict,
 )
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.params import ModelInfo
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.settings import Settings
 

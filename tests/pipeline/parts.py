@@ -10,12 +10,13 @@ from safelight.models.networks.dit import DiT
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine, build_runner
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 
 
 @lru_cache

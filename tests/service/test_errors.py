@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from safelight.service.errors import (
     DeadlineExceeded,
     InvalidRequest,

@@ -15,8 +15,9 @@ from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
 from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import InProcessPipeline

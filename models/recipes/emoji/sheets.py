@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji import data
 from safelight.models.recipes.emoji.captions import STYLES, styled
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.evaluation.renderer import Renderer
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 
 SEED = 1000
 CELL_W, CELL_H = 140, 160

@@ -12,7 +12,7 @@ from safelight.pipeline.diffusion.reference import multistep, onestep, singleste
 from safelight.pipeline.diffusion.reference.problem import Problem
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.spacing import make_grid
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 __all__ = ["UPDATES", "Network", "Problem", "generate_one", "x0_from"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from safelight.pipeline.diffusion.schedules import Schedule
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 # Dormand and Prince 1980: nodes, stages, and the difference between the fifth- and the fourth-order weights
 C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)

@@ -39,7 +39,7 @@ from safelight.pipeline.diffusion.solvers.table import (
 )
 from safelight.pipeline.diffusion.solvers.unipc import unipc
 from safelight.pipeline.diffusion.spacing import check_grid, make_grid
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 __all__ = [
     "ALIASES", "COLUMNS", "READ", "RING", "SERVED", "SOLVERS", "STATE", "SolverGrid", "Plan", "GridPoint", "Solver", "Tick", "canonical_name", "plan",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
 from safelight.pipeline.diffusion.solvers.table import Four, Plan, Tick
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 
 class VectorLike(Protocol):

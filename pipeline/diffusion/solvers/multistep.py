@@ -8,7 +8,7 @@ import math
 
 from safelight.pipeline.diffusion.solvers.onestep import ddim_tick
 from safelight.pipeline.diffusion.solvers.table import NONE, Four, GridPoint, SolverGrid, Tick
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 LOW_ORDER_BELOW = 15  # steps: the published solvers end at lower orders only when there are fewer
 ADAMS_BASHFORTH: tuple[Four, ...] = (

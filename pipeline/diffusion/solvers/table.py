@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from safelight.pipeline.diffusion.prediction import x0_coefficients
 from safelight.pipeline.diffusion.schedules import Schedule, is_noise, lam
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 RING = 3  # past model values that a sample keeps
 NONE = (0.0, 0.0, 0.0, 0.0)

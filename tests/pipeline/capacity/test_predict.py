@@ -30,7 +30,7 @@ from safelight.pipeline.capacity.predict import (
 )
 from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import select_next_batch

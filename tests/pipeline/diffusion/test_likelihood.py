@@ -22,7 +22,7 @@ from safelight.pipeline.diffusion.likelihood import (
 )
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
 from safelight.pipeline.diffusion.spacing import FIRST_TRAINED, make_grid
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import EIGHT, GAUSSIAN, Mixture
 
 VP, FLOW = VariancePreserving(), Flow()

@@ -15,7 +15,7 @@ from safelight.pipeline.diffusion.prediction import (
 )
 from safelight.pipeline.diffusion.reference import x0_from
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import EIGHT
 
 SCHEDULES = [Flow(), VariancePreserving("linear"), VarianceExploding()]

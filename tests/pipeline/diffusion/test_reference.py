@@ -7,7 +7,7 @@ from torch import Tensor
 from safelight.pipeline.diffusion.reference import generate_one
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import EIGHT, GAUSSIAN, gaussian_map
 
 LINEAR = VariancePreserving("linear")

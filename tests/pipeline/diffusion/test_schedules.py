@@ -15,7 +15,7 @@ from safelight.pipeline.diffusion.schedules import (
     lam,
     resolution_shift,
 )
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 SCHEDULES = [
     Flow(),

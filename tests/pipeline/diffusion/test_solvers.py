@@ -21,7 +21,7 @@ from safelight.pipeline.diffusion.solvers import (
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
 from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
 from safelight.pipeline.diffusion.spacing import SPACINGS, make_grid
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import EIGHT, walk
 
 LINEAR = VariancePreserving("linear")

@@ -6,7 +6,7 @@ import pytest
 
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving, lam
 from safelight.pipeline.diffusion.spacing import SPACINGS, check_grid, make_grid
-from safelight.pipeline.params import InvalidParams
+from safelight.pipeline.errors import InvalidParams
 
 SCHEDULES = [
     Flow(),

@@ -14,13 +14,14 @@ import torch
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner, engine_on
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from tests.models.folders import write_sd3
 

@@ -8,12 +8,13 @@ from diffusers import PixArtSigmaPipeline
 
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.schedules import Flow
 from safelight.pipeline.diffusion.solvers import Plan, plan
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.params import GenerationParams, ModelInfo
+from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
 from tests.pipeline.parts import drain
 

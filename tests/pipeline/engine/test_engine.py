@@ -13,8 +13,9 @@ from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.reference import generate_one
 from safelight.pipeline.diffusion.solvers import ALIASES
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import text_flops, times_flops
-from safelight.pipeline.params import FinishReason, GenerationParams, InvalidParams
+from safelight.pipeline.params import FinishReason, GenerationParams
 from tests.pipeline.parts import add, alone, drain, engine, model, params, plain_network, states
 
 

@@ -9,6 +9,7 @@ import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pooled, small
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
 from safelight.pipeline.evaluation.nearest_image import Rate, framed, judge
@@ -20,7 +21,6 @@ from safelight.pipeline.evaluation.prompts import (
     write_prompts,
 )
 from safelight.pipeline.evaluation.renderer import Renderer
-from safelight.pipeline.params import InvalidParams
 from tests.pipeline.parts import model, params
 
 BACKGROUNDS = {"white": (255, 255, 255), "blue": (50, 110, 210)}

@@ -21,10 +21,10 @@ from safelight.models.networks.mmdit import MMDiT, MMDiTConfig
 from safelight.models.text import clip, hf_clip, t5
 from safelight.models.vae import CLASSES
 from safelight.pipeline.capacity.unserved_profiles import flux_flops, sdxl_flops
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
 from safelight.pipeline.flops.text import clip_flops, open_clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops, encode_flops
-from safelight.pipeline.params import InvalidParams
 
 TEXT_TOKENS, TIMES = 20, 5
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from safelight.pipeline.params import MAX_SEED
+from safelight.pipeline.catalog.model_info import MAX_SEED
 from safelight.service.http.translation import make_usage
 from safelight.service.messages import DecodeResult, ImageFormat
 from tests.fakes import MODEL, USAGE, fake_image, make_params

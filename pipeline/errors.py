@@ -1,0 +1,12 @@
+"""The error that the pipeline raises for a request that it cannot serve."""
+
+
+class InvalidParams(ValueError):
+    """A request that cannot be drawn; `param` names the field at fault, the message says what is allowed."""
+
+    def __init__(self, param: str, message: str):
+        super().__init__(message)
+        self.param = param
+
+    def __reduce__(self) -> tuple[type["InvalidParams"], tuple[str, str]]:
+        return type(self), (self.param, str(self))
