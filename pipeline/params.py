@@ -1,6 +1,6 @@
 """The nouns that every layer shares: what is asked for, what it cost, how it ended. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 
@@ -54,6 +54,21 @@ class StageCost:
     device_seconds: float
     flops: int
     queue_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageAmounts:
+    """What work took: the one record that stages report, running samples carry and the ledger sums."""
+
+    device_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    flops: int = 0
+    nfe: int = 0  # network evaluations of the guided model, the unit of the solver papers
+    rows: int = 0  # rows of the network's batch
+    tokens: int = 0  # image tokens over all rows
+
+    def __add__(self, other: "UsageAmounts") -> "UsageAmounts":
+        return UsageAmounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

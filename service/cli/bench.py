@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_model, add_quantization
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.fast_imports import imported_for_good
@@ -18,6 +19,34 @@ if TYPE_CHECKING:
     from safelight.pipeline.benchmark.report import Benchmark, TraceResult
 
 FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of it can run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Times the engine and diffusers in one run: matrix products, an image alone, and a trace of unlike requests that arrive faster "
+        "than they can be served. Everything else on the machine should rest."
+    )
+    add_model(parser)
+    add_quantization(parser)
+    parser.add_argument(
+        "--requests", type=int, default=60, metavar="N", help="of the trace; default %(default)s"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="times the trace is replayed in each way; default %(default)s",
+    )
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="leave out diffusers under torch.compile, which takes minutes to compile",
+    )
+    parser.add_argument(
+        "--engine-only", action="store_true", help="leave out diffusers, and all but the trace"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,6 +20,15 @@ PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 WIDTHS = (14, 28, 10, 8, 8, 8, 30)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Reads the configurations, the tokenizers and the headers of the weight files, not the weights. Names every fault in one line "
+        "and ends with 1 if there is any."
+    )
+    parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
 def run(args: argparse.Namespace) -> int:
     with imported_for_good():
         from safelight.pipeline.assembly.check import FolderReport, check_folder

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.fast_imports import imported_for_good
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 UNSOUND = 1
 MARKS = {True: "ok", False: "FAULT", None: "-"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Calls every attention kernel and torch.compile, compares the network with the plain one in float32, draws images alone and "
+        "in company, measures what a tick costs, starts Ray, tries the port. Ends with 1 if anything is not as it should be."
+    )
+    add_model(parser)
+    parser.add_argument("--port", help="that the service would listen on; default 8000")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,8 +5,21 @@ from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import note, progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT")
+    add_model(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE.safetensors",
+        help="`states` (1, L, D) and `mask` (1, L)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_model, add_quantization
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter
 from safelight.service.runtime.fast_imports import imported_for_good
@@ -29,6 +30,34 @@ FLAGS = {
     "solver": "--solver",
     "seed": "--seed",
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Draws prompts and looks up the nearest clean image of each among those that the model was taught. FILE holds JSON lines with "
+        "a prompt and any of concept (an emoji's hexcode, or several of which any is right), style and background. "
+        "Without FILE: the sets that come with the model."
+    )
+    add_model(parser)
+    add_quantization(parser)
+    parser.add_argument("--prompts", metavar="FILE")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
+    parser.add_argument("--solver", metavar="S")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the first image; the next ones count on; default %(default)s",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many prompts of each set")
+    parser.add_argument(
+        "--keep",
+        metavar="DIR",
+        help="keep the images there; drawn again they are taken from there, so a run can be resumed",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress
 from safelight.service.errors import ServiceError
@@ -39,6 +40,55 @@ FLAGS = {
     "n": "-n",
 }
 POLL_SECONDS = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what the image should not show")
+    add_model(parser)
+    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
+    parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`")
+    parser.add_argument(
+        "--timestep-spacing", metavar="NAME", help="where the steps stand; default: the model's"
+    )
+    parser.add_argument(
+        "--eta", type=float, metavar="E", help="0 to 1, with --solver ddim: its share of fresh noise"
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("START", "END"),
+        help="times, 0 data to 1 noise, at which guidance acts",
+    )
+    parser.add_argument(
+        "--guidance-stride",
+        type=int,
+        metavar="N",
+        help="evaluate both predictions at every Nth guided step only",
+    )
+    parser.add_argument(
+        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: scale a guided prediction back"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
+    parser.add_argument(
+        "-n",
+        type=int,
+        metavar="N",
+        help="how many images, 1 to 10; several are written as PATH-0, PATH-1, ...",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="picture.png",
+        metavar="PATH",
+        help=".png, .webp or .jpeg; default %(default)s",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout: the images and what they cost"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

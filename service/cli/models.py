@@ -11,6 +11,10 @@ from safelight.service.http.translation import size_names
 HUB = "https://huggingface.co/"
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
 def run(args: argparse.Namespace) -> int:
     try:
         models = list_models()

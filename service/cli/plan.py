@@ -49,6 +49,64 @@ class Chosen:
     mfu: float | None
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Predicts from the model's operations and the device's peak, before there is either: nothing is loaded and nothing drawn. "
+        "Requests are taken to come at random (Poisson), one image each. With --gpu cpu this machine is measured instead."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_DIR",
+        help="an embedded model, a checkpoint folder, or a published checkpoint by its name, as sd3-medium; default emoji-128",
+    )
+    parser.add_argument(
+        "--gpu",
+        default="a100",
+        metavar="NAME",
+        help="a100, h100, h200, l40s, or cpu: this machine; default %(default)s",
+    )
+    parser.add_argument(
+        "--service",
+        metavar="URL",
+        help="by what the stages of this running service have learnt of their own pace (`/v1/curve`)",
+    )
+    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's"
+    )
+    parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
+    parser.add_argument(
+        "--images-per-hour", type=float, default=1000.0, metavar="N", help="wanted; default %(default)g"
+    )
+    parser.add_argument(
+        "--latency-s",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="wanted at the percentile; default %(default)g",
+    )
+    parser.add_argument(
+        "--percentile", type=float, default=95.0, metavar="P", help="of the latency; default %(default)g"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        metavar="SHARE",
+        help="of the peak that is reached, 0 to 1; default: what eager networks reach, 0.4 on an A100",
+    )
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="T",
+        help="of the device, in place of its maker's figure or of measuring",
+    )
+    parser.add_argument("--price-per-hour", type=float, metavar="P", help="of a device, in any currency")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
 def run(args: argparse.Namespace) -> int:
     _check(args)
     name = settings_of(model=args.model).model

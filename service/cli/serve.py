@@ -12,9 +12,19 @@ from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.settings import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--host", help="default 127.0.0.1")
+    parser.add_argument("--port", help="default 8000; 0 for any free one")
+    parser.add_argument(
+        "--stages", metavar="split|colocated", help="a process a stage (default), or one for all three"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,6 +33,86 @@ CONTROL_SECONDS = 5.0
 OTHERS = 0.25  # encoders and decoders for each denoiser
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Simulates denoisers event by event with the service's own rules of batching and scaling, on a device's predicted cost curve. "
+        "Nothing is loaded and nothing drawn. Of more than sixty GPUs sixty are followed, each of which stands for several."
+    )
+    parser.add_argument(
+        "--model",
+        default="pixart-sigma",
+        metavar="NAME",
+        help="a published checkpoint by its name; default %(default)s",
+    )
+    parser.add_argument(
+        "--gpu", default="a100", metavar="NAME", help="a100, h100, h200 or l40s; default %(default)s"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the peak that is reached; default %(default)g",
+    )
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="the most that there may be")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        required=True,
+        metavar="R",
+        help="images an hour that are asked for, on average",
+    )
+    parser.add_argument(
+        "--trace", default="diurnal", metavar="T", help="steady, diurnal or spike; default %(default)s"
+    )
+    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="default %(default)g")
+    parser.add_argument(
+        "--grow", action="store_true", help="1, 10, 100, ... up to --gpus, each with its share of --rate"
+    )
+    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the model's")
+    parser.add_argument(
+        "--least",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs that are never given back; default %(default)s",
+    )
+    parser.add_argument(
+        "--max-rows",
+        type=int,
+        default=16,
+        metavar="N",
+        help="rows of the network in a tick; default %(default)s",
+    )
+    parser.add_argument(
+        "--target-seconds",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="of work that may wait for a replica; default %(default)g",
+    )
+    parser.add_argument(
+        "--start-seconds",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="until a new GPU takes images; default %(default)g",
+    )
+    parser.add_argument(
+        "--mean-life-hours",
+        type=float,
+        default=0.0,
+        metavar="H",
+        help="of a node; 0: none dies; default %(default)g",
+    )
+    parser.add_argument(
+        "--price-per-hour", type=float, default=0.0, metavar="P", help="of a GPU, in any currency"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
 def run(args: argparse.Namespace) -> int:
     _check(args)
     outline = _outline(args.model)

@@ -6,6 +6,10 @@ import json
 from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON array on stdout")
+
+
 def run(args: argparse.Namespace) -> int:
     print(
         json.dumps([_describe(name) for name in SOLVERS]) if args.json else "\n".join(map(_as_text, SOLVERS))

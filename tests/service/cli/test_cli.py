@@ -134,7 +134,7 @@ def test_the_version_is_told(capsys):
     ("code", "heavy"),
     [
         (
-            "import safelight.service.cli; safelight.service.cli.make_parser()",
+            "import safelight.service.cli; safelight.service.cli.make_parser([])",
             {"torch", "ray", "pydantic", "numpy", "rich"},
         ),
         ("import safelight.service.http.gateway", {"torch", "ray", "diffusers"}),
