@@ -1,4 +1,4 @@
-"""Every command in the README is run against a live service, and its table of fields is the one that the service has."""
+"""Every command in the README and the user pages runs against a live service; their tables match the code."""
 
 import json
 import os
@@ -12,13 +12,17 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from safelight.service.cli import COMMANDS
 from safelight.service.http.schemas import ImageRequest
 from tests.live import LiveService
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "docs/api.md", "docs/install.md")
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+EVERY_PAGE = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "deploy/README.md", ROOT / "loadtests/README.md"]
+MAX_README_WORDS = 900
 
-# Commands that install or start: other tests and continuous integration run them.
+# Commands that install or start something: other tests and continuous integration run them.
 EXEMPT = {
     "make serve",
     "make test",
@@ -28,19 +32,20 @@ EXEMPT = {
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the README, as it stands there."""
+    """A command as it is written on a page."""
 
     language: str
     text: str
 
 
 def commands() -> list[Command]:
-    """The commands of the README in their order: a line of a `sh` block with its continuations, a whole `python` block."""
-    found = []
-    for language, block in re.findall(r"^```(sh|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        texts = [block] if language == "python" else re.findall(r"(?:.*(?:\\|\|)\n)*.+\n", block)
-        found += [Command(language, text.strip()) for text in texts]
-    return found
+    """The commands in page order: a line of a `sh` block with its continuations, or a whole `python` block."""
+    result = []
+    for text in TEXT.values():
+        for language, block in re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            texts = [block] if language == "python" else re.findall(r"(?:.*(?:\\|\|)\n)*.+\n", block)
+            result += [Command(language, text.strip()) for text in texts]
+    return result
 
 
 RUNNABLE = [command for command in commands() if command.text not in EXEMPT]
@@ -48,49 +53,71 @@ RUNNABLE = [command for command in commands() if command.text not in EXEMPT]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place that looks like a clone after `make install`, as far as the commands can see."""
+    """A folder that looks like a clone after `make install`, as far as the commands can see."""
     clone = tmp_path_factory.mktemp("clone")
     (clone / ".venv").symlink_to(sys.prefix)
     return clone
 
 
-def test_every_block_has_a_language_that_is_run():
-    assert len(re.findall(r"^```", README, re.MULTILINE)) == 2 * len(
-        re.findall(r"^```(?:sh|python)$", README, re.MULTILINE)
-    )
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_has_a_language_that_is_run(page):
+    fences = re.findall(r"^```", TEXT[page], re.MULTILINE)
+    assert len(fences) == 2 * len(re.findall(r"^```(?:sh|python)$", TEXT[page], re.MULTILINE))
 
 
-def test_the_exempt_commands_are_in_the_readme():
+def test_the_exempt_commands_are_on_the_pages():
     assert {command.text for command in commands()} >= EXEMPT
 
 
-def test_the_verbs_are_those_of_the_makefile():
+def test_the_make_targets_are_those_of_the_makefile():
     (phony,) = re.findall(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z0-9]+)", README, re.MULTILINE)) == set(phony.split())
+    assert set(re.findall(r"`make ([a-z0-9]+)`", TEXT["docs/install.md"])) == set(phony.split())
+
+
+def test_the_commands_are_those_of_the_command_line():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ", TEXT["docs/api.md"].split("## The command line")[1], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(COMMANDS)
+
+
+def test_the_readme_is_short():
+    assert len(TEXT["README.md"].split()) <= MAX_README_WORDS
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith(("http://", "https://"))]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_the_index_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
 
 
 @pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: command.text.splitlines()[0][:60])
 def test_command(command: Command, live_service: LiveService, folder: Path):
     before = set(folder.iterdir())
     shell = ["bash", "-euo", "pipefail", "-c"] if command.language == "sh" else [sys.executable, "-c"]
-    text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}").replace(
-        "curl -s ", "curl -s --fail-with-body "
-    )
+    text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}")
+    text = text.replace("curl -s ", "curl -s --fail-with-body ")
     done = subprocess.run(
         [*shell, text], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     if "--json" in text:
         json.loads(done.stdout)
-    made = set(folder.iterdir()) - before
-    assert made or done.stdout.strip(), "the command showed nothing"
-    for path in made:
+    files = set(folder.iterdir()) - before
+    assert files or done.stdout.strip() or "-o " in text or ".save(" in text, "the command has no effect"
+    for path in files:
         _check_file(path)
 
 
-def test_every_field_of_a_request_is_in_the_readme():
-    documented = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
-    (ignored,) = re.findall(r"and ignored: (.*)\.$", README, re.MULTILINE)
+def test_every_field_of_a_request_is_documented():
+    page = TEXT["docs/api.md"].split("## The response")[0]
+    documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    (ignored,) = re.findall(r"and ignored: (.*)\.$", page, re.MULTILINE)
     assert documented | set(re.findall(r"`(\w+)`", ignored)) == set(ImageRequest.model_fields)
 
 
@@ -107,5 +134,5 @@ def _check_file(path: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The tests' own, without what would let the commands find more than a user's shell does."""
+    """The environment of the tests, without what would let the commands find more than a user's shell does."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
