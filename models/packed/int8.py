@@ -49,7 +49,7 @@ class QuantizedWeight:
     bias: Tensor
 
     def sums(self, tokens: Tensor, largest: Tensor) -> tuple[Tensor, ...]:
-        """Multiply the result of `quantize` by the weight; return the arguments of `restore` or `activate`."""
+        """Multiply the result of `quantize` by the weight; return the arguments of `restore`/`activate`."""
         return torch._int_mm(tokens, self.values), largest, self.surplus, self.scale, self.bias
 
 

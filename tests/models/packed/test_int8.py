@@ -1,4 +1,4 @@
-"""int8 layers against exact ones, alone and in batches, and networks made of them. All are really compiled."""
+"""int8 layers against exact ones, alone and in batches, and networks of them. All are really compiled."""
 
 import pytest
 import torch
@@ -151,7 +151,7 @@ def test_networks_without_packed_rows_have_no_int8() -> None:
 
 
 def test_small_layers_stay_exact() -> None:
-    """Only six layers of a block are made by the factory: not the patches', the text's or the output layer."""
+    """The factory makes the six large layers of a block, not the patch, text or output layers."""
     shapes: list[tuple[int, ...]] = []
 
     class RecordingFactory:
