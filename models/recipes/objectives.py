@@ -12,8 +12,8 @@ from safelight.pipeline.diffusion.schedules import Schedule
 def logit_normal_times(num: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
     """Draw times (num,) in (0, 1) whose logit is normal with unit variance (SD3, arXiv:2403.03206).
 
-    Most times fall at middle noise levels, where the network has most to learn. They are stratified, one in each of `num`
-    equally likely intervals, so that a small batch covers all of them, and shuffled.
+    Most times fall at middle noise levels, where the network has most to learn. They are stratified, one in
+    each of `num` equally likely intervals, so that a small batch covers all of them, and shuffled.
     """
     quantiles = (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
     return torch.sigmoid(mean + torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)))

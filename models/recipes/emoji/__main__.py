@@ -26,16 +26,21 @@ STAGES = (
 def main() -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m safelight.models.recipes.emoji", description="Make the model emoji-128, one stage at a time."
+        prog="python -m safelight.models.recipes.emoji",
+        description="Make the model emoji-128, one stage at a time.",
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--work", type=Path, default=Path("build/emoji"), help="folder for data, checkpoints and finished parts"
+        "--work",
+        type=Path,
+        default=Path("build/emoji"),
+        help="folder for data, checkpoints and finished parts",
     )
     parser.add_argument(
         "--steps",
         type=int,
-        help="training steps (text 1100, locked 3500, scorer 1100, vae 2800, dit 24000, anneal 6000, contest 1500)",
+        help="training steps; default text and scorer 1100, locked 3500, vae 2800, dit 24000, anneal 6000, "
+        "contest 1500",
     )
     parser.add_argument("--native-only", action="store_true", help="anneal: train on the native size only")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """The caption grammar of `emoji-128`: the captions it is trained on, and so the prompts it understands.
 
-A caption names a concept (its label, its keywords, or both), optionally with an article, a style and a background.
+A caption names a concept (its label, its keywords, or both), optionally with an article, a style and a
+background.
 """
 
 import random

@@ -1,7 +1,7 @@
-"""Stage `contest`: compare training objectives on a small network, with the same images, captions and number of steps.
+"""Stage `contest`: compare training objectives on a small network, with equal images, captions and steps.
 
-Each objective gives a checkpoint in `work/contest`, whose images at the model's defaults are rated like the real model's.
-The results go beside the weights.
+Each objective gives a checkpoint in `work/contest`, whose images at the model's defaults are rated like the
+real model's. The results go beside the weights.
 """
 
 import json
@@ -20,7 +20,12 @@ from safelight.models.recipes.emoji import data, dit
 from safelight.models.recipes.emoji.evaluate import SEED
 from safelight.models.recipes.emoji.export import SCHEDULER
 from safelight.models.recipes.emoji.sheets import default_request
-from safelight.models.recipes.emoji.training import WeightAverage, TrainingRun, bfloat16_copies, warmup_stable_decay
+from safelight.models.recipes.emoji.training import (
+    TrainingRun,
+    WeightAverage,
+    bfloat16_copies,
+    warmup_stable_decay,
+)
 from safelight.models.recipes.emoji.views import NATIVE
 from safelight.models.text.clip import ClipTextTower
 from safelight.pipeline.catalog.served_models import find_model
@@ -44,12 +49,12 @@ def uniform_times(num: int, generator: torch.Generator) -> Tensor:
 
 def noisy_times(num: int, generator: torch.Generator) -> Tensor:
     """Times (num,) as stage `dit` draws them."""
-    return objectives.logit_normal_times(num, generator, dit.NOISINESS)
+    return objectives.logit_normal_times(num, generator, dit.MEAN_LOGIT_TIME)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingObjective:
-    """A noise schedule with a loss, a distribution of times, and the configuration of its diffusers scheduler."""
+    """A noise schedule with a loss, a distribution of times, and the options of its diffusers scheduler."""
 
     schedule: Schedule
     loss: Loss
@@ -73,7 +78,9 @@ def _velocity(out: Tensor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedul
 
 
 OBJECTIVES = {
-    "eps, linear betas": TrainingObjective(LINEAR, _simple, uniform_times, _noise_scheduler("linear", "epsilon")),
+    "eps, linear betas": TrainingObjective(
+        LINEAR, _simple, uniform_times, _noise_scheduler("linear", "epsilon")
+    ),
     "eps, cosine betas": TrainingObjective(
         COSINE, _simple, uniform_times, _noise_scheduler("squaredcos_cap_v2", "epsilon")
     ),
@@ -108,8 +115,10 @@ def run(work: Path, weights: Path, num_steps: int, limit: int, seed: int = 0) ->
     (weights / "objectives.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _train(folder: Path, objective: TrainingObjective, batches: dit.TrainingBatches, num_steps: int, seed: int) -> None:
-    """Train under an objective and write its checkpoint folder, without the parts that all objectives share."""
+def _train(
+    folder: Path, objective: TrainingObjective, batches: dit.TrainingBatches, num_steps: int, seed: int
+) -> None:
+    """Train under an objective; write its checkpoint folder without the parts that all objectives share."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = dit.ConditionedDiT(dit.build(SMALL))

@@ -1,7 +1,7 @@
-"""Stage `curves`: concept accuracy against steps, solver, guidance and its stride, to choose the model's defaults.
+"""Stage `curves`: concept accuracy by steps, solver, guidance and its stride, to choose the defaults.
 
-Writes `docs/emoji-128-curves.png`, and `curves.json` beside the weights. Images are kept in `work/drawn`, so that an
-interrupted run can resume.
+Writes `docs/emoji-128-curves.png`, and `curves.json` beside the weights. Images are kept in `work/drawn`, so
+that an interrupted run can resume.
 """
 
 import json
@@ -16,7 +16,7 @@ from safelight.models.recipes.emoji.evaluate import SEED
 from safelight.models.recipes.emoji.sheets import default_request
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.nearest_image import rate_images
-from safelight.pipeline.evaluation.prompts import Prompt, read_prompt_sets
+from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 from safelight.pipeline.params import GenerationParams
 
@@ -47,13 +47,13 @@ def run(work: Path, weights: Path, limit: int) -> None:
             )
             rate = rate_images(gallery, prompts, images)["concept_top1"]
             points.setdefault(curve, {})[f"{x:g}"] = rate.as_dict()
-    report = {"set": SET, "prompts": len(prompts), "default": defaults(requests[0]), "points": points}
+    report = {"set": SET, "prompts": len(prompts), "default": default_settings(requests[0]), "points": points}
     (weights / "curves.json").write_text(json.dumps(report, indent=1) + "\n")
     draw_plot(points, Path("docs/emoji-128-curves.png"))
     print(table(points))
 
 
-def defaults(params: GenerationParams) -> dict[str, float | str]:
+def default_settings(params: GenerationParams) -> dict[str, float | str]:
     """The model's defaults, which hold wherever a curve does not vary them."""
     return {
         "num_inference_steps": params.num_steps,
@@ -65,7 +65,9 @@ def defaults(params: GenerationParams) -> dict[str, float | str]:
 def table(points: dict[str, dict[str, dict[str, float]]]) -> str:
     """The points as three Markdown tables: by steps for each solver, by guidance and by stride."""
     blocks = [
-        _table("solver", [f"{steps} steps" for steps in STEPS], {f"`{name}`": points[name] for name in SOLVERS}),
+        _table(
+            "solver", [f"{steps} steps" for steps in STEPS], {f"`{name}`": points[name] for name in SOLVERS}
+        ),
         _table("guidance", [f"{w:g}" for w in GUIDANCE], {"top-1": points["guidance"]}),
         _table("`guidance_stride`", [str(stride) for stride in STRIDES], {"top-1": points["stride"]}),
     ]
@@ -75,7 +77,8 @@ def table(points: dict[str, dict[str, dict[str, float]]]) -> str:
 def _table(title: str, columns: list[str], rows: dict[str, dict[str, dict[str, float]]]) -> str:
     lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for label, rates in rows.items():
-        lines.append(f"| {label} | {' | '.join(f'{rate["rate"]:.1%}' for rate in rates.values())} |")
+        cells = [f"{rate['rate']:.1%}" for rate in rates.values()]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Stage `data`: fetch emoji with npm, render them at 128x128, and collect names and keywords.
 
-Writes `pictures.npy` (P, 128, 128, 4) uint8 with straight alpha, and `pictures.json` with one record for each image.
-Neither is committed: the licences allow it, but the recipe can make them again.
+Writes `pictures.npy` (P, 128, 128, 4) uint8 with straight alpha, and `pictures.json` with one record for each
+image. Neither is committed: the licences allow it, but the recipe can make them again.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class EmojiImage:
         return _falls_in_holdout(f"{self.concept.hexcode}/{self.style}")
 
     def shown_on(self, colour: str) -> bool:
-        """Whether the DiT may see it on a background of `colour`; one (concept, colour) pair in 20 is held out."""
+        """Whether the DiT may see it on a background of `colour`; one (concept, colour) in 20 is held out."""
         return not _falls_in_holdout(f"{self.concept.hexcode}/{colour}")
 
     @property
