@@ -35,9 +35,9 @@ SEED_HELP = "seed of the first image, counting up for the next ones; default %(d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Generates an image for each prompt and finds its nearest clean image among the model's "
-        "training images. FILE holds JSON lines with a prompt and any of concept (an emoji's hexcode, or a list of which "
-        "any is right), style and background. Without FILE: the prompt sets that come with the model."
+        "Generates an image for each prompt and finds its nearest clean image among the model's training "
+        "images. FILE holds JSON lines with a prompt and any of concept (an emoji's hexcode, or a list of "
+        "which any is right), style and background. Without FILE: the prompt sets that come with the model."
     )
     add_model(parser)
     add_quantization(parser)

@@ -38,10 +38,10 @@ SEED_HELP = "seed of the probes or the noise; default %(default)s"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "The density of the image's latent (not of its pixels) under the model without guidance, in bits per "
-        "dimension, with the prompt and with the empty prompt. `ode` integrates the probability-flow ODE: exact "
-        "up to the number of steps and the variance of the probes, at four evaluations a step, each with one "
-        "gradient for each probe. `elbo` gives the discrete evidence lower bound: one evaluation for each step "
-        "and draw of noise, tighter with more steps."
+        "dimension, with the prompt and with the empty prompt. `ode` integrates the probability-flow ODE: "
+        "exact up to the number of steps and the variance of the probes, at four evaluations a step, each "
+        "with one gradient for each probe. `elbo` gives the discrete evidence lower bound: one evaluation for "
+        "each step and draw of noise, tighter with more steps."
     )
     flag = parser.add_argument
     flag("image", metavar="IMAGE", help="an image file, of a size that the model generates")

@@ -31,7 +31,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Latents (V, C, h, w) bfloat16, with the indices (V,) of their images and of their colours in `NAMES`."""
+    """Latents (V, C, h, w) bfloat16, with indices (V,) of their images and of their colours in `NAMES`."""
 
     latents: Tensor
     image: Tensor
