@@ -71,7 +71,7 @@ def rate_images(gallery: Gallery, prompts: Sequence[Prompt], images: np.ndarray)
         `concept_and_style`: it has both.
         `background_accuracy`: the image's frame has the colour of the prompt's background.
         `ceiling`: `concept_top1` of clean images after the autoencoder.
-        `floor`: `concept_top1` of the same images against the prompt after next, right by chance only.
+        `floor`: `concept_top1` of the generated images against the prompt after next, so by chance.
 
     Raises:
         InvalidPrompts: a prompt names a concept, style or background that the gallery does not have.
@@ -90,11 +90,7 @@ def rate_images(gallery: Gallery, prompts: Sequence[Prompt], images: np.ndarray)
         ],
         "style_accuracy": [*in_style.values()],
         "concept_and_style": [top1[i] and in_style[i] for i in with_concept if i in in_style],
-        "background_accuracy": [
-            frame_background(gallery, images[i]) == p.background
-            for i, p in enumerate(prompts)
-            if p.background
-        ],
+        "background_accuracy": _background_hits(gallery, prompts, images),
         "ceiling": [_is_restored(gallery, prompts[i]) for i in with_concept],
         "floor": [
             gallery.concept_groups[nearest[i][0]] in groups[j]
@@ -102,6 +98,15 @@ def rate_images(gallery: Gallery, prompts: Sequence[Prompt], images: np.ndarray)
         ],
     }
     return {name: Rate.from_hits(hits) for name, hits in hits_by_name.items() if hits}
+
+
+def _background_hits(gallery: Gallery, prompts: Sequence[Prompt], images: np.ndarray) -> list[bool]:
+    """Whether the frame has the background of the prompt, for each prompt that names one."""
+    return [
+        frame_background(gallery, image) == prompt.background
+        for image, prompt in zip(images, prompts, strict=True)
+        if prompt.background
+    ]
 
 
 def check_prompts(gallery: Gallery, prompts: Sequence[Prompt]) -> None:

@@ -136,11 +136,11 @@ def _evaluate(
         args: the command's flags.
         model: the model under test.
         quantization: of the denoiser's large layers.
-        sets: the prompts of each set.
-        requests: one request for each prompt of each set.
+        sets: the prompts of each set, by name.
+        requests: one request for each prompt, by set.
 
     Returns:
-        For each set, its rates and mean scores by name.
+        The rates and mean scores of each set, by name.
     """
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
@@ -160,10 +160,8 @@ def _evaluate(
     for name, prompts in sets.items():
         with counter(name, len(prompts)) as show_count:
             images = renderer.render(requests[name], show_count)
-        results[name] = {
-            **rate_images(gallery, prompts, images),
-            **(clip_scores(scorer, gallery, prompts, images) if scorer else {}),
-        }
+        scores = clip_scores(scorer, gallery, prompts, images) if scorer else {}
+        results[name] = {**rate_images(gallery, prompts, images), **scores}
     return results
 
 

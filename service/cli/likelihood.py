@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The density of the image's latent (not of its pixels) under the model without guidance, in bits per "
         "dimension, with the prompt and with the empty prompt. `ode` integrates the probability-flow ODE: "
         "exact up to the number of steps and the variance of the probes, at four evaluations a step, each "
-        "with one gradient for each probe. `elbo` gives the discrete evidence lower bound: one evaluation for "
-        "each step and draw of noise, tighter with more steps."
+        "with one gradient for each probe. `elbo` gives the discrete evidence lower bound: one evaluation "
+        "for each step and draw of noise, tighter with more steps."
     )
     flag = parser.add_argument
     flag("image", metavar="IMAGE", help="an image file, of a size that the model generates")
