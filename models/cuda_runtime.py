@@ -1,4 +1,7 @@
-"""The CUDA runtime that xformers' wheel wants, in memory before anybody imports xformers: diffusers does so unasked."""
+"""Load the CUDA runtime library that the xformers wheel is linked against.
+
+It must be in memory before the first import of xformers; diffusers imports xformers wherever it is installed.
+"""
 
 import ctypes
 import importlib.util
@@ -7,13 +10,15 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-LIBRARY = "libcudart.so.12"  # the wheel was built for CUDA 12, and finds no runtime of it beside a torch for CUDA 13
+# The wheel was built for CUDA 12. Beside a torch for CUDA 13 it finds no CUDA 12 runtime by itself.
+LIBRARY = "libcudart.so.12"
 
 
 def preload_cuda_runtime() -> None:
-    """Load the library of the extra `cuda`, if it is there, and keep xformers from telling everyone what it cannot load.
+    """Load the library that the extra `cuda` installs, if it is there, and silence xformers' import warnings.
 
-    Whether it works is found out by a real call (`safelight.models.packed.xformers_attention`), and told by `safelight doctor`.
+    Whether xformers works is tested by a real call (`safelight.models.packed.xformers_attention`);
+    `safelight doctor` reports the result.
     """
     logging.getLogger("xformers").setLevel(logging.ERROR)
     package = importlib.util.find_spec("nvidia.cuda_runtime") if importlib.util.find_spec("nvidia") else None
@@ -26,5 +31,7 @@ def preload_cuda_runtime() -> None:
 def _load(library: Path) -> None:
     try:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:  # of another machine, or cut short: images are drawn without xformers as well
+    except (
+        OSError
+    ) as error:  # built for another machine, or truncated: images can be generated without xformers
         logger.warning("the CUDA runtime for xformers cannot be loaded: %s", error)

@@ -1,4 +1,4 @@
-"""A CLIP that shares no weight with the model that it scores: how well an image shows what a text says.
+"""Score how well an image shows its text, with a CLIP that shares no weights with the model under test.
 
 Shapes: P images, H x W pixels, D channels of the CLIP's common space.
 """
@@ -18,12 +18,12 @@ from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, load_into
 
 SCORER = "scorer"  # the folder beside a checkpoint's weights
-AT_ONCE = 128
+BATCH_SIZE = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Both halves of the CLIP, which sees images at `side` x `side`."""
+    """A CLIP's two towers with its tokenizer; the image tower sees `side` x `side` pixels."""
 
     clip: CustomTextCLIP
     tokenizer: SimpleTokenizer
@@ -31,7 +31,11 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
-        """The scorer beside a checkpoint's weights, float32; `CheckpointError` if there is none, or not all of it."""
+        """Load the scorer beside a checkpoint's weights, in float32.
+
+        Raises:
+            CheckpointError: it is missing or incomplete.
+        """
         config = read_json(folder / SCORER / CLIP_CONFIG)["model_cfg"]
         clip = CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
         load_into(clip, folder / SCORER, "cpu", torch.float32, CLIP_WEIGHTS)
@@ -42,18 +46,25 @@ class Scorer:
         )
 
     @torch.inference_mode()
-    def score(self, drawn: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """The cosine of each image (P, H, W, 3) uint8 with its own text, times 100: (P,).
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Return the cosine of each image (P, H, W, 3) uint8 with its text, times 100: (P,).
 
         Hessel et al. 2021 (arXiv:2104.08718) without their factor of 2.5 and their cut at 0.
         """
-        pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).split(AT_ONCE)
-        seen = torch.cat([self.clip.encode_image(self._seen(part), normalize=True) for part in pixels])
-        read = torch.cat(
-            [self.clip.encode_text(ids, normalize=True) for ids in self.tokenizer(list(texts)).split(AT_ONCE)]
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        image_features = torch.cat(
+            [
+                self.clip.encode_image(self._preprocess(batch), normalize=True)
+                for batch in pixels.split(BATCH_SIZE)
+            ]
         )
-        scores: np.ndarray = (100.0 * (seen * read).sum(dim=1)).numpy()
+        ids = self.tokenizer(list(texts))
+        text_features = torch.cat(
+            [self.clip.encode_text(batch, normalize=True) for batch in ids.split(BATCH_SIZE)]
+        )
+        scores: np.ndarray = (100.0 * (image_features * text_features).sum(dim=1)).numpy()
         return scores
 
-    def _seen(self, pixels: Tensor) -> Tensor:
+    def _preprocess(self, pixels: Tensor) -> Tensor:
+        """Pixels (P, 3, H, W) uint8 to (P, 3, side, side) in [-1, 1]."""
         return F.adaptive_avg_pool2d(pixels.float(), self.side) / 127.5 - 1.0

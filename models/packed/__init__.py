@@ -1,1 +1,1 @@
-"""The denoising networks as the engine runs them: rows of any sizes packed end to end."""
+"""The denoising networks as the engine runs them: rows of any size packed end to end in one batch."""

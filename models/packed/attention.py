@@ -1,8 +1,10 @@
-"""Attention over rows of different lengths that lie end to end.
+"""Attention over rows of different lengths that are packed end to end.
 
-A back end plans once for the rows that run together, and then answers at every layer and tick. The plain one is the oracle.
+A back end prepares its metadata once for a batch of rows and reuses it at every layer and tick.
+The back end `plain` is the reference for the others.
 
-Shapes: T query tokens, S key tokens, A heads, K channels a head; in a piece R rows of N queries and L keys.
+Shapes: T query tokens, S key tokens, A heads, K channels per head.
+A batch of equal rows has R rows of N queries and L keys.
 """
 
 import math
@@ -14,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safelight.models.packed.layout import Layout, RowRun, cut_alike
+from safelight.models.packed.layout import Layout, RowRun, common_runs
 
-AttentionMetadata = Any  # a back end's own
+AttentionMetadata = Any  # each back end has its own type
 
-# from so many keys on, and up to so many queries times keys, a matrix of scores is cheaper than doing without
-FEWEST_KEYS, LARGEST_PRODUCT = 32, 128 * 128
+# Explicit products are faster than fused attention from this many keys on, up to this many scores (N x L).
+MIN_KEYS, MAX_SCORES = 32, 128 * 128
 
 
 class PackedAttention(Protocol):
@@ -28,51 +30,58 @@ class PackedAttention(Protocol):
     @property
     def name(self) -> str: ...
 
-    def plan(
+    def prepare(
         self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
     ) -> AttentionMetadata:
-        """For rows of these lengths; `mask` (S,) is True for keys to attend to, None for all."""
+        """Return the metadata for rows of these lengths.
+
+        `mask` (S,) is True for the keys to attend to; None attends to all of them.
+        """
         ...
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: AttentionMetadata) -> Tensor:
-        """q (T, A, K), k and v (S, A, K): (T, A, K)."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """Map q (T, A, K), k and v (S, A, K) to (T, A, K)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows with as many queries and as many keys each; `bias` (R, 1, 1, L) is added to the scores."""
+class EqualRows:
+    """Adjacent rows with equal numbers of queries and of keys; `bias` (R, 1, 1, L) is added to the scores."""
 
     queries: RowRun
     keys: RowRun
     bias: Tensor | None
 
 
-Kernel = Callable[
-    [Tensor, Tensor, Tensor, Tensor | None], Tensor
-]  # q (R, A, N, K), k and v (R, A, L, K), bias: (R, A, N, K)
+# q (R, A, N, K), k and v (R, A, L, K), bias (R, 1, 1, L) or None, to (R, A, N, K)
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class ByPieces:
-    """A back end that takes rows of equal lengths at a time, by a `kernel` for batches."""
+class PerLengthAttention:
+    """A back end that calls a batched `kernel` once for each run of rows of equal lengths."""
 
     name: str
     kernel: Kernel
 
-    def plan(
+    def prepare(
         self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
-    ) -> tuple[Piece, ...]:
-        return tuple(Piece(q, k, _bias(mask, k, dtype)) for q, k in cut_alike((queries, keys)))
+    ) -> tuple[EqualRows, ...]:
+        return tuple(EqualRows(q, k, _bias(mask, k, dtype)) for q, k in common_runs((queries, keys)))
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: tuple[Piece, ...]) -> Tensor:
-        done = [
-            self.kernel(_rows(q, piece.queries), _rows(k, piece.keys), _rows(v, piece.keys), piece.bias)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, metadata: tuple[EqualRows, ...]) -> Tensor:
+        outputs = [
+            self.kernel(
+                _heads_first(q, rows.queries),
+                _heads_first(k, rows.keys),
+                _heads_first(v, rows.keys),
+                rows.bias,
+            )
             .transpose(1, 2)
             .flatten(0, 1)
-            for piece in plan
+            for rows in metadata
         ]
-        return done[0] if len(done) == 1 else torch.cat(done)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,39 +91,40 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """torch's scaled_dot_product_attention: no N x L matrix in memory."""
+    """torch's scaled_dot_product_attention, which never holds the N x L scores in memory."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Two batched products around a softmax; `fused` where their N x L matrix would be large, or hardly be one."""
+    """Two batched products around a softmax; `fused` where the N x L scores would be too few or too many."""
     rows, heads, n, channels = q.shape
-    if k.shape[2] < FEWEST_KEYS or n * k.shape[2] > LARGEST_PRODUCT:
+    if k.shape[2] < MIN_KEYS or n * k.shape[2] > MAX_SCORES:
         return fused(q, k, v, bias)
     q, k, v = (x.reshape(rows * heads, -1, channels) for x in (q, k, v))
     if bias is None:
-        start, beta = q.new_empty(()), 0.0  # not read
+        start, beta = q.new_empty(()), 0.0  # with beta 0 the start is never read
     else:
         start, beta = bias.expand(rows, heads, 1, -1).reshape(rows * heads, 1, -1), 1.0
     scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=1.0 / math.sqrt(channels))
     return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (rows, heads))
 
 
-def _bias(mask: Tensor | None, run: RowRun, dtype: torch.dtype) -> Tensor | None:
+def _bias(mask: Tensor | None, keys: RowRun, dtype: torch.dtype) -> Tensor | None:
+    """Return 0 for keys to attend to and -inf for the others, (R, 1, 1, L); None if no key is masked."""
     if mask is None:
         return None
-    own = run.batch(mask)[:, None, None]
-    return (
-        None
-        if bool(own.all())
-        else torch.zeros(own.shape, dtype=dtype, device=own.device).masked_fill(~own, -torch.inf)
-    )
+    attended = keys.batch(mask)[:, None, None]
+    if bool(attended.all()):
+        return None
+    bias = torch.zeros(attended.shape, dtype=dtype, device=attended.device)
+    return bias.masked_fill(~attended, -torch.inf)
 
 
-def _rows(x: Tensor, run: RowRun) -> Tensor:
+def _heads_first(x: Tensor, run: RowRun) -> Tensor:
+    """The tokens of a run, of x (T, A, K), as (R, A, N, K)."""
     return run.batch(x).transpose(1, 2)
 
 
 BACKENDS: dict[str, PackedAttention] = {
-    kernel.__name__: ByPieces(kernel.__name__, kernel) for kernel in (plain, fused, products)
+    kernel.__name__: PerLengthAttention(kernel.__name__, kernel) for kernel in (plain, fused, products)
 }

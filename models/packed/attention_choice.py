@@ -1,4 +1,4 @@
-"""Which back end of attention a network runs on, and why."""
+"""Choose the attention back end of a network, with the reason in words."""
 
 import torch
 
@@ -9,24 +9,38 @@ from safelight.models.packed.xformers_attention import XformersUnavailable, load
 def select_attention(
     device: torch.device, dtype: torch.dtype, heads: int, channels: int
 ) -> tuple[PackedAttention, str]:
-    """The fastest back end that works here, and the reason in words; on a processor one whose bits for a row depend on that row alone."""
+    """Return the fastest back end that works on this device, and the reason for the choice.
+
+    On a CPU only batch-invariant back ends are considered.
+
+    Args:
+        device: where the network runs.
+        dtype: of queries, keys and values.
+        heads: number of attention heads.
+        channels: channels per head.
+    """
     if device.type == "cpu":
-        return _on_processor(dtype, heads)
+        return _select_on_cpu(dtype, heads)
     try:
-        return load_xformers(
-            device, dtype, heads, channels
-        ), "a real call on this device gave what plain attention gives"
+        attention = load_xformers(device, dtype, heads, channels)
+        return attention, "a real call on this device gave what plain attention gives"
     except XformersUnavailable as error:
         return BACKENDS["fused"], str(error)
 
 
-def _on_processor(dtype: torch.dtype, heads: int) -> tuple[PackedAttention, str]:
-    """Threads share out whole products, one a row and head. With fewer of them than threads they would share out a product,
-    whose bits are then others than in company."""
+def _select_on_cpu(dtype: torch.dtype, heads: int) -> tuple[PackedAttention, str]:
+    """Select by dtype and number of threads.
+
+    A batched product gives each thread whole (row, head) matrices. A single row with fewer heads than threads
+    would have its matrices split between threads, and its bits would differ from those it has in a larger
+    batch.
+    """
+    threads = torch.get_num_threads()
     if dtype != torch.bfloat16:
-        return BACKENDS["fused"], "in float32 torch's fused attention is the faster one on a processor"
-    if heads < torch.get_num_threads():
-        return BACKENDS[
-            "fused"
-        ], f"{torch.get_num_threads()} threads would share out the products of {heads} heads, and change bits"
-    return BACKENDS["products"], "batched products are the faster ones on a processor in bfloat16"
+        return BACKENDS["fused"], "in float32 torch's fused attention is the fastest on a CPU"
+    if heads < threads:
+        reason = (
+            f"{threads} threads would split the products of {heads} heads, which changes bits with the batch"
+        )
+        return BACKENDS["fused"], reason
+    return BACKENDS["products"], "batched products are the fastest on a CPU in bfloat16"

@@ -1,6 +1,6 @@
-"""How far a back end of attention is from the plain one, by a real call: rows of several lengths, keys left out, as the engine has them.
+"""Measure the error of an attention back end against plain attention, by one call on the device.
 
-Shapes: heads A, K channels a head.
+The call has what the engine's batches have: rows of several lengths, and masked keys.
 """
 
 import torch
@@ -8,14 +8,25 @@ import torch
 from safelight.models.packed.attention import BACKENDS, PackedAttention
 from safelight.models.packed.layout import Layout
 
-TOLERANCE = 0.02  # of the largest value, in bfloat16
+TOLERANCE = 0.02  # as a share of the largest value, in bfloat16
 QUERIES, KEYS = Layout((64, 64, 96)), Layout((16, 32, 32))
 
 
 def largest_error(
     attention: PackedAttention, device: torch.device, dtype: torch.dtype, heads: int, channels: int
 ) -> float:
-    """The largest difference on `device` between A = `heads` heads of K = `channels`, as a share of the largest value; NaN for a NaN."""
+    """Return the largest difference from plain attention, as a share of its largest value.
+
+    Args:
+        attention: the back end under test.
+        device: where to run it.
+        dtype: of queries, keys and values.
+        heads: number of attention heads A.
+        channels: channels per head K.
+
+    Returns:
+        The relative error; NaN if any output is NaN.
+    """
     generator = torch.Generator().manual_seed(0)
     lengths = (QUERIES.num_tokens, KEYS.num_tokens, KEYS.num_tokens)
     q, k, v = (
@@ -23,8 +34,8 @@ def largest_error(
     )
     mask = torch.ones(KEYS.num_tokens, dtype=torch.bool, device=device)
     mask[12:16] = False
-    ours, wanted = (
-        each(q, k, v, each.plan(QUERIES, KEYS, mask, dtype)).float()
-        for each in (attention, BACKENDS["plain"])
+    output, expected = (
+        backend(q, k, v, backend.prepare(QUERIES, KEYS, mask, dtype)).float()
+        for backend in (attention, BACKENDS["plain"])
     )
-    return float((ours - wanted).abs().max() / wanted.abs().max())
+    return float((output - expected).abs().max() / expected.abs().max())

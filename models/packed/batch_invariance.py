@@ -1,7 +1,8 @@
-"""Products whose bits for a token are the same in any company, on whatever processor this is.
+"""Matrix products that give a token the same bits in every batch, on any CPU.
 
-A library picks the order of a sum by the shape of the product, from its own tables for each processor: with few tokens, or for long
-sums, it may share a sum out. So products of all lengths are tried here before one is served, and then only those that agree are taken.
+A library picks the order of a sum by the shape of the product, from tables of its own for each CPU: with few
+tokens or long sums it may split a sum between threads. So products of all lengths are tried here before one
+is served, and only lengths whose bits agree are used.
 
 Shapes: T tokens, D_in and D_out channels.
 """
@@ -14,66 +15,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEP, MOST = 64, 1024  # tokens of a product: multiples of the one, up to the other
-DISTINCT = 61  # coprime with every block that a kernel may have, so that each token stands everywhere in one
+LENGTH_STEP, MAX_LENGTH = 64, 1024  # products take multiples of the step, in tokens
+# Coprime with every block size of a kernel, so that each token meets every place in a block.
+DISTINCT_TOKENS = 61
 
 Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """From `least` to `most` tokens, in multiples of `STEP`, a product has the same bits for a token."""
+class LengthRange:
+    """The range of lengths, in multiples of `LENGTH_STEP`, at which a product gives a token the same bits."""
 
-    least: int
-    most: int
+    min_tokens: int
+    max_tokens: int
 
 
-def invariant(product: Product, lengths: Lengths) -> Product:
-    """x (T, D_in) to (T, D_out) by products of these lengths alone: what is missing is filled up with zeros, what is too much is cut."""
+def batch_invariant(product: Product, lengths: LengthRange) -> Product:
+    """Wrap a product, (T, D_in) to (T, D_out), so that it is only called at the given lengths.
 
-    def one(x: Tensor) -> Tensor:
+    Shorter inputs are padded with zeros, longer ones are split.
+    """
+
+    def padded(x: Tensor) -> Tensor:
         count = len(x)
-        length = max(lengths.least, -(-count // STEP) * STEP)
+        length = max(lengths.min_tokens, -(-count // LENGTH_STEP) * LENGTH_STEP)
         return product(x) if count == length else product(F.pad(x, (0, 0, 0, length - count)))[:count]
 
     return lambda x: (
-        one(x) if len(x) <= lengths.most else torch.cat([one(part) for part in x.split(lengths.most)])
+        padded(x)
+        if len(x) <= lengths.max_tokens
+        else torch.cat([padded(chunk) for chunk in x.split(lengths.max_tokens)])
     )
 
 
-def agreeing_lengths(product: Product, d_in: int, dtype: torch.dtype) -> Lengths:
-    """The longest run of lengths up to `MOST` at which `product`, (T, d_in) to (T, any), has the same bits for a token.
+def find_invariant_lengths(product: Product, d_in: int, dtype: torch.dtype) -> LengthRange:
+    """Find the longest range of lengths up to `MAX_LENGTH` at which `product` gives a token the same bits.
 
-    Its weight should be a `cancelling` one, so that any other order of a sum is seen.
+    The product maps (T, d_in) to (T, any). Its weight should be a `cancelling_weight`, so that any other
+    order of a sum shows in the bits.
     """
-    x = _drawn(DISTINCT, d_in, dtype)[torch.arange(MOST) % DISTINCT]
-    bits = [_bits_of_each(product(x[:length])) for length in range(STEP, MOST + 1, STEP)]
-    alike = [list(run) for _, run in groupby(range(len(bits)), key=lambda number: bits.index(bits[number]))]
-    longest = max((run for run in alike if bits[run[0]]), key=len, default=[0])
-    return Lengths(STEP * (longest[0] + 1), STEP * (longest[-1] + 1))
+    x = _cancelling_tokens(DISTINCT_TOKENS, d_in, dtype)[torch.arange(MAX_LENGTH) % DISTINCT_TOKENS]
+    bits = [_token_bits(product(x[:length])) for length in range(LENGTH_STEP, MAX_LENGTH + 1, LENGTH_STEP)]
+    runs = [list(run) for _, run in groupby(range(len(bits)), key=lambda index: bits.index(bits[index]))]
+    longest = max((run for run in runs if bits[run[0]]), key=len, default=[0])
+    return LengthRange(LENGTH_STEP * (longest[0] + 1), LENGTH_STEP * (longest[-1] + 1))
 
 
-def cancelling(d_out: int, d_in: int, dtype: torch.dtype) -> Tensor:
-    """A weight (d_out, d_in) with sums that come to nothing but their own rounding, for tokens as `agreeing_lengths` draws them."""
-    return _halves(
+def cancelling_weight(d_out: int, d_in: int, dtype: torch.dtype) -> Tensor:
+    """Return a weight (d_out, d_in) whose sums over the probe tokens cancel to their rounding errors."""
+    return _mirrored_halves(
         torch.randn(d_out, d_in // 2, generator=torch.Generator().manual_seed(0)), -1.0, d_in, dtype
     )
 
 
-def _bits_of_each(found: Tensor) -> bytes:
-    """Of the distinct tokens, or nothing where one has other bits at another place of the same product."""
-    wanted = found[:DISTINCT]
-    is_same = all(torch.equal(each, wanted[: len(each)]) for each in found.split(DISTINCT))
-    return wanted.contiguous().view(torch.uint8).numpy().tobytes() if is_same else b""
+def _token_bits(output: Tensor) -> bytes:
+    """The bits of the distinct tokens; empty if one has other bits at another place of the same product."""
+    first = output[:DISTINCT_TOKENS]
+    is_same = all(torch.equal(chunk, first[: len(chunk)]) for chunk in output.split(DISTINCT_TOKENS))
+    return first.contiguous().view(torch.uint8).numpy().tobytes() if is_same else b""
 
 
-def _drawn(count: int, d_in: int, dtype: torch.dtype) -> Tensor:
-    return _halves(
+def _cancelling_tokens(count: int, d_in: int, dtype: torch.dtype) -> Tensor:
+    """Random tokens (count, d_in) whose products with `cancelling_weight` are zero but for rounding."""
+    return _mirrored_halves(
         torch.randn(count, d_in // 2, generator=torch.Generator().manual_seed(1)), 1.0, d_in, dtype
     )
 
 
-def _halves(half: Tensor, sign: float, d_in: int, dtype: torch.dtype) -> Tensor:
-    """Every channel twice, the second time by `sign`, in an order that tears the pairs apart; an odd one out is zero."""
-    both = F.pad(torch.cat([half, sign * half], 1), (0, d_in % 2))
-    return both[:, torch.randperm(d_in, generator=torch.Generator().manual_seed(2))].to(dtype).contiguous()
+def _mirrored_halves(half: Tensor, sign: float, d_in: int, dtype: torch.dtype) -> Tensor:
+    """Repeat each channel once, times `sign`, in a fixed random order; an odd last channel is zero."""
+    channels = F.pad(torch.cat([half, sign * half], 1), (0, d_in % 2))
+    order = torch.randperm(d_in, generator=torch.Generator().manual_seed(2))
+    return channels[:, order].to(dtype).contiguous()

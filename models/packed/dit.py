@@ -1,9 +1,11 @@
-"""The PixArt family's transformer as the engine runs it: rows of any sizes and text lengths in one evaluation.
+"""The PixArt family's transformer as the engine runs it: rows of any size and text length in one evaluation.
 
-The same weights as `safelight.models.networks.dit`, which stays the plain version: queries, keys and values from one product, the keys and values of
-all blocks from one product over a text, tokens of all rows in one matrix.
+The weights are those of `safelight.models.networks.dit`, the plain version. Here one product gives queries,
+keys and values, one product over a text gives the keys and values of all blocks, and the tokens of all rows
+form one matrix.
 
-Shapes: R rows, T image tokens of all rows, L text tokens of a row, S of all rows, D width, A heads, K = D / A, B blocks.
+Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text tokens of all rows, D width, A
+heads, K = D / A, B blocks.
 """
 
 from collections.abc import Sequence
@@ -16,16 +18,23 @@ from torch import Tensor
 from safelight.models.networks.dit import Block, DiT, Modulations
 from safelight.models.networks.layers import modulate
 from safelight.models.packed.attention import AttentionMetadata, PackedAttention
-from safelight.models.packed.layers import gated, joined, parameters, patches, unpatched
+from safelight.models.packed.layers import (
+    add_gated,
+    fuse_layers,
+    patchify,
+    unpatchify_groups,
+    weight_and_bias,
+)
 from safelight.models.packed.layout import Layout
-from safelight.models.packed.linear import UNQUANTIZED, Layers, LinearFunction, make_linear
+from safelight.models.packed.linear import UNQUANTIZED, LayerFactory, LinearFunction, make_linear
 
-SCALES = [1, 4]  # of a block's six modulations; `1 + scale` is stored
+FINAL_EPS = 1e-6
+SCALES = [1, 4]  # which of a block's six modulations are scales; `1 + scale` is stored
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text as every block attends to it: `key_values` (B, 2, L, A, K) with its `mask` (L,)."""
+    """One text for cross-attention: its `key_values` (B, 2, L, A, K) in every block, and its `mask` (L,)."""
 
     key_values: Tensor
     mask: Tensor
@@ -37,7 +46,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
-    """One text, and the modulations of every time of its plan."""
+    """One text, and the modulations at every time of its plan."""
 
     text: Text
     modulations: Modulations
@@ -49,19 +58,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows that run together: how their tokens lie, their texts end to end, (B, 2, S, A, K), and each one's modulations."""
+    """A batch of rows: their layout, their packed texts, and each row's modulations."""
 
     image: Layout
     positions: Tensor  # (T, D)
-    key_values: Tensor
+    key_values: Tensor  # of the texts, (B, 2, S, A, K)
     modulations: tuple[Modulations, ...]
-    to_itself: AttentionMetadata
-    to_text: AttentionMetadata
+    self_attention: AttentionMetadata
+    cross_attention: AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A block's products."""
+    """The linear layers of one block."""
 
     to_qkv: LinearFunction
     to_out: LinearFunction
@@ -72,21 +81,22 @@ class _Block:
 
 
 class PackedDiT:
-    """A `DiT` made ready to run; the network given is taken apart and must not be used any more."""
+    """A `DiT` with its layers fused for inference; the original loses its blocks and is useless after."""
 
-    def __init__(self, dit: DiT, attention: PackedAttention, layers: Layers = UNQUANTIZED):
+    def __init__(self, dit: DiT, attention: PackedAttention, layers: LayerFactory = UNQUANTIZED):
         self.config = dit.config
         self.attention = attention
         self._dit = dit
         self._heads = dit.config.num_attention_heads
         self._patch = make_linear(dit.pos_embed.proj.weight.flatten(1), dit.pos_embed.proj.bias)
         self._text = make_linear(
-            *joined([p for block in dit.transformer_blocks for p in (block.attn2.to_k, block.attn2.to_v)])
+            *fuse_layers(
+                [layer for block in dit.transformer_blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
+            )
         )
         self._blocks = [_pack(block, layers) for block in dit.transformer_blocks]
-        self._tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])[
-            :, None
-        ].clone()  # (B, 1, 6, D)
+        tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])
+        self._tables = tables[:, None].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
         self._final = make_linear(dit.proj_out.weight, dit.proj_out.bias)
         del dit.transformer_blocks
@@ -96,22 +106,22 @@ class PackedDiT:
         return self.attention.name
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
-        """`timesteps` (T,), each 1000 t, for images of `size` (height, width) in pixels, to modulations."""
+        """Map `timesteps` (times,), each 1000 t, to modulations for images of `size` (height, width)."""
         return self._dit.modulations(timesteps, size)
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
-        """One text, `states` (L, caption_channels) and `mask` (L,); this family has no pooled text."""
+        """Prepare one text: `states` (L, caption_channels), `mask` (L,); this family reads no pooled text."""
         key_values = self._text(self._dit.caption_projection(states)).unflatten(
             1, (len(self._blocks), 2, self._heads, -1)
         )
         return Text(key_values.permute(1, 2, 0, 3, 4).contiguous(), mask)
 
     def prepare_row(self, text: Text, times: Modulations) -> Row:
-        """A text under the `times` of a plan."""
+        """Combine a text with the `times` of a plan."""
         return Row(text, times)
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
-        """R rows end to end, each on latents of its `shapes` (height, width)."""
+        """Pack R rows end to end; `shapes` are their latents' (height, width)."""
         patch = self.config.patch_size
         image = Layout(tuple((height // patch) * (width // patch) for height, width in shapes))
         text = Layout(tuple(row.text_tokens for row in rows))
@@ -122,51 +132,64 @@ class PackedDiT:
             positions=torch.cat([self._dit.positions(*shape, key_values)[0] for shape in shapes]),
             key_values=key_values,
             modulations=tuple(row.modulations for row in rows),
-            to_itself=self.attention.plan(image, image, None, key_values.dtype),
-            to_text=self.attention.plan(image, text, masks, key_values.dtype),
+            self_attention=self.attention.prepare(image, image, None, key_values.dtype),
+            cross_attention=self.attention.prepare(image, text, masks, key_values.dtype),
         )
 
     def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:
-        """Latents, (rows, C, H, W) for each shape in turn, to raw predictions (rows, out_channels, H, W); row r is at `steps[r]`."""
-        now = list(zip(rows.modulations, steps, strict=True))
-        modulations = self._tables + torch.stack([m.blocks[step] for m, step in now])  # (B, R, 6, D)
-        patch = self.config.patch_size
-        x = self._patch(torch.cat([patches(each, patch) for each in latents])) + rows.positions
-        for block, modulation, key_values in zip(self._blocks, modulations, rows.key_values, strict=True):
-            x = self._move(block, x, modulation, key_values, rows)
-        shift, scale = (
-            self._dit.scale_shift_table[None] + torch.stack([m.final[step] for m, step in now])[:, None]
-        ).unbind(1)
-        x = self._final(
-            rows.image.by_row(modulate, [F.layer_norm(x, x.shape[-1:], eps=1e-6)], [shift, scale])
-        )
-        return unpatched(x, latents, patch)
+        """Map latents, (rows, C, H, W) for each shape in turn, to raw predictions (rows, out_channels, H, W).
 
-    def _move(self, block: _Block, x: Tensor, modulation: Tensor, key_values: Tensor, rows: Rows) -> Tensor:
-        """One block: x (T, D) moved on under `modulation` (R, 6, D) and the text's keys and values (2, S, A, K)."""
-        by_row = rows.image.by_row
+        Row r uses the time `steps[r]` of its plan.
+        """
+        row_steps = list(zip(rows.modulations, steps, strict=True))
+        modulations = self._tables + torch.stack([m.blocks[step] for m, step in row_steps])  # (B, R, 6, D)
+        patch = self.config.patch_size
+        x = self._patch(torch.cat([patchify(group, patch) for group in latents])) + rows.positions
+        for block, modulation, key_values in zip(self._blocks, modulations, rows.key_values, strict=True):
+            x = self._run_block(block, x, modulation, key_values, rows)
+        final = torch.stack([m.final[step] for m, step in row_steps])  # (R, D)
+        shift, scale = (self._dit.scale_shift_table[None] + final[:, None]).unbind(1)
+        x = self._final(rows.image.apply_by_row(modulate, [_norm(x, FINAL_EPS)], [shift, scale]))
+        return unpatchify_groups(x, latents, patch)
+
+    def _run_block(
+        self, block: _Block, x: Tensor, modulation: Tensor, key_values: Tensor, rows: Rows
+    ) -> Tensor:
+        """Run one block.
+
+        Args:
+            block: its layers.
+            x: image tokens (T, D).
+            modulation: shift, 1 + scale and gate of attention and of the feed-forward, (R, 6, D).
+            key_values: keys and values of the texts in this block (2, S, A, K).
+            rows: the batch.
+
+        Returns:
+            Image tokens (T, D).
+        """
+        by_row = rows.image.apply_by_row
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
         q, k, v = (
-            block.to_qkv(by_row(_scaled, [_norm(x, block.eps)], [shift_a, scale_a]))
+            block.to_qkv(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_a, scale_a]))
             .unflatten(1, (3, self._heads, -1))
             .unbind(1)
         )
-        attended = block.to_out(self.attention(q, k, v, rows.to_itself).flatten(1))
-        x = by_row(gated, [x, attended], [gate_a])
+        attended = block.to_out(self.attention(q, k, v, rows.self_attention).flatten(1))
+        x = by_row(add_gated, [x, attended], [gate_a])
         q = block.to_text_q(x).unflatten(1, (self._heads, -1))
-        x = x + block.to_text_out(self.attention(q, *key_values, rows.to_text).flatten(1))
-        changed = block.mlp(by_row(_scaled, [_norm(x, block.eps)], [shift_m, scale_m]))
-        return by_row(gated, [x, changed], [gate_m])
+        x = x + block.to_text_out(self.attention(q, *key_values, rows.cross_attention).flatten(1))
+        changed = block.mlp(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_m, scale_m]))
+        return by_row(add_gated, [x, changed], [gate_m])
 
 
-def _pack(block: Block, layers: Layers) -> _Block:
-    own, text, mlp = block.attn1, block.attn2, block.ff.net
+def _pack(block: Block, layers: LayerFactory) -> _Block:
+    attention, text, mlp = block.attn1, block.attn2, block.ff.net
     return _Block(
-        to_qkv=layers.linear(*joined([own.to_q, own.to_k, own.to_v])),
-        to_out=layers.linear(*parameters(own.to_out[0])),
-        to_text_q=layers.linear(*parameters(text.to_q)),
-        to_text_out=layers.linear(*parameters(text.to_out[0])),
-        mlp=layers.feed_forward(parameters(mlp[0]["proj"]), parameters(mlp[2])),
+        to_qkv=layers.linear(*fuse_layers([attention.to_q, attention.to_k, attention.to_v])),
+        to_out=layers.linear(*weight_and_bias(attention.to_out[0])),
+        to_text_q=layers.linear(*weight_and_bias(text.to_q)),
+        to_text_out=layers.linear(*weight_and_bias(text.to_out[0])),
+        mlp=layers.feed_forward(weight_and_bias(mlp[0]["proj"]), weight_and_bias(mlp[2])),
         eps=block.eps,
     )
 
@@ -175,5 +198,6 @@ def _norm(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
-def _scaled(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _shift_and_scale(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * scale + shift, where `scale` already includes the 1."""
     return torch.addcmul(shift, x, scale)

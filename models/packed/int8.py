@@ -1,7 +1,8 @@
-"""LinearFunction layers in 8-bit whole numbers: a scale for each output channel of a weight, one for each token, products summed in int32.
+"""Linear layers in int8: one scale for each output channel and one for each token, sums in int32.
 
-The products are exact, so they are the same in any order and in any company. What is around them torch's compiler makes: as passes
-of their own they would cost more than the products save (docs/performance.md).
+The products are exact, so their bits do not depend on the order of a sum or on the batch. torch's compiler
+fuses the steps around them: as separate passes they would cost more than the products save
+(docs/performance.md).
 
 Shapes: T tokens, D_in and D_out channels. After "LLM.int8()" (arXiv:2208.07339), without its outliers.
 """
@@ -16,21 +17,22 @@ from torch import Tensor
 
 from safelight.models.packed.linear import LinearFunction
 
-LARGEST = 127
-MIDDLE = 128  # processors multiply unsigned by signed numbers: there a token's are stored with this added
-NEVER_ZERO = 1e-8
-TOLERANCE = 0.05  # of the probe; one rounding is a 254th
-FEWEST_TOKENS = 64
-MLP_TOKENS = 1024  # at a time, so that what lies between its products stays in the processor's cache
+MAX_INT8 = 127
+# CPUs multiply unsigned by signed numbers, so there a token's values are stored with this added.
+UINT8_OFFSET = 128
+MIN_SCALE = 1e-8
+TOLERANCE = 0.05  # relative error of the probe; one rounding is 1/254
+MIN_TOKENS = 64
+MLP_CHUNK = 1024  # tokens at a time, so that an MLP's hidden values stay in the CPU's cache
 
 
 class QuantizationUnavailable(ValueError):
-    """This device cannot do it; the message says why."""
+    """int8 does not work on this device or network; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
-    """The steps between products, compiled for any number of tokens."""
+class Int8Kernels:
+    """The steps around the products, compiled for any number of tokens."""
 
     quantize: Callable[[Tensor], tuple[Tensor, Tensor]]
     restore: Callable[..., Tensor]
@@ -38,112 +40,114 @@ class Kernels:
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
-    """A weight with its bias: `values` (D_in, D_out) int8 are weight^T over `scale` (D_out,)."""
+class QuantizedWeight:
+    """A weight and its bias: weight^T is about 127 `scale` (D_out,) times `values` (D_in, D_out) int8."""
 
     values: Tensor
     scale: Tensor
-    surplus: Tensor  # (D_out,) int32: what `MIDDLE` adds to a sum
+    surplus: Tensor  # (D_out,) int32: what `UINT8_OFFSET` adds to each sum
     bias: Tensor
 
-    def sums(self, numbers: Tensor, largest: Tensor) -> tuple[Tensor, ...]:
-        """Tokens as `quantize` made them to what `restore` and `activate` are given."""
-        return torch._int_mm(numbers, self.values), largest, self.surplus, self.scale, self.bias
+    def sums(self, tokens: Tensor, largest: Tensor) -> tuple[Tensor, ...]:
+        """Multiply the result of `quantize` by the weight; return the arguments of `restore`/`activate`."""
+        return torch._int_mm(tokens, self.values), largest, self.surplus, self.scale, self.bias
 
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """Layers in int8 on `device` for tokens in `dtype`; the maker that the packed networks are given."""
+    """A `LayerFactory` that makes int8 layers."""
 
-    kernels: Kernels
+    kernels: Int8Kernels
 
     @classmethod
     def on(cls, device: torch.device, dtype: torch.dtype) -> "Int8":
-        """Raise `QuantizationUnavailable` unless a real call gives here what it should."""
-        maker = cls(_kernels(device.type == "cpu", dtype))
-        x = (
-            torch.linspace(-2, 2, 67 * 48, device=device).view(67, 48).to(dtype)
-        )  # no two lengths alike: the compiler would think them one
-        weight, bias = x[:40, :].flip(0), x[:40, 0]
-        back = x[:48, :40].flip(1)
+        """Make the factory for tokens of `dtype` on `device`.
+
+        Raises:
+            QuantizationUnavailable: a real call on the device fails or gives wrong numbers.
+        """
+        factory = cls(_kernels(device.type == "cpu", dtype))
+        # No two dimensions are equal: the compiler would assume that they always are.
+        x = torch.linspace(-2, 2, 67 * 48, device=device).view(67, 48).to(dtype)
+        linear = x[:48].flip(0).contiguous(), x[0]
+        up, down = (x[:40, :].flip(0), x[:40, 0]), (x[:48, :40].flip(1).contiguous(), x[0])
         try:
-            found = maker.feed_forward((weight, bias), (back.contiguous(), x[0]))(
-                maker.linear(x[:48].flip(0).contiguous(), x[0])(x)
-            )
+            output = factory.feed_forward(up, down)(factory.linear(*linear)(x))
         except Exception as error:
-            why = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise QuantizationUnavailable(
-                f"quantization int8 does not work on {device.type} here: {type(error).__name__}: {why}"
+                f"quantization int8 does not work on {device.type} here: {type(error).__name__}: {reason}"
             ) from None
-        wanted = F.linear(
-            F.gelu(F.linear(F.linear(x, x[:48].flip(0), x[0]), weight, bias), approximate="tanh"), back, x[0]
-        )
-        if not bool(
-            (found - wanted).float().norm() < TOLERANCE * wanted.float().norm()
-        ):  # which a NaN is not
+        hidden = F.gelu(F.linear(F.linear(x, *linear), *up), approximate="tanh")
+        expected = F.linear(hidden, *down)
+        error_norm = (output - expected).float().norm()
+        if not bool(error_norm < TOLERANCE * expected.float().norm()):  # true for a NaN as well
             raise QuantizationUnavailable(f"quantization int8 gives wrong numbers on {device.type} here")
-        return maker
+        return factory
 
     def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
-        """x (T, D_in) to about x weight^T + bias, (T, D_out)."""
-        own, kernels = _quantized(weight, bias), self.kernels
-        return _never_few(lambda x: kernels.restore(*own.sums(*kernels.quantize(x))))
+        """Return x (T, D_in) -> about x weight^T + bias, (T, D_out)."""
+        quantized, kernels = _quantize_weight(weight, bias), self.kernels
+        return _with_min_tokens(lambda x: kernels.restore(*quantized.sums(*kernels.quantize(x))))
 
-    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> LinearFunction:
-        """Weight and bias of two layers with a GELU (tanh) between them, x (T, D_in) to (T, D_out)."""
-        up, down, kernels = _quantized(*rise), _quantized(*fall), self.kernels
+    def feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> LinearFunction:
+        """Return two layers (weight, bias) with a GELU (tanh) between them, (T, D_in) to (T, D_out)."""
+        first, second, kernels = _quantize_weight(*up), _quantize_weight(*down), self.kernels
 
-        def move(x: Tensor) -> Tensor:
-            return kernels.restore(*down.sums(*kernels.activate(*up.sums(*kernels.quantize(x)))))
+        def mlp(x: Tensor) -> Tensor:
+            return kernels.restore(*second.sums(*kernels.activate(*first.sums(*kernels.quantize(x)))))
 
-        return _never_few(
+        return _with_min_tokens(
             lambda x: (
-                move(x)
-                if len(x) <= MLP_TOKENS
-                else torch.cat([_never_few(move)(part) for part in x.split(MLP_TOKENS)])
+                mlp(x)
+                if len(x) <= MLP_CHUNK
+                else torch.cat([_with_min_tokens(mlp)(chunk) for chunk in x.split(MLP_CHUNK)])
             )
         )
 
 
-def _never_few(layer: LinearFunction) -> LinearFunction:
-    """One token would be compiled anew, and CUDA's product wants seventeen."""
+def _with_min_tokens(layer: LinearFunction) -> LinearFunction:
+    """Pad inputs to `MIN_TOKENS`: one token would be compiled anew, and CUDA's product needs at least 17."""
     return lambda x: (
-        layer(x) if len(x) >= FEWEST_TOKENS else layer(F.pad(x, (0, 0, 0, FEWEST_TOKENS - len(x))))[: len(x)]
+        layer(x) if len(x) >= MIN_TOKENS else layer(F.pad(x, (0, 0, 0, MIN_TOKENS - len(x))))[: len(x)]
     )
 
 
-def _quantized(weight: Tensor, bias: Tensor) -> Weight:
-    scale = weight.float().abs().amax(1).clamp_min(NEVER_ZERO) / LARGEST
+def _quantize_weight(weight: Tensor, bias: Tensor) -> QuantizedWeight:
+    scale = weight.float().abs().amax(1).clamp_min(MIN_SCALE) / MAX_INT8
     values = (weight.float() / scale[:, None]).round().to(torch.int8)
     surplus = (
-        MIDDLE * values.sum(1, dtype=torch.int32)
+        UINT8_OFFSET * values.sum(1, dtype=torch.int32)
         if weight.device.type == "cpu"
         else torch.zeros_like(scale, dtype=torch.int32)
     )
-    return Weight(values.t().contiguous(), scale / LARGEST, surplus, bias.float())
+    return QuantizedWeight(values.t().contiguous(), scale / MAX_INT8, surplus, bias.float())
 
 
 @lru_cache
-def _kernels(is_shifted: bool, dtype: torch.dtype) -> Kernels:
-    def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (T, D) to whole numbers and the largest of each token (T, 1)."""
-        x = x.float()
-        largest = x.abs().amax(1, keepdim=True) + NEVER_ZERO
-        numbers = x * (LARGEST / largest)
-        return (
-            (numbers + (MIDDLE + 0.5)).to(torch.uint8) if is_shifted else numbers.round().to(torch.int8)
-        ), largest
+def _kernels(is_unsigned: bool, dtype: torch.dtype) -> Int8Kernels:
+    """Compile the steps around the products, with tokens as uint8 or int8 and outputs in `dtype`."""
 
-    def product(sums: Tensor, largest: Tensor, surplus: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize x (T, D); return the integers and the largest magnitude of each token (T, 1)."""
+        x = x.float()
+        largest = x.abs().amax(1, keepdim=True) + MIN_SCALE
+        scaled = x * (MAX_INT8 / largest)
+        # The 0.5 makes the truncation of the cast round to nearest.
+        integers = (
+            (scaled + (UINT8_OFFSET + 0.5)).to(torch.uint8) if is_unsigned else scaled.round().to(torch.int8)
+        )
+        return integers, largest
+
+    def dequantize(sums: Tensor, largest: Tensor, surplus: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         return (sums - surplus).float() * largest * scale + bias
 
     def restore(*sums: Tensor) -> Tensor:
-        return product(*sums).to(dtype)
+        return dequantize(*sums).to(dtype)
 
     def activate(*sums: Tensor) -> tuple[Tensor, Tensor]:
-        x = product(
-            *sums
-        )  # the tanh of a GELU as a sigmoid: two thirds of the pass, and of the product's time, were its tanh
+        x = dequantize(*sums)
+        # The GELU (tanh) through a sigmoid: tanh took two thirds of this pass, and of the product's time.
         return quantize(x * torch.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
-    return Kernels(*(torch.compile(step, dynamic=True) for step in (quantize, restore, activate)))
+    return Int8Kernels(*(torch.compile(step, dynamic=True) for step in (quantize, restore, activate)))

@@ -1,4 +1,4 @@
-"""What the packed networks share: layers of a plain network taken apart, and the elementwise steps between products."""
+"""Parts that the packed networks share: weights of a plain network's layers, and elementwise steps."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from safelight.models.networks.layers import unpatchify
 
 
-def parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a linear layer."""
     return layer.weight, layer.bias
 
 
-def joined(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
-    """One layer that answers for several, one after another in its output."""
+def fuse_layers(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one linear layer whose output is the concatenated outputs of `layers`."""
     return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
 
 
-def patches(x: Tensor, patch: int) -> Tensor:
-    """Latents (rows, C, H, W) to (tokens of all rows, C p p), in the order of a patch convolution's weight."""
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Latents (rows, C, H, W) to (tokens of all rows, C p p), ordered as a patch convolution's weight."""
     rows, channels, height, width = x.shape
     return (
         x.view(rows, channels, height // patch, patch, width // patch, patch)
@@ -28,15 +28,19 @@ def patches(x: Tensor, patch: int) -> Tensor:
     )
 
 
-def unpatched(x: Tensor, latents: Sequence[Tensor], patch: int) -> list[Tensor]:
-    """Tokens of all rows (T, p p C) to predictions (rows, C, H, W), one for each of `latents` (rows, any, H, W), in order."""
-    lengths = [len(each) * (each.shape[2] // patch) * (each.shape[3] // patch) for each in latents]
+def unpatchify_groups(x: Tensor, latents: Sequence[Tensor], patch: int) -> list[Tensor]:
+    """Split the tokens of all rows (T, p p C) into predictions, one tensor for each shape of latents.
+
+    `latents` holds (rows, any, H, W) for each shape in turn; the result holds (rows, C, H, W) in the same
+    order.
+    """
+    lengths = [len(group) * (group.shape[2] // patch) * (group.shape[3] // patch) for group in latents]
     return [
-        unpatchify(own.unflatten(0, (len(each), -1)), *each.shape[2:], patch)
-        for own, each in zip(x.split(lengths), latents, strict=True)
+        unpatchify(tokens.unflatten(0, (len(group), -1)), *group.shape[2:], patch)
+        for tokens, group in zip(x.split(lengths), latents, strict=True)
     ]
 
 
-def gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
+def add_gated(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
     """x + gate * change."""
     return torch.addcmul(x, gate, change)

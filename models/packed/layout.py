@@ -1,9 +1,9 @@
-"""Rows of tokens laid end to end: what many products over rows of different lengths can share.
+"""How rows of different lengths are packed end to end.
 
-Linear layers and norms take all tokens as one matrix. What is a row's own, attention and modulation, goes by runs: rows of equal
-length that stand together are a batch without a copy.
+Linear layers and norms take the tokens of all rows as one matrix. Attention and modulation differ by row and
+work on runs: adjacent rows of equal length form a dense batch without a copy.
 
-Shapes: R rows, T tokens of all rows.
+Shapes: R rows, T tokens of all rows, D channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RowRun:
-    """Rows of `length` tokens that stand together."""
+    """Adjacent rows of `length` tokens each."""
 
     rows: slice
     tokens: slice
@@ -28,13 +28,13 @@ class RowRun:
         return int(self.rows.stop - self.rows.start)
 
     def batch(self, x: Tensor) -> Tensor:
-        """Its part of the tokens x (T, ...), as (rows, length, ...)."""
+        """The run's tokens of x (T, ...), as (rows, length, ...)."""
         return x[self.tokens].view(self.num_rows, self.length, *x.shape[1:])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How many tokens each row has, in the order in which they lie."""
+    """The number of tokens of each row, in packing order."""
 
     lengths: tuple[int, ...]
 
@@ -44,49 +44,56 @@ class Layout:
 
     @cached_property
     def runs(self) -> tuple[RowRun, ...]:
-        """Rows of one length after another, from the first on."""
+        """The runs of equal lengths, in order."""
         runs: list[RowRun] = []
         row = token = 0
-        for length, equal in groupby(self.lengths):
-            count = len(list(equal))
+        for length, group in groupby(self.lengths):
+            count = len(list(group))
             runs.append(RowRun(slice(row, row + count), slice(token, token + count * length), length))
             row, token = row + count, token + count * length
         return tuple(runs)
 
-    def by_row(
-        self, function: Callable[..., Tensor], tokens: Sequence[Tensor], of_rows: Sequence[Tensor]
+    def apply_by_row(
+        self, function: Callable[..., Tensor], tokens: Sequence[Tensor], row_values: Sequence[Tensor]
     ) -> Tensor:
-        """`function` of `tokens`, (T, D) each, and of what rows have, (R, D) each: it is given runs, (rows, length, D) and (rows, 1, D)."""
-        if (
-            len(self.runs) == 1
-        ):  # as for an image alone, where slices that take everything cost a hundredth of the tick
+        """Apply an elementwise `function` of tokens and of values that a whole row shares.
+
+        `tokens` are (T, D) each, `row_values` (R, D) each. The function is called for each run with tensors
+        (rows, length, D) and (rows, 1, D). Returns (T, D).
+        """
+        # A batch of one run needs no slices: for a single image they would cost a hundredth of the tick.
+        if len(self.runs) == 1:
             shape = self.runs[0].num_rows, self.runs[0].length, -1
             return function(
-                *(each.view(shape) for each in tokens), *(each.unsqueeze(1) for each in of_rows)
+                *(x.view(shape) for x in tokens), *(value.unsqueeze(1) for value in row_values)
             ).flatten(0, 1)
         return torch.cat(
             [
                 function(
-                    *(run.batch(each) for each in tokens), *(each[run.rows, None] for each in of_rows)
+                    *(run.batch(x) for x in tokens), *(value[run.rows, None] for value in row_values)
                 ).flatten(0, 1)
                 for run in self.runs
             ]
         )
 
 
-def cut_alike(layouts: Sequence[Layout]) -> list[tuple[RowRun, ...]]:
-    """Runs of rows that are of one length in every one of `layouts`, which have as many rows: (run in each of them), in order."""
-    pieces: list[tuple[RowRun, ...]] = []
-    row, tokens = 0, [0] * len(layouts)
-    for lengths, equal in groupby(zip(*(layout.lengths for layout in layouts), strict=True)):
-        count = len(list(equal))
+def common_runs(layouts: Sequence[Layout]) -> list[tuple[RowRun, ...]]:
+    """Split the rows into runs whose lengths are equal in every layout.
+
+    All layouts have the same number of rows. Returns one tuple for each run, with its `RowRun` in each
+    layout.
+    """
+    runs: list[tuple[RowRun, ...]] = []
+    row, starts = 0, [0] * len(layouts)
+    for lengths, group in groupby(zip(*(layout.lengths for layout in layouts), strict=True)):
+        count = len(list(group))
         rows = slice(row, row + count)
-        ends = [start + count * length for start, length in zip(tokens, lengths, strict=True)]
-        pieces.append(
+        ends = [start + count * length for start, length in zip(starts, lengths, strict=True)]
+        runs.append(
             tuple(
-                RowRun(rows, slice(*span), length)
-                for span, length in zip(zip(tokens, ends, strict=True), lengths, strict=True)
+                RowRun(rows, slice(start, end), length)
+                for start, end, length in zip(starts, ends, lengths, strict=True)
             )
         )
-        row, tokens = rows.stop, ends
-    return pieces
+        row, starts = rows.stop, ends
+    return runs

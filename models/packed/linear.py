@@ -1,4 +1,4 @@
-"""LinearFunction layers for inference, with a GELU after them where one follows.
+"""Linear layers for inference, each with a GELU after it where the network has one.
 
 Shapes: T tokens, D_in and D_out channels.
 """
@@ -11,35 +11,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safelight.models.packed.batch_invariance import Lengths, agreeing_lengths, cancelling, invariant
+from safelight.models.packed.batch_invariance import (
+    LengthRange,
+    batch_invariant,
+    cancelling_weight,
+    find_invariant_lengths,
+)
 
 LinearFunction = Callable[[Tensor], Tensor]
 
-TYPICAL_TOKENS = (
-    1024  # oneDNN asks how many rows it shall lay the weight out for; the answer must not depend on the batch
-)
+# oneDNN lays a weight out for an expected number of tokens. It is a constant, so that bits do not depend on
+# the batch.
+TYPICAL_TOKENS = 1024
 
 
-class Layers(Protocol):
-    """How the large layers of a packed network are computed; the small ones are always `make_linear`'s."""
+class LayerFactory(Protocol):
+    """Makes the large layers of a packed network; the small ones always come from `make_linear`."""
 
     def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
-        """x (T, D_in) to x weight^T + bias, (T, D_out)."""
+        """Return x (T, D_in) -> x weight^T + bias, (T, D_out)."""
         ...
 
-    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> LinearFunction:
-        """Weight and bias of two layers with a GELU (tanh) between them, x (T, D_in) to (T, D_out)."""
+    def feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> LinearFunction:
+        """Return two layers (weight, bias) with a GELU (tanh) between them, (T, D_in) to (T, D_out)."""
         ...
 
 
 class Unquantized:
-    """In the network's own dtype."""
+    """Makes layers in the network's own dtype."""
 
     def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
         return make_linear(weight, bias)
 
-    def feed_forward(self, rise: tuple[Tensor, Tensor], fall: tuple[Tensor, Tensor]) -> LinearFunction:
-        first, second = make_linear(*rise, has_gelu=True), make_linear(*fall)
+    def feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> LinearFunction:
+        first, second = make_linear(*up, has_gelu=True), make_linear(*down)
         return lambda x: second(first(x))
 
 
@@ -47,48 +52,55 @@ UNQUANTIZED = Unquantized()
 
 
 def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> LinearFunction:
-    """x (T, D_in) to x weight^T + bias, (T, D_out), through GELU (tanh) if `has_gelu`: the fastest way that this device has.
+    """Return x (T, D_in) -> x weight^T + bias, (T, D_out), through a GELU (tanh) if `has_gelu`.
 
-    On a processor the bits of a token are the same in any company.
+    The fastest implementation that the weight's device has. On a CPU it is batch-invariant: a token's bits do
+    not depend on the other tokens.
     """
     product = _product(weight, bias, has_gelu)
     if weight.device.type != "cpu":
         return product
-    return invariant(product, _lengths(*weight.shape, weight.dtype, has_gelu, torch.get_num_threads()))
+    lengths = _invariant_lengths(*weight.shape, weight.dtype, has_gelu, torch.get_num_threads())
+    return batch_invariant(product, lengths)
 
 
 def _product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_onednn():
-        return _prepacked(weight, bias, has_gelu)
+        return _onednn_product(weight, bias, has_gelu)
     if has_gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
     return lambda x: F.linear(x, weight, bias)
 
 
 @cache
-def _lengths(d_out: int, d_in: int, dtype: torch.dtype, has_gelu: bool, num_threads: int) -> Lengths:
-    """Tried once for each shape: with as many threads as there are now."""
+def _invariant_lengths(
+    d_out: int, d_in: int, dtype: torch.dtype, has_gelu: bool, num_threads: int
+) -> LengthRange:
+    """Find the batch-invariant lengths of a product, once for each shape, dtype and number of threads.
+
+    `num_threads` is part of the cache's key only: the library reads torch's setting.
+    """
     with torch.inference_mode():
-        product = _product(cancelling(d_out, d_in, dtype), torch.zeros(d_out, dtype=dtype), has_gelu)
-        return agreeing_lengths(product, d_in, dtype)
+        weight, bias = cancelling_weight(d_out, d_in, dtype), torch.zeros(d_out, dtype=dtype)
+        return find_invariant_lengths(_product(weight, bias, has_gelu), d_in, dtype)
 
 
-def _prepacked(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
-    """Through oneDNN, with the weight laid out once, and the GELU taken while the product is still in registers.
+def _onednn_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
+    """Multiply through oneDNN: the weight is laid out once, and the GELU is applied in registers.
 
-    The operators are those that torch's compiler calls; they are no public interface, so `_has_onednn` tries them first.
+    These are the operators that torch's compiler calls. They are no public interface, so `_has_onednn` tries
+    them first.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_TOKENS)
-    after, algorithm = ("gelu", "tanh") if has_gelu else ("none", "")
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], algorithm)
+    activation, algorithm = ("gelu", "tanh") if has_gelu else ("none", "")
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
 
 
 def _has_onednn() -> bool:
     x = torch.ones(2, 2, dtype=torch.bfloat16)
     try:
-        done = torch.ops.mkldnn._linear_pointwise(
-            x, torch.ops.mkldnn._reorder_linear_weight(x, TYPICAL_TOKENS), x[0], "gelu", [], "tanh"
-        )
+        packed = torch.ops.mkldnn._reorder_linear_weight(x, TYPICAL_TOKENS)
+        output = torch.ops.mkldnn._linear_pointwise(x, packed, x[0], "gelu", [], "tanh")
     except (AttributeError, RuntimeError):
         return False
-    return bool(torch.allclose(done, torch.full_like(done, 3.0), atol=0.05))
+    return bool(torch.allclose(output, torch.full_like(output, 3.0), atol=0.05))

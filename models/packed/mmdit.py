@@ -1,9 +1,11 @@
-"""The MMDiT of Stable Diffusion 3 and 3.5 as the engine runs it: rows of any sizes in one evaluation.
+"""The MMDiT of Stable Diffusion 3 and 3.5 as the engine runs it: rows of any size in one evaluation.
 
-The same weights as `safelight.models.networks.mmdit`, which stays the plain version: queries, keys and values of a stream from one product, tokens of
-all rows in one matrix, each row's image and text tokens side by side in one attention.
+The weights are those of `safelight.models.networks.mmdit`, the plain version. Here one product gives a
+stream's queries, keys and values, the tokens of all rows form one matrix, and one attention covers each row's
+image and text tokens.
 
-Shapes: R rows, T image tokens of all rows, L text tokens of a row, S = R L, J = T + S, D width, A heads, K = D / A.
+Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text tokens of all rows, J = T + S, D
+width, A heads, K = D / A, M modulation channels of all blocks, P channels of the pooled text.
 """
 
 from __future__ import annotations
@@ -17,14 +19,20 @@ from torch import Tensor, nn
 from safelight.models.networks.layers import FeedForward, modulate
 from safelight.models.networks.mmdit import AdaLN, Block, MMDiT, SelfAttention, norm
 from safelight.models.packed.attention import AttentionMetadata, PackedAttention
-from safelight.models.packed.layers import gated, joined, parameters, patches, unpatched
-from safelight.models.packed.layout import Layout, RowRun, cut_alike
-from safelight.models.packed.linear import UNQUANTIZED, Layers, LinearFunction, make_linear
+from safelight.models.packed.layers import (
+    add_gated,
+    fuse_layers,
+    patchify,
+    unpatchify_groups,
+    weight_and_bias,
+)
+from safelight.models.packed.layout import Layout, RowRun, common_runs
+from safelight.models.packed.linear import UNQUANTIZED, LayerFactory, LinearFunction, make_linear
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The tokens (L, D) that enter the first block, and the pooled text (1, P)."""
+    """One text: the tokens (L, D) that enter the first block, and the pooled text (1, P)."""
 
     tokens: Tensor
     pooled: Tensor
@@ -36,7 +44,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
-    """One text, and what every adaLN makes of it at every time of its plan: `modulations` (times, M)."""
+    """One text, and the modulations (times, M) of every adaLN at every time of its plan."""
 
     text: Text
     modulations: Tensor
@@ -48,21 +56,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows that run together: how their tokens lie, their texts end to end (S, D), and each one's modulations."""
+    """A batch of rows: their layouts, their packed texts, and each row's modulations."""
 
     image: Layout
     text: Layout
     positions: Tensor  # (T, D)
-    tokens: Tensor
+    tokens: Tensor  # of the texts, (S, D)
     modulations: tuple[Tensor, ...]
-    pieces: tuple[tuple[RowRun, ...], ...]  # (image, text) runs of rows that are alike in both
-    to_both: AttentionMetadata
-    to_image: AttentionMetadata | None  # of the dual blocks
+    runs: tuple[tuple[RowRun, ...], ...]  # (image, text) runs of rows with equal lengths in both
+    joint_attention: AttentionMetadata
+    image_attention: AttentionMetadata | None  # of the dual blocks
 
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """One stream's products around an attention, with the norms of its queries and keys."""
+    """The linear layers of one stream around an attention, with the norms of its queries and keys."""
 
     to_qkv: LinearFunction
     to_out: LinearFunction | None
@@ -70,38 +78,38 @@ class _Stream:
     norm_k: nn.Module
 
     def query_key_value(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (T, D) to queries, keys and values (T, A, K)."""
+        """Map tokens (T, D) to queries, keys and values (T, A, K)."""
         q, k, v = self.to_qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
         return self.norm_q(q), self.norm_k(k), v
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A block's products; `norms` split what its adaLN made."""
+    """The linear layers of one block, and the `norms` that split its modulation."""
 
-    norms: tuple[AdaLN, AdaLN]
+    norms: tuple[AdaLN, AdaLN]  # image, text
     image: _Stream
     text: _Stream
-    alone: _Stream | None  # the image's attention to itself
+    dual: _Stream | None  # the image's second attention, to itself only
     image_mlp: LinearFunction
     text_mlp: LinearFunction | None
 
 
 class PackedMMDiT:
-    """An `MMDiT` made ready to run; the network given is taken apart and must not be used any more."""
+    """An `MMDiT` with its layers fused for inference; the original loses its blocks and is useless after."""
 
-    def __init__(self, mmdit: MMDiT, attention: PackedAttention, layers: Layers = UNQUANTIZED):
+    def __init__(self, mmdit: MMDiT, attention: PackedAttention, layers: LayerFactory = UNQUANTIZED):
         self.config = mmdit.config
         self.attention = attention
         self._heads = mmdit.config.num_attention_heads
         self._mmdit = mmdit
-        self._adaln = make_linear(*joined([each.linear for each in mmdit.norms()]))
-        self._widths = [each.linear.out_features for each in mmdit.norms()]
+        self._adaln = make_linear(*fuse_layers([adaln.linear for adaln in mmdit.norms()]))
+        self._widths = [adaln.linear.out_features for adaln in mmdit.norms()]
         self._patch = make_linear(mmdit.pos_embed.proj.weight.flatten(1), mmdit.pos_embed.proj.bias)
         self._blocks = [_pack(block, layers) for block in mmdit.transformer_blocks]
-        self._final = make_linear(*parameters(mmdit.proj_out))
-        for each in mmdit.norms():
-            del each.linear
+        self._final = make_linear(*weight_and_bias(mmdit.proj_out))
+        for adaln in mmdit.norms():
+            del adaln.linear
         del mmdit.transformer_blocks
 
     @property
@@ -109,159 +117,216 @@ class PackedMMDiT:
         return self.attention.name
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
-        """As the plain network's: (times, D)."""
+        """Map `timesteps` (times,), each 1000 t, to embeddings (times, D), as the plain network does."""
         return self._mmdit.prepare_times(timesteps, size)
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
-        """One text, `states` (L, joint_attention_dim) and `pooled` (P,); nothing is masked."""
+        """Prepare one text: `states` (L, joint_attention_dim) and `pooled` (P,); no token is masked."""
         if pooled is None:
             raise ValueError("this network reads the pooled text as well")
         return Text(self._mmdit.text_tokens(states[None])[0], pooled[None])
 
     def prepare_row(self, text: Text, times: Tensor) -> Row:
-        """A text under the `times` of a plan."""
+        """Combine a text with the `times` of a plan."""
         return Row(text, self._adaln(self._mmdit.conditioning(times, text.pooled)))
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
-        """R rows end to end, each on latents of its `shapes` (height, width)."""
+        """Pack R rows end to end; `shapes` are their latents' (height, width)."""
         patch = self.config.patch_size
         image = Layout(tuple((height // patch) * (width // patch) for height, width in shapes))
         text = Layout(tuple(row.text_tokens for row in rows))
+        joint = Layout(tuple(map(sum, zip(image.lengths, text.lengths, strict=True))))
         tokens = torch.cat([row.text.tokens for row in rows])
-        both = Layout(tuple(map(sum, zip(image.lengths, text.lengths, strict=True))))
-        has_duals = any(block.alone for block in self._blocks)
+        positions = torch.cat([self._mmdit.pos_embed.positions(*shape)[0] for shape in shapes])
+        has_dual = any(block.dual for block in self._blocks)
         return Rows(
             image=image,
             text=text,
-            positions=torch.cat([self._mmdit.pos_embed.positions(*shape)[0] for shape in shapes]).to(
-                tokens.dtype
-            ),
+            positions=positions.to(tokens.dtype),
             tokens=tokens,
             modulations=tuple(row.modulations for row in rows),
-            pieces=tuple(cut_alike((image, text))),
-            to_both=self.attention.plan(both, both, None, tokens.dtype),
-            to_image=self.attention.plan(image, image, None, tokens.dtype) if has_duals else None,
+            runs=tuple(common_runs((image, text))),
+            joint_attention=self.attention.prepare(joint, joint, None, tokens.dtype),
+            image_attention=self.attention.prepare(image, image, None, tokens.dtype) if has_dual else None,
         )
 
     def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:
-        """Latents, (rows, C, H, W) for each shape in turn, to raw predictions (rows, out_channels, H, W); row r is at `steps[r]`."""
+        """Map latents, (rows, C, H, W) for each shape in turn, to raw predictions (rows, out_channels, H, W).
+
+        Row r uses the time `steps[r]` of its plan.
+        """
         patch = self.config.patch_size
         modulations = torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)])
-        *of_blocks, final = modulations.split(self._widths, dim=1)
-        x, text = (
-            self._patch(torch.cat([patches(each, patch) for each in latents])) + rows.positions,
-            rows.tokens,
-        )
-        for block, own, of_text in zip(self._blocks, of_blocks[::2], of_blocks[1::2], strict=True):
-            x, text = self._move(
-                block, x, text, _split(block.norms[0], own), _split(block.norms[1], of_text), rows
+        *block_modulations, final = modulations.split(self._widths, dim=1)
+        x = self._patch(torch.cat([patchify(group, patch) for group in latents])) + rows.positions
+        text = rows.tokens
+        for block, image_modulation, text_modulation in zip(
+            self._blocks, block_modulations[::2], block_modulations[1::2], strict=True
+        ):
+            image_norm, text_norm = block.norms
+            x, text = self._run_block(
+                block, x, text, _split(image_norm, image_modulation), _split(text_norm, text_modulation), rows
             )
         shift, scale = _split(self._mmdit.norm_out, final)
-        x = self._final(rows.image.by_row(modulate, [norm(x)], [shift, scale]))
-        return unpatched(x, latents, patch)
+        x = self._final(rows.image.apply_by_row(modulate, [norm(x)], [shift, scale]))
+        return unpatchify_groups(x, latents, patch)
 
-    def _move(
+    def _run_block(
         self,
         block: _Block,
         x: Tensor,
         text: Tensor,
-        modulation: Sequence[Tensor],
-        of_text: Sequence[Tensor],
+        image_modulation: Sequence[Tensor],
+        text_modulation: Sequence[Tensor],
         rows: Rows,
     ) -> tuple[Tensor, Tensor]:
-        """One block: image tokens x (T, D) and text tokens (S, D), both moved on; each part of a modulation is (R, D)."""
-        by_row, by_text = rows.image.by_row, rows.text.by_row
-        shift, scale, gate, *after = modulation
-        text_shift, text_scale, *text_after = of_text
+        """Run one block.
+
+        Args:
+            block: its layers.
+            x: image tokens (T, D).
+            text: text tokens (S, D).
+            image_modulation: shift, scale and gate of attention, of the feed-forward and, in a dual block, of
+                the second attention, (R, D) each.
+            text_modulation: the same of the text; shift and scale only in the last block.
+            rows: the batch.
+
+        Returns:
+            Image tokens (T, D) and text tokens (S, D).
+        """
         normed = norm(x)
-        of_image = block.image.query_key_value(by_row(modulate, [normed], [shift, scale]), self._heads)
-        of_words = block.text.query_key_value(
-            by_text(modulate, [norm(text)], [text_shift, text_scale]), self._heads
-        )
-        q, k, v = (_side_by_side(*pair, rows.pieces) for pair in zip(of_image, of_words, strict=True))
-        of_image_tokens, of_text_tokens = _parted(
-            self.attention(q, k, v, rows.to_both).flatten(1), rows.pieces
+        x_attended, text_attended = self._attend_jointly(
+            block, normed, text, image_modulation[:2], text_modulation[:2], rows
         )
         assert block.image.to_out is not None
-        x = by_row(gated, [x, block.image.to_out(of_image_tokens)], [gate])
-        if block.alone is not None:
-            assert block.alone.to_out is not None
-            shift, scale, gate = after[3:]
-            alone = self.attention(
-                *block.alone.query_key_value(by_row(modulate, [normed], [shift, scale]), self._heads),
-                rows.to_image,
-            )
-            x = by_row(gated, [x, block.alone.to_out(alone.flatten(1))], [gate])
-        x = _feed_forward(block.image_mlp, x, after[:3], rows.image)
+        x = rows.image.apply_by_row(add_gated, [x, block.image.to_out(x_attended)], [image_modulation[2]])
+        if block.dual is not None:
+            x = self._attend_to_image(block.dual, x, normed, image_modulation[6:], rows)
+        x = _feed_forward(block.image_mlp, x, image_modulation[3:6], rows.image)
         if block.text_mlp is not None and block.text.to_out is not None:
-            text_gate, *mlp = text_after
-            text = by_text(gated, [text, block.text.to_out(of_text_tokens)], [text_gate])
+            gate, *mlp = text_modulation[2:]
+            text = rows.text.apply_by_row(add_gated, [text, block.text.to_out(text_attended)], [gate])
             text = _feed_forward(block.text_mlp, text, mlp, rows.text)
         return x, text
 
+    def _attend_jointly(
+        self,
+        block: _Block,
+        normed: Tensor,
+        text: Tensor,
+        image_modulation: Sequence[Tensor],
+        text_modulation: Sequence[Tensor],
+        rows: Rows,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend over each row's image and text tokens together.
 
-def _pack(block: Block, layers: Layers) -> _Block:
+        Args:
+            block: its layers.
+            normed: normalised image tokens (T, D).
+            text: text tokens (S, D).
+            image_modulation: shift and scale (R, D) of the image.
+            text_modulation: shift and scale (R, D) of the text.
+            rows: the batch.
+
+        Returns:
+            The attention's output for image tokens (T, D) and text tokens (S, D).
+        """
+        image_qkv = block.image.query_key_value(
+            rows.image.apply_by_row(modulate, [normed], image_modulation), self._heads
+        )
+        text_qkv = block.text.query_key_value(
+            rows.text.apply_by_row(modulate, [norm(text)], text_modulation), self._heads
+        )
+        q, k, v = (_interleave(*pair, rows.runs) for pair in zip(image_qkv, text_qkv, strict=True))
+        return _separate(self.attention(q, k, v, rows.joint_attention).flatten(1), rows.runs)
+
+    def _attend_to_image(
+        self, dual: _Stream, x: Tensor, normed: Tensor, modulation: Sequence[Tensor], rows: Rows
+    ) -> Tensor:
+        """Add a dual block's attention of the image to itself.
+
+        Args:
+            dual: the layers of this attention.
+            x: image tokens (T, D).
+            normed: the block's normalised input (T, D).
+            modulation: shift, scale and gate (R, D) each.
+            rows: the batch.
+
+        Returns:
+            Image tokens (T, D).
+        """
+        shift, scale, gate = modulation
+        assert dual.to_out is not None
+        q, k, v = dual.query_key_value(
+            rows.image.apply_by_row(modulate, [normed], [shift, scale]), self._heads
+        )
+        attended = self.attention(q, k, v, rows.image_attention)
+        return rows.image.apply_by_row(add_gated, [x, dual.to_out(attended.flatten(1))], [gate])
+
+
+def _pack(block: Block, layers: LayerFactory) -> _Block:
     joint = block.attn
     is_last = block.ff_context is None
     return _Block(
         norms=(block.norm1, block.norm1_context),
         image=_stream(joint, layers),
         text=_Stream(
-            to_qkv=layers.linear(*joined([joint.add_q_proj, joint.add_k_proj, joint.add_v_proj])),
-            to_out=None if is_last else layers.linear(*parameters(joint.to_add_out)),
+            to_qkv=layers.linear(*fuse_layers([joint.add_q_proj, joint.add_k_proj, joint.add_v_proj])),
+            to_out=None if is_last else layers.linear(*weight_and_bias(joint.to_add_out)),
             norm_q=joint.norm_added_q,
             norm_k=joint.norm_added_k,
         ),
-        alone=None if block.attn2 is None else _stream(block.attn2, layers),
+        dual=None if block.attn2 is None else _stream(block.attn2, layers),
         image_mlp=_mlp(block.ff, layers),
         text_mlp=None if block.ff_context is None else _mlp(block.ff_context, layers),
     )
 
 
-def _stream(attention: SelfAttention, layers: Layers) -> _Stream:
+def _stream(attention: SelfAttention, layers: LayerFactory) -> _Stream:
     return _Stream(
-        to_qkv=layers.linear(*joined([attention.to_q, attention.to_k, attention.to_v])),
-        to_out=layers.linear(*parameters(attention.to_out[0])),
+        to_qkv=layers.linear(*fuse_layers([attention.to_q, attention.to_k, attention.to_v])),
+        to_out=layers.linear(*weight_and_bias(attention.to_out[0])),
         norm_q=attention.norm_q,
         norm_k=attention.norm_k,
     )
 
 
-def _mlp(ff: FeedForward, layers: Layers) -> LinearFunction:
-    return layers.feed_forward(parameters(ff.net[0]["proj"]), parameters(ff.net[2]))
+def _mlp(ff: FeedForward, layers: LayerFactory) -> LinearFunction:
+    return layers.feed_forward(weight_and_bias(ff.net[0]["proj"]), weight_and_bias(ff.net[2]))
 
 
 def _split(adaln: AdaLN, modulation: Tensor) -> tuple[Tensor, ...]:
-    """What an adaLN made, (R, parts D), in its parts (R, D)."""
+    """Split the output of an adaLN, (R, parts D), into its parts (R, D)."""
     return tuple(part[:, 0] for part in adaln.split(modulation))
 
 
 def _feed_forward(mlp: LinearFunction, x: Tensor, modulation: Sequence[Tensor], layout: Layout) -> Tensor:
     shift, scale, gate = modulation
-    return layout.by_row(gated, [x, mlp(layout.by_row(modulate, [norm(x)], [shift, scale]))], [gate])
+    modulated = layout.apply_by_row(modulate, [norm(x)], [shift, scale])
+    return layout.apply_by_row(add_gated, [x, mlp(modulated)], [gate])
 
 
-def _side_by_side(image: Tensor, text: Tensor, pieces: Sequence[tuple[RowRun, ...]]) -> Tensor:
-    """Image tokens (T, ...) and text tokens (S, ...) as (J, ...): each row's image tokens, followed by its text's."""
-    return _end_to_end(
+def _interleave(image: Tensor, text: Tensor, runs: Sequence[tuple[RowRun, ...]]) -> Tensor:
+    """Pack image tokens (T, ...) and text tokens (S, ...) as (J, ...): each row's image, then its text."""
+    return _concatenate(
         [
-            torch.cat([of_image.batch(image), of_text.batch(text)], dim=1).flatten(0, 1)
-            for of_image, of_text in pieces
+            torch.cat([image_run.batch(image), text_run.batch(text)], dim=1).flatten(0, 1)
+            for image_run, text_run in runs
         ]
     )
 
 
-def _parted(both: Tensor, pieces: Sequence[tuple[RowRun, ...]]) -> tuple[Tensor, Tensor]:
-    """The way back: (J, D) to image tokens (T, D) and text tokens (S, D)."""
+def _separate(joint: Tensor, runs: Sequence[tuple[RowRun, ...]]) -> tuple[Tensor, Tensor]:
+    """Undo `_interleave`: (J, D) to image tokens (T, D) and text tokens (S, D)."""
     images, texts, start = list[Tensor](), list[Tensor](), 0
-    for of_image, of_text in pieces:
-        rows, length = of_image.num_rows, of_image.length + of_text.length
-        own = both[start : start + rows * length].unflatten(0, (rows, length))
-        images.append(own[:, : of_image.length].flatten(0, 1))
-        texts.append(own[:, of_image.length :].flatten(0, 1))
+    for image_run, text_run in runs:
+        rows, length = image_run.num_rows, image_run.length + text_run.length
+        tokens = joint[start : start + rows * length].unflatten(0, (rows, length))
+        images.append(tokens[:, : image_run.length].flatten(0, 1))
+        texts.append(tokens[:, image_run.length :].flatten(0, 1))
         start += rows * length
-    return _end_to_end(images), _end_to_end(texts)
+    return _concatenate(images), _concatenate(texts)
 
 
-def _end_to_end(parts: Sequence[Tensor]) -> Tensor:
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,4 +1,4 @@
-"""A plain network as what the engine runs: an evaluation for each shape of latents in turn."""
+"""Adapter that lets the engine run a plain network: one evaluation for each shape of latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from safelight.models.networks.interface import Network, Row, Rows, Times
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text as it came."""
+    """An encoded text, unchanged: `states` (L, D), `mask` (L,) and, where the tower has it, `pooled` (P,)."""
 
     states: Tensor
     mask: Tensor
@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class PerShapeNetwork:
-    """For families whose rows are not packed end to end."""
+    """A network whose rows are not packed: each shape of latents is evaluated on its own."""
 
     network: Network
 
@@ -48,16 +48,19 @@ class PerShapeNetwork:
         return row
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> tuple[Rows, ...]:
-        """Rows for each shape in turn; equal shapes must stand together."""
-        waiting = iter(rows)
-        return tuple(self.network.collate([next(waiting) for _ in equal]) for _, equal in groupby(shapes))
+        """Collate the rows of each shape in turn; rows of equal shape must be adjacent."""
+        remaining = iter(rows)
+        return tuple(self.network.collate([next(remaining) for _ in group]) for _, group in groupby(shapes))
 
     def predict(
         self, latents: Sequence[Tensor], rows: tuple[Rows, ...], steps: Sequence[int]
     ) -> list[Tensor]:
-        """Latents, (rows, C, H, W) for each shape in turn, to raw predictions alike."""
-        waiting = iter(steps)
+        """Map latents, (rows, C, H, W) for each shape in turn, to raw predictions in the same layout.
+
+        Row r uses the time `steps[r]` of its plan.
+        """
+        remaining = iter(steps)
         return [
-            self.network.predict(x, own, [next(waiting) for _ in x])
-            for x, own in zip(latents, rows, strict=True)
+            self.network.predict(x, group_rows, [next(remaining) for _ in x])
+            for x, group_rows in zip(latents, rows, strict=True)
         ]

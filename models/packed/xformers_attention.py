@@ -1,6 +1,8 @@
-"""Packed attention by xformers' memory-efficient kernels: one call for rows of any lengths. CUDA only; docs/adr says why so carefully.
+"""Packed attention by xformers' memory-efficient kernels: one call for rows of any lengths, on CUDA only.
 
-Shapes: T query tokens, S key tokens, A heads, K channels a head.
+docs/adr/0004-xformers.md says why it is tested before use.
+
+Shapes: T query tokens, S key tokens, A heads, K channels per head.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ from safelight.models.packed.layout import Layout
 
 
 class XformersUnavailable(Exception):
-    """xformers is not to be used here; the message says why."""
+    """xformers cannot be used on this device; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockDiagonal:
-    """What a call is given: the rows' lengths as xformers' mask, and which keys are attended to at all (None: every one)."""
+    """Attention metadata: the rows' lengths as xformers' mask, and the unmasked keys' indices (None: all)."""
 
     bias: Any
-    kept: Tensor | None
+    key_indices: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class XformersAttention:
-    """A `PackedAttention`. Masked keys are left out of the call, so that the lengths say everything."""
+    """A `PackedAttention`. Masked keys are removed before the call, so the lengths describe everything."""
 
     ops: Any  # the module xformers.ops
 
@@ -40,41 +42,42 @@ class XformersAttention:
     def name(self) -> str:
         return "xformers"
 
-    def plan(self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype) -> BlockDiagonal:
-        lengths = list(keys.lengths)
-        kept = None
+    def prepare(
+        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
+    ) -> BlockDiagonal:
+        key_lengths, key_indices = list(keys.lengths), None
         if mask is not None and not bool(mask.all()):
-            kept = mask.nonzero()[:, 0]
-            lengths = [int(own.sum()) for own in mask.cpu().split(list(keys.lengths))]
+            key_indices = mask.nonzero()[:, 0]
+            key_lengths = [int(row_mask.sum()) for row_mask in mask.cpu().split(list(keys.lengths))]
         device = None if mask is None else mask.device
-        return BlockDiagonal(
-            self.ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
-                list(queries.lengths), lengths, device=device
-            ),
-            kept,
+        bias = self.ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
+            list(queries.lengths), key_lengths, device=device
         )
+        return BlockDiagonal(bias, key_indices)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockDiagonal) -> Tensor:
-        if plan.kept is not None:
-            k, v = k[plan.kept], v[plan.kept]
-        attended: Tensor = self.ops.memory_efficient_attention(
-            q[None], k[None], v[None], attn_bias=plan.bias
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, metadata: BlockDiagonal) -> Tensor:
+        if metadata.key_indices is not None:
+            k, v = k[metadata.key_indices], v[metadata.key_indices]
+        output: Tensor = self.ops.memory_efficient_attention(
+            q[None], k[None], v[None], attn_bias=metadata.bias
         )[0]
-        return attended
+        return output
 
 
 def load_xformers(device: torch.device, dtype: torch.dtype, heads: int, channels: int) -> PackedAttention:
-    """The back end, after a real call on `device` gave what the plain oracle gives; raise `XformersUnavailable` otherwise."""
+    """Return the back end, after a real call on `device` has matched plain attention.
+
+    Raises:
+        XformersUnavailable: xformers is missing, fails, or gives other values.
+    """
     if device.type != "cuda":
         raise XformersUnavailable("xformers' kernels run on CUDA only")
     attention = XformersAttention(import_ops())
     try:
         error = largest_error(attention, device, dtype, heads, channels)
-    except Exception as failed:  # its dispatcher and CUDA raise all sorts
-        raise XformersUnavailable(
-            f"a call of xformers failed: {' '.join(str(failed).split())[:200]}"
-        ) from None
-    if not error < TOLERANCE:
+    except Exception as cause:  # xformers' dispatcher and CUDA raise many types
+        raise XformersUnavailable(f"a call of xformers failed: {_one_line(cause)}") from None
+    if not error < TOLERANCE:  # a NaN is not less either
         raise XformersUnavailable(
             f"xformers differs from plain attention by {error:.2g} of its largest value"
         )
@@ -82,14 +85,16 @@ def load_xformers(device: torch.device, dtype: torch.dtype, heads: int, channels
 
 
 def import_ops() -> Any:
-    """xformers.ops, with the CUDA runtime that its wheel wants already in memory."""
+    """Import xformers.ops after the CUDA runtime that its wheel needs; `XformersUnavailable` if it fails."""
     if importlib.util.find_spec("xformers") is None:
         raise XformersUnavailable("xformers is not installed: in the checkout, pip install -e '.[cuda]'")
     preload_cuda_runtime()
     try:
         import xformers.ops
-    except Exception as failed:  # a wheel for another torch fails in many ways
-        raise XformersUnavailable(
-            f"xformers cannot be imported: {' '.join(str(failed).split())[:200]}"
-        ) from None
+    except Exception as cause:  # a wheel for another torch fails in many ways
+        raise XformersUnavailable(f"xformers cannot be imported: {_one_line(cause)}") from None
     return xformers.ops
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,4 +1,7 @@
-"""Training objectives, one function each. Shapes: B rows; x0, eps, out (B, C, H, W); t (B,) from 1 (noise) to 0 (data)."""
+"""Training objectives, one function each.
+
+Shapes: B samples; x0, eps, out (B, C, H, W); t (B,) from 1 (noise) to 0 (data).
+"""
 
 import torch
 from torch import Tensor
@@ -7,9 +10,10 @@ from safelight.pipeline.diffusion.schedules import Schedule
 
 
 def logit_normal_times(num: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
-    """Times in (0, 1) whose logit is normal, of unit variance: mid-noise is where the work is (SD3, arXiv:2403.03206).
+    """Draw times (num,) in (0, 1) whose logit is normal with unit variance (SD3, arXiv:2403.03206).
 
-    Stratified, one time in each of `num` equally likely intervals, so that a small batch sees all of them; in no order.
+    Most times fall at middle noise levels, where the network has most to learn. They are stratified, one in
+    each of `num` equally likely intervals, so that a small batch covers all of them, and shuffled.
     """
     quantiles = (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
     return torch.sigmoid(mean + torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)))
@@ -21,8 +25,8 @@ def flow_sample(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return (1.0 - t) * x0 + t * eps
 
 
-def noised(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """alpha(t) x0 + sigma(t) eps on any schedule."""
+def add_noise(x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """alpha(t) x0 + sigma(t) eps, on any schedule."""
     alpha, sigma = _alpha_sigma(t, schedule)
     return alpha * x0 + sigma * eps
 
@@ -51,13 +55,12 @@ def min_snr_weights(t: Tensor, schedule: Schedule, gamma: float = 5.0) -> Tensor
 
 
 def flow_matching_loss(out: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-    """Conditional flow matching (Lipman et al. 2022, arXiv:2210.02747): mean squared error to the velocity eps - x0."""
+    """Mean squared error to the velocity eps - x0 (flow matching, Lipman et al. 2022, arXiv:2210.02747)."""
     return (out.float() - (eps - x0)).square().mean()
 
 
 def _alpha_sigma(t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of times (B,) as (B, 1, 1, 1) each, in float32."""
-    alpha, sigma = torch.tensor([schedule.alpha_sigma(float(u)) for u in t], dtype=torch.float32).T[
-        :, :, None, None, None
-    ]
+    """alpha and sigma of times (B,), each (B, 1, 1, 1) in float32."""
+    pairs = torch.tensor([schedule.alpha_sigma(float(u)) for u in t], dtype=torch.float32)  # (B, 2)
+    alpha, sigma = pairs.T[:, :, None, None, None]
     return alpha, sigma

@@ -1,1 +1,1 @@
-"""How well a model does what prompts say: `prompts` to draw, `renderer` that draws them, `judge` that compares with clean images."""
+"""How well a model follows prompts: reading prompts, rendering them, and rating the images."""

@@ -1,4 +1,4 @@
-"""The second opinion: what a CLIP that shares no weight with the model makes of its images, with a ceiling and a floor."""
+"""CLIP scores of generated images, with a ceiling and a floor: a second measure of prompt fidelity."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from safelight.pipeline.evaluation.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """The mean of `count` scores, and the ends of its 95 % interval."""
+    """The mean of `count` scores, with its 95 % interval."""
 
     value: float
     low: float
@@ -25,7 +25,7 @@ class Mean:
     count: int
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """The mean as a JSON object."""
         return {
             "mean": round(self.value, 2),
             "low": round(self.low, 2),
@@ -34,58 +34,61 @@ class Mean:
         }
 
     def as_text(self) -> str:
-        """For people."""
+        """The mean as text."""
         return f"{self.value:6.1f}  ({self.low:.1f} to {self.high:.1f}; mean of {self.count})"
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> "Mean":
-        """Of scores (P,); a single one has no interval but itself."""
-        middle = float(scores.mean())
-        half = 1.96 * float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
-        return cls(middle, middle - half, middle + half, len(scores))
+    def from_scores(cls, scores: np.ndarray) -> "Mean":
+        """The mean of scores (P,); the interval of a single score has no width."""
+        value = float(scores.mean())
+        half_width = 1.96 * float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        return cls(value, value - half_width, value + half_width, len(scores))
 
 
 def load_scorer(model: ModelInfo) -> Scorer | None:
-    """The scorer beside the weights of `model`, if it brings one; `CheckpointError` (a `ValueError`) if it is broken."""
+    """Load the scorer of `model`, or None without one; `CheckpointError` (a `ValueError`) if it is broken."""
     return Scorer.load(model.path) if (model.path / SCORER / CLIP_CONFIG).exists() else None
 
 
 def clip_scores(
-    scorer: Scorer, gallery: Gallery, prompts: Sequence[Prompt], drawn: np.ndarray
+    scorer: Scorer, gallery: Gallery, prompts: Sequence[Prompt], images: np.ndarray
 ) -> dict[str, Mean]:
-    """What was drawn (P, H, W, 3) uint8 for `prompts`, by name of figure.
+    """Score generated images (P, H, W, 3) uint8, one for each prompt.
 
-    `clip_score`: each image with its own prompt. `clip_ceiling`: a clean image of what the prompt names, with the prompt.
-    `clip_floor`: each image with the prompt after next.
+    Returns:
+        `clip_score`: each image with its own prompt.
+        `clip_floor`: each image with the prompt after next.
+        `clip_ceiling`: a clean image of the prompt's concept, with the prompt; missing if no prompt names a
+            concept.
     """
     texts = [prompt.text for prompt in prompts]
-    named = [i for i, prompt in enumerate(prompts) if prompt.concepts]
-    found = {
-        "clip_score": scorer.score(drawn, texts),
-        "clip_floor": scorer.score(drawn, [*texts[2:], *texts[:2]]),
+    with_concept = [i for i, prompt in enumerate(prompts) if prompt.concepts]
+    scores = {
+        "clip_score": scorer.score(images, texts),
+        "clip_floor": scorer.score(images, [*texts[2:], *texts[:2]]),
     }
-    if named:
-        clean = np.stack([_clean(gallery, prompts[i]) for i in named])
-        found["clip_ceiling"] = scorer.score(clean, [texts[i] for i in named])
-    return {name: Mean.of(scores) for name, scores in found.items()}
+    if with_concept:
+        clean = np.stack([_clean_image(gallery, prompts[i]) for i in with_concept])
+        scores["clip_ceiling"] = scorer.score(clean, [texts[i] for i in with_concept])
+    return {name: Mean.from_scores(values) for name, values in scores.items()}
 
 
-def _clean(gallery: Gallery, prompt: Prompt) -> np.ndarray:
-    """The first clean image (32, 32, 3) uint8 of what a prompt names, on its background."""
-    number = next(
+def _clean_image(gallery: Gallery, prompt: Prompt) -> np.ndarray:
+    """The first clean image (32, 32, 3) uint8 of a prompt's concept and style, on its background."""
+    index = next(
         i
         for i, entry in enumerate(gallery.entries)
         if entry.hexcode in prompt.concepts
-        and (prompt.style in (None, entry.style) or _lacks(gallery, prompt))
+        and (prompt.style in (None, entry.style) or _lacks_style(gallery, prompt))
     )
     flat = torch.tensor(gallery.backgrounds[prompt.background or WHITE])[:, None, None] / 255.0
-    pixels = gallery.pixels[number, :3] + flat * (1.0 - gallery.pixels[number, 3:])
+    pixels = gallery.pixels[index, :3] + flat * (1.0 - gallery.pixels[index, 3:])
     clean: np.ndarray = (255.0 * pixels).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return clean
 
 
-def _lacks(gallery: Gallery, prompt: Prompt) -> bool:
-    """Whether no concept of a prompt was ever drawn in its style."""
+def _lacks_style(gallery: Gallery, prompt: Prompt) -> bool:
+    """Whether the gallery has no concept of a prompt in the prompt's style."""
     return not any(
         entry.hexcode in prompt.concepts and entry.style == prompt.style for entry in gallery.entries
     )

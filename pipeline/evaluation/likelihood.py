@@ -1,6 +1,6 @@
-"""The parts of a checkpoint that say how well it explains an image: encoder and autoencoder once, the denoiser many times.
+"""Likelihood of an image's latent under a checkpoint, with and without its prompt.
 
-Shapes: C latent channels, h x w latent pixels, H x W pixels, D = C h w numbers, K probes.
+Shapes: N rows, C latent channels, h x w latent pixels, H x W pixels, D = C h w dimensions, K probes.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,29 +35,31 @@ from safelight.pipeline.diffusion.spacing import FIRST_TRAINED, make_grid
 from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
 from safelight.pipeline.params import TextReport
 
+# denoise, schedule, x (N, C, h, w), num_steps, num_probes, seed, progress; returns log p as (K, N)
 Method = Callable[[Denoise, Schedule, Tensor, int, int, int, Callable[[float], None]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodEstimate:
-    """A number and its standard error, which is not a number if one probe, or one draw of noise, was used."""
+    """An estimate and its standard error, which is NaN for a single probe or draw of noise."""
 
     value: float
     standard_error: float
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
-    """How probable the latent of an image is: `prompt` and `empty` in bits a dimension, `gain` in nats the prompt adds.
+class LikelihoodReport:
+    """How probable the latent of an image is, with its prompt and with the empty prompt.
 
-    It is the density of the latent of `num_dims` numbers, blurred by noise of standard deviation `blur`; not of pixels. By
-    the method `elbo` the density is that of ancestral sampling in so many steps, the ODE's only where the network is exact, and
-    each number a bound: no more bits than said, and the gain a difference of two bounds.
+    The density is that of the latent, not of pixels, blurred by noise of standard deviation `blur`. With the
+    method `elbo` it is the density of ancestral sampling in the given number of steps, which equals the ODE's
+    only for an exact network. Each value is then a bound: the true number of bits is not larger, and `gain`
+    is the difference of two bounds.
     """
 
-    prompt: LikelihoodEstimate
-    empty: LikelihoodEstimate
-    gain: LikelihoodEstimate
+    prompt: LikelihoodEstimate  # bits per dimension
+    empty: LikelihoodEstimate  # bits per dimension
+    gain: LikelihoodEstimate  # nats that the prompt adds
     num_dims: int
     blur: float
     text: TextReport
@@ -65,7 +67,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class LatentLikelihood:
-    """A checkpoint as a density of latents, float32, without guidance: guided predictions are those of no density."""
+    """A checkpoint as a density of latents, in float32 and without guidance, which has no density."""
 
     network: Network
     vae: nn.Module
@@ -74,7 +76,7 @@ class LatentLikelihood:
     prediction: str
     device: torch.device
 
-    def explain(
+    def estimate(
         self,
         pixels: np.ndarray,
         prompt: str,
@@ -84,30 +86,39 @@ class LatentLikelihood:
         num_probes: int,
         seed: int,
         progress: Callable[[float], None],
-    ) -> Explanation:
-        """Pixels (H, W, 3) uint8 and a text, compared with the empty text under the same probes or noise.
+    ) -> LikelihoodReport:
+        """Estimate the likelihood with a prompt and with the empty prompt, under the same probes or noise.
 
-        `method` is a key of `METHODS`; `progress` is told the share done, in 0..1. Raises `InvalidParams` as
-        `log_likelihood`, `elbo` and `rademacher` do.
+        Args:
+            pixels: the image (H, W, 3) uint8.
+            prompt: its text.
+            method: a key of `METHODS`.
+            num_steps: steps of the integral or the bound.
+            num_probes: probes of the divergence, or draws of noise.
+            seed: of the probes or the noise.
+            progress: called with the finished share, from 0 to 1.
+
+        Raises:
+            InvalidParams: as `log_likelihood`, `elbo` and `rademacher` do.
         """
         latent = self._latent(pixels)
         denoise, text = self._denoiser((pixels.shape[0], pixels.shape[1]), prompt, "")
-        twice = latent.expand(2, -1, -1, -1)
-        found = METHODS[method](denoise, self.schedule, twice, num_steps, num_probes, seed, progress).cpu()
-        dims = latent.numel()
-        prompt_bits, empty_bits = bits_per_dim(found, dims).unbind(1)
+        rows = latent.expand(2, -1, -1, -1)
+        nats = METHODS[method](denoise, self.schedule, rows, num_steps, num_probes, seed, progress).cpu()
+        num_dims = latent.numel()
+        prompt_bits, empty_bits = bits_per_dim(nats, num_dims).unbind(1)
         alpha, sigma = self.schedule.alpha_sigma(FIRST_TRAINED)
-        return Explanation(
-            _measured(prompt_bits),
-            _measured(empty_bits),
-            _measured(found[:, 0] - found[:, 1]),
-            dims,
-            sigma / alpha,
-            text,
+        return LikelihoodReport(
+            prompt=_estimate(prompt_bits),
+            empty=_estimate(empty_bits),
+            gain=_estimate(nats[:, 0] - nats[:, 1]),
+            num_dims=num_dims,
+            blur=sigma / alpha,
+            text=text,
         )
 
     def _latent(self, pixels: np.ndarray) -> Tensor:
-        """The latent (C, h, w), float64, as the denoiser knows it."""
+        """Encode pixels (H, W, 3) to the scaled latent (C, h, w), float64."""
         scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.device).float() / 127.5 - 1.0
         with torch.no_grad():
             return encode_pixels(self.vae, scaled)[0].double()
@@ -115,12 +126,15 @@ class LatentLikelihood:
     def _denoiser(
         self, size: tuple[int, int], *prompts: str
     ) -> tuple[Callable[[Tensor, float], Tensor], TextReport]:
-        """The posterior mean of data of `size` (height, width) in pixels, row k under `prompts`[k]; and what was read of the first."""
+        """Return the posterior mean of data as a function of (x, t), with row k under `prompts[k]`.
+
+        `size` is the image's (height, width). The second result reports how the first prompt was read.
+        """
         texts = self.encoder.encode(prompts)
 
         def denoise(x: Tensor, t: float) -> Tensor:
             p, q = x0_coefficients(self.prediction, *self.schedule.alpha_sigma(t))
-            with torch.no_grad():  # the gradient asked for is that of x
+            with torch.no_grad():  # only the gradient of x is needed
                 times = self.network.prepare_times(
                     torch.tensor([self.schedule.timestep(t)], device=self.device), size
                 )
@@ -136,9 +150,10 @@ class LatentLikelihood:
 
 
 def build_likelihood(model: ModelInfo) -> LatentLikelihood:
-    """`model` in float32, whatever the device does fast: divergences are differences of nearly equal numbers.
+    """Load `model` in float32 on every device: divergences are differences of nearly equal numbers.
 
-    Raises `CheckpointError` (a `ValueError`) for a checkpoint that cannot be loaded.
+    Raises:
+        CheckpointError: a `ValueError`; the checkpoint cannot be loaded.
     """
     check_fit(model.path)
     device = fast_device()
@@ -157,7 +172,7 @@ def _by_ode(
     seed: int,
     progress: Callable[[float], None],
 ) -> Tensor:
-    """log p of x (N, C, h, w) as (K, N), an unbiased estimate a probe."""
+    """log p of x (N, C, h, w) by the probability-flow ODE, one unbiased estimate for each probe: (K, N)."""
     probes = rademacher(num_probes, x[0].shape, seed)
     return log_likelihood(
         denoise,
@@ -178,25 +193,27 @@ def _by_elbo(
     seed: int,
     progress: Callable[[float], None],
 ) -> Tensor:
-    """A lower bound on log p of x (N, C, h, w) as (K, N), one for each draw of noise, which all rows share.
+    """A lower bound on log p of x (N, C, h, w) for each draw of noise, which all rows share: (K, N).
 
-    Equal steps of lam down to the noise that `_by_ode` blurs by, so that the two speak of nearly the same density.
+    Equal steps of lam down to the noise by which `_by_ode` blurs, so that both estimate nearly the same
+    density.
     """
     grid = make_grid(schedule, num_steps, "uniform_lam")
     noise = (z.expand_as(x) for z in gaussian(x[0].shape, seed))
     bounds = []
     for k in range(num_probes):
-        done = partial(_share, progress, k * num_steps, num_probes * num_steps)
-        bounds.append(elbo(denoise, schedule, x, grid, noise=noise, variance=fixed_large, progress=done).nats)
+        report = partial(_report_share, progress, k * num_steps, num_probes * num_steps)
+        bound = elbo(denoise, schedule, x, grid, noise=noise, variance=fixed_large, progress=report)
+        bounds.append(bound.nats)
     return torch.stack(bounds)
 
 
 METHODS: Mapping[str, Method] = {"ode": _by_ode, "elbo": _by_elbo}
 
 
-def _share(progress: Callable[[float], None], before: int, total: int, step: int) -> None:
-    progress((before + step) / total)
+def _report_share(progress: Callable[[float], None], previous: int, total: int, step: int) -> None:
+    progress((previous + step) / total)
 
 
-def _measured(samples: Tensor) -> LikelihoodEstimate:
+def _estimate(samples: Tensor) -> LikelihoodEstimate:
     return LikelihoodEstimate(float(samples.mean()), float(standard_error(samples[:, None])))

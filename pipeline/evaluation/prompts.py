@@ -1,21 +1,21 @@
-"""Prompts with what a right image would show, as JSON lines. No torch here."""
+"""Evaluation prompts with their expected concept, style and background, as JSON lines. No torch here."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-SETS = "prompts"  # the folder beside a checkpoint's weights with its own sets, one file each
+PROMPTS_FOLDER = "prompts"  # beside a checkpoint's weights, with one file for each set
 FIELDS = {"prompt", "concept", "style", "background"}
 
 
 class InvalidPrompts(ValueError):
-    """A file of prompts that cannot be used; the message names the line."""
+    """A prompt, or a file of prompts, that cannot be used; the message names the line or the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text, and the concepts (hexcodes, any of which is right), style and background that it asks for, where it does."""
+    """A text with what it asks for: concepts (hexcodes, any of which is right), style and background."""
 
     text: str
     concepts: tuple[str, ...] = ()
@@ -23,36 +23,39 @@ class Prompt:
     background: str | None = None
 
     def to_json(self) -> str:
-        """One line of a file that `read_prompts` reads."""
+        """The prompt as one line of a file for `read_prompts`."""
         concept = self.concepts[0] if len(self.concepts) == 1 else list(self.concepts) or None
         fields = {"prompt": self.text, "concept": concept, "style": self.style, "background": self.background}
         return json.dumps({name: value for name, value in fields.items() if value is not None})
 
 
 def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """The prompts of a file of JSON lines: `prompt` and any of `concept` (a hexcode, or several), `style`, `background`.
+    """Read prompts from a file of JSON lines.
 
-    Raises `InvalidPrompts` for a file that is missing, empty or wrong in a line.
+    A line has a `prompt` and any of `concept` (a hexcode or several), `style` and `background`.
+
+    Raises:
+        InvalidPrompts: the file is missing, empty or has an invalid line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidPrompts(f"{path} cannot be read: {error}") from None
-    found = tuple(
+    prompts = tuple(
         _parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
     )
-    if not found:
+    if not prompts:
         raise InvalidPrompts(f"{path} holds no prompts")
-    return found
+    return prompts
 
 
-def own_sets(folder: Path) -> dict[str, tuple[Prompt, ...]]:
-    """The sets that come with a checkpoint, by name; none for a checkpoint without."""
-    return {file.stem: read_prompts(file) for file in sorted((folder / SETS).glob("*.jsonl"))}
+def read_prompt_sets(folder: Path) -> dict[str, tuple[Prompt, ...]]:
+    """Read the prompt sets that come with a checkpoint, by name; empty if it has none."""
+    return {file.stem: read_prompts(file) for file in sorted((folder / PROMPTS_FOLDER).glob("*.jsonl"))}
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
-    """The file that `read_prompts` reads."""
+    """Write a file for `read_prompts`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{prompt.to_json()}\n" for prompt in prompts), encoding="utf-8")
 
@@ -67,10 +70,10 @@ def _parse(line: str, where: str) -> Prompt:
         or not isinstance(fields.get("prompt"), str)
         or not fields["prompt"].strip()
     ):
-        raise InvalidPrompts(f"{where}: an object with a prompt is wanted")
+        raise InvalidPrompts(f"{where}: an object with a prompt is expected")
     if unknown := fields.keys() - FIELDS:
         raise InvalidPrompts(
-            f"{where}: {', '.join(sorted(unknown))} is no field; allowed: {', '.join(sorted(FIELDS))}"
+            f"{where}: {', '.join(sorted(unknown))} is not a field; allowed: {', '.join(sorted(FIELDS))}"
         )
     concept = fields.get("concept")
     concepts = tuple(concept) if isinstance(concept, list) else () if concept is None else (concept,)

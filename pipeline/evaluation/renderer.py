@@ -1,4 +1,4 @@
-"""Prompts to images through the engine that serves, many at a time, each kept as soon as it is drawn."""
+"""Render prompts to images through the serving engine; a folder of finished images lets a run resume."""
 
 import hashlib
 from collections import deque
@@ -16,70 +16,79 @@ from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.params import GenerationParams
 
-WAITING = 16  # samples ready for the engine: each holds its text's keys and values
+MAX_QUEUED = 16  # samples queued in the engine: each holds its text's keys and values
 
 
 class Renderer:
-    """Draws what it is asked for; with a folder to keep images in, it draws none twice."""
+    """Renders images; with a folder to keep them in, it renders none twice."""
 
-    def __init__(self, model: ModelInfo, keep: Path | None = None, quantization: str = "none"):
+    def __init__(self, model: ModelInfo, folder: Path | None = None, quantization: str = "none"):
         self._encoder, self._decoder = build_text_encoder(model), build_decoder(model)
         self._engine = build_engine(model, quantization=quantization)
         self._model = model
-        self._keep = keep
-        self._weights = _digest(model.path) + ("" if quantization == "none" else quantization) if keep else ""
+        self._folder = folder
+        quantized = "" if quantization == "none" else quantization
+        self._weights = _digest(model.path) + quantized if folder else ""
 
-    def draw(
-        self, images: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None
+    def render(
+        self, requests: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None
     ) -> np.ndarray:
-        """One image each, in order: (P, H, W, 3) uint8; all of one size. `progress` is told how many are there.
+        """Render one image for each request, all of one size.
 
-        Raises `InvalidParams` before anything is drawn, `RuntimeError` for a sample that diverged.
+        `progress` is called with the number of images that are ready.
+
+        Returns:
+            The images in order, (P, H, W, 3) uint8.
+
+        Raises:
+            InvalidParams: a request is invalid; no image is rendered.
+            RuntimeError: a sample diverged.
         """
-        for params in images:
+        for params in requests:
             check_params(params, self._model)
             plan_request(params, self._model)
-        drawn = {i: kept for i, params in enumerate(images) if (kept := self._kept(params)) is not None}
-        progress(len(drawn))
-        missing = deque(i for i in range(len(images)) if i not in drawn)
+        images = {i: image for i, params in enumerate(requests) if (image := self._read(params)) is not None}
+        progress(len(images))
+        missing = deque(i for i in range(len(requests)) if i not in images)
         while missing or self._engine.has_work:
-            while missing and self._engine.num_waiting < WAITING:
-                self._add(missing[0], images[missing.popleft()])
+            while missing and self._engine.num_waiting < MAX_QUEUED:
+                self._add(missing[0], requests[missing.popleft()])
             for outcome in self._engine.step():
                 i = int(outcome.request_id)
                 if outcome.latents is None:
-                    raise RuntimeError(f"{images[i].prompt}: {outcome.error}")
+                    raise RuntimeError(f"{requests[i].prompt}: {outcome.error}")
                 image = self._decoder.decode([outcome.latents])[0]
                 if isinstance(image, InvalidImage):
-                    raise RuntimeError(f"{images[i].prompt}: {image}")
-                drawn[i] = image[0]
-                self._put_away(images[i], drawn[i])
-                progress(len(drawn))
-        return np.stack([drawn[i] for i in range(len(images))])
+                    raise RuntimeError(f"{requests[i].prompt}: {image}")
+                images[i] = image[0]
+                self._write(requests[i], images[i])
+                progress(len(images))
+        return np.stack([images[i] for i in range(len(requests))])
 
-    def _add(self, number: int, params: GenerationParams) -> None:
+    def _add(self, index: int, params: GenerationParams) -> None:
         cond, uncond = self._encoder.encode([params.prompt, params.negative_prompt])
-        self._engine.add(str(number), params, cond, uncond)
+        self._engine.add(str(index), params, cond, uncond)
 
-    def _kept(self, params: GenerationParams) -> np.ndarray | None:
-        if self._keep is None or not (file := self._file(self._keep, params)).exists():
+    def _read(self, params: GenerationParams) -> np.ndarray | None:
+        if self._folder is None or not (file := self._file(self._folder, params)).exists():
             return None
         return np.asarray(Image.open(file).convert("RGB"))
 
-    def _put_away(self, params: GenerationParams, pixels: np.ndarray) -> None:
-        if self._keep is not None:
-            file = self._file(self._keep, params)
+    def _write(self, params: GenerationParams, pixels: np.ndarray) -> None:
+        if self._folder is not None:
+            file = self._file(self._folder, params)
             partial = file.with_suffix(".partial")
             Image.fromarray(pixels).save(partial, "PNG")
             partial.replace(file)  # an interruption never leaves half an image
 
     def _file(self, folder: Path, params: GenerationParams) -> Path:
-        """Named by the text, to be found, and by all that decides the bytes, to be right."""
+        """The file's name has the prompt's words, for people, and a digest of all that decides its bytes."""
         words = "-".join("".join(c if c.isalnum() else " " for c in params.prompt).split())[:60]
         return folder / f"{words}-{hashlib.sha256(f'{self._weights} {params}'.encode()).hexdigest()[:12]}.png"
 
 
 def _digest(folder: Path) -> str:
+    """The SHA-256 of all weights in a checkpoint folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.safetensors")):
         digest.update(file.read_bytes())

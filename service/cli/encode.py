@@ -1,4 +1,4 @@
-"""`safelight encode`: the text states of a prompt, as the network reads them."""
+"""`safelight encode`: write the text states of a prompt, as the network reads them, to a file."""
 
 import argparse
 from pathlib import Path
@@ -9,17 +9,16 @@ from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import note, progress
 
+OUTPUT_HELP = (
+    "the file to write: `states` (1, L, D), `mask` (1, L) and, if the network reads it, `pooled` (1, P)"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT")
+    flag = parser.add_argument
+    flag("prompt", metavar="PROMPT")
     add_model(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="FILE.safetensors",
-        help="`states` (1, L, D) and `mask` (1, L)",
-    )
+    flag("-o", "--output", required=True, metavar="FILE.safetensors", help=OUTPUT_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
             [text] = build_text_encoder(model).encode([args.prompt])
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
-        tensors = {"states": text.states, "mask": text.mask} | (
-            {} if text.pooled is None else {"pooled": text.pooled}
-        )
+        tensors = {"states": text.states, "mask": text.mask}
+        if text.pooled is not None:
+            tensors["pooled"] = text.pooled
         save_file({name: tensor[None].contiguous() for name, tensor in tensors.items()}, path)
-    cut = ", cut to what the encoder reads" if text.report.truncated else ""
+    cut = ", cut to the encoder's maximum length" if text.report.truncated else ""
     note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")
     if text.report.unknown_words:
         note(f"words that the model does not know: {', '.join(text.report.unknown_words)}")

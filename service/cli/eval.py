@@ -1,4 +1,4 @@
-"""`safelight eval`: how often a model draws what prompts say, by the nearest clean image."""
+"""`safelight eval`: how often images match their prompts, by the nearest clean image and by CLIP score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from safelight.pipeline.catalog.model_info import ModelInfo, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, own_sets, read_prompts
+from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, read_prompt_sets, read_prompts
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, add_quantization
@@ -30,34 +30,28 @@ FLAGS = {
     "solver": "--solver",
     "seed": "--seed",
 }
+SEED_HELP = "seed of the first image, counting up for the next ones; default %(default)s"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Draws prompts and looks up the nearest clean image of each among those that the model was taught. FILE holds JSON lines with "
-        "a prompt and any of concept (an emoji's hexcode, or several of which any is right), style and background. "
-        "Without FILE: the sets that come with the model."
+        "Generates an image for each prompt and finds its nearest clean image among the model's training "
+        "images. FILE holds JSON lines with a prompt and any of concept (an emoji's hexcode, or a list of "
+        "which any is right), style and background. Without FILE: the prompt sets that come with the model."
     )
     add_model(parser)
     add_quantization(parser)
-    parser.add_argument("--prompts", metavar="FILE")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
-    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
-    parser.add_argument("--solver", metavar="S")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the first image; the next ones count on; default %(default)s",
+    flag = parser.add_argument
+    flag("--prompts", metavar="FILE", help="a file of prompts, as above")
+    flag("--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default the model's")
+    flag("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default the model's")
+    flag("--solver", metavar="S", help="default the model's")
+    flag("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
+    flag("--limit", type=int, metavar="N", help="use at most N prompts of each set")
+    flag(
+        "--keep", metavar="DIR", help="keep the images in DIR and reuse those that are there, to resume a run"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many prompts of each set")
-    parser.add_argument(
-        "--keep",
-        metavar="DIR",
-        help="keep the images there; drawn again they are taken from there, so a run can be resumed",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    flag("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, quantization=args.quantization)
     model = model_of(settings)
     sets = _sets(args, model)
-    images = {name: _images(args, model, prompts) for name, prompts in sets.items()}
-    rates = _measure(args, model, settings.quantization, sets, images)
-    first = next(iter(images.values()))[0]
-    found = {
+    requests = {name: _requests(args, model, prompts) for name, prompts in sets.items()}
+    results = _evaluate(args, model, settings.quantization, sets, requests)
+    first = next(iter(requests.values()))[0]
+    report = {
         "model": model.id,
         "num_inference_steps": first.num_steps,
         "guidance_scale": first.guidance_scale,
@@ -76,24 +70,24 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "quantization": settings.quantization,
         "sets": {
-            name: {"prompts": len(sets[name]), **{n: r.as_dict() for n, r in of.items()}}
-            for name, of in rates.items()
+            name: {"prompts": len(sets[name]), **{key: value.as_dict() for key, value in values.items()}}
+            for name, values in results.items()
         },
         "seconds": time.perf_counter() - started,
     }
-    print(json.dumps(found) if args.json else _as_text(found, rates))
+    print(json.dumps(report) if args.json else _as_text(report, results))
     return 0
 
 
 def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt, ...]]:
-    """The prompts of the file, or every set that comes with the model; at most --limit of each."""
+    """Read the prompts of the file, or every set that comes with the model; at most --limit of each."""
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit must be at least 1, got {args.limit}")
     try:
         sets = (
             {Path(args.prompts).stem: read_prompts(Path(args.prompts))}
             if args.prompts
-            else own_sets(model.path)
+            else read_prompt_sets(model.path)
         )
     except InvalidPrompts as error:
         raise UserError(str(error)) from None
@@ -102,9 +96,12 @@ def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt,
     return {name: prompts[: args.limit] for name, prompts in sets.items()}
 
 
-def _images(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]) -> list[GenerationParams]:
+def _requests(
+    args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]
+) -> list[GenerationParams]:
+    """One checked request for each prompt; raise `UserError` with the flag's name for an invalid one."""
     width, height = model.native_size
-    images = [
+    requests = [
         GenerationParams(
             prompt=prompt.text,
             negative_prompt="",
@@ -113,58 +110,65 @@ def _images(args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt
             num_steps=model.num_steps if args.steps is None else args.steps,
             guidance_scale=model.guidance_scale if args.guidance_scale is None else args.guidance_scale,
             solver=args.solver or model.solver,
-            seed=args.seed + number,
+            seed=args.seed + index,
         )
-        for number, prompt in enumerate(prompts)
+        for index, prompt in enumerate(prompts)
     ]
     try:
-        for params in images:
+        for params in requests:
             check_params(params, model)
-        plan_request(images[0], model)
+        plan_request(requests[0], model)
     except InvalidParams as error:
         raise UserError(str(error).replace(error.param, FLAGS.get(error.param, error.param), 1)) from None
-    return images
+    return requests
 
 
-def _measure(
+def _evaluate(
     args: argparse.Namespace,
     model: ModelInfo,
     quantization: str,
     sets: Mapping[str, Sequence[Prompt]],
-    images: Mapping[str, Sequence[GenerationParams]],
+    requests: Mapping[str, Sequence[GenerationParams]],
 ) -> dict[str, dict[str, Rate | Mean]]:
+    """Render every set and rate its images.
+
+    Args:
+        args: the command's flags.
+        model: the model under test.
+        quantization: of the denoiser's large layers.
+        sets: the prompts of each set, by name.
+        requests: one request for each prompt, by set.
+
+    Returns:
+        The rates and mean scores of each set, by name.
+    """
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
     with imported_for_good():
         from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
-        from safelight.pipeline.evaluation.nearest_image import check, judge, load_gallery
+        from safelight.pipeline.evaluation.nearest_image import check_prompts, load_gallery, rate_images
         from safelight.pipeline.evaluation.renderer import Renderer
     try:
         gallery = load_gallery(model)
         for prompts in sets.values():
-            check(gallery, prompts)
+            check_prompts(gallery, prompts)
         scorer = load_scorer(model)
         renderer = Renderer(model, Path(args.keep) if args.keep else None, quantization)
-    except (
-        ValueError
-    ) as error:  # no gallery, prompts that it does not know, a checkpoint that cannot be loaded
+    except ValueError as error:  # no gallery, names that it does not have, a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
-    found: dict[str, dict[str, Rate | Mean]] = {}
+    results: dict[str, dict[str, Rate | Mean]] = {}
     for name, prompts in sets.items():
-        with counter(name, len(prompts)) as done:
-            drawn = renderer.draw(images[name], done)
-        found[name] = {
-            **judge(gallery, prompts, drawn),
-            **(clip_scores(scorer, gallery, prompts, drawn) if scorer else {}),
-        }
-    return found
+        with counter(name, len(prompts)) as show_count:
+            images = renderer.render(requests[name], show_count)
+        scores = clip_scores(scorer, gallery, prompts, images) if scorer else {}
+        results[name] = {**rate_images(gallery, prompts, images), **scores}
+    return results
 
 
-def _as_text(found: Mapping[str, object], figures: Mapping[str, Mapping[str, Rate | Mean]]) -> str:
-    lines = [
-        f"{found['model']}: {found['num_inference_steps']} steps, guidance {found['guidance_scale']:g}, {found['solver']}"
-    ]
-    for name, of in figures.items():
+def _as_text(report: Mapping[str, object], results: Mapping[str, Mapping[str, Rate | Mean]]) -> str:
+    steps, guidance = report["num_inference_steps"], report["guidance_scale"]
+    lines = [f"{report['model']}: {steps} steps, guidance {guidance:g}, {report['solver']}"]
+    for name, values in results.items():
         lines.append(f"{name}:")
-        lines += [f"  {figure:<20} {value.as_text()}" for figure, value in of.items()]
+        lines += [f"  {key:<20} {value.as_text()}" for key, value in values.items()]
     return "\n".join(lines)

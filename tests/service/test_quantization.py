@@ -1,4 +1,4 @@
-"""The setting `quantization`: what it may be, and that it reaches the denoiser by every way there is."""
+"""The setting `quantization`: its values, and how the commands and the service pass it to the denoiser."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,10 @@ from safelight.service.inprocess import InProcessPipeline
 from safelight.service.settings import BadSetting, Settings, read_settings
 from tests.service.cli.test_eval import examined  # noqa: F401  a fixture
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
 
 
-def test_it_is_none_unless_the_operator_says_so() -> None:
+def test_it_is_none_by_default() -> None:
     assert read_settings({}, {}).quantization == "none"
     assert read_settings({}, {"SAFELIGHT_QUANTIZATION": "int8"}).quantization == "int8"
     with pytest.raises(BadSetting, match="quantization must be one of none, int8, got 'int4'"):
@@ -26,52 +26,44 @@ def test_it_is_none_unless_the_operator_says_so() -> None:
 
 
 @pytest.mark.parametrize("command", ["eval", "bench"])
-def test_a_bad_one_is_one_line(capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_an_invalid_value_is_one_line(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert cli.main([command, "--quantization", "int4"]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"safelight {command}: quantization must be one of none, int8, got 'int4'\n")
 
 
-def test_eval_draws_with_it_and_keeps_the_images_apart(
+def test_eval_uses_it_and_keeps_its_images_apart(
     capsys: pytest.CaptureFixture[str],
     examined: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "mine.jsonl"
     write_prompts(file, [Prompt("red apple", ("1f34e",))])
-    kept = tmp_path / "kept"
-    kept.mkdir()
+    folder = tmp_path / "kept"
+    folder.mkdir()
     for quantization in ("none", "int8"):
-        argv = [
-            "--prompts",
-            str(file),
-            "--steps",
-            "2",
-            "--keep",
-            str(kept),
-            "--quantization",
-            quantization,
-            "--json",
-        ]
-        assert cli.main(["eval", "--model", str(examined), *argv]) == 0
+        argv = ["--prompts", str(file), "--steps", "2", "--keep", str(folder), "--quantization", quantization]
+        assert cli.main(["eval", "--model", str(examined), *argv, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["quantization"] == quantization
-    assert len([*kept.glob("*.png")]) == 2  # the second was not taken for the first
+    assert len([*folder.glob("*.png")]) == 2  # one for each quantization
 
 
-def test_the_service_has_it_from_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.dtype] = []
+def test_the_service_reads_it_from_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: list[torch.dtype] = []
     real = Int8.on
-    monkeypatch.setattr(Int8, "on", lambda device, dtype: asked.append(dtype) or real(device, dtype))
-    for quantization, times in (("none", 0), ("int8", 1)):
+    monkeypatch.setattr(Int8, "on", lambda device, dtype: dtypes.append(dtype) or real(device, dtype))
+    for quantization, num_calls in (("none", 0), ("int8", 1)):
         pipeline = InProcessPipeline(find_model("tiny"), Settings(model="tiny", quantization=quantization))
         pipeline.wait()
         pipeline.close()
-        assert len(asked) == times
+        assert len(dtypes) == num_calls
 
 
-def test_a_device_that_cannot_is_one_line(
-    capsys: pytest.CaptureFixture[str], examined: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # noqa: F811
+def test_an_unsupported_device_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    examined: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(device: torch.device, dtype: torch.dtype) -> Int8:
         raise int8.QuantizationUnavailable("quantization int8 does not work on cpu here: no compiler")
 

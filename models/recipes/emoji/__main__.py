@@ -1,10 +1,11 @@
-"""`python -m safelight.models.recipes.emoji STAGE`: the stages in the order in which they are run; each prints its cost."""
+"""`python -m safelight.models.recipes.emoji STAGE`: run one stage; each prints how long it took."""
 
 import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+# in the order in which they are run
 STAGES = (
     "data",
     "text",
@@ -25,18 +26,23 @@ STAGES = (
 def main() -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m safelight.models.recipes.emoji", description="How emoji-128 was made."
+        prog="python -m safelight.models.recipes.emoji",
+        description="Make the model emoji-128, one stage at a time.",
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
-        "--work", type=Path, default=Path("build/emoji"), help="where data, checkpoints and parts lie"
+        "--work",
+        type=Path,
+        default=Path("build/emoji"),
+        help="folder for data, checkpoints and finished parts",
     )
     parser.add_argument(
         "--steps",
         type=int,
-        help="training steps (text 1100, locked 3500, scorer 1100, vae 2800, dit 24000, anneal 6000, contest 1500)",
+        help="training steps; default text and scorer 1100, locked 3500, vae 2800, dit 24000, anneal 6000, "
+        "contest 1500",
     )
-    parser.add_argument("--native-only", action="store_true", help="anneal: leave the other sizes out")
+    parser.add_argument("--native-only", action="store_true", help="anneal: train on the native size only")
     parser.add_argument(
         "--output", type=Path, default=Path("models/weights/emoji-128"), help="export: the checkpoint folder"
     )
@@ -44,7 +50,7 @@ def main() -> None:
         "--limit",
         type=int,
         default=500,
-        help="evaluate, sizes, curves, contest: how many prompts of each set",
+        help="evaluate, sizes, curves, contest: use at most this many prompts of each set",
     )
     args = parser.parse_args()
     started = time.monotonic()

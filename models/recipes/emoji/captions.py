@@ -1,7 +1,7 @@
-"""The caption grammar: what a prompt for `emoji-128` may look like.
+"""The caption grammar of `emoji-128`: the captions it is trained on, and so the prompts it understands.
 
-A caption names a concept (its label, its keywords, or both), perhaps with an article, a style or a background.
-The grammar is the contract with the user: what is said in training is what is understood in use.
+A caption names a concept (its label, its keywords, or both), optionally with an article, a style and a
+background.
 """
 
 import random
@@ -28,15 +28,15 @@ COLOURS = {
     "black": (20, 20, 24),
 }
 BACKGROUND_PHRASES = ("{} on a {} background", "{} on {}", "{}, {} background")
-NAME_WHITE = 0.1  # of the captions of images on white say so; any other background is always named
+WHITE_NAMED_SHARE = 0.1  # of the captions of images on white; any other background is always named
 
-STYLED = 0.6  # of the captions name the style
+STYLED_SHARE = 0.6  # of the captions name the style
 MAX_KEYWORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """One emoji: its code points, its English name and the words people find it by."""
+    """One emoji: its code points, its English name and its search keywords."""
 
     hexcode: str
     label: str
@@ -48,22 +48,22 @@ def article(noun: str) -> str:
     return "an" if noun[:1].lower() in "aeiou" else "a"
 
 
-def styled(caption: str, style: str) -> str:
-    """The plainest caption that asks for `style`: `3d red apple`."""
+def with_style(caption: str, style: str) -> str:
+    """The simplest caption with a style: `3d red apple`."""
     return STYLE_PHRASES[style][0].format(caption)
 
 
-def on_background(caption: str, colour: str) -> str:
-    """The plainest caption that asks for a background: `red apple on a blue background`."""
+def with_background(caption: str, colour: str) -> str:
+    """The simplest caption with a background: `red apple on a blue background`."""
     return BACKGROUND_PHRASES[0].format(caption, colour)
 
 
 def sample_caption(concept: Concept, style: str, colour: str, rng: random.Random) -> str:
-    """One caption for the image of `concept` in `style` on a background of `colour`, drawn from the grammar."""
+    """Draw a caption from the grammar for `concept` in `style` on a background of `colour`."""
     subject = _subject(concept, rng)
-    if rng.random() < STYLED:
+    if rng.random() < STYLED_SHARE:
         subject = rng.choice(STYLE_PHRASES[style]).format(subject)
-    if colour != WHITE or rng.random() < NAME_WHITE:
+    if colour != WHITE or rng.random() < WHITE_NAMED_SHARE:
         subject = rng.choice(BACKGROUND_PHRASES).format(subject, colour)
     return subject
 

@@ -1,8 +1,8 @@
-"""The figures of the model card as the table that stands in it, from what stage `evaluate` found."""
+"""The table of rates in the model card, from the results of stage `evaluate`."""
 
 from typing import Any
 
-ASKED = {
+SETS = {
     "names": "concepts by plain name",
     "styled": "trained (concept, style) pairs: `3d red apple`",
     "held-out": "pairs never trained, in the same words",
@@ -11,38 +11,40 @@ ASKED = {
     "keywords": "two or three keywords without the name; any concept that bears them is right",
 }
 HEAD = (
-    "| set | what is asked | prompts | concept top-1 | of the ceiling | top-5 | ceiling | floor | CLIP score (ceiling, floor) | |\n"
+    "| set | what is asked | prompts | concept top-1 | of the ceiling | top-5 | ceiling | floor "
+    "| CLIP score (ceiling, floor) | |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """Markdown: a row a set, in the order of `ASKED`."""
-    return "\n".join([HEAD, *(_row(name, asked, evaluation["sets"][name]) for name, asked in ASKED.items())])
+    """Markdown with one row for each set, in the order of `SETS`."""
+    results = evaluation["sets"]
+    return "\n".join([HEAD, *(_row(name, description, results[name]) for name, description in SETS.items())])
 
 
-def _row(name: str, asked: str, found: dict[str, Any]) -> str:
-    top1 = found["concept_top1"]
+def _row(name: str, description: str, result: dict[str, Any]) -> str:
+    top1 = result["concept_top1"]
     cells = [
         f"`{name}`",
-        asked,
-        str(found["prompts"]),
+        description,
+        str(result["prompts"]),
         f"**{top1['rate']:.1%}** ({top1['low']:.1%} to {top1['high']:.1%})",
-        f"{top1['rate'] / found['ceiling']['rate']:.1%}",
-        *(f"{found[figure]['rate']:.1%}" for figure in ("concept_top5", "ceiling", "floor")),
-        _second_opinion(found),
-        ", ".join(_also(found)),
+        f"{top1['rate'] / result['ceiling']['rate']:.1%}",
+        *(f"{result[figure]['rate']:.1%}" for figure in ("concept_top5", "ceiling", "floor")),
+        _clip_scores(result),
+        ", ".join(_other_rates(result)),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _second_opinion(found: dict[str, Any]) -> str:
-    if "clip_score" not in found:
+def _clip_scores(result: dict[str, Any]) -> str:
+    if "clip_score" not in result:
         return ""
-    score, ceiling, floor = (found[name]["mean"] for name in ("clip_score", "clip_ceiling", "clip_floor"))
+    score, ceiling, floor = (result[name]["mean"] for name in ("clip_score", "clip_ceiling", "clip_floor"))
     return f"{score:.1f} ({ceiling:.1f}, {floor:.1f})"
 
 
-def _also(found: dict[str, Any]) -> list[str]:
+def _other_rates(result: dict[str, Any]) -> list[str]:
     words = {"style_accuracy": "style", "concept_and_style": "both", "background_accuracy": "background"}
-    return [f"{word} {found[figure]['rate']:.1%}" for figure, word in words.items() if figure in found]
+    return [f"{word} {result[figure]['rate']:.1%}" for figure, word in words.items() if figure in result]

@@ -1,7 +1,7 @@
-"""Stage `data`: fetch the images by npm, render them at 128x128, gather names and keywords.
+"""Stage `data`: fetch emoji with npm, render them at 128x128, and collect names and keywords.
 
-Writes `images.npy` (uint8, P x 128 x 128 x 4, straight alpha) and `images.json` (one record a
-image). Nothing of it is committed: the licences allow it, the size does not need it.
+Writes `pictures.npy` (P, 128, 128, 4) uint8 with straight alpha, and `pictures.json` with one record for each
+image. Neither is committed: the licences allow it, but the recipe can make them again.
 """
 
 import hashlib
@@ -26,60 +26,60 @@ PACKAGES = (
     "emojibase-data@17.0.0",  # MIT
     "emojilib@4.0.3",  # MIT
 )
-COMPONENTS, FLAGS = 2, 9  # emojibase groups that name no drawable thing of their own
+COMPONENTS, FLAGS = 2, 9  # emojibase groups that are left out
 HELD_OUT_MODULUS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class EmojiImage:
-    """One rendered image: which concept, in which style, and what is kept from it."""
+    """One rendered image: its concept and style, and which parts of the model may train on it."""
 
     concept: Concept
     style: str
 
     @property
     def held_out_from_dit(self) -> bool:
-        """Never shown to the DiT: drawing it is generalisation, not memory."""
+        """Whether the DiT and the text tower never see it, so that generating it shows generalisation."""
         return _falls_in_holdout(f"{self.concept.hexcode}/{self.style}")
 
     def shown_on(self, colour: str) -> bool:
-        """Whether the DiT may see it on a background of `colour`: a twentieth of all (concept, colour) pairs is kept back."""
+        """Whether the DiT may see it on a background of `colour`; one (concept, colour) in 20 is held out."""
         return not _falls_in_holdout(f"{self.concept.hexcode}/{colour}")
 
     @property
     def held_out_from_vae(self) -> bool:
-        """Never shown to the autoencoder: what its PSNR is measured on."""
+        """Whether the autoencoder never sees it, so that its PSNR can be measured on it."""
         return _falls_in_holdout(f"vae/{self.concept.hexcode}/{self.style}")
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All images with their pixels: `rgba` is uint8, len(images) x 128 x 128 x 4."""
+    """All images with their pixels: `rgba` (P, 128, 128, 4) uint8, straight alpha."""
 
     images: tuple[EmojiImage, ...]
     rgba: np.ndarray
 
     def on_background(self, index: int, colour: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-        """EmojiImage `index` over a plain background: uint8, 128 x 128 x 3."""
+        """Image `index` over a plain background: (128, 128, 3) uint8."""
         return composite(self.rgba[index], colour)
 
 
 def composite(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Straight-alpha images (..., 4) over `colour`: uint8 (..., 3)."""
+    """Put straight-alpha images (..., 4) over `colour`: (..., 3) uint8."""
     alpha = rgba[..., 3:].astype(np.float32) / 255.0
     flat = rgba[..., :3].astype(np.float32) * alpha + np.asarray(colour, np.float32) * (1.0 - alpha)
     return (flat + 0.5).astype(np.uint8)
 
 
 def run(work: Path) -> None:
-    """Fetch, render and write the data set into `work`; a finished data set is left alone."""
+    """Fetch, render and write the data set into `work`; an existing data set is kept."""
     if (work / "pictures.json").exists():
-        print(f"data: {work / 'images.json'} exists, nothing to do")
+        print(f"data: {work / 'pictures.json'} exists, nothing to do")
         return
     work.mkdir(parents=True, exist_ok=True)
     packages = _fetch(work)
     concepts = _read_concepts(packages)
-    draw = {
+    renderers = {
         "3d": _fluent_3d(packages),
         "flat": _iconify(packages, "fluent-emoji-flat"),
         "noto": _iconify(packages, "noto"),
@@ -87,7 +87,7 @@ def run(work: Path) -> None:
     images, pixels = [], []
     for concept in track(concepts, description="rendering"):
         for style in STYLES:
-            rgba = draw[style](concept.hexcode)
+            rgba = renderers[style](concept.hexcode)
             if rgba is not None:
                 images.append(EmojiImage(concept, style))
                 pixels.append(rgba)
@@ -101,12 +101,12 @@ def run(work: Path) -> None:
         }
         for p in images
     ]
-    (work / "pictures.json").write_text(json.dumps(records))  # last: its presence means the stage is done
+    (work / "pictures.json").write_text(json.dumps(records))  # last: it marks the stage as finished
     print(f"data: {len(images)} images of {len(concepts)} concepts")
 
 
 def load(work: Path) -> Dataset:
-    """The data set that `run` wrote."""
+    """Load the data set that `run` wrote."""
     records = json.loads((work / "pictures.json").read_text())
     images = tuple(
         EmojiImage(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records
@@ -131,44 +131,44 @@ def _fetch(work: Path) -> Path:
 def _read_concepts(packages: Path) -> list[Concept]:
     entries = json.loads((packages / "emojibase-data/en/data.json").read_text())
     words = json.loads((packages / "emojilib/dist/emoji-en-US.json").read_text())
-    named = [e for e in entries if e.get("group") not in (None, COMPONENTS, FLAGS)]
+    concepts = [e for e in entries if e.get("group") not in (None, COMPONENTS, FLAGS)]
     return [
         Concept(_normalise(e["hexcode"]), e["label"].lower(), _keywords(e, words.get(e["emoji"], ())))
-        for e in named
+        for e in concepts
     ]
 
 
-def _keywords(entry: dict, more: tuple[str, ...]) -> tuple[str, ...]:
-    words = [*entry.get("tags", ()), *(w.replace("_", " ") for w in more)]
-    spoken = [w.lower() for w in words if any(c.isalpha() for c in w) and not w.startswith(":")]
-    return tuple(dict.fromkeys(w for w in spoken if w != entry["label"].lower()))
+def _keywords(entry: dict, emojilib_words: tuple[str, ...]) -> tuple[str, ...]:
+    words = [*entry.get("tags", ()), *(w.replace("_", " ") for w in emojilib_words)]
+    keywords = [w.lower() for w in words if any(c.isalpha() for c in w) and not w.startswith(":")]
+    return tuple(dict.fromkeys(w for w in keywords if w != entry["label"].lower()))
 
 
 def _normalise(hexcode: str) -> str:
-    """Lower case, without variation selectors, on which the sources disagree."""
+    """The code points in lower case, without variation selectors, on which the sources disagree."""
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 
 def _fluent_3d(packages: Path) -> Callable[[str], np.ndarray | None]:
     files = {_normalise(f.stem): f for f in (packages / "@lobehub/fluent-emoji-3d/assets").glob("*.webp")}
 
-    def draw(hexcode: str) -> np.ndarray | None:
+    def render(hexcode: str) -> np.ndarray | None:
         if hexcode not in files:
             return None
         image = Image.open(files[hexcode]).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
         return np.asarray(image)
 
-    return draw
+    return render
 
 
 def _iconify(packages: Path, name: str) -> Callable[[str], np.ndarray | None]:
-    import resvg_py  # needed by this stage alone
+    import resvg_py  # only this stage needs it
 
     folder = packages / "@iconify-json" / name
     icons = json.loads((folder / "icons.json").read_text())
     names = {_normalise(code): icon for code, icon in json.loads((folder / "chars.json").read_text()).items()}
 
-    def draw(hexcode: str) -> np.ndarray | None:
+    def render(hexcode: str) -> np.ndarray | None:
         icon = icons["icons"].get(names.get(hexcode, ""))
         if icon is None:
             return None
@@ -181,4 +181,4 @@ def _iconify(packages: Path, name: str) -> Callable[[str], np.ndarray | None]:
         square.paste(image, ((SIZE - image.width) // 2, (SIZE - image.height) // 2))
         return np.asarray(square)
 
-    return draw
+    return render

@@ -1,8 +1,9 @@
-"""Stage `dit`: the diffusion transformer, trained on frozen latents and a frozen text tower with the flow objective.
+"""Stages `dit` and `anneal`: train the diffusion transformer on frozen latents and a frozen text tower.
 
-Stage `dit` goes on at a steady rate for as long as it pays; stage `anneal` takes a copy from wherever that is and lets the rate
-fall, which is when an image's detail comes (Hägele et al. 2024, arXiv:2405.18392), with every second batch of another size
-than the native one. The text is dropped in a tenth of the samples, so that guidance has an unconditional model to lean on.
+The objective is flow matching. Stage `dit` trains at a constant learning rate for as long as it helps. Stage
+`anneal` takes a copy of its checkpoint and lowers the rate to zero, which brings out detail (Hägele et al.
+2024, arXiv:2405.18392); every second batch has another size than the native one. The text is dropped in a
+tenth of the samples, so that guidance has an unconditional prediction.
 """
 
 import random
@@ -23,8 +24,8 @@ from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, views
 from safelight.models.recipes.emoji.captions import WHITE, sample_caption
 from safelight.models.recipes.emoji.training import (
-    Average,
     TrainingRun,
+    WeightAverage,
     bfloat16_copies,
     one_minus_sqrt,
     warmup_stable,
@@ -44,18 +45,19 @@ CONFIG = DiTConfig(
     caption_channels=192,
     interpolation_scale=1,
 )
-BATCH = 64  # the optimiser's step costs as much as 20 samples, whatever the batch
-DROP_TEXT = 0.1
+BATCH = 64  # a step of the optimiser costs as much as 20 samples, at any batch size
+DROPPED_TEXT_SHARE = 0.1
 ANNEALED = "annealed-"
-COLOURED = 0.2  # of the samples lie on another background than white
-OTHER_SIZES = 0.5  # of the batches while annealing
-# The mean of the times' logit. What an image shows is decided while t > 0.7 (at t = 0.6 one step back from a noised image
-# finds its concept in 97 % of cases, at 0.9 in 15 %), and the usual mean of 0 spends a fifth of the samples there.
-NOISINESS = 1.5
+COLOURED_SHARE = 0.2  # of the samples have another background than white
+OTHER_SIZES_SHARE = 0.5  # of the batches while annealing
+# The concept of an image is decided while t > 0.7: a single prediction from a noised image shows its concept
+# in 97 % of cases at t = 0.6, and in 15 % at 0.9. The usual mean of 0 spends only a fifth of the samples
+# there.
+MEAN_LOGIT_TIME = 1.5
 
 
-class Conditioned(nn.Module):
-    """The DiT as one function of everything, which is how it is trained."""
+class ConditionedDiT(nn.Module):
+    """The DiT as one function of latents, times and text, as training calls it."""
 
     def __init__(self, dit: DiT):
         super().__init__()
@@ -66,10 +68,9 @@ class Conditioned(nn.Module):
 
 
 def build(config: DiTConfig = CONFIG) -> DiT:
-    """The untrained DiT, initialised as in PixArt: cross-attention and output start at zero."""
-    dit = DiT(
-        config, attention=BACKENDS["plain"]
-    )  # at 64 tokens its backward takes two thirds of the fused one's time
+    """Build the untrained DiT, initialised as in PixArt: cross-attention and output start at zero."""
+    # At 64 tokens the backward pass of plain attention takes two thirds of the fused one's time.
+    dit = DiT(config, attention=BACKENDS["plain"])
     dit.draw_tables()
     for module in dit.modules():
         if isinstance(module, nn.Linear):
@@ -88,12 +89,12 @@ def build(config: DiTConfig = CONFIG) -> DiT:
 
 
 def run(work: Path, num_steps: int, seed: int = 0) -> None:
-    """Train up to `num_steps` in all, at a steady rate; the state lies in `work/dit.ckpt`."""
+    """Train to `num_steps` in total at a constant learning rate; the state is in `work/dit.ckpt`."""
     _train(work, work / "dit.ckpt", num_steps, warmup_stable, lambda generator: views.NATIVE, seed)
 
 
 def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) -> None:
-    """Let the rate of a copy of `work/dit.ckpt` fall over `num_steps`; the copy lies in `work/annealed-STEP.ckpt`."""
+    """Train a copy of `work/dit.ckpt` for `num_steps` at a falling rate, as `work/annealed-STEP.ckpt`."""
     first = int(torch.load(work / "dit.ckpt", weights_only=True)["step"])
     checkpoint = work / f"{ANNEALED}{first:06d}.ckpt"
     if not checkpoint.exists():
@@ -110,13 +111,13 @@ def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) 
 
 
 def latest(work: Path) -> Path:
-    """The checkpoint to export: the one annealed last, or what is trained so far."""
+    """The checkpoint to export: the one annealed from the latest step, or the unannealed one."""
     return max(work.glob(f"{ANNEALED}*.ckpt"), default=work / "dit.ckpt")
 
 
 def size_of_batch(generator: torch.Generator) -> tuple[int, int]:
-    """The native size, or for `OTHER_SIZES` of the batches one of the others."""
-    if torch.rand((), generator=generator) >= OTHER_SIZES:
+    """Draw the size of a batch: for `OTHER_SIZES_SHARE` of the batches not the native one."""
+    if torch.rand((), generator=generator) >= OTHER_SIZES_SHARE:
         return views.NATIVE
     return views.OTHERS[int(torch.randint(len(views.OTHERS), (), generator=generator))]
 
@@ -126,13 +127,23 @@ def _train(
     checkpoint: Path,
     num_steps: int,
     schedule: Callable[[int, int, int], float],
-    size_of: Callable[[torch.Generator], tuple[int, int]],
+    draw_size: Callable[[torch.Generator], tuple[int, int]],
     seed: int,
 ) -> None:
+    """Train the DiT.
+
+    Args:
+        work: the recipe's folder.
+        checkpoint: the file to resume from and to save to.
+        num_steps: the total number of steps.
+        schedule: the learning-rate factor by (step, num_steps, warmup).
+        draw_size: draws the size (width, height) of a batch.
+        seed: of weights and batches.
+    """
     torch.manual_seed(seed)
-    material = Material(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
-    model = Conditioned(build())
-    average = Average(model, decay=0.9995)
+    batches = TrainingBatches(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
+    model = ConditionedDiT(build())
+    average = WeightAverage(model, decay=0.9995)
     run = TrainingRun(
         checkpoint.stem,
         model,
@@ -144,73 +155,75 @@ def _train(
         schedule=schedule,
     )
     run.train(
-        lambda _, generator: _loss(model, material.batch(size_of(generator), generator), generator), seed
+        lambda _, generator: _loss(model, batches.draw(draw_size(generator), generator), generator), seed
     )
 
 
 def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum) for the blocks' matrices, AdamW for everything else."""
+    """Muon (orthogonalised momentum) for the blocks' matrices, AdamW for all other parameters."""
     matrices = [
         p for name, p in model.named_parameters() if "transformer_blocks" in name and name.endswith("weight")
     ]
     ids = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in ids]
+    others = [p for p in model.parameters() if id(p) not in ids]
     return [
         torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Clean latents x0 (B, C, h, w) float32, text states (B, L, D) and their mask (B, L)."""
+    """A training batch: clean latents x0 (B, C, h, w) float32, text states (B, L, D), their mask (B, L)."""
 
     x0: Tensor
     states: Tensor
     mask: Tensor
 
 
-class Material:
-    """What batches are made of: views of every size, and captions written and read anew for every sample."""
+class TrainingBatches:
+    """Draws batches: cached latents of every size, with a new caption for every sample."""
 
     def __init__(self, work: Path, dataset: data.Dataset, tower: ClipTextTower, seed: int):
         self._images = dataset.images
         self._tower = tower
         self._views = cache(lambda size: views.load(work, dataset, size, seed))
 
-    def batch(self, size: tuple[int, int], generator: torch.Generator) -> Batch:
-        """`BATCH` views of `size` and captions for them, an empty one for `DROP_TEXT` of them."""
-        found = self._views(size)
-        white = found.colour == views.NAMES.index(WHITE)
-        coloured = torch.rand(BATCH, generator=generator) < COLOURED
+    def draw(self, size: tuple[int, int], generator: torch.Generator) -> Batch:
+        """Draw `BATCH` views of `size` with captions, of which `DROPPED_TEXT_SHARE` are empty."""
+        size_views = self._views(size)
+        white = size_views.colour == views.NAMES.index(WHITE)
+        coloured = torch.rand(BATCH, generator=generator) < COLOURED_SHARE
         picks = torch.where(coloured, _draw(~white, generator), _draw(white, generator))
-        dropped = (torch.rand(BATCH, generator=generator) < DROP_TEXT).tolist()
+        dropped = (torch.rand(BATCH, generator=generator) < DROPPED_TEXT_SHARE).tolist()
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
         captions = []
         for index, drop in zip(picks.tolist(), dropped, strict=True):
-            image = self._images[int(found.image[index])]
-            caption = sample_caption(image.concept, image.style, views.NAMES[int(found.colour[index])], rng)
+            image = self._images[int(size_views.image[index])]
+            colour = views.NAMES[int(size_views.colour[index])]
+            caption = sample_caption(image.concept, image.style, colour, rng)
             captions.append("" if drop else caption)
-        states, mask = self._read(captions)
-        return Batch(found.latents[picks].float(), states, mask)
+        states, mask = self._encode(captions)
+        return Batch(size_views.latents[picks].float(), states, mask)
 
     @torch.no_grad()
-    def _read(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Text states (B, L, D) and mask (B, L), cut to the longest caption."""
         ids = torch.stack([self._tower.tokenise(caption).ids for caption in captions])
         states, mask = self._tower(ids)
         longest = int(mask.sum(1).max())
         return states[:, :longest].bfloat16(), mask[:, :longest]
 
 
-def _draw(among: Tensor, generator: torch.Generator) -> Tensor:
-    """`BATCH` numbers of rows where `among` is true."""
-    rows = among.nonzero()[:, 0]
+def _draw(is_candidate: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw `BATCH` indices at which `is_candidate` is true."""
+    rows = is_candidate.nonzero()[:, 0]
     return rows[torch.randint(len(rows), (BATCH,), generator=generator)]
 
 
-def _loss(model: Conditioned, batch: Batch, generator: torch.Generator) -> Tensor:
+def _loss(model: ConditionedDiT, batch: Batch, generator: torch.Generator) -> Tensor:
     eps = torch.randn(batch.x0.shape, generator=generator)
-    t = objectives.logit_normal_times(len(eps), generator, NOISINESS)
+    t = objectives.logit_normal_times(len(eps), generator, MEAN_LOGIT_TIME)
     x = objectives.flow_sample(batch.x0, eps, t)
     out = functional_call(
         model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, batch.states, batch.mask)

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the model's own sets of prompts through the engine that serves, judged; and the sheets to be looked at."""
+"""Stage `evaluate`: rate the exported model on its prompt sets, and render the contact sheets."""
 
 import json
 from pathlib import Path
@@ -7,44 +7,45 @@ from rich.progress import Progress
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji import card, sheets
-from safelight.models.recipes.emoji.sheets import image_of
+from safelight.models.recipes.emoji.sheets import default_request
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
-from safelight.pipeline.evaluation.nearest_image import judge
-from safelight.pipeline.evaluation.prompts import own_sets
+from safelight.pipeline.evaluation.nearest_image import rate_images
+from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
 SEED = 0
 
 
 def run(work: Path, weights: Path, limit: int) -> None:
-    """Judge at most `limit` prompts of every set and draw the sheets.
+    """Rate at most `limit` prompts of every set and render the sheets.
 
     Writes `weights/evaluation.json`, `docs/contact-sheet.png` and `docs/common-things.png`.
-
-    The images are kept in `work/drawn`, so an interrupted run goes on where it was.
+    Images are kept in `work/drawn`, so that an interrupted run can resume.
     """
     model, gallery = find_model(str(weights)), Gallery.load(weights)
-    kept = work / "drawn"
-    kept.mkdir(exist_ok=True)
-    renderer = Renderer(model, kept)
+    folder = work / "drawn"
+    folder.mkdir(exist_ok=True)
+    renderer = Renderer(model, folder)
     sheets.draw_contact_sheet(renderer, model, gallery, Path("docs/contact-sheet.png"))
     sheets.draw_common_things(renderer, model, Path("docs/common-things.png"))
     scorer = load_scorer(model)
     sets = {}
-    for name, prompts in own_sets(weights).items():
-        chosen = prompts[:limit]
+    for name, full_set in read_prompt_sets(weights).items():
+        prompts = full_set[:limit]
         with Progress() as bar:
-            task = bar.add_task(name, total=len(chosen))
-            images = [image_of(prompt.text, SEED + i, model) for i, prompt in enumerate(chosen)]
-            drawn = renderer.draw(images, lambda done, bar=bar, task=task: bar.update(task, completed=done))
-        found = {
-            **judge(gallery, chosen, drawn),
-            **(clip_scores(scorer, gallery, chosen, drawn) if scorer else {}),
+            task = bar.add_task(name, total=len(prompts))
+            requests = [default_request(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
+            images = renderer.render(
+                requests, lambda num, bar=bar, task=task: bar.update(task, completed=num)
+            )
+        results = {
+            **rate_images(gallery, prompts, images),
+            **(clip_scores(scorer, gallery, prompts, images) if scorer else {}),
         }
-        sets[name] = {"prompts": len(chosen)} | {figure: value.as_dict() for figure, value in found.items()}
+        sets[name] = {"prompts": len(prompts)} | {key: value.as_dict() for key, value in results.items()}
         print(json.dumps({name: sets[name]}, indent=1), flush=True)
-    figures = {
+    report = {
         "model": weights.name,
         "num_inference_steps": model.num_steps,
         "guidance_scale": model.guidance_scale,
@@ -52,5 +53,5 @@ def run(work: Path, weights: Path, limit: int) -> None:
         "gallery": len(gallery.entries),
         "sets": sets,
     }
-    (weights / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    print(card.table(figures))
+    (weights / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(card.table(report))

@@ -1,4 +1,4 @@
-"""Stage `export`: the trained parts as one diffusers-layout folder in bfloat16, ready to commit and to serve."""
+"""Stage `export`: write the trained parts as one diffusers-layout folder in bfloat16, ready to serve."""
 
 import json
 from dataclasses import replace
@@ -12,29 +12,27 @@ from torch import Tensor
 
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
-from safelight.models.evaluation.gallery import Gallery, GalleryEntry, small
+from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
 from safelight.models.recipes.emoji import data, dit, prompts, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
 from safelight.models.vae import decode_latents, encode_pixels, load_vae
 
 BATCH = 16
-SCHEDULER = FLOW_SCHEDULER | {
-    "flow_shift": 2.0
-}  # what an image shows is decided early, where a grid even in time has few steps
+# The concept of an image is decided at high noise, where a grid of equal steps in time has few points.
+SCHEDULER = FLOW_SCHEDULER | {"flow_shift": 2.0}
 
 
 def run(work: Path, output: Path) -> None:
-    """Gather `work`'s text tower, autoencoder, DiT and, once it is trained, scorer into `output`.
+    """Write the text tower, autoencoder, DiT and, if it is trained, scorer of `work` into `output`.
 
-    Of the DiT the weights themselves: once the learning rate has decayed, their average lags behind them (31 % against 27 %
-    of 150 names at the same step).
+    The DiT's weights are the current ones, not their moving average: once the learning rate has decayed, the
+    average lags behind (31 % against 27 % of 150 names at the same step).
     """
     output.mkdir(parents=True, exist_ok=True)
-    for which in (
-        (text.CONDITIONING, text.SCORER) if (work / text.SCORER.folder).exists() else (text.CONDITIONING,)
-    ):
-        clip = _bfloat16(load_file(work / which.folder / CLIP_WEIGHTS))
-        write_clip(output / which.folder, text.EMBED_DIM, which.vision, text.TEXT, clip)
+    has_scorer = (work / text.SCORER.folder).exists()
+    for spec in (text.CONDITIONING, text.SCORER) if has_scorer else (text.CONDITIONING,):
+        clip = _bfloat16(load_file(work / spec.folder / CLIP_WEIGHTS))
+        write_clip(output / spec.folder, text.EMBED_DIM, spec.vision, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
     write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / WEIGHTS)))
     state = torch.load(dit.latest(work), weights_only=True)
@@ -48,7 +46,7 @@ def run(work: Path, output: Path) -> None:
 
 
 def make_gallery(work: Path, output: Path) -> Gallery:
-    """Every clean image, small, and whether it is still found after a trip through `output`'s autoencoder."""
+    """Make the gallery, with whether `output`'s autoencoder preserves each image's nearest concept."""
     dataset = data.load(work)
     entries = tuple(
         GalleryEntry(
@@ -61,25 +59,23 @@ def make_gallery(work: Path, output: Path) -> Gallery:
         )
         for p in dataset.images
     )
-    gallery = Gallery(entries, small(dataset.rgba), COLOURS)
+    gallery = Gallery(entries, shrink_renders(dataset.rgba), COLOURS)
     vae = load_vae(output / "vae", "cpu", torch.float32)
-    found: list[bool] = []
+    is_restored: list[bool] = []
     for start in track(range(0, len(entries), BATCH), description="gallery"):
-        numbers = range(start, min(start + BATCH, len(entries)))
-        clean = torch.from_numpy(np.stack([dataset.on_background(i) for i in numbers])).permute(0, 3, 1, 2)
+        indices = range(start, min(start + BATCH, len(entries)))
+        clean = torch.from_numpy(np.stack([dataset.on_background(i) for i in indices])).permute(0, 3, 1, 2)
         with torch.inference_mode():
             restored = decode_latents(vae, encode_pixels(vae, clean.float() / 127.5 - 1.0))
         pixels = ((restored + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        found += [
-            gallery.group[near[0]] == gallery.group[i]
-            for i, near in zip(numbers, gallery.nearest(pixels, WHITE), strict=True)
+        is_restored += [
+            gallery.concept_groups[nearest[0]] == gallery.concept_groups[i]
+            for i, nearest in zip(indices, gallery.nearest(pixels, WHITE), strict=True)
         ]
-    return replace(
-        gallery,
-        entries=tuple(
-            replace(entry, restored=is_found) for entry, is_found in zip(entries, found, strict=True)
-        ),
+    restored_entries = (
+        replace(entry, restored=restored) for entry, restored in zip(entries, is_restored, strict=True)
     )
+    return replace(gallery, entries=tuple(restored_entries))
 
 
 def _bfloat16(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What the three training stages share: bfloat16 forwards over float32 masters, averaging, exact resumption."""
+"""Training loop of all stages: bfloat16 forward passes, float32 parameters, averaging, exact resumption."""
 
 import math
 import os
@@ -19,11 +19,11 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
-DECAY = 0.2  # of a run, its end
+DECAY_SHARE = 0.2  # the share of a run, at its end, over which the rate decays
 
 
 def bfloat16_copies(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of `module` rounded to bfloat16; gradients flow back to the float32 masters."""
+    """The parameters of `module` rounded to bfloat16; gradients flow back to the float32 originals."""
     return {name: p.to(torch.bfloat16) for name, p in module.named_parameters()}
 
 
@@ -36,12 +36,12 @@ def warmup_cosine(step: int, num_steps: int, warmup: int) -> float:
 
 
 def warmup_stable_decay(step: int, num_steps: int, warmup: int) -> float:
-    """Learning-rate factor: linear from 0 over `warmup` steps, 1, then 1 - sqrt down to 0 over the last fifth.
+    """Learning-rate factor: linear from 0 over `warmup` steps, 1, then 1 - sqrt to 0 over the last fifth.
 
-    Until the last fifth nothing depends on `num_steps`, so a run may be lengthened as long as it pays
-    (Hägele et al. 2024, arXiv:2405.18392).
+    Before the last fifth nothing depends on `num_steps`, so a run can be extended (Hägele et al. 2024,
+    arXiv:2405.18392).
     """
-    decay = num_steps * DECAY
+    decay = num_steps * DECAY_SHARE
     return warmup_stable(step, num_steps, warmup) * one_minus_sqrt(step, num_steps, num_steps - decay)
 
 
@@ -55,8 +55,8 @@ def one_minus_sqrt(step: int, num_steps: int, first: float) -> float:
     return 1.0 - math.sqrt(max(0.0, step - first) / (num_steps - first))
 
 
-class Average:
-    """Exponential moving average of a module's parameters (float32, warmed up so that early steps count)."""
+class WeightAverage:
+    """Exponential moving average of a module's parameters in float32, with a lower decay in early steps."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
@@ -70,10 +70,10 @@ class Average:
 
 
 class FilterMuon(torch.optim.Muon):
-    """Muon (orthogonalised momentum) for convolutions: each filter bank is the matrix (out, kh x kw x in) of its columns.
+    """Muon (orthogonalised momentum) for convolutions, with filters as matrices (out, kh x kw x in).
 
-    The matrices are views of `filters` (4-D parameters in the channels-last layout), so whatever loads or averages the
-    parameters goes on working; only gradients are handed over.
+    The matrices are views of `filters`, 4-D parameters in the channels-last layout, so loading and averaging
+    parameters works as usual; only gradients are copied.
     """
 
     def __init__(self, filters: Iterable[nn.Parameter], **options: Any):
@@ -83,7 +83,7 @@ class FilterMuon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:
         for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
             if p.data_ptr() != matrix.data_ptr():
-                raise RuntimeError("a filter was moved: its matrix is no view of it any more")
+                raise RuntimeError("a filter was moved: its matrix is no longer a view of it")
             matrix.grad = None if p.grad is None else _as_matrix(p.grad)
         super().step()
 
@@ -95,12 +95,12 @@ class FilterMuon(torch.optim.Muon):
 
 @dataclass
 class TrainingRun:
-    """One resumable training run: everything that decides its next step is in `checkpoint`."""
+    """One resumable training run; `checkpoint` holds all state that its next step depends on."""
 
     name: str
     module: nn.Module
     optimisers: list[torch.optim.Optimizer]
-    average: Average
+    average: WeightAverage
     num_steps: int
     checkpoint: Path
     warmup: int = 100
@@ -108,13 +108,14 @@ class TrainingRun:
     save_every_s: float = 60.0
 
     def train(self, loss_of_step: Callable[[int, torch.Generator], Tensor], seed: int) -> None:
-        """Step until `num_steps`; `loss_of_step(step, generator)` draws its batch from the generator alone.
+        """Train until `num_steps`; `loss_of_step(step, generator)` draws its batch from the generator alone.
 
-        The generator is seeded from (seed, step), so an interrupted run goes on exactly as if it had not been.
+        The generator is seeded from (seed, step), so a resumed run gives exactly the result of an
+        uninterrupted one.
         """
         first = self._resume()
         base_rates = [[group["initial_lr"] for group in o.param_groups] for o in self.optimisers]
-        started, saved, smooth = time.monotonic(), time.monotonic(), None
+        start, last_save, smooth = time.monotonic(), time.monotonic(), None
         with _progress() as bar:
             task = bar.add_task(self.name, total=self.num_steps, completed=first, loss="")
             for step in range(first, self.num_steps):
@@ -122,22 +123,24 @@ class TrainingRun:
                 for optimiser, rates in zip(self.optimisers, base_rates, strict=True):
                     for group, rate in zip(optimiser.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
-                loss = loss_of_step(step, torch.Generator().manual_seed(seed * 1_000_003 + step))
-                loss.backward()
-                nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-                for optimiser in self.optimisers:
-                    optimiser.step()
-                    optimiser.zero_grad(set_to_none=True)
-                self.average.update(self.module, step)
-                smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+                loss = self._step(step, loss_of_step(step, _generator(seed, step)))
+                smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
                 bar.update(task, advance=1, loss=f"loss {smooth:.4f}")
-                if time.monotonic() - saved > self.save_every_s or step + 1 == self.num_steps:
+                if time.monotonic() - last_save > self.save_every_s or step + 1 == self.num_steps:
                     self._save(step + 1)
-                    saved = time.monotonic()
-                    print(
-                        f"{self.name}: step {step + 1}/{self.num_steps} loss {smooth:.4f} after {saved - started:.0f} s",
-                        flush=True,
-                    )
+                    last_save = time.monotonic()
+                    progress = f"step {step + 1}/{self.num_steps} loss {smooth:.4f}"
+                    print(f"{self.name}: {progress} after {last_save - start:.0f} s", flush=True)
+
+    def _step(self, step: int, loss: Tensor) -> float:
+        """Update the parameters and their average; return the loss."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.average.update(self.module, step)
+        return loss.item()
 
     def _save(self, step: int) -> None:
         state = {
@@ -162,6 +165,10 @@ class TrainingRun:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         return int(state["step"])
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def _as_matrix(filters: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Stage `vae`: an 8x autoencoder in diffusers' `AutoencoderTiny` class, trained on 64x64 crops.
+"""Stage `vae`: train an 8x autoencoder, a diffusers `AutoencoderTiny`, on 64x64 crops.
 
-The latents are trained towards zero mean and unit variance in every channel, so that one scalar
-`scaling_factor` and no shift is all that a stock pipeline needs; a little noise on them while decoding
-makes the decoder forgive the denoiser's small errors.
+The latents are trained towards zero mean and unit variance in every channel, so that a stock pipeline needs
+only one scalar `scaling_factor` and no shift. A little noise on them before decoding makes the decoder robust
+to the denoiser's small errors.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from torch.func import functional_call
 
 from safelight.models.recipes.emoji import data
 from safelight.models.recipes.emoji.training import (
-    Average,
     FilterMuon,
     TrainingRun,
+    WeightAverage,
     bfloat16_copies,
     warmup_stable_decay,
 )
@@ -26,13 +26,13 @@ from safelight.models.vae import AutoencoderTiny
 WIDTH, LATENT_CHANNELS = 48, 8
 CROP, BATCH = 64, 16
 LATENT_NOISE = 0.05
-MSE_WEIGHT = 5.0  # the three terms are then about equal at 27 dB
+MSE_WEIGHT = 5.0  # makes the three terms about equal at 27 dB
 MOMENT_WEIGHT = 0.02
-WHITE_SHARE = 0.5  # the other crops lie on a random plain colour
+WHITE_SHARE = 0.5  # of the crops; the others have a random plain background
 
 
 def build() -> AutoencoderTiny:
-    """The untrained autoencoder (1.4 M parameters)."""
+    """Build the untrained autoencoder (1.4 M parameters)."""
     return AutoencoderTiny(
         encoder_block_out_channels=(WIDTH,) * 4,
         decoder_block_out_channels=(WIDTH,) * 4,
@@ -47,12 +47,12 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     """Train, then write `work/vae` (diffusers layout, float32, averaged weights, measured scaling factor)."""
     torch.manual_seed(seed)
     dataset = data.load(work)
-    seen = torch.tensor([i for i, p in enumerate(dataset.images) if not p.held_out_from_vae])
+    trained = torch.tensor([i for i, p in enumerate(dataset.images) if not p.held_out_from_vae])
     vae = build().to(memory_format=torch.channels_last)
-    average = Average(vae, decay=0.998)
+    average = WeightAverage(vae, decay=0.998)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
-        picks = seen[torch.randint(len(seen), (BATCH,), generator=generator)]
+        picks = trained[torch.randint(len(trained), (BATCH,), generator=generator)]
         crops = _crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
         return _loss(vae, crops, generator)
 
@@ -60,27 +60,27 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         "vae", vae, optimisers(vae), average, num_steps, work / "vae.ckpt", schedule=warmup_stable_decay
     ).train(loss_of_step, seed)
     vae.load_state_dict(average.shadow, strict=False)
-    vae.register_to_config(scaling_factor=_scaling_factor(vae, dataset, seen))
+    vae.register_to_config(scaling_factor=_scaling_factor(vae, dataset, trained))
     vae.save_pretrained(work / "vae")
     print(f"vae: scaling_factor {vae.config.scaling_factor:.4f}, held-out PSNR {psnr(vae, dataset):.2f} dB")
 
 
 def optimisers(vae: AutoencoderTiny) -> list[torch.optim.Optimizer]:
-    """Muon for the filters between hidden layers, AdamW for biases and for what reads or writes pixels and latents."""
+    """Muon for the filters between hidden layers, AdamW for biases and the layers at pixels and latents."""
     inner = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape[:2]) == WIDTH]
     ids = {id(p) for p in inner}
-    rest = [p for p in vae.parameters() if id(p) not in ids]
+    others = [p for p in vae.parameters() if id(p) not in ids]
     return [
         FilterMuon(inner, lr=2e-3, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
 def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
-    """Mean PSNR in dB of decode(encode(x)) over the images that the autoencoder never saw, on white."""
-    unseen = [i for i, p in enumerate(dataset.images) if p.held_out_from_vae]
+    """Mean PSNR in dB of decode(encode(x)) over the held-out images on white."""
+    held_out = [i for i, p in enumerate(dataset.images) if p.held_out_from_vae]
     values = []
-    for index in unseen:
+    for index in held_out:
         x = torch.from_numpy(dataset.on_background(index)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
         with torch.inference_mode():
             y = vae.decode(vae.encode(x).latents).sample.clamp(-1, 1)
@@ -113,24 +113,25 @@ def _gradient(x: Tensor) -> Tensor:
 
 def _crops(rgba: np.ndarray, picks: Tensor, generator: torch.Generator) -> Tensor:
     """Random 64x64 crops over random plain backgrounds, half of them mirrored: (B, 3, 64, 64) in [-1, 1]."""
-    room = data.SIZE - CROP
-    corners = torch.randint(room + 1, (len(picks), 2), generator=generator).tolist()
+    max_corner = data.SIZE - CROP
+    corners = torch.randint(max_corner + 1, (len(picks), 2), generator=generator).tolist()
     mirrored = (torch.rand(len(picks), generator=generator) < 0.5).tolist()
     white = (torch.rand(len(picks), generator=generator) < WHITE_SHARE).tolist()
     colours = torch.randint(256, (len(picks), 3), generator=generator).tolist()
     crops = []
-    for index, (top, left), mirror, on_white, colour in zip(
+    for index, (y, x), mirror, on_white, colour in zip(
         picks.tolist(), corners, mirrored, white, colours, strict=True
     ):
-        window = rgba[index, top : top + CROP, left : left + CROP]
+        window = rgba[index, y : y + CROP, x : x + CROP]
         flat = data.composite(window, (255, 255, 255) if on_white else tuple(colour))
         crops.append(flat[:, ::-1] if mirror else flat)
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     return pixels.float() / 127.5 - 1.0
 
 
-def _scaling_factor(vae: AutoencoderTiny, dataset: data.Dataset, seen: Tensor) -> float:
-    sample = seen[:: max(1, len(seen) // 256)].tolist()
+def _scaling_factor(vae: AutoencoderTiny, dataset: data.Dataset, trained: Tensor) -> float:
+    """1 over the standard deviation of the latents, over about 256 training images."""
+    sample = trained[:: max(1, len(trained) // 256)].tolist()
     pixels = np.stack([dataset.on_background(i) for i in sample])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.inference_mode():

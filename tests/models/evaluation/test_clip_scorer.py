@@ -1,4 +1,4 @@
-"""The scorer against open_clip's own two halves on random weights."""
+"""The CLIP scorer against open_clip's own image and text towers, on random weights."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_a_score_is_the_cosine_of_image_and_text(clip: CustomTextCLIP, tmp_path:
     np.testing.assert_allclose(scorer.score(drawn, texts), expected.numpy(), atol=1e-3)
 
 
-def test_half_a_scorer_is_refused(clip: CustomTextCLIP, tmp_path: Path) -> None:
+def test_an_incomplete_scorer_is_refused(clip: CustomTextCLIP, tmp_path: Path) -> None:
     state = clip.state_dict()
     del state["visual.ln_post.weight"]
     write_clip(tmp_path / SCORER, 16, VISION, TEXT, state)

@@ -1,4 +1,4 @@
-"""The packed MMDiT against the plain one, in every mix of sizes, and against itself alone."""
+"""The packed MMDiT against the plain one, and its batch invariance, in mixes of sizes."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def packed(config: MMDiTConfig, backend: str = "fused", dtype: torch.dtype = tor
 
 
 def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """States and the pooled text."""
+    """Random states and pooled text."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(LENGTH, config.joint_attention_dim, generator=generator).to(dtype)
     return states, torch.randn(config.pooled_projection_dim, generator=generator).to(dtype)
@@ -62,14 +62,15 @@ def test_rows_of_many_shapes_equal_the_plain_network(config: MMDiTConfig, backen
         latents(config, 1, 1, SHAPES[1]),
         latents(config, 2, 2, SHAPES[2]),
     ]
-    out = network.predict(xs, network.collate([row(network, *each) for each in texts], shapes), steps)
-    got, given_x = [one for batch in out for one in batch], [x for batch in xs for x in batch]
-    for one, x, (states, pooled), step in zip(got, given_x, texts, steps, strict=True):
-        own = oracle.prepare_row(
+    rows = network.collate([row(network, states, pooled) for states, pooled in texts], shapes)
+    outputs = [output for group in network.predict(xs, rows, steps) for output in group]
+    inputs = [x for group in xs for x in group]
+    for output, x, (states, pooled), step in zip(outputs, inputs, texts, steps, strict=True):
+        plain_row = oracle.prepare_row(
             states, torch.ones(LENGTH, dtype=torch.bool), pooled, oracle.prepare_times(TIMES, (128, 128))
         )
-        wanted = oracle.predict(x[None], oracle.collate([own]), [step])[0]
-        assert float((one - wanted).abs().max() / wanted.abs().max()) < 1e-4
+        expected = oracle.predict(x[None], oracle.collate([plain_row]), [step])[0]
+        assert float((output - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
 NETWORKS = {
@@ -84,30 +85,31 @@ NETWORKS = {
 @pytest.mark.parametrize("backend", ["fused", "products"])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_the_bits_of_a_row_do_not_depend_on_its_neighbours(
+def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     backend: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
     network = NETWORKS[backend, dtype]
     config = network.config
-    mine, shape = row(network, *text(config, 9, dtype)), data.draw(st.sampled_from(SHAPES))
+    tested, shape = row(network, *text(config, 9, dtype)), data.draw(st.sampled_from(SHAPES))
     x = latents(config, 7, 1, shape, dtype)
-    [alone] = network.predict([x], network.collate([mine], [shape]), [4])
+    [alone] = network.predict([x], network.collate([tested], [shape]), [4])
     before, after = (data.draw(st.lists(st.integers(0, 6), max_size=5)) for _ in range(2))
-    others = data.draw(
-        st.lists(st.sampled_from([each for each in SHAPES if each != shape]), unique=True, max_size=2)
+    other_shapes = data.draw(
+        st.lists(st.sampled_from([s for s in SHAPES if s != shape]), unique=True, max_size=2)
     )
-    rows = [row(network, *text(config, seed, dtype)) for seed in range(len(others) + len(before))]
-    rows += [mine, *(row(network, *text(config, seed + 50, dtype)) for seed in range(len(after)))]
-    own = torch.cat(
+    rows = [row(network, *text(config, seed, dtype)) for seed in range(len(other_shapes) + len(before))]
+    rows += [tested, *(row(network, *text(config, seed + 50, dtype)) for seed in range(len(after)))]
+    group = torch.cat(
         [latents(config, 20, len(before), shape, dtype), x, latents(config, 21, len(after), shape, dtype)]
     )
-    xs = [*(latents(config, 30, 1, other, dtype) for other in others), own]
-    shapes = [*others, *[shape] * len(own)]
-    together = network.predict(xs, network.collate(rows, shapes), [*[1] * len(others), *before, 4, *after])
+    xs = [*(latents(config, 30, 1, other, dtype) for other in other_shapes), group]
+    shapes = [*other_shapes, *[shape] * len(group)]
+    steps = [*[1] * len(other_shapes), *before, 4, *after]
+    together = network.predict(xs, network.collate(rows, shapes), steps)
     assert torch.equal(together[-1][len(before)], alone[0])
 
 
-def test_without_the_pooled_text_it_does_not_read() -> None:
+def test_a_missing_pooled_text_is_refused() -> None:
     network = packed(TINY["sd3"])
     with pytest.raises(ValueError, match="pooled"):
         network.prepare_text(torch.zeros(LENGTH, 24), torch.ones(LENGTH, dtype=torch.bool), None)

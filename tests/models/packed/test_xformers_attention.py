@@ -1,4 +1,4 @@
-"""xformers' back end as far as a machine without CUDA can tell: its masks, the call's arguments, and when it is not taken."""
+"""xformers' back end as far as it can be tested without CUDA: masks, arguments of the call, and refusals."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,66 +23,68 @@ from safelight.models.packed.xformers_attention import (
 )
 
 
-class Pretended(str):
-    """A device that is called a GPU and computes on the processor."""
+class FakeCudaDevice(str):
+    """A device that calls itself CUDA and computes on the CPU."""
 
     type = "cuda"
 
 
-PRETENDED: Any = Pretended("cpu")
+FAKE_CUDA: Any = FakeCudaDevice("cpu")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+# queries and keys of each row
 ROWS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=6)
 
 
-def by_materialised_mask(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any) -> Tensor:
-    """What xformers documents its call to be: (1, T, A, K), the scores of all tokens plus the mask written out."""
+def attend_with_dense_mask(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any) -> Tensor:
+    """The documented meaning of xformers' call, (1, T, A, K): scores of all tokens plus the dense mask."""
     bias = attn_bias.materialize((1, q.shape[2], q.shape[1], k.shape[1]), dtype=torch.float32)
-    heads_first = (each.transpose(1, 2) for each in (q, k, v))
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=bias).transpose(1, 2)
 
 
 @pytest.fixture(scope="module")
 def ops() -> Any:
     pytest.importorskip("xformers")
-    return SimpleNamespace(fmha=import_ops().fmha, memory_efficient_attention=by_materialised_mask)
+    return SimpleNamespace(fmha=import_ops().fmha, memory_efficient_attention=attend_with_dense_mask)
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=ROWS, data=st.data())
-def test_its_mask_lets_each_row_see_its_own_keys_alone(
+def test_its_mask_restricts_each_row_to_its_own_keys(
     ops: Any, rows: list[tuple[int, int]], data: st.DataObject
 ) -> None:
     queries, keys = (Layout(lengths) for lengths in zip(*rows, strict=True))
-    said = [
-        data.draw(st.integers(1, length)) for length in keys.lengths
-    ]  # a text says something, then nothing
-    mask = torch.cat([torch.arange(length) < own for length, own in zip(keys.lengths, said, strict=True)])
+    # each row's mask is some attended keys, then masked ones
+    attended = [data.draw(st.integers(1, length)) for length in keys.lengths]
+    mask = torch.cat(
+        [torch.arange(length) < count for length, count in zip(keys.lengths, attended, strict=True)]
+    )
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(each.num_tokens, 2, 8, generator=generator) for each in (queries, keys, keys))
-    for own_mask in (mask, None):
-        ours, wanted = (
-            each(q, k, v, each.plan(queries, keys, own_mask, q.dtype))
-            for each in (XformersAttention(ops), BACKENDS["plain"])
+    q, k, v = (torch.randn(layout.num_tokens, 2, 8, generator=generator) for layout in (queries, keys, keys))
+    for key_mask in (mask, None):
+        output, expected = (
+            backend(q, k, v, backend.prepare(queries, keys, key_mask, q.dtype))
+            for backend in (XformersAttention(ops), BACKENDS["plain"])
         )
-        assert torch.allclose(ours, wanted, atol=1e-5)
+        assert torch.allclose(output, expected, atol=1e-5)
 
 
-def test_it_is_not_taken_on_a_processor() -> None:
+def test_it_is_refused_on_a_cpu() -> None:
     with pytest.raises(XformersUnavailable, match="CUDA only"):
         load_xformers(CPU, torch.bfloat16, 4, 64)
 
 
-def test_without_it_torch_is_taken_and_the_reason_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_selected_with_the_reason_where_xformers_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xformers_attention.importlib.util, "find_spec", lambda name: None)
-    attention, why = select_attention(CUDA, torch.bfloat16, 16, 72)
-    assert (attention.name, why) == (
+    attention, reason = select_attention(CUDA, torch.bfloat16, 16, 72)
+    assert (attention.name, reason) == (
         "fused",
         "xformers is not installed: in the checkout, pip install -e '.[cuda]'",
     )
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("answer", "reason"),
     [
         (
             lambda q, k, v, attn_bias: torch.zeros_like(q),
@@ -95,30 +97,30 @@ def test_without_it_torch_is_taken_and_the_reason_told(monkeypatch: pytest.Monke
     ],
     ids=["wrong", "failing"],
 )
-def test_a_call_that_fails_or_is_wrong_is_found_out(
-    ops: Any, monkeypatch: pytest.MonkeyPatch, answer: Any, why: str
+def test_a_failing_or_wrong_call_is_refused(
+    ops: Any, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
 ) -> None:
     broken = SimpleNamespace(fmha=ops.fmha, memory_efficient_attention=answer)
     monkeypatch.setattr(xformers_attention, "import_ops", lambda: broken)
-    with pytest.raises(XformersUnavailable) as refused:
-        load_xformers(PRETENDED, torch.float32, 2, 8)
-    assert str(refused.value) == why
+    with pytest.raises(XformersUnavailable) as raised:
+        load_xformers(FAKE_CUDA, torch.float32, 2, 8)
+    assert str(raised.value) == reason
 
 
 @pytest.mark.parametrize(
     ("dtype", "heads", "name"),
     [(torch.float32, 16, "fused"), (torch.bfloat16, 64, "products"), (torch.bfloat16, 0, "fused")],
 )
-def test_a_processor_has_its_own(dtype: torch.dtype, heads: int, name: str) -> None:
-    attention, why = select_attention(CPU, dtype, heads, 64)
+def test_the_back_end_on_a_cpu_depends_on_dtype_and_heads(dtype: torch.dtype, heads: int, name: str) -> None:
+    attention, reason = select_attention(CPU, dtype, heads, 64)
     assert attention.name == name
-    assert why
+    assert reason
 
 
-def test_a_broken_cuda_runtime_is_told_and_nothing_else(
+def test_a_broken_cuda_runtime_is_logged_and_not_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """diffusers' back ends are imported through it too, which must not fail over a library that only xformers wants."""
+    """Imports of diffusers preload it too, and must not fail over a library that only xformers needs."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / cuda_runtime.LIBRARY).write_bytes(b"not a library")
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The recipe's parts that can be wrong in silence: objectives, holdouts, captions, exact resumption."""
+"""Parts of the recipe whose errors would go unnoticed: objectives, holdouts, captions, exact resumption."""
 
 import hashlib
 import json
@@ -19,17 +19,17 @@ from safelight.models.recipes.emoji.captions import (
     STYLES,
     WHITE,
     Concept,
-    on_background,
     sample_caption,
-    styled,
+    with_background,
+    with_style,
 )
 from safelight.models.recipes.emoji.data import EmojiImage, composite
 from safelight.models.recipes.emoji.text import CONDITIONING as CLIP
-from safelight.models.recipes.emoji.text import CONTEXT, SCORER, read_texts, small_images
+from safelight.models.recipes.emoji.text import CONTEXT, SCORER, encode_texts, small_images
 from safelight.models.recipes.emoji.training import (
-    Average,
     FilterMuon,
     TrainingRun,
+    WeightAverage,
     bfloat16_copies,
     one_minus_sqrt,
     warmup_cosine,
@@ -58,21 +58,21 @@ def test_flow_path_and_loss() -> None:
 
 
 @pytest.mark.parametrize("schedule", [VariancePreserving(), VariancePreserving("cosine"), Flow()], ids=str)
-def test_each_loss_is_the_error_of_its_own_target(schedule: Schedule) -> None:
-    """A network that knows the data, in each prediction's own terms, has no loss; one that is off by 2 has 4."""
+def test_each_loss_is_the_squared_error_of_its_prediction(schedule: Schedule) -> None:
+    """A perfect network has a loss of 0 for each prediction type, and one that is off by 2 a loss of 4."""
     x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.6, 0.95])
-    x = objectives.noised(x0, eps, t, schedule)
+    x = objectives.add_noise(x0, eps, t, schedule)
     out = {}
     for prediction in ("epsilon", "v_prediction", "sample"):
         u, w = zip(*(out_coefficients(prediction, *schedule.alpha_sigma(float(v))) for v in t), strict=True)
         out[prediction] = torch.tensor(u)[:, None, None, None] * x + torch.tensor(w)[:, None, None, None] * x0
-    for off, loss in ((0.0, 0.0), (2.0, 4.0)):
-        assert float(objectives.simple_loss(out["epsilon"] + off, eps)) == pytest.approx(loss, abs=1e-3)
-        assert float(objectives.x0_loss(out["sample"] + off, x0)) == pytest.approx(loss, abs=1e-3)
-        if schedule.family == "vp":  # v speaks of alpha^2 + sigma^2 = 1
-            assert float(objectives.v_loss(out["v_prediction"] + off, x0, eps, t, schedule)) == pytest.approx(
-                loss, abs=1e-3
-            )
+    for error, loss in ((0.0, 0.0), (2.0, 4.0)):
+        assert float(objectives.simple_loss(out["epsilon"] + error, eps)) == pytest.approx(loss, abs=1e-3)
+        assert float(objectives.x0_loss(out["sample"] + error, x0)) == pytest.approx(loss, abs=1e-3)
+        if schedule.family == "vp":  # v is defined for alpha^2 + sigma^2 = 1
+            assert float(
+                objectives.v_loss(out["v_prediction"] + error, x0, eps, t, schedule)
+            ) == pytest.approx(loss, abs=1e-3)
 
 
 def test_min_snr_weights_cap_the_signal() -> None:
@@ -92,18 +92,18 @@ def test_times_are_logit_normal() -> None:
     assert float(noisier.mean()) == pytest.approx(1.5, abs=0.03)
 
 
-def test_the_holdout_is_the_written_rule() -> None:
-    held = [
+def test_the_holdout_follows_the_documented_rule() -> None:
+    held_out = [
         EmojiImage(Concept(f"{code:x}", "x", ()), style).held_out_from_dit
         for code in range(0x1F300, 0x1F600)
         for style in STYLES
     ]
-    assert sum(held) / len(held) == pytest.approx(1 / 20, abs=0.012)
+    assert sum(held_out) / len(held_out) == pytest.approx(1 / 20, abs=0.012)
     expected = int.from_bytes(hashlib.sha256(b"1f34e/3d").digest(), "big") % 20 == 0
     assert EmojiImage(APPLE, "3d").held_out_from_dit == expected
 
 
-def test_captions_name_the_concept_and_only_its_own_style() -> None:
+def test_captions_name_the_concept_and_no_other_style() -> None:
     rng = random.Random(0)
     captions = {sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)}
     assert {"red apple", "a red apple", "flat red apple"} <= captions
@@ -112,14 +112,16 @@ def test_captions_name_the_concept_and_only_its_own_style() -> None:
         words = set(caption.replace(",", "").split())
         assert words & {"red", "fruit", "healthy", "mac", "school"}
         assert len(words & set(APPLE.keywords)) <= MAX_KEYWORDS
-    assert styled("rocket", "3d") == "3d rocket"
+    assert with_style("rocket", "3d") == "3d rocket"
 
 
-def test_any_background_but_white_is_always_named() -> None:
+def test_backgrounds_other_than_white_are_always_named() -> None:
     rng = random.Random(0)
     blue = [sample_caption(APPLE, "flat", "blue", rng) for _ in range(500)]
     assert all("blue" in caption for caption in blue)
-    assert {on_background("red apple", "blue"), "red apple on blue", "red apple, blue background"} <= {*blue}
+    assert {with_background("red apple", "blue"), "red apple on blue", "red apple, blue background"} <= {
+        *blue
+    }
     white = [sample_caption(APPLE, "flat", WHITE, rng) for _ in range(2000)]
     assert sum("white" in caption for caption in white) / len(white) == pytest.approx(0.1, abs=0.03)
     assert not any(
@@ -127,7 +129,7 @@ def test_any_background_but_white_is_always_named() -> None:
     )
 
 
-def test_a_twentieth_of_concepts_on_colours_is_kept_back() -> None:
+def test_a_twentieth_of_concepts_on_colours_is_held_out() -> None:
     shown = [
         EmojiImage(Concept(f"{code:x}", "x", ()), "3d").shown_on(c)
         for code in range(0x1F300, 0x1F600)
@@ -144,18 +146,18 @@ IMAGES = tuple(
 )
 
 
-def test_views_leave_out_what_is_held_out() -> None:
+def test_views_leave_out_held_out_images_and_colours() -> None:
     dataset = data.Dataset(IMAGES, np.zeros((len(IMAGES), 1, 1, 4), np.uint8))
-    chosen = views._choose(dataset, 3, seed=0)
-    assert {i for i, _ in chosen} == {i for i, p in enumerate(IMAGES) if not p.held_out_from_dit}
-    for index in {i for i, _ in chosen}:
-        colours = [views.NAMES[c] for i, c in chosen if i == index]
+    pairs = views._select_views(dataset, 3, seed=0)
+    assert {i for i, _ in pairs} == {i for i, p in enumerate(IMAGES) if not p.held_out_from_dit}
+    for index in {i for i, _ in pairs}:
+        colours = [views.NAMES[c] for i, c in pairs if i == index]
         assert colours[0] == WHITE
         assert len({*colours}) == 4
         assert all(IMAGES[index].shown_on(colour) for colour in colours[1:])
 
 
-def test_a_placed_image_stands_in_the_middle_of_its_background() -> None:
+def test_a_placed_image_is_centred_on_its_background() -> None:
     rgba = np.full((128, 128, 4), 255, np.uint8)
     placed = views.placed(rgba, (160, 96), (10, 20, 30))
     assert placed.shape == (96, 160, 3)
@@ -164,30 +166,30 @@ def test_a_placed_image_stands_in_the_middle_of_its_background() -> None:
     assert (placed[:, 32:128] == 255).all()
 
 
-def test_half_of_the_batches_of_annealing_are_of_other_sizes() -> None:
+def test_half_of_the_annealing_batches_have_other_sizes() -> None:
     sizes = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
     assert {*sizes} == {views.NATIVE, *views.OTHERS}
     assert sizes.count(views.NATIVE) / len(sizes) == pytest.approx(0.5, abs=0.08)
 
 
-def test_what_was_annealed_last_is_exported(tmp_path: Path) -> None:
+def test_the_latest_annealed_checkpoint_is_exported(tmp_path: Path) -> None:
     assert dit.latest(tmp_path).name == "dit.ckpt"
     for first in (900, 12_000):
         (tmp_path / f"{dit.ANNEALED}{first:06d}.ckpt").touch()
     assert dit.latest(tmp_path).name == "annealed-012000.ckpt"
 
 
-def test_annealing_starts_at_the_full_rate_wherever_it_starts() -> None:
+def test_annealing_starts_at_the_full_rate_from_any_step() -> None:
     factors = [one_minus_sqrt(step, 9000, 8000) for step in (7000, 8000, 8250, 9000)]
     assert factors == [1.0, 1.0, 0.5, 0.0]
     assert [warmup_stable(step, 0, 10) for step in (0, 9, 5000)] == [0.1, 1.0, 1.0]
 
 
-def test_sets_of_prompts_ask_for_what_they_say() -> None:
+def test_prompt_sets_match_their_names() -> None:
     sets = prompts.make_sets(IMAGES)
-    held = {(p.concept.hexcode, p.style) for p in IMAGES if p.held_out_from_dit}
-    assert {(p.concepts[0], p.style) for p in sets["held-out"]} == held
-    assert not {(p.concepts[0], p.style) for p in sets["styled"]} & held
+    held_out = {(p.concept.hexcode, p.style) for p in IMAGES if p.held_out_from_dit}
+    assert {(p.concepts[0], p.style) for p in sets["held-out"]} == held_out
+    assert not {(p.concepts[0], p.style) for p in sets["styled"]} & held_out
     for prompt in sets["backgrounds"]:
         assert EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["held-out-backgrounds"]:
@@ -199,7 +201,7 @@ def test_sets_of_prompts_ask_for_what_they_say() -> None:
     assert prompts.make_sets(IMAGES) == sets
 
 
-def test_small_images_keep_their_colour_where_they_are_clear() -> None:
+def test_small_images_keep_colour_and_opacity() -> None:
     rgba = np.zeros((1, 128, 128, 4), np.uint8)
     rgba[0, :64] = (200, 100, 0, 255)
     small = small_images(data.Dataset((), rgba), 64)
@@ -208,22 +210,22 @@ def test_small_images_keep_their_colour_where_they_are_clear() -> None:
     assert small[0, :, 63, 63].tolist() == [0, 0, 0, 0]
 
 
-def test_texts_are_read_the_same_without_their_padding() -> None:
+def test_padding_does_not_change_encoded_texts() -> None:
     clip = CLIP.build().eval()
     ids = SimpleTokenizer(context_length=CONTEXT)(["red apple", "a flat red apple on a blue background"])
     with torch.inference_mode():
-        torch.testing.assert_close(read_texts(clip, ids), clip.encode_text(ids), atol=1e-5, rtol=0)
-        assert clip.encode_text(ids).shape == (2, 192)  # the mask is whole again
+        torch.testing.assert_close(encode_texts(clip, ids), clip.encode_text(ids), atol=1e-5, rtol=0)
+        assert clip.encode_text(ids).shape == (2, 192)  # the mask has its full size again
 
 
-def test_the_scorer_shares_nothing_but_its_shape() -> None:
+def test_the_scorer_has_another_seed_and_sees_all_images() -> None:
     assert (CLIP.seed, CLIP.sees_all) != (SCORER.seed, SCORER.sees_all)
     images = tuple(EmojiImage(Concept(f"{code:x}", "x", ()), "3d") for code in range(0x1F300, 0x1F380))
     dataset = data.Dataset(images, np.zeros((0, 128, 128, 4), np.uint8))
-    assert len(SCORER.images(dataset)) == len(images) > len(CLIP.images(dataset))
+    assert len(SCORER.training_images(dataset)) == len(images) > len(CLIP.training_images(dataset))
 
 
-def test_the_card_says_what_was_evaluated() -> None:
+def test_the_model_card_holds_the_evaluation() -> None:
     evaluation = json.loads((WEIGHTS / "evaluation.json").read_text())
     assert card.table(evaluation) in (WEIGHTS / "README.md").read_text(encoding="utf-8")
 
@@ -240,7 +242,7 @@ def test_learning_rate_rises_then_falls() -> None:
     assert factors[-1] == pytest.approx(0.02, abs=0.01)
 
 
-def test_the_last_fifth_falls_to_nothing_and_nothing_before_knows_the_end() -> None:
+def test_the_rate_decays_over_the_last_fifth_only() -> None:
     assert [warmup_stable_decay(step, 1000, 10) for step in range(700)] == [
         warmup_stable_decay(step, 2000, 10) for step in range(700)
     ]
@@ -249,8 +251,8 @@ def test_the_last_fifth_falls_to_nothing_and_nothing_before_knows_the_end() -> N
     assert (last[0], last[-1]) == (1.0, 0.0)
 
 
-def test_filters_are_stepped_as_the_matrices_that_they_are() -> None:
-    """Against torch's own Muon on a copy of the matrix; the convolution sees its new filters without being told."""
+def test_filters_are_stepped_as_matrices() -> None:
+    """The steps equal torch's Muon on a copy of the matrix, and the convolution uses its new filters."""
     torch.manual_seed(0)
     convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(6, 36).clone())
@@ -267,7 +269,7 @@ def test_filters_are_stepped_as_the_matrices_that_they_are() -> None:
 
 
 def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Train 6 steps, in as many runs as there are `stops`, each starting from nothing but the checkpoint."""
+    """Train 6 steps, interrupted at each of `stops` and resumed from the checkpoint alone."""
     folder.mkdir()
     for stop in stops:
         torch.manual_seed(0)
@@ -276,7 +278,7 @@ def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
             "toy",
             net,
             [torch.optim.AdamW(net.parameters(), lr=0.1)],
-            Average(net, 0.9),
+            WeightAverage(net, 0.9),
             6,
             folder / "toy.ckpt",
             2,
@@ -297,7 +299,7 @@ def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
     return torch.load(folder / "toy.ckpt", weights_only=True)
 
 
-def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
     whole, parts = train(tmp_path / "whole", 6), train(tmp_path / "parts", 2, 3, 6)
     assert whole["step"] == parts["step"] == 6
     for name in whole["module"]:
@@ -305,7 +307,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
         assert torch.equal(whole["average"][name], parts["average"][name])
 
 
-def test_gradients_reach_the_float32_masters() -> None:
+def test_gradients_reach_the_float32_parameters() -> None:
     net = nn.Linear(4, 2)
     torch.func.functional_call(
         net, bfloat16_copies(net), (torch.ones(1, 4, dtype=torch.bfloat16),)

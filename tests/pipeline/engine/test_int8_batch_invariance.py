@@ -1,4 +1,4 @@
-"""Images by a denoiser in int8: no byte of them depends on who is drawn beside them, and they are not those of the exact one."""
+"""Images by an int8 denoiser do not depend on their batch-mates, and differ from the exact denoiser's."""
 
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,11 @@ from tests.models.folders import write_sd3
 from tests.pipeline import parts as tiny
 from tests.pipeline.engine.test_batch_invariance import DTYPES, SCHEDULES, Parts, check
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler and of diffusers, about themselves
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler and diffusers warn about themselves
 
 
 class Quantized(Parts):
-    """Stages of which the second is in int8."""
+    """Stages with an int8 denoiser."""
 
     @cached_property
     def runner(self) -> StepRunner:
@@ -25,22 +25,24 @@ class Quantized(Parts):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-def test_schedules_of_neighbours_change_no_byte(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+def test_schedules_of_batch_mates_change_no_byte(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     parts = Quantized(find_model("tiny"), dtype)
     assert parts.runner.is_batch_invariant
     check(parts, SCHEDULES if request.config.getoption("--long") else SCHEDULES // 5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-def test_the_denoiser_is_really_another(dtype: torch.dtype) -> None:
+def test_the_denoiser_is_not_the_exact_one(dtype: torch.dtype) -> None:
     engine = build_engine(tiny.model(), dtype=dtype, quantization="int8")
     tiny.add(engine, "only", tiny.params())
-    found, exact = tiny.drain(engine)["only"].latents, tiny.alone(tiny.params(), dtype)
-    assert found is not None
-    assert 1e-4 < float((found - exact).norm() / exact.norm()) < 0.05
+    latents, exact = tiny.drain(engine)["only"].latents, tiny.alone(tiny.params(), dtype)
+    assert latents is not None
+    assert 1e-4 < float((latents - exact).norm() / exact.norm()) < 0.05
 
 
-def test_nor_do_they_in_an_mmdit(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_schedules_of_batch_mates_change_no_byte_in_an_mmdit(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     write_sd3(tmp_path / "sd3", "sd3.5-medium")
     schedules = SCHEDULES if request.config.getoption("--long") else SCHEDULES // 20
     check(Quantized(find_model(str(tmp_path / "sd3")), torch.bfloat16), schedules)

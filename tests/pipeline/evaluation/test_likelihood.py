@@ -1,4 +1,4 @@
-"""The two methods that `safelight likelihood` offers, on data whose density is known exactly."""
+"""Both likelihood methods, on data whose density is known exactly."""
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ POINTS = EIGHT.draw(16, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("schedule", [VariancePreserving(), Flow()], ids=str)
-def test_the_bound_lies_under_the_density_and_nears_it(schedule):
+def test_the_bound_is_below_the_density_and_approaches_it(schedule):
     def nats(method: str, num_steps: int, num_probes: int) -> float:
-        found = METHODS[method](denoise, schedule, POINTS, num_steps, num_probes, 0, shares.append)
-        assert found.shape == (num_probes, len(POINTS))
-        return float(found.mean())
+        samples = METHODS[method](denoise, schedule, POINTS, num_steps, num_probes, 0, shares.append)
+        assert samples.shape == (num_probes, len(POINTS))
+        return float(samples.mean())
 
     def denoise(x: torch.Tensor, t: float) -> torch.Tensor:
         return EIGHT.x0(x, *schedule.alpha_sigma(t))

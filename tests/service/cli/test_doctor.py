@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from safelight.models.packed import attention_choice
-from safelight.models.packed.attention import ByPieces
+from safelight.models.packed.attention import PerLengthAttention
 from safelight.pipeline.calibration import diagnose as examination
 from safelight.service import cli
 from safelight.service.cli import doctor
@@ -46,7 +46,7 @@ def test_a_broken_checkpoint_is_a_finding(capsys, without_ray, tmp_path):
 
 
 def test_a_kernel_that_is_wrong_is_a_finding(capsys, without_ray, monkeypatch):
-    wrong = ByPieces("wrong", lambda q, k, v, bias: torch.zeros_like(q))
+    wrong = PerLengthAttention("wrong", lambda q, k, v, bias: torch.zeros_like(q))
     monkeypatch.setattr(examination, "choose", lambda *_: (wrong, "of a test"))
     code, _, found = examined(capsys, "--model", "tiny")
     assert (code, found["attention"]["is_sound"]) == (1, False)
@@ -55,7 +55,7 @@ def test_a_kernel_that_is_wrong_is_a_finding(capsys, without_ray, monkeypatch):
 
 
 def test_a_kernel_that_gives_nan_is_a_finding(capsys, without_ray, monkeypatch):
-    broken = ByPieces("broken", lambda q, k, v, bias: torch.full_like(q, float("nan")))
+    broken = PerLengthAttention("broken", lambda q, k, v, bias: torch.full_like(q, float("nan")))
     monkeypatch.setitem(examination.BACKENDS, "broken", broken)
     code, _, found = examined(capsys, "--model", "tiny")
     assert (code, found["attention"]["is_sound"]) == (1, False)
@@ -63,7 +63,7 @@ def test_a_kernel_that_gives_nan_is_a_finding(capsys, without_ray, monkeypatch):
 
 
 def test_a_network_that_computes_something_else_is_a_finding(capsys, without_ray, monkeypatch):
-    wrong = ByPieces("wrong", lambda q, k, v, bias: -q)
+    wrong = PerLengthAttention("wrong", lambda q, k, v, bias: -q)
     monkeypatch.setattr("safelight.models.denoisers.choose", lambda *_: (wrong, "of a test"))
     code, _, found = examined(capsys, "--model", "tiny")
     assert (code, found["network"]["is_sound"]) == (1, False)

@@ -1,4 +1,4 @@
-"""`safelight eval`: what it counts, that it can be resumed, and what it refuses. On random weights, so nothing is drawn well."""
+"""`safelight eval`: what it counts, how it resumes, and what it refuses; on random weights."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safelight.models.checkpoints.families import find_checkpoint
-from safelight.models.evaluation.gallery import Gallery, GalleryEntry, small
+from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
 from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
 from safelight.service import cli
 
@@ -32,12 +32,12 @@ def examined(tmp_path_factory) -> Path:
         GalleryEntry("1f34e", "red apple", ("fruit",), "3d", False, True),
         GalleryEntry("1f680", "rocket", ("space",), "flat", False, True),
     )
-    Gallery(entries, small(rgba), BACKGROUNDS).save(folder)
+    Gallery(entries, shrink_renders(rgba), BACKGROUNDS).save(folder)
     write_prompts(folder / "prompts" / "things.jsonl", PROMPTS)
     return folder
 
 
-def told(capsys, *argv: str) -> dict:
+def report(capsys, *argv: str) -> dict:
     assert cli.main(["eval", *argv, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -45,6 +45,7 @@ def told(capsys, *argv: str) -> dict:
 
 
 def refused(capsys, *argv: str) -> str:
+    """The one line on stderr with which `argv` is refused."""
     assert cli.main(["eval", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -52,56 +53,62 @@ def refused(capsys, *argv: str) -> str:
     return line
 
 
-def test_its_own_sets_are_drawn_and_judged(capsys, examined):
-    found = told(
+def test_the_models_prompt_sets_are_rated(capsys, examined):
+    result = report(
         capsys, "--model", str(examined), "--steps", "2", "--solver", "euler", "--guidance-scale", "3"
     )
-    assert (found["model"], found["num_inference_steps"], found["solver"], found["guidance_scale"]) == (
+    assert (result["model"], result["num_inference_steps"], result["solver"], result["guidance_scale"]) == (
         "tiny",
         2,
         "euler",
         3.0,
     )
-    assert found["seconds"] > 0
-    things = found["sets"]["things"]
+    assert result["seconds"] > 0
+    things = result["sets"]["things"]
     assert things["prompts"] == 3
     assert {name: things[name]["count"] for name in things if name != "prompts"} == {
-        "concept_top1": 3, "concept_top5": 3, "style_accuracy": 1, "concept_and_style": 1, "background_accuracy": 1, "ceiling": 3,
+        "concept_top1": 3,
+        "concept_top5": 3,
+        "style_accuracy": 1,
+        "concept_and_style": 1,
+        "background_accuracy": 1,
+        "ceiling": 3,
         "floor": 3,
-    }  # fmt: skip
+    }
     for name in things.keys() - {"prompts"}:
         assert things[name]["low"] <= things[name]["rate"] <= things[name]["high"]
-    assert things["concept_top5"]["rate"] == 1.0  # there are but two
+    assert things["concept_top5"]["rate"] == 1.0  # the gallery has only two images
     assert things["ceiling"]["rate"] == 1.0
 
 
-def test_a_file_of_ones_own_and_a_limit(capsys, examined, tmp_path):
+def test_a_file_of_prompts_and_a_limit(capsys, examined, tmp_path):
     file = tmp_path / "mine.jsonl"
     write_prompts(file, PROMPTS[1:])
-    found = told(capsys, "--model", str(examined), "--prompts", str(file), "--limit", "1", "--steps", "1")
-    assert found["sets"].keys() == {"mine"}
-    assert found["sets"]["mine"]["prompts"] == 1
+    result = report(capsys, "--model", str(examined), "--prompts", str(file), "--limit", "1", "--steps", "1")
+    assert result["sets"].keys() == {"mine"}
+    assert result["sets"]["mine"]["prompts"] == 1
 
 
-def test_words_for_a_person(capsys, examined):
+def test_the_text_output(capsys, examined):
     assert cli.main(["eval", "--model", str(examined), "--steps", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["tiny: 1 steps, guidance 5, dpmpp_2m", "things:"]
     assert any("concept_top5" in line and "100.0%" in line and "3 of 3" in line for line in lines)
 
 
-def test_images_that_are_kept_are_not_drawn_again(capsys, examined, tmp_path, monkeypatch):
+def test_kept_images_are_not_rendered_again(capsys, examined, tmp_path, monkeypatch):
     argv = ("--model", str(examined), "--steps", "1", "--keep", str(tmp_path))
-    first = told(capsys, *argv)
+    first = report(capsys, *argv)
     assert len([*tmp_path.glob("*.png")]) == 3
     monkeypatch.setattr(
-        "safelight.pipeline.engine.engine.Engine.step", lambda self: pytest.fail("an image was drawn again")
+        "safelight.pipeline.engine.engine.Engine.step",
+        lambda self: pytest.fail("an image was rendered again"),
     )
-    assert told(capsys, *argv)["sets"] == first["sets"]
+    assert report(capsys, *argv)["sets"] == first["sets"]
 
 
 @pytest.mark.parametrize(
-    ("argv", "what"),
+    ("argv", "message"),
     [
         (["--limit", "0"], "--limit must be at least 1"),
         (["--steps", "0"], "--steps must be between 1 and 200"),
@@ -112,17 +119,17 @@ def test_images_that_are_kept_are_not_drawn_again(capsys, examined, tmp_path, mo
         (["--keep", "/nowhere"], "there is no folder /nowhere"),
     ],
 )
-def test_a_users_mistake_is_one_line(capsys, examined, argv, what):
-    assert what in refused(capsys, "--model", str(examined), *argv)
+def test_a_user_error_is_one_line(capsys, examined, argv, message):
+    assert message in refused(capsys, "--model", str(examined), *argv)
 
 
-def test_names_that_the_gallery_has_not_are_refused(capsys, examined, tmp_path):
+def test_names_unknown_to_the_gallery_are_refused(capsys, examined, tmp_path):
     file = tmp_path / "mine.jsonl"
     write_prompts(file, [Prompt("x", ("zz",))])
     assert "concept 'zz' is unknown" in refused(capsys, "--model", str(examined), "--prompts", str(file))
 
 
-def test_a_model_without_prompts_or_gallery_says_so(capsys, tmp_path):
+def test_a_model_without_prompts_or_gallery_is_refused(capsys, tmp_path):
     assert "brings no prompts" in refused(capsys, "--model", "tiny")
     file = tmp_path / "mine.jsonl"
     write_prompts(file, PROMPTS)

@@ -1,4 +1,4 @@
-"""`safelight likelihood`: what it tells, that it tells the same again, and what it refuses."""
+"""`safelight likelihood`: its report, its reproducibility, and what it refuses."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.broken import tiny_without
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A disc of the size that the tiny model draws."""
+    """A disc of the size that the tiny model generates."""
     path = tmp_path / "disc.png"
     disc(64).save(path)
     return path
@@ -33,7 +33,7 @@ def disc(side: int) -> Image.Image:
     return image
 
 
-def told(capsys, *argv: str) -> dict:
+def report(capsys, *argv: str) -> dict:
     assert cli.main(["likelihood", *argv, "--model", "tiny", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -52,81 +52,72 @@ def refused(capsys, *argv: str) -> str:
     return line
 
 
-def test_one_object_tells_all(capsys, image):
-    found = told(
+def test_the_json_report(capsys, image):
+    result = report(
         capsys, str(image), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4"
     )
-    seconds, blur = found.pop("seconds"), found.pop("blur")
+    seconds, blur = result.pop("seconds"), result.pop("blur")
     assert seconds > 0
     assert blur == pytest.approx(0.001, rel=0.01)
-    numbers = [found.pop(key) for key in ("bits_per_dim", "bits_per_dim_empty_prompt", "explained_nats")]
+    numbers = [result.pop(key) for key in ("bits_per_dim", "bits_per_dim_empty_prompt", "explained_nats")]
     assert all(set(number) == {"value", "standard_error"} for number in numbers)
     prompt, empty, gain = (number["value"] for number in numbers)
     assert gain == pytest.approx((empty - prompt) * 256 * 0.6931472, abs=1e-6)
-    assert found == {
-        "image": str(image), "model": "tiny", "prompt": "a red xqzzy", "of": "latent", "method": "ode",
-        "num_dims": 256, "num_steps": 3, "probes": 2,
-        "seed": 4, "prompt_truncated": False, "unknown_words": found["unknown_words"],
-    }  # fmt: skip
+    assert result == {
+        "image": str(image),
+        "model": "tiny",
+        "prompt": "a red xqzzy",
+        "of": "latent",
+        "method": "ode",
+        "num_dims": 256,
+        "num_steps": 3,
+        "probes": 2,
+        "seed": 4,
+        "prompt_truncated": False,
+        "unknown_words": result["unknown_words"],
+    }
 
 
 def test_a_seed_decides_the_estimate(capsys, image):
     argv = (str(image), "--prompt", "a red apple", "--steps", "2", "--probes", "2")
-    first, again, other = (told(capsys, *argv, "--seed", seed) for seed in ("1", "1", "2"))
+    first, again, other = (report(capsys, *argv, "--seed", seed) for seed in ("1", "1", "2"))
     assert first["bits_per_dim"] == again["bits_per_dim"]
     assert first["explained_nats"] == again["explained_nats"]
     assert first["bits_per_dim"] != other["bits_per_dim"]
 
 
-def test_the_bound_is_another_number_and_a_seed_decides_it(capsys, image):
+def test_a_seed_decides_the_bound_which_differs_from_the_density(capsys, image):
     argv = (str(image), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
     ode, first, again = (
-        told(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo")
+        report(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo")
     )
     assert first == again != ode
     assert first["standard_error"] > 0
 
 
-def test_the_bound_by_default_takes_more_steps(capsys, image):
-    assert told(capsys, str(image), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
+def test_the_bound_takes_more_steps_by_default(capsys, image):
+    assert (
+        report(capsys, str(image), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
+    )
 
 
 def test_one_probe_has_no_standard_error(capsys, image):
-    assert (
-        told(capsys, str(image), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"][
-            "standard_error"
-        ]
-        is None
-    )
+    result = report(capsys, str(image), "--prompt", "x", "--steps", "1", "--probes", "1")
+    assert result["bits_per_dim"]["standard_error"] is None
 
 
-def test_words_for_a_person(capsys, image):
-    assert (
-        cli.main(
-            [
-                "likelihood",
-                str(image),
-                "--prompt",
-                "a red apple",
-                "--model",
-                "tiny",
-                "--steps",
-                "2",
-                "--probes",
-                "2",
-            ]
-        )
-        == 0
-    )
+def test_the_text_output(capsys, image):
+    argv = ["--prompt", "apple", "--model", "tiny", "--steps", "2", "--probes", "2"]
+    assert cli.main(["likelihood", str(image), *argv]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert f"latent of {image} under tiny, 256 numbers" in out
+    assert f"latent of {image} under tiny, 256 dimensions" in out
     assert re.search(r"-?\d+\.\d{4} ± \d+\.\d{4}  with the prompt\n", out)
     assert re.search(r"the prompt explains -?\d+\.\d\d ± \d+\.\d\d nats", out)
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         (["--prompt", " "], "--prompt must not be empty"),
         (["--prompt", "x" * 4001], "--prompt has 4001 characters; at most 4000"),
@@ -138,8 +129,8 @@ def test_words_for_a_person(capsys, image):
         ([], "required: --prompt"),
     ],
 )
-def test_a_wrong_number_is_one_line(capsys, image, options, complaint):
-    assert complaint in refused(capsys, str(image), *options)
+def test_an_invalid_flag_is_one_line(capsys, image, options, message):
+    assert message in refused(capsys, str(image), *options)
 
 
 def transparent(path: Path) -> None:
@@ -149,7 +140,7 @@ def transparent(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "complaint"),
+    ("write", "message"),
     [
         (lambda path: None, "there is no file"),
         (Path.mkdir, "is a folder, not an image"),
@@ -160,10 +151,10 @@ def transparent(path: Path) -> None:
         (transparent, "is transparent in places; put it on a background first"),
     ],
 )
-def test_a_wrong_file_is_one_line(capsys, tmp_path, write, complaint):
+def test_an_invalid_image_is_one_line(capsys, tmp_path, write, message):
     path = tmp_path / "x.png"
     write(path)
-    assert complaint in refused(capsys, str(path), "--prompt", "x", "--model", "tiny")
+    assert message in refused(capsys, str(path), "--prompt", "x", "--model", "tiny")
 
 
 def test_a_damaged_file_is_one_line(capsys, image):
@@ -171,11 +162,11 @@ def test_a_damaged_file_is_one_line(capsys, image):
     assert "cannot be read: " in refused(capsys, str(image), "--prompt", "x", "--model", "tiny")
 
 
-def test_an_opaque_image_with_an_alpha_channel_is_as_one_without(capsys, image, tmp_path):
+def test_an_opaque_alpha_channel_changes_nothing(capsys, image, tmp_path):
     path = tmp_path / "opaque.png"
     disc(64).convert("RGBA").save(path)
     with_alpha, without = (
-        told(capsys, str(p), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"]
+        report(capsys, str(p), "--prompt", "x", "--steps", "1", "--probes", "1")["bits_per_dim"]
         for p in (path, image)
     )
     assert with_alpha == without
@@ -187,36 +178,29 @@ def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, image, tmp
 
 
 def test_ctrl_c_ends_the_integral_at_once(image):
-    """On a terminal, where its progress shows that it is under way."""
-    ours, theirs = pty.openpty()
+    """It runs on a terminal, where its progress shows that it has started."""
+    controller, terminal = pty.openpty()
     argv = (
         "likelihood",
         str(image),
-        "--prompt",
-        "x",
-        "--model",
-        "tiny",
-        "--steps",
-        "1000",
-        "--probes",
-        "50",
+        *["--prompt", "x", "--model", "tiny", "--steps", "1000", "--probes", "50"],
     )
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(
         [sys.executable, "-m", "safelight.service.cli", *argv],
-        stderr=theirs,
+        stderr=terminal,
         stdout=subprocess.PIPE,
         env=environment,
     )
-    os.close(theirs)
-    overdue = threading.Timer(200, process.kill)
-    overdue.start()
-    shown = b""
-    while b" 0.1%" not in shown:
-        assert (read := os.read(ours, 4096)), shown
-        shown += read
+    os.close(terminal)
+    watchdog = threading.Timer(200, process.kill)
+    watchdog.start()
+    output = b""
+    while b" 0.1%" not in output:
+        assert (chunk := os.read(controller, 4096)), output
+        output += chunk
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
-    overdue.cancel()
+    watchdog.cancel()
     assert process.communicate()[0] == b""
-    os.close(ours)
+    os.close(controller)
