@@ -5,8 +5,8 @@ from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-# The share of a lone image's tick that batch-mates save: on an H100 sixteen images of PixArt-Sigma in one
-# batch are drawn 1.10 times as fast as one by one (ML.ENERGY Leaderboard v3).
+# The share of a lone image's tick that does not grow with the batch: on an H100 a batch of sixteen images of
+# PixArt-Sigma is 1.10 times as fast as the images one by one (ML.ENERGY Leaderboard v3).
 FIXED_SHARE = 0.09
 BATCH_SIZES = (1, 2, 4, 8, 16)
 
@@ -25,9 +25,6 @@ def gpu_fleet(
 ) -> Fleet:
     """A fleet of GPUs for images of one cost.
 
-    Batches are selected when an image finishes: selecting at every tick would simulate twenty times as
-    slowly.
-
     Args:
         gpus: most GPUs.
         cost: operations of an image.
@@ -39,26 +36,33 @@ def gpu_fleet(
         node_mtbf_seconds: mean time to failure of a node; 0: no node fails.
         scaling_interval_seconds: seconds between two autoscaling decisions.
     """
-    tick_work, num_ticks = cost.ticks[0], len(cost.ticks)
-    curve = CostCurve(
-        tuple(tick_work * images for images in BATCH_SIZES),
-        tuple((FIXED_SHARE + (1.0 - FIXED_SHARE) * images) * tick_work / flops for images in BATCH_SIZES),
-    )
-    requests = RequestClass(
-        rows=(cost.rows,) * num_ticks,
-        work=cost.ticks,
-        tokens=cost.tokens,
-        other_stage_seconds=(cost.encode + cost.decode) / flops,
-    )
     return Fleet(
         gpus=gpus,
-        curve=curve,
+        curve=_batch_curve(cost, flops),
         limits=Limits(max_rows, max_rows * cost.tokens),
-        request_classes=(requests,),
+        request_classes=(_request_class(cost, flops),),
         min_gpus=min(min_gpus, gpus),
         target_seconds=target_seconds,
         startup_seconds=startup_seconds,
         node_mtbf_seconds=node_mtbf_seconds,
-        stride=num_ticks,
+        stride=len(cost.ticks),  # a batch is selected when an image finishes: 20 times as fast to simulate
         scaling_interval_seconds=scaling_interval_seconds,
+    )
+
+
+def _batch_curve(cost: ImageCost, flops: float) -> CostCurve:
+    """Seconds of a tick of so many images of `cost`, by its operations."""
+    tick_work = cost.ticks[0]
+    return CostCurve(
+        tuple(tick_work * images for images in BATCH_SIZES),
+        tuple((FIXED_SHARE + (1.0 - FIXED_SHARE) * images) * tick_work / flops for images in BATCH_SIZES),
+    )
+
+
+def _request_class(cost: ImageCost, flops: float) -> RequestClass:
+    return RequestClass(
+        rows=(cost.rows,) * len(cost.ticks),
+        work=cost.ticks,
+        tokens=cost.tokens,
+        other_stage_seconds=(cost.encode + cost.decode) / flops,
     )

@@ -74,6 +74,16 @@ class Simulator:
     """One run of a fleet under a trace of requests.
 
     Handlers of events take `now`, the simulated time in seconds since the start.
+
+    Args:
+        fleet: the fleet and its request classes.
+        rate: mean requests a second where the shape is 1.
+        shape: how the rate changes over time, a name in `traffic.SHAPES`.
+        seconds: length of the simulated span.
+        seed: seed of arrivals, balancing and failures.
+        followed_replicas: replicas to simulate, each of which stands for `fleet.gpus /
+            followed_replicas`; 0: all of them.
+        recorded: arrivals in ascending order that replace those of `rate` and `shape`.
     """
 
     def __init__(
@@ -86,28 +96,13 @@ class Simulator:
         followed_replicas: int = 0,
         recorded: Sequence[RecordedArrival] = (),
     ):
-        """A run that has not started.
-
-        Args:
-            fleet: the fleet and its request classes.
-            rate: mean requests a second where the shape is 1.
-            shape: how the rate changes over time, a name in `traffic.SHAPES`.
-            seconds: length of the simulated span.
-            seed: seed of arrivals, balancing and failures.
-            followed_replicas: replicas to simulate, each of which stands for `fleet.gpus /
-                followed_replicas`; 0: all of them.
-            recorded: arrivals in ascending order that replace those of `rate` and `shape`.
-        """
         self.weight = max(1.0, fleet.gpus / followed_replicas) if followed_replicas else 1.0
         self.result = SimulationResult(seconds, self.weight)
         self._fleet = replace(fleet, max_in_flight=round(fleet.max_in_flight / self.weight))
         self._seconds = seconds
         self._rng = random.Random(seed)
-        if recorded:
-            self._arrivals = iter(recorded)
-        else:
-            times = arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1))
-            self._arrivals = self._with_random_class(times)
+        times = arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1))
+        self._arrivals = iter(recorded) if recorded else self._with_random_class(times)
         self._workloads = [
             make_workload(requests.rows, requests.work, requests.tokens, fleet.curve, 0.0)
             for requests in fleet.request_classes

@@ -1,4 +1,4 @@
-"""Predictions: the most steps, fleets against their simulation, published times, and the documentation's tables."""
+"""Predictions: the most steps, fleets against their simulation, and the documentation's tables."""
 
 import heapq
 import math
