@@ -9,8 +9,9 @@ from safelight.service.cli.simulate_report import as_text
 
 KEYS = {
     "model", "gpu", "gpus", "rate_per_hour", "trace", "hours", "images", "images_per_hour", "alone_s",
-    "p50_s", "p95_s", "p99_s", "refused", "expired", "resent", "lost", "gpu_hours", "most_replicas", "utilisation",
-    "cost_per_1000_images", "control_plane", "full_at_denoisers", "followed_replicas", "simulated_in_s",
+    "p50_s", "p95_s", "p99_s", "refused", "expired", "resent", "lost", "gpu_hours", "most_replicas",
+    "utilisation", "cost_per_1000_images", "control_plane", "full_at_denoisers", "followed_replicas",
+    "simulated_in_s",
 }  # fmt: skip
 
 
