@@ -9,6 +9,7 @@ from collections import deque
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,7 @@ def test_one_mfu_predicts_the_times_of_different_models(
         assert predicted_seconds(row, mfu) == pytest.approx(row.seconds, rel=0.15), row
 
 
-def predicted_seconds(row: object, mfu: float) -> float:
+def predicted_seconds(row: Any, mfu: float) -> float:
     """Seconds of one image alone for a row of the table of published times."""
     profile = published_profile(row.model)
     cost = image_cost(profile, default_spec(profile, num_steps=row.steps))
