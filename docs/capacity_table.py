@@ -1,4 +1,4 @@
-"""The tables of docs/capacity.md, by `safelight plan`: `.venv/bin/python docs/capacity_table.py`."""
+"""Prints the tables of docs/capacity.md from `safelight plan`: `.venv/bin/python docs/capacity_table.py`."""
 
 import io
 import json
@@ -22,8 +22,8 @@ TENSORRT = "[SDXL's TensorRT card](https://huggingface.co/stabilityai/stable-dif
 
 
 @dataclass(frozen=True)
-class Figure:
-    """Seconds that somebody measured for one image of 1024 x 1024 alone, and the share of the peak that they mean."""
+class PublishedTime:
+    """The published seconds of one image of 1024x1024 alone, and the MFU that they imply."""
 
     model: str
     gpu: str
@@ -35,74 +35,74 @@ class Figure:
 
 
 PUBLISHED = (
-    Figure("pixart-sigma", "a100", 20, 2.7, 0.33, "eager; steps assumed", SANA),
-    Figure("sd3-medium", "a100", 28, 4.4, 0.37, "eager; steps assumed", SANA),
-    Figure("sdxl", "a100", 50, 6.5, 0.34, "eager; steps assumed", SANA),
-    Figure("sdxl", "a100", 50, 5.933, 0.37, "eager", FAL),
-    Figure("sdxl", "a100", 30, 3.31, 0.40, "eager", DIFFUSERS),
-    Figure("sdxl", "a100", 30, 3.704, 0.36, "eager", TENSORRT),
-    Figure("sdxl", "a100", 50, 5.132, 0.43, "compiled", FAL),
-    Figure("sdxl", "a100", 30, 2.54, 0.52, "compiled", DIFFUSERS),
-    Figure("sdxl", "a100", 30, 2.742, 0.49, "compiled (TensorRT)", TENSORRT),
-    Figure("sdxl", "a100", 50, 4.102, 0.54, "compiled (TensorRT)", FAL),
-    Figure("flux.1-dev", "a100", 50, 23.0, 0.52, "steps assumed", SANA),
-    Figure("flux.1-schnell", "a100", 4, 2.1, 0.44, "steps assumed", SANA),
-    Figure("pixart-sigma", "h100", 20, 1.131, 0.25, "eager", ML_ENERGY),
-    Figure("sd3.5-medium", "h100", 28, 3.525, 0.18, "eager", ML_ENERGY),
-    Figure("sd3.5-large", "h100", 28, 6.558, 0.27, "eager", ML_ENERGY),
-    Figure("flux.1-dev", "h100", 50, 11.64, 0.32, "eager", ML_ENERGY),
-    Figure("flux.1-dev", "h100", 28, 6.71, 0.32, "eager", XDIT),
-    Figure("flux.1-dev", "h100", 28, 4.30, 0.49, "compiled", XDIT),
+    PublishedTime("pixart-sigma", "a100", 20, 2.7, 0.33, "eager; steps assumed", SANA),
+    PublishedTime("sd3-medium", "a100", 28, 4.4, 0.37, "eager; steps assumed", SANA),
+    PublishedTime("sdxl", "a100", 50, 6.5, 0.34, "eager; steps assumed", SANA),
+    PublishedTime("sdxl", "a100", 50, 5.933, 0.37, "eager", FAL),
+    PublishedTime("sdxl", "a100", 30, 3.31, 0.40, "eager", DIFFUSERS),
+    PublishedTime("sdxl", "a100", 30, 3.704, 0.36, "eager", TENSORRT),
+    PublishedTime("sdxl", "a100", 50, 5.132, 0.43, "compiled", FAL),
+    PublishedTime("sdxl", "a100", 30, 2.54, 0.52, "compiled", DIFFUSERS),
+    PublishedTime("sdxl", "a100", 30, 2.742, 0.49, "compiled (TensorRT)", TENSORRT),
+    PublishedTime("sdxl", "a100", 50, 4.102, 0.54, "compiled (TensorRT)", FAL),
+    PublishedTime("flux.1-dev", "a100", 50, 23.0, 0.52, "steps assumed", SANA),
+    PublishedTime("flux.1-schnell", "a100", 4, 2.1, 0.44, "steps assumed", SANA),
+    PublishedTime("pixart-sigma", "h100", 20, 1.131, 0.25, "eager", ML_ENERGY),
+    PublishedTime("sd3.5-medium", "h100", 28, 3.525, 0.18, "eager", ML_ENERGY),
+    PublishedTime("sd3.5-large", "h100", 28, 6.558, 0.27, "eager", ML_ENERGY),
+    PublishedTime("flux.1-dev", "h100", 50, 11.64, 0.32, "eager", ML_ENERGY),
+    PublishedTime("flux.1-dev", "h100", 28, 6.71, 0.32, "eager", XDIT),
+    PublishedTime("flux.1-dev", "h100", 28, 4.30, 0.49, "compiled", XDIT),
 )
 
 
-def planned(model: str, gpu: str, steps: int, mfu: float) -> dict:
-    """What `safelight plan` says."""
-    told = io.StringIO()
-    with redirect_stdout(told):
+def run_plan(model: str, gpu: str, steps: int, mfu: float) -> dict:
+    """The output of `safelight plan --json`."""
+    output = io.StringIO()
+    with redirect_stdout(output):
         cli.main(["plan", "--model", model, "--gpu", gpu, "--steps", str(steps), "--mfu", str(mfu), "--json"])
-    return json.loads(told.getvalue())
+    return json.loads(output.getvalue())
 
 
 def seconds_table(plans: dict) -> str:
-    """Seconds of an image alone and images an hour, of one device."""
+    """Seconds of an image alone and images an hour, for one device."""
     rows = _head("model", "steps", "TFLOP", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
         for steps in STEPS:
-            found = [plans[model, gpu, steps, mfu] for gpu in GPUS for mfu in SHARES]
+            by_device = [plans[model, gpu, steps, mfu] for gpu in GPUS for mfu in SHARES]
             cells = [
-                f"{each['service_s']:.2f} s, {each['images_per_hour_per_device']:.0f}/h" for each in found
+                f"{plan['service_s']:.2f} s, {plan['images_per_hour_per_device']:.0f}/h" for plan in by_device
             ]
-            rows.append(_row(f"`{model}`", steps, f"{found[0]['tflop_per_image']:.0f}", *cells))
+            rows.append(_row(f"`{model}`", steps, f"{by_device[0]['tflop_per_image']:.0f}", *cells))
     return "\n".join(rows)
 
 
 def steps_table(plans: dict) -> str:
-    """The most steps that meet both targets: of an image alone, and for 95 % of those that come at random."""
+    """The most steps within the targets: of an image alone, and of 95 % of images that arrive at random."""
     rows = _head("model", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
-        most = [plans[model, gpu, STEPS[0], mfu]["steps_that_meet"] for gpu in GPUS for mfu in SHARES]
-        rows.append(_row(f"`{model}`", *(f"{each['alone']}; {each['under_load']}" for each in most)))
+        by_device = [plans[model, gpu, STEPS[0], mfu]["steps_that_meet"] for gpu in GPUS for mfu in SHARES]
+        rows.append(_row(f"`{model}`", *(f"{steps['alone']}; {steps['under_load']}" for steps in by_device)))
     return "\n".join(rows)
 
 
 def published_table() -> str:
-    """Published seconds beside those predicted at the share of the peak that the row names."""
+    """Published seconds beside those predicted at the row's MFU."""
     rows = _head(
         "model", "device", "steps", "published, s", "implied MFU", "predicted at it, s", "how", "source"
     )
-    for each in PUBLISHED:
-        found = planned(each.model, each.gpu, each.steps, each.mfu)["service_s"]
+    for published in PUBLISHED:
+        plan = run_plan(published.model, published.gpu, published.steps, published.mfu)
         rows.append(
             _row(
-                f"`{each.model}`",
-                each.gpu.upper(),
-                each.steps,
-                each.seconds,
-                f"{each.mfu:.0%}",
-                f"{found:.2f}",
-                each.how,
-                each.source,
+                f"`{published.model}`",
+                published.gpu.upper(),
+                published.steps,
+                published.seconds,
+                f"{published.mfu:.0%}",
+                f"{plan['service_s']:.2f}",
+                published.how,
+                published.source,
             )
         )
     return "\n".join(rows)
@@ -117,8 +117,9 @@ def _row(*cells: object) -> str:
 
 
 def all_plans() -> dict:
+    """The plans of the first two tables by model, GPU, steps and MFU."""
     keys = [(model, gpu, steps, mfu) for model in MODELS for gpu in GPUS for steps in STEPS for mfu in SHARES]
-    return {key: planned(*key) for key in keys}
+    return {key: run_plan(*key) for key in keys}
 
 
 if __name__ == "__main__":

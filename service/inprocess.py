@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.capacity.predict import model_profile
+from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext

@@ -35,7 +35,7 @@ ARROWS: dict[str, str] = {
     " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
     "pipeline.assembly": "models.* pipeline.catalog pipeline.engine pipeline.params pipeline.scheduling",
     "pipeline.capacity": "models.checkpoints models.denoisers models.text"
-    " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
+    " pipeline.catalog pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling",
     "pipeline.calibration": "models.* pipeline.assembly pipeline.capacity pipeline.catalog pipeline.engine"
     " pipeline.flops pipeline.params pipeline.scheduling",
     "pipeline.evaluation": "models.* pipeline.assembly pipeline.catalog pipeline.diffusion pipeline.engine"

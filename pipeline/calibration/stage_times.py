@@ -13,7 +13,7 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import LARGEST_ROW, measure_curve
 from safelight.pipeline.calibration.peak import quick_gemm_peak
-from safelight.pipeline.capacity.predict import MeasuredDevice
+from safelight.pipeline.capacity.devices import MeasuredDevice
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.image_decoder import InvalidImage
 

@@ -1,4 +1,4 @@
-"""What an image asks of each stage in floating-point operations, on the outline of a model. No torch here."""
+"""The floating-point operations of one image, by stage, from a model's profile. No torch here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,29 @@ Size = tuple[int, int]  # width, height, in pixels
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """A model as work and defaults. Latents are (rows, columns); a text is the prompt or the negative prompt, at full length."""
+    """A model as operation counts and defaults.
+
+    A text is a prompt or a negative prompt at full length. Latents are given as (height, width) in latent
+    pixels.
+
+    Attributes:
+        name: the model's name.
+        native_size: (width, height) in pixels.
+        num_steps: default number of denoising steps.
+        guidance_scale: default guidance scale.
+        solver: default solver.
+        timestep_spacing: default spacing of the solver's times.
+        schedule: the model's noise schedule.
+        prediction: what the network predicts, such as "flow" or "epsilon".
+        text: operations of all text encoders for one text.
+        evaluation: operations of one row in a tick, by the height and width of its latents.
+        once: operations of an image before its first tick, by the number of times in its plan and of its
+            texts.
+        decode: operations of decoding an image, by the height and width of its latents.
+        scale: pixels on the side of a latent pixel.
+        patch: latent pixels on the side of a token.
+        sizes: the only sizes that the model serves; empty if it serves every multiple of a token.
+    """
 
     name: str
     native_size: Size
@@ -27,18 +49,18 @@ class ModelProfile:
     timestep_spacing: str
     schedule: Schedule
     prediction: str
-    text: int  # operations of all towers on a text
-    evaluation: Callable[[int, int], int]  # of a row in a tick, by its latents
-    once: Callable[[int, int], int]  # of an image, by the times of its plan and its number of texts
-    decode: Callable[[int, int], int]  # of an image, by its latents
-    scale: int = 8  # pixels on a side of a latent pixel
-    patch: int = 2  # latent pixels on a side of a token
-    sizes: tuple[Size, ...] = ()  # that alone are served; none where any of whole patches will do
+    text: int
+    evaluation: Callable[[int, int], int]
+    once: Callable[[int, int], int]
+    decode: Callable[[int, int], int]
+    scale: int = 8
+    patch: int = 2
+    sizes: tuple[Size, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """An image as it is asked for."""
+    """The parameters of a request that decide what its image costs."""
 
     size: Size
     num_steps: int
@@ -48,7 +70,16 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageCost:
-    """Operations of one image: of its texts, once before its ticks, of each tick, and of decoding; `rows` and `tokens` of a tick."""
+    """What one image costs.
+
+    Attributes:
+        encode: operations of the text encoders.
+        once: operations of the denoiser before the first tick.
+        ticks: operations of each tick.
+        decode: operations of the decoder.
+        rows: rows of the image in a tick.
+        tokens: image tokens of a row.
+    """
 
     encode: float
     once: float
@@ -59,47 +90,54 @@ class ImageCost:
 
     @property
     def denoise(self) -> float:
+        """Operations of the denoiser."""
         return self.once + sum(self.ticks)
 
     @property
     def total(self) -> float:
+        """Operations of all stages."""
         return self.encode + self.denoise + self.decode
 
 
-def image_cost(outline: ModelProfile, order: ImageSpec) -> ImageCost:
-    """What one image takes alone, no text remembered. Raises `InvalidParams` for what the model cannot draw."""
-    _check(outline, order)
-    width, height = (side // outline.scale for side in order.size)
-    made = plan(
-        order.solver, outline.schedule, outline.prediction, order.num_steps, spacing=outline.timestep_spacing
+def image_cost(profile: ModelProfile, spec: ImageSpec) -> ImageCost:
+    """The cost of one image whose texts are not cached.
+
+    Raises `InvalidParams` for a `spec` that the model cannot serve.
+    """
+    _check(profile, spec)
+    width, height = (side // profile.scale for side in spec.size)
+    solver_plan = plan(
+        spec.solver, profile.schedule, profile.prediction, spec.num_steps, spacing=profile.timestep_spacing
     )
-    rows = needs_cond(order.guidance_scale) + needs_uncond(order.guidance_scale)
+    rows = needs_cond(spec.guidance_scale) + needs_uncond(spec.guidance_scale)
     return ImageCost(
-        encode=rows * outline.text,
-        once=outline.once(made.nfe, rows),
-        ticks=(rows * outline.evaluation(height, width),) * made.nfe,
-        decode=outline.decode(height, width),
+        encode=rows * profile.text,
+        once=profile.once(solver_plan.nfe, rows),
+        ticks=(rows * profile.evaluation(height, width),) * solver_plan.nfe,
+        decode=profile.decode(height, width),
         rows=rows,
-        tokens=(height // outline.patch) * (width // outline.patch),
+        tokens=(height // profile.patch) * (width // profile.patch),
     )
 
 
-def _check(outline: ModelProfile, order: ImageSpec) -> None:
-    size = f"{order.size[0]}x{order.size[1]}"
-    side = outline.scale * outline.patch
-    if outline.sizes and order.size not in outline.sizes:
-        allowed = ", ".join(f"{w}x{h}" for w, h in outline.sizes)
-        raise InvalidParams("size", f"size {size} is not served by {outline.name}; allowed: {allowed}")
-    if any(length % side or not side <= length <= LONGEST_SIDE for length in order.size):
+def _check(profile: ModelProfile, spec: ImageSpec) -> None:
+    size = f"{spec.size[0]}x{spec.size[1]}"
+    token_side = profile.scale * profile.patch
+    if profile.sizes and spec.size not in profile.sizes:
+        allowed = ", ".join(f"{w}x{h}" for w, h in profile.sizes)
+        raise InvalidParams("size", f"size {size} is not served by {profile.name}; allowed: {allowed}")
+    if any(side % token_side or not token_side <= side <= LONGEST_SIDE for side in spec.size):
         raise InvalidParams(
-            "size", f"size {size} is not possible; sides are multiples of {side}, at most {LONGEST_SIDE}"
+            "size",
+            f"size {size} is not possible; sides are multiples of {token_side}, at most {LONGEST_SIDE}",
         )
-    if not MIN_STEPS <= order.num_steps <= MAX_STEPS:
+    if not MIN_STEPS <= spec.num_steps <= MAX_STEPS:
         raise InvalidParams(
-            "steps", f"steps must be between {MIN_STEPS} and {MAX_STEPS}, got {order.num_steps}"
+            "steps", f"steps must be between {MIN_STEPS} and {MAX_STEPS}, got {spec.num_steps}"
         )
-    if not MIN_GUIDANCE_SCALE <= order.guidance_scale <= MAX_GUIDANCE_SCALE:
+    if not MIN_GUIDANCE_SCALE <= spec.guidance_scale <= MAX_GUIDANCE_SCALE:
         raise InvalidParams(
             "guidance_scale",
-            f"guidance scale must be between {MIN_GUIDANCE_SCALE:g} and {MAX_GUIDANCE_SCALE:g}, got {order.guidance_scale:g}",
+            f"guidance scale must be between {MIN_GUIDANCE_SCALE:g} and {MAX_GUIDANCE_SCALE:g}, "
+            f"got {spec.guidance_scale:g}",
         )

@@ -1,9 +1,10 @@
-"""How long those wait who come at random to servers that take the same time for each: the queue M/D/c, exactly.
+"""How long customers wait who arrive at random at c servers with constant service time (M/D/c), exactly.
 
-How many are there: Crommelin 1932, "Delay probability formulae when the holding times are constant", Post Office Electrical
-Engineers' Journal 25, 41-50. How long they wait: Franx 2001, "A simple solution for the M/D/c waiting time distribution", Operations
-Research Letters 29, 221-229, a sum of positive terms; Erlang's and Crommelin's own sums alternate, and cancel to nothing in floating
-point where the queue is long. No torch here.
+Number of customers in the system: Crommelin 1932, "Delay probability formulae when the holding times are
+constant", Post Office Electrical Engineers' Journal 25, 41-50. Distribution of the wait: Franx 2001, "A
+simple solution for the M/D/c waiting time distribution", Operations Research Letters 29, 221-229. Franx's sum
+has positive terms only; the sums of Erlang and Crommelin alternate in sign and lose all digits to
+cancellation when the queue is long. No torch here.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-STATES = 60  # numbers of customers that are solved for, and SPREAD more for each server; beyond them the tail is geometric
-SPREAD = 6
-MOST_SHARE = 0.9999
-FULL = 1.0 - 1e-6  # of a server's time: from here on a queue is taken to grow for ever
+# The linear system covers STATES + STATES_PER_SERVER * c numbers of customers; beyond them the tail is
+# geometric.
+STATES = 60
+STATES_PER_SERVER = 6
+MAX_SHARE = 0.9999
+MAX_UTILISATION = 1.0 - 1e-6  # from here on the queue is taken to grow without bound
 
 
 @dataclass(frozen=True)
 class MDcQueue:
-    """Customers come at random, `rate` a second; each of `servers` takes `service` seconds for one, in the order in which they come.
+    """A first-come, first-served queue with Poisson arrivals and constant service time.
 
-    Raises `ValueError` unless all are positive, and finite.
+    Raises `ValueError` unless all three numbers are positive, and `rate` and `service` finite.
+
+    Attributes:
+        rate: customers a second.
+        service: seconds that a server spends on one customer.
+        servers: c, the number of servers.
     """
 
     rate: float
@@ -34,51 +42,50 @@ class MDcQueue:
     def __post_init__(self) -> None:
         if not (0.0 < self.rate < math.inf and 0.0 < self.service < math.inf and self.servers >= 1):
             raise ValueError(
-                f"a queue needs a positive rate, time and number of servers, got {self.rate}, {self.service}, {self.servers}"
+                "a queue needs a positive rate, time and number of servers, got "
+                f"{self.rate}, {self.service}, {self.servers}"
             )
 
     @property
     def utilisation(self) -> float:
-        """The share of the time in which a server is busy; at 1 the queue grows for ever."""
+        """The share of time in which a server is busy; at 1 the queue grows without bound."""
         return self.rate * self.service / self.servers
 
     @property
     def mean_wait(self) -> float:
-        """Seconds before being served, by Little's law; infinite if the queue grows for ever."""
-        if self.utilisation >= FULL:
+        """Mean seconds before service, by Little's law; infinite if the queue grows without bound."""
+        if self.utilisation >= MAX_UTILISATION:
             return math.inf
-        here = self._here
-        waiting, ratio = here.exactly[self.servers :], here.ratio
+        stationary = self._stationary
+        waiting, ratio = stationary.pmf[self.servers :], stationary.tail_ratio
         solved = float(np.dot(np.arange(len(waiting)), waiting))
-        beyond = float(waiting[-1]) * (
-            (len(waiting) - 1) * ratio / (1.0 - ratio) + ratio / (1.0 - ratio) ** 2
-        )
-        return (solved + beyond) / self.rate
+        tail = float(waiting[-1]) * ((len(waiting) - 1) * ratio / (1.0 - ratio) + ratio / (1.0 - ratio) ** 2)
+        return (solved + tail) / self.rate
 
     def wait_cdf(self, seconds: float) -> float:
-        """The probability that a customer waits `seconds` or less before being served."""
-        if seconds < 0.0 or self.utilisation >= FULL:
+        """The probability that a customer waits at most `seconds` before service (Franx 2001)."""
+        if seconds < 0.0 or self.utilisation >= MAX_UTILISATION:
             return 0.0
         services = math.floor(seconds / self.service) + 1
-        coming = self.rate * (
-            services * self.service - seconds
-        )  # customers on average until the next whole service
-        term, total = math.exp(-coming), 0.0
+        # Mean number of arrivals in the time that is missing to a whole number of services.
+        mean_arrivals = self.rate * (services * self.service - seconds)
+        term, total = math.exp(-mean_arrivals), 0.0
         for number in range(services * self.servers):
-            total += term * self._here.fewer_wait(services * self.servers - number)
-            term *= coming / (number + 1)
-            if number > coming and term < 1e-18:
+            total += term * self._stationary.queue_cdf(services * self.servers - number - 1)
+            term *= mean_arrivals / (number + 1)
+            if number > mean_arrivals and term < 1e-18:
                 break
         return min(total, 1.0)
 
     def wait_quantile(self, share: float) -> float:
-        """The least wait that `share` of the customers do not exceed, in seconds; infinite if the queue grows for ever.
+        """The wait in seconds that `share` of the customers do not exceed.
 
-        Raises `ValueError` for a share that is not in (0, 0.9999]: further out, rounding decides.
+        Infinite if the queue grows without bound. Raises `ValueError` unless 0 < share <= 0.9999, since
+        rounding errors dominate closer to 1.
         """
-        if not 0.0 < share <= MOST_SHARE:
-            raise ValueError(f"a share of the customers is more than 0 and at most {MOST_SHARE}, got {share}")
-        if self.utilisation >= FULL:
+        if not 0.0 < share <= MAX_SHARE:
+            raise ValueError(f"a share of the customers is more than 0 and at most {MAX_SHARE}, got {share}")
+        if self.utilisation >= MAX_UTILISATION:
             return math.inf
         if self.wait_cdf(0.0) >= share:
             return 0.0
@@ -92,58 +99,74 @@ class MDcQueue:
         return high
 
     @cached_property
-    def _here(self) -> StationaryDistribution:
-        return _customers(self.utilisation, self.servers)
+    def _stationary(self) -> StationaryDistribution:
+        return _solve_stationary(self.utilisation, self.servers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StationaryDistribution:
-    """How many customers are there: the probabilities of 0, 1, 2, ..., and from the last of them on falling by `ratio`."""
+    """The number of customers in the system at a random moment, waiting and in service.
+
+    Attributes:
+        servers: c.
+        pmf: (n,) probabilities of 0, 1, ..., n - 1 customers.
+        cdf: (n,) cumulative sums of `pmf`.
+        tail_ratio: P(k + 1 customers) / P(k customers) for k >= n - 1.
+    """
 
     servers: int
-    exactly: np.ndarray
-    at_most: np.ndarray
-    ratio: float
+    pmf: np.ndarray
+    cdf: np.ndarray
+    tail_ratio: float
 
-    def fewer_wait(self, waiting: int) -> float:
-        """The probability that fewer than so many wait (1 or more)."""
-        there = self.servers + waiting - 1
-        if there < len(self.at_most):
-            return float(self.at_most[there])
-        tail = float(self.exactly[-1]) * self.ratio / (1.0 - self.ratio)
-        return 1.0 - tail * self.ratio ** (there - len(self.at_most) + 1)
+    def queue_cdf(self, waiting: int) -> float:
+        """The probability that at most `waiting` customers (0 or more) wait."""
+        customers = self.servers + waiting
+        if customers < len(self.cdf):
+            return float(self.cdf[customers])
+        tail = float(self.pmf[-1]) * self.tail_ratio / (1.0 - self.tail_ratio)
+        return 1.0 - tail * self.tail_ratio ** (customers - len(self.cdf) + 1)
 
 
 @lru_cache(maxsize=256)
-def _customers(utilisation: float, servers: int) -> StationaryDistribution:
-    """The stationary distribution: after one service time all who were served are gone, and those are there who came meanwhile."""
-    coming, size = utilisation * servers, STATES + SPREAD * servers
-    ratio = _tail_ratio(coming, servers)
-    arrive = np.array(
-        [math.exp(k * math.log(coming) - coming - math.lgamma(k + 1)) for k in range(size + servers)]
+def _solve_stationary(utilisation: float, servers: int) -> StationaryDistribution:
+    """The stationary distribution by Crommelin's argument.
+
+    After one service time every customer that was in service has left, and those who arrived meanwhile are
+    present.
+    """
+    mean_arrivals, size = utilisation * servers, STATES + STATES_PER_SERVER * servers
+    ratio = _tail_ratio(mean_arrivals, servers)
+    arrival_pmf = np.array(
+        [
+            math.exp(k * math.log(mean_arrivals) - mean_arrivals - math.lgamma(k + 1))
+            for k in range(size + servers)
+        ]
     )
-    reached = np.zeros((size, size))  # column i: what i customers lead to
+    transition = np.zeros((size, size))  # column i: the distribution one service time after i customers
     for i in range(servers + size - 1):
-        left = max(i - servers, 0)
-        weight = (
-            1.0 if i < size else ratio ** (i - size + 1)
-        )  # of the last that is solved for, on whom the tail depends
-        reached[left:, min(i, size - 1)] += weight * arrive[: size - left]
-    system = reached - np.eye(size)
-    system[-1] = 1.0  # one equation says nothing new, this one does
+        remaining = max(i - servers, 0)
+        # States beyond the last one are a geometric multiple of it.
+        weight = 1.0 if i < size else ratio ** (i - size + 1)
+        transition[remaining:, min(i, size - 1)] += weight * arrival_pmf[: size - remaining]
+    system = transition - np.eye(size)
+    system[-1] = (
+        1.0  # the balance equations are linearly dependent: the last one becomes "probabilities sum to 1"
+    )
     system[-1, -1] = 1.0 / (1.0 - ratio)
-    wanted = np.zeros(size)
-    wanted[-1] = 1.0
-    exactly = np.linalg.solve(system, wanted).clip(0.0)
-    return StationaryDistribution(servers, exactly, np.cumsum(exactly), ratio)
+    right_side = np.zeros(size)
+    right_side[-1] = 1.0
+    pmf = np.linalg.solve(system, right_side).clip(0.0)
+    return StationaryDistribution(servers, pmf, np.cumsum(pmf), ratio)
 
 
-def _tail_ratio(coming: float, servers: int) -> float:
-    """How much rarer one more customer is where there are many: 1/z of the root z > 1 of z^c = e^(coming (z - 1))."""
-    low = high = servers / coming  # where the difference of the two sides' logarithms is greatest
-    while servers * math.log(high) > coming * (high - 1.0):
+def _tail_ratio(mean_arrivals: float, servers: int) -> float:
+    """The ratio of the geometric tail: 1/z for the root z > 1 of z^c = e^(mean_arrivals (z - 1))."""
+    low = high = servers / mean_arrivals  # where the logarithms of the two sides differ most
+    while servers * math.log(high) > mean_arrivals * (high - 1.0):
         high *= 2.0
     for _ in range(200):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if servers * math.log(middle) > coming * (middle - 1.0) else (low, middle)
+        is_below_root = servers * math.log(middle) > mean_arrivals * (middle - 1.0)
+        low, high = (middle, high) if is_below_root else (low, middle)
     return 1.0 / high

@@ -1,4 +1,4 @@
-"""`safelight plan`: how many images a device would draw and how soon, and how many devices that asks for."""
+"""`safelight plan`: predicts throughput, latency and replicas of a model on a device."""
 
 from __future__ import annotations
 
@@ -6,333 +6,322 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from safelight.pipeline.capacity import predict as capacity
-from safelight.pipeline.capacity.predict import (
+from safelight.pipeline.capacity.devices import (
     GPUS,
+    STAGES,
     ConstantRateDevice,
     Device,
-    ImageSpec,
-    ModelProfile,
-    Prediction,
-    Targets,
+    MeasuredDevice,
+    measured_device,
 )
+from safelight.pipeline.capacity.image_cost import ImageSpec, ModelProfile, image_cost
+from safelight.pipeline.capacity.model_profiles import list_published, model_profile, published_profile
+from safelight.pipeline.capacity.predict import HOUR, Prediction, Targets, predict
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
+from safelight.service.cli.plan_report import as_text
 from safelight.service.cli.progress import Say, progress
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import num_cores
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-HERE = "cpu"
-MFU_HERE = 0.5  # of the best matrix product, which full ticks reach (docs/performance.md)
-MOST_PERCENT = 99.99
-POSITIVE = ("images_per_hour", "latency_s", "peak_tflops", "price_per_hour")
+THIS_MACHINE = "cpu"
+THIS_MACHINE_MFU = 0.5  # share of the best matrix product that full ticks reach (docs/performance.md)
+MAX_PERCENTILE = 99.99
+POSITIVE_FLAGS = ("images_per_hour", "latency_s", "peak_tflops", "price_per_hour")
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The device that is reckoned with; `mfu` is None where a machine was measured."""
+class DeviceChoice:
+    """The device to predict for; `peak_flops` and `mfu` are None for one that was measured."""
 
     name: str
     device: Device
-    peak_flops: float | None
-    mfu: float | None
+    peak_flops: float | None = None
+    mfu: float | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Predicts from the model's operations and the device's peak, before there is either: nothing is loaded and nothing drawn. "
-        "Requests are taken to come at random (Poisson), one image each. With --gpu cpu this machine is measured instead."
+        "Predicts throughput, latency and replicas from the model's operations and the device's speed. "
+        "No weights are loaded and no images drawn, except with --gpu cpu, which measures this machine. "
+        "Requests are taken to arrive at random (Poisson), one image each."
     )
-    parser.add_argument(
+    _add_image_arguments(parser)
+    _add_device_arguments(parser)
+    _add_target_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and image")
+    group.add_argument(
         "--model",
         metavar="NAME_OR_DIR",
-        help="an embedded model, a checkpoint folder, or a published checkpoint by its name, as sd3-medium; default emoji-128",
+        help="an embedded model, a checkpoint folder, or the name of a published checkpoint "
+        "such as sd3-medium; default emoji-128",
     )
-    parser.add_argument(
+    group.add_argument("--size", metavar="WxH", help="image size in pixels; default: the model's native size")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's"
+    )
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="W",
+        help="guidance scale, 0 to 20; 1 is off; default: the model's",
+    )
+    group.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument(
         "--gpu",
         default="a100",
         metavar="NAME",
-        help="a100, h100, h200, l40s, or cpu: this machine; default %(default)s",
+        help="a100, h100, h200, l40s, or cpu to measure this machine; default %(default)s",
     )
-    parser.add_argument(
+    group.add_argument(
         "--service",
         metavar="URL",
-        help="by what the stages of this running service have learnt of their own pace (`/v1/curve`)",
+        help="with --gpu cpu: use the cost curves of the running service at this URL instead of measuring",
     )
-    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's"
+    group.add_argument(
+        "--mfu",
+        type=float,
+        metavar="SHARE",
+        help="share of the peak that is reached, 0 to 1; default: what eager PyTorch reaches, 0.4 on an A100",
     )
-    parser.add_argument(
-        "--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's"
+    group.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="T",
+        help="peak of the device in TFLOPS, instead of its data sheet's or of measuring",
     )
-    parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
-    parser.add_argument(
-        "--images-per-hour", type=float, default=1000.0, metavar="N", help="wanted; default %(default)g"
+    group.add_argument(
+        "--price-per-hour",
+        type=float,
+        metavar="P",
+        help="price of a device for an hour, in any currency; adds the cost of 1000 images",
     )
-    parser.add_argument(
+
+
+def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("targets")
+    group.add_argument(
+        "--images-per-hour",
+        type=float,
+        default=1000.0,
+        metavar="N",
+        help="target throughput, and the load for the latency; default %(default)g",
+    )
+    group.add_argument(
         "--latency-s",
         type=float,
         default=5.0,
         metavar="S",
-        help="wanted at the percentile; default %(default)g",
+        help="target latency in seconds at the percentile; default %(default)g",
     )
-    parser.add_argument(
-        "--percentile", type=float, default=95.0, metavar="P", help="of the latency; default %(default)g"
-    )
-    parser.add_argument(
-        "--mfu",
+    group.add_argument(
+        "--percentile",
         type=float,
-        metavar="SHARE",
-        help="of the peak that is reached, 0 to 1; default: what eager networks reach, 0.4 on an A100",
+        default=95.0,
+        metavar="P",
+        help="percentile of the target latency; default %(default)g",
     )
-    parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        metavar="T",
-        help="of the device, in place of its maker's figure or of measuring",
-    )
-    parser.add_argument("--price-per-hour", type=float, metavar="P", help="of a device, in any currency")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
     name = settings_of(model=args.model).model
     with progress("reading the model") as say:
-        model, outline = _find(name)
-        order = _order(args, outline)
+        model, profile = _find_profile(name)
+        spec = _image_spec(args, profile)
         targets = Targets(args.images_per_hour, args.latency_s, args.percentile)
         try:
-            capacity.image_cost(outline, order)  # before anything is measured
-            chosen = _choose(args, model, order, say)
-            found = capacity.predict(outline, order, chosen.device, targets)
+            image_cost(profile, spec)  # refuses an impossible image before anything is measured
+            choice = _choose_device(args, model, profile, spec, say)
+            prediction = predict(profile, spec, choice.device, targets)
         except InvalidParams as error:
             raise UserError(str(error)) from None
-    told = _as_dict(outline, order, chosen, targets, found, args.price_per_hour)
-    if args.json:
-        print(json.dumps(told))
-    else:
-        _print(told)
+    report = {
+        **_describe_request(profile, spec, choice, targets, prediction),
+        **_describe_prediction(prediction),
+        "cost_per_1000_images": _cost_per_1000(prediction, args.price_per_hour),
+    }
+    print(json.dumps(report) if args.json else as_text(report))
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.service is not None and args.gpu != HERE:
+    if args.service is not None and args.gpu != THIS_MACHINE:
         raise UserError("--service is measured by itself: say --gpu cpu with it")
-    if args.gpu not in (*GPUS, HERE):
-        raise UserError(f"--gpu must be one of {', '.join((*GPUS, HERE))}, got {args.gpu!r}")
-    for name in POSITIVE:
+    if args.gpu not in (*GPUS, THIS_MACHINE):
+        raise UserError(f"--gpu must be one of {', '.join((*GPUS, THIS_MACHINE))}, got {args.gpu!r}")
+    for name in POSITIVE_FLAGS:
         value = getattr(args, name)
         if value is not None and not 0.0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be more than 0 and finite, got {value}")
     if args.mfu is not None and not 0.0 < args.mfu <= 1.0:
         raise UserError(f"--mfu must be more than 0 and at most 1, got {args.mfu}")
-    if not 0.0 < args.percentile <= MOST_PERCENT:
-        raise UserError(f"--percentile must be more than 0 and at most {MOST_PERCENT}, got {args.percentile}")
+    if not 0.0 < args.percentile <= MAX_PERCENTILE:
+        raise UserError(
+            f"--percentile must be more than 0 and at most {MAX_PERCENTILE}, got {args.percentile}"
+        )
 
 
-def _find(name: str) -> tuple[ModelInfo | None, ModelProfile]:
-    """A published checkpoint by its name, else a model that is here."""
+def _find_profile(name: str) -> tuple[ModelInfo | None, ModelProfile]:
+    """A published checkpoint by its name, without model information; else an embedded model or a folder."""
     with imported_for_good():
-        if name in capacity.list_published():
-            return None, capacity.published_profile(name)
+        if name in list_published():
+            return None, published_profile(name)
         try:
             model = find_model(name)
-            return model, capacity.model_profile(model)
+            return model, model_profile(model)
         except (UnknownModel, ValueError) as error:
-            published = (
-                f"; published checkpoints: {', '.join(capacity.list_published())}"
-                if "neither a folder" in str(error)
-                else ""
-            )
-            raise UserError(f"{error}{published}") from None
+            message = str(error)
+            if "neither a folder" in message:
+                message += f"; published checkpoints: {', '.join(list_published())}"
+            raise UserError(message) from None
 
 
-def _order(args: argparse.Namespace, outline: ModelProfile) -> ImageSpec:
-    size = outline.native_size
+def _image_spec(args: argparse.Namespace, profile: ModelProfile) -> ImageSpec:
+    size = profile.native_size
     if args.size is not None and args.size != "auto":
-        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", args.size)
-        if found is None:
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", args.size)
+        if match is None:
             raise UserError(f"--size must be WIDTHxHEIGHT or auto, got {args.size!r}")
-        size = int(found[1]), int(found[2])
+        size = int(match[1]), int(match[2])
     return ImageSpec(
         size,
-        outline.num_steps if args.steps is None else args.steps,
-        outline.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        args.solver or outline.solver,
+        profile.num_steps if args.steps is None else args.steps,
+        profile.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        args.solver or profile.solver,
     )
 
 
-def _choose(args: argparse.Namespace, model: ModelInfo | None, order: ImageSpec, say: Say) -> Chosen:
-    if args.gpu != HERE:
+def _choose_device(
+    args: argparse.Namespace, model: ModelInfo | None, profile: ModelProfile, spec: ImageSpec, say: Say
+) -> DeviceChoice:
+    """The GPU or machine that the flags name, measured if need be."""
+    if args.gpu != THIS_MACHINE:
         gpu = GPUS[args.gpu]
-        return _reaching(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
+        return _constant_rate(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
     if args.service is not None:
-        return Chosen(
-            f"the service at {args.service}",
-            _of_service(args, _find(settings_of(model=args.model).model)[1], order),
-            None,
-            None,
-        )
+        return DeviceChoice(f"the service at {args.service}", _service_device(args, profile, spec))
     if args.peak_tflops:
-        return _reaching(args, "this machine", args.peak_tflops, MFU_HERE)
-    with imported_for_good():
-        from safelight.pipeline.calibration.stage_times import measure_peak, measure_stage_times
-    settings = settings_of(model=args.model)
-    threads = settings.denoise_threads or num_cores()
-    if model is not None and args.mfu is None:
-        try:
-            measured = measure_stage_times(
-                model,
-                order.size,
-                num_threads=threads,
-                max_rows=settings.max_rows,
-                max_tokens=settings.max_tokens,
-                quantization=settings.quantization,
-                say=say,
-            )
-        except ValueError as error:  # a checkpoint that cannot be loaded
-            raise UserError(str(error)) from None
-        if measured is not None:
-            return Chosen("this machine, measured", measured, None, None)
+        return _constant_rate(args, "this machine", args.peak_tflops, THIS_MACHINE_MFU)
+    if model is not None and args.mfu is None and (device := _measure(args, model, spec, say)) is not None:
+        return DeviceChoice("this machine, measured", device)
     say("measuring the best matrix product")
-    return _reaching(args, "this machine by its best matrix product", measure_peak(threads), MFU_HERE)
+    with imported_for_good():
+        from safelight.pipeline.calibration.stage_times import measure_peak
+    peak = measure_peak(_num_threads(args))
+    return _constant_rate(args, "this machine by its best matrix product", peak, THIS_MACHINE_MFU)
 
 
-def _of_service(args: argparse.Namespace, outline: ModelProfile, order: ImageSpec) -> Device:
-    """By what a running service has learnt of its own stages."""
+def _measure(args: argparse.Namespace, model: ModelInfo, spec: ImageSpec, say: Say) -> MeasuredDevice | None:
+    """This machine as measured with the model; None for a model too large to run here."""
+    with imported_for_good():
+        from safelight.pipeline.calibration.stage_times import measure_stage_times
+    settings = settings_of(model=args.model)
+    try:
+        return measure_stage_times(
+            model,
+            spec.size,
+            num_threads=_num_threads(args),
+            max_rows=settings.max_rows,
+            max_tokens=settings.max_tokens,
+            quantization=settings.quantization,
+            say=say,
+        )
+    except ValueError as error:  # a checkpoint that cannot be loaded
+        raise UserError(str(error)) from None
+
+
+def _num_threads(args: argparse.Namespace) -> int:
+    return settings_of(model=args.model).denoise_threads or num_cores()
+
+
+def _service_device(args: argparse.Namespace, profile: ModelProfile, spec: ImageSpec) -> MeasuredDevice:
+    """The running service at `--service`, by the cost curves of its stages."""
     import httpx
 
     try:
-        said = httpx.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
+        response = httpx.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
         curves = {
-            stage: CostCurve(tuple(each["work_flops"]), tuple(each["seconds"]), each["factor"])
-            for stage, each in said.items()
+            stage: CostCurve(tuple(curve["work_flops"]), tuple(curve["seconds"]), curve["factor"])
+            for stage, curve in response.items()
         }
         settings = settings_of(model=args.model)
-        return capacity.measured_by(curves, outline, order.size, settings.max_rows, settings.max_tokens)
+        return measured_device(curves, profile, spec.size, settings.max_rows, settings.max_tokens)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--service {args.service} does not say what its work costs: {error or type(error).__name__}"
         ) from None
 
 
-def _reaching(args: argparse.Namespace, name: str, peak: float, mfu: float) -> Chosen:
+def _constant_rate(args: argparse.Namespace, name: str, peak_flops: float, mfu: float) -> DeviceChoice:
+    """A device at a share of its peak; `--mfu` and `--peak-tflops` override the given ones."""
     mfu = mfu if args.mfu is None else args.mfu
-    peak = args.peak_tflops * 1e12 if args.peak_tflops else peak
-    return Chosen(name, ConstantRateDevice(mfu * peak), peak, mfu)
+    peak_flops = args.peak_tflops * 1e12 if args.peak_tflops else peak_flops
+    return DeviceChoice(name, ConstantRateDevice(mfu * peak_flops), peak_flops, mfu)
 
 
-def _as_dict(
-    outline: ModelProfile,
-    order: ImageSpec,
-    chosen: Chosen,
-    targets: Targets,
-    found: Prediction,
-    price: float | None,
+def _describe_request(
+    profile: ModelProfile, spec: ImageSpec, choice: DeviceChoice, targets: Targets, prediction: Prediction
 ) -> dict[str, Any]:
-    work = found.work
+    """The keys of `--json` that say what was asked for and what it takes."""
+    cost = prediction.cost
     return {
-        "model": outline.name,
-        "gpu": chosen.name,
-        "peak_tflops": None if chosen.peak_flops is None else chosen.peak_flops / 1e12,
-        "mfu": chosen.mfu,
-        "size": f"{order.size[0]}x{order.size[1]}",
-        "steps": order.num_steps,
-        "guidance_scale": order.guidance_scale,
-        "solver": order.solver,
-        "nfe": len(work.ticks),
-        "rows": work.rows * len(work.ticks),
+        "model": profile.name,
+        "gpu": choice.name,
+        "peak_tflops": None if choice.peak_flops is None else choice.peak_flops / 1e12,
+        "mfu": choice.mfu,
+        "size": f"{spec.size[0]}x{spec.size[1]}",
+        "steps": spec.num_steps,
+        "guidance_scale": spec.guidance_scale,
+        "solver": spec.solver,
+        "nfe": len(cost.ticks),
+        "rows": cost.rows * len(cost.ticks),
         "targets": asdict(targets),
-        "tflop_per_image": work.total / 1e12,
-        "stage_tflop": {
-            "encode": work.encode / 1e12,
-            "denoise": work.denoise / 1e12,
-            "decode": work.decode / 1e12,
-        },
-        "service_s": found.seconds.total,
-        "stage_s": asdict(found.seconds),
-        "latency_s": _finite(found.latency_s),
-        "mean_latency_s": _finite(found.mean_latency_s),
-        "images_per_hour_per_device": found.images_per_hour_per_device,
-        "utilisation": found.utilisation,
-        "replicas": dict(found.replicas),
-        "replicas_latency_s": _finite(found.replicas_latency_s),
-        "meets_latency_alone": found.meets_latency_alone,
-        "meets_latency": found.meets_latency,
-        "meets_throughput": found.meets_throughput,
-        "steps_that_meet": {"alone": found.most_steps[0], "under_load": found.most_steps[1]},
-        "cost_per_1000_images": None
-        if price is None
-        else 1000.0 * price * found.device_seconds / capacity.HOUR,
+        "tflop_per_image": cost.total / 1e12,
+        "stage_tflop": {stage: getattr(cost, stage) / 1e12 for stage in STAGES},
     }
 
 
+def _describe_prediction(prediction: Prediction) -> dict[str, Any]:
+    """The keys of `--json` that say what to expect."""
+    return {
+        "service_s": prediction.stage_seconds.total,
+        "stage_s": asdict(prediction.stage_seconds),
+        "latency_s": _finite(prediction.latency_s),
+        "mean_latency_s": _finite(prediction.mean_latency_s),
+        "images_per_hour_per_device": prediction.images_per_hour_per_device,
+        "utilisation": prediction.utilisation,
+        "replicas": dict(prediction.replicas),
+        "replicas_latency_s": _finite(prediction.replicas_latency_s),
+        "meets_latency_alone": prediction.meets_latency_alone,
+        "meets_latency": prediction.meets_latency,
+        "meets_throughput": prediction.meets_throughput,
+        "steps_that_meet": {
+            "alone": prediction.max_steps_alone,
+            "under_load": prediction.max_steps_under_load,
+        },
+    }
+
+
+def _cost_per_1000(prediction: Prediction, price_per_hour: float | None) -> float | None:
+    return None if price_per_hour is None else 1000.0 * price_per_hour * prediction.device_seconds / HOUR
+
+
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: a queue that grows for ever has no latency."""
+    """JSON has no infinity: the latency of a queue that grows without bound is null."""
     return None if value is None or math.isinf(value) else value
-
-
-def _print(told: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
-    targets = told["targets"]
-    at = (
-        "measured" if told["mfu"] is None else f"at {100 * told['mfu']:g} % of {told['peak_tflops']:g} TFLOPS"
-    )
-    print(
-        f"{told['model']}, {told['size']}, {told['steps']} steps of {told['solver']} at guidance {told['guidance_scale']:g}"
-    )
-    print(f"{told['gpu']}, {at}".replace(", measured, measured", ", measured"))
-    Console().print(_stages(told))
-    late = told["latency_s"]
-    wanted = f"{targets['images_per_hour']:g} an hour that come at random"
-    lines = [
-        f"one device draws {told['images_per_hour_per_device']:.0f} images an hour: {_verdict(told['meets_throughput'])}",
-        f"an image alone takes {told['service_s']:.2f} s: {_verdict(told['meets_latency_alone'])}",
-        f"of {wanted}, {targets['percentile']:g} % take at most {late:.2f} s: {_verdict(told['meets_latency'])}"
-        if late is not None
-        else f"{wanted} are more than it can draw: {_verdict(False)}",
-        f"most steps within {targets['latency_s']:g} s and {targets['images_per_hour']:g} an hour: "
-        f"{told['steps_that_meet']['alone']} for an image alone, {told['steps_that_meet']['under_load']} at that load",
-        f"with the replicas above, each on a device of its own: {told['replicas_latency_s']:.2f} s",
-    ]
-    if told["cost_per_1000_images"] is not None:
-        lines.append(f"1000 images cost {told['cost_per_1000_images']:.4g} of device time")
-    print("\n".join(lines))
-
-
-def _stages(told: Mapping[str, Any]) -> Table:
-    from rich.table import Column, Table
-
-    table = Table("stage", *(Column(name, justify="right") for name in ("TFLOP", "seconds", "replicas")))
-    for stage in capacity.STAGES:
-        table.add_row(
-            stage,
-            f"{told['stage_tflop'][stage]:.4g}",
-            f"{told['stage_s'][stage]:.3g}",
-            str(told["replicas"][stage]),
-        )
-    table.add_row(
-        "all",
-        f"{told['tflop_per_image']:.4g}",
-        f"{told['service_s']:.3g}",
-        str(sum(told["replicas"].values())),
-    )
-    return table
-
-
-def _verdict(is_met: bool) -> str:
-    return "met" if is_met else "missed"

@@ -1,4 +1,4 @@
-"""`safelight simulate`: a fleet under a day's traffic, with the service's own batching and scaling; and what is full first."""
+"""`safelight simulate`: a fleet under a day's traffic, and which component saturates first as it grows."""
 
 from __future__ import annotations
 
@@ -11,130 +11,155 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from safelight.pipeline.capacity import predict as capacity
+from safelight.pipeline.capacity.devices import GPUS
 from safelight.pipeline.capacity.fleet.control_plane import control_plane, largest_fleet
-from safelight.pipeline.capacity.fleet.gpu_fleet import fleet_of
-from safelight.pipeline.capacity.fleet.simulator import Simulator, mean_load
-from safelight.pipeline.capacity.fleet.traffic import HIGHEST, SHAPES
-from safelight.pipeline.capacity.predict import GPUS, ImageSpec, ModelProfile
+from safelight.pipeline.capacity.fleet.fleet import Fleet, mean_denoise_seconds
+from safelight.pipeline.capacity.fleet.gpu_fleet import gpu_fleet
+from safelight.pipeline.capacity.fleet.simulator import SimulationResult, Simulator
+from safelight.pipeline.capacity.fleet.traffic import PEAKS, SHAPES
+from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelProfile, image_cost
+from safelight.pipeline.capacity.model_profiles import list_published, published_profile
+from safelight.pipeline.capacity.predict import HOUR
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
+from safelight.service.cli.simulate_report import as_text
 from safelight.service.runtime.fast_imports import imported_for_good
 
-HOUR = 3600.0
-FOLLOWED = 60  # replicas; of a larger fleet each stands for several
-HEADS = (
-    "GPUs", "an hour", "p50 s", "p95 s", "p99 s", "GPU hours", "most", "used", "resent", "lost", "per 1000",
-    "gateways", "ledger", "controller",
-)  # fmt: skip
+FOLLOWED_REPLICAS = 60  # simulated one by one; in a larger fleet each of them stands for several
 GROWTH = (1, 10, 100, 1000, 10_000)
-CONTROL_SECONDS = 5.0
-OTHERS = 0.25  # encoders and decoders for each denoiser
+SCALING_INTERVAL_SECONDS = 5.0
+OTHER_REPLICAS_PER_DENOISER = 0.25  # encoders and decoders
+LATENT_CHANNELS, LATENT_SCALE, FLOAT32_BYTES = 16, 8, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Simulates denoisers event by event with the service's own rules of batching and scaling, on a device's predicted cost curve. "
-        "Nothing is loaded and nothing drawn. Of more than sixty GPUs sixty are followed, each of which stands for several."
+        "Simulates a fleet of denoisers event by event, with the service's own batching and autoscaling "
+        "on the predicted cost curve of a GPU. No weights are loaded and no images drawn. In a fleet of more "
+        "than sixty GPUs sixty are simulated, each of which stands for several."
     )
-    parser.add_argument(
+    _add_image_arguments(parser)
+    _add_gpu_arguments(parser)
+    _add_traffic_arguments(parser)
+    _add_fleet_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed; default %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and image")
+    group.add_argument(
         "--model",
         default="pixart-sigma",
         metavar="NAME",
-        help="a published checkpoint by its name; default %(default)s",
+        help="the name of a published checkpoint; default %(default)s",
     )
-    parser.add_argument(
+    group.add_argument("--size", metavar="WxH", help="image size in pixels; default: the model's native size")
+    group.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the model's")
+
+
+def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("GPU")
+    group.add_argument(
         "--gpu", default="a100", metavar="NAME", help="a100, h100, h200 or l40s; default %(default)s"
     )
-    parser.add_argument(
+    group.add_argument(
         "--mfu",
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="of the peak that is reached; default %(default)g",
+        help="share of the peak that is reached, 0 to 1; default %(default)g",
     )
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="the most that there may be")
-    parser.add_argument(
-        "--rate",
+    group.add_argument(
+        "--price-per-hour",
         type=float,
-        required=True,
-        metavar="R",
-        help="images an hour that are asked for, on average",
+        default=0.0,
+        metavar="P",
+        help="price of a GPU for an hour, in any currency; adds the cost of 1000 images",
     )
-    parser.add_argument(
-        "--trace", default="diurnal", metavar="T", help="steady, diurnal or spike; default %(default)s"
+
+
+def _add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("traffic")
+    group.add_argument(
+        "--rate", type=float, required=True, metavar="R", help="mean number of images requested an hour"
     )
-    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="default %(default)g")
-    parser.add_argument(
-        "--grow", action="store_true", help="1, 10, 100, ... up to --gpus, each with its share of --rate"
+    group.add_argument(
+        "--trace",
+        default="diurnal",
+        metavar="T",
+        help="how the rate changes over time: steady, diurnal or spike; default %(default)s",
     )
-    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
-    parser.add_argument("--steps", type=int, metavar="N", help="default: the model's")
-    parser.add_argument(
-        "--least",
-        type=int,
-        default=1,
-        metavar="N",
-        help="GPUs that are never given back; default %(default)s",
+    group.add_argument(
+        "--hours", type=float, default=24.0, metavar="H", help="hours to simulate; default %(default)g"
     )
-    parser.add_argument(
+
+
+def _add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fleet")
+    group.add_argument("--gpus", type=int, required=True, metavar="N", help="most GPUs in the fleet")
+    group.add_argument(
+        "--grow",
+        action="store_true",
+        help="simulate fleets of 1, 10, 100, ... up to --gpus GPUs, each with its share of --rate",
+    )
+    group.add_argument(
+        "--least", type=int, default=1, metavar="N", help="fewest GPUs in the fleet; default %(default)s"
+    )
+    group.add_argument(
         "--max-rows",
         type=int,
         default=16,
         metavar="N",
-        help="rows of the network in a tick; default %(default)s",
+        help="most rows of the network in a tick; default %(default)s",
     )
-    parser.add_argument(
+    group.add_argument(
         "--target-seconds",
         type=float,
         default=5.0,
         metavar="S",
-        help="of work that may wait for a replica; default %(default)g",
+        help="seconds of queued work for each GPU beyond which GPUs are added; default %(default)g",
     )
-    parser.add_argument(
+    group.add_argument(
         "--start-seconds",
         type=float,
         default=120.0,
         metavar="S",
-        help="until a new GPU takes images; default %(default)g",
+        help="seconds until a new GPU takes images; default %(default)g",
     )
-    parser.add_argument(
+    group.add_argument(
         "--mean-life-hours",
         type=float,
         default=0.0,
         metavar="H",
-        help="of a node; 0: none dies; default %(default)g",
+        help="mean hours until a node fails; 0: no node fails; default %(default)g",
     )
-    parser.add_argument(
-        "--price-per-hour", type=float, default=0.0, metavar="P", help="of a GPU, in any currency"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    outline = _outline(args.model)
-    size = outline.native_size if args.size is None else _size(args.size)
-    order = ImageSpec(
-        size, outline.num_steps if args.steps is None else args.steps, outline.guidance_scale, outline.solver
-    )
-    fleets = [args.gpus] if not args.grow else [gpus for gpus in GROWTH if gpus <= args.gpus]
-    told = []
-    with counter("simulating", round(args.hours * len(fleets))) as done:
-        for number, gpus in enumerate(fleets):
-            told.append(_simulate(args, outline, order, gpus, partial(_tell, done, number * args.hours)))
-    answer = told[0] if not args.grow else {"fleets": told}
+    profile = _find_profile(args.model)
+    spec = _image_spec(args, profile)
+    try:
+        cost = image_cost(profile, spec)
+    except InvalidParams as error:
+        raise UserError(str(error)) from None
+    fleet_sizes = [gpus for gpus in GROWTH if gpus <= args.gpus] if args.grow else [args.gpus]
+    reports = []
+    with counter("simulating", round(args.hours * len(fleet_sizes))) as show_hours:
+        for number, gpus in enumerate(fleet_sizes):
+            on_progress = partial(_show_progress, show_hours, number * args.hours)
+            reports.append(_simulate(args, profile, spec, cost, gpus, on_progress))
     if args.json:
-        print(json.dumps(answer))
+        print(json.dumps({"fleets": reports} if args.grow else reports[0]))
     else:
-        _print(told)
+        print(as_text(reports))
     return 0
 
 
-def _tell(done: Callable[[int], None], hours_before: float, now: float) -> None:
-    done(round(hours_before + now / HOUR))
+def _show_progress(show_hours: Callable[[int], None], hours_before: float, seconds: float) -> None:
+    show_hours(round(hours_before + seconds / HOUR))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -164,117 +189,109 @@ def _check(args: argparse.Namespace) -> None:
             )
 
 
-def _outline(name: str) -> ModelProfile:
+def _find_profile(name: str) -> ModelProfile:
     with imported_for_good():
-        if name not in capacity.list_published():
+        if name not in list_published():
             raise UserError(
-                f"--model must be a published checkpoint by its name: {', '.join(capacity.list_published())}; got {name!r}"
+                "--model must be a published checkpoint by its name: "
+                f"{', '.join(list_published())}; got {name!r}"
             )
-        return capacity.published_profile(name)
+        return published_profile(name)
 
 
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if found is None:
-        raise UserError(f"--size must be WIDTHxHEIGHT, got {text!r}")
-    return int(found[1]), int(found[2])
+def _image_spec(args: argparse.Namespace, profile: ModelProfile) -> ImageSpec:
+    size = profile.native_size
+    if args.size is not None:
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", args.size)
+        if match is None:
+            raise UserError(f"--size must be WIDTHxHEIGHT, got {args.size!r}")
+        size = int(match[1]), int(match[2])
+    num_steps = profile.num_steps if args.steps is None else args.steps
+    return ImageSpec(size, num_steps, profile.guidance_scale, profile.solver)
 
 
 def _simulate(
     args: argparse.Namespace,
-    outline: ModelProfile,
-    order: ImageSpec,
+    profile: ModelProfile,
+    spec: ImageSpec,
+    cost: ImageCost,
     gpus: int,
-    watch: Callable[[float], None],
+    on_progress: Callable[[float], None],
 ) -> dict[str, Any]:
-    try:
-        work = capacity.image_cost(outline, order)
-    except InvalidParams as error:
-        raise UserError(str(error)) from None
-    fleet = fleet_of(
+    """One fleet of at most `gpus` GPUs with its share of `--rate`; the report has the keys of `--json`."""
+    fleet = gpu_fleet(
         gpus,
-        work,
+        cost,
         args.mfu * GPUS[args.gpu].peak_flops,
-        args.max_rows,
-        args.least,
-        args.target_seconds,
-        args.start_seconds,
-        args.mean_life_hours * HOUR,
-        CONTROL_SECONDS,
+        max_rows=args.max_rows,
+        min_gpus=args.least,
+        target_seconds=args.target_seconds,
+        startup_seconds=args.start_seconds,
+        node_mtbf_seconds=args.mean_life_hours * HOUR,
+        scaling_interval_seconds=SCALING_INTERVAL_SECONDS,
     )
     rate = args.rate / HOUR * gpus / args.gpus
-    began = time.perf_counter()
-    found = Simulator(
-        fleet, rate, args.trace, args.hours * HOUR, args.seed, FOLLOWED if gpus > FOLLOWED else 0
-    ).run(watch)
-    took = time.perf_counter() - began
-    [kind] = fleet.kinds
-    gpu_hours, most = found.gpu_seconds * found.weight / HOUR, found.most_replicas * found.weight
-    latent_bytes = (
-        4 * 16 * order.size[0] * order.size[1] // 64
-    )  # sixteen channels in float32, an eighth of a side
-    highest = rate * HIGHEST[args.trace]
-    plane = control_plane(highest, most, OTHERS * most, latent_bytes)
+    followed = FOLLOWED_REPLICAS if gpus > FOLLOWED_REPLICAS else 0
+    simulator = Simulator(fleet, rate, args.trace, args.hours * HOUR, args.seed, followed)
+    started_at = time.perf_counter()
+    result = simulator.run(on_progress)
+    wall_seconds = time.perf_counter() - started_at
     return {
-        "model": outline.name,
+        "model": profile.name,
         "gpu": GPUS[args.gpu].name,
         "gpus": gpus,
         "rate_per_hour": rate * HOUR,
         "trace": args.trace,
         "hours": args.hours,
-        "images": found.images,
-        "images_per_hour": found.images / args.hours,
-        "alone_s": mean_load(fleet.kinds, fleet.curve) + kind.around,
-        "p50_s": _finite(found.percentile(0.50)),
-        "p95_s": _finite(found.percentile(0.95)),
-        "p99_s": _finite(found.percentile(0.99)),
-        "refused": found.refused * found.weight,
-        "expired": found.expired * found.weight,
-        "resent": found.resent * found.weight,
-        "lost": found.lost * found.weight,
+        **_describe_result(fleet, result, args.hours, args.price_per_hour),
+        **_describe_control_plane(result, rate * PEAKS[args.trace], spec.size),
+        "followed_replicas": round(gpus / result.weight),
+        "simulated_in_s": wall_seconds,
+    }
+
+
+def _describe_result(
+    fleet: Fleet, result: SimulationResult, hours: float, price_per_hour: float
+) -> dict[str, Any]:
+    """Throughput, latency, losses, utilisation and cost, scaled up to the whole fleet."""
+    [requests] = fleet.request_classes
+    gpu_hours = result.gpu_seconds * result.weight / HOUR
+    has_cost = price_per_hour and result.images
+    return {
+        "images": result.images,
+        "images_per_hour": result.images / hours,
+        "alone_s": mean_denoise_seconds(fleet.request_classes, fleet.curve) + requests.other_stage_seconds,
+        "p50_s": _finite(result.percentile(0.50)),
+        "p95_s": _finite(result.percentile(0.95)),
+        "p99_s": _finite(result.percentile(0.99)),
+        "refused": result.refused * result.weight,
+        "expired": result.expired * result.weight,
+        "resent": result.resent * result.weight,
+        "lost": result.lost * result.weight,
         "gpu_hours": gpu_hours,
-        "most_replicas": most,
-        "utilisation": found.busy_seconds / found.gpu_seconds if found.gpu_seconds else None,
-        "cost_per_1000_images": 1000.0 * args.price_per_hour * gpu_hours / found.images
-        if args.price_per_hour and found.images
-        else None,
+        "most_replicas": result.max_replicas * result.weight,
+        "utilisation": result.busy_seconds / result.gpu_seconds if result.gpu_seconds else None,
+        "cost_per_1000_images": 1000.0 * price_per_hour * gpu_hours / result.images if has_cost else None,
+    }
+
+
+def _describe_control_plane(
+    result: SimulationResult, peak_rate: float, size: tuple[int, int]
+) -> dict[str, Any]:
+    """The load of the control plane at the highest rate, and the fleet at which each component saturates."""
+    denoisers = result.max_replicas * result.weight
+    latent_pixels = size[0] * size[1] // LATENT_SCALE**2
+    latent_bytes = FLOAT32_BYTES * LATENT_CHANNELS * latent_pixels
+    components = control_plane(peak_rate, denoisers, OTHER_REPLICAS_PER_DENOISER * denoisers, latent_bytes)
+    saturation = largest_fleet(peak_rate / max(denoisers, 1.0), OTHER_REPLICAS_PER_DENOISER, latent_bytes)
+    return {
         "control_plane": {
-            name: {"used": part.used, "share": _finite(part.share)} for name, part in plane.items()
+            name: {"used": component.used, "share": _finite(component.utilisation)}
+            for name, component in components.items()
         },
-        "full_at_denoisers": dict(largest_fleet(highest / max(most, 1.0), OTHERS, latent_bytes)),
-        "followed_replicas": round(gpus / found.weight),
-        "simulated_in_s": took,
+        "full_at_denoisers": dict(saturation),
     }
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _print(told: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    first = told[0]
-    print(f"{first['model']} on {first['gpu']}, {first['trace']} traffic over {first['hours']:g} hours")
-    print(f"alone an image takes {first['alone_s']:.2f} s")
-    table = Table(*(Column(head, justify="right") for head in HEADS))
-    for each in told:
-        plane = each["control_plane"]
-        table.add_row(
-            str(each["gpus"]),
-            f"{each['images_per_hour']:.0f}",
-            *(f"{each[name]:.2f}" if each[name] is not None else "-" for name in ("p50_s", "p95_s", "p99_s")),
-            f"{each['gpu_hours']:.0f}",
-            f"{each['most_replicas']:.0f}",
-            f"{each['utilisation']:.0%}" if each["utilisation"] is not None else "-",
-            f"{each['resent']:.0f}",
-            f"{each['lost']:.0f}",
-            f"{each['cost_per_1000_images']:.3g}" if each["cost_per_1000_images"] is not None else "-",
-            f"{plane['gateways']['used']:.1f}",
-            f"{plane['ledger']['share']:.0%}",
-            f"{plane['controller']['share']:.0%}",
-        )
-    Console(width=150).print(table)
-    full = sorted(told[-1]["full_at_denoisers"].items(), key=lambda item: item[1])
-    print("full first: " + ", ".join(f"{name} at {denoisers:.0f} denoisers" for name, denoisers in full))

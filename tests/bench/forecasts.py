@@ -28,20 +28,12 @@ from loadtests.figures import Phase
 from loadtests.replay import replay
 from loadtests.service import service
 from loadtests.traces import Arrival, Body, poisson
-from safelight.pipeline.capacity.fleet.simulator import Fleet, RequestClass, SimulationResult, Simulator
-from safelight.pipeline.capacity.image_cost import ImageCost
-from safelight.pipeline.capacity.predict import (
-    HOUR,
-    STAGES,
-    ImageSpec,
-    MeasuredDevice,
-    ModelProfile,
-    Targets,
-    image_cost,
-    measured_by,
-    model_profile,
-    predict,
-)
+from safelight.pipeline.capacity.devices import STAGES, MeasuredDevice, measured_device
+from safelight.pipeline.capacity.fleet.fleet import Fleet, RequestClass
+from safelight.pipeline.capacity.fleet.simulator import SimulationResult, Simulator
+from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelProfile, image_cost
+from safelight.pipeline.capacity.model_profiles import model_profile
+from safelight.pipeline.capacity.predict import HOUR, Targets, predict
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -181,7 +173,7 @@ def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) 
         f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.slowdown:.2f}' for stage, curve in curves.items())}"
     )
     curves["denoise"] = replace(curve, factor=curve.slowdown * longer)
-    return measured_by(
+    return measured_device(
         curves, model_profile(model), model.native_size, settings.max_rows, settings.max_tokens
     )
 
@@ -236,7 +228,7 @@ def _simulated(coming: Sequence[tuple[float, ImageCost]], measured: MeasuredDevi
         gpus=1,
         curve=measured.curve,
         limits=measured.limits,
-        kinds=kinds,
+        request_classes=kinds,
         deadline=FOR_EVER,
         downscale_delay=FOR_EVER,
     )

@@ -1,9 +1,11 @@
-"""The discrete events of a fleet: arrivals, ticks, scaling, nodes that die.
+"""A discrete-event simulation of a fleet: arrivals, ticks, autoscaling and node failures.
 
-An image's way is that of the service: admitted or refused, to the less busy of two replicas at random if either has room (the
-rule of Ray Serve; Mitzenmacher 2001), else to the back of a queue before them; a tick moves on whom `select_next_batch` takes; an image
-whose node died is sent once more. Of a fleet too large to follow every replica, a sample of replicas is followed, each of which
-stands for as many others: replicas meet only through the balancing at random and through the scaling.
+An image takes the service's path. It is admitted or refused; sent to the less busy of two random replicas if
+that one has room (the rule of Ray Serve; Mitzenmacher 2001), else to the end of a queue before the replicas;
+advanced by the ticks for which `select_next_batch` selects it; and sent once more if its node fails.
+
+Of a fleet too large to simulate every replica, only some are simulated, each of which stands for `weight`
+replicas. That works because replicas affect each other only through the random balancing and the autoscaling.
 """
 
 import heapq
@@ -11,81 +13,38 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
+from safelight.pipeline.capacity.fleet.fleet import Fleet
+from safelight.pipeline.capacity.fleet.replica import SimulatedImage, SimulatedReplica
 from safelight.pipeline.capacity.fleet.scaler import Scaler
 from safelight.pipeline.capacity.fleet.traffic import arrivals
-from safelight.pipeline.scheduling.batcher import Limits
-from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
-from safelight.pipeline.scheduling.simulation import SimulatedSample
 from safelight.pipeline.scheduling.workload import make_workload
 
-Event = tuple[float, int, str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class RequestClass:
-    """Images of one kind: rows and work of each tick, image tokens of a row, seconds in the stages around the denoiser."""
-
-    rows: tuple[int, ...]
-    work: tuple[float, ...]
-    tokens: int
-    around: float
-    share: float = 1.0  # of the requests
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """What is simulated; seconds."""
-
-    gpus: int  # the most replicas
-    curve: CostCurve
-    limits: Limits
-    kinds: tuple[RequestClass, ...]
-    least: int = 1
-    target_seconds: float = 5.0
-    upscale_delay: float = 15.0
-    downscale_delay: float = 600.0
-    start: float = 120.0  # from the decision for a replica until it takes images: a node, and its weights
-    mean_life: float = 0.0  # of a node; 0: none dies
-    max_in_flight: int = 0  # over all gateways; 0: no bound
-    deadline: float = 300.0
-    stride: int = 1  # ticks between two choices of who runs
-    control: float = 1.0  # seconds between two decisions about replicas
-
-
-@dataclass(slots=True, eq=False)
-class SimulatedImage(SimulatedSample):
-    """A sample that may be sent again."""
-
-    around: float = 0.0
-    is_resent: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class SimulatedReplica:
-    """A denoiser: who is in it, and whether a tick is under way."""
-
-    born: float
-    queue: WaitingQueue[SimulatedImage]
-    begun: list[SimulatedImage] = field(default_factory=list)
-    running: list[SimulatedImage] = field(default_factory=list)
-    is_leaving: bool = False
-    is_dead: bool = False
-
-    @property
-    def num_here(self) -> int:
-        return len(self.begun) + len(self.queue)
-
-    @property
-    def work_left(self) -> float:
-        return sum(each.left for each in self.begun) + sum(each.left for each in self.queue)
+EventHandler = Callable[[float], None]  # called with the simulated time in seconds
+RecordedArrival = tuple[float, int]  # time in seconds, index of the request class
 
 
 @dataclass(slots=True)
 class SimulationResult:
-    """What became of a simulated span; of the sample, whose every replica stands for `weight`."""
+    """What happened in the simulated replicas; counts are theirs, `weight` times as many in the whole fleet.
+
+    Attributes:
+        seconds: length of the simulated span.
+        weight: replicas of the fleet that each simulated replica stands for.
+        latencies: seconds of every finished image from its arrival, all stages included.
+        refused: images that admission refused.
+        expired: images that finished after their deadline.
+        resent: images that were sent again because their node failed.
+        lost: images whose second node failed too.
+        gpu_seconds: seconds of all replicas, busy or idle.
+        busy_seconds: seconds of ticks.
+        max_replicas: most replicas at an autoscaling decision.
+        max_waiting: most images before the replicas at once.
+        last_done: simulated time at which the last image left the denoiser.
+    """
 
     seconds: float
     weight: float
@@ -93,24 +52,39 @@ class SimulationResult:
     refused: int = 0
     expired: int = 0
     resent: int = 0
-    lost: int = 0  # with a second node
+    lost: int = 0
     gpu_seconds: float = 0.0
     busy_seconds: float = 0.0
-    most_replicas: int = 0
-    most_waiting: int = 0  # before the replicas
+    max_replicas: int = 0
+    max_waiting: int = 0
     last_done: float = 0.0
 
     @property
     def images(self) -> float:
+        """Finished images of the whole fleet."""
         return len(self.latencies) * self.weight
 
     def percentile(self, share: float) -> float:
+        """The latency in seconds that `share` (0 to 1) of the images do not exceed; NaN if none finished."""
         ordered = sorted(self.latencies)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
 
 
 class Simulator:
-    """One run."""
+    """One run of a fleet under a trace of requests.
+
+    Handlers of events take `now`, the simulated time in seconds since the start.
+
+    Args:
+        fleet: the fleet and its request classes.
+        rate: mean requests a second where the shape is 1.
+        shape: how the rate changes over time, a name in `traffic.SHAPES`.
+        seconds: length of the simulated span.
+        seed: seed of arrivals, balancing and failures.
+        followed_replicas: replicas to simulate, each of which stands for `fleet.gpus /
+            followed_replicas`; 0: all of them.
+        recorded: arrivals in ascending order that replace those of `rate` and `shape`.
+    """
 
     def __init__(
         self,
@@ -119,202 +93,205 @@ class Simulator:
         shape: str,
         seconds: float,
         seed: int = 0,
-        sample: int = 0,
-        recorded: Sequence[tuple[float, int]] = (),
+        followed_replicas: int = 0,
+        recorded: Sequence[RecordedArrival] = (),
     ):
-        """`rate` requests a second on average, at the times of `shape`; `sample` replicas are followed, all of them for 0.
-
-        In their place, if given, those that were `recorded`: when, in seconds and rising, and which of the fleet's kinds.
-        """
-        self.weight = max(1.0, fleet.gpus / sample) if sample else 1.0
+        self.weight = max(1.0, fleet.gpus / followed_replicas) if followed_replicas else 1.0
+        self.result = SimulationResult(seconds, self.weight)
         self._fleet = replace(fleet, max_in_flight=round(fleet.max_in_flight / self.weight))
-        self._rng = random.Random(seed)
-        self._arrivals = (
-            iter(recorded)
-            if recorded
-            else self._drawn(arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1)))
-        )
         self._seconds = seconds
-        self._numbers = count()
-        self._events: list[Event] = []
-        self._waiting: deque[SimulatedImage] = deque()
-        self._loads = [
-            make_workload(kind.rows, kind.work, kind.tokens, fleet.curve, 0.0) for kind in fleet.kinds
+        self._rng = random.Random(seed)
+        times = arrivals(rate / self.weight, shape, seconds, random.Random(seed + 1))
+        self._arrivals = iter(recorded) if recorded else self._with_random_class(times)
+        self._workloads = [
+            make_workload(requests.rows, requests.work, requests.tokens, fleet.curve, 0.0)
+            for requests in fleet.request_classes
         ]
-        most = max(1, round(fleet.gpus / self.weight))
-        self._scaler = Scaler(
-            min(max(round(fleet.least / self.weight), 1 if fleet.least else 0), most), most, fleet.target_seconds, fleet.upscale_delay,
-            fleet.downscale_delay, self.weight,
-        )  # fmt: skip
-        self._replicas = [self._make(0.0) for _ in range(self._scaler.target)]
-        self._starting = 0
-        self._come = 0.0
+        self._event_numbers = count()  # events at the same time run in the order in which they were scheduled
+        self._events: list[tuple[float, int, EventHandler]] = []
+        self._waiting: deque[SimulatedImage] = deque()
+        self._scaler = _make_scaler(fleet, self.weight)
+        self._replicas = [self._new_replica(0.0) for _ in range(self._scaler.target)]
+        self._num_starting = 0
+        self._offered_total = 0.0
         self._in_flight = 0
-        self.outcome = SimulationResult(seconds, self.weight)
 
-    def run(self, watch: Callable[[float], None] = lambda now: None) -> SimulationResult:
-        """To the end of the span; whoever is still there then is not counted. `watch` is told the time now and then."""
-        self._watch = watch
-        self._next_arrival()
-        self._at(0.0, "control", None)
+    def run(self, on_progress: Callable[[float], None] = lambda now: None) -> SimulationResult:
+        """Simulate the whole span. Images that are still in the fleet at its end are not counted.
+
+        `on_progress` is called with the simulated seconds at each autoscaling decision.
+        """
+        self._schedule_next_arrival()
+        self._schedule(0.0, partial(self._autoscale, on_progress))
         while self._events:
-            now, _, what, subject = heapq.heappop(self._events)
+            now, _, handle = heapq.heappop(self._events)
             if now > self._seconds:
                 break
-            getattr(self, f"_{what}")(now, subject)
-        for each in self._replicas:
-            self.outcome.gpu_seconds += self._seconds - each.born
-        return self.outcome
+            handle(now)
+        for replica in self._replicas:
+            self.result.gpu_seconds += self._seconds - replica.started_at
+        return self.result
 
-    def _at(self, moment: float, what: str, subject: object) -> None:
-        heapq.heappush(self._events, (moment, next(self._numbers), what, subject))
+    def _schedule(self, time: float, handle: EventHandler) -> None:
+        heapq.heappush(self._events, (time, next(self._event_numbers), handle))
 
-    def _next_arrival(self) -> None:
-        if (coming := next(self._arrivals, None)) is not None:
-            self._at(coming[0], "arrival", coming[1])
+    def _schedule_next_arrival(self) -> None:
+        if (arrival := next(self._arrivals, None)) is not None:
+            time, class_index = arrival
+            self._schedule(time, partial(self._arrive, class_index))
 
-    def _drawn(self, moments: Iterator[float]) -> Iterator[tuple[float, int]]:
-        shares = [kind.share for kind in self._fleet.kinds]
-        return ((moment, self._rng.choices(range(len(shares)), shares)[0]) for moment in moments)
+    def _with_random_class(self, times: Iterator[float]) -> Iterator[RecordedArrival]:
+        shares = [requests.share for requests in self._fleet.request_classes]
+        return ((time, self._rng.choices(range(len(shares)), shares)[0]) for time in times)
 
-    def _arrival(self, now: float, index: object) -> None:
-        assert isinstance(index, int)
-        self._next_arrival()
+    def _arrive(self, class_index: int, now: float) -> None:
+        self._schedule_next_arrival()
         if 0 < self._fleet.max_in_flight <= self._in_flight:
-            self.outcome.refused += 1
+            self.result.refused += 1
             return
-        load = replace(self._loads[index], arrived=now, deadline=now + self._fleet.deadline)
+        workload = replace(self._workloads[class_index], arrived=now, deadline=now + self._fleet.deadline)
         self._in_flight += 1
-        self._come += load.left[0]
-        self._send(now, SimulatedImage(load, around=self._fleet.kinds[index].around))
+        self._offered_total += workload.left[0]
+        requests = self._fleet.request_classes[class_index]
+        self._send(SimulatedImage(workload, other_stage_seconds=requests.other_stage_seconds), now)
 
-    def _send(self, now: float, image: SimulatedImage) -> None:
-        replica = self._choose()
+    def _send(self, image: SimulatedImage, now: float) -> None:
+        """To a replica with room, else to the end of the queue before the replicas."""
+        replica = self._choose_replica()
         if replica is None:
             self._waiting.append(image)
-            self.outcome.most_waiting = max(self.outcome.most_waiting, len(self._waiting))
+            self.result.max_waiting = max(self.result.max_waiting, len(self._waiting))
             return
         replica.queue.add(image)
-        if not replica.running:
-            self._start_tick(now, replica)
+        if not replica.batch:
+            self._start_ticks(replica, now)
 
-    def _choose(self) -> SimulatedReplica | None:
-        """The less busy of two, if it has room; None if neither has, though others may: as Serve does, it is tried again later."""
-        open_to = (
-            [each for each in self._replicas if not each.is_leaving]
-            if any(e.is_leaving for e in self._replicas)
-            else self._replicas
-        )
-        if not open_to:
+    def _choose_replica(self) -> SimulatedReplica | None:
+        """The less busy of two random replicas; None if it has no room (Serve tries no third one either)."""
+        candidates = self._replicas
+        if any(replica.is_leaving for replica in candidates):
+            candidates = [replica for replica in candidates if not replica.is_leaving]
+        if not candidates:
             return None
-        pair = self._rng.sample(open_to, min(2, len(open_to)))
-        best = min(pair, key=lambda each: each.num_here)
-        return best if best.num_here < 2 * self._fleet.limits.max_rows else None
+        pair = self._rng.sample(candidates, min(2, len(candidates)))
+        less_busy = min(pair, key=lambda replica: replica.num_images)
+        return less_busy if less_busy.num_images < 2 * self._fleet.limits.max_rows else None
 
-    def _start_tick(self, now: float, replica: SimulatedReplica) -> None:
-        chosen = select_next_batch(replica.begun, replica.queue, now, self._fleet.limits, self._fleet.curve)
-        if not chosen:
+    def _start_ticks(self, replica: SimulatedReplica, now: float) -> None:
+        """Select a batch and run it for up to `stride` ticks, fewer if an image needs fewer."""
+        batch = select_next_batch(replica.running, replica.queue, now, self._fleet.limits, self._fleet.curve)
+        if not batch:
             return
-        for each in chosen:
-            if each.step_index == 0:
-                replica.queue.remove(each)
-                replica.begun.append(each)
-        ticks = min(self._fleet.stride, *(each.workload.num_ticks - each.step_index for each in chosen))
-        seconds = ticks * self._fleet.curve.seconds_for(
-            sum(each.workload.work[each.step_index] for each in chosen)
-        )
-        replica.running = chosen
-        for each in chosen:
-            each.done_at = ticks  # until the tick's end, when it becomes the time
-        self.outcome.busy_seconds += seconds
-        self._at(now + seconds, "tick_end", replica)
+        for image in batch:
+            if image.step_index == 0:
+                replica.queue.remove(image)
+                replica.running.append(image)
+        ticks = min(self._fleet.stride, *(image.workload.num_ticks - image.step_index for image in batch))
+        tick_work = sum(image.workload.work[image.step_index] for image in batch)
+        seconds = ticks * self._fleet.curve.seconds_for(tick_work)
+        replica.batch = batch
+        for image in batch:
+            image.ticks_under_way = ticks
+        self.result.busy_seconds += seconds
+        self._schedule(now + seconds, partial(self._end_ticks, replica))
 
-    def _tick_end(self, now: float, subject: object) -> None:
-        assert isinstance(subject, SimulatedReplica)
-        replica = subject
-        if replica.is_dead:
+    def _end_ticks(self, replica: SimulatedReplica, now: float) -> None:
+        if replica.is_gone:
             return
-        for each in replica.running:
-            each.step_index += int(each.done_at)
-            each.done_at = now
-        replica.running = []
-        done = [each for each in replica.begun if each.step_index == each.workload.num_ticks]
-        if done:
-            replica.begun = [each for each in replica.begun if each.step_index < each.workload.num_ticks]
-            for each in done:
-                self._finish(each)
-            self._refill(now, len(done))
-        if not replica.running:
-            if replica.num_here:
-                self._start_tick(now, replica)
+        for image in replica.batch:
+            image.step_index += image.ticks_under_way
+            image.done_at = now
+        replica.batch = []
+        finished = [image for image in replica.running if image.step_index == image.workload.num_ticks]
+        if finished:
+            replica.running = [
+                image for image in replica.running if image.step_index < image.workload.num_ticks
+            ]
+            for image in finished:
+                self._finish(image)
+            self._send_waiting(len(finished), now)
+        if not replica.batch:
+            if replica.num_images:
+                self._start_ticks(replica, now)
             elif replica.is_leaving:
-                self._remove(now, replica)
+                self._remove(replica, now)
 
     def _finish(self, image: SimulatedImage) -> None:
         self._in_flight -= 1
-        self.outcome.last_done = image.done_at
-        latency = image.latency + image.around
+        self.result.last_done = image.done_at
+        latency = image.latency + image.other_stage_seconds
         if latency > self._fleet.deadline:
-            self.outcome.expired += 1
+            self.result.expired += 1
         else:
-            self.outcome.latencies.append(latency)
+            self.result.latencies.append(latency)
 
-    def _refill(self, now: float, number: int) -> None:
-        """As many of those who wait before the replicas as there is room for now."""
-        for _ in range(min(number, len(self._waiting))):
-            self._send(now, self._waiting.popleft())
+    def _send_waiting(self, max_images: int, now: float) -> None:
+        """Send up to `max_images` of the waiting images; those that find no room wait again."""
+        for _ in range(min(max_images, len(self._waiting))):
+            self._send(self._waiting.popleft(), now)
 
-    def _control(self, now: float, _: object) -> None:
-        self._at(now + self._fleet.control, "control", None)
-        self._watch(now)
-        if self._waiting:
-            self._refill(now, len(self._waiting))
-        left = sum(each.work_left for each in self._replicas) + sum(each.left for each in self._waiting)
-        target = self._scaler.decide(now, left, self._come)
+    def _autoscale(self, on_progress: Callable[[float], None], now: float) -> None:
+        self._schedule(now + self._fleet.scaling_interval_seconds, partial(self._autoscale, on_progress))
+        on_progress(now)
+        self._send_waiting(len(self._waiting), now)
+        remaining_work = sum(replica.remaining_work for replica in self._replicas)
+        queued_work = remaining_work + sum(image.left for image in self._waiting)
+        target = self._scaler.decide(now, queued_work, self._offered_total)
         if self._in_flight and target == 0:
             target = 1
-        staying = [each for each in self._replicas if not each.is_leaving]
-        missing = target - len(staying) - self._starting
-        for _ in range(max(0, missing)):
-            self._starting += 1
-            self._at(now + self._fleet.start, "ready", None)
-        for each in sorted(staying, key=lambda each: each.num_here)[: max(0, len(staying) - target)]:
-            each.is_leaving = True
-            if not each.num_here:
-                self._remove(now, each)
-        self.outcome.most_replicas = max(self.outcome.most_replicas, len(self._replicas))
+        staying = [replica for replica in self._replicas if not replica.is_leaving]
+        for _ in range(max(0, target - len(staying) - self._num_starting)):
+            self._num_starting += 1
+            self._schedule(now + self._fleet.startup_seconds, self._replica_ready)
+        surplus = max(0, len(staying) - target)
+        for replica in sorted(staying, key=lambda replica: replica.num_images)[:surplus]:
+            replica.is_leaving = True
+            if not replica.num_images:
+                self._remove(replica, now)
+        self.result.max_replicas = max(self.result.max_replicas, len(self._replicas))
 
-    def _ready(self, now: float, _: object) -> None:
-        self._starting -= 1
-        self._replicas.append(self._make(now))
-        self._refill(now, 2 * self._fleet.limits.max_rows)
+    def _replica_ready(self, now: float) -> None:
+        self._num_starting -= 1
+        self._replicas.append(self._new_replica(now))
+        self._send_waiting(2 * self._fleet.limits.max_rows, now)
 
-    def _make(self, now: float) -> SimulatedReplica:
+    def _new_replica(self, now: float) -> SimulatedReplica:
         replica = SimulatedReplica(now, WaitingQueue(self._fleet.curve.slowdown))
-        if self._fleet.mean_life:
-            self._at(now + self._rng.expovariate(1.0 / self._fleet.mean_life), "death", replica)
+        if self._fleet.node_mtbf_seconds:
+            lifetime = self._rng.expovariate(1.0 / self._fleet.node_mtbf_seconds)
+            self._schedule(now + lifetime, partial(self._fail, replica))
         return replica
 
-    def _death(self, now: float, subject: object) -> None:
-        assert isinstance(subject, SimulatedReplica)
-        if subject.is_dead:
+    def _fail(self, replica: SimulatedReplica, now: float) -> None:
+        if replica.is_gone:
             return
-        self._remove(now, subject)
-        for each in [*subject.begun, *subject.queue]:
-            if each.is_resent:
+        self._remove(replica, now)
+        for image in [*replica.running, *replica.queue]:
+            if image.is_retry:
                 self._in_flight -= 1
-                self.outcome.lost += 1
+                self.result.lost += 1
             else:
-                self.outcome.resent += 1
-                self._send(now, SimulatedImage(each.workload, around=each.around, is_resent=True))
+                self.result.resent += 1
+                retry = SimulatedImage(
+                    image.workload, other_stage_seconds=image.other_stage_seconds, is_retry=True
+                )
+                self._send(retry, now)
 
-    def _remove(self, now: float, replica: SimulatedReplica) -> None:
-        replica.is_dead = True
+    def _remove(self, replica: SimulatedReplica, now: float) -> None:
+        replica.is_gone = True
         self._replicas.remove(replica)
-        self.outcome.gpu_seconds += now - replica.born
+        self.result.gpu_seconds += now - replica.started_at
 
 
-def mean_load(kinds: Sequence[RequestClass], curve: CostCurve) -> float:
-    """Device-seconds of an image alone, over the kinds as they are asked for."""
-    whole = sum(kind.share for kind in kinds)
-    return sum(kind.share * sum(map(curve.seconds_for, kind.work)) for kind in kinds) / whole
+def _make_scaler(fleet: Fleet, weight: float) -> Scaler:
+    """The scaler of the simulated replicas, each of which stands for `weight` of the fleet's."""
+    max_replicas = max(1, round(fleet.gpus / weight))
+    min_replicas = max(round(fleet.min_gpus / weight), 1 if fleet.min_gpus else 0)
+    return Scaler(
+        min_replicas=min(min_replicas, max_replicas),
+        max_replicas=max_replicas,
+        target_seconds=fleet.target_seconds,
+        upscale_delay=fleet.upscale_delay,
+        downscale_delay=fleet.downscale_delay,
+        weight=weight,
+    )

@@ -1,4 +1,4 @@
-"""How many requests come at what time of the day."""
+"""When requests arrive: Poisson processes with a constant, a daily and a spiked rate."""
 
 import math
 import random
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 
 DAY = 86_400.0
 PEAK_HOUR = 14.0
-SWING = 0.8  # of the mean, up and down: the night has a ninth of the afternoon
-SPIKE_TIMES, SPIKE_SECONDS = 5.0, 600.0
+SWING = 0.8  # amplitude as a share of the mean: the night has a ninth of the afternoon's rate
+SPIKE_FACTOR, SPIKE_SECONDS = 5.0, 600.0
 
-Shape = Callable[
-    [float, float], float
-]  # the rate at a time, of a trace of so many seconds, as a multiple of the mean
+# The rate as a multiple of the mean, by the time in seconds and the length of the whole trace.
+Shape = Callable[[float, float], float]
 
 
 def steady(now: float, seconds: float) -> float:
+    """A constant rate."""
     return 1.0
 
 
@@ -24,18 +24,28 @@ def diurnal(now: float, seconds: float) -> float:
 
 
 def spike(now: float, seconds: float) -> float:
-    """Five times as much for ten minutes in the middle, or for a tenth of a short trace."""
+    """Five times the rate for ten minutes in the middle, or for a tenth of a short trace."""
     width = min(SPIKE_SECONDS, seconds / 10)
-    return SPIKE_TIMES if abs(now - seconds / 2) <= width / 2 else 1.0
+    return SPIKE_FACTOR if abs(now - seconds / 2) <= width / 2 else 1.0
 
 
 SHAPES: dict[str, Shape] = {"steady": steady, "diurnal": diurnal, "spike": spike}
-HIGHEST: dict[str, float] = {"steady": 1.0, "diurnal": 1.0 + SWING, "spike": SPIKE_TIMES}
+PEAKS: dict[str, float] = {"steady": 1.0, "diurnal": 1.0 + SWING, "spike": SPIKE_FACTOR}
 
 
 def arrivals(rate: float, shape: str, seconds: float, rng: random.Random) -> Iterator[float]:
-    """Times of a Poisson process whose mean rate, a second, is `rate` times the shape (by thinning, Lewis and Shedler 1979)."""
-    of, highest, now = SHAPES[shape], rate * HIGHEST[shape], 0.0
-    while (now := now + rng.expovariate(highest)) < seconds:
-        if rng.random() * HIGHEST[shape] <= of(now, seconds):
+    """Arrival times of a Poisson process, by thinning (Lewis and Shedler 1979).
+
+    Args:
+        rate: requests a second where the shape is 1.
+        shape: a name in `SHAPES`.
+        seconds: length of the trace.
+        rng: source of randomness.
+
+    Returns:
+        Times in seconds, ascending.
+    """
+    relative_rate, peak, now = SHAPES[shape], PEAKS[shape], 0.0
+    while (now := now + rng.expovariate(rate * peak)) < seconds:
+        if rng.random() * peak <= relative_rate(now, seconds):
             yield now
