@@ -1,7 +1,7 @@
-"""`python -m loadtests`: a load test of five minutes against a service, with a report and a verdict on its targets.
+"""`python -m loadtests`: a five-minute load test of a service, with a report and a verdict on each target.
 
-Without `--url` it starts a service for itself. The exit status is 1 if a target was missed, 2 if nothing could
-be measured.
+Without `--url` it starts a service for itself.
+The exit status is 1 if a target was missed, 2 if nothing could be measured.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def _judge(
     before, after = measurement.before, measurement.after
     if before is not None and after is not None:
         return verdicts + compare(before, after, measurement.phases, steady, args.max_account_difference)
-    if args.url:  # a service of somebody else need not show its accounting
+    if args.url:  # a service that was not started here may not show its accounting
         return verdicts
     return [*verdicts, Verdict("/v1/accounting", "answers", "does not answer", False)]
 

@@ -63,7 +63,7 @@ def compare(
         after: its totals after the last one.
         phases: all phases in between.
         last: the last of them.
-        max_difference: largest relative difference. Latencies may differ by `TRANSPORT_SECONDS` if that is more.
+        max_difference: largest relative difference. Latencies may differ by `TRANSPORT_SECONDS`, if more.
     """
     results = [result for phase in phases for result in phase.good]
     newest = sorted(last.good, key=lambda result: result.done)[-LATEST:]

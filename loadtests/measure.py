@@ -1,7 +1,8 @@
 """Runs the load phases against a service and collects what they measure.
 
-The phases, one after another: the mix one request at a time; a burst, from which the capacity is estimated; more
-requests than the service can handle; a steady share of that throughput. With a recorded trace: the trace only.
+The phases, one after another: the mix one request at a time; a burst, from which the capacity is estimated;
+more requests than the service can handle; a steady share of that throughput.
+A recorded trace replaces all of them.
 """
 
 import asyncio

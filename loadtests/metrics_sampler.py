@@ -15,7 +15,7 @@ INTERVAL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class MetricsSample:
-    """One scrape: seconds since the start, and every value by metric name and stage (empty if it has none)."""
+    """One scrape: seconds since the start, and values by metric name and stage ("" without a stage)."""
 
     at: float
     values: dict[tuple[str, str], float]

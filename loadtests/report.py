@@ -1,4 +1,4 @@
-"""The report of a load test: `report.md` with plots beside it, one self-contained `report.html`, `report.json`."""
+"""The report of a load test: `report.md` with its plots, a self-contained `report.html`, `report.json`."""
 
 import base64
 import html
