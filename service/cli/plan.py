@@ -201,7 +201,7 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: ImageSpec,
                 max_rows=settings.max_rows,
                 max_tokens=settings.max_tokens,
                 quantization=settings.quantization,
-                say=say,
+                progress=say,
             )
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
