@@ -99,25 +99,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_text(benchmark: Benchmark) -> str:
-    return "\n\n".join(
-        (
-            f"{benchmark.model} on {benchmark.device}, {benchmark.dtype}, "
-            f"quantization {benchmark.quantization}, {benchmark.threads} threads",
-            f"One image alone, 20 steps under guidance\n{_alone_table(benchmark.batch1)}",
-            f"{benchmark.num_requests} mixed requests, {benchmark.requests_per_second:.2f} a second (overload)\n"
-            + _serving_table(benchmark.mixed),
-            _figures_table(benchmark),
-            NOTES,
-        )
+    machine = (
+        f"{benchmark.model} on {benchmark.device}, {benchmark.dtype}, "
+        f"quantization {benchmark.quantization}, {benchmark.threads} threads"
     )
+    load = f"{benchmark.num_requests} mixed requests, {benchmark.requests_per_second:.2f} a second (overload)"
+    sections = (
+        machine,
+        f"One image alone, 20 steps under guidance\n{_alone_table(benchmark.batch1)}",
+        f"{load}\n{_serving_table(benchmark.mixed)}",
+        _figures_table(benchmark),
+        NOTES,
+    )
+    return "\n\n".join(sections)
 
 
 def _alone_table(seconds_by_way: Mapping[str, float | None]) -> str:
     engine_seconds = seconds_by_way["ours_s"] or 0.0
     rows = [
-        (ALONE_TITLES[name], f"{seconds:.3f}", f"{seconds / engine_seconds:.2f}")
-        for name, seconds in seconds_by_way.items()
-        if seconds
+        (title, f"{seconds:.3f}", f"{seconds / engine_seconds:.2f}")
+        for name, title in ALONE_TITLES.items()
+        if (seconds := seconds_by_way[name])
     ]
     return format_table(("", "latency, s", SPEED_UP), rows)
 
@@ -129,11 +131,12 @@ def _serving_table(results: Mapping[str, TraceResult | None]) -> str:
     header, rows = list(SERVING_HEADER), []
     if len(results) > 1:
         header.append(SPEED_UP)
-    for name, result in results.items():
+    for name, title in SERVING_TITLES.items():
+        result = results.get(name)
         if result is None:
             continue
         row = [
-            SERVING_TITLES[name],
+            title,
             f"{result.images_per_hour:.0f}",
             f"{result.p50_s:.2f}",
             f"{result.p95_s:.2f}",

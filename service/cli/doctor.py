@@ -26,7 +26,8 @@ CHECK_TITLES = {"neighbours": "batch invariance", "compile": "torch.compile", "r
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Checks every attention kernel, torch.compile, the network against the plain one in float32, "
-        "an image alone and in a batch, Ray, and the port; measures the cost curve. Exits with 1 if a check fails."
+        "an image alone and in a batch, Ray, and the port; measures the cost curve. "
+        "Exits with 1 if a check fails."
     )
     add_model(parser)
     parser.add_argument("--port", help="port that the service would listen on; default 8000")
