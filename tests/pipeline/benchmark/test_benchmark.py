@@ -1,4 +1,4 @@
-"""The benchmark's parts: a fixed trace, replays that serve every request, and diffusers as the engine's equal."""
+"""The benchmark's parts: a fixed trace, replays that serve every request, and diffusers that draws alike."""
 
 import hashlib
 import json
@@ -110,8 +110,9 @@ def test_the_command_prints_all_figures(capsys: pytest.CaptureFixture[str]) -> N
     )
     report = json.loads(capsys.readouterr().out)
     assert {
-        "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line", "curve",
-        "peak_memory_bytes", "model", "device", "dtype", "mfu_under_trace", "head_of_line_crowded", "fidelity"
+        "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line",
+        "curve", "peak_memory_bytes", "model", "device", "dtype", "mfu_under_trace", "head_of_line_crowded",
+        "fidelity",
     } <= report.keys()  # fmt: skip
     assert report["batch1"].keys() == {"ours_s", "diffusers_eager_s", "diffusers_compiled_s"}
     assert report["mixed"].keys() == {"ours", "serial_eager", "serial_compiled", "static_best"}
