@@ -4,7 +4,7 @@
 
 Takes about six minutes. A service is started and sent two kinds of load over HTTP: equal images, and the
 load tests' mix. Each kind is sent all at once, and then at random at 0.6 of the forecast throughput.
-Each forecast uses the cost curves (`/v1/curve`) that the service learnt in a shorter run of the same load.
+Each forecast uses the cost curves (`/v1/curve`) that the service learnt in a shorter run of that load.
 The simulator gets the very arrivals that the service gets.
 The exit status is 1 if the simulator is off by more than 20 %, or the plan by more than 15 %.
 """

@@ -1,7 +1,7 @@
 """Runs a Ray cluster of several nodes on this machine under a load that rises and falls, and kills a node.
 
-Prints its observations as JSON. It is a program of its own, because Ray's nodes and drivers leave state behind in
-a process. `test_autoscaling.py` runs it.
+Prints its observations as JSON. `test_autoscaling.py` runs it.
+It is a program of its own, because Ray's nodes and drivers leave state behind in a process.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ async def observe(client: httpx.AsyncClient, cluster: Cluster, workers: list[Any
 
 
 async def load(client: httpx.AsyncClient, answers: Counter[str], users: int, seconds: float) -> None:
-    """Users who request the same image again and again. Counts answers by the image's digest, or by the error."""
+    """Users who request the same image again and again. Counts answers by image digest, or by error."""
     ends = time.monotonic() + seconds
 
     async def use() -> None:
