@@ -1,8 +1,8 @@
 """Prints SHA-256 digests of the images of 24 requests, by `safelight generate` and over HTTP.
 
-Run it with `python -m tests.digests`. Two runs on the same kind of processor must print the same lines, unless
-a change was meant to alter images. It only runs the installed `safelight` command, so it can also test another
-checkout: `--safelight "PYTHON -m safelight.service.cli"`.
+Run it with `python -m tests.digests`. Two runs on the same kind of processor must print the same lines,
+unless a change was meant to alter images. It only runs the installed `safelight` command, so it can also test
+another checkout: `--safelight "PYTHON -m safelight.service.cli"`.
 """
 
 import argparse
