@@ -49,19 +49,7 @@ def judge(
         other_phases: phases that only count towards the failures.
         engine_images_per_hour: throughput of the engine alone, if it was measured.
     """
-    verdicts: list[Verdict] = []
-    if thresholds.min_images_per_hour is not None:
-        required = thresholds.min_images_per_hour
-        measured = saturated.images_per_hour
-        verdicts.append(
-            Verdict(
-                "throughput, saturated",
-                f"at least {required:.0f} images/h",
-                f"{measured:.0f} images/h",
-                measured >= required,
-            )
-        )
-    verdicts += _judge_latency(thresholds, alone, steady)
+    verdicts = [*_judge_throughput(thresholds, saturated), *_judge_latency(thresholds, alone, steady)]
     if thresholds.max_failures is not None:
         phases = (alone, saturated, steady, *other_phases)
         failures = sum(len(phase.results) - len(phase.good) for phase in phases)
@@ -71,10 +59,21 @@ def judge(
         )
     if thresholds.min_share_of_bench is not None and engine_images_per_hour:
         share = saturated.images_per_hour / engine_images_per_hour
-        required_share = thresholds.min_share_of_bench
-        target = f"at least {required_share:.0%} of the engine alone ({engine_images_per_hour:.0f} images/h)"
-        verdicts.append(Verdict("throughput over HTTP", target, f"{share:.0%}", share >= required_share))
+        min_share = thresholds.min_share_of_bench
+        target = f"at least {min_share:.0%} of the engine alone ({engine_images_per_hour:.0f} images/h)"
+        verdicts.append(Verdict("throughput over HTTP", target, f"{share:.0%}", share >= min_share))
     return verdicts
+
+
+def _judge_throughput(thresholds: Thresholds, saturated: Phase) -> Iterator[Verdict]:
+    if thresholds.min_images_per_hour is not None:
+        required, measured = thresholds.min_images_per_hour, saturated.images_per_hour
+        yield Verdict(
+            "throughput, saturated",
+            f"at least {required:.0f} images/h",
+            f"{measured:.0f} images/h",
+            measured >= required,
+        )
 
 
 def _judge_latency(thresholds: Thresholds, alone: Phase, steady: Phase) -> Iterator[Verdict]:

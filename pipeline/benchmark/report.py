@@ -28,6 +28,16 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 
 @dataclass(frozen=True, slots=True)
+class BenchmarkOptions:
+    """What to measure."""
+
+    num_requests: int  # length of the trace
+    rounds: int  # how often each way of serving replays it
+    with_compiled: bool = True  # compare with diffusers under torch.compile too
+    quantization: str = "none"  # of the engine's denoiser
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmark:
     """Figures of one run on one machine. Times are only comparable with each other."""
 
@@ -56,49 +66,34 @@ class Benchmark:
         return asdict(self) | {"curve": curve_as_dict(self.curve)}
 
 
-def run_benchmark(
-    model: ModelInfo,
-    num_requests: int,
-    rounds: int,
-    with_compiled: bool,
-    progress: ProgressCallback,
-    quantization: str = "none",
-) -> Benchmark:
-    """Measure everything, one after another.
-
-    Args:
-        model: the model to draw with, of a family that diffusers' side can run.
-        num_requests: length of the trace.
-        rounds: how often each way of serving replays the trace.
-        with_compiled: whether to compare with diffusers under torch.compile too.
-        progress: called with what is being measured.
-        quantization: of the engine's denoiser.
-    """
-    subject = prepare_engine(model, quantization, progress)
+def run_benchmark(model: ModelInfo, options: BenchmarkOptions, progress: ProgressCallback) -> Benchmark:
+    """Measure everything, one after another, with a model of a family that diffusers' side can run."""
+    subject = prepare_engine(model, options.quantization, progress)
     runner = subject.runner
     progress("matrix products")
     peak = gemm_peak(runner.device, runner.dtype)
-    loops = _load_loops(subject, with_compiled)
+    loops = _load_loops(subject, options.with_compiled)
     warm_up(loops, subject.single_image(), subject.texts, progress)
     batch1 = measure_alone(subject, loops, progress)
-    arrivals, rate = overload_trace(subject, num_requests, progress)
-    comparison = compare_on_trace(subject, loops, arrivals, rounds, progress)
+    arrivals, rate = overload_trace(subject, options.num_requests, progress)
+    comparison = compare_on_trace(subject, loops, arrivals, options.rounds, progress)
     progress("head-of-line blocking and full ticks")
     head_of_line, head_of_line_crowded = (measure_head_of_line(subject, count) for count in (4, 40))
     full_ticks = measure_full_ticks(subject, peak)
-    fidelity = measure_fidelity(model, count_progress(progress, "fidelity", NUM_IMAGES), quantization)
+    on_done = count_progress(progress, "fidelity", NUM_IMAGES)
+    fidelity = measure_fidelity(model, on_done, options.quantization)
     return Benchmark(
         model=model.id,
         device=_device_name(runner),
         dtype=str(runner.dtype).removeprefix("torch."),
-        quantization=quantization,
+        quantization=options.quantization,
         threads=torch.get_num_threads(),
         gemm_peak_gflops=peak / 1e9,
         mfu=full_ticks.mfu,
         mfu_under_trace=comparison.flops_per_second / peak,
         batch1=batch1,
         mixed=comparison.results,
-        num_requests=num_requests,
+        num_requests=options.num_requests,
         requests_per_second=rate,
         curve=subject.curve,
         forecast_error=comparison.forecast_error,

@@ -55,23 +55,31 @@ def measure_stage_times(
     progress("measuring the cost curve")
     curve = measure_curve(engine, model)
     progress("measuring the other stages")
-    encoder, decoder = build_text_encoder(model), build_decoder(model)
+    encode_seconds = _encode_seconds(model)
+    decode_seconds = _decode_seconds(model, engine.config.in_channels, size)
+    return MeasuredDevice(curve, encode_seconds, decode_seconds, engine.limits)
+
+
+def _encode_seconds(model: ModelInfo) -> float:
+    """Median seconds to encode a text."""
+    encoder = build_text_encoder(model)
     prompt = "0" if model.labels else "a red apple"
-    text_seconds = [encoder.encode([prompt])[0].cost.device_seconds for _ in range(RUNS + 1)]
+    seconds = [encoder.encode([prompt])[0].cost.device_seconds for _ in range(RUNS + 1)]
+    return statistics.median(seconds[1:])
+
+
+def _decode_seconds(model: ModelInfo, num_channels: int, size: tuple[int, int]) -> float:
+    """Median seconds to decode an image of `size` (width, height); 0 if it cannot be decoded."""
+    decoder = build_decoder(model)
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     width, height = (side // scale for side in size)
-    latents = torch.zeros(engine.config.in_channels, height, width)
-    decode_seconds = [
+    latents = torch.zeros(num_channels, height, width)
+    seconds = [
         result[1].device_seconds
         for result in decoder.decode([latents] * (RUNS + 1))
         if not isinstance(result, InvalidImage)
     ]
-    return MeasuredDevice(
-        curve,
-        statistics.median(text_seconds[1:]),
-        statistics.median(decode_seconds[1:] or [0.0]),
-        engine.limits,
-    )
+    return statistics.median(seconds[1:] or [0.0])
 
 
 def measure_peak(num_threads: int) -> float:

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         )
     with progress("loading the model") as say:
         with imported_for_good():
-            from safelight.pipeline.benchmark.report import run_benchmark
+            from safelight.pipeline.benchmark.report import BenchmarkOptions, run_benchmark
             from safelight.pipeline.benchmark.trace_replay import saturate_engine
         try:
             if args.engine_only:
@@ -88,9 +88,10 @@ def run(args: argparse.Namespace) -> int:
                 text = f"{model.id}: {args.requests} mixed requests under overload\n"
                 text += _serving_table({"ours": result})
             else:
-                benchmark = run_benchmark(
-                    model, args.requests, args.rounds, not args.no_compile, say, settings.quantization
+                options = BenchmarkOptions(
+                    args.requests, args.rounds, not args.no_compile, settings.quantization
                 )
+                benchmark = run_benchmark(model, options, say)
                 report, text = benchmark.as_dict(), _as_text(benchmark)
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
