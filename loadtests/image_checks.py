@@ -1,4 +1,4 @@
-"""Whether an answer holds the images that were asked for."""
+"""Checks whether an answer holds the requested images."""
 
 import base64
 import binascii
@@ -11,11 +11,11 @@ from loadtests.traces import Body
 
 
 def fault_of(body: Body, answer: dict[str, Any]) -> str | None:
-    """What is wrong with a 200 answer to `body`; None if nothing is. Every image is decoded to its last pixel."""
-    wanted = body.get("n", 1)
+    """What is wrong with a 200 answer to `body`, or None. Every image is decoded completely."""
+    num_images = body.get("n", 1)
     items = answer.get("data", [])
-    if len(items) != wanted:
-        return f"{len(items)} images instead of {wanted}"
+    if len(items) != num_images:
+        return f"{len(items)} images instead of {num_images}"
     for item in items:
         try:
             decoded = Image.open(io.BytesIO(base64.b64decode(item["b64_json"], validate=True)))
@@ -28,6 +28,6 @@ def fault_of(body: Body, answer: dict[str, Any]) -> str | None:
         if all(low == high for low, high in decoded.convert("RGB").getextrema()):
             return "an image of one colour"
     seeds = answer["usage"]["safelight"]["seeds"]
-    if "seed" in body and seeds != [body["seed"]] * wanted:
+    if "seed" in body and seeds != [body["seed"]] * num_images:
         return f"seeds {seeds} instead of {body['seed']}"
     return None

@@ -8,70 +8,71 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot
 
-from loadtests.figures import Phase
-from loadtests.watch import Watched
+from loadtests.metrics_sampler import MetricsSeries
+from loadtests.results import Phase
 
 STAGES = ("encode", "denoise", "decode")
+SampledPhase = tuple[Phase, MetricsSeries]
 
 
 def latency_cdf(phases: Sequence[Phase]) -> bytes:
-    """The share of requests that took at most so long."""
+    """The cumulative distribution of latency, a line per phase."""
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
     for phase in phases:
         if phase.latencies:
             shares = [(number + 1) / len(phase.latencies) for number in range(len(phase.latencies))]
             axes.step(phase.latencies, shares, where="post", label=phase.name)
-    axes.set(
-        xlabel="seconds from when a request was due", ylabel="share of requests", xscale="log", ylim=(0, 1)
-    )
+    axes.set(xlabel="latency, s", ylabel="share of requests", xscale="log", ylim=(0, 1))
     axes.legend(fontsize=8)
     return _png(figure)
 
 
-def throughput(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
-    """Images finished a second, as the decoder counted them."""
+def throughput(phases: Sequence[SampledPhase]) -> bytes:
+    """Images finished per second, by the decoder's counter."""
+    lines = [(phase.name, series.rates("safelight_stage_images", "decode")) for phase, series in phases]
+    return _line_plot(lines, "throughput, images/s")
+
+
+def rows_per_tick(phases: Sequence[SampledPhase]) -> bytes:
+    """Rows in the denoiser's batches."""
+    lines = [
+        (phase.name, series.ratios("safelight_stage_rows", "safelight_stage_ticks", "denoise"))
+        for phase, series in phases
+    ]
+    return _line_plot(lines, "rows per tick")
+
+
+def utilisation(phases: Sequence[SampledPhase]) -> bytes:
+    """Device-seconds of finished images per second, by stage: the mean over each phase."""
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    for phase, watched in phases:
-        found = watched.rates("safelight_stage_images", "decode")
-        axes.plot([at for at, _ in found], [rate for _, rate in found], label=phase.name)
-    axes.set(xlabel="seconds of the phase", ylabel="images a second", ylim=(0, None))
-    axes.legend(fontsize=8)
-    return _png(figure)
-
-
-def rows_per_tick(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
-    """How full the denoiser's batches were."""
-    figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    for phase, watched in phases:
-        found = watched.ratios("safelight_stage_rows", "safelight_stage_ticks", "denoise")
-        axes.plot([at for at, _ in found], [rows for _, rows in found], label=phase.name)
-    axes.set(xlabel="seconds of the phase", ylabel="rows a tick", ylim=(0, None))
-    axes.legend(fontsize=8)
-    return _png(figure)
-
-
-def utilisation(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
-    """Device seconds of images that were sent, a second of the phase, by stage: their mean over the phase."""
-    figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    for place, (_, watched) in enumerate(phases):
+    for position, (_, series) in enumerate(phases):
         bottom = 0.0
         for stage, colour in zip(STAGES, ("#9ecae1", "#3182bd", "#08519c"), strict=True):
-            share = busy_share(watched, stage)
-            axes.bar(place, share, bottom=bottom, color=colour, label=stage if place == 0 else None)
+            share = busy_share(series, stage)
+            axes.bar(position, share, bottom=bottom, color=colour, label=stage if position == 0 else None)
             bottom += share
     axes.set_xticks(range(len(phases)), [phase.name for phase, _ in phases], fontsize=8)
-    axes.set(ylabel="device seconds a second")
+    axes.set(ylabel="device-seconds per second")
     axes.legend(fontsize=8)
     return _png(figure)
 
 
-def busy_share(watched: Watched, stage: str) -> float:
-    """Device seconds a second between the first look and the last."""
-    if len(watched.looks) < 2:
+def busy_share(series: MetricsSeries, stage: str) -> float:
+    """Device-seconds per second of a stage, between the first scrape and the last."""
+    if len(series.samples) < 2:
         return 0.0
-    first, last = watched.looks[0], watched.looks[-1]
+    first, last = series.samples[0], series.samples[-1]
     name = "safelight_device_seconds_total"
-    return (last.of(name, stage) - first.of(name, stage)) / (last.at - first.at)
+    return (last.value(name, stage) - first.value(name, stage)) / (last.at - first.at)
+
+
+def _line_plot(lines: Sequence[tuple[str, list[tuple[float, float]]]], ylabel: str) -> bytes:
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    for name, points in lines:
+        axes.plot([at for at, _ in points], [value for _, value in points], label=name)
+    axes.set(xlabel="seconds since the start of the phase", ylabel=ylabel, ylim=(0, None))
+    axes.legend(fontsize=8)
+    return _png(figure)
 
 
 def _png(figure) -> bytes:

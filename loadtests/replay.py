@@ -1,111 +1,85 @@
-"""Open-loop replay: requests leave at their own times, so that a slow service meets a queue and not a patient client.
+"""Open-loop replay: requests are sent at their scheduled times, so that a slow service builds up a queue.
 
-Latency counts from when a request was due, not from when it could be sent: what a closed loop of users leaves out
-("coordinated omission", Tene 2013).
+Latency counts from the scheduled time, not from when the request was sent. A closed loop of users leaves that
+wait out ("coordinated omission", Tene 2013).
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import httpx
 
 from loadtests.image_checks import fault_of
-from loadtests.traces import Arrival
+from loadtests.results import RequestResult
+from loadtests.traces import ScheduledRequest
 
 ROUTE = "/v1/images/generations"
-LATE = 0.05  # seconds behind its time from which the replayer itself, not the service, is the slow one
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one arrival; times in seconds from the start of the replay."""
-
-    due: float
-    sent: float
-    done: float
-    status: int  # 0: no answer at all
-    fault: str | None  # of an answer that should hold images, or why there is none
-    images: int
-    device_seconds: float  # the service's own account
-    nfe: int
-
-    @property
-    def latency(self) -> float:
-        return self.done - self.due
-
-    @property
-    def is_good(self) -> bool:
-        return self.status == 200 and self.fault is None
+# A request sent later than this, in seconds, was delayed by the client and not by the service.
+BEHIND_SCHEDULE_SECONDS = 0.05
 
 
 async def replay(
     url: str,
-    arrivals: Sequence[Arrival],
+    schedule: Sequence[ScheduledRequest],
     timeout: float = 300.0,
     progress: Callable[[int], None] = lambda done: None,
     key: str | None = None,
-) -> list[Result]:
-    """Every arrival sent to the service at `url`; results in order of arrival."""
+) -> list[RequestResult]:
+    """Send every request of `schedule` at its time.
+
+    Args:
+        url: base URL of the service.
+        schedule: requests in order of time.
+        timeout: seconds to wait for an answer.
+        progress: called with the number of answered requests.
+        key: sent as bearer token, if any.
+
+    Returns:
+        Results in the order of the schedule.
+    """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     done = 0
     async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers) as client:
         started = time.perf_counter()
 
-        async def one(arrival: Arrival) -> Result:
+        async def send(request: ScheduledRequest) -> RequestResult:
             nonlocal done
-            result = await _ask(client, arrival, started)
+            result = await _send(client, request, started)
             done += 1
             progress(done)
             return result
 
         tasks = []
-        for arrival in arrivals:
-            await asyncio.sleep(max(0.0, started + arrival.at - time.perf_counter()))
-            tasks.append(asyncio.ensure_future(one(arrival)))
+        for request in schedule:
+            await asyncio.sleep(max(0.0, started + request.at - time.perf_counter()))
+            tasks.append(asyncio.ensure_future(send(request)))
         return list(await asyncio.gather(*tasks))
 
 
-def was_late(results: Sequence[Result]) -> bool:
-    """Whether this machine could not send as it should have, so that the latencies are not the service's alone."""
-    return sum(result.sent - result.due > LATE for result in results) > 0.01 * len(results)
+def was_behind_schedule(results: Sequence[RequestResult]) -> bool:
+    """Whether the client sent over 1 % of the requests too late, so that latencies include its own delay."""
+    num_late = sum(result.sent - result.due > BEHIND_SCHEDULE_SECONDS for result in results)
+    return num_late > 0.01 * len(results)
 
 
-async def _ask(client: httpx.AsyncClient, arrival: Arrival, started: float) -> Result:
+async def _send(client: httpx.AsyncClient, request: ScheduledRequest, started: float) -> RequestResult:
     sent = time.perf_counter() - started
     try:
-        response = await client.post(ROUTE, json=arrival.body)
+        response = await client.post(ROUTE, json=request.body)
     except httpx.HTTPError as error:
-        return Result(
-            arrival.at,
-            sent,
-            time.perf_counter() - started,
-            0,
-            f"no answer: {type(error).__name__}",
-            0,
-            0.0,
-            0,
-        )
-    done = time.perf_counter() - started  # before the image is looked at, which is the client's time
+        done, fault = time.perf_counter() - started, f"no answer: {type(error).__name__}"
+        return RequestResult(request.at, sent, done, 0, fault, 0, 0.0, 0)
+    done = time.perf_counter() - started  # taken before the image is checked, which is the client's time
+    result = partial(RequestResult, request.at, sent, done, response.status_code)
     try:
         answer = response.json()
-    except ValueError:  # a proxy's own words
-        return Result(
-            arrival.at, sent, done, response.status_code, f"no JSON, status {response.status_code}", 0, 0.0, 0
-        )
+    except ValueError:  # for example an error page of a proxy
+        return result(f"no JSON, status {response.status_code}", 0, 0.0, 0)
     if response.status_code != 200:
-        return Result(arrival.at, sent, done, response.status_code, answer["error"]["code"], 0, 0.0, 0)
+        return result(answer["error"]["code"], 0, 0.0, 0)
     cost = answer["usage"]["safelight"]
-    fault = fault_of(arrival.body, answer)
-    return Result(
-        arrival.at,
-        sent,
-        done,
-        200,
-        fault,
-        len(answer["data"]),
-        sum(cost["device_seconds"].values()),
-        cost["nfe"],
-    )
+    fault = fault_of(request.body, answer)
+    return result(fault, len(answer["data"]), sum(cost["device_seconds"].values()), cost["nfe"])

@@ -1,4 +1,4 @@
-"""A run's report: `report.md` with its plots beside it, the same as one `report.html`, and the figures as `report.json`."""
+"""The report of a load test: `report.md` with its plots, a self-contained `report.html`, `report.json`."""
 
 import base64
 import html
@@ -6,7 +6,32 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loadtests.figures import Phase, Verdict, as_dicts, summary
+from loadtests.results import Phase
+from loadtests.tables import Table
+from loadtests.verdicts import Verdict
+
+STYLE = (
+    "body{font:15px sans-serif;max-width:70em;margin:2em auto}img{margin:.5em}"
+    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
+)
+# Headings of the facts, by their keys in `report.json`.
+FACT_HEADINGS = {
+    "images an hour": "throughput, images/h",
+    "p95 at the steady load": "latency p95, steady load",
+    "locust's spike": "spike phase (locust)",
+    "the client kept its times": "requests sent on schedule",
+    "when": "date",
+}
+PHASE_HEADINGS = (
+    "phase",
+    "offered, images/h",
+    "throughput, images/h",
+    "latency p50",
+    "latency p95",
+    "latency p99",
+    "requests",
+    "failures",
+)
 
 
 def write_report(
@@ -17,78 +42,73 @@ def write_report(
     verdicts: Sequence[Verdict],
     plots: Mapping[str, bytes],
 ) -> None:
-    """All three into `folder`, which is made."""
+    """Write the three reports and the plots into `folder`, which is created.
+
+    Args:
+        folder: where to write.
+        heading: title of the report.
+        facts: single values, by their keys in `report.json`.
+        phases: the load phases, a row each.
+        verdicts: the targets, a row each.
+        plots: PNG files by name without suffix.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in plots.items():
         (folder / f"{name}.png").write_bytes(png)
-    tables = [
-        ("", ["", ""], [[name, value] for name, value in facts.items()]),
-        (
-            "Targets",
-            ["target", "wanted", "got", "met"],
-            [[v.name, v.wanted, v.got, "yes" if v.is_met else "**no**"] for v in verdicts],
-        ),
-        (
-            "Loads",
-            ["load", "offered an hour", "images an hour", "p50", "p95", "p99", "requests", "not good"],
-            [_row(phase) for phase in phases],
-        ),
-    ]
+    tables = [facts_table(facts), targets_table(verdicts), phases_table(phases)]
     (folder / "report.md").write_text(_markdown(heading, tables, list(plots)))
     (folder / "report.html").write_text(_html(heading, tables, plots))
-    found = {
+    report = {
         "facts": dict(facts),
-        "phases": [summary(phase) for phase in phases],
-        "targets": as_dicts(verdicts),
+        "phases": [phase.as_dict() for phase in phases],
+        "targets": [verdict.as_dict() for verdict in verdicts],
     }
-    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-Table = tuple[str, list[str], list[list[str]]]
+def facts_table(facts: Mapping[str, str]) -> Table:
+    return Table("", ["", ""], [[FACT_HEADINGS.get(key, key), value] for key, value in facts.items()])
 
 
-def _row(phase: Phase) -> list[str]:
-    times = [f"{phase.percentile(percent):.2f} s" for percent in (50, 95, 99)]
+def targets_table(verdicts: Sequence[Verdict]) -> Table:
+    rows = [
+        [verdict.name, verdict.required, verdict.measured, "yes" if verdict.is_met else "**no**"]
+        for verdict in verdicts
+    ]
+    return Table("Targets", ["target", "required", "measured", "met"], rows)
+
+
+def phases_table(phases: Sequence[Phase]) -> Table:
+    return Table("Load phases", PHASE_HEADINGS, [_phase_row(phase) for phase in phases])
+
+
+def _phase_row(phase: Phase) -> list[str]:
+    percentiles = [f"{phase.percentile(percent):.2f} s" for percent in (50, 95, 99)]
     faults = ", ".join(f"{count} {fault}" for fault, count in phase.faults.items()) or "0"
     return [
         phase.name,
         f"{phase.offered_per_hour:.0f}",
         f"{phase.images_per_hour:.0f}",
-        *times,
+        *percentiles,
         str(len(phase.results)),
         faults,
     ]
 
 
 def _markdown(heading: str, tables: Sequence[Table], plots: Sequence[str]) -> str:
-    lines = [f"# {heading}", ""]
-    for title, head, rows in tables:
-        lines += [f"## {title}", ""] if title else []
-        lines += [
-            f"| {' | '.join(head)} |",
-            "|" + "---|" * len(head),
-            *(f"| {' | '.join(row)} |" for row in rows),
-            "",
-        ]
-    lines += [f"![{name.replace('-', ' ')}]({name}.png)" for name in plots]
-    return "\n".join(lines) + "\n"
+    parts = [f"# {heading}\n", *(table.as_markdown() for table in tables)]
+    parts.append("\n".join(f"![{name.replace('-', ' ')}]({name}.png)" for name in plots))
+    return "\n".join(parts) + "\n"
 
 
 def _html(heading: str, tables: Sequence[Table], plots: Mapping[str, bytes]) -> str:
-    """One file, its plots inside, so that it can be sent."""
-    style = "body{font:15px sans-serif;max-width:70em;margin:2em auto}img{margin:.5em}"
-    style += "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
+    """One file with the plots inside, so that it can be sent."""
+    title = html.escape(heading)
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>{html.escape(heading)}</title><style>{style}</style><h1>{html.escape(heading)}</h1>"
+        f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
     ]
-    for title, head, rows in tables:
-        parts.append(f"<h2>{html.escape(title)}</h2>" if title else "")
-        cells = ["".join(f"<td>{html.escape(cell.replace('**', ''))}</td>" for cell in row) for row in rows]
-        parts.append(
-            f"<table><tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr><tr>{'</tr><tr>'.join(cells)}</tr></table>"
-        )
+    parts += [table.as_html() for table in tables]
     for name, png in plots.items():
-        parts.append(
-            f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        )
+        data = base64.b64encode(png).decode()
+        parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
     return "\n".join(parts) + "\n"

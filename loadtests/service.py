@@ -1,4 +1,4 @@
-"""A service of its own for a load test: started on a free port, stopped when the test ends."""
+"""Starts a service on a free port for a load test, and stops it afterwards."""
 
 import os
 import socket
@@ -16,21 +16,15 @@ STOP_SECONDS = 60.0
 
 
 class CannotStart(Exception):
-    """The service did not come up; the message holds the end of what it said."""
+    """The service did not start; the message holds the end of its log."""
 
 
 @contextmanager
 def service(model: str, log: Path) -> Iterator[str]:
-    """The url of a running `safelight serve`, which says its say in `log`."""
+    """Run `safelight serve` while the block runs, and yield its URL. Its output goes to the file `log`."""
     port = _free_port()
-    command = [
-        str(Path(sys.executable).with_name("safelight")),
-        "serve",
-        "--model",
-        model,
-        "--port",
-        str(port),
-    ]
+    safelight = str(Path(sys.executable).with_name("safelight"))
+    command = [safelight, "serve", "--model", model, "--port", str(port)]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
         try:

@@ -1,4 +1,4 @@
-"""How many users there are as time goes by."""
+"""Load shapes for locust: the number of users over time."""
 
 import math
 import os
@@ -9,38 +9,39 @@ from locust import LoadTestShape
 SECONDS = float(os.environ.get("SECONDS", "60"))
 PEAK = int(os.environ.get("USERS", "16"))
 
-Curve = Callable[[float], float]  # of the share of the time that is over, the share of the most users
+LoadShape = Callable[[float], float]  # from the elapsed share of the time to the share of the peak users
 
 
 def steady(_: float) -> float:
     return 1.0
 
 
-def ramp(share: float) -> float:
-    return share
+def ramp(elapsed: float) -> float:
+    return elapsed
 
 
-def spike(share: float) -> float:
-    """A tenth, all at once in the middle third, a tenth again."""
-    return 1.0 if 1 / 3 <= share < 2 / 3 else 0.1
+def spike(elapsed: float) -> float:
+    """A tenth of the users, all of them in the middle third, a tenth again."""
+    return 1.0 if 1 / 3 <= elapsed < 2 / 3 else 0.1
 
 
-def diurnal(share: float) -> float:
+def diurnal(elapsed: float) -> float:
     """Night, morning, the peak of the day, evening, night."""
-    return 0.1 + 0.9 * math.sin(math.pi * share) ** 2
+    return 0.1 + 0.9 * math.sin(math.pi * elapsed) ** 2
 
 
-SHAPES: dict[str, Curve] = {"steady": steady, "ramp": ramp, "spike": spike, "diurnal": diurnal}
+SHAPES: dict[str, LoadShape] = {"steady": steady, "ramp": ramp, "spike": spike, "diurnal": diurnal}
 
 
 class Users(LoadTestShape):
-    """`curve` over `SECONDS`, then the end."""
+    """Follows `shape` for `SECONDS`, then stops."""
 
     abstract = True
-    curve: Curve = staticmethod(steady)
+    shape: LoadShape = staticmethod(steady)
 
     def tick(self) -> tuple[int, float] | None:
-        over = self.get_run_time() / SECONDS
-        if over >= 1.0:
+        """The number of users and how many may start per second; None ends the test."""
+        elapsed = self.get_run_time() / SECONDS
+        if elapsed >= 1.0:
             return None
-        return max(1, round(PEAK * self.curve(over))), float(PEAK)
+        return max(1, round(PEAK * self.shape(elapsed))), float(PEAK)

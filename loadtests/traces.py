@@ -1,4 +1,4 @@
-"""What is asked for and when: Poisson arrivals of unlike requests, or a trace that was recorded."""
+"""Schedules of requests: Poisson arrivals of mixed requests, or a recorded trace."""
 
 import json
 import random
@@ -29,15 +29,15 @@ class InvalidTrace(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request that is sent `at` seconds after the start, whatever became of those before it."""
+class ScheduledRequest:
+    """A request to be sent `at` seconds after the start, whether or not earlier ones are answered."""
 
     at: float
     body: Body
 
 
 def any_body(rng: random.Random, sizes: Sequence[str]) -> Body:
-    """One request of a mixed load, for one image."""
+    """A random request of the mix, for one image."""
     return {
         "prompt": rng.choice(PROMPTS),
         "size": rng.choice(list(sizes)),
@@ -48,30 +48,35 @@ def any_body(rng: random.Random, sizes: Sequence[str]) -> Body:
     }
 
 
-def poisson(rate: float, seconds: float, sizes: Sequence[str], seed: int) -> list[Arrival]:
-    """Arrivals at `rate` a second for so many seconds: the gaps are exponential, so bursts come as they do in life."""
-    rng, now, arrivals = random.Random(seed), 0.0, list[Arrival]()
-    while (now := now + rng.expovariate(rate)) < seconds:
-        arrivals.append(Arrival(now, any_body(rng, sizes)))
-    return arrivals
+def poisson(rate: float, seconds: float, sizes: Sequence[str], seed: int) -> list[ScheduledRequest]:
+    """A Poisson process of mixed requests: `rate` a second for `seconds`, with exponential gaps."""
+    rng = random.Random(seed)
+    schedule: list[ScheduledRequest] = []
+    at = 0.0
+    while (at := at + rng.expovariate(rate)) < seconds:
+        schedule.append(ScheduledRequest(at, any_body(rng, sizes)))
+    return schedule
 
 
-def write_trace(path: Path, arrivals: Iterable[Arrival]) -> None:
-    """A line of JSON each: `at` in seconds, and the request's `body`."""
+def write_trace(path: Path, schedule: Iterable[ScheduledRequest]) -> None:
+    """Write one line of JSON per request: `at` in seconds, and the request's `body`."""
     path.write_text(
-        "".join(json.dumps({"at": round(each.at, 6), "body": each.body}) + "\n" for each in arrivals)
+        "".join(json.dumps({"at": round(request.at, 6), "body": request.body}) + "\n" for request in schedule)
     )
 
 
-def read_trace(path: Path, speed: float = 1.0) -> list[Arrival]:
-    """The arrivals in `path`, in order of time, `speed` times as fast. Raises `InvalidTrace`."""
-    arrivals = []
+def read_trace(path: Path, speed: float = 1.0) -> list[ScheduledRequest]:
+    """The requests in `path` in order of time, `speed` times as fast.
+
+    Raises `InvalidTrace` for a line that is not such a request.
+    """
+    schedule = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            found = json.loads(line)
-            arrivals.append(Arrival(float(found["at"]) / speed, dict(found["body"])))
+            fields = json.loads(line)
+            schedule.append(ScheduledRequest(float(fields["at"]) / speed, dict(fields["body"])))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidTrace(
                 f'{path}, line {number}: want {{"at": seconds, "body": {{...}}}}: {error}'
             ) from None
-    return sorted(arrivals, key=lambda each: each.at)
+    return sorted(schedule, key=lambda request: request.at)

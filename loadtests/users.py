@@ -1,7 +1,7 @@
-"""Locust's users: each asks, waits for its image, looks at it, thinks, asks again. A closed loop: see `replay` for the open one.
+"""Locust users: each requests an image, waits for it, checks it, pauses, and repeats. This is a closed loop.
 
-locust -f loadtests/users.py --host http://127.0.0.1:8000            with locust's own page on port 8089
-SHAPE=spike locust -f loadtests/users.py --headless --host ...       the users come and go as `loadtests.shapes` has it
+locust -f loadtests/users.py --host http://127.0.0.1:8000            with locust's web page on port 8089
+SHAPE=spike locust -f loadtests/users.py --headless --host ...       a shape of `loadtests.shapes`
 """
 
 import os
@@ -21,7 +21,7 @@ MAX_P95_MS = float(os.environ.get("MAX_P95_MS", "inf"))
 
 
 class ImageUser(FastHttpUser):
-    """Asks for unlike images."""
+    """A user who sends mixed requests."""
 
     wait_time = between(0.1, 1.0)
 
@@ -43,14 +43,14 @@ class ImageUser(FastHttpUser):
 if "SHAPE" in os.environ:
 
     class Shape(Users):
-        """The one that was asked for."""
+        """The shape that the environment variable SHAPE names."""
 
-        curve = staticmethod(SHAPES[os.environ["SHAPE"]])
+        shape = staticmethod(SHAPES[os.environ["SHAPE"]])
 
 
 @events.quitting.add_listener
 def fail_the_run(environment: Environment, **_: object) -> None:
-    """Locust's exit status says whether the thresholds were held."""
+    """Set locust's exit status to 1 if a threshold was missed."""
     total = environment.stats.total
     if (
         total.num_requests == 0

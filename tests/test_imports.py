@@ -40,8 +40,8 @@ ARROWS: dict[str, str] = {
     " pipeline.flops pipeline.params pipeline.scheduling",
     "pipeline.evaluation": "models.* pipeline.assembly pipeline.catalog pipeline.diffusion pipeline.engine"
     " pipeline.params",
-    "pipeline.benchmark": "models.* pipeline.assembly pipeline.calibration pipeline.diffusion pipeline.engine"
-    " pipeline.params pipeline.scheduling",
+    "pipeline.benchmark": "models.* pipeline.assembly pipeline.calibration pipeline.catalog pipeline.diffusion"
+    " pipeline.engine pipeline.params pipeline.scheduling",
     "service.settings": "",
     "service.runtime": "",
     "service.errors": "pipeline.params",

@@ -1,1 +1,1 @@
-"""What a machine makes of a model, by this engine and by diffusers side by side: `safelight bench`."""
+"""`safelight bench`: this engine and diffusers measured side by side on the same weights and requests."""

@@ -1,9 +1,9 @@
-"""The same weights in diffusers, denoised as its pipelines do: what the engine is compared with.
+"""The same weights in diffusers, denoised as its pipelines do. The engine is compared with this.
 
 Shapes: S images of a batch, L text tokens, C channels, H x W latent pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from safelight.pipeline.engine.runner import bucket
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 
-preload_cuda_runtime()  # as in safelight.models.vae, before diffusers
+preload_cuda_runtime()  # before diffusers is imported, as in safelight.models.vae
 from diffusers import (  # noqa: E402
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -32,7 +32,7 @@ from diffusers import (  # noqa: E402
 
 @dataclass(frozen=True, slots=True)
 class DiffusersLoop:
-    """A transformer of the PixArt family in diffusers, and schedulers that do what our solvers do."""
+    """A transformer of the PixArt family in diffusers, and schedulers that match our solvers."""
 
     transformer: Any
     schedulers: dict[str, Callable[[], Any]]
@@ -41,8 +41,11 @@ class DiffusersLoop:
     latent_scale: int
 
     @torch.inference_mode()
-    def draw(self, batch: Sequence[GenerationParams], texts: dict[str, TextStates]) -> Tensor:
-        """Latents (S, C, H, W) of images that are equal in solver, steps, guidance and size; `texts` are states by prompt."""
+    def draw(self, batch: Sequence[GenerationParams], texts: Mapping[str, TextStates]) -> Tensor:
+        """Latents (S, C, H, W) of images that are equal in solver, steps, guidance and size.
+
+        `texts` holds the text states by prompt.
+        """
         first = batch[0]
         scheduler = self.schedulers[first.solver]()
         scheduler.set_timesteps(first.num_steps, device=self.device)
@@ -66,36 +69,38 @@ class DiffusersLoop:
         return x
 
     def _texts(
-        self, batch: Sequence[GenerationParams], texts: dict[str, TextStates], is_guided: bool
+        self, batch: Sequence[GenerationParams], texts: Mapping[str, TextStates], is_guided: bool
     ) -> tuple[Tensor, Tensor]:
-        prompts = [params.prompt for params in batch]
-        rows = [
-            texts[prompt]
-            for prompt in ([params.negative_prompt for params in batch] if is_guided else []) + prompts
-        ]
-        length = max(bucket(row.mask) for row in rows)  # as short as ours
-        states, mask = (
-            torch.stack([row.states[:length] for row in rows]),
-            torch.stack([row.mask[:length] for row in rows]),
-        )
+        """Text states and masks, (rows, L, width) and (rows, L), negative prompts first."""
+        negatives = [params.negative_prompt for params in batch] if is_guided else []
+        rows = [texts[prompt] for prompt in (*negatives, *(params.prompt for params in batch))]
+        length = max(bucket(row.mask) for row in rows)  # cut as the engine cuts them
+        states = torch.stack([row.states[:length] for row in rows])
+        mask = torch.stack([row.mask[:length] for row in rows])
         return states.to(self.device, self.dtype), mask.to(self.device, self.dtype)
 
     def _noise(self, batch: Sequence[GenerationParams]) -> Tensor:
         channels = self.transformer.config.in_channels
         shape = (channels, batch[0].height // self.latent_scale, batch[0].width // self.latent_scale)
-        return torch.stack([noise.draw(p.seed, p.image_index, noise.START, shape) for p in batch]).to(
-            self.device
-        )
+        start = [noise.draw(params.seed, params.image_index, noise.START, shape) for params in batch]
+        return torch.stack(start).to(self.device)
 
 
 def load_loop(
     model: ModelInfo, dtype: torch.dtype, device: torch.device, latent_scale: int, is_compiled: bool
 ) -> DiffusersLoop:
-    """The transformer of `model`, which must be of the PixArt family and not told the image's size."""
+    """Load the transformer of `model`, which must be of the PixArt family without size conditioning.
+
+    Args:
+        model: the model to load.
+        dtype: of weights and activations.
+        device: where to load it.
+        latent_scale: pixels along one side of a latent pixel.
+        is_compiled: whether to compile it with torch.compile.
+    """
     load: Any = PixArtTransformer2DModel.from_pretrained
-    transformer: Any = (
-        load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False).to(device).eval()
-    )
+    transformer: Any = load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False)
+    transformer = transformer.to(device).eval()
     if is_compiled:
         transformer = torch.compile(transformer, dynamic=True)
     return DiffusersLoop(
@@ -104,8 +109,10 @@ def load_loop(
 
 
 def _schedulers(folder: Path, family: str) -> dict[str, Callable[[], Any]]:
-    def from_folder(kind: Any) -> Callable[[], Any]:
-        return lambda: kind.from_pretrained(folder / "scheduler")
+    """Makers of schedulers by our solvers' names."""
+
+    def from_folder(scheduler: Any) -> Callable[[], Any]:
+        return lambda: scheduler.from_pretrained(folder / "scheduler")
 
     if family == "flow":
         return {
@@ -113,9 +120,9 @@ def _schedulers(folder: Path, family: str) -> dict[str, Callable[[], Any]]:
             "euler": FlowMatchEulerDiscreteScheduler,
             "heun": FlowMatchHeunDiscreteScheduler,
         }
-    kinds = {
+    schedulers = {
         "dpmpp_2m": DPMSolverMultistepScheduler,
         "euler": EulerDiscreteScheduler,
         "heun": HeunDiscreteScheduler,
     }
-    return {name: from_folder(kind) for name, kind in kinds.items()}
+    return {name: from_folder(scheduler) for name, scheduler in schedulers.items()}

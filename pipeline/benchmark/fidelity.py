@@ -1,7 +1,7 @@
-"""Whether the engine draws what diffusers draws from the same weights, noise, times and texts."""
+"""Compares the engine's images with those of diffusers from the same weights, noise, times and texts."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,6 @@ from safelight.pipeline.assembly.device import fast_device, fast_dtype
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
-from safelight.pipeline.benchmark.replay import Progress
 from safelight.pipeline.benchmark.trace import PROMPTS
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
@@ -28,89 +27,105 @@ from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
 
 STYLES = ("", ", 3d", ", flat style", ", noto style")
-TOGETHER = 8  # images of a batch
-DRAWN = 12  # levels of 255 that a pixel must differ from white to belong to what is drawn
+BATCH = 8  # images
+BACKGROUND_TOLERANCE = 12  # of 255: a pixel that differs more from white belongs to the depicted object
+NUM_IMAGES = 4 * len(PROMPTS) * len(STYLES)  # by engine and diffusers, in float32 and the fast dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Against diffusers in float32, over 32 prompts; PSNR inside what is drawn, because a white background flatters everyone."""
+    """Differences from diffusers in float32, over 32 prompts.
 
-    float32_error: float  # of our latents in float32, the largest difference
-    psnr_db: float  # of our images in the fast dtype, the median
-    diffusers_psnr_db: float  # of diffusers' own in the fast dtype
+    PSNR counts only pixels of the depicted object, because a white background would raise it for any image.
+    """
+
+    float32_error: float  # largest absolute difference of the engine's latents in float32
+    psnr_db: float  # median over the engine's images in the fast dtype
+    diffusers_psnr_db: float  # median over diffusers' own images in the fast dtype
 
 
-def measure_fidelity(model: ModelInfo, progress: Progress, quantization: str = "none") -> Fidelity:
-    """Every prompt drawn four times, in the fast dtype with `quantization`; `progress` is told how many images are done."""
+def measure_fidelity(
+    model: ModelInfo, on_done: Callable[[int], None], quantization: str = "none"
+) -> Fidelity:
+    """Draw every prompt four times: by the engine and by diffusers, in float32 and in the fast dtype.
+
+    The engine uses `quantization` in the fast dtype only. `on_done` is called with the number of images done.
+    """
     device, fast = fast_device(), fast_dtype()
-    width, height = model.native_size
-    prompts = [prompt + style for prompt in PROMPTS for style in STYLES]
-    params = [
-        GenerationParams(prompt, "", width, height, 20, 4.0, "dpmpp_2m", seed)
-        for seed, prompt in enumerate(prompts)
-    ]
+    params = _requests(model)
     encoder = build_text_encoder(model)
-    texts = {prompt: encoder.encode([prompt])[0] for prompt in (*prompts, "")}
+    texts = {prompt: encoder.encode([prompt])[0] for prompt in (*(image.prompt for image in params), "")}
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     latents: dict[tuple[str, torch.dtype], list[Tensor]] = {}
     for dtype in (torch.float32, fast):
         loop = load_loop(model, dtype, device, scale, is_compiled=False)
         runner = build_runner(model, dtype=dtype, quantization=quantization if dtype == fast else "none")
-        engine = Engine(runner, partial(_their_plan, loop, model), scale, Limits(2 * TOGETHER, 10**9))
-        for start in range(0, len(params), TOGETHER):
-            some = params[start : start + TOGETHER]
-            latents.setdefault(("theirs", dtype), []).extend(loop.draw(some, texts).cpu())
-            latents.setdefault(("ours", dtype), []).extend(_drawn(engine, some, texts))
-            progress(sum(map(len, latents.values())))
-    images = {key: _decoded(build_decoder(model, dtype=key[1]), own) for key, own in latents.items()}
-    wanted = images["theirs", torch.float32]
-    pairs = zip(latents["ours", torch.float32], latents["theirs", torch.float32], strict=True)
+        engine = Engine(
+            runner, partial(_plan_on_diffusers_grid, loop, model), scale, Limits(2 * BATCH, 10**9)
+        )
+        for start in range(0, len(params), BATCH):
+            batch = params[start : start + BATCH]
+            latents.setdefault(("diffusers", dtype), []).extend(loop.draw(batch, texts).cpu())
+            latents.setdefault(("engine", dtype), []).extend(_draw(engine, batch, texts))
+            on_done(sum(map(len, latents.values())))
+    images = {key: _decode(build_decoder(model, dtype=key[1]), latents[key]) for key in latents}
+    expected = images["diffusers", torch.float32]
+    pairs = zip(latents["engine", torch.float32], latents["diffusers", torch.float32], strict=True)
     return Fidelity(
         float32_error=max(float((ours - theirs).abs().max()) for ours, theirs in pairs),
-        psnr_db=statistics.median(map(_psnr, images["ours", fast], wanted)),
-        diffusers_psnr_db=statistics.median(map(_psnr, images["theirs", fast], wanted)),
+        psnr_db=statistics.median(map(_psnr, images["engine", fast], expected)),
+        diffusers_psnr_db=statistics.median(map(_psnr, images["diffusers", fast], expected)),
     )
 
 
-def _their_plan(loop: DiffusersLoop, model: ModelInfo, params: GenerationParams) -> Plan:
-    """Our solver at the times of diffusers' scheduler, whose grid ends elsewhere than ours and tells the network whole numbers."""
+def _requests(model: ModelInfo) -> list[GenerationParams]:
+    width, height = model.native_size
+    prompts = [prompt + style for prompt in PROMPTS for style in STYLES]
+    return [
+        GenerationParams(prompt, "", width, height, 20, 4.0, "dpmpp_2m", seed)
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+def _plan_on_diffusers_grid(loop: DiffusersLoop, model: ModelInfo, params: GenerationParams) -> Plan:
+    """Our solver at the times of diffusers' scheduler.
+
+    Its grid ends at another time than ours, and it passes integer timesteps to the network.
+    """
     scheduler = loop.schedulers[params.solver]()
     scheduler.set_timesteps(params.num_steps)
-    told = [float(t) for t in scheduler.timesteps]
-    is_flow = model.schedule.family == "flow"
-    times = (
-        [float(sigma) for sigma in scheduler.sigmas[:-1]]
-        if is_flow
-        else [(t + 1.0) / NUM_TRAIN_STEPS for t in told]
-    )
+    timesteps = [float(t) for t in scheduler.timesteps]
+    if model.schedule.family == "flow":
+        times = [float(sigma) for sigma in scheduler.sigmas[:-1]]
+    else:
+        times = [(t + 1.0) / NUM_TRAIN_STEPS for t in timesteps]
     exact = plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
     return replace(
         exact,
         start_scale=1.0,
-        ticks=tuple(replace(tick, timestep=t) for tick, t in zip(exact.ticks, told, strict=True)),
+        ticks=tuple(replace(tick, timestep=t) for tick, t in zip(exact.ticks, timesteps, strict=True)),
     )
 
 
-def _drawn(engine: Engine, params: Sequence[GenerationParams], texts: dict[str, TextStates]) -> list[Tensor]:
-    for each in params:
-        engine.add(str(each.seed), each, texts[each.prompt], texts[""])
-    left: dict[str, Tensor | None] = {}
+def _draw(engine: Engine, batch: Sequence[GenerationParams], texts: dict[str, TextStates]) -> list[Tensor]:
+    for params in batch:
+        engine.add(str(params.seed), params, texts[params.prompt], texts[""])
+    latents: dict[str, Tensor | None] = {}
     while engine.has_work:
-        left |= {outcome.request_id: outcome.latents for outcome in engine.step()}
-    found = [left[str(each.seed)] for each in params]
-    return [latents for latents in found if latents is not None]
+        latents |= {outcome.request_id: outcome.latents for outcome in engine.step()}
+    in_order = (latents[str(params.seed)] for params in batch)
+    return [image_latents for image_latents in in_order if image_latents is not None]
 
 
-def _decoded(decoder: ImageDecoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
-    images = [image for each in latents for image in decoder.decode([each])]
-    return [image[0] for image in images if not isinstance(image, InvalidImage)]
+def _decode(decoder: ImageDecoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
+    results = [result for image_latents in latents for result in decoder.decode([image_latents])]
+    return [result[0] for result in results if not isinstance(result, InvalidImage)]
 
 
-def _psnr(image: np.ndarray, wanted: np.ndarray) -> float:
-    """In dB, over the pixels of `wanted` that are not white."""
-    inside = (wanted < 255 - DRAWN).any(axis=-1)
+def _psnr(image: np.ndarray, expected: np.ndarray) -> float:
+    """PSNR in dB over the pixels of `expected` that are not white."""
+    inside = (expected < 255 - BACKGROUND_TOLERANCE).any(axis=-1)
     if not inside.any():
         return float("inf")
-    error = (image[inside].astype(np.float64) - wanted[inside]) / 255.0
+    error = (image[inside].astype(np.float64) - expected[inside]) / 255.0
     return float(-10.0 * np.log10(np.mean(error**2))) if error.any() else float("inf")

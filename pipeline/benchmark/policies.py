@@ -1,6 +1,7 @@
-"""`python -m safelight.pipeline.benchmark.policies`: rules for who runs in a tick, simulated on a cost curve. Deterministic, takes a minute.
+"""Compares scheduling policies by simulation: `python -m safelight.pipeline.benchmark.policies`.
 
-A simulation, because what differs between rules is less than what differs between two runs on the clock.
+Simulated on a cost curve, because policies differ by less than two runs in real time do.
+Deterministic, takes a minute.
 """
 
 import random
@@ -15,79 +16,92 @@ from safelight.pipeline.scheduling.queue import select_next_batch
 from safelight.pipeline.scheduling.simulation import Here, Queue, Rule, SimulatedSample, simulate
 from safelight.pipeline.scheduling.workload import make_workload
 
-# seconds of ticks of 1, 2, 4, ... rows of the embedded model on two cores, rounded; here work is counted in rows
+# Seconds of ticks of 1, 2, 4, ... rows of the embedded model on two cores, rounded. Work is counted in rows.
 CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.130))
 LIMITS = Limits(16, 16 * 64)
 NUM_REQUESTS = 400
-RATES = (4.0, 5.0, 5.5, 6.0)  # requests a second; 6.2 is what this curve can serve
+RATES = (4.0, 5.0, 5.5, 6.0)  # requests per second; this curve can serve 6.2
 
 
 def by(
-    key: Callable[[SimulatedSample, float], float], begun: Here, queue: Queue, now: float
+    key: Callable[[SimulatedSample, float], float], running: Here, queue: Queue, time: float
 ) -> list[SimulatedSample]:
-    """As many as fit, in the order of `key`."""
-    chosen: list[SimulatedSample] = []
-    for each in sorted((*begun, *queue), key=lambda each: key(each, now)):
-        if rows_of(chosen) + rows_of([each]) <= LIMITS.max_rows:
-            chosen.append(each)
-    return chosen
+    """As many samples as fit a tick, in the order of `key`."""
+    batch: list[SimulatedSample] = []
+    for sample in sorted((*running, *queue), key=lambda sample: key(sample, time)):
+        if rows_of(batch) + rows_of([sample]) <= LIMITS.max_rows:
+            batch.append(sample)
+    return batch
 
 
-def most_completions(begun: Here, queue: Queue, now: float) -> list[SimulatedSample]:
-    """The set with most completions a second: the shortest alone, where the others would slow them down."""
-    order = by(lambda each, _: each.left * rows_of([each]), begun, queue, now)
-    sets = [order[:count] for count in range(1, len(order) + 1)]
-    return max(sets, key=lambda each: sum(1 / one.left for one in each) / CURVE.seconds_for(rows_of(each)))
+def most_completions(running: Here, queue: Queue, time: float) -> list[SimulatedSample]:
+    """The batch with the most completions per second.
+
+    Short samples run alone where others would slow them down.
+    """
+    order = by(lambda sample, _: sample.left * rows_of([sample]), running, queue, time)
+    batches = [order[:count] for count in range(1, len(order) + 1)]
+    return max(
+        batches,
+        key=lambda batch: sum(1 / sample.left for sample in batch) / CURVE.seconds_for(rows_of(batch)),
+    )
 
 
 def rows_of(samples: Here) -> int:
-    return sum(each.workload.rows[0] for each in samples)
+    return sum(sample.workload.rows[0] for sample in samples)
+
+
+def response_ratio(sample: SimulatedSample, time: float) -> float:
+    """Seconds since arrival and still to run, over the seconds that the sample takes alone."""
+    return (time - sample.workload.arrived + sample.left) / sample.workload.left[0]
 
 
 RULES: dict[str, Rule] = {
-    "first come, first served": partial(by, lambda each, now: each.workload.arrived),
-    "soonest done": partial(by, lambda each, now: each.left),
-    "highest response ratio": partial(
-        by, lambda each, now: -(now - each.workload.arrived + each.left) / each.workload.left[0]
-    ),
+    "first come, first served": partial(by, lambda sample, time: sample.workload.arrived),
+    "shortest remaining time": partial(by, lambda sample, time: sample.left),
+    "highest response ratio": partial(by, lambda sample, time: -response_ratio(sample, time)),
     "most completions a second": most_completions,
-    "due (`batcher.choose`)": partial(select_next_batch, limits=LIMITS, curve=CURVE),
+    "due time (`select_batch`)": partial(select_next_batch, limits=LIMITS, curve=CURVE),
 }
 
 
 def trace(rate: float, seed: int) -> list[SimulatedSample]:
-    """A Poisson trace of unlike requests."""
-    rng, now, coming = random.Random(seed), 0.0, list[SimulatedSample]()
+    """A Poisson trace of mixed requests, `rate` a second."""
+    rng, time = random.Random(seed), 0.0
+    samples: list[SimulatedSample] = []
     for _ in range(NUM_REQUESTS):
-        now += rng.expovariate(rate)
+        time += rng.expovariate(rate)
         steps, rows = rng.choice((8, 20, 30, 40)), rng.choice((1, 2, 2))
-        coming.append(SimulatedSample(make_workload([rows] * steps, [float(rows)] * steps, 64, CURVE, now)))
-    return coming
+        workload = make_workload([rows] * steps, [float(rows)] * steps, 64, CURVE, time)
+        samples.append(SimulatedSample(workload))
+    return samples
 
 
 def main() -> None:
     sys.stdout.write(
-        "| requests a second | rule | mean latency, s | p95, s | p95 of latency / time alone | worst |\n|---|---|---|---|---|---|\n"
+        "| requests/s | policy | latency mean, s | latency p95, s | slowdown p95 | slowdown max |\n"
+        "|---|---|---|---|---|---|\n"
     )
     for rate in RATES:
         for name, rule in RULES.items():
             runs = [simulate(trace(rate, seed), rule, CURVE) for seed in (0, 1, 2)]
-            sys.stdout.write(
-                f"| {rate:g} | {name} | " + " | ".join(f"{each:.2f}" for each in _figures(runs)) + " |\n"
-            )
+            cells = " | ".join(f"{figure:.2f}" for figure in _figures(runs))
+            sys.stdout.write(f"| {rate:g} | {name} | {cells} |\n")
+    sys.stdout.write("\nslowdown: latency over the time that the request takes alone\n")
 
 
 def _figures(runs: Sequence[Here]) -> list[float]:
-    latencies = [[each.latency for each in run] for run in runs]
-    slowdowns = [[each.latency / each.workload.left[0] for each in run] for run in runs]
-    of_runs = zip(
+    """Mean and p95 of latency, p95 and maximum of slowdown: medians over the runs."""
+    latencies = [[sample.latency for sample in run] for run in runs]
+    slowdowns = [[sample.latency / sample.workload.left[0] for sample in run] for run in runs]
+    by_run = zip(
         map(statistics.mean, latencies),
         map(_p95, latencies),
         map(_p95, slowdowns),
         map(max, slowdowns),
         strict=True,
     )
-    return [statistics.median(figure) for figure in zip(*of_runs, strict=True)]
+    return [statistics.median(figure) for figure in zip(*by_run, strict=True)]
 
 
 def _p95(values: Sequence[float]) -> float:

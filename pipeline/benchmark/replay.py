@@ -1,4 +1,4 @@
-"""One trace of requests replayed against one way of serving, on the clock: who waits, who runs, when each is done."""
+"""Replays a trace of requests in real time, against the engine or against diffusers with static batching."""
 
 import statistics
 import time
@@ -13,19 +13,18 @@ from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 
-Progress = Callable[[int], None]
-LARGEST_BATCH = 8  # images: as many rows as the engine's limit, where they are guided
-PATIENCE_S = 1.0  # how long a static batch waits for company
+LARGEST_BATCH = 8  # images; under guidance these are as many rows as the engine's limit
+MAX_WAIT_S = 1.0  # how long a static batch waits until it is full
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
-    """What came of a trace: `latencies` (s) from arrival to done, and the time from the first arrival to the last image."""
+class ReplayResult:
+    """The outcome of a replay, in the order of the trace."""
 
-    latencies: tuple[float, ...]
-    seconds: float
-    forecasts: tuple[float, ...] = ()  # of the latencies, made when each request came
-    flops_per_second: float | None = None  # of all ticks, in the seconds that they took
+    latencies: tuple[float, ...]  # seconds from arrival to the finished image
+    seconds: float  # from the first arrival to the last image
+    forecasts: tuple[float, ...] = ()  # of the latencies, each made when its request arrived
+    flops_per_second: float | None = None  # over all ticks, in the seconds that they took
 
     @property
     def images_per_hour(self) -> float:
@@ -37,55 +36,67 @@ class Replayed:
 
     @property
     def p95_s(self) -> float:
-        return (
-            statistics.quantiles(self.latencies, n=20)[-1] if len(self.latencies) > 1 else self.latencies[0]
-        )
+        if len(self.latencies) == 1:
+            return self.latencies[0]
+        return statistics.quantiles(self.latencies, n=20)[-1]
 
 
 class Replay(Protocol):
-    """Serve `arrivals`, whose times are in seconds; the progress is how many images are done."""
+    """One way of serving `arrivals`, whose times are in seconds.
 
-    def __call__(self, arrivals: Sequence[TraceArrival], progress: Progress) -> Replayed: ...
+    `on_done` is called with the number of finished images.
+    """
+
+    def __call__(self, arrivals: Sequence[TraceArrival], on_done: Callable[[int], None]) -> ReplayResult: ...
 
 
 def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> Replay:
-    """This engine: every request joins at the next tick after it arrives."""
+    """Serve with this engine: every request joins at the next tick after it arrives."""
 
-    def replay(arrivals: Sequence[TraceArrival], progress: Progress) -> Replayed:
+    def replay(arrivals: Sequence[TraceArrival], on_done: Callable[[int], None]) -> ReplayResult:
         engine = make_engine()
-        due, done, told = list(reversed(arrivals)), dict[str, float](), dict[str, float]()
+        due = list(reversed(arrivals))
+        done_at: dict[str, float] = {}
+        forecasts: dict[str, float] = {}
         flops, seconds = 0, 0.0
         started = time.perf_counter()
         while due or engine.has_work:
             while due and due[-1].at <= (now := time.perf_counter() - started):
                 at, params = due[-1].at, due.pop().params
-                engine.add(str(params.seed), params, texts[params.prompt], _negative(params, texts))
-                told[str(params.seed)] = now - at + engine.forecast()[str(params.seed)]
+                request_id = str(params.seed)
+                engine.add(request_id, params, texts[params.prompt], _negative(params, texts))
+                forecasts[request_id] = now - at + engine.forecast()[request_id]
             if not engine.has_work:
                 _sleep_until(started + due[-1].at)
                 continue
             for outcome in engine.step():
-                done[outcome.request_id] = time.perf_counter() - started
-                progress(len(done))
+                done_at[outcome.request_id] = time.perf_counter() - started
+                on_done(len(done_at))
             if tick := engine.last_tick:
                 flops, seconds = flops + tick.flops, seconds + tick.seconds
-        forecasts = tuple(told[str(each.params.seed)] for each in arrivals)
-        return replace(_replayed(arrivals, done), forecasts=forecasts, flops_per_second=flops / seconds)
+        return replace(
+            _result(arrivals, done_at),
+            forecasts=tuple(forecasts[str(arrival.params.seed)] for arrival in arrivals),
+            flops_per_second=flops / seconds,
+        )
 
     return replay
 
 
 def by_diffusers(
-    loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_batch: int, patience_s: float
+    loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_batch: int, max_wait_s: float
 ) -> Replay:
-    """diffusers with static batching: the oldest request, with those that wait and are equal in all but prompt and seed.
+    """Serve with diffusers and static batching.
 
-    A batch that is not full waits until its oldest has waited `patience_s`. A batch of one, without patience, is diffusers one
-    request at a time.
+    A batch is the oldest waiting request with others that are equal in all but prompt and seed.
+    If it is not full, it waits until its oldest request has waited `max_wait_s`.
+    `largest_batch=1, max_wait_s=0` is diffusers with one request at a time.
     """
 
-    def replay(arrivals: Sequence[TraceArrival], progress: Progress) -> Replayed:
-        due, waiting, done = list(reversed(arrivals)), list[TraceArrival](), dict[str, float]()
+    def replay(arrivals: Sequence[TraceArrival], on_done: Callable[[int], None]) -> ReplayResult:
+        due = list(reversed(arrivals))
+        waiting: list[TraceArrival] = []
+        done_at: dict[str, float] = {}
         started = time.perf_counter()
         while due or waiting:
             while due and due[-1].at <= time.perf_counter() - started:
@@ -93,18 +104,17 @@ def by_diffusers(
             if not waiting:
                 _sleep_until(started + due[-1].at)
                 continue
-            batch = [each for each in waiting if _kind(each.params) == _kind(waiting[0].params)][
-                :largest_batch
-            ]
-            ready_at = waiting[0].at + patience_s
+            shape = _batch_key(waiting[0].params)
+            batch = [arrival for arrival in waiting if _batch_key(arrival.params) == shape][:largest_batch]
+            ready_at = waiting[0].at + max_wait_s
             if len(batch) < largest_batch and due and time.perf_counter() - started < ready_at:
                 _sleep_until(started + min(ready_at, due[-1].at))
                 continue
-            waiting = [each for each in waiting if each not in batch]
-            loop.draw([each.params for each in batch], dict(texts))
-            done |= {str(each.params.seed): time.perf_counter() - started for each in batch}
-            progress(len(done))
-        return _replayed(arrivals, done)
+            waiting = [arrival for arrival in waiting if arrival not in batch]
+            loop.draw([arrival.params for arrival in batch], texts)
+            done_at |= {str(arrival.params.seed): time.perf_counter() - started for arrival in batch}
+            on_done(len(done_at))
+        return _result(arrivals, done_at)
 
     return replay
 
@@ -113,7 +123,8 @@ def _negative(params: GenerationParams, texts: Mapping[str, TextStates]) -> Text
     return texts[params.negative_prompt] if needs_uncond(params.guidance_scale) else None
 
 
-def _kind(params: GenerationParams) -> tuple[object, ...]:
+def _batch_key(params: GenerationParams) -> tuple[object, ...]:
+    """What must be equal within one batch of diffusers."""
     return params.solver, params.num_steps, params.guidance_scale, params.width, params.height
 
 
@@ -121,6 +132,6 @@ def _sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.perf_counter()))
 
 
-def _replayed(arrivals: Sequence[TraceArrival], done: Mapping[str, float]) -> Replayed:
-    latencies = tuple(done[str(each.params.seed)] - each.at for each in arrivals)
-    return Replayed(latencies, max(done.values()) - arrivals[0].at)
+def _result(arrivals: Sequence[TraceArrival], done_at: Mapping[str, float]) -> ReplayResult:
+    latencies = tuple(done_at[str(arrival.params.seed)] - arrival.at for arrival in arrivals)
+    return ReplayResult(latencies, max(done_at.values()) - arrivals[0].at)

@@ -1,6 +1,6 @@
-"""The requests of the benchmark: Poisson arrivals of unlike images, the same on every machine.
+"""The benchmark's requests: Poisson arrivals of mixed images, the same on every machine.
 
-Gaps are drawn for one arrival a second and scaled by whoever replays them, so that one trace serves any load.
+Gaps are drawn for one arrival a second, and the replay scales them, so that one trace serves any load.
 """
 
 import random
@@ -27,7 +27,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class TraceArrival:
-    """An image asked for, `at` seconds after the start at one arrival a second on average."""
+    """A request for one image, `at` seconds after the start."""
 
     at: float
     params: GenerationParams
@@ -36,21 +36,24 @@ class TraceArrival:
 def make_trace(
     num_requests: int, sizes: Sequence[tuple[int, int]], seed: int = SEED
 ) -> tuple[TraceArrival, ...]:
-    """The first `num_requests` arrivals; `sizes` are (width, height). A longer trace begins with the shorter one."""
-    drawn = random.Random(seed)
-    arrivals, now = [], 0.0
+    """The first `num_requests` arrivals, on average one a second; `sizes` are (width, height) in pixels.
+
+    A longer trace begins with the shorter one.
+    """
+    rng = random.Random(seed)
+    arrivals, at = [], 0.0
     for number in range(num_requests):
-        now += drawn.expovariate(1.0)
-        width, height = drawn.choice(list(sizes))
+        at += rng.expovariate(1.0)
+        width, height = rng.choice(list(sizes))
         params = GenerationParams(
-            prompt=drawn.choice(PROMPTS),
+            prompt=rng.choice(PROMPTS),
             negative_prompt="",
             width=width,
             height=height,
-            num_steps=drawn.choice(STEPS),
-            guidance_scale=drawn.choice(GUIDANCE),
-            solver=drawn.choice(SOLVERS),
+            num_steps=rng.choice(STEPS),
+            guidance_scale=rng.choice(GUIDANCE),
+            solver=rng.choice(SOLVERS),
             seed=number,
         )
-        arrivals.append(TraceArrival(now, params))
+        arrivals.append(TraceArrival(at, params))
     return tuple(arrivals)

@@ -1,1 +1,1 @@
-"""What this machine measures of itself: cost curves, stage times, peak throughput, diagnosis."""
+"""Measurements of this machine: cost curve, stage times, peak, and the checks of `safelight doctor`."""

@@ -1,4 +1,4 @@
-"""The fastest matrix product that a machine was seen to do: what the share of its peak (MFU) is a share of."""
+"""The peak throughput of a machine, by matrix products: MFU is a share of this figure."""
 
 import statistics
 import time
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-# (rows, inputs, outputs): the shapes of this project's networks at full batches, and larger ones that suit processors and GPUs
+# (rows, inputs, outputs): shapes of this project's networks at full batches, and larger ones that suit
+# processors and GPUs
 SHAPES = (
     (1024, 256, 1024),
     (1024, 1024, 256),
@@ -17,36 +18,35 @@ SHAPES = (
     (4096, 4096, 4096),
 )
 SECONDS_EACH = 0.6
-QUICK = (
-    (1024, 256, 1024),
-    (2048, 1152, 4608),
-)  # of these, the ones that take less than a second together at a service's start
+# These take less than a second together, when a service starts.
+QUICK = ((1024, 256, 1024), (2048, 1152, 4608))
 QUICK_SECONDS = 0.1
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the best of `SHAPES`, by the median of its runs."""
+    """Floating-point operations a second of the fastest of `SHAPES`, each by the median of its runs."""
     return max(_rate(shape, device, dtype, SECONDS_EACH) for shape in SHAPES)
 
 
 def quick_gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The same of two of the shapes, in less than a second."""
+    """Floating-point operations a second of the faster of two shapes, in less than a second."""
     return max(_rate(shape, device, dtype, QUICK_SECONDS) for shape in QUICK)
 
 
 def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype, budget: float) -> float:
     rows, inputs, outputs = shape
-    x, weight = (
-        torch.randn(rows, inputs, device=device, dtype=dtype),
-        torch.randn(outputs, inputs, device=device, dtype=dtype),
-    )
+    x = torch.randn(rows, inputs, device=device, dtype=dtype)
+    weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
     return 2 * rows * inputs * outputs / median_seconds(lambda: F.linear(x, weight), device, budget)
 
 
 def median_seconds(
     compute: Callable[[], object], device: torch.device, budget: float, at_least: int = 5
 ) -> float:
-    """The median time of `compute` over about `budget` seconds, after two runs that are not counted."""
+    """The median time of `compute`, repeated for about `budget` seconds and `at_least` times.
+
+    Two runs before do not count.
+    """
     times: list[float] = []
     ends = time.perf_counter() + budget
     while len(times) < at_least + 2 or time.perf_counter() < ends:

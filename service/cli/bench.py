@@ -1,11 +1,10 @@
-"""`safelight bench`: what this machine makes of a model, beside diffusers on the same weights."""
+"""`safelight bench`: measures this engine beside diffusers on the same weights."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -13,30 +12,50 @@ from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, add_quantization
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
+from safelight.service.cli.tables import format_table
 from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
-    from safelight.pipeline.benchmark.report import Benchmark, TraceResult
+    from safelight.pipeline.benchmark.report import Benchmark
+    from safelight.pipeline.benchmark.trace_replay import TraceResult
 
-FAMILIES = ("pixart-clip", "pixart-sigma")  # whose networks diffusers' side of it can run
+FAMILIES = ("pixart-clip", "pixart-sigma")  # that diffusers' side of the benchmark can run
+ALONE_TITLES = {
+    "ours_s": "engine",
+    "diffusers_eager_s": "diffusers",
+    "diffusers_compiled_s": "diffusers, compiled",
+}
+SERVING_TITLES = {
+    "ours": "engine",
+    "serial_eager": "diffusers, one at a time",
+    "serial_compiled": "diffusers, one at a time, compiled",
+    "static_best": "diffusers, static batches",
+}
+SERVING_HEADER = ("", "throughput, images/h", "latency p50, s", "latency p95, s")
+SPEED_UP = "engine's speed-up"
+NOTES = (
+    "speed-up: diffusers' latency over the engine's, or the engine's throughput over diffusers'\n"
+    "MFU (model FLOPs utilisation): share of the peak; the peak is the fastest matrix product\n"
+    "slowdown: latency of an 8-step request behind 40-step ones, over its latency among 8-step ones"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Times the engine and diffusers in one run: matrix products, an image alone, and a trace of unlike requests that arrive faster "
-        "than they can be served. Everything else on the machine should rest."
+        "Times the engine and diffusers in one run: matrix products, one image alone, and a trace of mixed "
+        "requests that arrive faster than they can be served. Nothing else should run on the machine."
     )
     add_model(parser)
     add_quantization(parser)
     parser.add_argument(
-        "--requests", type=int, default=60, metavar="N", help="of the trace; default %(default)s"
+        "--requests", type=int, default=60, metavar="N", help="length of the trace; default %(default)s"
     )
     parser.add_argument(
         "--rounds",
         type=int,
         default=3,
         metavar="N",
-        help="times the trace is replayed in each way; default %(default)s",
+        help="how often each way of serving replays the trace; default %(default)s",
     )
     parser.add_argument(
         "--no-compile",
@@ -44,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out diffusers under torch.compile, which takes minutes to compile",
     )
     parser.add_argument(
-        "--engine-only", action="store_true", help="leave out diffusers, and all but the trace"
+        "--engine-only", action="store_true", help="only replay the trace, and only on the engine"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -58,80 +77,91 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}"
         )
-    with _telling() as say:
+    with progress("loading the model") as say:
         with imported_for_good():
-            from safelight.pipeline.benchmark.report import run_benchmark, saturated_engine
+            from safelight.pipeline.benchmark.report import BenchmarkOptions, run_benchmark
+            from safelight.pipeline.benchmark.trace_replay import saturate_engine
         try:
             if args.engine_only:
-                alone = saturated_engine(model, args.requests, args.rounds, say, settings.quantization)
+                result = saturate_engine(model, args.requests, args.rounds, say, settings.quantization)
+                report: dict[str, object] = {"model": model.id, "mixed": {"ours": asdict(result)}}
+                text = f"{model.id}: {args.requests} mixed requests under overload\n"
+                text += _serving_table({"ours": result})
             else:
-                found = run_benchmark(
-                    model, args.requests, args.rounds, not args.no_compile, say, settings.quantization
+                options = BenchmarkOptions(
+                    args.requests, args.rounds, not args.no_compile, settings.quantization
                 )
+                benchmark = run_benchmark(model, options, say)
+                report, text = benchmark.as_dict(), _as_text(benchmark)
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
-    if args.engine_only:
-        print(
-            json.dumps({"model": model.id, "mixed": {"ours": asdict(alone)}})
-            if args.json
-            else _of_engine(model.id, args.requests, alone)
-        )
-    else:
-        print(json.dumps(found.as_dict()) if args.json else _as_text(found))
+    print(json.dumps(report) if args.json else text)
     return 0
 
 
-def _of_engine(model_id: str, num_requests: int, found: TraceResult) -> str:
-    rate = f"{found.images_per_hour:.0f} an hour, p50 {found.p50_s:.2f}, p95 {found.p95_s:.2f} s"
-    return f"{model_id}, {num_requests} unlike images, more than can be served: {rate}"
+def _as_text(benchmark: Benchmark) -> str:
+    machine = (
+        f"{benchmark.model} on {benchmark.device}, {benchmark.dtype}, "
+        f"quantization {benchmark.quantization}, {benchmark.threads} threads"
+    )
+    load = f"{benchmark.num_requests} mixed requests, {benchmark.requests_per_second:.2f} a second (overload)"
+    sections = (
+        machine,
+        f"One image alone, 20 steps under guidance\n{_alone_table(benchmark.batch1)}",
+        f"{load}\n{_serving_table(benchmark.mixed)}",
+        _figures_table(benchmark),
+        NOTES,
+    )
+    return "\n\n".join(sections)
 
 
-@contextmanager
-def _telling() -> Iterator[Callable[[str, int, int], None]]:
-    with progress("loading the model") as say:
-        yield lambda what, done, total: say(f"{what}: {done} of {total}" if total > 1 else what)
-
-
-def _as_text(found: Benchmark) -> str:
-    lines = [
-        f"{found.model} on {found.device}, {found.dtype}, quantization {found.quantization}, {found.threads} threads",
-        f"best matrix product      {found.gemm_peak_gflops:10.0f} GFLOPS",
-        f"full ticks               {100 * found.mfu:10.1f} % of it, {100 * found.bookkeeping_share:.1f} % of a tick is bookkeeping",
-        "one image alone, 20 steps under guidance",
+def _alone_table(seconds_by_way: Mapping[str, float | None]) -> str:
+    engine_seconds = seconds_by_way["ours_s"] or 0.0
+    rows = [
+        (title, f"{seconds:.3f}", f"{seconds / engine_seconds:.2f}")
+        for name, title in ALONE_TITLES.items()
+        if (seconds := seconds_by_way[name])
     ]
-    ours = found.batch1["ours_s"] or 0.0
-    lines += [
-        f"  {name.removesuffix('_s'):22} {value:10.3f} s   {value / ours:5.2f}"
-        for name, value in found.batch1.items()
-        if value
+    return format_table(("", "latency, s", SPEED_UP), rows)
+
+
+def _serving_table(results: Mapping[str, TraceResult | None]) -> str:
+    """Throughput and latency by way of serving, with the engine's speed-up if there is another way."""
+    engine = results["ours"]
+    assert engine is not None
+    header, rows = list(SERVING_HEADER), []
+    if len(results) > 1:
+        header.append(SPEED_UP)
+    for name, title in SERVING_TITLES.items():
+        result = results.get(name)
+        if result is None:
+            continue
+        row = [
+            title,
+            f"{result.images_per_hour:.0f}",
+            f"{result.p50_s:.2f}",
+            f"{result.p95_s:.2f}",
+        ]
+        if len(results) > 1:
+            row.append(f"{engine.images_per_hour / result.images_per_hour:.2f}")
+        rows.append(row)
+    return format_table(header, rows)
+
+
+def _figures_table(benchmark: Benchmark) -> str:
+    """Single figures, a row each."""
+    fidelity, dtype = benchmark.fidelity, benchmark.dtype
+    rows = [
+        ("peak", f"{benchmark.gemm_peak_gflops:.1f} GFLOPS"),
+        ("MFU, full ticks", f"{100 * benchmark.mfu:.1f} %"),
+        ("MFU, all ticks of the trace", f"{100 * benchmark.mfu_under_trace:.1f} %"),
+        ("time outside the network, full ticks", f"{100 * benchmark.bookkeeping_share:.1f} %"),
+        ("forecast error of latency, median", f"{100 * benchmark.forecast_error:.0f} %"),
+        ("slowdown behind 4 long requests", f"{benchmark.head_of_line:.2f}"),
+        ("slowdown behind 40 long requests", f"{benchmark.head_of_line_crowded:.2f}"),
+        ("largest latent error in float32 against diffusers", f"{fidelity.float32_error:.1g}"),
+        (f"PSNR of the engine in {dtype} against diffusers in float32", f"{fidelity.psnr_db:.1f} dB"),
+        (f"PSNR of diffusers in {dtype} against the same", f"{fidelity.diffusers_psnr_db:.1f} dB"),
+        ("peak memory, with diffusers' weights", f"{benchmark.peak_memory_bytes / 1e9:.2f} GB"),
     ]
-    lines.append(f"{found.num_requests} unlike images, {found.requests_per_second:.2f} a second")
-    best = found.mixed["ours"]
-    for name, mixed in found.mixed.items():
-        if mixed and best:
-            times = best.images_per_hour / mixed.images_per_hour
-            lines.append(
-                f"  {name:22} {mixed.images_per_hour:10.0f} an hour   p50 {mixed.p50_s:6.2f}, p95 {mixed.p95_s:6.2f} s   {times:5.2f}"
-            )
-    lines.append(
-        f"what a request was told when it came is off by {100 * found.forecast_error:.0f} % (median)"
-    )
-    lines.append(
-        f"under this load           {100 * found.mfu_under_trace:9.1f} % of the best product, ticks that are not full among them"
-    )
-    lines.append(
-        f"8 steps behind four times 40 take {found.head_of_line:.2f}, behind forty times 40 {found.head_of_line_crowded:.2f} "
-        "of what they take among four other eights"
-    )
-    fidelity = found.fidelity
-    lines.append(
-        f"against diffusers in float32: latents in float32 within {fidelity.float32_error:.1g}; images in {found.dtype} "
-        f"{fidelity.psnr_db:.1f} dB inside what is drawn (diffusers' own {fidelity.diffusers_psnr_db:.1f})"
-    )
-    lines.append(
-        "the last column: how many times the engine's figure, or the engine's images for one of theirs"
-    )
-    lines.append(
-        f"memory at its peak       {found.peak_memory_bytes / 1e9:10.2f} GB, diffusers' weights among it"
-    )
-    return "\n".join(lines)
+    return format_table(("figure", "value"), rows)

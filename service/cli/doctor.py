@@ -1,11 +1,10 @@
-"""`safelight doctor`: what this machine will do, found out by doing it. On a GPU, the acceptance test of the CUDA path."""
+"""`safelight doctor`: checks what this machine can do with a model. On a GPU, the acceptance test of CUDA."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import socket
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -16,19 +15,22 @@ from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import Settings, num_cores
 
 if TYPE_CHECKING:
-    from safelight.pipeline.calibration.diagnose import CheckResult, Expectation
+    from safelight.pipeline.calibration.checks import CheckResult
+    from safelight.pipeline.calibration.image_check import Expectation
 
 UNSOUND = 1
-MARKS = {True: "ok", False: "FAULT", None: "-"}
+RESULT_TEXTS = {True: "ok", False: "FAILED", None: "info"}
+CHECK_TITLES = {"neighbours": "batch invariance", "compile": "torch.compile", "ray": "Ray"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Calls every attention kernel and torch.compile, compares the network with the plain one in float32, draws images alone and "
-        "in company, measures what a tick costs, starts Ray, tries the port. Ends with 1 if anything is not as it should be."
+        "Checks every attention kernel, torch.compile, the network against the plain one in float32, "
+        "an image alone and in a batch, Ray, and the port; measures the cost curve. "
+        "Exits with 1 if a check fails."
     )
     add_model(parser)
-    parser.add_argument("--port", help="that the service would listen on; default 8000")
+    parser.add_argument("--port", help="port that the service would listen on; default 8000")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
@@ -37,56 +39,73 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings)
     with progress("loading") as say:
         with imported_for_good():
-            from safelight.pipeline.calibration.diagnose import Serving, device_finding, diagnose
-        threads = settings.denoise_threads or num_cores()
-        findings, prognosis = diagnose(
-            model, Serving(threads, settings.max_rows, settings.max_tokens, settings.quantization), say
+            from safelight.pipeline.calibration.checks import check_device
+            from safelight.pipeline.calibration.diagnose import diagnose
+            from safelight.pipeline.calibration.image_check import DenoiserOptions
+        options = DenoiserOptions(
+            num_threads=settings.denoise_threads or num_cores(),
+            max_rows=settings.max_rows,
+            max_tokens=settings.max_tokens,
+            quantization=settings.quantization,
         )
+        results, expectation = diagnose(model, options, say)
         say("Ray")
-        findings = [device_finding(), *findings, _ray(), _port(settings)]
-    is_sound = all(finding.is_sound is not False for finding in findings)
+        results = [check_device(), *results, _check_ray(), _check_port(settings)]
+    is_sound = all(result.is_sound is not False for result in results)
     if args.json:
-        found = {"model": model.id, "sound": is_sound, "findings": [asdict(each) for each in findings]}
-        print(json.dumps(found | {"prognosis": asdict(prognosis) if prognosis else None}))
+        report = {
+            "model": model.id,
+            "sound": is_sound,
+            "findings": [result.as_dict() for result in results],
+            "prognosis": expectation.as_dict() if expectation else None,
+        }
+        print(json.dumps(report))
     else:
-        print(_as_text(model, findings, prognosis, is_sound))
+        print(_as_text(model, results, expectation, is_sound))
     return 0 if is_sound else UNSOUND
 
 
 def _as_text(
-    model: ModelInfo, findings: list[CheckResult], prognosis: Expectation | None, is_sound: bool
+    model: ModelInfo, results: list[CheckResult], expectation: Expectation | None, is_sound: bool
 ) -> str:
-    lines = [f"{finding.name:11} {MARKS[finding.is_sound]:6} {finding.says}" for finding in findings]
-    if prognosis:
+    lines = [_line("check", "result", "detail")]
+    for result in results:
+        title = CHECK_TITLES.get(result.name, result.name)
+        lines.append(_line(title, RESULT_TEXTS[result.is_sound], result.message))
+    if expectation:
         width, height = model.native_size
-        what = f"{width}x{height}, {model.num_steps} steps, guidance {model.guidance_scale:g}"
-        lines.append(
-            f"expect      an image ({what}) alone in {prognosis.seconds:.2f} s, {prognosis.images_per_hour:.0f} an hour in full batches"
-        )
-    return "\n".join(
-        [
-            *lines,
-            f"{model.id} can be served here" if is_sound else f"{model.id} cannot be served here as it is",
+        lines += [
+            "",
+            f"expected for {width}x{height}, {model.num_steps} steps, guidance {model.guidance_scale:g}",
+            f"  latency of one image alone   {expectation.seconds:.2f} s",
+            f"  throughput in full batches   {expectation.images_per_hour:.0f} images/h",
         ]
-    )
+    verdict = "can be served here" if is_sound else "cannot be served here as it is"
+    return "\n".join([*lines, "", f"{model.id} {verdict}"])
 
 
-def _ray() -> CheckResult:
-    """Ray started, asked and stopped."""
-    from safelight.pipeline.calibration.diagnose import CheckResult
+def _line(check: str, result: str, detail: str) -> str:
+    return f"{check:16}  {result:6}  {detail}"
+
+
+def _check_ray() -> CheckResult:
+    """Start Ray, run a task, and stop it."""
+    from safelight.pipeline.calibration.checks import CheckResult
     from safelight.service.local import CannotServe, try_ray
 
     try:
-        return CheckResult("ray", True, f"{try_ray()} starts, and answers a task")
+        return CheckResult("ray", True, f"version {try_ray()} starts and answers a task")
     except CannotServe as error:
         return CheckResult("ray", False, str(error))
 
 
-def _port(settings: Settings) -> CheckResult:
-    from safelight.pipeline.calibration.diagnose import CheckResult
+def _check_port(settings: Settings) -> CheckResult:
+    """Listen on the service's port for a moment."""
+    from safelight.pipeline.calibration.checks import CheckResult
 
+    address = f"{settings.port} of {settings.host}"
     try:
         socket.create_server((settings.host, settings.port)).close()
     except OSError as error:
-        return CheckResult("port", False, f"{settings.port} of {settings.host}: {error.strerror or error}")
-    return CheckResult("port", True, f"{settings.port} of {settings.host} is free")
+        return CheckResult("port", False, f"{address}: {error.strerror or error}")
+    return CheckResult("port", True, f"{address} is free")

@@ -240,7 +240,7 @@ def _measure(args: argparse.Namespace, model: ModelInfo, spec: ImageSpec, say: S
             max_rows=settings.max_rows,
             max_tokens=settings.max_tokens,
             quantization=settings.quantization,
-            say=say,
+            progress=say,
         )
     except ValueError as error:  # a checkpoint that cannot be loaded
         raise UserError(str(error)) from None

@@ -1,1 +1,1 @@
-"""Benchmarks: commands that print ratios of things timed side by side. `make bench` runs them all."""
+"""Benchmarks: commands that print ratios of things timed side by side. `make bench` runs `update`."""

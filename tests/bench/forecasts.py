@@ -1,11 +1,12 @@
-"""What `safelight plan` and the simulator tell, beside the service itself on this machine; about six minutes.
+"""Compares forecasts of `safelight plan` and of the simulator with a real service on this machine.
 
     python -m tests.bench.forecasts [--seconds 60] [--json FILE]
 
-A service is started and asked, over HTTP: images that are alike, and the load tests' mix of unlike ones, each as many at once and
-then at random at six tenths of what was told. Told before each, from what the service has learnt of its own pace by then (`/v1/curve`)
-in a shorter run of the same load; the simulator is given the very arrivals that the service gets. The exit status is 1 if the
-simulator is more than 20 % off, or the plan more than 15 %.
+Takes about six minutes. A service is started and sent two kinds of load over HTTP: equal images, and the
+load tests' mix. Each kind is sent all at once, and then at random at 0.6 of the forecast throughput.
+Each forecast uses the cost curves (`/v1/curve`) that the service learnt in a shorter run of that load.
+The simulator gets the very arrivals that the service gets.
+The exit status is 1 if the simulator is off by more than 20 %, or the plan by more than 15 %.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -24,14 +25,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from loadtests.figures import Phase
 from loadtests.replay import replay
+from loadtests.results import Phase
 from loadtests.service import service
-from loadtests.traces import Arrival, Body, poisson
+from loadtests.traces import Body, ScheduledRequest, poisson
 from safelight.pipeline.capacity.devices import STAGES, MeasuredDevice, measured_device
 from safelight.pipeline.capacity.fleet.fleet import Fleet, RequestClass
 from safelight.pipeline.capacity.fleet.simulator import SimulationResult, Simulator
-from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelProfile, image_cost
+from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, image_cost
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.capacity.predict import HOUR, Targets, predict
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -39,54 +40,66 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.settings import Settings
 
-STEADY = 0.6  # of the images an hour that are told
-AT_ONCE = 150
-LEARNING = 80  # images, before anything is told
-ASKED_EVERY = 0.5  # seconds
+STEADY = 0.6  # of the forecast throughput
+NUM_AT_ONCE = 150
+NUM_LEARNING = 80  # images before a forecast is made
+POLL_SECONDS = 0.5
 SETTLING_SECONDS = 5.0
 FOR_EVER = 1e6
 SEED = 77
-MOST_OFF = {"the simulator": 0.20, "safelight plan": 0.15}
+MAX_ERROR = {"the simulator": 0.20, "safelight plan": 0.15}
+Curves = dict[str, CostCurve]  # by stage
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One figure, told and seen."""
+class ForecastComparison:
+    """One figure, forecast and measured."""
 
     load: str
     figure: str
     by: str
-    told: float
-    seen: float
+    forecast: float
+    measured: float
 
     @property
-    def off(self) -> float:
-        return self.told / self.seen - 1.0
+    def error(self) -> float:
+        return self.forecast / self.measured - 1.0
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "load": self.load,
+            "figure": self.figure,
+            "by": self.by,
+            "told": self.forecast,
+            "seen": self.measured,
+            "off": self.error,
+        }
 
 
 def main() -> int:
-    """Print told and seen, and how far apart they are; into a file as well, as JSON."""
+    """Print forecasts beside measurements, and write them to a file as JSON if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="emoji-128")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the load at random")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the random load")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = find_model(args.model)
-    lines: list[Line] = []
+    comparisons: list[ForecastComparison] = []
     with tempfile.TemporaryDirectory() as folder, service(args.model, Path(folder) / "service.log") as url:
-        for name, body in (("alike", _alike(model)), ("unlike", None)):
-            lines += _compare(url, name, body, model, args.seconds)
-    _print(lines)
+        for name, body in (("alike", _equal_body(model)), ("unlike", None)):
+            comparisons += _Load(url, name, body, model).compare(args.seconds)
+    _print(comparisons)
     if args.json:
         args.json.write_text(
-            json.dumps([asdict(line) | {"off": line.off} for line in lines], indent=1) + "\n"
+            json.dumps([comparison.as_dict() for comparison in comparisons], indent=1) + "\n"
         )
-    return int(any(abs(line.off) > MOST_OFF[line.by] for line in lines))
+    return int(any(abs(comparison.error) > MAX_ERROR[comparison.by] for comparison in comparisons))
 
 
-def _alike(model: ModelInfo) -> Body:
+def _equal_body(model: ModelInfo) -> Body:
     width, height = model.native_size
     return {
         "prompt": "a red apple", "size": f"{width}x{height}", "num_inference_steps": model.num_steps,
@@ -94,117 +107,139 @@ def _alike(model: ModelInfo) -> Body:
     }  # fmt: skip
 
 
-def _compare(url: str, name: str, body: Body | None, model: ModelInfo, seconds: float) -> list[Line]:
-    outline, order = model_profile(model), _order(body) if body else None
-    sizes = [f"{width}x{height}" for width, height in model.sizes]
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One kind of load on the service: equal images of `body`, or the mix if it is None."""
 
-    def coming(rate: float, count: int, seed: int) -> list[Arrival]:
-        drawn = poisson(rate or 1.0, 2.0 * count / (rate or 1.0) + 30.0, sizes, seed)[:count]
-        return [
-            replace(
-                each, at=each.at if rate else 0.0, body=(body or each.body) | _own(each, body, number, seed)
-            )
-            for number, each in enumerate(drawn)
-        ]
+    url: str
+    name: str
+    body: Body | None
+    model: ModelInfo
 
-    def told_of(arrivals: Sequence[Arrival], measured: MeasuredDevice) -> SimulationResult:
-        return _simulated([(each.at, _work(outline, each.body)) for each in arrivals], measured)
-
-    at_once, load = coming(0.0, AT_ONCE, SEED), f"{name}, {AT_ONCE} at once"
-    measured = _learnt(url, f"{name}, learning", coming(0.0, LEARNING, SEED + 1), model)
-    told, seen = told_of(at_once, measured), _seen(url, load, at_once)
-    lines = _lines(load, told, at_once, seen)
-    if order is not None:
-        plan = predict(outline, order, measured, Targets())
-        lines.append(
-            Line(
-                load,
-                "images an hour",
-                "safelight plan",
-                plan.images_per_hour_per_device,
-                seen.images_per_hour,
-            )
+    def compare(self, seconds: float) -> list[ForecastComparison]:
+        """Send the load at once, then at random for about `seconds`, and compare each with its forecasts."""
+        at_once = self._schedule(0.0, NUM_AT_ONCE, SEED)
+        comparisons, simulation = self._compare(
+            f"{self.name}, {NUM_AT_ONCE} at once", at_once, self._schedule(0.0, NUM_LEARNING, SEED + 1), None
         )
+        rate = STEADY * simulation.images / simulation.last_done
+        learning = self._schedule(rate, NUM_LEARNING, SEED + 2)
+        at_random = self._schedule(rate, round(rate * seconds), SEED + 3)
+        return comparisons + self._compare(f"{self.name}, at {STEADY:g} of it", at_random, learning, rate)[0]
 
-    rate = STEADY * told.images / told.last_done
-    measured = _learnt(url, f"{name}, learning", coming(rate, LEARNING, SEED + 2), model)
-    at_random, load = coming(rate, round(rate * seconds), SEED + 3), f"{name}, at {STEADY:g} of it"
-    told, seen = told_of(at_random, measured), _seen(url, load, at_random)
-    lines += _lines(load, told, at_random, seen)
-    if order is not None:
-        plan = predict(outline, order, measured, Targets(HOUR * rate, 5.0, 95.0))
-        lines.append(Line(load, "p95, s", "safelight plan", plan.latency_s, seen.percentile(95)))
-    return lines
+    def _compare(
+        self,
+        load: str,
+        schedule: Sequence[ScheduledRequest],
+        learning: Sequence[ScheduledRequest],
+        rate: float | None,
+    ) -> tuple[list[ForecastComparison], SimulationResult]:
+        """Compare the simulator with the service, and for equal images the plan as well.
+
+        Args:
+            load: its name.
+            schedule: the requests of the comparison.
+            learning: requests sent before it, from which the service learns its cost curves.
+            rate: of the schedule in images a second; None if all come at once.
+
+        Returns:
+            The comparisons and the simulation.
+        """
+        device = _learn(self.url, f"{self.name}, learning", learning, self.model)
+        profile = model_profile(self.model)
+        images = [(request.at, image_cost(profile, _image_spec(request.body))) for request in schedule]
+        simulation = _simulate(images, device)
+        phase = _measure(self.url, load, schedule)
+        comparisons = _against_simulator(load, simulation, schedule, phase)
+        if self.body is None:
+            return comparisons, simulation
+        targets = Targets() if rate is None else Targets(HOUR * rate, 5.0, 95.0)
+        prediction = predict(profile, _image_spec(self.body), device, targets)
+        if rate is None:
+            comparison = "images an hour", prediction.images_per_hour_per_device, phase.images_per_hour
+        else:
+            comparison = "p95, s", prediction.latency_s, phase.percentile(95)
+        figure, forecast, measured = comparison
+        plan = ForecastComparison(load, figure, "safelight plan", forecast, measured)
+        return [*comparisons, plan], simulation
+
+    def _schedule(self, rate: float, count: int, seed: int) -> list[ScheduledRequest]:
+        """Poisson arrivals at `rate` a second, or all at once if it is 0, each with its own prompt and noise.
+
+        A prompt of its own is not in the text encoder's cache.
+        """
+        sizes = [f"{width}x{height}" for width, height in self.model.sizes]
+        requests = poisson(rate or 1.0, 2.0 * count / (rate or 1.0) + 30.0, sizes, seed)[:count]
+        schedule = []
+        for number, request in enumerate(requests):
+            body = self.body or request.body
+            body = body | {"prompt": f"{body['prompt']} {seed} {number}", "seed": number}
+            schedule.append(ScheduledRequest(request.at if rate else 0.0, body))
+        return schedule
 
 
-def _learnt(url: str, name: str, arrivals: Sequence[Arrival], model: ModelInfo) -> MeasuredDevice:
-    """By what the service says under this load: of all that it said, what has the median speed, for each stage.
+def _learn(url: str, name: str, schedule: Sequence[ScheduledRequest], model: ModelInfo) -> MeasuredDevice:
+    """The device by the service's own cost curves under this load: for each stage the curve of median speed.
 
-    A curve follows what a tick mostly takes, and lets a hiccup count for little. Where several processes want the same cores hiccups
-    are the rule, so the denoiser's is put right by how much longer than told its ticks took on average.
+    A cost curve follows the typical tick and gives outliers little weight.
+    Where several processes compete for the same cores, outliers are common.
+    So the denoiser's curve is scaled by the mean of actual over forecast seconds of its ticks.
     """
-    before = _ticks(url)
-
-    async def ask() -> list[dict[str, CostCurve]]:
-        said = []
-        drawing = asyncio.ensure_future(replay(url, arrivals))
-        async with httpx.AsyncClient(base_url=url, timeout=30.0) as client:
-            while not drawing.done():
-                await asyncio.sleep(ASKED_EVERY)
-                answer = (await client.get("/v1/curve")).raise_for_status().json()
-                said.append(
-                    {
-                        stage: CostCurve(tuple(e["work_flops"]), tuple(e["seconds"]), e["factor"])
-                        for stage, e in answer.items()
-                    }
-                )
-        await drawing
-        return said
-
-    said = asyncio.run(ask())
+    before = _tick_ratios(url)
+    reported = asyncio.run(_poll_curves(url, schedule))
     curves = {
-        stage: sorted((each[stage] for each in said), key=lambda c: c.seconds_for(c.work[-1]))[len(said) // 2]
+        stage: sorted(
+            (curves[stage] for curves in reported), key=lambda curve: curve.seconds_for(curve.work[-1])
+        )[len(reported) // 2]
         for stage in STAGES
     }
-    time.sleep(SETTLING_SECONDS)  # the ledger hears of ticks once a second
-    after, settings, curve = _ticks(url), Settings(), curves["denoise"]
-    longer = (after[0] - before[0]) / (after[1] - before[1])
-    print(
-        f"{name}: ticks take {longer:.2f} of what is told, {' '.join(f'{stage} {curve.slowdown:.2f}' for stage, curve in curves.items())}"
-    )
-    curves["denoise"] = replace(curve, factor=curve.slowdown * longer)
+    time.sleep(SETTLING_SECONDS)  # the ledger gets reports of ticks once a second
+    after, settings, denoise = _tick_ratios(url), Settings(), curves["denoise"]
+    ratio = (after[0] - before[0]) / (after[1] - before[1])
+    slowdowns = " ".join(f"{stage} {curve.slowdown:.2f}" for stage, curve in curves.items())
+    print(f"{name}: ticks take {ratio:.2f} of their forecast; slowdown of the curves: {slowdowns}")
+    curves["denoise"] = replace(denoise, slowdown=denoise.slowdown * ratio)
     return measured_device(
         curves, model_profile(model), model.native_size, settings.max_rows, settings.max_tokens
     )
 
 
-def _ticks(url: str) -> tuple[float, float]:
-    """The sum of ticks' seconds over what was told of them, and their number."""
+async def _poll_curves(url: str, schedule: Sequence[ScheduledRequest]) -> list[Curves]:
+    """Every stage's cost curve, twice a second while the schedule is replayed."""
+    polled = []
+    replaying = asyncio.ensure_future(replay(url, schedule))
+    async with httpx.AsyncClient(base_url=url, timeout=30.0) as client:
+        while not replaying.done():
+            await asyncio.sleep(POLL_SECONDS)
+            curves = (await client.get("/v1/curve")).raise_for_status().json()
+            polled.append(
+                {
+                    stage: CostCurve(tuple(curve["work_flops"]), tuple(curve["seconds"]), curve["factor"])
+                    for stage, curve in curves.items()
+                }
+            )
+    await replaying
+    return polled
+
+
+def _tick_ratios(url: str) -> tuple[float, float]:
+    """The sum of actual over forecast seconds of all ticks, and the number of ticks."""
     samples = {
-        s.name: s.value
+        sample.name: sample.value
         for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
-        for s in family.samples
+        for sample in family.samples
     }
     return samples["safelight_tick_forecast_ratio_sum"], samples["safelight_tick_forecast_ratio_count"]
 
 
-def _own(arrival: Arrival, body: Body | None, number: int, seed: int) -> Body:
-    """A text that nobody remembers, and noise of its own."""
-    return {"prompt": f"{(body or arrival.body)['prompt']} {seed} {number}", "seed": number}
-
-
-def _order(body: Body) -> ImageSpec:
+def _image_spec(body: Body) -> ImageSpec:
     width, height = map(int, body["size"].split("x"))
     return ImageSpec((width, height), body["num_inference_steps"], body["guidance_scale"], body["solver"])
 
 
-def _work(outline: ModelProfile, body: Body) -> ImageCost:
-    return image_cost(outline, _order(body))
-
-
-def _seen(url: str, name: str, arrivals: Sequence[Arrival]) -> Phase:
-    bar = iter(track(range(len(arrivals)), description=name))
-    results = asyncio.run(replay(url, arrivals, progress=lambda _: next(bar, None)))
+def _measure(url: str, name: str, schedule: Sequence[ScheduledRequest]) -> Phase:
+    bar = iter(track(range(len(schedule)), description=name))
+    results = asyncio.run(replay(url, schedule, progress=lambda _: next(bar, None)))
     next(bar, None)
     phase = Phase(name, 0.0, tuple(results))
     if phase.faults:
@@ -212,49 +247,53 @@ def _seen(url: str, name: str, arrivals: Sequence[Arrival]) -> Phase:
     return phase
 
 
-def _simulated(coming: Sequence[tuple[float, ImageCost]], measured: MeasuredDevice) -> SimulationResult:
-    works = list(dict.fromkeys(work for _, work in coming))
-    kinds = tuple(
+def _simulate(images: Sequence[tuple[float, ImageCost]], device: MeasuredDevice) -> SimulationResult:
+    """One denoiser that gets `images`, each at its time in seconds."""
+    costs = list(dict.fromkeys(cost for _, cost in images))
+    classes = tuple(
         RequestClass(
-            (work.rows,) * len(work.ticks),
-            work.ticks,
-            work.tokens,
-            work.rows * measured.text_seconds + measured.decode_seconds,
+            (cost.rows,) * len(cost.ticks),
+            cost.ticks,
+            cost.tokens,
+            cost.rows * device.text_seconds + device.decode_seconds,
         )
-        for work in works
+        for cost in costs
     )
-    recorded = [(moment, works.index(work)) for moment, work in coming]
+    recorded = [(at, costs.index(cost)) for at, cost in images]
     fleet = Fleet(
         gpus=1,
-        curve=measured.curve,
-        limits=measured.limits,
-        request_classes=kinds,
+        curve=device.curve,
+        limits=device.limits,
+        request_classes=classes,
         deadline=FOR_EVER,
         downscale_delay=FOR_EVER,
     )
-    return Simulator(fleet, 1.0, "steady", coming[-1][0] + 3600.0, recorded=recorded).run()
+    return Simulator(fleet, 1.0, "steady", images[-1][0] + 3600.0, recorded=recorded).run()
 
 
-def _lines(load: str, told: SimulationResult, arrivals: Sequence[Arrival], seen: Phase) -> list[Line]:
+def _against_simulator(
+    load: str, simulation: SimulationResult, schedule: Sequence[ScheduledRequest], phase: Phase
+) -> list[ForecastComparison]:
+    throughput = HOUR * simulation.images / (simulation.last_done - schedule[0].at)
+    by = "the simulator"
     return [
-        Line(
-            load,
-            "images an hour",
-            "the simulator",
-            HOUR * told.images / (told.last_done - arrivals[0].at),
-            seen.images_per_hour,
-        ),
-        Line(load, "p95, s", "the simulator", told.percentile(0.95), seen.percentile(95)),
+        ForecastComparison(load, "images an hour", by, throughput, phase.images_per_hour),
+        ForecastComparison(load, "p95, s", by, simulation.percentile(0.95), phase.percentile(95)),
     ]
 
 
-def _print(lines: Sequence[Line]) -> None:
-    table = Table("load", "figure", "told by", "told", "seen", "off")
-    for line in lines:
+def _print(comparisons: Sequence[ForecastComparison]) -> None:
+    table = Table("load", "figure", "forecast by", "forecast", "measured", "error")
+    for comparison in comparisons:
         table.add_row(
-            line.workload, line.figure, line.by, f"{line.told:.4g}", f"{line.seen:.4g}", f"{line.off:+.1%}"
+            comparison.load,
+            comparison.figure,
+            comparison.by,
+            f"{comparison.forecast:.4g}",
+            f"{comparison.measured:.4g}",
+            f"{comparison.error:+.1%}",
         )
-    Console(width=140).print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

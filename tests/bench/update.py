@@ -1,4 +1,4 @@
-"""The fused update of 64 samples against one pass over the memory that it must read and write."""
+"""Times the fused update of 64 samples against one pass over the memory that it must read and write."""
 
 import statistics
 import time
@@ -14,26 +14,25 @@ SHAPES = ((8, 16, 16), (16, 32, 32), (4, 128, 128))
 
 
 def main() -> None:
-    """Print the median ratio of update to pass, for latents of three sizes."""
+    """Print the median ratio of update to memory pass, for latents of three sizes."""
     for shape in SHAPES:
-        gathered = batch.UpdateBuffers(
+        buffers = batch.UpdateBuffers(
             read=torch.randn(SAMPLES, len(READ), *shape),
             written=torch.empty(SAMPLES, len(STATE), *shape),
             update=torch.randn(SAMPLES, len(STATE), len(READ)),
         )
         out = torch.randn(SAMPLES, *shape)
         read, written = torch.randn(SAMPLES, len(READ), *shape), torch.empty(SAMPLES, len(STATE), *shape)
-        more = torch.empty(SAMPLES, 2, *shape)
+        sums = torch.empty(SAMPLES, 2, *shape)
 
-        def one_pass(read=read, written=written, more=more) -> None:
+        def one_pass(read=read, written=written, sums=sums) -> None:
             """Seven tensors read, five written: a copy of five, and a sum that reads the other two."""
             written.copy_(read[:, :5])
-            torch.sum(read[:, 5:], dim=1, out=more[:, 0])
+            torch.sum(read[:, 5:], dim=1, out=sums[:, 0])
 
-        ratios = [_seconds(lambda: batch.update(gathered, out)) / _seconds(one_pass) for _ in range(REPEATS)]  # noqa: B023
-        print(
-            f"update / one memory pass, {SAMPLES} samples of {shape}: median {statistics.median(ratios):.2f}"
-        )
+        ratios = [_seconds(lambda: batch.update(buffers, out)) / _seconds(one_pass) for _ in range(REPEATS)]  # noqa: B023
+        ratio = statistics.median(ratios)
+        print(f"update / one memory pass, {SAMPLES} samples of {shape}: median {ratio:.2f}")
 
 
 def _seconds(run: Callable[[], object]) -> float:

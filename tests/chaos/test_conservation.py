@@ -1,14 +1,17 @@
-"""The accounts add up while things go wrong: a mixed load with aborts, refusals and a denoiser that is killed in the middle of it."""
+"""The accounting adds up under failures: mixed load, aborts, refusals, and a denoiser that is killed."""
 
 import asyncio
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -18,58 +21,63 @@ from tests.live import LiveService, serving
 
 ROUTE = "/v1/images/generations"
 SAMPLE_SECONDS = 0.05
-RATE = 3.0  # requests a second, more than one core of denoising can draw
+POLL_SECONDS = 0.5  # between requests for the list of replicas
+RATE = 3.0  # requests per second, more than one core of denoising can draw
 SHORT, LONG = 40.0, 600.0
-LOOK_SECONDS = 60.0  # between two looks at the last thousand records
-GONE = "gone"  # what became of a client that did not wait
-SETTLED_SECONDS = 3.0  # within which the last statement has come
+RECORDS_SECONDS = 60.0  # between reads of the last thousand records
+GONE = "gone"  # the client stopped waiting
+SETTLING_SECONDS = 3.0  # after which the last report has arrived at the ledger
+OUTCOMES = {200: "done", 400: "refused", 429: "refused"}
+
+Records = set[tuple[str, str]]  # request id and outcome
 
 
-class Sampler(threading.Thread):
-    """Watches the stages' working threads from outside: the time that the kernel saw each run, or wait for a processor.
+class ThreadSampler(threading.Thread):
+    """Measures the stages' worker threads from outside, by the kernel's scheduler statistics.
 
-    A stage works with one thread here, so that this is all that its replica spends.
+    A thread's seconds are those in which it ran or waited for a core.
+    Each stage works with one thread here, so these are all the seconds that its replica spends.
     """
 
     def __init__(self, url: str):
         super().__init__(daemon=True)
         self._url = url
-        self._threads: dict[tuple[str, int, int], float] = {}
+        self._seconds: dict[tuple[str, int, int], float] = {}  # by stage, process and thread
         self._done = threading.Event()
 
     def run(self) -> None:
-        asked = 0.0
+        polled = 0.0
         while not self._done.wait(SAMPLE_SECONDS):
-            if time.monotonic() > asked + 0.5:
-                self._ask()
-                asked = time.monotonic()
+            if time.monotonic() > polled + POLL_SECONDS:
+                self._find_threads()
+                polled = time.monotonic()
             self._read()
 
-    def busy(self) -> Counter[str]:
-        """Seconds by stage, since each thread began."""
+    def stop(self) -> Counter[str]:
+        """Stop, and return seconds by stage since each thread began."""
         self._done.set()
         self.join()
         self._read()
-        seconds = Counter[str]()
-        for (stage, _, _), spent in self._threads.items():
-            seconds[stage] += spent
-        return seconds
+        by_stage = Counter[str]()
+        for (stage, _, _), seconds in self._seconds.items():
+            by_stage[stage] += seconds
+        return by_stage
 
-    def _ask(self) -> None:
+    def _find_threads(self) -> None:
         try:
-            told = httpx.get(f"{self._url}/v1/accounting", timeout=5.0).json()["replicas"]
+            replicas = httpx.get(f"{self._url}/v1/accounting", timeout=5.0).json()["replicas"]
         except (httpx.HTTPError, KeyError):
             return
-        for replica in told:
-            self._threads.setdefault((replica["stage"], replica["process"], replica["thread"]), 0.0)
+        for replica in replicas:
+            self._seconds.setdefault((replica["stage"], replica["process"], replica["thread"]), 0.0)
 
     def _read(self) -> None:
-        for stage, process, thread in list(self._threads):
+        for stage, process, thread in list(self._seconds):
             try:
                 ran, waited, _ = Path(f"/proc/{process}/task/{thread}/schedstat").read_text().split()
             except OSError:  # it is dead, and spends nothing any more
                 continue
-            self._threads[stage, process, thread] = (int(ran) + int(waited)) / 1e9
+            self._seconds[stage, process, thread] = (int(ran) + int(waited)) / 1e9
 
 
 @pytest.fixture
@@ -80,132 +88,141 @@ def service(tmp_path: Path) -> Iterator[LiveService]:
 
 
 def test_every_second_and_every_request_is_accounted_for(service: LiveService) -> None:
-    _conserve(service, SHORT)
+    _check_conservation(service, SHORT)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_second_and_every_request_is_accounted_for_over_ten_minutes(service: LiveService) -> None:
-    _conserve(service, LONG)
+    _check_conservation(service, LONG)
 
 
-def _conserve(service: LiveService, seconds: float) -> None:
-    sampler = Sampler(service.url)
+def _check_conservation(service: LiveService, seconds: float) -> None:
+    """Load the service for `seconds`, then compare its accounting with what clients and the kernel saw."""
+    sampler = ThreadSampler(service.url)
     sampler.start()
     before = httpx.get(f"{service.url}/v1/accounting").json()["requests"]
-    asked, images, told_ids = asyncio.run(_load(service, seconds))
-    records = dict(told_ids)
-    told = httpx.get(f"{service.url}/v1/accounting", timeout=10).json()
-    seen = sampler.busy()
-    requests = {outcome: number - before[outcome] for outcome, number in told["requests"].items()}
-    print(
-        {
-            "answers": Counter(asked.values()),
-            "requests": requests,
-            "seen": dict(seen),
-            "balance": told["balance"],
-        }
-    )  # noqa: T201
-
-    assert {200, 400, 429, GONE} <= set(asked.values())
-    assert len(records) == len(told_ids) == sum(requests.values())  # one record each
-    outcomes = {200: "done", 400: "refused", 429: "refused"}
-    for request_id, answer in asked.items():
-        # Of a client that went away the service may have seen nothing, or may have been done just before.
-        assert records.get(request_id) == outcomes[answer] if answer in outcomes else answer == GONE, (
-            request_id,
-            answer,
-        )
-    assert requests["aborted"] == sum(
-        records.get(request_id) == "aborted" for request_id, answer in asked.items() if answer == GONE
+    load = ChaosLoad(service)
+    asyncio.run(load.run(seconds))
+    accounting = httpx.get(f"{service.url}/v1/accounting", timeout=10).json()
+    thread_seconds = sampler.stop()
+    requests = {outcome: number - before[outcome] for outcome, number in accounting["requests"].items()}
+    sys.stdout.write(  # pytest shows it when the test fails
+        f"answers: {Counter(load.answers.values())}, requests: {requests}, "
+        f"thread seconds: {dict(thread_seconds)}, balance: {accounting['balance']}\n"
     )
-    assert told["images"] >= images
-
-    stages = told["balance"]["stages"]
-    for stage, balance in stages.items():
-        parts = [value for name, value in balance.items() if name != "busy"]
-        assert min(parts) >= -0.01 * balance["busy"], stage
-    busy = sum(balance["busy"] for balance in stages.values())
-    assert busy == pytest.approx(sum(seen.values()), rel=0.02)
-    unattributed = told["balance"]["unattributed_share"]
-    if seconds >= LONG:
-        assert unattributed < 0.05
-    # Two denoisers have started and one has died, which a short run must not weigh.
-    once = sum(balance["starting"] + balance["lost"] for balance in stages.values())
-    assert unattributed * busy - once < 0.05 * busy
+    _check_requests(load, requests)
+    assert accounting["images"] >= load.num_images
+    _check_seconds(accounting["balance"], sum(thread_seconds.values()), is_long=seconds >= LONG)
 
 
-Records = set[tuple[str, str]]  # id and outcome
+def _check_requests(load: "ChaosLoad", requests: Mapping[str, int]) -> None:
+    """Every request has exactly one record, and the outcome that its client saw.
 
-
-async def _load(service: LiveService, seconds: float) -> tuple[dict[str, object], int, Records]:
-    """Requests of all kinds at their own times; half-way the denoiser is killed.
-
-    What became of each by its id, how many images came, and the service's records of them.
+    `requests` are the service's numbers by outcome.
     """
-    rng, answers, images, tasks, records = random.Random(7), dict[str, object](), list[int](), [], Records()
-    killed, looked = False, 0.0
-    async with httpx.AsyncClient(
-        base_url=service.url, timeout=120, limits=httpx.Limits(max_connections=None)
-    ) as client:
-        started = time.monotonic()
-        while (now := time.monotonic() - started) < seconds:
-            tasks.append(asyncio.ensure_future(_ask(client, rng, f"chaos-{len(tasks)}", answers, images)))
-            if now > seconds / 2 and not killed:
-                _kill_the_denoiser(service)
-                killed = True
-            if now > looked + LOOK_SECONDS:
-                looked = now
-                records |= await _records(client)
-            await asyncio.sleep(rng.expovariate(RATE))
-        await asyncio.gather(*tasks)
-        await asyncio.sleep(SETTLED_SECONDS)
-        records |= await _records(client)
-    return answers, sum(images), records
+    records = dict(load.records)
+    assert {200, 400, 429, GONE} <= set(load.answers.values())
+    assert len(records) == len(load.records) == sum(requests.values())  # one record each
+    num_aborted = 0
+    for request_id, answer in load.answers.items():
+        outcome = records.get(request_id)
+        if answer in OUTCOMES:
+            assert outcome == OUTCOMES[answer], (request_id, answer)
+        else:  # a request whose client left may not have arrived, or may have been done just before
+            assert answer == GONE, (request_id, answer)
+            num_aborted += outcome == "aborted"
+    assert requests["aborted"] == num_aborted
 
 
-async def _records(client: httpx.AsyncClient) -> Records:
-    """The last thousand. No id twice."""
+def _check_seconds(balance: Mapping[str, Any], thread_seconds: float, is_long: bool) -> None:
+    """The busy seconds of all stages are those that the kernel saw, and nearly all belong to requests."""
+    stages = balance["stages"]
+    for stage, parts in stages.items():
+        smallest = min(value for name, value in parts.items() if name != "busy")
+        assert smallest >= -0.01 * parts["busy"], stage
+    busy = sum(parts["busy"] for parts in stages.values())
+    assert busy == pytest.approx(thread_seconds, rel=0.02)
+    unattributed = balance["unattributed_share"]
+    if is_long:
+        assert unattributed < 0.05
+    # Two denoisers have started and one has died, which must not count in a short run.
+    one_time = sum(parts["starting"] + parts["lost"] for parts in stages.values())
+    assert unattributed * busy - one_time < 0.05 * busy
+
+
+@dataclass
+class ChaosLoad:
+    """Requests of all kinds at random times, half-way through which the denoiser is killed."""
+
+    service: LiveService
+    answers: dict[str, object] = field(default_factory=dict)  # by request id: a status, or GONE
+    num_images: int = 0  # that arrived
+    records: Records = field(default_factory=set)  # that the service lists
+    rng: random.Random = field(default_factory=lambda: random.Random(7))
+
+    async def run(self, seconds: float) -> None:
+        tasks: list[asyncio.Task[None]] = []
+        is_killed, records_read = False, 0.0
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=self.service.url, timeout=120, limits=limits) as client:
+            started = time.monotonic()
+            while (elapsed := time.monotonic() - started) < seconds:
+                tasks.append(asyncio.ensure_future(self._send(client, f"chaos-{len(tasks)}")))
+                if elapsed > seconds / 2 and not is_killed:
+                    _kill_denoiser(self.service)
+                    is_killed = True
+                if elapsed > records_read + RECORDS_SECONDS:
+                    records_read = elapsed
+                    self.records |= await _read_records(client)
+                await asyncio.sleep(self.rng.expovariate(RATE))
+            await asyncio.gather(*tasks)
+            await asyncio.sleep(SETTLING_SECONDS)
+            self.records |= await _read_records(client)
+
+    async def _send(self, client: httpx.AsyncClient, request_id: str) -> None:
+        body, timeout = self._random_request()
+        try:
+            response = await asyncio.wait_for(
+                client.post(ROUTE, json=body, headers={"x-request-id": request_id}), timeout
+            )
+        except TimeoutError:
+            self.answers[request_id] = GONE
+            return
+        self.answers[request_id] = response.status_code
+        if response.status_code == 200:
+            self.num_images += len(response.json()["data"])
+
+    def _random_request(self) -> tuple[dict[str, object], float | None]:
+        """A body, one in ten invalid, and for some the seconds after which the client leaves."""
+        rng = self.rng
+        kind = rng.random()
+        body: dict[str, object] = {
+            "prompt": rng.choice(["a red apple", "rocket", "cat face", f"{rng.randrange(1000)} umbrellas"]),
+            "n": rng.choice([1, 1, 1, 4]),
+            "num_inference_steps": rng.choice([8, 20, 30, 40]),
+            "guidance_scale": rng.choice([1.0, 5.0]),
+            "solver": rng.choice(["dpmpp_2m", "heun", "ddim"]),
+            "seed": rng.randrange(1000),
+        }
+        if kind < 0.1:
+            body["num_inference_steps"] = 0
+        return body, rng.uniform(0.2, 1.0) if kind > 0.85 else None
+
+
+async def _read_records(client: httpx.AsyncClient) -> Records:
+    """The last thousand records of this load; asserts that no request has two."""
     latest = (await client.get("/v1/accounting", params={"latest": 1000})).json()["latest"]
-    mine = [
-        (each["request_id"], each["outcome"]) for each in latest if each["request_id"].startswith("chaos-")
+    records = [
+        (record["request_id"], record["outcome"])
+        for record in latest
+        if record["request_id"].startswith("chaos-")
     ]
-    assert len({request_id for request_id, _ in mine}) == len(mine)
-    return set(mine)
+    assert len({request_id for request_id, _ in records}) == len(records)
+    return set(records)
 
 
-async def _ask(
-    client: httpx.AsyncClient,
-    rng: random.Random,
-    request_id: str,
-    answers: dict[str, object],
-    images: list[int],
-) -> None:
-    kind = rng.random()
-    body = {
-        "prompt": rng.choice(["a red apple", "rocket", "cat face", f"{rng.randrange(1000)} umbrellas"]),
-        "n": rng.choice([1, 1, 1, 4]),
-        "num_inference_steps": rng.choice([8, 20, 30, 40]),
-        "guidance_scale": rng.choice([1.0, 5.0]),
-        "solver": rng.choice(["dpmpp_2m", "heun", "ddim"]),
-        "seed": rng.randrange(1000),
-    }
-    if kind < 0.1:
-        body["num_inference_steps"] = 0
-    patience = rng.uniform(0.2, 1.0) if kind > 0.85 else None
-    try:
-        answer = await asyncio.wait_for(
-            client.post(ROUTE, json=body, headers={"x-request-id": request_id}), patience
-        )
-    except TimeoutError:
-        answers[request_id] = GONE
-        return
-    answers[request_id] = answer.status_code
-    if answer.status_code == 200:
-        images.append(len(answer.json()["data"]))
-
-
-def _kill_the_denoiser(service: LiveService) -> None:
+def _kill_denoiser(service: LiveService) -> None:
     family = psutil.Process(service.process.pid).children(recursive=True)
     denoiser = next(
         child for child in family if "ServeReplica:safelight:Denoiser" in " ".join(child.cmdline())

@@ -1,4 +1,4 @@
-"""What lies in `deploy`, read."""
+"""Readers of the files in `deploy`."""
 
 import re
 import tomllib
@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 @dataclass(frozen=True)
 class Instruction:
-    """One of a Dockerfile, with its continued lines in one and without comments."""
+    """One instruction of a Dockerfile, on one line, without comments."""
 
     name: str
     value: str
@@ -35,12 +35,12 @@ def instructions(dockerfile: Path) -> list[Instruction]:
 
 def argument(dockerfile: Path, name: str) -> str:
     """The default of an ARG."""
-    (found,) = (
-        one.value
-        for one in instructions(dockerfile)
-        if one.name == "ARG" and one.value.startswith(f"{name}=")
+    (default,) = (
+        instruction.value
+        for instruction in instructions(dockerfile)
+        if instruction.name == "ARG" and instruction.value.startswith(f"{name}=")
     )
-    return found.removeprefix(f"{name}=").strip('"')
+    return default.removeprefix(f"{name}=").strip('"')
 
 
 def documents(file: Path) -> list[dict[str, Any]]:

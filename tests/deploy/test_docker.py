@@ -1,4 +1,4 @@
-"""The Dockerfiles, as far as they go without a daemon: what they say, and the shell in them."""
+"""The Dockerfiles, tested without a daemon: their instructions, and the shell scripts in them."""
 
 import json
 import re
@@ -12,23 +12,21 @@ from safelight.service.local import ENVIRONMENT
 from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, argument, instructions
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-KEEP_OWN = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
-    "RAY_DISABLE_IMPORT_WARNING",
-}  # in a cluster a stage without a GPU must not see one
+# Only for `safelight serve`: in a cluster, a stage without a GPU must not see one.
+SERVE_ONLY = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DISABLE_IMPORT_WARNING"}
 
 
 def values(dockerfile: Path, name: str) -> list[str]:
-    return [one.value for one in instructions(dockerfile) if one.name == name]
+    return [step.value for step in instructions(dockerfile) if step.name == name]
 
 
 def final_stage(dockerfile: Path) -> list:
     steps = instructions(dockerfile)
-    return steps[max(k for k, one in enumerate(steps) if one.name == "FROM") :]
+    return steps[max(k for k, step in enumerate(steps) if step.name == "FROM") :]
 
 
 def environment(dockerfile: Path) -> dict[str, str]:
-    pairs = (pair for one in final_stage(dockerfile) if one.name == "ENV" for pair in one.value.split())
+    pairs = (pair for step in final_stage(dockerfile) if step.name == "ENV" for pair in step.value.split())
     return {name: value.strip('"') for name, value in (pair.split("=", 1) for pair in pairs)}
 
 
@@ -46,17 +44,17 @@ def test_every_base_image_has_a_version(dockerfile):
     )
 
 
-def test_nobody_is_root_who_runs_it(dockerfile):
+def test_the_container_does_not_run_as_root(dockerfile):
     stage = final_stage(dockerfile)
-    (user,) = (one.value for one in stage if one.name == "USER")
+    (user,) = (step.value for step in stage if step.name == "USER")
     assert user == "10001:10001"
-    after = [one.name for one in stage][[one.name for one in stage].index("USER") :]
+    after = [step.name for step in stage][[step.name for step in stage].index("USER") :]
     assert not {"RUN", "COPY", "ADD"} & set(after)
-    (adding,) = (one.value for one in stage if one.name == "RUN" and "useradd" in one.value)
+    (adding,) = (step.value for step in stage if step.name == "RUN" and "useradd" in step.value)
     assert "--uid 10001 --gid 10001 --create-home" in adding and "groupadd --gid 10001" in adding
 
 
-def test_it_serves_to_all_and_hears_when_it_is_to_stop(dockerfile):
+def test_it_serves_on_all_interfaces_and_receives_signals(dockerfile):
     assert json.loads(values(dockerfile, "CMD")[-1]) == ["safelight", "serve", "--host", "0.0.0.0"]
     assert json.loads(values(dockerfile, "ENTRYPOINT")[-1]) == ["tini", "--"], (
         "signals go to the service, not to a shell"
@@ -64,7 +62,7 @@ def test_it_serves_to_all_and_hears_when_it_is_to_stop(dockerfile):
     assert values(dockerfile, "EXPOSE") == ["8000"]
 
 
-def test_its_health_is_readiness(dockerfile):
+def test_its_health_check_asks_for_readiness(dockerfile):
     (check,) = values(dockerfile, "HEALTHCHECK")
     command = json.loads(check[check.index("[") :])
     assert command[:2] == ["bash", "-c"]
@@ -75,16 +73,16 @@ def test_its_health_is_readiness(dockerfile):
 def test_the_shell_of_the_health_check_takes_the_port_from_the_environment(dockerfile):
     (check,) = values(dockerfile, "HEALTHCHECK")
     script = json.loads(check[check.index("[") :])[2].replace("curl", "echo")
-    told = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", script],
         env={"PATH": "/bin:/usr/bin", "SAFELIGHT_PORT": "81"},
         capture_output=True,
         text=True,
     )
-    assert told.stdout.split()[-1] == "http://127.0.0.1:81/readyz"
+    assert done.stdout.split()[-1] == "http://127.0.0.1:81/readyz"
 
 
-def test_what_is_copied_is_there_and_not_ignored(dockerfile):
+def test_copied_files_exist_and_are_not_ignored(dockerfile):
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     allowed = {line[1:] for line in ignore if line.startswith("!")}
     assert "*" in ignore
@@ -110,15 +108,15 @@ def test_versions_are_those_of_the_project(dockerfile):
     assert set(argument(dockerfile, "EXTRAS").split(",")) <= set(PROJECT["optional-dependencies"])
 
 
-def test_no_tools_of_developers_are_installed(dockerfile):
+def test_no_development_tools_are_installed(dockerfile):
     assert not {"dev", "load", "docs", "recipe"} & set(argument(dockerfile, "EXTRAS").split(","))
 
 
-def test_nothing_is_kept_that_only_installing_needs(dockerfile):
+def test_files_that_only_installation_needs_are_removed(dockerfile):
     stage = final_stage(dockerfile)
-    assert not any("pip install" in one.value for one in stage)
+    assert not any("pip install" in step.value for step in stage)
     installing = [
-        one.value for one in instructions(dockerfile) if one.name == "RUN" and "apt-get" in one.value
+        step.value for step in instructions(dockerfile) if step.name == "RUN" and "apt-get" in step.value
     ]
     assert installing and all(
         "rm -rf /var/lib/apt/lists/*" in value and "--no-install-recommends" in value for value in installing
@@ -126,46 +124,46 @@ def test_nothing_is_kept_that_only_installing_needs(dockerfile):
     assert "PIP_NO_CACHE_DIR=1" in " ".join(values(dockerfile, "ENV"))
 
 
-def test_a_pod_of_kuberay_finds_what_it_calls(dockerfile):
+def test_the_image_has_the_commands_that_kuberay_calls(dockerfile):
     (installing,) = (
-        one.value for one in final_stage(dockerfile) if one.name == "RUN" and "apt-get" in one.value
+        step.value for step in final_stage(dockerfile) if step.name == "RUN" and "apt-get" in step.value
     )
     assert {"bash", "wget", "curl", "tini"} <= set(installing.split())
     assert environment(dockerfile)["PATH"].startswith("/opt/safelight/bin:")
     (profile,) = (
-        one.value for one in final_stage(dockerfile) if one.name == "RUN" and "profile.d" in one.value
+        step.value for step in final_stage(dockerfile) if step.name == "RUN" and "profile.d" in step.value
     )
     assert "/opt/safelight/bin:$PATH" in profile
 
 
-def test_ray_runs_as_in_safelight_serve(dockerfile):
+def test_ray_has_the_environment_of_safelight_serve(dockerfile):
     inside = environment(dockerfile)
     assert inside["PYTHONUNBUFFERED"] == "1"
-    assert {name: inside.get(name) for name in ENVIRONMENT.keys() - KEEP_OWN} == {
-        name: value for name, value in ENVIRONMENT.items() if name not in KEEP_OWN
+    assert {name: inside.get(name) for name in ENVIRONMENT.keys() - SERVE_ONLY} == {
+        name: value for name, value in ENVIRONMENT.items() if name not in SERVE_ONLY
     }
 
 
 def test_the_requirements_are_those_of_the_project(dockerfile, tmp_path):
-    """The line of Python in the Dockerfile, run."""
+    """Runs the line of Python in the Dockerfile."""
     (installing,) = (
-        one.value for one in instructions(dockerfile) if one.name == "RUN" and "tomllib" in one.value
+        step.value for step in instructions(dockerfile) if step.name == "RUN" and "tomllib" in step.value
     )
     program = re.search(r"-c '([^']*)'", installing)[1]
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     extras = argument(dockerfile, "EXTRAS")
-    told = subprocess.run(
+    requirements = subprocess.run(
         [sys.executable, "-c", program, extras], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     optional = PROJECT["optional-dependencies"]
-    assert told.splitlines() == [
+    assert requirements.splitlines() == [
         *PROJECT["dependencies"],
         *(line for extra in extras.split(",") for line in optional[extra]),
     ]
-    none = subprocess.run(
+    without_extras = subprocess.run(
         [sys.executable, "-c", program, ""], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert none.splitlines() == PROJECT["dependencies"]
+    assert without_extras.splitlines() == PROJECT["dependencies"]
 
 
 def test_the_python_of_the_image_is_allowed(dockerfile):
@@ -180,10 +178,10 @@ def test_the_python_of_the_image_is_allowed(dockerfile):
     )
 
 
-def test_the_two_differ_in_the_gpu_only(dockerfile):
-    """Whoever changes one changes both."""
+def test_the_two_dockerfiles_differ_in_the_gpu_only(dockerfile):
+    """A change of one must be made in both."""
     (other,) = (file for file in DOCKERFILES if file != dockerfile)
-    ours, theirs = ({(one.name, one.value) for one in instructions(file)} for file in (dockerfile, other))
+    ours, theirs = ({(step.name, step.value) for step in instructions(file)} for file in (dockerfile, other))
     assert {name for name, _ in ours - theirs} <= {"FROM", "RUN", "ARG", "ENV"}
     for name in ("TORCH_SPEC", "RAY_VERSION", "EXTRA_PACKAGES"):
         assert argument(dockerfile, name) == argument(other, name)

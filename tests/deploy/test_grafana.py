@@ -1,4 +1,4 @@
-"""deploy/grafana, read: Grafana itself is not here. test_prometheus.py asks the dashboard's queries of a Prometheus."""
+"""The files of deploy/grafana, without Grafana. test_prometheus.py runs the dashboard's queries."""
 
 import itertools
 import json
@@ -28,18 +28,19 @@ def provisioned(kind: str) -> dict[str, Any]:
 
 
 def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    at = panel["gridPos"]
-    return itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
+    grid = panel["gridPos"]
+    columns = range(grid["x"], grid["x"] + grid["w"])
+    return itertools.product(columns, range(grid["y"], grid["y"] + grid["h"]))
 
 
-def test_no_panel_lies_on_another_or_beyond_the_edge():
+def test_panels_neither_overlap_nor_leave_the_grid():
     taken = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
     assert len(taken) == len(set(taken))
     assert {x for x, _ in taken} == set(range(WIDTH))
     assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1)), "no gaps"
 
 
-def test_ids_are_those_of_one_panel_and_one_query_each():
+def test_ids_of_panels_and_queries_are_unique():
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
     for panel in PANELS:
@@ -47,30 +48,30 @@ def test_ids_are_those_of_one_panel_and_one_query_each():
         assert refs and len(refs) == len(set(refs))
 
 
-def test_every_panel_asks_the_chosen_source_and_says_in_which_unit():
+def test_every_panel_uses_the_selected_source_and_has_a_unit():
     (variable,) = DASHBOARD["templating"]["list"]
     assert (variable["name"], variable["type"], variable["query"]) == (
         "datasource",
         "datasource",
         "prometheus",
     )
-    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    source = {"type": "prometheus", "uid": "${datasource}"}
     for panel in PANELS:
         assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
-        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [chosen] * (
+        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [source] * (
             1 + len(panel["targets"])
         )
 
 
-def test_no_variable_is_asked_for_that_grafana_does_not_know():
+def test_queries_use_no_variable_unknown_to_grafana():
     assert {name for query in queries() for name in re.findall(r"\$\{?(\w+)", query)} == {"__rate_interval"}
 
 
-def test_it_does_without_the_recording_rules():
+def test_it_works_without_the_recording_rules():
     assert not any("safelight:" in query for query in queries())
 
 
-def test_a_legend_names_labels_that_its_query_keeps():
+def test_legends_name_labels_that_their_queries_keep():
     for panel in PANELS:
         for target in panel["targets"]:
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
@@ -87,4 +88,4 @@ def test_the_source_is_the_prometheus_of_this_repository():
 def test_dashboards_are_read_from_files():
     (provider,) = provisioned("dashboards")["providers"]
     assert (provider["type"], provider["options"]) == ("file", {"path": "/var/lib/grafana/dashboards"})
-    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "an id is a database's own"
+    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "a database assigns the id"

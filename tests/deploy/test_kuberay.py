@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: against Kubernetes' own schemas, and what in them must agree."""
+"""The Kubernetes manifests: valid by Kubernetes' own schemas, and consistent with each other."""
 
 import re
 import warnings
@@ -16,7 +16,7 @@ FILES = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 SERVICES = {"rayservice-cpu.yaml": "many-cpus", "rayservice-gpu.yaml": "many-gpus"}
 UNITS = {"m": 1e-3, "": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 
-# What we write of a RayService, by hand from KubeRay 1.7's definition: a misspelt field is dropped without a word.
+# The fields of a RayService that we use, from KubeRay 1.7's definition. It drops misspelt fields silently.
 RAY_SERVICE = {
     "upgradeStrategy",
     "rayClusterDeletionDelaySeconds",
@@ -61,10 +61,10 @@ def quantity(value: object) -> float:
 
 
 def ray_service(name: str) -> dict[str, Any]:
-    (found,) = (
+    (service,) = (
         document for document in documents(DEPLOY / "kuberay" / name) if document["kind"] == "RayService"
     )
-    return found
+    return service
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -145,8 +145,10 @@ def test_kuberay_understands_it(name):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values()), (
             "KubeRay takes text only"
         )
-        own = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
-        assert not (own and group.get("resources")), "KubeRay takes Ray's resources from one place only"
+        duplicated = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
+        assert not (duplicated and group.get("resources")), (
+            "KubeRay takes Ray's resources from one place only"
+        )
 
 
 @services
@@ -168,12 +170,12 @@ def test_versions_are_those_of_the_image(name):
     suffix = "-cuda" if "gpu" in name else ""
     images = {group["template"]["spec"]["containers"][0]["image"] for group in groups(name).values()}
     assert images == {f"safelight:{PROJECT['version']}{suffix}"}, (
-        "one image, for every node must have the same Python and Ray"
+        "one image, because all nodes must have the same Python and Ray"
     )
 
 
 @services
-def test_nothing_is_drawn_on_the_head(name):
+def test_the_head_draws_nothing(name):
     assert groups(name)["head"]["rayStartParams"]["num-cpus"] == "0"
     assert ray_service(name)["spec"]["excludeHeadPodFromServeSvc"] is True
 
@@ -199,7 +201,7 @@ def test_a_pod_asks_for_no_more_than_it_may_have(template):
             quantity(requests[kind]) <= quantity(limits[kind]) for kind in requests.keys() & limits.keys()
         )
         assert requests.get("nvidia.com/gpu") == limits.get("nvidia.com/gpu"), "Kubernetes wants them equal"
-        assert requests["memory"] == limits["memory"], "what is over its request is the first to be killed"
+        assert requests["memory"] == limits["memory"], "a container over its memory request is killed first"
 
 
 @templates
@@ -223,17 +225,17 @@ def test_the_user_is_the_one_of_the_image(name):
 
 
 @services
-def test_a_node_that_goes_lets_images_finish(name):
-    """Ray's drain lasts longer than a replica's, the grace longer than all of it, the old cluster longer than a request."""
+def test_a_node_that_shuts_down_lets_images_finish(name):
+    """Ray drains longer than a replica; the grace period and the old cluster outlast every request."""
     drain = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")["shutdown_seconds"]
     for group in workers(name).values():
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
         pause = int(re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
         of_ray = next(
-            int(one["value"])
-            for one in container["env"]
-            if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+            int(variable["value"])
+            for variable in container["env"]
+            if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
         )
         assert drain < of_ray < pause + of_ray <= spec["terminationGracePeriodSeconds"] - 20
     assert (
@@ -258,27 +260,27 @@ def test_a_worker_is_ready_when_ray_and_its_proxy_are(name):
             ("8000", "/-/healthz"),
         ]
         assert " && " in script
-        seconds = [int(found) for found in re.findall(r"-T (\d+)", script)]
+        seconds = [int(timeout) for timeout in re.findall(r"-T (\d+)", script)]
         assert sum(seconds) < probe["timeoutSeconds"], "wget gives up before Kubernetes does"
 
 
 @services
 def test_the_autoscaler_has_room_for_every_replica(name):
     """The most replicas of every stage fit the most pods of every group, the least fit the least."""
-    given = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
+    settings = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
     ends = {
-        stage: [int(n) for n in (given[f"{stage}_replicas"].split("-") * 2)[:2]]
+        stage: [int(n) for n in (settings[f"{stage}_replicas"].split("-") * 2)[:2]]
         for stage in ("gateway", "encode", "denoise", "decode")
     }
     for end, field in enumerate(("minReplicas", "maxReplicas")):
         gpus = sum(
-            ends[stage][end] * given.get(f"{stage}_gpus", 0) for stage in ("encode", "denoise", "decode")
+            ends[stage][end] * settings.get(f"{stage}_gpus", 0) for stage in ("encode", "denoise", "decode")
         )
         pods = {group: spec[field] for group, spec in workers(name).items()}
         if "gpu" in pods:
-            shared = sum(ends[stage][end] * given[f"{stage}_gpus"] for stage in ("encode", "decode"))
+            shared = sum(ends[stage][end] * settings[f"{stage}_gpus"] for stage in ("encode", "decode"))
             assert (
-                pods["gpu"] == ends["denoise"][end] * given["denoise_gpus"] + 1
+                pods["gpu"] == ends["denoise"][end] * settings["denoise_gpus"] + 1
                 and shared <= 1
                 and gpus <= pods["gpu"]
             )
@@ -291,24 +293,24 @@ def test_the_autoscaler_has_room_for_every_replica(name):
 
 
 @services
-def test_what_serve_asks_of_a_node_some_node_offers(name):
+def test_every_replica_fits_some_node(name):
     (application,) = config_of(name)["applications"]
     for deployment in application["deployments"]:
-        asked = deployment.get("ray_actor_options", {})
+        options = deployment.get("ray_actor_options", {})
         fitting = [
             group
             for group, spec in workers(name).items()
-            if asked.get("num_cpus", 0)
+            if options.get("num_cpus", 0)
             <= quantity(spec["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
             and all(
                 float(spec.get("resources", {}).get(kind, 0)) >= number
-                for kind, number in asked.get("resources", {}).items()
+                for kind, number in options.get("resources", {}).items()
             )
         ]
         assert fitting, deployment["name"]
 
 
-def test_nodes_with_gpus_are_chosen_and_tolerated():
+def test_gpu_workers_select_and_tolerate_gpu_nodes():
     for group, spec in workers("rayservice-gpu.yaml").items():
         pod = spec["template"]["spec"]
         has_gpu = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
@@ -337,37 +339,37 @@ def test_redis_is_the_one_that_is_deployed(name):
     assert {mount["name"] for mount in container["volumeMounts"]} == claimed
 
 
-def test_no_password_stands_in_a_file():
+def test_no_file_holds_a_password():
     for file in FILES:
         assert all(document["kind"] != "Secret" for document in documents(file))
 
 
 @services
-def test_every_disruption_budget_finds_pods_and_leaves_one_to_take(name):
-    """More pods than must stay: otherwise no node could ever be emptied."""
+def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name):
+    """With as many required pods as there are, no node could be drained."""
     budgets = [
         document
         for document in documents(DEPLOY / "kuberay" / name)
         if document["kind"] == "PodDisruptionBudget"
     ]
-    found = set()
+    covered = set()
     for budget in budgets:
-        wanted = budget["spec"]["selector"]["matchLabels"].items()
+        labels = budget["spec"]["selector"]["matchLabels"].items()
         (group,) = (
             group
             for group, spec in groups(name).items()
-            if wanted <= spec["template"]["metadata"]["labels"].items()
+            if labels <= spec["template"]["metadata"]["labels"].items()
         )
         assert isinstance(budget["spec"]["minAvailable"], int), (
             "all that Kubernetes counts for pods of a custom resource"
         )
         assert budget["spec"]["minAvailable"] < groups(name)[group]["minReplicas"]
-        found.add(group)
-    assert found == workers(name).keys()
+        covered.add(group)
+    assert covered == workers(name).keys()
 
 
 @services
-def test_pods_that_are_spread_are_their_own(name):
+def test_spread_constraints_select_their_own_pods(name):
     for spec in workers(name).values():
         for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
             assert (

@@ -1,4 +1,4 @@
-"""deploy/serve/one-node.yaml, run: Ray Serve's own command, our application, an image over HTTP."""
+"""Runs deploy/serve/one-node.yaml: Ray Serve's own command, our application, an image over HTTP."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ REQUEST = {"prompt": "a red apple", "seed": 1, "num_inference_steps": 2}
 
 
 def small_and_local(config: dict, port: int) -> dict:
-    """The same, with the model that is there for tests, on a free port of this machine."""
+    """The config with the test model, on a free port of this machine."""
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     config["applications"][0]["args"] |= {"model": "tiny", "denoise_threads": 1}
     return config
@@ -33,7 +33,7 @@ def small_and_local(config: dict, port: int) -> dict:
 
 @contextmanager
 def running(config: Path, folder: Path) -> Iterator[subprocess.Popen]:
-    """`serve run` on a Ray of its own, never on one that happens to be here; gone when the block ends."""
+    """`serve run` on a Ray of its own, never on one that already runs, until the block ends."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -62,12 +62,12 @@ def wait_until_ready(http: httpx.Client, process: subprocess.Popen, log: Path) -
                 return
         except httpx.HTTPError:
             pass
-        told = log.read_text(errors="replace")[-4000:]
-        assert process.poll() is None and time.monotonic() < until, told
+        log_end = log.read_text(errors="replace")[-4000:]
+        assert process.poll() is None and time.monotonic() < until, log_end
         time.sleep(0.5)
 
 
-def test_the_config_for_one_machine_draws_a_image_and_stops(tmp_path):
+def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path):
     port = free_port()
     config = tmp_path / "one-node.yaml"
     config.write_text(

@@ -1,4 +1,4 @@
-"""The Serve configs of clusters on fake nodes: every replica finds a place, and the one that it was meant to have."""
+"""The Serve configs of clusters on fake nodes: every replica is placed, and on the intended node."""
 
 import json
 import os
@@ -19,7 +19,7 @@ GPU = {"num_cpus": 8, "num_gpus": 1}
 
 
 def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
-    """The nodes on which the replicas of a config live, if it is run with other `args`."""
+    """The nodes on which the replicas of a config are placed, if it is run with other `args`."""
     config = yaml.safe_load((DEPLOY / "serve" / f"{name}.yaml").read_text(encoding="utf-8"))
     config["applications"][0]["args"] |= {"model": "tiny"} | args
     file = tmp_path / "config.yaml"
@@ -51,38 +51,40 @@ def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
 
 
 def test_the_images_make_serve_pack():
-    """Serve would spread replicas over all nodes: an encoder on each GPU leaves no whole one for a denoiser."""
+    """Serve would spread replicas over all nodes: an encoder on each GPU leaves no whole one to a denoiser."""
     for dockerfile in DOCKERFILES:
         for name, value in PACK.items():
             assert f"{name}={value}" in dockerfile.read_text(encoding="utf-8")
 
 
 def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path):
-    """As many encoders and decoders as there may be, and no GPU more than is needed."""
+    """With as many encoders and decoders as allowed, no more GPUs are used than needed."""
     nodes = [GATEWAY, GATEWAY, GPU, GPU, GPU]
-    found = placed(
+    placement = placed(
         tmp_path, "many-gpus", nodes, encode_replicas="2", denoise_replicas="2", decode_replicas="2"
     )
-    assert found["status"] == "RUNNING" and found["image"] == 200, found
-    on = found["nodes"]
-    assert on["Gateway"] == [0, 1]
-    assert len(set(on["Denoiser"])) == 2 and set(on["Denoiser"]) < {2, 3, 4}
-    assert set(on["TextEncoder"]) == set(on["VaeDecoder"]) == {2, 3, 4} - set(on["Denoiser"])
-    assert len(on["TextEncoder"]) == len(on["VaeDecoder"]) == 2
+    assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
+    nodes_of = placement["nodes"]
+    assert nodes_of["Gateway"] == [0, 1]
+    assert len(set(nodes_of["Denoiser"])) == 2 and set(nodes_of["Denoiser"]) < {2, 3, 4}
+    assert (
+        set(nodes_of["TextEncoder"]) == set(nodes_of["VaeDecoder"]) == {2, 3, 4} - set(nodes_of["Denoiser"])
+    )
+    assert len(nodes_of["TextEncoder"]) == len(nodes_of["VaeDecoder"]) == 2
 
 
 @pytest.mark.long
 def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes(tmp_path):
-    found = placed(tmp_path, "many-cpus", [{"num_cpus": 4}, {"num_cpus": 4}], denoise_replicas="2")
-    assert found["status"] == "RUNNING" and found["image"] == 200, found
-    assert found["nodes"]["Denoiser"] == found["nodes"]["Gateway"] == [0, 1]
+    placement = placed(tmp_path, "many-cpus", [{"num_cpus": 4}, {"num_cpus": 4}], denoise_replicas="2")
+    assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
+    assert placement["nodes"]["Denoiser"] == placement["nodes"]["Gateway"] == [0, 1]
 
 
 @pytest.mark.long
 def test_all_stages_fit_one_gpu(tmp_path):
-    found = placed(tmp_path, "one-gpu", [GPU])
-    assert found["status"] == "RUNNING" and found["image"] == 200, found
-    assert {stage for stage, nodes in found["nodes"].items() if nodes == [0]} >= {
+    placement = placed(tmp_path, "one-gpu", [GPU])
+    assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
+    assert {stage for stage, nodes in placement["nodes"].items() if nodes == [0]} >= {
         "TextEncoder",
         "Denoiser",
         "VaeDecoder",

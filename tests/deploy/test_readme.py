@@ -1,4 +1,4 @@
-"""deploy/README.md names what is there, and what it says of it is so."""
+"""deploy/README.md names the files of `deploy`, and its statements about them are right."""
 
 import re
 
@@ -26,26 +26,26 @@ def test_every_file_is_named():
     assert {file for file in ours if file not in README} == set()
 
 
-def test_its_build_arguments_are_those_of_the_dockerfiles():
-    told = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
-    assert told == {
-        one.value.split("=")[0]
+def test_it_lists_the_build_arguments_of_the_dockerfiles():
+    arguments = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    assert arguments == {
+        instruction.value.split("=")[0]
         for dockerfile in DOCKERFILES
-        for one in instructions(dockerfile)
-        if one.name == "ARG"
+        for instruction in instructions(dockerfile)
+        if instruction.name == "ARG"
     }
 
 
-def test_its_image_is_this_version():
+def test_it_names_the_image_of_this_version():
     assert set(re.findall(r"safelight:(\d+\.\d+\.\d+)", README)) == {PROJECT["version"]}
 
 
-def test_the_settings_that_it_names_are_settings():
+def test_the_settings_that_it_names_exist():
     named = {name.lower() for name in re.findall(r"SAFELIGHT_([A-Z_]+)", README)}
     assert named and named <= Settings.__dataclass_fields__.keys()
-    spoken = set(re.findall(r"`(\w+_(?:seconds|replicas|images|bytes))[`:]", README))
-    assert spoken and spoken <= Settings.__dataclass_fields__.keys()
+    mentioned = set(re.findall(r"`(\w+_(?:seconds|replicas|images|bytes))[`:]", README))
+    assert mentioned and mentioned <= Settings.__dataclass_fields__.keys()
 
 
-def test_the_environment_that_it_asks_for_is_that_of_safelight_serve():
+def test_it_asks_for_the_environment_of_safelight_serve():
     assert f"`RAY_worker_niceness={ENVIRONMENT['RAY_worker_niceness']}`" in README

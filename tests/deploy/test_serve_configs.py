@@ -1,4 +1,4 @@
-"""The Serve configs are what Ray Serve and our own settings understand."""
+"""The Serve configs are valid for Ray Serve and for our own settings."""
 
 import math
 import warnings
@@ -10,13 +10,13 @@ import yaml
 from safelight.service.settings import Settings, read_settings, replica_range
 from tests.deploy.manifests import SERVE_CONFIGS, settings_of
 
-with warnings.catch_warnings():  # Serve's own, about pydantic
+with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
     from ray.serve.schema import ServeDeploySchema
 
     from safelight.service.app import build_app
 
-OF_STAGE = {
+STAGE_OF_DEPLOYMENT = {
     "Gateway": "gateway",
     "Ledger": "ledger",
     "TextEncoder": "encode",
@@ -32,7 +32,7 @@ def parsed(config):
     return ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
 
 
-def most(replicas: object) -> int:
+def max_replicas(replicas: object) -> int:
     return int(str(replicas).split("-")[-1])
 
 
@@ -63,32 +63,36 @@ def test_the_deployments_that_it_names_are_those_of_the_application(config):
         ),
     }
     (application,) = parsed(config).applications
-    assert {deployment.name for deployment in application.deployments} <= OF_STAGE.keys() <= names
+    assert {deployment.name for deployment in application.deployments} <= STAGE_OF_DEPLOYMENT.keys() <= names
 
 
-def test_what_it_overrides_leaves_the_stages_their_gpus(config):
-    """`ray_actor_options` of a Serve config replace ours as a whole, the share of a GPU among them."""
+def test_its_overrides_leave_the_stages_their_gpus(config):
+    """`ray_actor_options` of a Serve config replace all of ours, the share of a GPU included."""
     (application,) = parsed(config).applications
     for deployment in application.deployments:
         if deployment.ray_actor_options and hasattr(deployment.ray_actor_options, "num_cpus"):
-            assert settings_of(config).get(f"{OF_STAGE[deployment.name]}_gpus", 0) == 0, deployment.name
+            assert settings_of(config).get(f"{STAGE_OF_DEPLOYMENT[deployment.name]}_gpus", 0) == 0, (
+                deployment.name
+            )
 
 
 def test_the_gateway_answers_before_serve_does(config):
-    """Serve's own time-out is plain text, and the request is lost without a record."""
+    """Serve's own timeout answers in plain text and leaves no usage record."""
     settings = Settings()
-    given = settings_of(config)
-    longest = given.get("body_seconds", settings.body_seconds) + given.get(
+    arguments = settings_of(config)
+    longest = arguments.get("body_seconds", settings.body_seconds) + arguments.get(
         "deadline_seconds", settings.deadline_seconds
     )
     assert parsed(config).http_options.request_timeout_s >= longest + 20
 
 
 def test_shares_of_a_gpu_can_be_packed(config):
-    """Whole GPUs, or fractions that fill one GPU together at the most replicas: nothing waits for ever."""
-    given = settings_of(config)
-    gpus = {stage: given.get(f"{stage}_gpus", 0) for stage in STAGES}
-    shared = sum(gpus[stage] * most(given[f"{stage}_replicas"]) for stage in STAGES if gpus[stage] < 1)
+    """Shares are whole GPUs, or fractions that fit one GPU at the maximum of replicas."""
+    arguments = settings_of(config)
+    gpus = {stage: arguments.get(f"{stage}_gpus", 0) for stage in STAGES}
+    shared = sum(
+        gpus[stage] * max_replicas(arguments[f"{stage}_replicas"]) for stage in STAGES if gpus[stage] < 1
+    )
     assert math.isclose(shared, 0) or shared <= 1 + 1e-9
     assert all(gpu < 1 or gpu == int(gpu) for gpu in gpus.values())
     assert any(gpus.values()) == ("gpu" in config.stem)
@@ -102,4 +106,4 @@ def test_ranges_are_text(config):
             assert low >= 1, (
                 "a stage at 0 makes the first image wait for a node: an operator's choice, not a default"
             )
-            assert high == most(value)
+            assert high == max_replicas(value)

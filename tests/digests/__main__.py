@@ -1,7 +1,8 @@
-"""SHA-256 digests of the images of 24 requests, by `safelight generate` and over HTTP: `python -m tests.digests`.
+"""Prints SHA-256 digests of the images of 24 requests, by `safelight generate` and over HTTP.
 
-Two runs on the same kind of processor must print the same lines, whatever changed in between. The command drives the
-installed `safelight` only, so it also runs against another checkout: `--safelight "PYTHON -m safelight.service.cli"`.
+Run it with `python -m tests.digests`. Two runs on the same kind of processor must print the same lines,
+unless a change was meant to alter images. It only runs the installed `safelight` command, so it can also test
+another checkout: `--safelight "PYTHON -m safelight.service.cli"`.
 """
 
 import argparse
@@ -25,14 +26,10 @@ from pathlib import Path
 REQUESTS = Path(__file__).with_name("requests.jsonl")
 READY_SECONDS = 240.0
 REQUEST_SECONDS = 240.0
-FLAGS = {  # request fields whose flag is not their name with dashes
-    "num_inference_steps": "--steps",
-    "n": "-n",
-}
-HTTP_ONLY = (
-    "output_format",
-    "output_compression",
-)  # `generate` takes the format from the file name, at the best quality
+# Request fields whose flag is not their name with dashes.
+FLAGS = {"num_inference_steps": "--steps", "n": "-n"}
+# `generate` takes the format from the file name, at the best quality.
+HTTP_ONLY = ("output_format", "output_compression")
 
 
 def main() -> None:
@@ -65,7 +62,7 @@ def by_generate(command: list[str], requests: list[dict]) -> Iterator[list[str]]
 
 
 def by_http(command: list[str], requests: list[dict]) -> Iterator[list[str]]:
-    """The digests of the images of a service that is asked for all of them at once, so that they share batches."""
+    """The digests of a service's images. All requests are sent at once, so that they share batches."""
     with _service(command) as url, ThreadPoolExecutor(len(requests)) as pool:
         yield from pool.map(lambda request: _post(url, request), requests)
 

@@ -1,6 +1,7 @@
-"""A Ray cluster of several nodes on this machine under a load that comes and goes; a node dies meanwhile. Writes what it saw as JSON.
+"""Runs a Ray cluster of several nodes on this machine under a load that rises and falls, and kills a node.
 
-A program of its own, because Ray's nodes and drivers leave their traces in a process. Run by `test_autoscaling.py`.
+Prints its observations as JSON. `test_autoscaling.py` runs it.
+It is a program of its own, because Ray's nodes and drivers leave state behind in a process.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from safelight.service.local import ENVIRONMENT, wait_until_ready
@@ -31,79 +33,86 @@ from ray.util.state import list_actors  # noqa: E402
 from safelight.service.app import build_app  # noqa: E402
 from safelight.service.settings import Settings  # noqa: E402
 
-MOST = 3
+MAX_DENOISERS = 3
 STEPS = 150
 ROUTE = "/v1/images/generations"
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
 
 
 async def main(port: int) -> dict[str, object]:
+    url = f"http://127.0.0.1:{port}"
+    with running_cluster(port) as cluster:
+        await asyncio.to_thread(wait_until_ready, url)
+        # Fills the head node, so that further denoisers go to other nodes.
+        placeholder = ray.remote(num_cpus=0.5)(Placeholder).remote()
+        await placeholder.__ray_ready__.remote()
+        workers = [cluster.add_node(**NODE) for _ in range(2)]
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=200, limits=limits) as client:
+            return await observe(client, cluster, workers)
+
+
+@contextmanager
+def running_cluster(port: int) -> Iterator[Cluster]:
+    """A cluster with a head node and the application, whose denoiser scales from 1 to `MAX_DENOISERS`."""
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 1}, shutdown_at_exit=True)
     ray.init(address=cluster.address, log_to_driver=False)
     settings = Settings(
-        model="tiny", port=port, denoise_replicas=f"1-{MOST}", denoise_threads=1, target_seconds=1.0,
+        model="tiny", port=port, denoise_replicas=f"1-{MAX_DENOISERS}", denoise_threads=1, target_seconds=1.0,
         upscale_delay_seconds=1.0, downscale_delay_seconds=6.0, max_rows=4,
     )  # fmt: skip
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
     serve.run(build_app(settings), name="safelight")
-    url = f"http://127.0.0.1:{port}"
-    await asyncio.to_thread(wait_until_ready, url)
-    filling = ray.remote(num_cpus=0.5)(
-        Nothing
-    ).remote()  # so that the denoisers which come later go to other nodes than the head
-    await filling.__ray_ready__.remote()
-    workers = [cluster.add_node(**NODE) for _ in range(2)]
-    seen: dict[str, object] = {"at_rest": len(denoisers())}
+    yield cluster
+    serve.shutdown()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+async def observe(client: httpx.AsyncClient, cluster: Cluster, workers: list[Any]) -> dict[str, object]:
+    """Numbers of denoisers at rest, under load, after a node died, and after the load; and the accounting."""
+    observed: dict[str, object] = {"at_rest": len(denoisers())}
     answers = Counter[str]()
-    async with httpx.AsyncClient(
-        base_url=url, timeout=200, limits=httpx.Limits(max_connections=None)
-    ) as client:
-        loading = asyncio.ensure_future(load(client, answers, users=48, seconds=40.0))
-        seen["loaded"] = await until(lambda: len(denoisers()) == MOST, 60)
-        before = await asyncio.to_thread(denoisers)
-        victim = next(worker for worker in workers if worker.node_id in before.values())
-        await asyncio.to_thread(lose_power, cluster, victim)
-        lost = {actor for actor, node in before.items() if node == victim.node_id}
-        seen["lost"] = len(lost)
-        seen["after_the_node"] = await until(lambda: len(denoisers().keys() - lost) == MOST, 60)
-        await loading
-        few = asyncio.ensure_future(
-            load(client, answers, users=1, seconds=25.0)
-        )  # somebody still asks while replicas go
-        seen["unloaded"] = await until(lambda: len(denoisers()) == 1, 60)
-        await few
-        await asyncio.sleep(2.0)  # the last charges are on their way
-        accounting = (await client.get("/v1/accounting")).json()
-    seen |= {
+    loading = asyncio.ensure_future(load(client, answers, users=48, seconds=40.0))
+    observed["loaded"] = await until(lambda: len(denoisers()) == MAX_DENOISERS, 60)
+    before = await asyncio.to_thread(denoisers)
+    victim = next(worker for worker in workers if worker.node_id in before.values())
+    await asyncio.to_thread(kill_node, cluster, victim)
+    lost = {actor for actor, node in before.items() if node == victim.node_id}
+    observed["lost"] = len(lost)
+    observed["after_the_node"] = await until(lambda: len(denoisers().keys() - lost) == MAX_DENOISERS, 60)
+    await loading
+    # One user goes on while replicas are removed.
+    light_load = asyncio.ensure_future(load(client, answers, users=1, seconds=25.0))
+    observed["unloaded"] = await until(lambda: len(denoisers()) == 1, 60)
+    await light_load
+    await asyncio.sleep(2.0)  # the last usage events are on their way
+    accounting = (await client.get("/v1/accounting")).json()
+    return observed | {
         "answers": answers,
         "requests": accounting["requests"],
         "balance": accounting["balance"]["stages"]["denoise"],
     }
-    serve.shutdown()
-    ray.shutdown()
-    cluster.shutdown()
-    return seen
 
 
 async def load(client: httpx.AsyncClient, answers: Counter[str], users: int, seconds: float) -> None:
-    """Users who ask for one image after the other, the same for all; counts the images' digests, or what came instead."""
+    """Users who request the same image again and again. Counts answers by image digest, or by error."""
     ends = time.monotonic() + seconds
 
     async def use() -> None:
         while time.monotonic() < ends:
             answer = await client.post(ROUTE, json={"prompt": "a", "seed": 1, "num_inference_steps": STEPS})
-            is_good = answer.status_code == 200
-            answers[
-                hashlib.sha256(answer.json()["data"][0]["b64_json"].encode()).hexdigest()
-                if is_good
-                else answer.text[:300]
-            ] += 1
+            if answer.status_code == 200:
+                image = answer.json()["data"][0]["b64_json"]
+                answers[hashlib.sha256(image.encode()).hexdigest()] += 1
+            else:
+                answers[answer.text[:300]] += 1
 
     await asyncio.gather(*(use() for _ in range(users)))
 
 
 async def until(holds: Callable[[], bool], seconds: float) -> int:
-    """The number of denoisers once `holds`, or after so long."""
+    """The number of denoisers once `holds()` is true, or after `seconds`."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends and not await asyncio.to_thread(holds):
         await asyncio.sleep(0.5)
@@ -111,24 +120,22 @@ async def until(holds: Callable[[], bool], seconds: float) -> int:
 
 
 def denoisers() -> dict[str, str]:
-    """The node of each denoiser that is alive, by its actor."""
+    """The node of each live denoiser, by its actor."""
     actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
     return {
         actor.actor_id: actor.node_id for actor in actors if "Denoiser" in (actor.name or actor.class_name)
     }
 
 
-class Nothing:
-    """An actor that only takes room."""
+class Placeholder:
+    """An actor that only occupies CPUs."""
 
 
-def lose_power(cluster: Cluster, node: Any) -> None:
-    """End a node's every process at once, as when its machine stops."""
+def kill_node(cluster: Cluster, node: Any) -> None:
+    """Kill all processes of a node at once, as when its machine loses power."""
     [raylet] = node.all_processes["raylet"]
-    for process in [
-        psutil.Process(raylet.process.pid),
-        *psutil.Process(raylet.process.pid).children(recursive=True),
-    ]:
+    parent = psutil.Process(raylet.process.pid)
+    for process in [parent, *parent.children(recursive=True)]:
         process.kill()
     cluster.remove_node(node, allow_graceful=False)
 

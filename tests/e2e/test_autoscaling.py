@@ -1,4 +1,4 @@
-"""Replicas come with work and go without it, on a cluster of several nodes, and no request is lost on the way."""
+"""Autoscaling on a cluster of several nodes: replicas follow the load, and no request is lost."""
 
 import json
 import subprocess
@@ -13,17 +13,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(420)
-def test_replicas_come_and_go_and_a_node_dies_and_nobody_notices() -> None:
+def test_replicas_scale_and_a_node_dies_without_a_lost_request() -> None:
     command = [sys.executable, "-m", "tests.e2e.scaling_cluster", str(free_port())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert (seen["at_rest"], seen["loaded"], seen["unloaded"]) == (1, 3, 1)
-    assert seen["lost"] >= 1 and seen["after_the_node"] == 3
-    [(image, number)] = seen["answers"].items()  # every answer is an image, and all are the same one
+    observed = json.loads(done.stdout.splitlines()[-1])
+    assert (observed["at_rest"], observed["loaded"], observed["unloaded"]) == (1, 3, 1)
+    assert observed["lost"] >= 1 and observed["after_the_node"] == 3
+    [(image, number)] = observed["answers"].items()  # every answer is an image, and all are the same one
     assert len(image) == 64 and number >= 48
-    assert seen["requests"] == {"done": number, "refused": 0, "aborted": 0, "failed": 0}
-    balance = seen["balance"]
+    assert observed["requests"] == {"done": number, "refused": 0, "aborted": 0, "failed": 0}
+    balance = observed["balance"]
     assert balance["busy"] == pytest.approx(
         sum(seconds for name, seconds in balance.items() if name != "busy")
     )

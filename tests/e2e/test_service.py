@@ -1,4 +1,4 @@
-"""The whole service as a user meets it: a real `safelight serve`, real Ray, real weights, over loopback."""
+"""The whole service as a user sees it: a real `safelight serve`, real Ray, real weights, over loopback."""
 
 import base64
 import io
@@ -55,8 +55,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def rests(http: httpx.Client) -> bool:
-    """Whether the engine does nothing for a second, in which what still ran would do many ticks."""
+def is_idle(http: httpx.Client) -> bool:
+    """Whether the engine does nothing for a second, in which a running sample would take many ticks."""
     before = metric(http, "safelight_stage_ticks", stage="denoise")
     time.sleep(1.0)
     return (
@@ -72,7 +72,7 @@ def replica_of(service: LiveService, deployment: str) -> psutil.Process:
     )
 
 
-def test_the_openai_client_draws_a_image(live_service):
+def test_the_openai_client_draws_an_image(live_service):
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     with client:
         answer = client.images.generate(
@@ -97,7 +97,7 @@ def test_the_openai_client_understands_a_refusal(live_service):
     assert refused.value.request_id
 
 
-def test_curl_draws_a_image(live_service):
+def test_curl_draws_an_image(live_service):
     command = [
         "curl",
         "-s",
@@ -110,13 +110,13 @@ def test_curl_draws_a_image(live_service):
 
 
 @pytest.mark.parametrize(("name", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
-def test_images_come_in_the_asked_format(http, name, magic):
+def test_images_have_the_requested_format(http, name, magic):
     assert base64.b64decode(draw(http, output_format=name)["data"][0]["b64_json"]).startswith(magic)
 
 
-def test_the_same_request_gives_the_same_bytes_alone_and_in_company(http):
+def test_the_same_request_gives_the_same_bytes_alone_and_in_a_batch(http):
     alone = draw(http, seed=3)["data"]
-    company = [
+    batch_mates = [
         {
             "prompt": f"{k} cats",
             "num_inference_steps": 8 + 3 * k,
@@ -126,9 +126,9 @@ def test_the_same_request_gives_the_same_bytes_alone_and_in_company(http):
         for k in range(8)
     ]
     with ThreadPoolExecutor(9) as pool:
-        neighbours = [pool.submit(draw, http, **fields) for fields in company]
+        answers = [pool.submit(draw, http, **fields) for fields in batch_mates]
         together = pool.submit(draw, http, seed=3).result()["data"]
-        assert all(neighbour.result()["data"] for neighbour in neighbours)
+        assert all(answer.result()["data"] for answer in answers)
     assert together == alone
 
 
@@ -184,23 +184,23 @@ def test_the_request_id_comes_back(http):
     ]
 
 
-def test_a_client_that_goes_away_frees_the_engine(http):
+def test_a_client_that_disconnects_frees_the_engine(http):
     aborted = metric(http, "safelight_requests_total", outcome="aborted")
     denoised = metric(http, "safelight_stage_images", stage="denoise")
     with pytest.raises(httpx.ReadTimeout):
         http.post("/v1/images/generations", json={"prompt": "a red apple", **LONG}, timeout=1.0)
     wait_until(lambda: metric(http, "safelight_images_in_flight") == 0)
     wait_until(lambda: metric(http, "safelight_requests_total", outcome="aborted") == aborted + 1)
-    wait_until(lambda: rests(http))
+    wait_until(lambda: is_idle(http))
     assert metric(http, "safelight_stage_images", stage="denoise") == denoised
 
 
-def test_a_image_in_a_replica_that_dies_is_drawn_all_the_same(live_service, http):
-    asked = {"num_inference_steps": 100, "solver": "ddpm", "seed": 3, "n": 2}
-    expected = draw(http, **asked)["data"]
+def test_an_image_of_a_replica_that_dies_is_drawn_by_another(live_service, http):
+    fields = {"num_inference_steps": 100, "solver": "ddpm", "seed": 3, "n": 2}
+    expected = draw(http, **fields)["data"]
     with ThreadPoolExecutor(1) as pool:
         resent = metric(http, "safelight_resent_total")
-        answer = pool.submit(draw, http, **asked)
+        answer = pool.submit(draw, http, **fields)
         wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") > 0)
         os.kill(replica_of(live_service, "Denoiser").pid, signal.SIGKILL)
         assert answer.result()["data"] == expected
@@ -219,14 +219,14 @@ def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
                 in_flight = pool.submit(draw, http, num_inference_steps=100, solver="ddpm")
                 wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") > 0)
                 service.process.send_signal(how)
-                assert in_flight.result()["data"]  # what was let in is answered
+                assert in_flight.result()["data"]  # an admitted request is answered
         assert service.process.wait(PATIENCE) == 0
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
 
 
 @pytest.mark.long
-def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path):
+def test_an_invalid_checkpoint_is_reported_in_one_line(tmp_path):
     model = tiny_without("proj_out.weight", tmp_path)
     done = subprocess.run(
         [SAFELIGHT, "serve", "--port", "0", "--model", model],

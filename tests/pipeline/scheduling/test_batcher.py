@@ -219,5 +219,5 @@ def test_the_simulation_of_rules_says_what_the_documentation_says() -> None:
             for each in simulate(policies.trace(5.5, seed=0), policies.RULES[rule], policies.CURVE)
         )
 
-    assert worst("due (`batcher.choose`)") < 0.6 * worst("first come, first served")
-    assert worst("due (`batcher.choose`)") < 0.5 * worst("most completions a second")
+    assert worst("due time (`select_batch`)") < 0.6 * worst("first come, first served")
+    assert worst("due time (`select_batch`)") < 0.5 * worst("most completions a second")

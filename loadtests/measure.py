@@ -1,0 +1,115 @@
+"""Runs the load phases against a service and collects what they measure.
+
+The phases, one after another: the mix one request at a time; a burst, from which the capacity is estimated;
+more requests than the service can handle; a steady share of that throughput.
+A recorded trace replaces all of them.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import httpx
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from loadtests.accounting import AccountingSnapshot, read_settled_snapshot, read_snapshot
+from loadtests.metrics_sampler import MetricsSeries, sample_metrics
+from loadtests.replay import replay
+from loadtests.results import Phase
+from loadtests.traces import ScheduledRequest, poisson
+
+NUM_ALONE = 16
+BURST = 24  # requests sent at once to estimate the capacity
+OVERLOAD = 1.5  # the saturated load, as a multiple of the estimated capacity
+SEED = 20_261
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one load test measured."""
+
+    model: str
+    sizes: Sequence[str]
+    alone: Phase | None  # None if a recorded trace was replayed
+    saturated: Phase | None  # likewise
+    steady: Phase
+    replayed: Sequence[tuple[Phase, MetricsSeries]]  # open-loop phases in order, with the service's metrics
+    before: AccountingSnapshot | None
+    after: AccountingSnapshot | None
+
+    @property
+    def phases(self) -> list[Phase]:
+        """All phases in order."""
+        replayed = [phase for phase, _ in self.replayed]
+        return replayed if self.alone is None else [self.alone, *replayed]
+
+
+def measure(
+    url: str, recorded: Sequence[ScheduledRequest] | None, seconds: float, steady_share: float
+) -> Measurement:
+    """Run all phases against the service at `url`.
+
+    Args:
+        url: base URL of the service.
+        recorded: replayed in place of the phases, if not None.
+        seconds: for the phases together, roughly.
+        steady_share: the steady load as a share of the saturated throughput.
+
+    Raises `httpx.HTTPError` if the service does not answer.
+    """
+    key = os.environ.get("SAFELIGHT_ADMIN_KEY")
+    before = read_snapshot(url, key)
+    model = httpx.get(f"{url}/v1/models", timeout=10.0).raise_for_status().json()["data"][0]
+    sizes = model["sizes"]
+    replayed: list[tuple[Phase, MetricsSeries]] = []
+
+    def run(name: str, schedule: Sequence[ScheduledRequest], rate: float) -> Phase:
+        phase, series = asyncio.run(_replay_phase(url, name, schedule, 3600.0 * rate))
+        replayed.append((phase, series))
+        return phase
+
+    alone = saturated = None
+    if recorded is not None:
+        steady = run("recorded", recorded, len(recorded) / max(recorded[-1].at, 1e-9))
+    else:
+        bodies = [request.body for request in poisson(1.0, 4.0 * NUM_ALONE, sizes, SEED)]
+        alone = _one_by_one(url, [ScheduledRequest(0.0, body) for body in bodies[:NUM_ALONE]])
+        burst = run("burst", [ScheduledRequest(0.0, body) for body in bodies[:BURST]], 0.0)
+        overload = OVERLOAD * burst.images_per_hour / 3600.0
+        saturated = run("saturated", poisson(overload, seconds / 3, sizes, SEED + 1), overload)
+        rate = steady_share * saturated.images_per_hour / 3600.0
+        steady = run(f"at {steady_share:.0%}", poisson(rate, seconds / 2, sizes, SEED + 2), rate)
+    after = read_settled_snapshot(url, key)
+    return Measurement(model["id"], sizes, alone, saturated, steady, replayed, before, after)
+
+
+async def _replay_phase(
+    url: str, name: str, schedule: Sequence[ScheduledRequest], offered_per_hour: float
+) -> tuple[Phase, MetricsSeries]:
+    with _progress_bar() as bar:
+        task = bar.add_task(name, total=len(schedule))
+        async with sample_metrics(url) as series:
+            results = await replay(url, schedule, progress=lambda done: bar.update(task, completed=done))
+    return Phase(name, offered_per_hour, tuple(results)), series
+
+
+def _one_by_one(url: str, requests: Sequence[ScheduledRequest]) -> Phase:
+    """Send each request when the one before is answered."""
+    results, started = [], 0.0
+    with _progress_bar() as bar:
+        for request in bar.track(requests, description="one by one"):
+            (result,) = asyncio.run(replay(url, [request]))
+            results.append(replace(result, due=started, sent=started, done=started + result.latency))
+            started += result.latency
+    return Phase("one by one", 3600.0 * len(results) / started, tuple(results))
+
+
+def _progress_bar() -> AbstractContextManager[Progress]:
+    return Progress(
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )

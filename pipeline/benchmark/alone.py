@@ -1,0 +1,40 @@
+"""The latency of one image with nothing else running, by this engine and by diffusers."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop
+from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest
+from safelight.pipeline.calibration.progress import ProgressCallback, count_progress
+
+REPEATS = 5
+
+
+def measure_alone(
+    subject: EngineUnderTest, loops: Mapping[str, DiffusersLoop], progress: ProgressCallback
+) -> dict[str, float | None]:
+    """Median seconds of one image, measured in turns.
+
+    Keys are `ours_s`, and `diffusers_NAME_s` for each of `loops`; `diffusers_compiled_s` is None without it.
+    """
+    engine, params, texts = subject.make_engine(), subject.single_image(), subject.texts
+
+    def draw_with_engine() -> None:
+        engine.add("only", params, texts[params.prompt], texts[""])
+        while engine.has_work:
+            engine.step()
+
+    ways: dict[str, Callable[[], object]] = {"ours_s": draw_with_engine}
+    ways |= {f"diffusers_{name}_s": partial(loop.draw, [params], texts) for name, loop in loops.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    report = count_progress(progress, "one image alone", REPEATS + 1)
+    for repeat in range(-1, REPEATS):  # the first one warms up
+        report(repeat + 1)
+        for name, draw in ways.items():
+            started = time.perf_counter()
+            draw()
+            times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+    return {"diffusers_compiled_s": None} | medians
