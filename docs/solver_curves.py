@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, plan
+from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, make_plan
 from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
@@ -125,7 +125,7 @@ def affordable(solver: str, schedule: Schedule, spacing: str, nfe: int) -> Plan 
         nfe // SOLVERS[solver].evaluations + 2, 0, -1
     ):  # first and last steps may cost less than the others
         try:
-            table = plan(solver, schedule, "sample", num_steps, spacing=spacing)
+            table = make_plan(solver, schedule, "sample", num_steps, spacing=spacing)
         except InvalidParams:  # too few steps for this solver or spacing
             continue
         if table.nfe <= nfe:
@@ -172,7 +172,7 @@ class Bench:
 
 def law_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, float]:
     """Evaluations, and the Wasserstein-1 distance between samples and the exact mixture over its standard deviation."""
-    table = plan(solver, schedule, "sample", num_steps)
+    table = make_plan(solver, schedule, "sample", num_steps)
     generator = torch.Generator().manual_seed(7)
     start = table.start_scale * torch.randn(NUM_LAW, 1, generator=generator, dtype=torch.float64)
 
@@ -233,7 +233,7 @@ def measured_order(solver: str) -> float:
     errors = []
     for n in ORDER_STEPS:
         grid = (t, *(flow.time_of(first + i / n * (last - first)) for i in range(1, n)), t_end)
-        table = plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
+        table = make_plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
         end = execute_plan(table, lambda x, tick: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(tick.t)), x)
         errors.append(float((end - exact).abs().max()))
     return math.log2(errors[-2] / errors[-1])

@@ -20,7 +20,7 @@ from safelight.pipeline.benchmark.replay import Progress
 from safelight.pipeline.benchmark.trace import PROMPTS
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.text_encoder import TextStates
@@ -84,7 +84,7 @@ def _their_plan(loop: DiffusersLoop, model: ModelInfo, params: GenerationParams)
         if is_flow
         else [(t + 1.0) / NUM_TRAIN_STEPS for t in told]
     )
-    exact = plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
+    exact = make_plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
     return replace(
         exact,
         start_scale=1.0,

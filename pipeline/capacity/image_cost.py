@@ -9,7 +9,7 @@ from safelight.models.checkpoints.families import LONGEST_SIDE
 from safelight.pipeline.catalog.model_info import MAX_GUIDANCE_SCALE, MAX_STEPS, MIN_GUIDANCE_SCALE, MIN_STEPS
 from safelight.pipeline.diffusion.guidance import needs_cond, needs_uncond
 from safelight.pipeline.diffusion.schedules import Schedule
-from safelight.pipeline.diffusion.solvers import plan
+from safelight.pipeline.diffusion.solvers import make_plan
 from safelight.pipeline.errors import InvalidParams
 
 Size = tuple[int, int]  # width, height, in pixels
@@ -70,7 +70,7 @@ def image_cost(outline: ModelProfile, order: ImageSpec) -> ImageCost:
     """What one image takes alone, no text remembered. Raises `InvalidParams` for what the model cannot draw."""
     _check(outline, order)
     width, height = (side // outline.scale for side in order.size)
-    made = plan(
+    made = make_plan(
         order.solver, outline.schedule, outline.prediction, order.num_steps, spacing=outline.timestep_spacing
     )
     rows = needs_cond(order.guidance_scale) + needs_uncond(order.guidance_scale)

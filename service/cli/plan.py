@@ -27,6 +27,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.progress import Say, progress
+from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import num_cores
 
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             chosen = _choose(args, model, order, say)
             found = capacity.predict(outline, order, chosen.device, targets)
         except InvalidParams as error:
-            raise UserError(str(error)) from None
+            raise UserError(str(as_invalid_request(error))) from None
     told = _as_dict(outline, order, chosen, targets, found, args.price_per_hour)
     if args.json:
         print(json.dumps(told))

@@ -20,6 +20,7 @@ from safelight.pipeline.capacity.predict import GPUS, ImageSpec, ModelProfile
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
+from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.fast_imports import imported_for_good
 
 HOUR = 3600.0
@@ -190,7 +191,7 @@ def _simulate(
     try:
         work = capacity.image_cost(outline, order)
     except InvalidParams as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(as_invalid_request(error))) from None
     fleet = fleet_of(
         gpus,
         work,

@@ -8,7 +8,7 @@ import torch
 
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
-from safelight.pipeline.diffusion.solvers import SOLVERS, Plan, plan
+from safelight.pipeline.diffusion.solvers import SOLVERS, Plan, make_plan
 from tests.pipeline.oracle import EIGHT, GAUSSIAN, gaussian_map, walk
 
 # The published 3M lacks a factor 2 and is of order 2; UniPC's corrector adds 1 to the order in its name.
@@ -33,7 +33,7 @@ def error(
     lower_order_final: bool = False,
 ) -> float:
     grid = tuple(schedule.time_of(low + (high - low) * i / num_steps) for i in range(num_steps + 1))
-    table = plan(solver, schedule, "sample", num_steps, grid=grid, lower_order_final=lower_order_final)
+    table = make_plan(solver, schedule, "sample", num_steps, grid=grid, lower_order_final=lower_order_final)
     reached = walk(table, lambda x, t: GAUSSIAN.x0(x, *schedule.alpha_sigma(t)), START)
     return float((reached - gaussian_map(GAUSSIAN, schedule, grid[0], grid[-1], START)).abs())
 
@@ -69,7 +69,7 @@ def test_order_from_pure_noise_to_data(solver: str) -> None:
 
     def whole(num_steps: int) -> float:
         reached = walk(
-            plan(solver, Flow(), "flow", num_steps),
+            make_plan(solver, Flow(), "flow", num_steps),
             lambda x, t: GAUSSIAN.out("flow", x, *Flow().alpha_sigma(t)),
             START,
         )
@@ -121,7 +121,7 @@ def test_order_on_a_mixture(solver: str) -> None:
         grid = tuple(
             Flow().time_of(MIXED_LOW + (MIXED_HIGH - MIXED_LOW) * i / num_steps) for i in range(num_steps + 1)
         )
-        table = plan(solver, Flow(), "sample", num_steps, grid=grid, lower_order_final=False)
+        table = make_plan(solver, Flow(), "sample", num_steps, grid=grid, lower_order_final=False)
         errors.append(float((walk(table, on_a_mixture, MIXED_START) - mixed_end()).abs().max()))
     far = {"unipc_3", "dpmpp_3m_order3"}
     assert math.log2(errors[0] / errors[1]) == pytest.approx(
@@ -143,7 +143,7 @@ def test_weak_order(solver: str, schedule: Schedule, order: int) -> None:
     errors = []
     for num_steps in (160, 320):
         grid = tuple(schedule.time_of(-4.0 + 6.0 * i / num_steps) for i in range(num_steps + 1))
-        errors.append(variance_error(plan(solver, schedule, "sample", num_steps, grid=grid), schedule, grid))
+        errors.append(variance_error(make_plan(solver, schedule, "sample", num_steps, grid=grid), schedule, grid))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 

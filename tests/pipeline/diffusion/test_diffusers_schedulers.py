@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.diffusion.spacing import make_grid
 from tests.pipeline.oracle import walk
 
@@ -88,7 +88,7 @@ def test_ddim(num_steps: int, eta: float, prediction: str) -> None:
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    table, noise = plan("ddim", SCALED, prediction, num_steps, eta=eta), Noise()
+    table, noise = make_plan("ddim", SCALED, prediction, num_steps, eta=eta), Noise()
     check(
         walk(table, network, START, noise.ours), run(scheduler, shown(table), eta=eta, generator=noise.theirs)
     )
@@ -104,7 +104,7 @@ def test_ddpm(num_steps: int) -> None:
         timestep_spacing="trailing",
         variance_type="fixed_small",
     )
-    table, noise = plan("ddpm", SCALED, "epsilon", num_steps), Noise()
+    table, noise = make_plan("ddpm", SCALED, "epsilon", num_steps), Noise()
     check(walk(table, network, START, noise.ours), run(scheduler, shown(table), generator=noise.theirs))
 
 
@@ -124,7 +124,7 @@ def test_ddpm_on_its_own_leading_grid(num_steps: int, solver: str, variance: str
     )
     grid = (*((float(t) + 1) / 1000 for t in scheduler.timesteps), 0.0)
     assert grid[0] < 1.0 == make_grid(SCALED, num_steps, "leading")[0]
-    table, noise = plan(solver, SCALED, "epsilon", num_steps, grid=grid), Noise()
+    table, noise = make_plan(solver, SCALED, "epsilon", num_steps, grid=grid), Noise()
     check(walk(table, network, START, noise.ours), run(scheduler, shown(table), generator=noise.theirs))
 
 
@@ -138,7 +138,7 @@ def test_their_large_variance_leaves_noise_on_the_image_elsewhere() -> None:
         timestep_spacing="trailing",
         variance_type="fixed_large",
     )
-    table, noise = plan("ddpm_fixed_large", SCALED, "epsilon", 10), Noise()
+    table, noise = make_plan("ddpm_fixed_large", SCALED, "epsilon", 10), Noise()
     ours, theirs = (
         walk(table, network, START, noise.ours),
         run(scheduler, shown(table), generator=noise.theirs),
@@ -162,7 +162,7 @@ def test_schedulers_of_sigma(num_steps: int, name: str, solver: str, spacing: st
     """Their state is x / alpha, which ends as x."""
     config = {"timestep_spacing": "trailing"} if spacing == "trailing" else {"use_karras_sigmas": True}
     scheduler, noise = made(name, num_steps, **BETAS, **config), Noise()
-    table = plan(solver, SCALED, "epsilon", num_steps, spacing=spacing)
+    table = make_plan(solver, SCALED, "epsilon", num_steps, spacing=spacing)
     options = {} if solver == "heun" else {"generator": noise.theirs}
     check(walk(table, network, START, noise.ours), run(scheduler, shown(table), START / ALPHA, **options))
 
@@ -178,14 +178,14 @@ def test_pndm(num_steps: int) -> None:
         set_alpha_to_one=True,
         timestep_spacing="trailing",
     )
-    table = plan("plms", SCALED, "epsilon", num_steps)
+    table = make_plan("plms", SCALED, "epsilon", num_steps)
     assert table.nfe == num_steps + 1
     check(walk(table, network, START), run(scheduler, shown(table)))
 
 
 def test_the_extra_evaluation_is_plms_and_not_ipndm() -> None:
-    assert plan("ipndm", SCALED, "epsilon", 10).nfe == 10
-    ours, extra = (walk(plan(name, SCALED, "epsilon", 10), network, START) for name in ("ipndm", "plms"))
+    assert make_plan("ipndm", SCALED, "epsilon", 10).nfe == 10
+    ours, extra = (walk(make_plan(name, SCALED, "epsilon", 10), network, START) for name in ("ipndm", "plms"))
     assert float((ours - extra).abs().max()) > 1e-3
 
 
@@ -203,13 +203,13 @@ def test_dpm_solver_multistep(
         "DPMSolverMultistepScheduler", num_steps, **BETAS, prediction_type=prediction, solver_order=order, algorithm_type=algorithm,
         timestep_spacing="trailing", use_karras_sigmas=spacing == "karras",
     )  # fmt: skip
-    table, noise = plan(solver, SCALED, prediction, num_steps, spacing=spacing), Noise(torch.float32)
+    table, noise = make_plan(solver, SCALED, prediction, num_steps, spacing=spacing), Noise(torch.float32)
     check(walk(table, network, START, noise.ours), run(scheduler, shown(table), generator=noise.theirs))
 
 
 def test_the_corrected_3m_is_another_method_than_the_published() -> None:
     published, corrected = (
-        walk(plan(name, SCALED, "epsilon", 20), network, START) for name in ("dpmpp_3m", "dpmpp_3m_order3")
+        walk(make_plan(name, SCALED, "epsilon", 20), network, START) for name in ("dpmpp_3m", "dpmpp_3m_order3")
     )
     assert float((published - corrected).abs().max()) > 1e-3
 
@@ -222,7 +222,7 @@ def test_unipc(num_steps: int, spacing: str, order: int) -> None:
         "UniPCMultistepScheduler", num_steps, **BETAS, solver_order=order, solver_type="bh2", timestep_spacing="trailing",
         use_karras_sigmas=spacing == "karras", final_sigmas_type="zero",
     )  # fmt: skip
-    table = plan(f"unipc_{order}", SCALED, "epsilon", num_steps, spacing=spacing)
+    table = make_plan(f"unipc_{order}", SCALED, "epsilon", num_steps, spacing=spacing)
     check(walk(table, network, START), run(scheduler, shown(table)))
 
 
@@ -236,8 +236,8 @@ def singlestep(order: int, evaluations: int, **config):
 def test_dpm_solver_singlestep_on_the_data(num_steps: int) -> None:
     """An odd count: pairs, then one step to the data. (An even one ends in two single steps, which no solver of ours does.)"""
     scheduler, times = singlestep(2, 2 * num_steps - 1, lower_order_final=True)
-    inside = (*((t,) for t in times[1::2]), ())
-    table = plan("dpmpp_2s", SCALED, "epsilon", num_steps, grid=(*times[::2], 0.0), inside=inside)
+    inner_times = (*((t,) for t in times[1::2]), ())
+    table = make_plan("dpmpp_2s", SCALED, "epsilon", num_steps, grid=(*times[::2], 0.0), inner_times=inner_times)
     assert shown(table) == times
     check(walk(table, network, START), run(scheduler, times))
 
@@ -253,8 +253,8 @@ def test_dpm_solver_singlestep_on_the_noise(num_steps: int, solver: str, order: 
         order, order * num_steps, algorithm_type="dpmsolver", final_sigmas_type="sigma_min"
     )
     assert scheduler.order_list == [*range(1, order + 1)] * num_steps
-    inside = tuple(zip(*(times[i::order] for i in range(1, order)), strict=True))
-    table = plan(solver, SCALED, "epsilon", num_steps, grid=(*times[::order], 0.001), inside=inside)
+    inner_times = tuple(zip(*(times[i::order] for i in range(1, order)), strict=True))
+    table = make_plan(solver, SCALED, "epsilon", num_steps, grid=(*times[::order], 0.001), inner_times=inner_times)
     assert shown(table) == times
     x = START
     for stage, (t, exact) in enumerate(zip(scheduler.timesteps, times, strict=True)):
@@ -270,7 +270,7 @@ def test_flow_match_euler(num_steps: int, shift: float) -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     for spacing, sigmas in (("linspace", None), ("trailing", [1 - i / num_steps for i in range(num_steps)])):
         scheduler.set_timesteps(num_steps, sigmas=sigmas)
-        table = plan("euler", Flow(shift), "flow", num_steps, spacing=spacing)
+        table = make_plan("euler", Flow(shift), "flow", num_steps, spacing=spacing)
         check(walk(table, network, START), run(scheduler, shown(table)))
 
 
@@ -280,7 +280,7 @@ def test_flow_match_heun(num_steps: int, shift: float) -> None:
     """On its own grid, which ends above 0 and is shifted twice there."""
     scheduler = made("FlowMatchHeunDiscreteScheduler", num_steps, shift=shift)
     sigmas = scheduler.sigmas.tolist()
-    table = plan("heun", Flow(shift), "flow", num_steps, grid=(sigmas[0], *sigmas[1:-1:2], 0.0))
+    table = make_plan("heun", Flow(shift), "flow", num_steps, grid=(sigmas[0], *sigmas[1:-1:2], 0.0))
     check(walk(table, network, START), run(scheduler, shown(table)))
 
 
@@ -302,7 +302,7 @@ def test_exponential_solvers_on_flows(
         name, num_steps, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **config
     )
     sigmas = scheduler.sigmas.tolist()
-    table = plan(solver, Flow(shift), "flow", num_steps, grid=tuple(sigmas))
+    table = make_plan(solver, Flow(shift), "flow", num_steps, grid=tuple(sigmas))
     check(walk(table, network, START), run(scheduler, shown(table)))
 
 
@@ -313,16 +313,16 @@ def test_where_flow_grids_start_is_what_differs() -> None:
     )  # fmt: skip
     theirs = tuple(scheduler.sigmas.tolist())
     assert theirs[0] == pytest.approx(0.999)
-    table = plan("dpmpp_2m", Flow(), "flow", 10, grid=theirs)
+    table = make_plan("dpmpp_2m", Flow(), "flow", 10, grid=theirs)
     assert table.ticks[1].b[1] != 0.0
     check(walk(table, network, START), run(scheduler, shown(table)))
-    assert plan("dpmpp_2m", Flow(), "flow", 10, grid=(1.0, *theirs[1:])).ticks[1].b[1] == 0.0
+    assert make_plan("dpmpp_2m", Flow(), "flow", 10, grid=(1.0, *theirs[1:])).ticks[1].b[1] == 0.0
 
 
 def test_times_rounded_to_integers_are_what_differs_with_karras() -> None:
     """Their network sees the nearest training step, their solver the exact sigma."""
     scheduler = made("DPMSolverMultistepScheduler", 20, **BETAS, use_karras_sigmas=True)
-    table = plan("dpmpp_2m", SCALED, "epsilon", 20, spacing="karras")
+    table = make_plan("dpmpp_2m", SCALED, "epsilon", 20, spacing="karras")
     rounded = [(float(t) + 1) / 1000 for t in scheduler.timesteps]
     assert rounded == pytest.approx(shown(table), abs=0.5e-3 + 1e-9)
     assert rounded != pytest.approx(shown(table), abs=1e-4)
@@ -344,7 +344,7 @@ def test_cosine_betas(num_steps: int) -> None:
     scheduler = made("DPMSolverMultistepScheduler", num_steps, **config, timestep_spacing="trailing")
     scheduler.sigmas, scheduler.timesteps = scheduler.sigmas[1:], scheduler.timesteps[1:]
     grid = make_grid(schedule, num_steps)[1:]
-    table = plan("dpmpp_2m", schedule, "v_prediction", num_steps - 1, grid=grid)
+    table = make_plan("dpmpp_2m", schedule, "v_prediction", num_steps - 1, grid=grid)
     check(walk(table, network, START), run(scheduler, shown(table)))
 
 

@@ -8,12 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from safelight.pipeline.diffusion.elbo import Variance, elbo, fixed_large, fixed_small
 from safelight.pipeline.diffusion.likelihood import (
-    Variance,
     bits_per_dim,
-    elbo,
-    fixed_large,
-    fixed_small,
     gaussian,
     log_likelihood,
     rademacher,

@@ -16,7 +16,7 @@ from safelight.pipeline.diffusion.solvers import (
     GridPoint,
     SolverGrid,
     canonical_name,
-    plan,
+    make_plan,
 )
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
 from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
@@ -61,7 +61,7 @@ def test_golden_steps() -> None:
 def test_every_table_is_its_reference(solver: str, schedule: Schedule, prediction: str) -> None:
     if schedule.family not in SOLVERS[solver].families:
         with pytest.raises(InvalidParams, match="not defined"):
-            plan(solver, schedule, prediction, 5)
+            make_plan(solver, schedule, prediction, 5)
         return
     cases = [
         (1, "trailing"),
@@ -77,7 +77,7 @@ def test_every_table_is_its_reference(solver: str, schedule: Schedule, predictio
     if solver == "plms":
         cases = cases[3:]  # fewer are refused, see below
     for num_steps, spacing in cases:
-        table = plan(solver, schedule, prediction, num_steps, spacing=spacing)
+        table = make_plan(solver, schedule, prediction, num_steps, spacing=spacing)
         assert all(
             math.isfinite(v) for tick in table.ticks for v in (tick.t, tick.timestep, *tick.coefficients)
         )
@@ -98,7 +98,7 @@ def test_every_table_is_its_reference(solver: str, schedule: Schedule, predictio
 def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: int) -> None:
     """Without `lower_order_final`, on a grid that stops where noise is left."""
     schedule, grid = Flow(), tuple(1.0 - 0.9 * i / num_steps for i in range(num_steps + 1))
-    table = plan(solver, schedule, "flow", num_steps, grid=grid, lower_order_final=False)
+    table = make_plan(solver, schedule, "flow", num_steps, grid=grid, lower_order_final=False)
     ours = walk(table, lambda x, t: EIGHT.out("flow", x, *schedule.alpha_sigma(t)), noise(0))
     problem = Problem(
         lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, grid, noise, lower_order_final=False
@@ -109,7 +109,7 @@ def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: i
 @pytest.mark.parametrize("schedule", [Flow(3.0), LINEAR, VarianceExploding()], ids=str)
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_ddim_with_eta_is_its_reference(schedule: Schedule, eta: float) -> None:
-    table = plan("ddim", schedule, "sample", 8, eta=eta)
+    table = make_plan("ddim", schedule, "sample", 8, eta=eta)
     x = table.start_scale * noise(1000)
     problem = Problem(
         lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 8), noise
@@ -120,16 +120,16 @@ def test_ddim_with_eta_is_its_reference(schedule: Schedule, eta: float) -> None:
 
 def test_ddim_runs_from_euler_to_ddpm() -> None:
     for schedule in (Flow(), LINEAR, VarianceExploding()):
-        assert plan("ddim", schedule, "sample", 7).ticks == plan("euler", schedule, "sample", 7).ticks
-        assert plan("ddim", schedule, "sample", 7, eta=1.0).ticks == plan("ddpm", schedule, "sample", 7).ticks
-        assert plan("ddim", schedule, "sample", 7, eta=0.5).ticks != plan("ddpm", schedule, "sample", 7).ticks
+        assert make_plan("ddim", schedule, "sample", 7).ticks == make_plan("euler", schedule, "sample", 7).ticks
+        assert make_plan("ddim", schedule, "sample", 7, eta=1.0).ticks == make_plan("ddpm", schedule, "sample", 7).ticks
+        assert make_plan("ddim", schedule, "sample", 7, eta=0.5).ticks != make_plan("ddpm", schedule, "sample", 7).ticks
 
 
 @pytest.mark.parametrize(
     "schedule", [LINEAR, VariancePreserving("scaled_linear"), VarianceExploding()], ids=str
 )
 def test_the_alias_euler_ancestral_is_what_k_diffusion_does(schedule: Schedule) -> None:
-    table = plan("euler_ancestral", schedule, "sample", 9)
+    table = make_plan("euler_ancestral", schedule, "sample", 9)
     x = table.start_scale * noise(1000)
     problem = Problem(
         lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 9), noise
@@ -142,7 +142,7 @@ def test_aliases_are_names_and_nothing_else() -> None:
     for alias, name in ALIASES.items():
         assert alias not in SOLVERS
         assert canonical_name(alias) == name
-        assert plan(alias, Flow(), "flow", 6) == plan(name, Flow(), "flow", 6)
+        assert make_plan(alias, Flow(), "flow", 6) == make_plan(name, Flow(), "flow", 6)
     assert "langevin" not in SERVED
     assert "dpmpp_2m" in SERVED
 
@@ -162,18 +162,18 @@ def test_plans_say_what_they_cost(solver: str) -> None:
         if nfe is None:
             continue
         calls = []
-        table = plan(solver, schedule, "v_prediction", N)
+        table = make_plan(solver, schedule, "v_prediction", N)
         walk(table, lambda x, t, calls=calls: calls.append(t) or x, noise(0), noise)
         assert (table.num_steps, table.nfe, len(calls)) == (N, nfe, nfe)
         assert nfe <= N * SOLVERS[solver].evaluations + (solver == "plms")
 
 
 def test_langevin_takes_its_inner_steps_and_one_more() -> None:
-    assert plan("langevin", VarianceExploding(), "score", 3).nfe == 3 * INNER_STEPS + 1
+    assert make_plan("langevin", VarianceExploding(), "score", 3).nfe == 3 * INNER_STEPS + 1
 
 
 def test_a_plan_prints_as_a_table() -> None:
-    table = plan("heun", Flow(), "flow", 3)
+    table = make_plan("heun", Flow(), "flow", 3)
     title, head, *rows = str(table).splitlines()
     assert title == "heun: 3 steps, 5 evaluations"
     assert head.split() == ["timestep", *COLUMNS]
@@ -185,11 +185,11 @@ def test_a_plan_prints_as_a_table() -> None:
 
 
 def test_samples_start_from_the_noise_that_is_there() -> None:
-    assert plan("euler", Flow(), "flow", 2).start_scale == 1.0
-    assert plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(
+    assert make_plan("euler", Flow(), "flow", 2).start_scale == 1.0
+    assert make_plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(
         1.0
     )  # unit although a little signal is left
-    assert plan("euler", VarianceExploding(), "score", 2).start_scale == pytest.approx(50.0)
+    assert make_plan("euler", VarianceExploding(), "score", 2).start_scale == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_samples_start_from_the_noise_that_is_there() -> None:
         (("euler_maruyama", Flow(), "flow", 5), {}, "solver"),
         (("euler", Flow(), "odd", 5), {}, "prediction"),
         (("euler", Flow(), "epsilon", 5), {}, "prediction"),  # pure noise says nothing of the data
-        (("euler", Flow(), "flow", 0), {}, "num_inference_steps"),
-        (("plms", LINEAR, "epsilon", 1), {}, "num_inference_steps"),
-        (("plms", Flow(), "flow", 2), {}, "num_inference_steps"),  # its first step is Euler's: it starts at the second
+        (("euler", Flow(), "flow", 0), {}, "num_steps"),
+        (("plms", LINEAR, "epsilon", 1), {}, "num_steps"),
+        (("plms", Flow(), "flow", 2), {}, "num_steps"),  # its first step is Euler's: it starts at the second
         (("euler", LINEAR, "epsilon", 5), {"spacing": "odd"}, "timestep_spacing"),
         (("euler", LINEAR, "epsilon", 5), {"eta": 0.5}, "eta"),
         (("ddpm", LINEAR, "epsilon", 5), {"eta": 1.0}, "eta"),
@@ -218,10 +218,10 @@ def test_samples_start_from_the_noise_that_is_there() -> None:
 )  # fmt: skip
 def test_nonsense_is_named(arguments: tuple, options: dict, param: str) -> None:
     with pytest.raises(InvalidParams) as caught:
-        plan(*arguments, **options)
+        make_plan(*arguments, **options)
     assert caught.value.param == param
 
 
 def test_every_spacing_can_be_planned() -> None:
     for spacing in SPACINGS:
-        assert plan("dpmpp_2m", Flow(3.0), "flow", 6, spacing=spacing).ticks[0].timestep == 1000.0
+        assert make_plan("dpmpp_2m", Flow(3.0), "flow", 6, spacing=spacing).ticks[0].timestep == 1000.0

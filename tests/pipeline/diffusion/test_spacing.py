@@ -76,8 +76,8 @@ def test_uniform_lam_is_uniform_where_lam_is_finite(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("spacing", "num_steps", "param"),
     [
-        ("odd", 5, "timestep_spacing"), ("trailing", 0, "num_inference_steps"), ("karras", -1, "num_inference_steps"),
-        ("leading", 1000, "num_inference_steps"),
+        ("odd", 5, "timestep_spacing"), ("trailing", 0, "num_steps"), ("karras", -1, "num_steps"),
+        ("leading", 1000, "num_steps"),
     ],
 )  # fmt: skip
 def test_nonsense_is_named(spacing: str, num_steps: int, param: str) -> None:

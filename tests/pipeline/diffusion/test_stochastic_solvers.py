@@ -15,7 +15,7 @@ from torch import Tensor
 from safelight.pipeline.diffusion.reference import Problem
 from safelight.pipeline.diffusion.reference.onestep import ddpm_learned
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.diffusion.spacing import make_grid
 from tests.pipeline.oracle import MODES, walk, wasserstein_to
 
@@ -64,7 +64,7 @@ def run(
 
 @cache
 def distance(solver: str, schedule: Schedule, num_steps: int, eta: float = 0.0) -> float:
-    return wasserstein_to(MODES, run(plan(solver, schedule, "sample", num_steps, eta=eta), schedule))
+    return wasserstein_to(MODES, run(make_plan(solver, schedule, "sample", num_steps, eta=eta), schedule))
 
 
 def test_the_measure() -> None:
@@ -113,11 +113,11 @@ def test_ddim_with_eta_1_has_the_law_of_ddpm() -> None:
 @pytest.mark.parametrize("num_steps", [1, 7, 20])
 def test_each_variance_is_exact_for_its_data(num_steps: int) -> None:
     """Ho et al. 2020, section 3.2: beta is the true variance if the data are standard normal, the posterior's if they are a point."""
-    times = [tick.t for tick in plan("ddpm", LINEAR, "sample", num_steps).ticks]
+    times = [tick.t for tick in make_plan("ddpm", LINEAR, "sample", num_steps).ticks]
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         (alpha, sigma), (_, sigma_next) = LINEAR.alpha_sigma(t), LINEAR.alpha_sigma(t_next)
         large, small = (
-            plan(name, LINEAR, "sample", num_steps).ticks[i] for name in ("ddpm_fixed_large", "ddpm")
+            make_plan(name, LINEAR, "sample", num_steps).ticks[i] for name in ("ddpm_fixed_large", "ddpm")
         )
         assert (large.a + large.b[0] * alpha) ** 2 + large.c**2 == pytest.approx(
             1.0
@@ -179,12 +179,12 @@ def is_drawn_from_the_modes(x: Tensor) -> bool:
 
 def test_annealed_langevin() -> None:
     """Twenty geometric noise levels, a hundred inner steps each."""
-    assert is_drawn_from_the_modes(run(plan("langevin", LEVELS, "sample", 20), LEVELS, count=20_000))
+    assert is_drawn_from_the_modes(run(make_plan("langevin", LEVELS, "sample", 20), LEVELS, count=20_000))
 
 
 @pytest.mark.parametrize("start_scale", [10.0, 1.8])
 def test_without_annealing_langevin_does_not_find_how_much_each_mode_weighs(start_scale: float) -> None:
     """All ticks at the least level, even from noise as wide as the data: what fell into a basin stays there."""
-    least = plan("langevin", LEVELS, "sample", 20).ticks[-2].t
-    table = plan("langevin", LEVELS, "sample", 20, grid=(*(least + (19 - i) * 1e-9 for i in range(20)), 0.0))
+    least = make_plan("langevin", LEVELS, "sample", 20).ticks[-2].t
+    table = make_plan("langevin", LEVELS, "sample", 20, grid=(*(least + (19 - i) * 1e-9 for i in range(20)), 0.0))
     assert not is_drawn_from_the_modes(run(table, LEVELS, count=6000, start_scale=start_scale))
