@@ -31,17 +31,19 @@ OURS, OTHERS = "#1b6ca8", "#b0b0b0"
 
 
 def main(path: str) -> None:
-    found = json.loads(Path(path).read_text())
+    report = json.loads(Path(path).read_text())
     figure, (curve, alone, rate, latency) = pyplot.subplots(1, 4, figsize=(16, 4))
-    draw_curve(curve, found["curve"])
-    batch1 = {label: found["batch1"][name] for name, label in BATCH1.items() if found["batch1"][name]}
+    draw_curve(curve, report["curve"])
+    batch1 = {label: report["batch1"][name] for name, label in BATCH1.items() if report["batch1"][name]}
     draw_bars(alone, batch1, "seconds of an image alone")
-    mixed = {label: found["mixed"][name] for name, label in NAMES.items() if found["mixed"][name]}
+    mixed = {label: report["mixed"][name] for name, label in NAMES.items() if report["mixed"][name]}
     draw_bars(
-        rate, {name: of["images_per_hour"] for name, of in mixed.items()}, "images an hour, unlike requests"
+        rate,
+        {name: result["images_per_hour"] for name, result in mixed.items()},
+        "images an hour, unlike requests",
     )
     draw_latencies(latency, mixed)
-    figure.suptitle(f"{found['model']}, {found['device']}, {found['dtype']}, {found['threads']} threads")
+    figure.suptitle(f"{report['model']}, {report['device']}, {report['dtype']}, {report['threads']} threads")
     figure.tight_layout()
     figure.savefig(HERE / "bench.png", dpi=90)
 

@@ -23,7 +23,7 @@ TENSORRT = "[SDXL's TensorRT card](https://huggingface.co/stabilityai/stable-dif
 
 @dataclass(frozen=True)
 class Figure:
-    """Seconds that somebody measured for one image of 1024 x 1024 alone, and the share of the peak that they mean."""
+    """Published seconds for one image of 1024 x 1024 alone, and the share of the peak that they imply."""
 
     model: str
     gpu: str
@@ -57,52 +57,54 @@ PUBLISHED = (
 
 
 def planned(model: str, gpu: str, steps: int, mfu: float) -> dict:
-    """What `safelight plan` says."""
-    told = io.StringIO()
-    with redirect_stdout(told):
+    """The report of `safelight plan --json`."""
+    output = io.StringIO()
+    with redirect_stdout(output):
         cli.main(["plan", "--model", model, "--gpu", gpu, "--steps", str(steps), "--mfu", str(mfu), "--json"])
-    return json.loads(told.getvalue())
+    return json.loads(output.getvalue())
 
 
 def seconds_table(plans: dict) -> str:
-    """Seconds of an image alone and images an hour, of one device."""
+    """Seconds for an image alone and images per hour, on one device."""
     rows = _head("model", "steps", "TFLOP", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
         for steps in STEPS:
-            found = [plans[model, gpu, steps, mfu] for gpu in GPUS for mfu in SHARES]
+            reports = [plans[model, gpu, steps, mfu] for gpu in GPUS for mfu in SHARES]
             cells = [
-                f"{each['service_s']:.2f} s, {each['images_per_hour_per_device']:.0f}/h" for each in found
+                f"{report['service_s']:.2f} s, {report['images_per_hour_per_device']:.0f}/h"
+                for report in reports
             ]
-            rows.append(_row(f"`{model}`", steps, f"{found[0]['tflop_per_image']:.0f}", *cells))
+            rows.append(_row(f"`{model}`", steps, f"{reports[0]['tflop_per_image']:.0f}", *cells))
     return "\n".join(rows)
 
 
 def steps_table(plans: dict) -> str:
-    """The most steps that meet both targets: of an image alone, and for 95 % of those that come at random."""
+    """The most steps that meet both targets: for an image alone, and for 95 % of random arrivals."""
     rows = _head("model", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
-        most = [plans[model, gpu, STEPS[0], mfu]["steps_that_meet"] for gpu in GPUS for mfu in SHARES]
-        rows.append(_row(f"`{model}`", *(f"{each['alone']}; {each['under_load']}" for each in most)))
+        max_steps = [plans[model, gpu, STEPS[0], mfu]["steps_that_meet"] for gpu in GPUS for mfu in SHARES]
+        cells = [f"{steps['alone']}; {steps['under_load']}" for steps in max_steps]
+        rows.append(_row(f"`{model}`", *cells))
     return "\n".join(rows)
 
 
 def published_table() -> str:
-    """Published seconds beside those predicted at the share of the peak that the row names."""
+    """Published seconds beside the prediction at the share of the peak that they imply."""
     rows = _head(
         "model", "device", "steps", "published, s", "implied MFU", "predicted at it, s", "how", "source"
     )
-    for each in PUBLISHED:
-        found = planned(each.model, each.gpu, each.steps, each.mfu)["service_s"]
+    for figure in PUBLISHED:
+        seconds = planned(figure.model, figure.gpu, figure.steps, figure.mfu)["service_s"]
         rows.append(
             _row(
-                f"`{each.model}`",
-                each.gpu.upper(),
-                each.steps,
-                each.seconds,
-                f"{each.mfu:.0%}",
-                f"{found:.2f}",
-                each.how,
-                each.source,
+                f"`{figure.model}`",
+                figure.gpu.upper(),
+                figure.steps,
+                figure.seconds,
+                f"{figure.mfu:.0%}",
+                f"{seconds:.2f}",
+                figure.how,
+                figure.source,
             )
         )
     return "\n".join(rows)

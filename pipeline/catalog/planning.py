@@ -6,7 +6,7 @@ from safelight.pipeline.params import GenerationParams
 
 
 def plan_request(params: GenerationParams, model: ModelInfo) -> Plan:
-    """The plan of one image under `model`; raises `InvalidParams` if solver or spacing do not allow it."""
+    """The plan of one image under `model`; `InvalidParams` if solver or spacing do not allow it."""
     return make_plan(
         params.solver,
         model.schedule,

@@ -168,7 +168,7 @@ def test_what_is_too_large_to_be_measured_has_the_best_products_peak(capsys, mon
         (("--model", "sdxl", "--size", "512x512"), "512x512 was not counted for sdxl"),
         (("--steps", "0"), "steps must be between 1 and 200, got 0"),
         (("--steps", "many"), "--steps: invalid int value: 'many'"),
-        (("--solver", "plms", "--steps", "1"), "num_inference_steps must be at least 2 for plms"),
+        (("--solver", "plms", "--steps", "1"), "num_inference_steps must be at least 3 for plms"),
         (("--guidance-scale", "nan"), "guidance scale must be between 0 and 20, got nan"),
         (("--solver", "magic"), "solver 'magic' is unknown; allowed: "),
         (("--model", "sd3-medium", "--solver", "euler_maruyama"), "is not defined on this model's schedule"),
