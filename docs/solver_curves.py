@@ -324,7 +324,7 @@ def fill(text: str, name: str, block: str) -> str:
 
 
 # -- plot
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 # Okabe and Ito's colours, distinct for colour-blind readers; within a colour, line and marker differ.
 STYLES = {
