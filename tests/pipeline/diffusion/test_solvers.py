@@ -124,17 +124,10 @@ def test_ddim_with_eta_equals_its_reference(schedule: Schedule, eta: float) -> N
 
 def test_ddim_runs_from_euler_to_ddpm() -> None:
     for schedule in (Flow(), LINEAR, VarianceExploding()):
-        assert (
-            make_plan("ddim", schedule, "sample", 7).ticks == make_plan("euler", schedule, "sample", 7).ticks
-        )
-        assert (
-            make_plan("ddim", schedule, "sample", 7, eta=1.0).ticks
-            == make_plan("ddpm", schedule, "sample", 7).ticks
-        )
-        assert (
-            make_plan("ddim", schedule, "sample", 7, eta=0.5).ticks
-            != make_plan("ddpm", schedule, "sample", 7).ticks
-        )
+        euler_ticks, ddpm_ticks = (make_plan(name, schedule, "sample", 7).ticks for name in ("euler", "ddpm"))
+        assert make_plan("ddim", schedule, "sample", 7).ticks == euler_ticks
+        assert make_plan("ddim", schedule, "sample", 7, eta=1.0).ticks == ddpm_ticks
+        assert make_plan("ddim", schedule, "sample", 7, eta=0.5).ticks != ddpm_ticks
 
 
 @pytest.mark.parametrize(
