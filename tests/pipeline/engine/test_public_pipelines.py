@@ -49,7 +49,9 @@ def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationPara
     pipe.scheduler.set_timesteps(STEPS)
     times = [float(t) for t in pipe.scheduler.timesteps]
     grid = (*((t + 1.0) / 1000.0 for t in times), 0.0)
-    exact = make_plan(SOLVERS[type(pipe.scheduler).__name__], model.schedule, model.prediction, STEPS, grid=grid)
+    exact = make_plan(
+        SOLVERS[type(pipe.scheduler).__name__], model.schedule, model.prediction, STEPS, grid=grid
+    )
     assert [tick.timestep for tick in exact.ticks] == pytest.approx(times, abs=1e-3)
     return replace(exact, start_scale=1.0)
 
