@@ -1,9 +1,11 @@
 """Error against network evaluations for every solver, on data whose exact network is known.
 
-    python docs/solver_curves.py             writes docs/solvers.png and the generated tables of docs/solvers.md
-    python docs/solver_curves.py --registry  only the table of solvers, in a moment and without matplotlib
+    python docs/solver_curves.py             writes docs/solvers.png and the generated tables of
+    docs/solvers.md python docs/solver_curves.py --registry  writes only the table of solvers; fast, and
+    without matplotlib
 
-The data are Gaussian mixtures, so scores are exact and only the solvers' discretisation is measured. Needs the extra `docs`.
+The data are Gaussian mixtures, so scores are exact and only the solvers' discretisation error is measured.
+Needs the extra `docs`.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,24 +26,30 @@ sys.path.insert(0, str(HERE.parent))
 
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, plan
+from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, make_plan
 from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.progress import Progress
+
 Denoise = Callable[[Tensor, float], Tensor]
+Curve = dict[int, tuple[int, float]]  # budget of evaluations to (evaluations used, error)
+Points = list[tuple[int, float]]  # (evaluations, error)
 
 NFES = (5, 6, 8, 10, 12, 15, 20, 30, 40, 60)
 TABLED = (10, 15, 20)
-LAW_NFES = (5, 10, 20, 50, 100, 200)
-LAW_LEVELS = (5, 10)  # of annealed Langevin, 100 evaluations each
+STOCHASTIC_NFES = (5, 10, 20, 50, 100, 200)
+LANGEVIN_LEVELS = (5, 10)  # of annealed Langevin, 100 evaluations each
 ORDER_STEPS = (160, 320)
 
 NUM_MIXTURES = 4
 NUM_STARTS = 64
-NUM_LAW = 2**15
+NUM_DRAWS = 2**15
 SIDE = 8
 COMPONENTS = 32
-CLASS = 4  # components that the prompt means
+NUM_PROMPTED = 4  # components that the prompt selects
 
 DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if solver.deterministic)
 STOCHASTIC = tuple(name for name, solver in SOLVERS.items() if not solver.deterministic)
@@ -48,7 +57,7 @@ STOCHASTIC = tuple(name for name, solver in SOLVERS.items() if not solver.determ
 
 @dataclass(frozen=True)
 class Case:
-    """One panel: where the solvers are compared pathwise."""
+    """One panel of the figure: a setting in which path errors of solvers are compared."""
 
     title: str
     schedule: Schedule
@@ -68,7 +77,10 @@ CASES = (
 
 
 def image_like(seed: int) -> Mixture:
-    """Images of 8 x 8 in the cosine basis: variance falls as 1 / (1 + f^2), half between components and half within."""
+    """A mixture like images of 8 x 8 in the cosine basis.
+
+    Variance falls as 1 / (1 + f^2), half of it between components and half within.
+    """
     generator = torch.Generator().manual_seed(seed)
     f = torch.arange(SIDE, dtype=torch.float64)
     spectrum = 1.0 / (1.0 + (f[:, None] ** 2 + f**2).flatten())
@@ -83,7 +95,7 @@ def image_like(seed: int) -> Mixture:
 
 
 def stack(mixtures: list[Mixture], components: int = COMPONENTS) -> Mixture:
-    """The first, equally likely components of several mixtures, as one of (M, K, D)."""
+    """The first components of several mixtures, equally likely, as one mixture of shape (M, K, D)."""
     weights, means, variances = (
         torch.stack([getattr(m, n) for m in mixtures]) for n in ("weights", "means", "variances")
     )
@@ -92,7 +104,7 @@ def stack(mixtures: list[Mixture], components: int = COMPONENTS) -> Mixture:
 
 
 def posterior_mean(data: Mixture, x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """`Mixture.x0` (..., N, D) by matrix products: the same numbers, fast, and for several mixtures (..., K, D) at once."""
+    """`Mixture.x0` (..., N, D) by fast matrix products, for several mixtures (..., K, D) at once."""
     precision = 1.0 / (alpha**2 * data.variances + sigma**2)
     centre = data.means * precision
     constant = data.weights.log() - 0.5 * (alpha**2 * (data.means * centre) - precision.log()).sum(-1)
@@ -104,9 +116,9 @@ def posterior_mean(data: Mixture, x: Tensor, alpha: float, sigma: float) -> Tens
 
 
 def guided(schedule: Schedule, guidance_scale: float) -> Denoise:
-    """A perfect network for a prompt that means a few components, under guidance against all of them; x (M, N, D)."""
+    """A perfect network for a prompt that selects a few components, guided against all; x (M, N, D)."""
     mixtures = [image_like(seed) for seed in range(NUM_MIXTURES)]
-    data, prompted = stack(mixtures), stack(mixtures, CLASS)
+    data, prompted = stack(mixtures), stack(mixtures, NUM_PROMPTED)
 
     def denoise(x: Tensor, t: float) -> Tensor:
         alpha, sigma = schedule.alpha_sigma(t)
@@ -120,21 +132,20 @@ def guided(schedule: Schedule, guidance_scale: float) -> Denoise:
 
 
 def affordable(solver: str, schedule: Schedule, spacing: str, nfe: int) -> Plan | None:
-    """The plan with most steps that takes at most `nfe` evaluations."""
-    for num_steps in range(
-        nfe // SOLVERS[solver].evaluations + 2, 0, -1
-    ):  # first and last steps may cost less than the others
+    """The plan with the most steps within `nfe` evaluations, or None."""
+    # the first and last steps may take fewer evaluations than the others
+    for num_steps in range(nfe // SOLVERS[solver].evaluations + 2, 0, -1):
         try:
-            table = plan(solver, schedule, "sample", num_steps, spacing=spacing)
+            plan = make_plan(solver, schedule, "sample", num_steps, spacing=spacing)
         except InvalidParams:  # too few steps for this solver or spacing
             continue
-        if table.nfe <= nfe:
-            return table
+        if plan.nfe <= nfe:
+            return plan
     return None
 
 
-class Bench:
-    """Path errors of one case: starts and their exact ends on a few mixtures, the ends by adaptive Runge-Kutta."""
+class PathErrors:
+    """Path errors of one case, against ends computed by adaptive Runge-Kutta on a few mixtures."""
 
     def __init__(self, case: Case):
         self.case = case
@@ -146,63 +157,66 @@ class Bench:
             generator=torch.Generator().manual_seed(99),
             dtype=torch.float64,
         )
-        t_end = (
-            1e-4 if case.schedule.family == "flow" else 1e-7
-        )  # sigma is under 1e-3 there: the data is what the network says
+        # sigma is below 1e-3 there, so the network's prediction is the data
+        t_end = 1e-4 if case.schedule.family == "flow" else 1e-7
         end, _ = rk45(self.denoise, case.schedule, 1.0, t_end, self.start, rtol=1e-6, atol=1e-8)
         self.end = self.denoise(end, t_end)
 
-    def error(self, table: Plan) -> float:
+    def error(self, plan: Plan) -> float:
         """RMS distance to the exact ends over their RMS."""
-        found = execute_plan(table, lambda x, tick: self.denoise(x, tick.t), table.start_scale * self.start)
-        return float((found - self.end).norm() / self.end.norm())
+        end = execute_plan(plan, lambda x, tick: self.denoise(x, tick.t), plan.start_scale * self.start)
+        return float((end - self.end).norm() / self.end.norm())
 
-    def curve(self, solver: str) -> dict[int, tuple[int, float]]:
-        """For each budget of evaluations, how many were used and the error."""
-        found, known = {}, {}
+    def curve(self, solver: str) -> Curve:
+        """For each budget of evaluations, the number used and the error."""
+        points, errors = {}, {}
         for nfe in NFES:
-            table = affordable(solver, self.case.schedule, self.case.spacing, nfe)
-            if table is None:
+            plan = affordable(solver, self.case.schedule, self.case.spacing, nfe)
+            if plan is None:
                 continue
-            if table.nfe not in known:
-                known[table.nfe] = self.error(table)
-            found[nfe] = (table.nfe, known[table.nfe])
-        return found
+            if plan.nfe not in errors:
+                errors[plan.nfe] = self.error(plan)
+            points[nfe] = (plan.nfe, errors[plan.nfe])
+        return points
 
 
-def law_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, float]:
-    """Evaluations, and the Wasserstein-1 distance between samples and the exact mixture over its standard deviation."""
-    table = plan(solver, schedule, "sample", num_steps)
+def distribution_error(solver: str, schedule: Schedule, num_steps: int) -> tuple[int, float]:
+    """Evaluations, and the distance of samples to the exact mixture.
+
+    The distance is Wasserstein-1 over the mixture's standard deviation.
+    """
+    plan = make_plan(solver, schedule, "sample", num_steps)
     generator = torch.Generator().manual_seed(7)
-    start = table.start_scale * torch.randn(NUM_LAW, 1, generator=generator, dtype=torch.float64)
+    start = plan.start_scale * torch.randn(NUM_DRAWS, 1, generator=generator, dtype=torch.float64)
 
     def network(x: Tensor, tick: Tick) -> Tensor:
         return posterior_mean(MODES, x, *schedule.alpha_sigma(tick.t))
 
-    end = execute_plan(
-        table, network, start, lambda k: torch.randn(start.shape, generator=generator, dtype=start.dtype)
-    )
-    return table.nfe, float((end.flatten().sort().values - _quantiles()).abs().mean()) / _deviation()
+    def noise(k: int) -> Tensor:
+        return torch.randn(start.shape, generator=generator, dtype=start.dtype)
+
+    end = execute_plan(plan, network, start, noise)
+    return plan.nfe, float((end.flatten().sort().values - _quantiles()).abs().mean()) / _deviation()
 
 
-def law_floor() -> float:
-    """What exact samples of the same number score, in the mean of a few draws."""
-    draws = [
-        MODES.draw(NUM_LAW, torch.Generator().manual_seed(seed)).flatten().sort().values for seed in range(16)
-    ]
-    return sum(float((drawn - _quantiles()).abs().mean()) for drawn in draws) / len(draws) / _deviation()
+def distribution_floor() -> float:
+    """The mean distance of as many exact samples, over a few draws."""
+    distances = []
+    for seed in range(16):
+        samples = MODES.draw(NUM_DRAWS, torch.Generator().manual_seed(seed)).flatten().sort().values
+        distances.append(float((samples - _quantiles()).abs().mean()))
+    return sum(distances) / len(distances) / _deviation()
 
 
 @cache
 def _quantiles() -> Tensor:
-    """The quantiles of the one-dimensional mixture at (i + 1/2) / NUM_LAW, by bisection."""
-    wanted = (torch.arange(NUM_LAW, dtype=torch.float64) + 0.5) / NUM_LAW
-    low, high = torch.full_like(wanted, -10.0), torch.full_like(wanted, 10.0)
+    """The quantiles of the one-dimensional mixture at (i + 1/2) / NUM_DRAWS, by bisection."""
+    levels = (torch.arange(NUM_DRAWS, dtype=torch.float64) + 0.5) / NUM_DRAWS
+    low, high = torch.full_like(levels, -10.0), torch.full_like(levels, 10.0)
     for _ in range(50):
         middle = (low + high) / 2
-        below = (
-            torch.special.ndtr((middle[:, None] - MODES.means.T) / MODES.variances.T.sqrt()) * MODES.weights
-        ).sum(1) < wanted
+        cdf = torch.special.ndtr((middle[:, None] - MODES.means.T) / MODES.variances.T.sqrt())
+        below = (cdf * MODES.weights).sum(1) < levels
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
 
@@ -212,19 +226,20 @@ def _deviation() -> float:
     return float((MODES.weights * (MODES.variances + (MODES.means - mean) ** 2)[:, 0]).sum().sqrt())
 
 
-def law_curves() -> Iterator[tuple[str, list[tuple[int, float]]]]:
-    """The stochastic solvers, and two deterministic ones to compare with. VP; annealed Langevin on VE."""
+def distribution_curves() -> Iterator[tuple[str, Points]]:
+    """The stochastic solvers, and two deterministic ones for comparison, on VP; annealed Langevin on VE."""
     for solver in (*STOCHASTIC, "euler", "dpmpp_2m"):
         if "vp" in SOLVERS[solver].families:
-            yield solver, [law_error(solver, SD, n) for n in LAW_NFES]
+            yield solver, [distribution_error(solver, SD, n) for n in STOCHASTIC_NFES]
         else:
-            yield solver, [law_error(solver, VarianceExploding(), n) for n in LAW_LEVELS]
+            yield solver, [distribution_error(solver, VarianceExploding(), n) for n in LANGEVIN_LEVELS]
 
 
 def measured_order(solver: str) -> float:
-    """The last slope of the error on one Gaussian, whose map is closed: flow, equal steps of lam, orders not lowered at the end.
+    """The slope of the error at the largest step counts, on one Gaussian, whose map has a closed form.
 
-    The path starts close to noise, where the first steps, which have no past and so a lower order, cost next to nothing.
+    On a flow with equal steps of lam, without lowered orders at the end. The path starts close to noise,
+    where the first steps, which have no history and so a lower order, add almost no error.
     """
     flow, t, t_end = Flow(), 0.995, 0.05
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
@@ -233,13 +248,14 @@ def measured_order(solver: str) -> float:
     errors = []
     for n in ORDER_STEPS:
         grid = (t, *(flow.time_of(first + i / n * (last - first)) for i in range(1, n)), t_end)
-        table = plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
-        end = execute_plan(table, lambda x, tick: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(tick.t)), x)
+        plan = make_plan(solver, flow, "sample", n, grid=grid, lower_order_final=False)
+        end = execute_plan(plan, lambda x, tick: posterior_mean(GAUSSIAN, x, *flow.alpha_sigma(tick.t)), x)
         errors.append(float((end - exact).abs().max()))
     return math.log2(errors[-2] / errors[-1])
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------
+# -- tables
+# -----------------------------------------------------------------------------------------------------------
 
 
 def registry_table() -> str:
@@ -249,33 +265,26 @@ def registry_table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, solver in SOLVERS.items():
-        kind = "deterministic" if solver.deterministic else "stochastic"
-        order = (
-            "none"
-            if solver.order is None
-            else f"{solver.order}"
-            if solver.deterministic
-            else f"weak {solver.order}"
-        )
+        kind, weak = ("deterministic", "") if solver.deterministic else ("stochastic", "weak ")
+        order = "none" if solver.order is None else f"{weak}{solver.order}"
         place, families = "served" if solver.served else "offline", ", ".join(solver.families)
-        rows.append(
-            f"| `{name}` | {order} | {solver.evaluations} | {kind} | {place} | {families} | {solver.source} | {solver.use} |"
-        )
+        cells = (f"`{name}`", order, solver.evaluations, kind, place, families, solver.source, solver.use)
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     aliases = "; ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
     return "\n".join([*rows, "", f"Aliases, which are not counted as solvers: {aliases}."])
 
 
-def error_tables(curves: list[dict[str, dict[int, tuple[int, float]]]]) -> str:
-    """One table a budget: solvers down, cases across, the least error of each case in bold."""
+def error_tables(curves: list[dict[str, Curve]]) -> str:
+    """A table for each budget: solvers down, cases across, the smallest error of each case in bold."""
     parts = []
     for nfe in TABLED:
         parts.append(f"At most {nfe} evaluations (in brackets: those used, if fewer):\n")
         parts.append(f"| solver | {' | '.join(case.title for case in CASES)} |\n|---|{'---|' * len(CASES)}")
-        least = [min(curve[nfe][1] for curve in of.values()) for of in curves]
+        smallest = [min(curve[nfe][1] for curve in by_solver.values()) for by_solver in curves]
         for solver in DETERMINISTIC:
             cells = []
-            for of, best in zip(curves, least, strict=True):
-                used, error = of[solver][nfe]
+            for by_solver, best in zip(curves, smallest, strict=True):
+                used, error = by_solver[solver][nfe]
                 text = _three_digits(error)
                 cells.append(
                     (f"**{text}**" if error == best else text) + ("" if used == nfe else f" ({used})")
@@ -285,14 +294,14 @@ def error_tables(curves: list[dict[str, dict[int, tuple[int, float]]]]) -> str:
     return "\n".join(parts[:-1])
 
 
-def law_table(curves: dict[str, list[tuple[int, float]]], floor: float) -> str:
+def distribution_table(curves: dict[str, Points], floor: float) -> str:
     rows = ["| solver | schedule | evaluations: distance |", "|---|---|---|"]
     for solver, points in curves.items():
         schedule = "vp" if "vp" in SOLVERS[solver].families else "ve"
         rows.append(
             f"| `{solver}` | {schedule} | {', '.join(f'{nfe}: {error:.4f}' for nfe, error in points)} |"
         )
-    return "\n".join([*rows, "", f"As many exact samples ({NUM_LAW:,}) score {floor:.4f}."])
+    return "\n".join([*rows, "", f"As many exact samples ({NUM_DRAWS:,}) score {floor:.4f}."])
 
 
 def order_table(orders: dict[str, float]) -> str:
@@ -307,16 +316,17 @@ def _three_digits(error: float) -> str:
 
 
 def fill(text: str, name: str, block: str) -> str:
-    """`text` with what stands between the markers of `name` replaced."""
+    """`text` with `block` between the markers of `name`."""
     pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
         raise SystemExit(f"docs/solvers.md has no block {name!r}")
-    return pattern.sub(lambda found: f"{found[1]}\n{block}\n\n{found[2]}", text)
+    return pattern.sub(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)
 
 
-# -- plot -------------------------------------------------------------------------------------------------------------
+# -- plot
+# ------------------------------------------------------------------------------------------------------------
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; within a colour, line and marker differ.
+# Okabe and Ito's colours, distinct for colour-blind readers; within a colour, line and marker differ.
 STYLES = {
     "euler": ("#000000", "-", "o"),
     "heun": ("#000000", "--", "s"),
@@ -338,80 +348,74 @@ STYLES = {
 }
 
 
-def draw(
-    curves: list[dict[str, dict[int, tuple[int, float]]]],
-    laws: dict[str, list[tuple[int, float]]],
-    floor: float,
-) -> None:
-    """docs/solvers.png."""
+def draw(curves: list[dict[str, Curve]], distributions: dict[str, Points], floor: float) -> None:
+    """Write docs/solvers.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure, axes = plt.subplots(4, 2, figsize=(11, 15.5), layout="constrained")
     panels = list(axes.flat)
+    for axis, case, by_solver in zip(panels, CASES, curves, strict=False):
+        _draw_path_errors(axis, case, by_solver)
+    _draw_distribution_errors(panels[6], distributions, floor)
+    _draw_legend(panels[7])
+    figure.savefig(HERE / "solvers.png", dpi=110)
 
-    def line(axis: "plt.Axes", solver: str, points: list[tuple[int, float]]) -> None:
-        colour, style, marker = STYLES[solver]
-        axis.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            linestyle=style,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.5,
-        )
 
-    def finish(axis: "plt.Axes", title: str, ticks: tuple[int, ...], ylabel: str) -> None:
-        axis.set(
-            xscale="log",
-            yscale="log",
-            title=title,
-            xlabel="network evaluations (NFE)",
-            ylabel=ylabel,
-            xticks=ticks,
-        )
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(True, which="major", color="#CCCCCC", linewidth=0.7)
-        axis.grid(True, which="minor", axis="y", color="#EEEEEE", linewidth=0.4)
-        axis.set_axisbelow(True)
+def _draw_path_errors(axis: "Axes", case: Case, curves: dict[str, Curve]) -> None:
+    for solver in DETERMINISTIC:
+        _draw_line(axis, solver, sorted(set(curves[solver].values())))
+    _label(axis, case.title, (5, 8, 10, 15, 20, 30, 40, 60), "relative RMS path error")
+    axis.set(xlim=(4.6, 66), ylim=(3e-4, 2.0))
 
-    for axis, case, of in zip(panels, CASES, curves, strict=False):
-        for solver in DETERMINISTIC:
-            line(axis, solver, sorted(set(of[solver].values())))
-        finish(axis, case.title, (5, 8, 10, 15, 20, 30, 40, 60), "relative RMS path error")
-        axis.set(xlim=(4.6, 66), ylim=(3e-4, 2.0))
 
-    axis = panels[6]
-    for solver, points in laws.items():
-        line(axis, solver, points)
+def _draw_distribution_errors(axis: "Axes", curves: dict[str, Points], floor: float) -> None:
+    for solver, points in curves.items():
+        _draw_line(axis, solver, points)
     axis.axhline(floor, color="#8A8A8A", linewidth=1, linestyle=(0, (1, 2)))
     axis.annotate(
         "exact samples", (5, floor), xytext=(0, 3), textcoords="offset points", fontsize=9, color="#555555"
     )
-    finish(
-        axis,
-        "law, no guidance: VP trailing (langevin: VE)",
-        (5, 10, 20, 50, 100, 200, 1000),
-        "W1 / standard deviation",
-    )
+    title = "distribution, no guidance: VP trailing (langevin: VE)"
+    _label(axis, title, (5, 10, 20, 50, 100, 200, 1000), "W1 / standard deviation")
 
-    panels[7].axis("off")
+
+def _draw_line(axis: "Axes", solver: str, points: Points) -> None:
+    colour, style, marker = STYLES[solver]
+    x, y = zip(*points, strict=True)
+    axis.plot(x, y, color=colour, linestyle=style, marker=marker, markersize=4.5, linewidth=1.5)
+
+
+def _label(axis: "Axes", title: str, ticks: tuple[int, ...], ylabel: str) -> None:
+    """Title, scales, ticks and grid of a panel."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    xlabel = "network evaluations (NFE)"
+    axis.set(xscale="log", yscale="log", title=title, xlabel=xlabel, ylabel=ylabel, xticks=ticks)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(True, which="major", color="#CCCCCC", linewidth=0.7)
+    axis.grid(True, which="minor", axis="y", color="#EEEEEE", linewidth=0.4)
+    axis.set_axisbelow(True)
+
+
+def _draw_legend(axis: "Axes") -> None:
+    from matplotlib.lines import Line2D
+
+    axis.axis("off")
     handles = [
         Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=5, linewidth=1.5, label=name)
         for name, (colour, style, marker) in STYLES.items()
     ]
-    panels[7].legend(
+    axis.legend(
         handles=handles, loc="center", ncols=2, fontsize=11, frameon=False, handlelength=3.2, labelspacing=0.9
     )
-    figure.savefig(HERE / "solvers.png", dpi=110)
 
 
-# -- command ----------------------------------------------------------------------------------------------------------
+# -- command
+# ----------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
@@ -434,50 +438,55 @@ def main() -> int:
 
 
 def measure() -> dict[str, str]:
-    """Everything that takes time; nothing is written before all of it is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    """The measured tables by name; also draws the figure. Nothing is written before all is measured."""
     torch.set_num_threads(1)
-    columns = (
-        TextColumn("{task.description:32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        total = len(CASES) * (len(DETERMINISTIC) + 1) + len(STOCHASTIC) + 2 + len(DETERMINISTIC)
+    total = len(CASES) * (len(DETERMINISTIC) + 1) + len(STOCHASTIC) + 2 + len(DETERMINISTIC)
+    with _progress_bar() as progress:
         task = progress.add_task("", total=total)
-        curves = []
-        for case in CASES:
-            progress.update(task, description=f"{case.title}: reference")
-            bench = Bench(case)
-            progress.advance(task)
-            curves.append({})
-            for solver in DETERMINISTIC:
-                progress.update(task, description=case.title)
-                curves[-1][solver] = bench.curve(solver)
-                progress.advance(task)
-        laws, orders = {}, {}
-        progress.update(task, description="law")
-        for solver, points in law_curves():
-            laws[solver] = points
-            progress.advance(task)
-        progress.update(task, description="order of convergence")
+
+        def report(description: str) -> None:
+            progress.update(task, description=description, advance=1)
+
+        curves = [_case_curves(case, report) for case in CASES]
+        distributions, orders = {}, {}
+        for solver, points in distribution_curves():
+            distributions[solver] = points
+            report("distribution")
         for solver in DETERMINISTIC:
             orders[solver] = measured_order(solver)
-            progress.advance(task)
-    floor = law_floor()
-    draw(curves, laws, floor)
-    return {"errors": error_tables(curves), "law": law_table(laws, floor), "orders": order_table(orders)}
+            report("order of convergence")
+    floor = distribution_floor()
+    draw(curves, distributions, floor)
+    return {
+        "errors": error_tables(curves),
+        "distribution": distribution_table(distributions, floor),
+        "orders": order_table(orders),
+    }
+
+
+def _case_curves(case: Case, report: Callable[[str], None]) -> dict[str, Curve]:
+    """The curve of every deterministic solver; calls `report` after each piece of work."""
+    path_errors = PathErrors(case)
+    report(f"{case.title}: reference")
+    curves = {}
+    for solver in DETERMINISTIC:
+        curves[solver] = path_errors.curve(solver)
+        report(case.title)
+    return curves
+
+
+def _progress_bar() -> "Progress":
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description:32}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    return progress.Progress(*columns, console=Console(stderr=True))
 
 
 if __name__ == "__main__":

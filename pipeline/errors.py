@@ -2,7 +2,11 @@
 
 
 class InvalidParams(ValueError):
-    """A request that cannot be drawn; `param` names the field at fault, the message says what is allowed."""
+    """A request that cannot be served.
+
+    `param` names the faulty field as `GenerationParams` or the called function names it; the message says
+    what is allowed.
+    """
 
     def __init__(self, param: str, message: str):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The nouns that every layer shares: what is asked for, what it cost, how it ended. No torch here."""
+"""The records that all layers share: generation parameters, usage and finish reason. Free of torch."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -10,46 +10,44 @@ class FinishReason(StrEnum):
     DONE = "done"
     ABORTED = "aborted"
     FAILED = "failed"
-    EXPIRED = "expired"  # its deadline came first
+    EXPIRED = "expired"  # its deadline passed first
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """One image, fully decided: nothing here is a default, a range or a choice any more."""
+    """The parameters of one image, with every default filled in and every random choice made."""
 
     prompt: str
     negative_prompt: str
     width: int  # pixels
     height: int  # pixels
-    num_steps: int
+    num_steps: int  # solver steps
     guidance_scale: float  # uncond + w * (cond - uncond); 1 is off
     solver: str
     seed: int
-    image_index: int = 0  # which image of its request: noise is a function of (seed, image_index, tick)
-    timestep_spacing: str = "trailing"  # where the steps stand
-    eta: float = 0.0  # DDIM's share of fresh noise
-    guidance_interval: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # the times, 0 data to 1 noise, at which guidance acts
-    guidance_stride: int = 1  # every how many guided ticks both predictions are evaluated; between them their difference is reused
-    guidance_rescale: float = (
-        0.0  # phi: how far a guided prediction is scaled back to the spread of the unguided one
-    )
+    image_index: int = 0  # position within its request; noise is a function of (seed, image_index, tick)
+    timestep_spacing: str = "trailing"  # rule that places the steps in time
+    eta: float = 0.0  # DDIM's share of fresh noise, 0 to 1
+    # first and last time (0 data to 1 noise) at which guidance acts
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    # both predictions are evaluated at every k-th guided tick; the ticks between reuse their difference
+    guidance_stride: int = 1
+    # phi: how far a guided prediction is scaled towards the standard deviation of the conditional one
+    guidance_rescale: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TextReport:
-    """What the text encoder made of a prompt."""
+    """How the text encoder tokenized a prompt."""
 
-    num_tokens: int  # before truncation, without the start and end marks
+    num_tokens: int  # before truncation, without start and end tokens
     truncated: bool
     unknown_words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What one stage spent on one image: its share of the batch's device time, and floating-point operations."""
+    """The cost of one image in one stage: its share of the batch's device time, and its operations."""
 
     device_seconds: float
     flops: int
@@ -58,7 +56,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class UsageAmounts:
-    """What work took: the one record that stages report, running samples carry and the ledger sums."""
+    """Amounts of work, which stages report, running samples carry and the ledger adds up."""
 
     device_seconds: float = 0.0
     queue_seconds: float = 0.0
@@ -73,11 +71,11 @@ class UsageAmounts:
 
 @dataclass(frozen=True, slots=True)
 class DenoiseUsage:
-    """What the engine spent on one sample, from `Engine.add` to its last tick."""
+    """The work of the engine on one sample, from `Engine.add` to its last tick."""
 
     ticks: int
     nfe: int  # network evaluations of the guided model, the unit of the solver papers
-    rows: int  # rows of the network's batch: two an evaluation under guidance, one without
+    rows: int  # rows of the network's batch: two per evaluation with guidance, one without
     tokens: int  # image tokens over all rows
     cost: StageCost
-    is_batch_invariant: bool = True  # the bits are those that the sample would have alone
+    is_batch_invariant: bool = True  # the result has the bits that the sample gets in a batch of its own

@@ -143,6 +143,9 @@ class StageLost(StageFailed):
     message = "A part of the service was lost and is being restarted; please try again."
 
 
+# the pipeline's parameters that have another name in requests
+REQUEST_FIELDS = {"num_steps": "num_inference_steps"}
+
 # By name, so that neither the gateway's tests nor the command line import ray. First match along the class's ancestry.
 RAY_ERRORS: dict[str, type[ServiceError]] = {
     "BackPressureError": QueueFull,
@@ -158,6 +161,12 @@ RAY_ERRORS: dict[str, type[ServiceError]] = {
 }
 
 
+def as_invalid_request(error: InvalidParams) -> InvalidRequest:
+    """`error` with the request's name of its parameter, in `param` and in the sentence."""
+    field = REQUEST_FIELDS.get(error.param, error.param)
+    return InvalidRequest(str(error).replace(error.param, field, 1), field)
+
+
 def as_service_error(error: BaseException) -> ServiceError:
     """`error` as a member of the tree; what it does not know becomes a bare `ServiceError`, so no detail can leak."""
     for kind in type(error).__mro__:
@@ -170,7 +179,7 @@ def as_service_error(error: BaseException) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, InvalidParams):
-        return InvalidRequest(str(error), error.param)
+        return as_invalid_request(error)
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return DeadlineExceeded()
     return ServiceError()

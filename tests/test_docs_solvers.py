@@ -1,4 +1,4 @@
-"""docs/solvers.md says what the registry says, and its figures are those that docs/solver_curves.py finds."""
+"""docs/solvers.md agrees with the registry, and with the measurements of docs/solver_curves.py."""
 
 import importlib.util
 import re
@@ -27,12 +27,12 @@ def curves():
 
 
 def block(name: str) -> str:
-    (found,) = re.findall(rf"<!-- generated: {name} -->\n\n(.*?)\n\n<!-- end -->", PAGE, re.DOTALL)
-    return found
+    (text,) = re.findall(rf"<!-- generated: {name} -->\n\n(.*?)\n\n<!-- end -->", PAGE, re.DOTALL)
+    return text
 
 
 def rows(table: str) -> dict[str, list[str]]:
-    """The rows that begin with a solver, the last one where a solver has several."""
+    """The cells of the rows that begin with a solver; the last row where a solver has several."""
     return {
         cells[0].strip("`"): cells[1:]
         for line in table.splitlines()
@@ -44,11 +44,11 @@ def test_the_table_of_solvers_is_the_registry(curves):
     assert block("registry") == curves.registry_table(), "python docs/solver_curves.py --registry"
 
 
-def test_the_example_says_what_it_prints(capsys):
+def test_the_example_prints_its_comment(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(code, "docs/solvers.md", "exec"), {})  # noqa: S102
-    (told,) = re.findall(r"print\(f.*# (\S+)$", code, re.MULTILINE)
-    assert capsys.readouterr().out.splitlines()[-1] == told
+    (expected,) = re.findall(r"print\(f.*# (\S+)$", code, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines()[-1] == expected
 
 
 def test_every_spacing_is_explained():
@@ -56,38 +56,38 @@ def test_every_spacing_is_explained():
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(SPACINGS)
 
 
-def test_every_solver_has_its_figures(curves):
+def test_every_solver_is_measured(curves):
     assert (
         set(rows(block("errors")))
         == set(rows(block("orders")))
         == {name for name in SOLVERS if SOLVERS[name].deterministic}
     )
-    assert set(rows(block("law"))) >= {name for name in SOLVERS if not SOLVERS[name].deterministic}
+    assert set(rows(block("distribution"))) >= {name for name in SOLVERS if not SOLVERS[name].deterministic}
     assert set(curves.STYLES) == set(SOLVERS)
 
 
 @pytest.mark.parametrize("case", [0, 3, 5])
-def test_the_errors_are_those_that_are_found(curves, case):
-    bench = curves.Bench(curves.CASES[case])
-    told = block("errors").split("At most ")[1:]
+def test_the_documented_errors_are_measured(curves, case):
+    path_errors = curves.PathErrors(curves.CASES[case])
+    tables = block("errors").split("At most ")[1:]
     for solver in ("dpmpp_2m", "unipc_2", "heun", "plms"):
-        for nfe, table in zip(curves.TABLED, told, strict=True):
+        for nfe, table in zip(curves.TABLED, tables, strict=True):
             cell = rows(table)[solver][case].replace("*", "").split()[0]
             plan = curves.affordable(solver, curves.CASES[case].schedule, curves.CASES[case].spacing, nfe)
-            assert bench.error(plan) == pytest.approx(float(cell), rel=0.05), solver
+            assert path_errors.error(plan) == pytest.approx(float(cell), rel=0.05), solver
 
 
-def test_the_orders_are_those_that_are_found(curves):
-    for solver, (_, told) in rows(block("orders")).items():
-        assert curves.measured_order(solver) == pytest.approx(float(told), abs=0.02), solver
+def test_the_documented_orders_are_measured(curves):
+    for solver, (_, order) in rows(block("orders")).items():
+        assert curves.measured_order(solver) == pytest.approx(float(order), abs=0.02), solver
 
 
-def test_the_fast_network_is_the_oracles(curves):
+def test_the_fast_network_equals_the_oracle(curves):
     mixtures = [curves.image_like(seed) for seed in range(2)]
     x = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for alpha, sigma in ((0.0, 1.0), (0.7, 0.7), (1.0, 1e-3)):
-        found = curves.posterior_mean(curves.stack(mixtures), x, alpha, sigma)
+        x0 = curves.posterior_mean(curves.stack(mixtures), x, alpha, sigma)
         exact = torch.stack(
             [mixture.x0(points, alpha, sigma) for mixture, points in zip(mixtures, x, strict=True)]
         )
-        torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(x0, exact, rtol=1e-10, atol=1e-10)

@@ -19,7 +19,7 @@ from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
 from safelight.pipeline.benchmark.trace import PROMPTS
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.text_encoder import TextStates
@@ -99,7 +99,7 @@ def _plan_on_diffusers_grid(loop: DiffusersLoop, model: ModelInfo, params: Gener
         times = [float(sigma) for sigma in scheduler.sigmas[:-1]]
     else:
         times = [(t + 1.0) / NUM_TRAIN_STEPS for t in timesteps]
-    exact = plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
+    exact = make_plan(params.solver, model.schedule, model.prediction, params.num_steps, grid=(*times, 0.0))
     return replace(
         exact,
         start_scale=1.0,

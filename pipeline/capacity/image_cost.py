@@ -9,7 +9,7 @@ from safelight.models.checkpoints.families import LONGEST_SIDE
 from safelight.pipeline.catalog.model_info import MAX_GUIDANCE_SCALE, MAX_STEPS, MIN_GUIDANCE_SCALE, MIN_STEPS
 from safelight.pipeline.diffusion.guidance import needs_cond, needs_uncond
 from safelight.pipeline.diffusion.schedules import Schedule
-from safelight.pipeline.diffusion.solvers import plan
+from safelight.pipeline.diffusion.solvers import make_plan
 from safelight.pipeline.errors import InvalidParams
 
 Size = tuple[int, int]  # width, height, in pixels
@@ -106,7 +106,7 @@ def image_cost(profile: ModelProfile, spec: ImageSpec) -> ImageCost:
     """
     _check(profile, spec)
     width, height = (side // profile.scale for side in spec.size)
-    solver_plan = plan(
+    solver_plan = make_plan(
         spec.solver, profile.schedule, profile.prediction, spec.num_steps, spacing=profile.timestep_spacing
     )
     rows = needs_cond(spec.guidance_scale) + needs_uncond(spec.guidance_scale)

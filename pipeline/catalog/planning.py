@@ -1,13 +1,13 @@
-"""What a model's schedule makes of a request: its plan, which also says what the image will take. No torch here."""
+"""The plan of a request under a served model, which also gives its cost. Imports no torch."""
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.params import GenerationParams
 
 
 def plan_request(params: GenerationParams, model: ModelInfo) -> Plan:
-    """The ticks of one image under `model`. Raises `InvalidParams` for what the solver or the spacing cannot do."""
-    return plan(
+    """The plan of one image under `model`; `InvalidParams` if solver or spacing do not allow it."""
+    return make_plan(
         params.solver,
         model.schedule,
         model.prediction,

@@ -1,10 +1,10 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598) as rows: which a sample needs, how they combine.
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): rows per tick and their combination.
 
-The convention is the market's: uncond + w (cond - uncond). w = 1 is off, w = 0 is unconditional; the paper's own w is
-ours minus 1. No torch at import: the gateway asks `needs_uncond`.
+Guidance with scale w is uncond + w (cond - uncond), as in most libraries: w = 1 is off, w = 0 is
+unconditional. The paper's w is this w minus 1. Imports no torch, because the gateway calls `needs_uncond`.
 
-Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487) is not here: it clips pixels to their known range, and latents
-have none.
+Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487) is left out: it clips pixels to their known
+range, and latents have no such range.
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What guidance asks of one tick: its scale, and whether it makes do with the difference of an earlier tick."""
+    """Guidance at one tick: its scale, and whether it reuses the latest cond - uncond difference."""
 
     scale: float
     reuses: bool = False
 
     @property
     def mixes(self) -> bool:
-        """Whether two predictions are combined."""
+        """Whether this tick combines two predictions."""
         return needs_cond(self.scale) and needs_uncond(self.scale)
 
     @property
@@ -36,27 +36,28 @@ class Guide:
 def guides(
     times: Iterable[float], guidance_scale: float, interval: tuple[float, float], stride: int
 ) -> tuple[Guide, ...]:
-    """The guide of every tick. Of those that mix two predictions each `stride`-th evaluates both, from the first on.
+    """The guidance of every tick, given the ticks' times.
 
-    The others evaluate the prompt alone, and take the difference of the last that evaluated both: the residual that the
-    CFG-Cache of FasterCache keeps (Lv et al. 2024, arXiv:2410.19355), without its weights by frequency. A tick depends on its
-    own sample alone, so an image's bits do too.
+    Of the ticks that mix two predictions every `stride`-th, from the first on, evaluates both. The others
+    evaluate only the prompt and reuse the latest difference, as does the CFG-Cache of FasterCache (Lv et al.
+    2024, arXiv:2410.19355), here without its frequency weights. The result depends on no other sample, so an
+    image's bits do not either.
     """
-    found: list[Guide] = []
-    mixing = 0
+    result: list[Guide] = []
+    num_mixing = 0
     for t in times:
         guide = Guide(scale_at(t, guidance_scale, interval))
         if guide.mixes:
-            guide = Guide(guide.scale, reuses=mixing % stride > 0)
-            mixing += 1
-        found.append(guide)
-    return tuple(found)
+            guide = Guide(guide.scale, reuses=num_mixing % stride > 0)
+            num_mixing += 1
+        result.append(guide)
+    return tuple(result)
 
 
 def scale_at(t: float, guidance_scale: float, interval: tuple[float, float]) -> float:
     """The scale in effect at time t: `guidance_scale` within `interval` (both ends included), 1 outside.
 
-    Kynkaanniemi et al. 2024 (arXiv:2404.07724); their noise levels are our times, 1 noise to 0 data.
+    Kynkaanniemi et al. 2024 (arXiv:2404.07724), with times (1 noise, 0 data) in place of their noise levels.
     """
     start, end = interval
     return guidance_scale if start <= t <= end else 1.0
@@ -73,17 +74,20 @@ def needs_uncond(guidance_scale: float) -> bool:
 
 
 def combine(cond: "Tensor", uncond: "Tensor", scale: "Tensor") -> "Tensor":
-    """uncond + scale (cond - uncond) with a scale a sample: cond, uncond (S, C, H, W), scale (S, 1, 1, 1).
+    """uncond + scale (cond - uncond), with a scale per sample.
 
-    A sample of one row passes that row as both, and gets it back unchanged whatever its scale.
+    Shapes: cond and uncond (S, C, H, W), scale (S, 1, 1, 1). A sample with one row passes it as both
+    predictions and gets it back unchanged at any scale.
     """
     return uncond + scale * (cond - uncond)
 
 
 def rescale(guided: "Tensor", cond: "Tensor", phi: "Tensor") -> "Tensor":
-    """`guided` (S, C, H, W) drawn by `phi` (S, 1, 1, 1) in 0..1 to the standard deviation of `cond`; 0 leaves every bit.
+    """Rescale `guided` towards the standard deviation of `cond` by the share `phi`, in 0..1.
 
-    Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16. A sample's sums run over its own elements in one fixed order.
+    Shapes: guided and cond (S, C, H, W), phi (S, 1, 1, 1). Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16.
+    phi = 0 keeps every bit. A sample's sums run over its own elements in one fixed order, so its bits do not
+    depend on its batch-mates.
     """
     ratio = (_deviation(cond) / _deviation(guided))[:, None, None, None]
     return guided.where(phi == 0.0, guided * (1.0 + phi * (ratio - 1.0)))
@@ -97,7 +101,10 @@ def _deviation(x: "Tensor") -> "Tensor":
 
 
 def _sum(x: "Tensor") -> "Tensor":
-    """Sums (S,) of x (S, N) by halves, elementwise: a library's sum may split its work by how many samples there are."""
+    """Row sums (S,) of x (S, N), by adding halves elementwise.
+
+    A library's sum may split its work by the number of samples, which would change the bits.
+    """
     while x.shape[1] > 1:
         half = x.shape[1] // 2
         rest = x[:, 2 * half :]

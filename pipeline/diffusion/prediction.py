@@ -1,6 +1,6 @@
-"""What a network's output means, as x0 = p x + q out. Scalars on the host, float64.
+"""Prediction types: how a network's output gives the data, as x0 = p x + q out. Float64 scalars on the host.
 
-x = alpha x0 + sigma eps. The flow velocity is eps - x0 and never called v; v is alpha eps - sigma x0.
+x = alpha x0 + sigma eps. v is alpha eps - sigma x0; the flow velocity eps - x0 is never called v.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ Value = TypeVar("Value", "float", "Tensor")
 PREDICTIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "epsilon": lambda alpha, sigma: (1.0 / alpha, -sigma / alpha),
     "sample": lambda alpha, sigma: (0.0, 1.0),
-    "v_prediction": lambda alpha, sigma: (
-        alpha / (alpha**2 + sigma**2),
-        -sigma / (alpha**2 + sigma**2),
-    ),  # arXiv:2202.00512, appendix D
+    # Salimans and Ho 2022, arXiv:2202.00512, appendix D
+    "v_prediction": lambda alpha, sigma: (alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)),
     "flow": lambda alpha, sigma: (1.0 / (alpha + sigma), -sigma / (alpha + sigma)),
-    "score": lambda alpha, sigma: (1.0 / alpha, sigma**2 / alpha),  # Tweedie: score = -eps / sigma
+    # Tweedie's formula: score = -eps / sigma
+    "score": lambda alpha, sigma: (1.0 / alpha, sigma**2 / alpha),
 }
 
 
 def x0_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
     """(p, q) such that x0 = p x + q out.
 
-    Raises `InvalidParams` for an unknown prediction type, and where the output says nothing of the data: noise and score
-    at alpha = 0.
+    Raises `InvalidParams` for an unknown prediction type, and for `epsilon` and `score` at alpha = 0, where
+    the output says nothing about the data.
     """
     if prediction not in PREDICTIONS:
         raise InvalidParams(
@@ -41,7 +40,8 @@ def x0_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float,
     if alpha == 0.0 and prediction in ("epsilon", "score"):
         raise InvalidParams(
             "prediction",
-            f"{prediction} cannot be read where no signal is left (alpha = 0); start from a schedule that keeps some",
+            f"{prediction} cannot be read where no signal is left (alpha = 0); "
+            "start from a schedule that keeps some",
         )
     return PREDICTIONS[prediction](alpha, sigma)
 
@@ -49,7 +49,8 @@ def x0_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float,
 def out_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float, float]:
     """(u, w) such that out = u x + w x0: the inverse of `x0_coefficients`.
 
-    Raises `InvalidParams` as that does, and at sigma = 0, where x is x0 and says nothing of the noise (`sample` excepted).
+    Raises `InvalidParams` where `x0_coefficients` does, and at sigma = 0, where x is x0 and says nothing
+    about the noise (`sample` excepted).
     """
     p, q = x0_coefficients(prediction, alpha, sigma)
     if q == 0.0:
@@ -59,22 +60,23 @@ def out_coefficients(prediction: str, alpha: float, sigma: float) -> tuple[float
     return -p / q, 1.0 / q
 
 
-def convert(wanted: str, given: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """(u, w) such that what a network that predicts `wanted` would say is u x + w out, with `out` as `given` says it.
+def convert(target: str, source: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """(u, w) such that u x + w out turns an output of type `source` into one of type `target`.
 
-    Raises `InvalidParams` where either cannot be read.
+    Raises `InvalidParams` where `out_coefficients` of `target` or `x0_coefficients` of `source` does.
     """
-    u, w = out_coefficients(wanted, alpha, sigma)
-    p, q = x0_coefficients(given, alpha, sigma)
+    u, w = out_coefficients(target, alpha, sigma)
+    p, q = x0_coefficients(source, alpha, sigma)
     return u + w * p, w * q
 
 
 def learned_log_variance(fraction: Value, beta: float, posterior: float) -> Value:
-    """The log variance that ADM's second half of channels means: log beta where `fraction` is 1, log posterior where it is 0.
+    """The log variance that ADM predicts: log `beta` where `fraction` is 1, log `posterior` where it is 0.
 
-    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the network says 2 `fraction` - 1. Elementwise, of any shape, so no
-    table can hold it: the engine drops that half, and `safelight.pipeline.diffusion.reference` samples with it offline. Raises `InvalidParams`
-    unless both variances are positive.
+    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the second half of the network's channels is 2
+    `fraction` - 1. `fraction` may have any shape. The variance differs between elements, so a plan cannot
+    hold it: the engine drops these channels, and `reference.onestep.ddpm_learned` samples with them offline.
+    Raises `InvalidParams` unless both variances are positive.
     """
     if not (beta > 0 and posterior > 0):
         raise InvalidParams("prediction", f"variances must be positive, got {beta} and {posterior}")

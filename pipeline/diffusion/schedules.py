@@ -1,7 +1,8 @@
 """Noise schedules as pure functions of time, with their inverses.
 
-Time runs from t = 1 (noise) to t = 0 (data); x = alpha(t) x0 + sigma(t) eps; lam = log(alpha / sigma). Everything here is
-float64 on the host. The forward process of each schedule is dx = f x dt + g dw, whose f and g^2 `rates` gives.
+Time runs from t = 1 (noise) to t = 0 (data); x = alpha(t) x0 + sigma(t) eps; lam = log(alpha / sigma). All
+values are float64 on the host. The forward process of a schedule is dx = f x dt + g dw; `rates` gives f and
+g^2.
 """
 
 import math
@@ -14,34 +15,37 @@ from typing import Protocol
 from safelight.pipeline.errors import InvalidParams
 
 NUM_TRAIN_STEPS = 1000
-NO_SIGNAL = 5e-3  # alpha under which steps in noise form would divide by next to nothing: the start of flow and cosine paths
+# alpha below which a step in noise form would divide by almost zero: the start of flow and cosine schedules
+NO_SIGNAL = 5e-3
 
 
 class Schedule(Protocol):
-    """A noise schedule. `family` is `vp`, `flow` or `ve`: what solvers say they are defined on."""
+    """A noise schedule; `family` is `vp`, `flow` or `ve`, by which solvers say where they are defined."""
 
     @property
     def family(self) -> str: ...
 
     def alpha_sigma(self, t: float) -> tuple[float, float]:
-        """Signal and noise at time t in 0..1."""
+        """Signal and noise scales (alpha, sigma) at time t in 0..1."""
 
     def rates(self, t: float) -> tuple[float, float]:
-        """f and g^2 of the forward process, per unit of t; not finite where the process is not."""
+        """f and g^2 of the forward process, per unit of t; infinite where the process is singular."""
 
     def time_of(self, lam: float) -> float:
-        """The time in 0..1 whose log(alpha / sigma) is `lam`, clamped to the ends; inverse of `alpha_sigma`."""
+        """The time whose log(alpha / sigma) is `lam`, clamped to 0..1."""
 
     def timestep(self, t: float) -> float:
-        """The time as the network was trained to see it (0..1000)."""
+        """The time that the network is given for t (0..1000, as in training)."""
 
     def warp(self, t: float) -> float:
-        """Where a time of an evenly spaced grid is moved to; monotone, keeps 0 and 1."""
+        """The time that replaces t of an evenly spaced grid; monotone, keeps 0 and 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Rectified flow (Liu et al. 2022, arXiv:2209.03003): alpha = 1 - t, sigma = t; `shift` bends grids to the noisy end.
+    """Rectified flow (Liu et al. 2022, arXiv:2209.03003): alpha = 1 - t, sigma = t.
+
+    A `shift` above 1 moves the times of grids towards the noise.
 
     Raises `InvalidParams` for a shift that is not positive.
     """
@@ -78,10 +82,11 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class VariancePreserving:
-    """DDPM's discrete chain of 1000 steps made continuous: t = k / 1000 after k steps, log alpha_bar linear between.
+    """DDPM's chain of 1000 steps in continuous time.
 
-    `kind`: `linear` (Ho et al. 2020, arXiv:2006.11239), `scaled_linear` (Stable Diffusion), `cosine` (Nichol and
-    Dhariwal 2021, arXiv:2102.09672, betas clipped at 0.999). Raises `InvalidParams` for another.
+    t = k / 1000 after k steps, and log alpha_bar is linear between them. `kind`: `linear` (Ho et al. 2020,
+    arXiv:2006.11239), `scaled_linear` (Stable Diffusion), `cosine` (Nichol and Dhariwal 2021,
+    arXiv:2102.09672, betas clipped at 0.999). Raises `InvalidParams` for any other.
     """
 
     kind: str = "linear"
@@ -101,7 +106,10 @@ class VariancePreserving:
         return math.exp(0.5 * log_alpha_bar), math.sqrt(-math.expm1(log_alpha_bar))
 
     def rates(self, t: float) -> tuple[float, float]:
-        """f = d log(alpha) / dt, g^2 = -2 f (Song et al. 2021, arXiv:2011.13456, eq. 11); constant within a training step."""
+        """f = d log(alpha) / dt and g^2 = -2 f (Song et al. 2021, arXiv:2011.13456, eq. 11).
+
+        Constant within a training step.
+        """
         logs = _log_alpha_bars(self.kind)
         step = min(max(math.ceil(t * NUM_TRAIN_STEPS - 1e-9), 1), NUM_TRAIN_STEPS)
         f = 0.5 * NUM_TRAIN_STEPS * (logs[step] - logs[step - 1])
@@ -109,11 +117,11 @@ class VariancePreserving:
 
     def time_of(self, lam: float) -> float:
         logs = _log_alpha_bars(self.kind)
-        wanted = -_softplus(-2.0 * lam)  # log alpha_bar
-        if wanted <= logs[-1]:
+        log_alpha_bar = -_softplus(-2.0 * lam)
+        if log_alpha_bar <= logs[-1]:
             return 1.0
-        above = max(1, bisect_left(logs, -wanted, key=lambda v: -v))
-        return (above - 1 + (logs[above - 1] - wanted) / (logs[above - 1] - logs[above])) / NUM_TRAIN_STEPS
+        k = max(1, bisect_left(logs, -log_alpha_bar, key=lambda v: -v))  # between training steps k - 1 and k
+        return (k - 1 + (logs[k - 1] - log_alpha_bar) / (logs[k - 1] - logs[k])) / NUM_TRAIN_STEPS
 
     def timestep(self, t: float) -> float:
         return NUM_TRAIN_STEPS * t - 1.0  # networks count their 1000 steps from 0
@@ -124,9 +132,10 @@ class VariancePreserving:
 
 @dataclass(frozen=True, slots=True)
 class VarianceExploding:
-    """Song et al. 2021 (arXiv:2011.13456), eq. 9: alpha = 1, sigma geometric in t from sigma_min to sigma_max; sigma(0) = 0.
+    """alpha = 1, sigma geometric in t from `sigma_min` to `sigma_max` (arXiv:2011.13456, eq. 9).
 
-    The jump at 0 is the paper's: time 0 is the data. Raises `InvalidParams` unless 0 < sigma_min < sigma_max.
+    sigma(0) = 0: time 0 is the data, with the paper's jump to sigma_min just above it. Raises `InvalidParams`
+    unless 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.01
@@ -167,17 +176,27 @@ def lam(alpha: float, sigma: float) -> float:
 
 
 def is_noise(alpha: float) -> bool:
-    """Whether too little signal is left to step in noise form, or to remember anything from here."""
+    """Whether too little signal is left for a step in noise form, and for a model value worth keeping."""
     return alpha < NO_SIGNAL
+
+
+def noise_fraction(schedule: Schedule, t: float) -> float:
+    """sigma / (alpha + sigma) at time t.
+
+    Over this variable, called tau, the path of x / (alpha + sigma) is a straight line on every schedule.
+    """
+    alpha, sigma = schedule.alpha_sigma(t)
+    return sigma / (alpha + sigma)
 
 
 def resolution_shift(
     num_tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)
 ) -> float:
-    """The shift of a flow for an image of `num_tokens`: exp of a line through `base` and `largest`, each (tokens, log shift).
+    """The shift of a flow for an image of `num_tokens` tokens.
 
-    The defaults are FLUX.1's and SD3.5's (`base_shift`, `max_shift` of diffusers' `FlowMatchEulerDiscreteScheduler`).
-    Raises `InvalidParams` for fewer than one token.
+    The exponential of the line through `base` and `largest`, each (tokens, log shift). The defaults are
+    FLUX.1's and SD3.5's (`base_shift`, `max_shift` of diffusers' `FlowMatchEulerDiscreteScheduler`). Raises
+    `InvalidParams` for fewer than one token.
     """
     if num_tokens < 1:
         raise InvalidParams("size", f"an image has at least one token, got {num_tokens}")
@@ -186,9 +205,10 @@ def resolution_shift(
 
 
 def area_shift(num_pixels: int, trained_pixels: int, shift: float = 1.0) -> float:
-    """The shift that keeps the uncertainty of a constant image: `shift` sqrt(num_pixels / trained_pixels).
+    """The shift for images of `num_pixels`: `shift` sqrt(num_pixels / trained_pixels).
 
-    Esser et al. 2024 (SD3, arXiv:2403.03206), eq. 23. Raises `InvalidParams` for areas that are not positive.
+    It keeps the uncertainty about a constant image equal at both sizes (Esser et al. 2024, SD3,
+    arXiv:2403.03206, eq. 23). Raises `InvalidParams` for areas that are not positive.
     """
     if num_pixels < 1 or trained_pixels < 1:
         raise InvalidParams("size", f"areas must be positive, got {num_pixels} and {trained_pixels}")
@@ -219,7 +239,7 @@ _BETAS = {"linear": _linear_betas, "scaled_linear": _scaled_linear_betas, "cosin
 
 @cache
 def _log_alpha_bars(kind: str) -> tuple[float, ...]:
-    """log alpha_bar after 0..1000 steps, strictly decreasing."""
+    """log alpha_bar after 0 to 1000 training steps, strictly decreasing."""
     logs = [0.0]
     for beta in _BETAS[kind]():
         logs.append(logs[-1] + math.log1p(-beta))

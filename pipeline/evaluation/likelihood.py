@@ -19,11 +19,10 @@ from safelight.pipeline.assembly.device import fast_device
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import check_fit
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.diffusion.elbo import elbo, fixed_large
 from safelight.pipeline.diffusion.likelihood import (
     Denoise,
     bits_per_dim,
-    elbo,
-    fixed_large,
     gaussian,
     log_likelihood,
     rademacher,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from safelight.pipeline.evaluation.nearest_image import Rate
 
 FLAGS = {
-    "num_inference_steps": "--steps",
+    "num_steps": "--steps",
     "guidance_scale": "--guidance-scale",
     "solver": "--solver",
     "seed": "--seed",

@@ -14,7 +14,7 @@ from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import Say, note, progress
-from safelight.service.errors import ServiceError
+from safelight.service.errors import ServiceError, as_invalid_request
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_images, make_output, make_usage
 from safelight.service.http.validation import parse_request
@@ -143,6 +143,8 @@ def _understand(
 
 def _with_flag(error: Exception) -> str:
     """The error's sentence with the flag in place of the request's field."""
+    if isinstance(error, InvalidParams):
+        error = as_invalid_request(error)
     param = getattr(error, "param", None) or ""
     return str(error).replace(param, FLAGS.get(param, param), 1)
 

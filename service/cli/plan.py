@@ -28,6 +28,7 @@ from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.plan_report import as_text
 from safelight.service.cli.progress import Say, progress
+from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import num_cores
 
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             choice = _choose_device(args, model, profile, spec, say)
             prediction = predict(profile, spec, choice.device, targets)
         except InvalidParams as error:
-            raise UserError(str(error)) from None
+            raise UserError(str(as_invalid_request(error))) from None
     report = {
         **_describe_request(profile, spec, choice, targets, prediction),
         **_describe_prediction(prediction),

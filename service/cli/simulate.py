@@ -24,6 +24,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
 from safelight.service.cli.simulate_report import as_text
+from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.fast_imports import imported_for_good
 
 FOLLOWED_REPLICAS = 60  # simulated one by one; in a larger fleet each of them stands for several
@@ -144,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         cost = image_cost(profile, spec)
     except InvalidParams as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(as_invalid_request(error))) from None
     fleet_sizes = [gpus for gpus in GROWTH if gpus <= args.gpus] if args.grow else [args.gpus]
     reports = []
     with counter("simulating", round(args.hours * len(fleet_sizes))) as show_hours:

@@ -1,4 +1,4 @@
-"""Data whose exact network is known: a mixture of Gaussians with diagonal covariances, under any alpha and sigma.
+"""Data with a known exact network: mixtures of Gaussians with diagonal covariances, at any alpha and sigma.
 
 Shapes: N points, D dimensions, K components. Everything is float64.
 """
@@ -17,7 +17,10 @@ from safelight.pipeline.diffusion.solvers import Plan
 
 @dataclass(frozen=True)
 class Mixture:
-    """weights (K,), means (K, D), variances (K, D). One component is a Gaussian, whose every map is closed."""
+    """A mixture: weights (K,), means (K, D), variances (K, D).
+
+    With one component it is a Gaussian, whose maps have closed forms.
+    """
 
     weights: Tensor
     means: Tensor
@@ -31,33 +34,37 @@ class Mixture:
         """The posterior mean of the data (N, D) given x (N, D)."""
         total = alpha**2 * self.variances + sigma**2
         gap = x[:, None] - alpha * self.means
-        each = self.means + alpha * self.variances / total * gap
-        return (self._shares(x, alpha, sigma)[..., None] * each).sum(1)
+        component_means = self.means + alpha * self.variances / total * gap
+        return (self._shares(x, alpha, sigma)[..., None] * component_means).sum(1)
 
     def eps(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         return (x - alpha * self.x0(x, alpha, sigma)) / sigma
 
     def score(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """The gradient of `log_density`, written from the density, not from the posterior mean."""
+        """The gradient of `log_density`, derived from the density, not from the posterior mean."""
         total = alpha**2 * self.variances + sigma**2
         return (self._shares(x, alpha, sigma)[..., None] * -(x[:, None] - alpha * self.means) / total).sum(1)
 
     def out(self, prediction: str, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """What a perfect network of that prediction type says."""
+        """The output of a perfect network of that prediction type."""
         x0 = self.x0(x, alpha, sigma)
         eps = (x - alpha * x0) / sigma
         return {
-            "sample": x0, "epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "flow": eps - x0, "score": -eps / sigma,
-        }[prediction]  # fmt: skip
+            "sample": x0,
+            "epsilon": eps,
+            "v_prediction": alpha * eps - sigma * x0,
+            "flow": eps - x0,
+            "score": -eps / sigma,
+        }[prediction]
 
     def log_density(self, x: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
-        """log p(x) (N,) of the data, or of the data noised."""
+        """log p(x) (N,) of the data, or of noised data."""
         return torch.logsumexp(self._joint(x, alpha, sigma), dim=1)
 
     def draw(self, num: int, generator: torch.Generator) -> Tensor:
-        which = torch.multinomial(self.weights, num, replacement=True, generator=generator)
+        components = torch.multinomial(self.weights, num, replacement=True, generator=generator)
         z = torch.randn(num, self.means.shape[1], generator=generator, dtype=torch.float64)
-        return self.means[which] + self.variances[which].sqrt() * z
+        return self.means[components] + self.variances[components].sqrt() * z
 
     def _joint(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         total = alpha**2 * self.variances + sigma**2
@@ -69,9 +76,8 @@ class Mixture:
 
 
 GAUSSIAN = Mixture.of([1.0], [[0.7]], [[0.25]])
-MODES = Mixture.of(
-    [0.3, 0.5, 0.2], [[-2.0], [0.5], [2.5]], [[0.09], [0.04], [0.16]]
-)  # what stochastic solvers are judged on
+# for the distributions of stochastic solvers
+MODES = Mixture.of([0.3, 0.5, 0.2], [[-2.0], [0.5], [2.5]], [[0.09], [0.04], [0.16]])
 EIGHT = Mixture.of(
     [0.2, 0.5, 0.3],
     [
@@ -88,35 +94,33 @@ EIGHT = Mixture.of(
 
 
 def gaussian_map(data: Mixture, schedule: Schedule, t: float, t_end: float, x: Tensor) -> Tensor:
-    """Where the probability-flow ODE takes x (N, D) from t to t_end, for one Gaussian: closed form."""
+    """x (N, D) at t_end by the probability-flow ODE from x at t, in closed form, for one Gaussian."""
     (a_t, s_t), (a_s, s_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(t_end)
     mean, variance = data.means[0], data.variances[0]
-    return a_s * mean + ((a_s**2 * variance + s_s**2) / (a_t**2 * variance + s_t**2)).sqrt() * (
-        x - a_t * mean
-    )
+    scale = ((a_s**2 * variance + s_s**2) / (a_t**2 * variance + s_t**2)).sqrt()
+    return a_s * mean + scale * (x - a_t * mean)
 
 
 def wasserstein(x: Tensor, y: Tensor) -> float:
-    """W1 of two samples of one dimension and equal size."""
+    """W1 of two one-dimensional sets of samples of equal size."""
     return float((x.flatten().sort().values - y.flatten().sort().values).abs().mean())
 
 
 def wasserstein_to(data: Mixture, x: Tensor) -> float:
-    """W1 of a sample (N, 1) to one-dimensional data itself: the area between the two distribution functions."""
-    sample = x.flatten().sort().values
-    z = torch.linspace(float(sample[0]) - 1.0, float(sample[-1]) + 1.0, 20001, dtype=torch.float64)
-    exact = (
-        data.weights * torch.special.ndtr((z[:, None] - data.means[:, 0]) / data.variances[:, 0].sqrt())
-    ).sum(1)
-    empirical = torch.searchsorted(sample, z, right=True) / len(sample)
+    """W1 of samples (N, 1) to one-dimensional data: the area between the two distribution functions."""
+    samples = x.flatten().sort().values
+    z = torch.linspace(float(samples[0]) - 1.0, float(samples[-1]) + 1.0, 20001, dtype=torch.float64)
+    cdf = torch.special.ndtr((z[:, None] - data.means[:, 0]) / data.variances[:, 0].sqrt())
+    exact = (data.weights * cdf).sum(1)
+    empirical = torch.searchsorted(samples, z, right=True) / len(samples)
     return float((exact - empirical).abs().mean() * (z[-1] - z[0]))
 
 
-def walk(
-    table: Plan,
+def execute(
+    plan: Plan,
     network: Callable[[Tensor, float], Tensor],
     x: Tensor,
     noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """The library's walk for a network that is a formula of time: `network(x, t)` is the raw output."""
-    return solvers.execute_plan(table, lambda x, tick: network(x, tick.t), x, noise)
+    """`execute_plan` for a network that is a formula of time: `network(x, t)` is the raw output."""
+    return solvers.execute_plan(plan, lambda x, tick: network(x, tick.t), x, noise)

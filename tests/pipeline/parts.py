@@ -1,4 +1,4 @@
-"""The `tiny` model's parts for engine tests: real networks, random weights, float32 or bfloat16."""
+"""Parts of the `tiny` model for engine tests: real networks with random weights, float32 or bfloat16."""
 
 from functools import lru_cache
 
@@ -31,7 +31,7 @@ def runner(dtype: torch.dtype = torch.float32) -> StepRunner:
 
 @lru_cache
 def plain_network() -> DiT:
-    """The oracle: the same weights in float32, not made ready for the engine."""
+    """The oracle: the same weights in float32, not packed for the engine."""
     network = load_network(model().path / "transformer", "cpu", torch.float32)
     assert isinstance(network, DiT)
     return network
@@ -47,11 +47,18 @@ def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
 
 
 def params(**changes: object) -> GenerationParams:
-    chosen = {
-        "prompt": "a red apple", "negative_prompt": "", "width": 64, "height": 64, "num_steps": 6, "guidance_scale": 4.0,
-        "solver": "dpmpp_2m", "seed": 1, "image_index": 0,
-    }  # fmt: skip
-    return GenerationParams(**(chosen | changes))
+    defaults = {
+        "prompt": "a red apple",
+        "negative_prompt": "",
+        "width": 64,
+        "height": 64,
+        "num_steps": 6,
+        "guidance_scale": 4.0,
+        "solver": "dpmpp_2m",
+        "seed": 1,
+        "image_index": 0,
+    }
+    return GenerationParams(**(defaults | changes))
 
 
 def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
@@ -67,9 +74,10 @@ def drain(engine: Engine) -> dict[str, SampleOutcome]:
 
 
 def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
-    one = engine(dtype=dtype)
-    add(one, "only", p)
-    latents = drain(one)["only"].latents
+    """The latents of `p` in an engine of its own."""
+    fresh_engine = engine(dtype=dtype)
+    add(fresh_engine, "only", p)
+    latents = drain(fresh_engine)["only"].latents
     assert latents is not None
     return latents
 

@@ -66,6 +66,16 @@ def test_every_exception_has_its_place(error, kind):
     assert (known.status >= 500) == (known.retry_after is not None and known.status != 429)
 
 
+def test_a_parameter_has_its_request_name_in_the_error():
+    error = as_service_error(InvalidParams("num_steps", "num_steps must be at least 3 for plms, got 2"))
+    assert error.body()["error"] == {
+        "message": "num_inference_steps must be at least 3 for plms, got 2",
+        "type": "invalid_request_error",
+        "param": "num_inference_steps",
+        "code": "invalid_value",
+    }
+
+
 def test_a_stages_own_error_survives_the_way_between_processes():
     sent = UnknownField("steps is not a field", "steps")
     got = pickle.loads(pickle.dumps(sent))

@@ -1,6 +1,7 @@
-"""One sample in a plain loop, each update written from its paper, in float64: the specification and the oracle.
+"""The reference: one sample in a plain loop, in float64, with each solver's update written from its paper.
 
-It shares the schedules and the grids with the engine and nothing else: it never sees a table, a batch or a cached text.
+It is the specification that the engine is tested against. It shares the schedules and grids with the engine
+and nothing else: no plan, no batch, no cached text.
 """
 
 from collections.abc import Callable
@@ -57,37 +58,20 @@ def generate_one(
     guidance_stride: int = 1,
     guidance_rescale: float = 0.0,
 ) -> Tensor:
-    """From the start x (C, H, W) to data (C, H, W), float64.
+    """The data (C, H, W), float64, that `solver` generates from the start x (C, H, W).
 
-    `cond` and `uncond` are the network with the prompt and the negative prompt; `noise(k)` is z of evaluation k. The options
-    mean what they mean in `GenerationParams`, and solvers what their papers say (`onestep`, `multistep`, `singlestep`). Raises
-    `InvalidParams` for a solver or a prediction that it does not know.
+    `cond` and `uncond` are the network with the prompt and with the negative prompt; `noise(k)` is z of
+    evaluation k. The other arguments mean what they mean in `GenerationParams`. Raises `InvalidParams` for an
+    unknown solver or prediction.
     """
     if solver not in UPDATES and solver != "ddim":
         raise InvalidParams(
             "solver", f"solver {solver!r} is unknown; allowed: {', '.join((*UPDATES, 'ddim'))}"
         )
-
-    differences: list[Tensor] = []  # one for each evaluation under guidance
+    guided = _Guided(cond, uncond, guidance_scale, guidance_interval, guidance_stride, guidance_rescale)
 
     def denoise(x: Tensor, t: float) -> Tensor:
-        timestep = schedule.timestep(t)
-        low, high = guidance_interval
-        if guidance_scale == 1.0 or not low <= t <= high:
-            out = cond(x, timestep).double()
-        else:
-            prompted = cond(x, timestep).double()
-            if guidance_scale != 0.0 and len(differences) % guidance_stride:
-                unguided = prompted - differences[-1]
-            else:
-                unguided = uncond(x, timestep).double()
-            differences.append(prompted - unguided)
-            out = unguided + guidance_scale * (prompted - unguided)
-            if (
-                guidance_rescale > 0.0 and guidance_scale != 0.0
-            ):  # Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16
-                rescaled = out * (prompted.std() / out.std())
-                out = guidance_rescale * rescaled + (1.0 - guidance_rescale) * out
+        out = guided(x, t, schedule.timestep(t))
         return x0_from(prediction, out, x, *schedule.alpha_sigma(t))
 
     problem = Problem(denoise, schedule, make_grid(schedule, num_steps, spacing), lambda k: noise(k).double())
@@ -96,8 +80,41 @@ def generate_one(
     return UPDATES[solver](problem, x.double())
 
 
+class _Guided:
+    """A network under guidance: each call is one evaluation, float64."""
+
+    def __init__(
+        self,
+        cond: Network,
+        uncond: Network,
+        scale: float,
+        interval: tuple[float, float],
+        stride: int,
+        rescale: float,
+    ):
+        self.cond, self.uncond, self.scale = cond, uncond, scale
+        self.interval, self.stride, self.rescale = interval, stride, rescale
+        self.differences: list[Tensor] = []  # cond - uncond of every evaluation under guidance
+
+    def __call__(self, x: Tensor, t: float, timestep: float) -> Tensor:
+        low, high = self.interval
+        prompted = self.cond(x, timestep).double()
+        if self.scale == 1.0 or not low <= t <= high:
+            return prompted
+        if self.scale != 0.0 and len(self.differences) % self.stride:
+            unguided = prompted - self.differences[-1]
+        else:
+            unguided = self.uncond(x, timestep).double()
+        self.differences.append(prompted - unguided)
+        out = unguided + self.scale * (prompted - unguided)
+        if self.rescale > 0.0 and self.scale != 0.0:  # Lin et al. 2023 (arXiv:2305.08891), eq. 15 and 16
+            rescaled = out * (prompted.std() / out.std())
+            out = self.rescale * rescaled + (1.0 - self.rescale) * out
+        return out
+
+
 def x0_from(prediction: str, out: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """The data (C, H, W) that a raw prediction means."""
+    """The data (C, H, W) that a raw prediction `out` (C, H, W) of x (C, H, W) stands for."""
     if prediction == "epsilon":
         return (x - sigma * out) / alpha
     if prediction == "v_prediction":

@@ -1,4 +1,4 @@
-"""Multistep methods, each in the form of its paper, with the history kept as lists."""
+"""Multistep methods, each in the form of its paper, with the history in lists."""
 
 import math
 
@@ -11,7 +11,11 @@ FEW_STEPS = 15
 
 
 def _orders(problem: Problem, highest: int, final_below: int) -> list[int]:
-    """The order of every step: as much as the finite history allows, falling at the end of a run of few steps."""
+    """The order of every step: as high as the history allows, up to `highest`.
+
+    With fewer than `final_below` steps it is lowered at the end. Values from where lam is infinite do not
+    count as history.
+    """
     orders, history = [], 0
     for i, (t, t_next) in enumerate(problem.steps):
         finite = problem.alpha(t) > 0.0 and problem.sigma(t_next) > 0.0
@@ -24,9 +28,9 @@ def _orders(problem: Problem, highest: int, final_below: int) -> list[int]:
 
 
 def dpmpp(problem: Problem, x: Tensor, order: int, published: bool = True) -> Tensor:
-    """Lu et al. 2022 (arXiv:2211.01095), algorithm 2 and its third-order form in the authors' code.
+    """DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095): algorithm 2, and the third order of the authors' code.
 
-    `published` leaves the last term of the third order without the factor 2 that makes it third order.
+    `published` leaves out the factor 2 in the last term, without which the solver is not of third order.
     """
     past: list[tuple[float, Tensor]] = []  # (lam, x0), newest first
     for (t, t_next), p in zip(problem.steps, _orders(problem, order, FEW_STEPS), strict=True):
@@ -74,14 +78,12 @@ def sde_dpmpp_2m(problem: Problem, x: Tensor) -> Tensor:
 
 
 def ipndm(problem: Problem, x: Tensor) -> Tensor:
-    """Zhang and Chen 2022 (arXiv:2204.13902), iPNDM: Adams-Bashforth of rising order on the noise, then DDIM's transfer."""
+    """iPNDM (Zhang and Chen 2022, arXiv:2204.13902): Adams-Bashforth on the noise, then DDIM's transfer."""
     ets: list[Tensor] = []
     for t, t_next in problem.steps:
         x0 = problem.denoise(x, t)
         if problem.is_noise(t):
-            x = problem.alpha(t_next) * x0 + problem.sigma(t_next) * (
-                x - problem.alpha(t) * x0
-            ) / problem.sigma(t)
+            x = _euler(problem, t, t_next, x, x0)
             continue
         ets = [(x - problem.alpha(t) * x0) / problem.sigma(t), *ets][:4]
         x = _transfer(problem, t, t_next, x, _adams_bashforth(ets))
@@ -89,22 +91,27 @@ def ipndm(problem: Problem, x: Tensor) -> Tensor:
 
 
 def plms(problem: Problem, x: Tensor) -> Tensor:
-    """Liu et al. 2022 (arXiv:2202.09778) with Stable Diffusion's start: the first step twice, by the mean of its ends' noise."""
+    """PLMS (Liu et al. 2022, arXiv:2202.09778) with Stable Diffusion's start.
+
+    The first step is taken twice, the second time with the mean of the noise at its two ends.
+    """
     ets: list[Tensor] = []
     for t, t_next in problem.steps:
         if problem.is_noise(t):
-            x0 = problem.denoise(x, t)
-            x = problem.alpha(t_next) * x0 + problem.sigma(t_next) * (
-                x - problem.alpha(t) * x0
-            ) / problem.sigma(t)
+            x = _euler(problem, t, t_next, x, problem.denoise(x, t))
             continue
         ets = [problem.eps(x, t), *ets][:4]
         if len(ets) == 1:
-            there = _transfer(problem, t, t_next, x, ets[0])
-            x = _transfer(problem, t, t_next, x, (ets[0] + problem.eps(there, t_next)) / 2)
+            x_next = _transfer(problem, t, t_next, x, ets[0])
+            x = _transfer(problem, t, t_next, x, (ets[0] + problem.eps(x_next, t_next)) / 2)
         else:
             x = _transfer(problem, t, t_next, x, _adams_bashforth(ets))
     return x
+
+
+def _euler(problem: Problem, t: float, t_next: float, x: Tensor, x0: Tensor) -> Tensor:
+    """Euler's step, in the form that also holds at alpha = 0."""
+    return problem.alpha(t_next) * x0 + problem.sigma(t_next) * (x - problem.alpha(t) * x0) / problem.sigma(t)
 
 
 def _adams_bashforth(ets: list[Tensor]) -> Tensor:
@@ -118,15 +125,17 @@ def _adams_bashforth(ets: list[Tensor]) -> Tensor:
 
 
 def _transfer(problem: Problem, t: float, t_next: float, x: Tensor, eps: Tensor) -> Tensor:
-    """Liu et al. 2022, eq. 11: to the data that `eps` implies, and back."""
+    """Liu et al. 2022, eq. 11: to the data that `eps` implies, and back to t_next."""
     x0 = (x - problem.sigma(t) * eps) / problem.alpha(t)
     return problem.alpha(t_next) * x0 + problem.sigma(t_next) * eps
 
 
 def unipc(problem: Problem, x: Tensor, order: int) -> Tensor:
-    """Zhao et al. 2023 (arXiv:2302.04867), algorithms 7 and 8 (data form, B_2), the corrected state re-using the predicted one's value."""
-    never = problem.num_steps + 1
-    orders = _orders(problem, order, never)
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867), algorithms 7 and 8 in the data form with B_2.
+
+    The corrected state reuses the model value of the predicted one. Orders are lowered at the end of any run.
+    """
+    orders = _orders(problem, order, final_below=problem.num_steps + 1)
     past: list[tuple[float, Tensor]] = []
     corrected = x
     for i, (t, t_next) in enumerate(problem.steps):
@@ -141,30 +150,32 @@ def unipc(problem: Problem, x: Tensor, order: int) -> Tensor:
 
 
 def _unipc_step(
-    problem: Problem, s: float, t: float, x: Tensor, past: list[tuple[float, Tensor]], arrived: Tensor | None
+    problem: Problem, s: float, t: float, x: Tensor, past: list[tuple[float, Tensor]], m_t: Tensor | None
 ) -> Tensor:
-    """From s to t with the model values of `past` (newest, at s, first); with the value at t it is the corrector."""
+    """x at t, from x at s and `past`, each (lam, model value), newest first, the first at s.
+
+    It is the corrector with the model value `m_t` at t, the predictor without.
+    """
     h = problem.lam(t) - problem.lam(s)
     m0 = past[0][1]
     x = problem.sigma(t) / problem.sigma(s) * x - problem.alpha(t) * math.expm1(-h) * m0
-    known = [((lam - problem.lam(s)) / h, m) for lam, m in past[1:]]
-    if arrived is not None:
-        known.append((1.0, arrived))
-    if not known:
+    values = [((lam - problem.lam(s)) / h, m) for lam, m in past[1:]]
+    if m_t is not None:
+        values.append((1.0, m_t))
+    if not values:
         return x
-    r = torch.tensor([r for r, _ in known], dtype=torch.float64)
-    p = len(known)
+    r = torch.tensor([r for r, _ in values], dtype=torch.float64)
+    p = len(values)
     # phi_k(-h): phi_1 = (e^-h - 1) / -h, phi_{k+1} = (phi_k - 1 / k!) / -h; b_k = -h k! phi_{k+1} / B(h)
     phi, b = math.expm1(-h) / -h, []
     for k in range(1, p + 1):
         phi = (phi - 1.0 / math.factorial(k)) / -h
         b.append(-h * math.factorial(k) * phi / math.expm1(-h))
     if p == 1:
-        rho = torch.tensor(
-            [0.5], dtype=torch.float64
-        )  # the paper's choice for one point, in predictor and corrector
+        # the paper's choice for one point, in predictor and corrector
+        rho = torch.tensor([0.5], dtype=torch.float64)
     else:
         rho = torch.linalg.solve(torch.stack([r**k for k in range(p)]), torch.tensor(b, dtype=torch.float64))
-    for (r_k, m), rho_k in zip(known, rho.tolist(), strict=True):
+    for (r_k, m), rho_k in zip(values, rho.tolist(), strict=True):
         x = x - problem.alpha(t) * math.expm1(-h) * rho_k * (m - m0) / r_k
     return x

@@ -10,27 +10,22 @@ from safelight.pipeline.diffusion.reference.problem import Problem
 
 
 def ddim(problem: Problem, x: Tensor, eta: float = 0.0) -> Tensor:
-    """Song et al. 2020 (arXiv:2010.02502), eq. 12 with sigma_t of eq. 16, in alpha_bar of a path scaled to preserve variance."""
+    """DDIM (Song et al. 2020, arXiv:2010.02502), eq. 12 with sigma_t of eq. 16.
+
+    alpha_bar is that of x scaled to preserve variance.
+    """
     for k, (t, t_next) in enumerate(problem.steps):
-        alpha, sigma, alpha_next, sigma_next = (
-            problem.alpha(t),
-            problem.sigma(t),
-            problem.alpha(t_next),
-            problem.sigma(t_next),
-        )
+        (alpha, sigma), (alpha_next, sigma_next) = problem.alpha_sigma(t), problem.alpha_sigma(t_next)
         x0 = problem.denoise(x, t)
         eps = (x - alpha * x0) / sigma
         deviation = 0.0
         if eta and sigma_next:
             alpha_bar = alpha**2 / (alpha**2 + sigma**2)
             alpha_bar_next = alpha_next**2 / (alpha_next**2 + sigma_next**2)
-            # eq. 16 speaks of x scaled to unit variance; the factor scales back
+            # eq. 16 holds for x scaled to unit variance; `scale` scales back
             scale = math.hypot(alpha_next, sigma_next)
-            deviation = (
-                eta
-                * scale
-                * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
-            )
+            share = (1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next)
+            deviation = eta * scale * math.sqrt(share)
         x = alpha_next * x0 + math.sqrt(sigma_next**2 - deviation**2) * eps
         if deviation:
             x = x + deviation * problem.noise(k)
@@ -38,12 +33,12 @@ def ddim(problem: Problem, x: Tensor, eta: float = 0.0) -> Tensor:
 
 
 def ddpm(problem: Problem, x: Tensor) -> Tensor:
-    """Ho et al. 2020 (arXiv:2006.11239), algorithm 2 with the posterior mean and variance of eq. 7, on any grid."""
+    """DDPM (Ho et al. 2020, arXiv:2006.11239), algorithm 2 with mean and variance of eq. 7, on any grid."""
     return _ancestral(problem, x, fixed_large=False)
 
 
 def ddpm_fixed_large(problem: Problem, x: Tensor) -> Tensor:
-    """Ho et al. 2020 (arXiv:2006.11239), algorithm 2 with sigma_t^2 = beta_t, on any grid."""
+    """DDPM (Ho et al. 2020, arXiv:2006.11239), algorithm 2 with sigma_t^2 = beta_t, on any grid."""
     return _ancestral(problem, x, fixed_large=True)
 
 
@@ -56,13 +51,11 @@ def _ancestral(problem: Problem, x: Tensor, fixed_large: bool) -> Tensor:
 
 
 def _posterior(problem: Problem, x: Tensor, t: float, t_next: float) -> tuple[Tensor, float, float]:
-    """Mean of q(x' | x, x0) with the predicted data, beta_t (where the path preserves variance), and the posterior's variance."""
-    alpha, sigma, alpha_next, sigma_next = (
-        problem.alpha(t),
-        problem.sigma(t),
-        problem.alpha(t_next),
-        problem.sigma(t_next),
-    )
+    """Mean of q(x' | x, x0) with the predicted x0, forward variance, and variance of q.
+
+    The forward variance is beta_t on variance-preserving schedules.
+    """
+    (alpha, sigma), (alpha_next, sigma_next) = problem.alpha_sigma(t), problem.alpha_sigma(t_next)
     alpha_step = alpha / alpha_next
     beta = sigma**2 - alpha_step**2 * sigma_next**2
     mean = (alpha_step * sigma_next**2 * x + alpha_next * beta * problem.denoise(x, t)) / sigma**2
@@ -70,9 +63,10 @@ def _posterior(problem: Problem, x: Tensor, t: float, t_next: float) -> tuple[Te
 
 
 def ddpm_learned(problem: Problem, x: Tensor, fraction: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """`ddpm` with a variance of every element's own (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15), x of any shape.
+    """`ddpm` with a learned variance per element (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
 
-    `fraction(x, t)`, of the shape of x, is where between the posterior's variance (0) and beta (1) its logarithm lies.
+    x has any shape. `fraction(x, t)`, of the shape of x, places the log variance between that of the
+    posterior (0) and log beta (1).
     """
     for k, (t, t_next) in enumerate(problem.steps):
         mean, beta, posterior = _posterior(problem, x, t, t_next)
@@ -83,7 +77,10 @@ def ddpm_learned(problem: Problem, x: Tensor, fraction: Callable[[Tensor, float]
 
 
 def euler_ancestral(problem: Problem, x: Tensor) -> Tensor:
-    """Karras' notation, as in k-diffusion: down to sigma_down, then up by sigma_up of fresh noise. Needs alpha > 0."""
+    """Ancestral Euler as in k-diffusion, in Karras' notation.
+
+    A step goes down to sigma_down, then adds sigma_up of fresh noise. Needs alpha > 0.
+    """
     for k, (t, t_next) in enumerate(problem.steps):
         sigma, sigma_next = problem.sigma(t) / problem.alpha(t), problem.sigma(t_next) / problem.alpha(t_next)
         x_hat = x / problem.alpha(t)
@@ -97,7 +94,10 @@ def euler_ancestral(problem: Problem, x: Tensor) -> Tensor:
 
 
 def euler_maruyama(problem: Problem, x: Tensor) -> Tensor:
-    """Song et al. 2021 (arXiv:2011.13456), eq. 6 discretised in t: drift f x - g^2 score, noise g sqrt(dt) z but at the end."""
+    """Euler-Maruyama (Song et al. 2021, arXiv:2011.13456, eq. 6, discretised in t).
+
+    Drift f x - g^2 score, noise g sqrt(dt) z except at the last step.
+    """
     for k, (t, t_next) in enumerate(problem.steps):
         f, g2 = problem.schedule.rates(t)
         score = -problem.eps(x, t) / problem.sigma(t)
@@ -108,22 +108,19 @@ def euler_maruyama(problem: Problem, x: Tensor) -> Tensor:
 
 
 def heun(problem: Problem, x: Tensor) -> Tensor:
-    """Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn, in x / alpha and sigma / alpha; on flows in x and t."""
+    """Heun's method (Karras et al. 2022, arXiv:2206.00364), algorithm 1 without churn.
+
+    In x / alpha and sigma / alpha; on flows in x and t.
+    """
     for t, t_next in problem.steps:
-        alpha, sigma, alpha_next, sigma_next = (
-            problem.alpha(t),
-            problem.sigma(t),
-            problem.alpha(t_next),
-            problem.sigma(t_next),
-        )
+        (alpha, sigma), (alpha_next, sigma_next) = problem.alpha_sigma(t), problem.alpha_sigma(t_next)
         x0 = problem.denoise(x, t)
         if problem.schedule.family == "flow":
             velocity = (x - x0) / t  # eps - x0
             x_next = x + (t_next - t) * velocity
             if t_next > 0.0:
-                x_next = x + (t_next - t) * 0.5 * (
-                    velocity + (x_next - problem.denoise(x_next, t_next)) / t_next
-                )
+                velocity_next = (x_next - problem.denoise(x_next, t_next)) / t_next
+                x_next = x + (t_next - t) * 0.5 * (velocity + velocity_next)
             x = x_next
             continue
         if problem.is_noise(t) or sigma_next == 0.0:

@@ -1,4 +1,4 @@
-"""What a reference solver is given: the data that the network predicts, a schedule, a grid, and noise."""
+"""The problem that a reference solver solves: a denoiser, a schedule, a grid and noise."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,11 @@ from safelight.pipeline.diffusion.schedules import Schedule, is_noise, lam
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`denoise(x, t)` is x0 (C, H, W) float64 for x (C, H, W) at time t; `noise(k)` is z of evaluation k."""
+    """A denoiser on a grid of times of a schedule.
+
+    `denoise(x, t)` predicts x0 (C, H, W), float64, from x (C, H, W) at time t; `noise(k)` is z of evaluation
+    k.
+    """
 
     denoise: Callable[[Tensor, float], Tensor]
     schedule: Schedule
@@ -21,12 +25,15 @@ class Problem:
 
     @property
     def steps(self) -> Iterator[tuple[float, float]]:
-        """(t, t') of every step."""
+        """The times (t, t') of every step."""
         return pairwise(self.grid)
 
     @property
     def num_steps(self) -> int:
         return len(self.grid) - 1
+
+    def alpha_sigma(self, t: float) -> tuple[float, float]:
+        return self.schedule.alpha_sigma(t)
 
     def alpha(self, t: float) -> float:
         return self.schedule.alpha_sigma(t)[0]
@@ -38,9 +45,9 @@ class Problem:
         return lam(*self.schedule.alpha_sigma(t))
 
     def is_noise(self, t: float) -> bool:
-        """Whether a step from t is Euler's and leaves no history, because no signal is left there."""
+        """Whether (almost) no signal is left at t, so that a step from t is Euler's and leaves no history."""
         return is_noise(self.alpha(t))
 
     def eps(self, x: Tensor, t: float) -> Tensor:
-        """The noise in x that the predicted data leaves over."""
+        """The noise in x, given the predicted data."""
         return (x - self.alpha(t) * self.denoise(x, t)) / self.sigma(t)

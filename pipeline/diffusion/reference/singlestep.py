@@ -1,4 +1,4 @@
-"""Single-step exponential Runge-Kutta methods and annealed Langevin dynamics, each in the form of its paper."""
+"""Single-step exponential Runge-Kutta methods and Langevin dynamics, each in the form of its paper."""
 
 import math
 
@@ -9,24 +9,22 @@ from safelight.pipeline.diffusion.reference.problem import Problem
 
 
 def dpm_2s(problem: Problem, x: Tensor) -> Tensor:
-    """Lu et al. 2022 (arXiv:2206.00927), algorithm 1 with r_1 = 1/2."""
+    """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927), algorithm 1 with r_1 = 1/2."""
     for t, t_next in problem.steps:
         if _is_infinite(problem, t, t_next):
             x = _euler(problem, t, t_next, x)
             continue
         h = problem.lam(t_next) - problem.lam(t)
         s = problem.schedule.time_of(problem.lam(t) + 0.5 * h)
-        u = problem.alpha(s) / problem.alpha(t) * x - problem.sigma(s) * math.expm1(0.5 * h) * problem.eps(
-            x, t
-        )
-        x = problem.alpha(t_next) / problem.alpha(t) * x - problem.sigma(t_next) * math.expm1(
-            h
-        ) * problem.eps(u, s)
+        eps = problem.eps(x, t)
+        u = problem.alpha(s) / problem.alpha(t) * x - problem.sigma(s) * math.expm1(0.5 * h) * eps
+        eps = problem.eps(u, s)
+        x = problem.alpha(t_next) / problem.alpha(t) * x - problem.sigma(t_next) * math.expm1(h) * eps
     return x
 
 
 def dpm_3s(problem: Problem, x: Tensor) -> Tensor:
-    """Lu et al. 2022 (arXiv:2206.00927), algorithm 2 with r_1 = 1/3 and r_2 = 2/3."""
+    """DPM-Solver-3 (Lu et al. 2022, arXiv:2206.00927), algorithm 2 with r_1 = 1/3 and r_2 = 2/3."""
     r1, r2 = 1 / 3, 2 / 3
     for t, t_next in problem.steps:
         if _is_infinite(problem, t, t_next):
@@ -52,7 +50,7 @@ def dpm_3s(problem: Problem, x: Tensor) -> Tensor:
 
 
 def dpmpp_2s(problem: Problem, x: Tensor) -> Tensor:
-    """Lu et al. 2022 (arXiv:2211.01095), algorithm 1 with r = 1/2."""
+    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095), algorithm 1 with r = 1/2."""
     for t, t_next in problem.steps:
         if _is_infinite(problem, t, t_next):
             x = _euler(problem, t, t_next, x)
@@ -61,14 +59,16 @@ def dpmpp_2s(problem: Problem, x: Tensor) -> Tensor:
         s = problem.schedule.time_of(problem.lam(t) + 0.5 * h)
         x0 = problem.denoise(x, t)
         u = problem.sigma(s) / problem.sigma(t) * x - problem.alpha(s) * math.expm1(-0.5 * h) * x0
-        x = problem.sigma(t_next) / problem.sigma(t) * x - problem.alpha(t_next) * math.expm1(
-            -h
-        ) * problem.denoise(u, s)
+        x0 = problem.denoise(u, s)
+        x = problem.sigma(t_next) / problem.sigma(t) * x - problem.alpha(t_next) * math.expm1(-h) * x0
     return x
 
 
 def langevin(problem: Problem, x: Tensor, inner_steps: int = 100, step_size: float = 0.1) -> Tensor:
-    """Song and Ermon 2019 (arXiv:1907.05600), algorithm 1, and a last denoising step (arXiv:2009.05475)."""
+    """Annealed Langevin dynamics (Song and Ermon 2019, arXiv:1907.05600), algorithm 1.
+
+    The last step, which denoises, is that of Jolicoeur-Martineau et al. 2021 (arXiv:2009.05475).
+    """
     k = 0
     for t, _ in problem.steps:
         step = step_size * problem.sigma(t) ** 2  # alpha_i of the paper
@@ -80,6 +80,7 @@ def langevin(problem: Problem, x: Tensor, inner_steps: int = 100, step_size: flo
 
 
 def _is_infinite(problem: Problem, t: float, t_next: float) -> bool:
+    """Whether the step's h is (almost) infinite."""
     return problem.is_noise(t) or problem.sigma(t_next) == 0.0
 
 

@@ -1,32 +1,14 @@
-"""Solvers as planners: a schedule and a grid become, once, on the host, in float64, a table of ticks.
+"""Solvers as planners: from a schedule and a grid each writes a plan, a table of ticks."""
 
-`plan` makes the table; `SOLVERS` says what there is, and `ALIASES` which other names mean one of them.
-"""
-
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.solvers.execute import execute_plan
-from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS, langevin
-from safelight.pipeline.diffusion.solvers.multistep import (
-    dpmpp_2m,
-    dpmpp_3m,
-    dpmpp_3m_order3,
-    ipndm,
-    plms,
-    sde_dpmpp_2m,
+from safelight.pipeline.diffusion.solvers.registry import (
+    ALIASES,
+    SERVED,
+    SOLVERS,
+    Solver,
+    canonical_name,
+    make_plan,
 )
-from safelight.pipeline.diffusion.solvers.onestep import (
-    ddim,
-    ddpm,
-    ddpm_fixed_large,
-    euler,
-    euler_maruyama,
-    heun,
-)
-from safelight.pipeline.diffusion.solvers.singlestep import dpm_2s, dpm_3s, dpmpp_2s
 from safelight.pipeline.diffusion.solvers.table import (
     COLUMNS,
     READ,
@@ -37,187 +19,21 @@ from safelight.pipeline.diffusion.solvers.table import (
     SolverGrid,
     Tick,
 )
-from safelight.pipeline.diffusion.solvers.unipc import unipc
-from safelight.pipeline.diffusion.spacing import check_grid, make_grid
-from safelight.pipeline.errors import InvalidParams
 
 __all__ = [
-    "ALIASES", "COLUMNS", "READ", "RING", "SERVED", "SOLVERS", "STATE", "SolverGrid", "Plan", "GridPoint", "Solver", "Tick", "canonical_name", "plan",
+    "ALIASES",
+    "COLUMNS",
+    "READ",
+    "RING",
+    "SERVED",
+    "SOLVERS",
+    "STATE",
+    "GridPoint",
+    "Plan",
+    "Solver",
+    "SolverGrid",
+    "Tick",
+    "canonical_name",
     "execute_plan",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Solver:
-    """A solver as it is offered: `order` of convergence (weak order if it is stochastic, None if it has none), evaluations a
-    step, and its place.
-
-    `served` solvers have a bounded number of ticks and run in any batch; the others only in the library. `families` are the
-    schedules that it is defined on.
-    """
-
-    planner: Callable[[SolverGrid], list[Tick]]
-    order: int | None
-    evaluations: int
-    source: str
-    use: str
-    deterministic: bool = True
-    served: bool = True
-    families: tuple[str, ...] = ("vp", "flow", "ve")
-
-
-SOLVERS: dict[str, Solver] = {
-    "dpmpp_2m": Solver(
-        dpmpp_2m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "the default: guided sampling in 15 to 25 steps"
-    ),
-    "unipc_2": Solver(
-        unipc(2), 3, 1, "Zhao et al. 2023, arXiv:2302.04867", "guided sampling in 8 to 20 steps"
-    ),
-    "unipc_3": Solver(
-        unipc(3), 4, 1, "Zhao et al. 2023, arXiv:2302.04867", "without guidance, or 20 steps and more"
-    ),
-    "dpmpp_3m": Solver(
-        dpmpp_3m, 2, 1, "Lu et al. 2022, arXiv:2211.01095", "as published in code; 15 steps and more"
-    ),
-    "dpmpp_3m_order3": Solver(
-        dpmpp_3m_order3,
-        3,
-        1,
-        "Lu et al. 2022, arXiv:2211.01095, corrected",
-        "without guidance, or 20 steps and more",
-    ),
-    "dpmpp_2s": Solver(
-        dpmpp_2s,
-        2,
-        2,
-        "Lu et al. 2022, arXiv:2211.01095",
-        "comparison; steady under guidance, at twice the cost",
-    ),
-    "dpm_2s": Solver(dpm_2s, 2, 2, "Lu et al. 2022, arXiv:2206.00927", "comparison; without guidance"),
-    "dpm_3s": Solver(
-        dpm_3s, 3, 3, "Lu et al. 2022, arXiv:2206.00927", "accurate trajectories without guidance"
-    ),
-    "euler": Solver(euler, 1, 1, "Song et al. 2020, arXiv:2010.02502", "the baseline; 28 to 50 steps"),
-    "heun": Solver(
-        heun,
-        2,
-        2,
-        "Karras et al. 2022, arXiv:2206.00364",
-        "a second order that remembers nothing; 20 steps and more",
-    ),
-    "ipndm": Solver(
-        ipndm, 2, 1, "Zhang and Chen 2022, arXiv:2204.13902", "without guidance; on flows from 15 steps on"
-    ),
-    "plms": Solver(
-        plms,
-        2,
-        1,
-        "Liu et al. 2022, arXiv:2202.09778",
-        "comparison with old images; one evaluation more at the start",
-    ),
-    "ddpm": Solver(
-        ddpm, 1, 1, "Ho et al. 2020, arXiv:2006.11239", "variety; 50 steps and more", deterministic=False
-    ),
-    "ddpm_fixed_large": Solver(
-        ddpm_fixed_large,
-        1,
-        1,
-        "Ho et al. 2020, arXiv:2006.11239",
-        "the paper's sigma^2 = beta; hundreds of steps",
-        deterministic=False,
-    ),
-    "sde_dpmpp_2m": Solver(
-        sde_dpmpp_2m,
-        2,
-        1,
-        "Lu et al. 2022, arXiv:2211.01095",
-        "variety in 20 to 30 steps",
-        deterministic=False,
-    ),
-    "euler_maruyama": Solver(
-        euler_maruyama,
-        1,
-        1,
-        "Song et al. 2021, arXiv:2011.13456",
-        "the SDE itself; 100 steps and more",
-        deterministic=False,
-        families=("vp", "ve"),
-    ),
-    "langevin": Solver(
-        langevin,
-        None,
-        INNER_STEPS,
-        "Song and Ermon 2019, arXiv:1907.05600",
-        "study; not served",
-        deterministic=False,
-        served=False,
-        families=("ve",),
-    ),
-}
-
-ALIASES = {"ddim": "euler", "dpm_1": "euler", "dpmpp_1": "euler", "euler_ancestral": "ddpm"}
-SERVED = tuple(name for name, solver in SOLVERS.items() if solver.served)
-
-
-def plan(
-    solver: str,
-    schedule: Schedule,
-    prediction: str,
-    num_steps: int,
-    *,
-    spacing: str = "trailing",
-    eta: float = 0.0,
-    grid: tuple[float, ...] | None = None,
-    lower_order_final: bool = True,
-    inside: tuple[tuple[float, ...], ...] | None = None,
-) -> Plan:
-    """The ticks of `solver`, a name or an alias, over a grid of `num_steps` steps.
-
-    `schedule` is one of `safelight.pipeline.diffusion.schedules`, `prediction` one of `safelight.pipeline.diffusion.prediction.PREDICTIONS`: what the network was
-    trained with. The grid is by the rule `spacing` (`safelight.pipeline.diffusion.spacing.SPACINGS`) or the custom list `grid` of times, which may
-    start below t = 1: x is then already there, and the caller's. `eta` in 0..1 is DDIM's. `lower_order_final` lets multistep
-    solvers end at lower orders, which is safer with few steps. `inside` gives the inner times of every step to single-step
-    solvers. Raises `InvalidParams` naming what is wrong.
-    """
-    name = canonical_name(solver)
-    chosen = SOLVERS[name]
-    if schedule.family not in chosen.families:
-        raise InvalidParams(
-            "solver",
-            f"solver {solver!r} is not defined on this model's schedule ({schedule.family}), only on {', '.join(chosen.families)}",
-        )
-    if grid is not None and spacing != "trailing":
-        raise InvalidParams("grid", "a grid says where the steps stand: give it no timestep_spacing")
-    planner = chosen.planner
-    if eta != 0.0:
-        if solver != "ddim":
-            raise InvalidParams("eta", f"eta has a meaning for ddim only, not for {solver}")
-        if not 0.0 < eta <= 1.0:
-            raise InvalidParams("eta", f"eta must be between 0 and 1, got {eta:g}")
-        name = "ddim"
-
-        def planner(path: SolverGrid) -> list[Tick]:
-            return ddim(path, eta)
-
-    times = make_grid(schedule, num_steps, spacing) if grid is None else check_grid(grid, num_steps)
-    ticks = planner(SolverGrid.over(schedule, prediction, times, lower_order_final, inside))
-    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]))
-
-
-def canonical_name(solver: str) -> str:
-    """The name that `solver` is an alias of, or itself; raise `InvalidParams` naming what there is."""
-    name = ALIASES.get(solver, solver)
-    if name not in SOLVERS:
-        raise InvalidParams(
-            "solver", f"solver {solver!r} is unknown; allowed: {', '.join((*SOLVERS, *ALIASES))}"
-        )
-    return name
-
-
-def _start_scale(schedule: Schedule, t: float) -> float:
-    """The scale of the noise that a sample starts from: unit where the path preserves variance, else sigma.
-
-    DDPM-style networks are started from unit noise although a little signal is left at t = 1.
-    """
-    alpha, sigma = schedule.alpha_sigma(t)
-    return math.hypot(alpha, sigma) if schedule.family == "vp" else sigma
+    "make_plan",
+]

@@ -1,14 +1,14 @@
-"""A plan executed on one sample, plainly: for those who borrow the tables without the engine, and for tests."""
+"""Plain execution of a plan on one sample, for use of the tables without the engine and for tests."""
 
 from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
-from safelight.pipeline.diffusion.solvers.table import Four, Plan, Tick
+from safelight.pipeline.diffusion.solvers.table import Plan, Tick, Weights
 from safelight.pipeline.errors import InvalidParams
 
 
 class VectorLike(Protocol):
-    """Whatever can be added and multiplied by a number: a tensor, an array, a float."""
+    """Any value that can be added and multiplied by a number: a tensor, an array, a float."""
 
     def __add__(self, other: Self, /) -> Self: ...
 
@@ -21,11 +21,12 @@ X = TypeVar("X", bound=VectorLike)
 def execute_plan(
     plan: Plan, network: Callable[[X, Tick], X], x: X, noise: Callable[[int], X] | None = None
 ) -> X:
-    """From the start `x` to the last x, of the same shape and dtype.
+    """The final x after all ticks, of the shape and dtype of `x`.
 
-    `x` is `plan.start_scale` z with z standard normal (or, for a grid that starts later, data noised to its first time).
-    `network(x, tick)` is the raw prediction: a trained network is asked at `tick.timestep`, a formula at `tick.t`. `noise(k)`
-    is z of tick k. Raises `InvalidParams` if a stochastic plan is given no noise.
+    The start `x` is `plan.start_scale` z with z standard normal, or, for a grid that starts below t = 1, data
+    noised to its first time. `network(x, tick)` is the raw prediction: a trained network takes
+    `tick.timestep`, a formula takes `tick.t`. `noise(k)` is z of tick k. Raises `InvalidParams` if a
+    stochastic plan gets no noise.
     """
     y, ring = 0.0 * x, [0.0 * x] * 3
     for k, tick in enumerate(plan.ticks):
@@ -42,9 +43,10 @@ def execute_plan(
     return x
 
 
-def _sum(of_x: float, x: X, of_y: float, y: X, of_m: Four, m: list[X]) -> X:
-    total = of_x * x
-    for weight, value in ((of_y, y), *zip(of_m, m, strict=True)):
+def _sum(a: float, x: X, s: float, y: X, b: Weights, m: list[X]) -> X:
+    """a x + s y + sum_j b_j m_j, without the terms whose weight is 0."""
+    total = a * x
+    for weight, value in ((s, y), *zip(b, m, strict=True)):
         if weight:
             total = total + weight * value
     return total

@@ -1,4 +1,4 @@
-"""What outputs mean: golden values, and every prediction type against an exact network."""
+"""Prediction types: golden values, and every type against an exact network."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_guidance_golden() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("t", [0.02, 0.5, 0.97])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_an_exact_network_recovers_the_data_whatever_it_says(
+def test_an_exact_network_recovers_the_data_with_any_prediction_type(
     schedule: Schedule, t: float, prediction: str
 ) -> None:
     alpha, sigma = schedule.alpha_sigma(t)
@@ -49,7 +49,7 @@ def test_an_exact_network_recovers_the_data_whatever_it_says(
 
 
 def test_tweedie() -> None:
-    """The posterior mean from the gradient of the density, which the oracle writes without it."""
+    """The posterior mean equals that from the gradient of the density."""
     alpha, sigma = VariancePreserving().alpha_sigma(0.5)
     p, q = x0_coefficients("score", alpha, sigma)
     torch.testing.assert_close(
@@ -61,13 +61,15 @@ def test_tweedie() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("given", PREDICTIONS)
-@pytest.mark.parametrize("wanted", PREDICTIONS)
-def test_conversions_are_right_and_return_in_float32(schedule: Schedule, given: str, wanted: str) -> None:
+@pytest.mark.parametrize("source", PREDICTIONS)
+@pytest.mark.parametrize("target", PREDICTIONS)
+def test_conversions_are_right_and_invertible_in_float32(
+    schedule: Schedule, source: str, target: str
+) -> None:
     alpha, sigma = schedule.alpha_sigma(0.4)
-    out, other = EIGHT.out(given, X, alpha, sigma), EIGHT.out(wanted, X, alpha, sigma)
-    (u, w), (u_back, w_back) = convert(wanted, given, alpha, sigma), convert(given, wanted, alpha, sigma)
-    torch.testing.assert_close(u * X + w * out, other, atol=1e-9, rtol=0)
+    out, expected = EIGHT.out(source, X, alpha, sigma), EIGHT.out(target, X, alpha, sigma)
+    (u, w), (u_back, w_back) = convert(target, source, alpha, sigma), convert(source, target, alpha, sigma)
+    torch.testing.assert_close(u * X + w * out, expected, atol=1e-9, rtol=0)
     x, single = X.float(), out.float()
     back = u_back * x + w_back * (u * x + w * single)
     scale = float(x.abs().max() + single.abs().max())
@@ -84,20 +86,25 @@ def test_learned_variance_runs_from_the_posterior_to_beta() -> None:
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "call",
     [
-        lambda: x0_coefficients("odd", 0.5, 0.5), lambda: x0_coefficients("epsilon", 0.0, 1.0), lambda: x0_coefficients("score", 0.0, 1.0),
-        lambda: out_coefficients("epsilon", 1.0, 0.0), lambda: out_coefficients("flow", 1.0, 0.0),
-        lambda: convert("odd", "flow", 0.5, 0.5), lambda: convert("flow", "odd", 0.5, 0.5), lambda: learned_log_variance(0.5, 0.0, 0.1),
+        lambda: x0_coefficients("odd", 0.5, 0.5),
+        lambda: x0_coefficients("epsilon", 0.0, 1.0),
+        lambda: x0_coefficients("score", 0.0, 1.0),
+        lambda: out_coefficients("epsilon", 1.0, 0.0),
+        lambda: out_coefficients("flow", 1.0, 0.0),
+        lambda: convert("odd", "flow", 0.5, 0.5),
+        lambda: convert("flow", "odd", 0.5, 0.5),
+        lambda: learned_log_variance(0.5, 0.0, 0.1),
         lambda: learned_log_variance(0.5, 0.1, -1.0),
     ],
-)  # fmt: skip
-def test_nonsense_is_named(ask) -> None:
+)
+def test_invalid_arguments_are_named(call) -> None:
     with pytest.raises(InvalidParams) as caught:
-        ask()
+        call()
     assert caught.value.param == "prediction"
 
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction", "flow"])
-def test_these_can_be_read_from_pure_noise(prediction: str) -> None:
+def test_predictions_that_give_the_data_at_pure_noise(prediction: str) -> None:
     assert all(math.isfinite(v) for v in x0_coefficients(prediction, 0.0, 1.0))

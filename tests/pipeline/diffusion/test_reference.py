@@ -1,4 +1,4 @@
-"""The reference solution with tolerances, and the reference loop as a whole."""
+"""The adaptive reference solution, and the reference loop as a whole."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ def start(count: int, size: int) -> Tensor:
 )
 def test_rk45_follows_the_closed_form(schedule: Schedule, t: float) -> None:
     x = schedule.alpha_sigma(t)[1] * start(16, 1)
-    reached, _ = rk45(
+    end, _ = rk45(
         lambda x, t: GAUSSIAN.x0(x, *schedule.alpha_sigma(t)), schedule, t, 0.01, x, rtol=1e-8, atol=1e-10
     )
-    torch.testing.assert_close(reached, gaussian_map(GAUSSIAN, schedule, t, 0.01, x), atol=2e-6, rtol=0)
+    torch.testing.assert_close(end, gaussian_map(GAUSSIAN, schedule, t, 0.01, x), atol=2e-6, rtol=0)
 
 
-def test_rk45_keeps_its_tolerance_on_a_mixture_and_pays_for_it() -> None:
+def test_rk45_keeps_its_tolerance_on_a_mixture_with_more_evaluations() -> None:
     def solve(rtol: float) -> tuple[Tensor, int]:
         return rk45(
             lambda x, t: EIGHT.x0(x, *Flow().alpha_sigma(t)),
@@ -41,16 +41,15 @@ def test_rk45_keeps_its_tolerance_on_a_mixture_and_pays_for_it() -> None:
         )
 
     exact, _ = solve(1e-10)
-    asked = {1e-3: 7e-3, 1e-5: 2e-4, 1e-7: 2e-6}
-    found = {rtol: solve(rtol) for rtol in asked}
-    for rtol, bound in asked.items():
-        assert float((found[rtol][0] - exact).abs().max()) < bound
-    counts = [evaluations for _, evaluations in found.values()]
+    bounds = {1e-3: 7e-3, 1e-5: 2e-4, 1e-7: 2e-6}
+    solutions = {rtol: solve(rtol) for rtol in bounds}
+    for rtol, bound in bounds.items():
+        assert float((solutions[rtol][0] - exact).abs().max()) < bound
+    counts = [evaluations for _, evaluations in solutions.values()]
     assert counts == sorted(set(counts))
     assert counts[-1] < 400
-    assert all(
-        (count - 1) % 6 == 0 for count in counts
-    )  # seven stages, the last of which is the next step's first
+    # seven stages, the last of which is the first of the next step
+    assert all((count - 1) % 6 == 0 for count in counts)
 
 
 @pytest.mark.parametrize(
@@ -63,14 +62,14 @@ def test_rk45_keeps_its_tolerance_on_a_mixture_and_pays_for_it() -> None:
         (1.0, 0.5, -1.0, "rtol"),
     ],
 )
-def test_rk45_names_nonsense(t: float, t_end: float, rtol: float, param: str) -> None:
+def test_rk45_names_invalid_arguments(t: float, t_end: float, rtol: float, param: str) -> None:
     with pytest.raises(InvalidParams) as caught:
         rk45(lambda x, t: x, Flow(), t, t_end, start(1, 1), rtol=rtol)
     assert caught.value.param == param
 
 
 def draw(**options) -> Tensor:
-    """A (2, 2, 2) image of the mixture, guided away from half of it."""
+    """A (2, 2, 2) image of the mixture, under guidance."""
 
     def network(x: Tensor, timestep: float) -> Tensor:
         return EIGHT.out("flow", x.reshape(1, 8), *Flow().alpha_sigma(timestep / 1000)).reshape(2, 2, 2)
@@ -78,21 +77,28 @@ def draw(**options) -> Tensor:
     x = start(1, 8).reshape(2, 2, 2)
     arguments = {"guidance_scale": 3.0, "solver": "euler", "num_steps": 6} | options
     return generate_one(
-        network, lambda x, t: 0.5 * network(x, t), arguments.pop("guidance_scale"), "flow", Flow(), arguments.pop("solver"),
-        arguments.pop("num_steps"), x, lambda k: start(k + 1, 8)[k].reshape(2, 2, 2), **arguments,
-    )  # fmt: skip
+        network,
+        lambda x, t: 0.5 * network(x, t),
+        arguments.pop("guidance_scale"),
+        "flow",
+        Flow(),
+        arguments.pop("solver"),
+        arguments.pop("num_steps"),
+        x,
+        lambda k: start(k + 1, 8)[k].reshape(2, 2, 2),
+        **arguments,
+    )
 
 
 def test_guidance_acts_only_in_its_interval() -> None:
-    assert torch.equal(
-        draw(guidance_scale=1.0), draw(guidance_interval=(0.01, 0.02))
-    )  # no step evaluates there
+    # no step evaluates within the first interval
+    assert torch.equal(draw(guidance_scale=1.0), draw(guidance_interval=(0.01, 0.02)))
     assert not torch.allclose(draw(guidance_scale=1.0), draw(guidance_interval=(0.4, 0.6)))
     assert torch.equal(draw(), draw(guidance_interval=(0.0, 1.0)))
 
 
 def test_rescaled_guidance_has_the_spread_of_the_prompted_output() -> None:
-    # one Euler step from pure noise ends at x - out, so the output can be read off the image
+    # one Euler step from pure noise ends at x - out, so the image gives the output
     x = start(1, 8).reshape(2, 2, 2)
     outs = {phi: x - draw(num_steps=1, guidance_rescale=phi) for phi in (0.0, 0.5, 1.0)}
     prompted = x - draw(num_steps=1, guidance_scale=1.0)

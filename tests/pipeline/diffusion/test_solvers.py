@@ -1,4 +1,4 @@
-"""The solver tables: one-step golden values, each against the method written from its paper, what they cost and refuse."""
+"""Solver plans: golden values of one step, comparison with the reference, cost, and invalid arguments."""
 
 import math
 
@@ -16,19 +16,23 @@ from safelight.pipeline.diffusion.solvers import (
     GridPoint,
     SolverGrid,
     canonical_name,
-    plan,
+    make_plan,
 )
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
 from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
 from safelight.pipeline.diffusion.spacing import SPACINGS, make_grid
 from safelight.pipeline.errors import InvalidParams
-from tests.pipeline.oracle import EIGHT, walk
+from tests.pipeline.oracle import EIGHT, execute
 
 LINEAR = VariancePreserving("linear")
 SCHEDULES = [
-    (Flow(), "flow"), (Flow(3.0), "v_prediction"), (LINEAR, "epsilon"), (VariancePreserving("scaled_linear"), "v_prediction"),
-    (VariancePreserving("cosine"), "sample"), (VarianceExploding(), "score"),
-]  # fmt: skip
+    (Flow(), "flow"),
+    (Flow(3.0), "v_prediction"),
+    (LINEAR, "epsilon"),
+    (VariancePreserving("scaled_linear"), "v_prediction"),
+    (VariancePreserving("cosine"), "sample"),
+    (VarianceExploding(), "score"),
+]
 
 
 def noise(k: int) -> Tensor:
@@ -36,7 +40,7 @@ def noise(k: int) -> Tensor:
 
 
 def one_step(planner, before: float, after: float, beta_z: float) -> float:
-    """The golden example x = 1 or 0.8 between two alpha_bar, `beta_z` being its noise."""
+    """A golden step from alpha_bar `before` to `after`: x = 0.8 with noise `beta_z`, or x = 1 without."""
     points = [
         GridPoint(
             0.0, 0.0, math.sqrt(a), math.sqrt(1 - a), (1 / math.sqrt(a), -math.sqrt(1 - a) / math.sqrt(a))
@@ -58,10 +62,10 @@ def test_golden_steps() -> None:
 
 @pytest.mark.parametrize(("schedule", "prediction"), SCHEDULES, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_table_is_its_reference(solver: str, schedule: Schedule, prediction: str) -> None:
+def test_every_plan_equals_its_reference(solver: str, schedule: Schedule, prediction: str) -> None:
     if schedule.family not in SOLVERS[solver].families:
         with pytest.raises(InvalidParams, match="not defined"):
-            plan(solver, schedule, prediction, 5)
+            make_plan(solver, schedule, prediction, 5)
         return
     cases = [
         (1, "trailing"),
@@ -73,17 +77,17 @@ def test_every_table_is_its_reference(solver: str, schedule: Schedule, predictio
         (20, "karras"),
     ]
     if solver == "langevin":
-        cases = cases[:2]  # hundreds of ticks a step, all alike
+        cases = cases[:2]  # a step takes a hundred equal ticks
     if solver == "plms":
-        cases = cases[3:]  # fewer are refused, see below
+        cases = cases[3:]  # fewer steps are refused, see below
     for num_steps, spacing in cases:
-        table = plan(solver, schedule, prediction, num_steps, spacing=spacing)
+        plan = make_plan(solver, schedule, prediction, num_steps, spacing=spacing)
         assert all(
-            math.isfinite(v) for tick in table.ticks for v in (tick.t, tick.timestep, *tick.coefficients)
+            math.isfinite(v) for tick in plan.ticks for v in (tick.t, tick.timestep, *tick.coefficients)
         )
-        assert table.ticks[-1].c == 0.0  # no noise on the image
-        x = table.start_scale * noise(1000)
-        ours = walk(table, lambda x, t: EIGHT.out(prediction, x, *schedule.alpha_sigma(t)), x, noise)
+        assert plan.ticks[-1].c == 0.0  # no noise on the image
+        x = plan.start_scale * noise(1000)
+        ours = execute(plan, lambda x, t: EIGHT.out(prediction, x, *schedule.alpha_sigma(t)), x, noise)
         problem = Problem(
             lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)),
             schedule,
@@ -95,11 +99,11 @@ def test_every_table_is_its_reference(solver: str, schedule: Schedule, predictio
 
 @pytest.mark.parametrize("solver", [name for name, s in SOLVERS.items() if s.deterministic])
 @pytest.mark.parametrize("num_steps", [5, 20])
-def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: int) -> None:
-    """Without `lower_order_final`, on a grid that stops where noise is left."""
+def test_plans_without_lower_order_final_equal_their_reference(solver: str, num_steps: int) -> None:
+    """On a grid that stops where noise is left."""
     schedule, grid = Flow(), tuple(1.0 - 0.9 * i / num_steps for i in range(num_steps + 1))
-    table = plan(solver, schedule, "flow", num_steps, grid=grid, lower_order_final=False)
-    ours = walk(table, lambda x, t: EIGHT.out("flow", x, *schedule.alpha_sigma(t)), noise(0))
+    plan = make_plan(solver, schedule, "flow", num_steps, grid=grid, lower_order_final=False)
+    ours = execute(plan, lambda x, t: EIGHT.out("flow", x, *schedule.alpha_sigma(t)), noise(0))
     problem = Problem(
         lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, grid, noise, lower_order_final=False
     )
@@ -108,88 +112,101 @@ def test_tables_keep_their_order_to_the_end_when_asked(solver: str, num_steps: i
 
 @pytest.mark.parametrize("schedule", [Flow(3.0), LINEAR, VarianceExploding()], ids=str)
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_ddim_with_eta_is_its_reference(schedule: Schedule, eta: float) -> None:
-    table = plan("ddim", schedule, "sample", 8, eta=eta)
-    x = table.start_scale * noise(1000)
+def test_ddim_with_eta_equals_its_reference(schedule: Schedule, eta: float) -> None:
+    plan = make_plan("ddim", schedule, "sample", 8, eta=eta)
+    x = plan.start_scale * noise(1000)
     problem = Problem(
         lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 8), noise
     )
-    ours = walk(table, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
+    ours = execute(plan, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
     torch.testing.assert_close(ours, onestep.ddim(problem, x, eta), atol=1e-9, rtol=0)
 
 
 def test_ddim_runs_from_euler_to_ddpm() -> None:
     for schedule in (Flow(), LINEAR, VarianceExploding()):
-        assert plan("ddim", schedule, "sample", 7).ticks == plan("euler", schedule, "sample", 7).ticks
-        assert plan("ddim", schedule, "sample", 7, eta=1.0).ticks == plan("ddpm", schedule, "sample", 7).ticks
-        assert plan("ddim", schedule, "sample", 7, eta=0.5).ticks != plan("ddpm", schedule, "sample", 7).ticks
+        euler_ticks, ddpm_ticks = (make_plan(name, schedule, "sample", 7).ticks for name in ("euler", "ddpm"))
+        assert make_plan("ddim", schedule, "sample", 7).ticks == euler_ticks
+        assert make_plan("ddim", schedule, "sample", 7, eta=1.0).ticks == ddpm_ticks
+        assert make_plan("ddim", schedule, "sample", 7, eta=0.5).ticks != ddpm_ticks
 
 
 @pytest.mark.parametrize(
     "schedule", [LINEAR, VariancePreserving("scaled_linear"), VarianceExploding()], ids=str
 )
-def test_the_alias_euler_ancestral_is_what_k_diffusion_does(schedule: Schedule) -> None:
-    table = plan("euler_ancestral", schedule, "sample", 9)
-    x = table.start_scale * noise(1000)
+def test_the_alias_euler_ancestral_equals_k_diffusion(schedule: Schedule) -> None:
+    plan = make_plan("euler_ancestral", schedule, "sample", 9)
+    x = plan.start_scale * noise(1000)
     problem = Problem(
         lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), schedule, make_grid(schedule, 9), noise
     )
-    ours = walk(table, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
+    ours = execute(plan, lambda x, t: EIGHT.x0(x, *schedule.alpha_sigma(t)), x, noise)
     torch.testing.assert_close(ours, onestep.euler_ancestral(problem, x), atol=1e-9, rtol=0)
 
 
-def test_aliases_are_names_and_nothing_else() -> None:
+def test_aliases_are_not_solvers() -> None:
     for alias, name in ALIASES.items():
         assert alias not in SOLVERS
         assert canonical_name(alias) == name
-        assert plan(alias, Flow(), "flow", 6) == plan(name, Flow(), "flow", 6)
+        assert make_plan(alias, Flow(), "flow", 6) == make_plan(name, Flow(), "flow", 6)
     assert "langevin" not in SERVED
     assert "dpmpp_2m" in SERVED
 
 
 N = 12
-EVALUATIONS = {  # flow (no signal at t = 1), VP (a little)
-    "dpmpp_2m": (N, N), "unipc_2": (N, N), "unipc_3": (N, N), "dpmpp_3m": (N, N), "dpmpp_3m_order3": (N, N),
-    "dpmpp_2s": (2 * N - 2, 2 * N - 1), "dpm_2s": (2 * N - 2, 2 * N - 1), "dpm_3s": (3 * N - 4, 3 * N - 2),
-    "euler": (N, N), "heun": (2 * N - 1, 2 * N - 1), "ipndm": (N, N), "plms": (N + 1, N + 1),
-    "ddpm": (N, N), "ddpm_fixed_large": (N, N), "sde_dpmpp_2m": (N, N), "euler_maruyama": (None, N), "langevin": (None, None),
-}  # fmt: skip
+EVALUATIONS = {  # on flow (no signal at t = 1) and on VP (a little signal)
+    "dpmpp_2m": (N, N),
+    "unipc_2": (N, N),
+    "unipc_3": (N, N),
+    "dpmpp_3m": (N, N),
+    "dpmpp_3m_order3": (N, N),
+    "dpmpp_2s": (2 * N - 2, 2 * N - 1),
+    "dpm_2s": (2 * N - 2, 2 * N - 1),
+    "dpm_3s": (3 * N - 4, 3 * N - 2),
+    "euler": (N, N),
+    "heun": (2 * N - 1, 2 * N - 1),
+    "ipndm": (N, N),
+    "plms": (N + 1, N + 1),
+    "ddpm": (N, N),
+    "ddpm_fixed_large": (N, N),
+    "sde_dpmpp_2m": (N, N),
+    "euler_maruyama": (None, N),
+    "langevin": (None, None),
+}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_plans_say_what_they_cost(solver: str) -> None:
+def test_plans_count_their_evaluations(solver: str) -> None:
     for schedule, nfe in zip((Flow(), LINEAR), EVALUATIONS[solver], strict=True):
         if nfe is None:
             continue
         calls = []
-        table = plan(solver, schedule, "v_prediction", N)
-        walk(table, lambda x, t, calls=calls: calls.append(t) or x, noise(0), noise)
-        assert (table.num_steps, table.nfe, len(calls)) == (N, nfe, nfe)
+        plan = make_plan(solver, schedule, "v_prediction", N)
+        execute(plan, lambda x, t, calls=calls: calls.append(t) or x, noise(0), noise)
+        assert (plan.num_steps, plan.nfe, len(calls)) == (N, nfe, nfe)
         assert nfe <= N * SOLVERS[solver].evaluations + (solver == "plms")
 
 
 def test_langevin_takes_its_inner_steps_and_one_more() -> None:
-    assert plan("langevin", VarianceExploding(), "score", 3).nfe == 3 * INNER_STEPS + 1
+    assert make_plan("langevin", VarianceExploding(), "score", 3).nfe == 3 * INNER_STEPS + 1
 
 
 def test_a_plan_prints_as_a_table() -> None:
-    table = plan("heun", Flow(), "flow", 3)
-    title, head, *rows = str(table).splitlines()
+    plan = make_plan("heun", Flow(), "flow", 3)
+    title, head, *rows = str(plan).splitlines()
     assert title == "heun: 3 steps, 5 evaluations"
     assert head.split() == ["timestep", *COLUMNS]
-    assert len(rows) == table.nfe
-    for row, tick in zip(rows, table.ticks, strict=True):
+    assert len(rows) == plan.nfe
+    for row, tick in zip(rows, plan.ticks, strict=True):
         assert [float(v) for v in row.split()] == pytest.approx(
             [tick.timestep, *tick.coefficients], rel=1e-3, abs=1e-12
         )
 
 
-def test_samples_start_from_the_noise_that_is_there() -> None:
-    assert plan("euler", Flow(), "flow", 2).start_scale == 1.0
-    assert plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(
-        1.0
-    )  # unit although a little signal is left
-    assert plan("euler", VarianceExploding(), "score", 2).start_scale == pytest.approx(50.0)
+def test_samples_start_from_the_noise_of_their_schedule() -> None:
+    assert make_plan("euler", Flow(), "flow", 2).start_scale == 1.0
+    # unit although a little signal is left
+    assert make_plan("euler", LINEAR, "epsilon", 2).start_scale == pytest.approx(1.0)
+    assert make_plan("euler", VarianceExploding(), "score", 2).start_scale == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize(
@@ -200,10 +217,11 @@ def test_samples_start_from_the_noise_that_is_there() -> None:
         (("langevin", LINEAR, "epsilon", 5), {}, "solver"),
         (("euler_maruyama", Flow(), "flow", 5), {}, "solver"),
         (("euler", Flow(), "odd", 5), {}, "prediction"),
-        (("euler", Flow(), "epsilon", 5), {}, "prediction"),  # pure noise says nothing of the data
-        (("euler", Flow(), "flow", 0), {}, "num_inference_steps"),
-        (("plms", LINEAR, "epsilon", 1), {}, "num_inference_steps"),
-        (("plms", Flow(), "flow", 2), {}, "num_inference_steps"),  # its first step is Euler's: it starts at the second
+        (("euler", Flow(), "epsilon", 5), {}, "prediction"),  # pure noise says nothing about the data
+        (("euler", Flow(), "flow", 0), {}, "num_steps"),
+        (("plms", LINEAR, "epsilon", 1), {}, "num_steps"),
+        # the first step is Euler's, so plms starts at the second
+        (("plms", Flow(), "flow", 2), {}, "num_steps"),
         (("euler", LINEAR, "epsilon", 5), {"spacing": "odd"}, "timestep_spacing"),
         (("euler", LINEAR, "epsilon", 5), {"eta": 0.5}, "eta"),
         (("ddpm", LINEAR, "epsilon", 5), {"eta": 1.0}, "eta"),
@@ -215,13 +233,13 @@ def test_samples_start_from_the_noise_that_is_there() -> None:
         (("euler", Flow(), "flow", 2), {"grid": (1.0, 0.0)}, "grid"),
         (("euler", Flow(), "flow", 2), {"grid": (0.2, 0.5, 0.0)}, "grid"),
     ],
-)  # fmt: skip
-def test_nonsense_is_named(arguments: tuple, options: dict, param: str) -> None:
+)
+def test_invalid_arguments_are_named(arguments: tuple, options: dict, param: str) -> None:
     with pytest.raises(InvalidParams) as caught:
-        plan(*arguments, **options)
+        make_plan(*arguments, **options)
     assert caught.value.param == param
 
 
 def test_every_spacing_can_be_planned() -> None:
     for spacing in SPACINGS:
-        assert plan("dpmpp_2m", Flow(3.0), "flow", 6, spacing=spacing).ticks[0].timestep == 1000.0
+        assert make_plan("dpmpp_2m", Flow(3.0), "flow", 6, spacing=spacing).ticks[0].timestep == 1000.0

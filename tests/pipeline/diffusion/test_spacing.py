@@ -1,4 +1,4 @@
-"""Where steps stand: every rule, on every schedule, from 1 down to 0."""
+"""Timestep spacings: every rule on every schedule gives a grid from 1 to 0."""
 
 import math
 
@@ -20,7 +20,7 @@ SCALED = VariancePreserving("scaled_linear")
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("num_steps", [2, 7, 200])
-def test_grids_fall_strictly_from_noise_to_data(schedule: Schedule, spacing: str, num_steps: int) -> None:
+def test_grids_decrease_strictly_from_noise_to_data(schedule: Schedule, spacing: str, num_steps: int) -> None:
     grid = make_grid(schedule, num_steps, spacing)
     assert len(grid) == num_steps + 1
     assert (grid[0], grid[-1]) == (1.0, 0.0)
@@ -28,7 +28,7 @@ def test_grids_fall_strictly_from_noise_to_data(schedule: Schedule, spacing: str
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_one_step_spans_it_all(spacing: str) -> None:
+def test_one_step_runs_from_noise_to_data(spacing: str) -> None:
     assert make_grid(SCALED, 1, spacing) == (1.0, 0.0)
 
 
@@ -36,7 +36,7 @@ def timesteps(spacing: str, num_steps: int) -> list[float]:
     return [SCALED.timestep(t) for t in make_grid(SCALED, num_steps, spacing)[:-1]]
 
 
-def test_the_published_places_of_20_steps() -> None:
+def test_the_published_times_of_20_steps() -> None:
     # Lin et al. 2023, table 2, counted from 0; `leading` starts at 951 there
     assert timesteps("trailing", 20) == pytest.approx(list(range(999, 0, -50)))
     assert timesteps("leading", 20) == pytest.approx([999, *range(901, 0, -50)])
@@ -46,7 +46,7 @@ def test_the_published_places_of_20_steps() -> None:
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_the_longest_grids_fall_strictly_and_ask_for_trained_times(spacing: str) -> None:
+def test_the_longest_grids_decrease_strictly_within_trained_times(spacing: str) -> None:
     grid = make_grid(SCALED, 999, spacing)
     assert all(t > u for t, u in zip(grid, grid[1:], strict=False))
     assert min(SCALED.timestep(t) for t in make_grid(SCALED, 200, spacing)[:-1]) >= -1e-6
@@ -76,11 +76,13 @@ def test_uniform_lam_is_uniform_where_lam_is_finite(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("spacing", "num_steps", "param"),
     [
-        ("odd", 5, "timestep_spacing"), ("trailing", 0, "num_inference_steps"), ("karras", -1, "num_inference_steps"),
-        ("leading", 1000, "num_inference_steps"),
+        ("odd", 5, "timestep_spacing"),
+        ("trailing", 0, "num_steps"),
+        ("karras", -1, "num_steps"),
+        ("leading", 1000, "num_steps"),
     ],
-)  # fmt: skip
-def test_nonsense_is_named(spacing: str, num_steps: int, param: str) -> None:
+)
+def test_invalid_arguments_are_named(spacing: str, num_steps: int, param: str) -> None:
     with pytest.raises(InvalidParams) as caught:
         make_grid(SCALED, num_steps, spacing)
     assert caught.value.param == param
@@ -99,7 +101,7 @@ def test_nonsense_is_named(spacing: str, num_steps: int, param: str) -> None:
     ],
     ids=str,
 )
-def test_a_list_that_is_no_grid_is_refused(times: tuple[float, ...]) -> None:
+def test_a_list_of_times_that_is_no_grid_is_refused(times: tuple[float, ...]) -> None:
     with pytest.raises(InvalidParams) as caught:
         check_grid(times, 2)
     assert caught.value.param == "grid"

@@ -1,6 +1,7 @@
-"""Stochastic solvers, judged by the law of what they draw and never by their paths: W1 to a mixture of three narrow modes.
+"""Stochastic solvers, judged by the distribution of their samples: W1 to a mixture of three narrow modes.
 
-Float32 and many samples: of 40 000 exact draws W1 is about 0.01, which is the floor of every number here. Seeds are fixed.
+In float32 with many samples. W1 of 40 000 exact samples is about 0.01, the floor of every distance here.
+Seeds are fixed.
 """
 
 import math
@@ -15,16 +16,16 @@ from torch import Tensor
 from safelight.pipeline.diffusion.reference import Problem
 from safelight.pipeline.diffusion.reference.onestep import ddpm_learned
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.diffusion.spacing import make_grid
-from tests.pipeline.oracle import MODES, walk, wasserstein_to
+from tests.pipeline.oracle import MODES, execute, wasserstein_to
 
 LINEAR = VariancePreserving("linear")
 COUNT = 40_000
 
 
 def denoiser(schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
-    """`MODES.x0` for one dimension, thirty times faster: a thousand ticks of it have to fit in a test."""
+    """`MODES.x0` for one dimension, thirty times faster, since a test takes a thousand ticks."""
     modes = [
         *zip(*(v.flatten().tolist() for v in (MODES.weights, MODES.means, MODES.variances)), strict=True)
     ]
@@ -53,34 +54,42 @@ def test_the_fast_denoiser_is_the_oracle() -> None:
 
 
 def run(
-    table: Plan, schedule: Schedule, count: int = COUNT, seed: int = 0, start_scale: float | None = None
+    plan: Plan, schedule: Schedule, count: int = COUNT, seed: int = 0, start_scale: float | None = None
 ) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    x = (start_scale or table.start_scale) * torch.randn(count, 1, generator=generator)
-    drawn = walk(table, denoiser(schedule), x, lambda k: torch.randn(count, 1, generator=generator)).double()
-    assert drawn.isfinite().all()
-    return drawn
+    x = (start_scale or plan.start_scale) * torch.randn(count, 1, generator=generator)
+
+    def noise(k: int) -> Tensor:
+        return torch.randn(count, 1, generator=generator)
+
+    samples = execute(plan, denoiser(schedule), x, noise).double()
+    assert samples.isfinite().all()
+    return samples
 
 
 @cache
 def distance(solver: str, schedule: Schedule, num_steps: int, eta: float = 0.0) -> float:
-    return wasserstein_to(MODES, run(plan(solver, schedule, "sample", num_steps, eta=eta), schedule))
+    return wasserstein_to(MODES, run(make_plan(solver, schedule, "sample", num_steps, eta=eta), schedule))
 
 
-def test_the_measure() -> None:
-    drawn = MODES.draw(COUNT, torch.Generator().manual_seed(0))
-    assert wasserstein_to(MODES, drawn) < 0.015
-    assert wasserstein_to(MODES, drawn + 0.1) == pytest.approx(0.1, abs=0.01)
+def test_the_wasserstein_distance() -> None:
+    samples = MODES.draw(COUNT, torch.Generator().manual_seed(0))
+    assert wasserstein_to(MODES, samples) < 0.015
+    assert wasserstein_to(MODES, samples + 0.1) == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("solver", "schedule", "num_steps", "bound"),
     [
-        ("ddpm", LINEAR, 1000, 0.015), ("ddpm_fixed_large", LINEAR, 200, 0.02), ("sde_dpmpp_2m", LINEAR, 50, 0.02),
-        ("sde_dpmpp_2m", Flow(), 50, 0.02), ("ddpm", Flow(), 200, 0.025), ("euler_maruyama", VarianceExploding(), 200, 0.02),
+        ("ddpm", LINEAR, 1000, 0.015),
+        ("ddpm_fixed_large", LINEAR, 200, 0.02),
+        ("sde_dpmpp_2m", LINEAR, 50, 0.02),
+        ("sde_dpmpp_2m", Flow(), 50, 0.02),
+        ("ddpm", Flow(), 200, 0.025),
+        ("euler_maruyama", VarianceExploding(), 200, 0.02),
     ],
-)  # fmt: skip
-def test_enough_steps_draw_from_the_data(
+)
+def test_enough_steps_sample_the_data_distribution(
     solver: str, schedule: Schedule, num_steps: int, bound: float
 ) -> None:
     assert distance(solver, schedule, num_steps) < bound
@@ -90,18 +99,17 @@ def test_euler_maruyama_is_of_weak_order_1() -> None:
     distances = [distance("euler_maruyama", LINEAR, n) for n in (10, 20, 50, 100)]
     assert distances == sorted(distances, reverse=True)
     assert all(d < bound for d, bound in zip(distances, (0.2, 0.1, 0.03, 0.02), strict=True))
-    assert math.log2(distances[0] / distances[1]) == pytest.approx(
-        1.0, abs=0.3
-    )  # later ones are near the floor
+    # later distances are near the floor
+    assert math.log2(distances[0] / distances[1]) == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddpm_fixed_large", "sde_dpmpp_2m"])
-def test_more_steps_draw_better(solver: str) -> None:
+def test_more_steps_come_closer_to_the_data(solver: str) -> None:
     few, more = distance(solver, LINEAR, 20), distance(solver, LINEAR, 100)
     assert more < few / 2
 
 
-def test_ddim_with_eta_1_has_the_law_of_ddpm() -> None:
+def test_ddim_with_eta_1_has_the_distribution_of_ddpm() -> None:
     assert (
         distance("ddim", LINEAR, 20, eta=1.0)
         == distance("ddpm", LINEAR, 20)
@@ -112,40 +120,40 @@ def test_ddim_with_eta_1_has_the_law_of_ddpm() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 7, 20])
 def test_each_variance_is_exact_for_its_data(num_steps: int) -> None:
-    """Ho et al. 2020, section 3.2: beta is the true variance if the data are standard normal, the posterior's if they are a point."""
-    times = [tick.t for tick in plan("ddpm", LINEAR, "sample", num_steps).ticks]
+    """Beta is exact for standard normal data, the posterior's variance for a point (Ho et al. 2020, 3.2)."""
+    times = [tick.t for tick in make_plan("ddpm", LINEAR, "sample", num_steps).ticks]
     for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         (alpha, sigma), (_, sigma_next) = LINEAR.alpha_sigma(t), LINEAR.alpha_sigma(t_next)
         large, small = (
-            plan(name, LINEAR, "sample", num_steps).ticks[i] for name in ("ddpm_fixed_large", "ddpm")
+            make_plan(name, LINEAR, "sample", num_steps).ticks[i] for name in ("ddpm_fixed_large", "ddpm")
         )
-        assert (large.a + large.b[0] * alpha) ** 2 + large.c**2 == pytest.approx(
-            1.0
-        )  # E[x0 | x] = alpha x, var x = 1
+        # E[x0 | x] = alpha x, var x = 1
+        assert (large.a + large.b[0] * alpha) ** 2 + large.c**2 == pytest.approx(1.0)
         assert (small.a * sigma) ** 2 + small.c**2 == pytest.approx(sigma_next**2)  # x0 = 0, var x = sigma^2
 
 
 def test_a_learned_variance_keeps_the_spread_of_the_data() -> None:
-    """Ten steps on a Gaussian, whose true reverse variance lies between beta's and the posterior's: a network that says where
-    draws the data's variance; both ends of the choice do not."""
+    """Ten steps on a Gaussian, whose true reverse variance lies between the posterior's and beta.
+
+    With the exact variance samples have the variance of the data; with either bound they do not.
+    """
     c, num = 0.25, COUNT
     schedule = Flow()
     grid = make_grid(schedule, 10, "trailing")
-    following = dict(pairwise(grid))
+    next_time = dict(pairwise(grid))
 
     def denoise(x: Tensor, t: float) -> Tensor:
         alpha, sigma = schedule.alpha_sigma(t)
         return alpha * c / (alpha**2 * c + sigma**2) * x
 
     def exact_fraction(x: Tensor, t: float) -> Tensor:
-        (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(following[t])
+        (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(next_time[t])
         beta = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
         posterior = beta * sigma_s**2 / sigma**2
-        unsure = (
-            (alpha_s * beta / sigma**2) ** 2 * c * sigma**2 / (alpha**2 * c + sigma**2)
-        )  # of the data given x
+        # from the variance of the data given x
+        extra = (alpha_s * beta / sigma**2) ** 2 * c * sigma**2 / (alpha**2 * c + sigma**2)
         return torch.full_like(
-            x, (math.log(posterior + unsure) - math.log(posterior)) / (math.log(beta) - math.log(posterior))
+            x, (math.log(posterior + extra) - math.log(posterior)) / (math.log(beta) - math.log(posterior))
         )
 
     def spread(fraction: Callable[[Tensor, float], Tensor]) -> float:
@@ -166,7 +174,7 @@ LEVELS = VarianceExploding(0.05, 10.0)
 
 
 def mode_weights(x: Tensor) -> list[float]:
-    """How much of a sample fell to each mode, cut at the valleys between."""
+    """The share of samples at each mode, cut at the valleys between modes."""
     return [
         float(((x > low) & (x <= high)).double().mean())
         for low, high in ((-math.inf, -0.9), (-0.9, 1.4), (1.4, math.inf))
@@ -178,13 +186,15 @@ def is_drawn_from_the_modes(x: Tensor) -> bool:
 
 
 def test_annealed_langevin() -> None:
-    """Twenty geometric noise levels, a hundred inner steps each."""
-    assert is_drawn_from_the_modes(run(plan("langevin", LEVELS, "sample", 20), LEVELS, count=20_000))
+    """Twenty geometric noise levels with a hundred inner steps each."""
+    assert is_drawn_from_the_modes(run(make_plan("langevin", LEVELS, "sample", 20), LEVELS, count=20_000))
 
 
 @pytest.mark.parametrize("start_scale", [10.0, 1.8])
-def test_without_annealing_langevin_does_not_find_how_much_each_mode_weighs(start_scale: float) -> None:
-    """All ticks at the least level, even from noise as wide as the data: what fell into a basin stays there."""
-    least = plan("langevin", LEVELS, "sample", 20).ticks[-2].t
-    table = plan("langevin", LEVELS, "sample", 20, grid=(*(least + (19 - i) * 1e-9 for i in range(20)), 0.0))
-    assert not is_drawn_from_the_modes(run(table, LEVELS, count=6000, start_scale=start_scale))
+def test_langevin_without_annealing_misses_the_weights_of_modes(start_scale: float) -> None:
+    """With all ticks at the lowest noise level, a sample stays in the basin where it starts."""
+    lowest = make_plan("langevin", LEVELS, "sample", 20).ticks[-2].t
+    plan = make_plan(
+        "langevin", LEVELS, "sample", 20, grid=(*(lowest + (19 - i) * 1e-9 for i in range(20)), 0.0)
+    )
+    assert not is_drawn_from_the_modes(run(plan, LEVELS, count=6000, start_scale=start_scale))

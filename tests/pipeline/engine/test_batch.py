@@ -12,7 +12,7 @@ from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.guidance import guides
 from safelight.pipeline.diffusion.reference import generate_one
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import READ, SERVED, SOLVERS, STATE, canonical_name, plan
+from safelight.pipeline.diffusion.solvers import READ, SERVED, SOLVERS, STATE, canonical_name, make_plan
 from safelight.pipeline.diffusion.spacing import SPACINGS
 from safelight.pipeline.engine import batch
 from safelight.pipeline.engine.sample import RunningSample, start_state
@@ -96,7 +96,7 @@ def random_case(rng: random.Random, solver: str | None = None) -> tuple[Generati
 def make_sample(
     params: GenerationParams, schedule: Schedule, prediction: str, shape: tuple[int, int, int] = SHAPE
 ) -> RunningSample:
-    table = plan(
+    table = make_plan(
         params.solver, schedule, prediction, params.num_steps, spacing=params.timestep_spacing, eta=params.eta
     )
     timesteps = torch.tensor([tick.timestep for tick in table.ticks])
@@ -138,7 +138,7 @@ def expected(params: GenerationParams, schedule: Schedule, prediction: str) -> T
     def asked(text: float) -> Callable[[Tensor, float], Tensor]:
         return lambda x, timestep: network(x, timestep, text)
 
-    p, start = params, plan("euler", schedule, prediction, 1).start_scale
+    p, start = params, make_plan("euler", schedule, prediction, 1).start_scale
     return generate_one(
         asked(1.0), asked(0.0), p.guidance_scale, prediction, schedule, "ddim" if p.eta else canonical_name(p.solver), p.num_steps,
         start * noise.draw(p.seed, p.image_index, noise.START, SHAPE).double(),

@@ -12,7 +12,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.schedules import Flow
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
@@ -24,7 +24,7 @@ STEPS = 20
 def their_plan(pipe: PixArtSigmaPipeline) -> Plan:
     """Our solver on their grid: it starts below 1, and their network sees times cut to integers."""
     pipe.scheduler.set_timesteps(STEPS)
-    exact = plan("dpmpp_2m", Flow(), "flow", STEPS, grid=tuple(float(s) for s in pipe.scheduler.sigmas))
+    exact = make_plan("dpmpp_2m", Flow(), "flow", STEPS, grid=tuple(float(s) for s in pipe.scheduler.sigmas))
     ticks = tuple(
         replace(tick, timestep=float(t))
         for tick, t in zip(exact.ticks, pipe.scheduler.timesteps, strict=True)

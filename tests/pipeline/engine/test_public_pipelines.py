@@ -16,7 +16,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion import noise
-from safelight.pipeline.diffusion.solvers import Plan, plan
+from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
@@ -49,7 +49,9 @@ def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationPara
     pipe.scheduler.set_timesteps(STEPS)
     times = [float(t) for t in pipe.scheduler.timesteps]
     grid = (*((t + 1.0) / 1000.0 for t in times), 0.0)
-    exact = plan(SOLVERS[type(pipe.scheduler).__name__], model.schedule, model.prediction, STEPS, grid=grid)
+    exact = make_plan(
+        SOLVERS[type(pipe.scheduler).__name__], model.schedule, model.prediction, STEPS, grid=grid
+    )
     assert [tick.timestep for tick in exact.ticks] == pytest.approx(times, abs=1e-3)
     return replace(exact, start_scale=1.0)
 

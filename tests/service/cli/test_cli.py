@@ -35,6 +35,7 @@ def refused(capsys, *argv: str) -> str:
         (["generate", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
         (["generate", ""], "PROMPT must be a string of 1 to 4000 characters, not blank"),
         (["generate", "x", "--steps", "201"], "--steps must be an integer between 1 and 200"),
+        (["generate", "x", "--solver", "plms", "--steps", "2"], "--steps must be at least 3 for plms"),
         (
             ["generate", "x", "--guidance-scale", "21"],
             "--guidance-scale must be a number between 0.0 and 20.0",

@@ -144,6 +144,7 @@ def test_a_model_too_large_to_measure_uses_the_matrix_product_peak(capsys, monke
         (("--model", "sdxl", "--size", "512x512"), "512x512 was not counted for sdxl"),
         (("--steps", "0"), "steps must be between 1 and 200, got 0"),
         (("--steps", "many"), "--steps: invalid int value: 'many'"),
+        (("--solver", "plms", "--steps", "1"), "num_inference_steps must be at least 3 for plms"),
         (("--guidance-scale", "nan"), "guidance scale must be between 0 and 20, got nan"),
         (("--solver", "magic"), "solver 'magic' is unknown; allowed: "),
         (("--model", "sd3-medium", "--solver", "euler_maruyama"), "is not defined on this model's schedule"),
