@@ -48,16 +48,18 @@ def batch_invariant(product: Product, lengths: LengthRange) -> Product:
     )
 
 
-def find_invariant_lengths(product: Product, d_in: int, dtype: torch.dtype) -> LengthRange:
+def find_invariant_lengths(product: Product, d_in: int, dtype: torch.dtype) -> LengthRange | None:
     """Find the longest range of lengths up to `MAX_LENGTH` at which `product` gives a token the same bits.
 
     The product maps (T, d_in) to (T, any). Its weight should be a `cancelling_weight`, so that any other
-    order of a sum shows in the bits.
+    order of a sum shows in the bits. None if a token's bits depend on its position at every length.
     """
     x = _cancelling_tokens(DISTINCT_TOKENS, d_in, dtype)[torch.arange(MAX_LENGTH) % DISTINCT_TOKENS]
     bits = [_token_bits(product(x[:length])) for length in range(LENGTH_STEP, MAX_LENGTH + 1, LENGTH_STEP)]
     runs = [list(run) for _, run in groupby(range(len(bits)), key=lambda index: bits.index(bits[index]))]
-    longest = max((run for run in runs if bits[run[0]]), key=len, default=[0])
+    longest = max((run for run in runs if bits[run[0]]), key=len, default=None)
+    if longest is None:
+        return None
     return LengthRange(LENGTH_STEP * (longest[0] + 1), LENGTH_STEP * (longest[-1] + 1))
 
 

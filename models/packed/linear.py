@@ -3,6 +3,7 @@
 Shapes: T tokens, D_in and D_out channels.
 """
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Protocol
@@ -19,6 +20,9 @@ from safelight.models.packed.batch_invariance import (
 )
 
 LinearFunction = Callable[[Tensor], Tensor]
+ProductFactory = Callable[[Tensor, Tensor, bool], LinearFunction]  # of weight, bias, has_gelu
+
+logger = logging.getLogger(__name__)
 
 # oneDNN lays a weight out for an expected number of tokens. It is a constant, so that bits do not depend on
 # the batch.
@@ -57,32 +61,55 @@ def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> LinearF
     The fastest implementation that the weight's device has. On a CPU it is batch-invariant: a token's bits do
     not depend on the other tokens.
     """
-    product = _product(weight, bias, has_gelu)
     if weight.device.type != "cpu":
-        return product
-    lengths = _invariant_lengths(*weight.shape, weight.dtype, has_gelu, torch.get_num_threads())
-    return batch_invariant(product, lengths)
+        return _torch_product(weight, bias, has_gelu)
+    d_out, d_in = weight.shape
+    make_product, lengths = _select_product(d_out, d_in, weight.dtype, has_gelu, torch.get_num_threads())
+    product = make_product(weight, bias, has_gelu)
+    return product if lengths is None else batch_invariant(product, lengths)
 
 
-def _product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _has_onednn():
-        return _onednn_product(weight, bias, has_gelu)
+@cache
+def _select_product(
+    d_out: int, d_in: int, dtype: torch.dtype, has_gelu: bool, num_threads: int
+) -> tuple[ProductFactory, LengthRange | None]:
+    """Find the first implementation that is batch-invariant at some length, and its lengths.
+
+    Tried once for each shape, dtype and number of threads; `num_threads` is part of the cache's key only: the
+    library reads torch's setting. Some libraries have kernels for narrow products in which a token's bits
+    depend on its position, at any length.
+    """
+    weight, bias = cancelling_weight(d_out, d_in, dtype), torch.zeros(d_out, dtype=dtype)
+    with torch.inference_mode():
+        for make_product in _implementations(dtype):
+            lengths = find_invariant_lengths(make_product(weight, bias, has_gelu), d_in, dtype)
+            if lengths is not None:
+                return make_product, lengths
+    logger.warning(
+        "no product of %s x %s in %s is batch-invariant here: it runs token by token", d_out, d_in, dtype
+    )
+    return _product_by_token, None
+
+
+def _implementations(dtype: torch.dtype) -> tuple[ProductFactory, ...]:
+    """The implementations on a CPU, the usually fastest one first."""
+    if not _has_onednn(dtype):
+        return (_torch_product,)
+    if dtype == torch.bfloat16:
+        return (_onednn_product, _torch_product)
+    return (_torch_product, _onednn_product)
+
+
+def _torch_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     if has_gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
     return lambda x: F.linear(x, weight, bias)
 
 
-@cache
-def _invariant_lengths(
-    d_out: int, d_in: int, dtype: torch.dtype, has_gelu: bool, num_threads: int
-) -> LengthRange:
-    """Find the batch-invariant lengths of a product, once for each shape, dtype and number of threads.
-
-    `num_threads` is part of the cache's key only: the library reads torch's setting.
-    """
-    with torch.inference_mode():
-        weight, bias = cancelling_weight(d_out, d_in, dtype), torch.zeros(d_out, dtype=dtype)
-        return find_invariant_lengths(_product(weight, bias, has_gelu), d_in, dtype)
+def _product_by_token(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
+    """Multiply each token alone: slow, and batch-invariant by construction."""
+    product = _torch_product(weight, bias, has_gelu)
+    return lambda x: torch.cat([product(token) for token in x.split(1)])
 
 
 def _onednn_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
@@ -96,8 +123,10 @@ def _onednn_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunct
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
 
 
-def _has_onednn() -> bool:
-    x = torch.ones(2, 2, dtype=torch.bfloat16)
+@cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies in `dtype` here, by a real call."""
+    x = torch.ones(2, 2, dtype=dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(x, TYPICAL_TOKENS)
         output = torch.ops.mkldnn._linear_pointwise(x, packed, x[0], "gelu", [], "tanh")

@@ -1,9 +1,12 @@
 """A token's bits do not depend on its batch, whatever the CPU's library does at other lengths."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
+from safelight.models.packed import linear
 from safelight.models.packed.batch_invariance import (
     LENGTH_STEP,
     MAX_LENGTH,
@@ -12,7 +15,7 @@ from safelight.models.packed.batch_invariance import (
     cancelling_weight,
     find_invariant_lengths,
 )
-from safelight.models.packed.linear import make_linear
+from safelight.models.packed.linear import LinearFunction, make_linear
 
 WIDTH = 96
 
@@ -64,11 +67,38 @@ def test_only_lengths_with_equal_bits_are_used(is_split, expected: LengthRange) 
     )
 
 
-def test_a_position_dependent_product_uses_the_shortest_length() -> None:
-    def product(x: Tensor) -> Tensor:
-        return x + torch.arange(len(x))[:, None]
+def position_dependent(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
+    """A product in which a token's bits depend on its position."""
+    return lambda x: x @ weight.T + bias + torch.arange(len(x))[:, None]
 
-    assert find_invariant_lengths(product, WIDTH, torch.float32) == LengthRange(LENGTH_STEP, LENGTH_STEP)
+
+def test_a_position_dependent_product_has_no_invariant_length() -> None:
+    product = position_dependent(torch.eye(WIDTH), torch.zeros(WIDTH), False)
+    assert find_invariant_lengths(product, WIDTH, torch.float32) is None
+
+
+@pytest.fixture
+def untried() -> Iterator[None]:
+    """No product has been tried yet, and none is remembered afterwards."""
+    linear._select_product.cache_clear()
+    yield
+    linear._select_product.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "implementations", [(position_dependent, linear._onednn_product), (position_dependent,)]
+)
+def test_another_implementation_replaces_a_position_dependent_one(
+    monkeypatch, untried, caplog, implementations
+) -> None:
+    monkeypatch.setattr(linear, "_implementations", lambda dtype: implementations)
+    weight, bias = cancelling_weight(7, 33, torch.float32), torch.randn(7)
+    layer = make_linear(weight, bias)
+    x = torch.randn(100, 33, generator=torch.Generator().manual_seed(7))
+    output = layer(x)
+    assert torch.allclose(output, x @ weight.T + bias, atol=1e-4)
+    assert torch.equal(layer(x[40:41]), output[40:41])
+    assert ("runs token by token" in caplog.text) == (implementations == (position_dependent,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -77,14 +107,14 @@ def test_linear_layers_are_batch_invariant_on_this_cpu(d_in: int, d_out: int, dt
     generator = torch.Generator().manual_seed(3)
     weight = cancelling_weight(d_out, d_in, dtype)
     bias = torch.zeros(d_out, dtype=dtype)
-    linear = make_linear(weight, bias)
+    layer = make_linear(weight, bias)
     # sums with this weight cancel to their rounding errors, so another order of a sum shows
     half = torch.randn(1500, d_in // 2, generator=generator)
     x = torch.cat([half, half, torch.zeros(1500, d_in % 2)], 1)[
         :, torch.randperm(d_in, generator=torch.Generator().manual_seed(2))
     ].to(dtype)
-    together = linear(x)
+    together = layer(x)
     for start, count in ((0, 1), (5, 11), (64, 64), (60, 60), (200, 128), (1, 700), (476, 1024), (100, 1400)):
-        assert torch.equal(linear(x[start : start + count]), together[start : start + count])
+        assert torch.equal(layer(x[start : start + count]), together[start : start + count])
     exact = x.double() @ weight.double().T
     assert float((together.double() - exact).abs().max()) < 0.02 * d_in**0.5
