@@ -12,7 +12,7 @@ from functools import partial
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import select_next_batch
-from safelight.pipeline.scheduling.simulation import Here, Queue, Rule, SimulatedSample, simulate
+from safelight.pipeline.scheduling.simulation import Samples, Queue, Rule, SimulatedSample, simulate
 from safelight.pipeline.scheduling.workload import make_workload
 
 # seconds of ticks of 1, 2, 4, ... rows of the embedded model on two cores, rounded; here work is counted in rows
@@ -23,7 +23,7 @@ RATES = (4.0, 5.0, 5.5, 6.0)  # requests a second; 6.2 is what this curve can se
 
 
 def by(
-    key: Callable[[SimulatedSample, float], float], begun: Here, queue: Queue, now: float
+    key: Callable[[SimulatedSample, float], float], begun: Samples, queue: Queue, now: float
 ) -> list[SimulatedSample]:
     """As many as fit, in the order of `key`."""
     chosen: list[SimulatedSample] = []
@@ -33,22 +33,22 @@ def by(
     return chosen
 
 
-def most_completions(begun: Here, queue: Queue, now: float) -> list[SimulatedSample]:
+def most_completions(begun: Samples, queue: Queue, now: float) -> list[SimulatedSample]:
     """The set with most completions a second: the shortest alone, where the others would slow them down."""
-    order = by(lambda each, _: each.left * rows_of([each]), begun, queue, now)
+    order = by(lambda each, _: each.seconds_left * rows_of([each]), begun, queue, now)
     sets = [order[:count] for count in range(1, len(order) + 1)]
-    return max(sets, key=lambda each: sum(1 / one.left for one in each) / CURVE.seconds_for(rows_of(each)))
+    return max(sets, key=lambda each: sum(1 / one.seconds_left for one in each) / CURVE.seconds_for(rows_of(each)))
 
 
-def rows_of(samples: Here) -> int:
+def rows_of(samples: Samples) -> int:
     return sum(each.workload.rows[0] for each in samples)
 
 
 RULES: dict[str, Rule] = {
     "first come, first served": partial(by, lambda each, now: each.workload.arrived),
-    "soonest done": partial(by, lambda each, now: each.left),
+    "soonest done": partial(by, lambda each, now: each.seconds_left),
     "highest response ratio": partial(
-        by, lambda each, now: -(now - each.workload.arrived + each.left) / each.workload.left[0]
+        by, lambda each, now: -(now - each.workload.arrived + each.seconds_left) / each.workload.seconds_left[0]
     ),
     "most completions a second": most_completions,
     "due (`batcher.choose`)": partial(select_next_batch, limits=LIMITS, curve=CURVE),
@@ -77,9 +77,9 @@ def main() -> None:
             )
 
 
-def _figures(runs: Sequence[Here]) -> list[float]:
+def _figures(runs: Sequence[Samples]) -> list[float]:
     latencies = [[each.latency for each in run] for run in runs]
-    slowdowns = [[each.latency / each.workload.left[0] for each in run] for run in runs]
+    slowdowns = [[each.latency / each.workload.seconds_left[0] for each in run] for run in runs]
     of_runs = zip(
         map(statistics.mean, latencies),
         map(_p95, latencies),

@@ -80,7 +80,7 @@ class SimulatedReplica:
 
     @property
     def work_left(self) -> float:
-        return sum(each.left for each in self.begun) + sum(each.left for each in self.queue)
+        return sum(each.seconds_left for each in self.begun) + sum(each.seconds_left for each in self.queue)
 
 
 @dataclass(slots=True)
@@ -185,7 +185,7 @@ class Simulator:
             return
         load = replace(self._loads[index], arrived=now, deadline=now + self._fleet.deadline)
         self._in_flight += 1
-        self._come += load.left[0]
+        self._come += load.seconds_left[0]
         self._send(now, SimulatedImage(load, around=self._fleet.kinds[index].around))
 
     def _send(self, now: float, image: SimulatedImage) -> None:
@@ -269,7 +269,7 @@ class Simulator:
         self._watch(now)
         if self._waiting:
             self._refill(now, len(self._waiting))
-        left = sum(each.work_left for each in self._replicas) + sum(each.left for each in self._waiting)
+        left = sum(each.work_left for each in self._replicas) + sum(each.seconds_left for each in self._waiting)
         target = self._scaler.decide(now, left, self._come)
         if self._in_flight and target == 0:
             target = 1
