@@ -58,9 +58,7 @@ class EngineUnderTest:
     curve: CostCurve  # of a tick, as measured before anything else
 
     def make_engine(self) -> Engine:
-        engine = engine_on(self.runner, self.model)
-        engine.curve = self.curve
-        return engine
+        return engine_on(self.runner, self.model).calibrated(self.curve)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +299,7 @@ def _full_ticks(
     runner: StepRunner, engine: Engine, params: GenerationParams, texts: Mapping[str, TextStates], peak: float
 ) -> tuple[float, float]:
     """Of ticks with as many rows as the engine's limit: the share that is not the network's, and the operations' share of `peak`."""
-    engine.curve = UNKNOWN  # by which no tick is too large
+    engine = engine.calibrated(UNKNOWN)  # by which no tick is too large
     for seed in range(LARGEST_BATCH):
         engine.add(str(seed), replace(params, seed=seed, num_steps=TICKS), texts[params.prompt], texts[""])
     seconds, evaluating, flops = 0.0, 0.0, 0

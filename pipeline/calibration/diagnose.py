@@ -186,7 +186,7 @@ def _draw(model: ModelInfo, serving: Serving) -> tuple[list[CheckResult], Expect
     engine = build_engine(
         model, max_rows=serving.max_rows, max_tokens=serving.max_tokens, quantization=serving.quantization
     )
-    engine.curve = measure_curve(engine, model)
+    engine = engine.calibrated(measure_curve(engine, model))
     width, height = model.native_size
     prompt = "0" if model.labels else "a red apple"
     other = (

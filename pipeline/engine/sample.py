@@ -1,4 +1,4 @@
-"""A sample under way: the only lasting state of the engine. Batches are views of samples, rebuilt when they change.
+"""A sample under way: the only lasting state of the engine; a batch is a view of its samples.
 
 Shapes: C latent channels, H x W latent pixels, T ticks of the plan.
 """
@@ -39,8 +39,8 @@ class QueuedSample:
     cond: TextStates | None  # None if no tick needs it
     uncond: TextStates | None
     workload: SampleWorkload
-    device_seconds: float  # spent so far
-    setup_flops: int  # of what it was the first to need: its plan's times and its texts
+    setup_flops: int  # of what it is the first to need: its plan's times and its texts
+    device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # as in `RunningSample`
 
 

@@ -48,12 +48,8 @@ def finish_times(
     Returns:
         Seconds from `now` until each sample finishes: first those of `running`, then those of `waiting`.
     """
-    numbers = count()
-    started = [ForecastSample(next(numbers), sample.workload, sample.step_index) for sample in running]
-    queue = WaitingQueue[ForecastSample](curve.slowdown)
-    for sample in waiting:
-        queue.add(ForecastSample(next(numbers), sample.workload, 0))
-    seconds = [0.0] * next(numbers)
+    started, queue = _copy_samples(running, waiting, curve.slowdown)
+    seconds = [0.0] * (len(started) + len(queue))
     started = [sample for sample in started if sample.step_index < sample.workload.num_ticks]
     num_unfinished = len(started) + len(queue)
     arrivals = _future_arrivals(recent_arrivals, now)
@@ -70,6 +66,17 @@ def finish_times(
             seconds[number] = time - now
             num_unfinished -= 1
     return seconds
+
+
+def _copy_samples(
+    running: Iterable[Schedulable], waiting: Iterable[Schedulable], slowdown: float
+) -> tuple[list[ForecastSample], WaitingQueue[ForecastSample]]:
+    numbers = count()
+    started = [ForecastSample(next(numbers), sample.workload, sample.step_index) for sample in running]
+    queue = WaitingQueue[ForecastSample](slowdown)
+    for sample in waiting:
+        queue.add(ForecastSample(next(numbers), sample.workload, 0))
+    return started, queue
 
 
 def _advance(
