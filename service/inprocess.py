@@ -1,6 +1,7 @@
 """All three stages in one process, as the command line uses them, and how each stage is made.
 
-The only module that makes stages from `safelight.pipeline.assembly`. It imports torch when a stage is made, not before.
+The only module that makes stages from `safelight.pipeline.assembly`.
+It imports torch when a stage is made, not before.
 """
 
 from __future__ import annotations

@@ -9,17 +9,14 @@ from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-# About how long the measurement takes. It is made at every start, because the machine may be another or as busy
-# as never before.
+# About how long it takes. It runs at every start, because machines and their load differ.
 SECONDS = 3.0
 TICKS = 3  # of a visit to a size; the first warms it up
 VISITS = 6  # to each size, in turn, so that a busy moment of the machine does not fall on one size alone
-LONGEST_VISIT = (
-    SECONDS / 2
-)  # a size that would take longer is not measured, unless it is one of the first two
-LARGEST_ROW = (
-    1e12  # operations; a processor takes seconds for a larger row, so the first image serves to measure
-)
+# A size that would take longer is not measured, unless it is one of the first two.
+LONGEST_VISIT = SECONDS / 2
+# Operations; a processor takes seconds for a larger row, so its first image serves to measure.
+LARGEST_ROW = 1e12
 
 
 def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
@@ -51,7 +48,7 @@ def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
             for size in sizes[:num_tried]:
                 if total_seconds < SECONDS:
                     total_seconds += visit(size)
-            # New sizes are tried even when the time is up: other stages start beside this one and slow it down.
+            # New sizes are tried even when the time is up: other stages start at the same time and slow this.
             while num_tried < len(sizes) and (
                 num_tried < 2 or 2 * TICKS * max(points.values()) <= LONGEST_VISIT
             ):

@@ -49,7 +49,7 @@ class StepRunner:
     def times(self, plan: Plan, size: tuple[int, int]) -> Times:
         """What the network prepares for a plan's times, for images of `size` (height, width) in pixels.
 
-        Computed together, so that the shape of the products, and with it their bits, depends on the plan alone.
+        Computed together, so that the shapes of the products, hence their bits, depend on the plan alone.
         """
         timesteps = torch.tensor(
             [tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device
@@ -63,7 +63,7 @@ class StepRunner:
         Each text is computed by itself, so that its bits depend on the text alone.
         A masked text is cut to `bucket` tokens: rows of equal length share an attention call, and a cut that
         depends on the text alone does not change its bits.
-        What does not depend on the times is cached for later samples with the same text, such as the empty one.
+        What does not depend on the times is cached for later samples with the same text.
 
         Args:
             text: States of the text.

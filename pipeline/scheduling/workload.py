@@ -30,7 +30,7 @@ class SampleWorkload:
         return len(self.rows)
 
     def priority(self, step: int, now: float, slowdown: float) -> tuple[bool, float]:
-        """The sort key before tick `step`, smallest first: whether the deadline will be missed, and when it is due.
+        """The sort key before tick `step`, smallest first: whether it will be too late, and its due time.
 
         A sample is due when MAX_SLOWDOWN times its remaining seconds have passed since it arrived.
         So the shortest go first, and no sample that arrives after the due time of another overtakes it.
