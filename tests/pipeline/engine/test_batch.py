@@ -23,10 +23,14 @@ from safelight.pipeline.scheduling.workload import make_workload
 SHAPE = (4, 6, 6)
 SHAPES = (SHAPE, (4, 4, 8), (4, 8, 4))
 CASES: list[tuple[Schedule, str]] = [
-    (Flow(), "flow"), (Flow(3.0), "flow"), (VariancePreserving("linear"), "epsilon"), (VariancePreserving("scaled_linear"), "epsilon"),
-    (VariancePreserving("scaled_linear"), "v_prediction"), (VariancePreserving("cosine"), "v_prediction"),
+    (Flow(), "flow"),
+    (Flow(3.0), "flow"),
+    (VariancePreserving("linear"), "epsilon"),
+    (VariancePreserving("scaled_linear"), "epsilon"),
+    (VariancePreserving("scaled_linear"), "v_prediction"),
+    (VariancePreserving("cosine"), "v_prediction"),
     (VarianceExploding(0.02, 30.0), "sample"),
-]  # fmt: skip
+]
 
 
 def network(x: Tensor, timestep: Tensor | float, text: Tensor | float) -> Tensor:
@@ -141,8 +145,9 @@ def reference(params: GenerationParams, schedule: Schedule, prediction: str) -> 
         return lambda x, timestep: network(x, timestep, text)
 
     p, start = params, plan("euler", schedule, prediction, 1).start_scale
+    solver = "ddim" if p.eta else canonical_name(p.solver)
     return generate_one(
-        network_of(1.0), network_of(0.0), p.guidance_scale, prediction, schedule, "ddim" if p.eta else canonical_name(p.solver), p.num_steps,
+        network_of(1.0), network_of(0.0), p.guidance_scale, prediction, schedule, solver, p.num_steps,
         start * noise.draw(p.seed, p.image_index, noise.START, SHAPE).double(),
         lambda k: noise.draw(p.seed, p.image_index, k + 1, SHAPE),
         spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
@@ -162,9 +167,8 @@ def test_64_different_samples_equal_64_reference_runs(seed: int) -> None:
     for case, sample in zip(cases, samples, strict=True):
         expected = reference(*case)
         scale = max(1.0, float(expected.abs().max()))
-        reused = (
-            10.0 if case[0].guidance_stride > 1 else 1.0
-        )  # a reused difference repeats its rounding error
+        # A reused difference repeats its rounding error.
+        reused = 10.0 if case[0].guidance_stride > 1 else 1.0
         worst[case] = float((sample.x.double() - expected).abs().max()) / scale / reused
     case = max(worst, key=worst.__getitem__)
     assert worst[case] < 1e-5, (

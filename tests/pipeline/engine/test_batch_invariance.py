@@ -1,4 +1,4 @@
-"""An image's bytes are the same alone and among any batch-mates, through all three stages, from prompt to file.
+"""An image's bytes are the same alone and with any batch-mates, through all stages from prompt to file.
 
 Schedules are random: when requests arrive, which are aborted, how many texts and latents share a batch.
 """
@@ -72,11 +72,18 @@ class Parts:
 def random_request(model: ModelInfo, rng: random.Random) -> GenerationParams:
     width, height = rng.choice([model.native_size, *model.sizes[:4]])
     return GenerationParams(
-        prompt=rng.choice(PROMPTS), negative_prompt=rng.choice(["", "", "blurry"]), width=width, height=height,
-        num_steps=rng.randint(3, 9), guidance_scale=rng.choice([0.0, 1.0, 2.5, 8.0]), solver=rng.choice(model.solvers),
-        guidance_interval=rng.choice([(0.0, 1.0), (0.3, 0.8)]), guidance_stride=rng.choice([1, 1, 2, 4]),
-        guidance_rescale=rng.choice([0.0, 0.7]), seed=rng.randrange(2**53),
-    )  # fmt: skip
+        prompt=rng.choice(PROMPTS),
+        negative_prompt=rng.choice(["", "", "blurry"]),
+        width=width,
+        height=height,
+        num_steps=rng.randint(3, 9),
+        guidance_scale=rng.choice([0.0, 1.0, 2.5, 8.0]),
+        solver=rng.choice(model.solvers),
+        guidance_interval=rng.choice([(0.0, 1.0), (0.3, 0.8)]),
+        guidance_stride=rng.choice([1, 1, 2, 4]),
+        guidance_rescale=rng.choice([0.0, 0.7]),
+        seed=rng.randrange(2**53),
+    )
 
 
 def subject(model: ModelInfo, number: int) -> GenerationParams:

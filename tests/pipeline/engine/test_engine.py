@@ -36,11 +36,15 @@ def reference(p: GenerationParams) -> Tensor:
     schedule, prediction = model().schedule, model().prediction
     shape = (4, p.height // 8, p.width // 8)
     return generate_one(
-        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver, p.num_steps,
-        noise.draw(p.seed, p.image_index, noise.START, shape), lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
+        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver,
+        p.num_steps, noise.draw(p.seed, p.image_index, noise.START, shape),
+        lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
         spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
         guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
     )  # fmt: skip
+
+
+LONG_PROMPT = "a very long prompt about a green car on a blue road, with many more words than sixteen"
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 4.5])
@@ -62,11 +66,7 @@ def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
         {"guidance_stride": 3, "guidance_interval": (0.3, 0.8), "guidance_rescale": 0.7},
         {"guidance_stride": 2, "solver": "heun"},
         {"width": 96, "height": 64},
-        {
-            "width": 48,
-            "height": 80,
-            "prompt": "a very long prompt about a green car on a blue road, with many more words than sixteen",
-        },
+        {"width": 48, "height": 80, "prompt": LONG_PROMPT},
         {
             "guidance_interval": (0.3, 0.8),
             "guidance_rescale": 1.0,

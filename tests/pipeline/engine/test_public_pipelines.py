@@ -1,4 +1,4 @@
-"""Every public family from its own folder, prompt to latents, against diffusers' own pipeline from the same noise."""
+"""Every public family, from prompt to latents, against diffusers' own pipeline from the same noise."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +43,7 @@ SOLVERS = {
 
 
 def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationParams) -> Plan:
-    """Our own plan where theirs is the same; else our solver on their grid, which starts below 1 or omits t = 0."""
+    """Our plan where theirs is equal; else our solver on their grid, which starts below 1 or omits t = 0."""
     if isinstance(pipe, StableDiffusion3Pipeline):
         return plan_request(params, model)
     pipe.scheduler.set_timesteps(STEPS)
@@ -83,10 +83,9 @@ def their_latents(
         _pass_the_size(pipe, params, monkeypatch)
     if not isinstance(pipe, StableDiffusion3Pipeline):
         options |= {"use_resolution_binning": False, "clean_caption": False}
-    size = {"height": params.height, "width": params.width}
-    return pipe(
-        prompt=params.prompt, negative_prompt=params.negative_prompt, latents=start, output_type="latent", **size, **options
-    ).images[0]  # fmt: skip
+    options |= {"height": params.height, "width": params.width, "output_type": "latent"}
+    prompts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+    return pipe(**prompts, latents=start, **options).images[0]
 
 
 def _pass_the_size(

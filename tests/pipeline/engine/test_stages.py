@@ -102,7 +102,7 @@ def test_lossless_webp_and_unknown_formats() -> None:
 
 
 def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
-    """They and torch's compiler take several times as long to import as torch, at every start of a replica."""
+    """They and torch's compiler take several times as long to import as torch does."""
     program = (
         "import sys; from safelight.pipeline.assembly.engine import build_engine;"
         "from safelight.pipeline.catalog.served_models import find_model;"
