@@ -25,12 +25,7 @@ def measure_curve(engine: Engine, model: ModelInfo) -> CostCurve:
     At least two sizes are measured, and more as SECONDS allow.
     On a processor a network with rows of more than LARGEST_ROW is not measured; the result is `engine.curve`.
 
-    Args:
-        engine: An empty engine, which is empty again afterwards.
-        model: The model of its network.
-
-    Returns:
-        The curve of the machine, for an engine to start with (`Engine.calibrated`).
+    `engine` must be empty, and is empty again afterwards.
     """
     if engine.row_flops(*model.native_size) > LARGEST_ROW and engine.device.type == "cpu":
         return engine.curve

@@ -36,6 +36,7 @@ class Metering:
         return self.curve.uncapped() if self._is_probe else self.curve
 
     def record_idle_tick(self) -> None:
+        """Record a tick without samples."""
         self.last_tick = TickRecord(0, 0, 0.0, 0)
 
     def record_tick(self, samples: Sequence[RunningSample], seconds: float) -> None:
