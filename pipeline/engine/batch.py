@@ -101,10 +101,12 @@ def make_layout(samples: Sequence[RunningSample], network: PackedNetwork) -> Bat
 def _make_group(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tuple[RunningSample, Row]]]:
     """The group of `samples`, and its rows in order, each with its sample."""
     rows = [
-        (index, which, row) for index, sample in enumerate(samples) for which, row in enumerate(sample.rows)
+        (index, row_number, row)
+        for index, sample in enumerate(samples)
+        for row_number, row in enumerate(sample.rows)
     ]
     rows.sort(key=lambda entry: entry[2].text_tokens)  # stable
-    position = {(index, which): k for k, (index, which, _) in enumerate(rows)}
+    position = {(index, row_number): k for k, (index, row_number, _) in enumerate(rows)}
     device, shape = samples[0].state.device, samples[0].x.shape
     guides = _guides(samples)
     reuses = [guide.reuses for guide in guides]
