@@ -52,7 +52,7 @@ def test_a_lasting_large_slowdown_is_learnt() -> None:
     assert curve.seconds_for(2e9) == pytest.approx(12 * 0.015, rel=0.05)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_ticks_correct_the_shape(data: st.DataObject) -> None:
     """A wrong curve converges to the true one, and more work never costs less on the way."""
