@@ -1,6 +1,7 @@
-"""All three stages in one process: what the command line draws with.
+"""All three stages in one process, as the command line uses them, and how each stage is made.
 
-Also the only place that knows how a stage is made from `safelight.pipeline.assembly`; imports torch when a stage is made, not before.
+The only module that makes stages from `safelight.pipeline.assembly`.
+It imports torch when a stage is made, not before.
 """
 
 from __future__ import annotations
@@ -25,16 +26,15 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.text_encoder import TextEncoder
 
 
-SMALL_FLOPS = (
-    2e10  # of a text or an image: so few are done on one core, which leaves the denoiser's threads the others
-)
+# Operations of a text or an image below which one core does them, which leaves the others to the denoiser.
+SMALL_FLOPS = 2e10
 
 
 class InProcessPipeline:
-    """Three stages, made at once on their own threads."""
+    """Three stages, made at the same time on threads of their own."""
 
     def __init__(self, model: ModelInfo, settings: Settings):
-        # before any stage has a thread: what they import does not bear being imported by two threads at once
+        # Before any stage has a thread: what they import must not be imported by two threads at once.
         with imported_for_good():
             import safelight.pipeline.assembly.decoder
             import safelight.pipeline.assembly.encoder  # noqa: F401
@@ -55,7 +55,7 @@ class InProcessPipeline:
         return self.encoder, self.denoiser, self.decoder
 
     def wait(self) -> None:
-        """Until every stage is made; raises what making one raised."""
+        """Wait until every stage is made; raises the error of one that could not be made."""
         for stage in self.stages:
             stage.wait()
 
@@ -94,9 +94,9 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
             num_threads=settings.denoise_threads or num_cores(),
             quantization=settings.quantization,
         )
-        engine.curve = measure_curve(engine, model)
-        engine.peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
-        return engine
+        curve = measure_curve(engine, model)
+        peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
+        return engine.calibrated(curve, peak_flops)
 
     return DenoiseStage(make, settings.deadline_seconds)
 

@@ -19,7 +19,12 @@ from tests.live import LiveService
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/api.md", "docs/install.md")
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
-EVERY_PAGE = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "deploy/README.md", ROOT / "loadtests/README.md"]
+EVERY_PAGE = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    ROOT / "deploy/README.md",
+    ROOT / "loadtests/README.md",
+]
 MAX_README_WORDS = 900
 
 # Commands that install or start something: other tests and continuous integration run them.
@@ -75,7 +80,9 @@ def test_the_make_targets_are_those_of_the_makefile():
 
 
 def test_the_commands_are_those_of_the_command_line():
-    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ", TEXT["docs/api.md"].split("## The command line")[1], re.MULTILINE)
+    rows = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \| ", TEXT["docs/api.md"].split("## The command line")[1], re.MULTILINE
+    )
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(COMMANDS)
 
 

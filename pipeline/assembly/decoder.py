@@ -1,4 +1,4 @@
-"""The decoder of a checkpoint."""
+"""Builds the image decoder of a model."""
 
 import torch
 
@@ -11,12 +11,20 @@ from safelight.pipeline.engine.image_decoder import ImageDecoder
 def build_decoder(
     model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
 ) -> ImageDecoder:
-    """The autoencoder of `model`."""
+    """The image decoder of `model`.
+
+    Args:
+        model: The model.
+        num_threads: Threads of the kernels that the calling thread runs; None leaves the number to torch.
+        dtype: Of the weights; by default what the device computes fast.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+    """
     set_threads(num_threads)
     dtype = dtype or fast_dtype()
     device = fast_device()
     vae = load_vae(model.path / "vae", str(device), dtype)
-    vae.to(
-        memory_format=torch.channels_last
-    )  # in place; two thirds of the time on a processor (docs/performance.md)
+    # In place. Takes two thirds of the time on a processor (docs/performance.md).
+    vae.to(memory_format=torch.channels_last)
     return ImageDecoder(vae, dtype, device)

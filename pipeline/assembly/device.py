@@ -1,4 +1,4 @@
-"""What this machine computes with."""
+"""The device, the dtype and the threads that this machine computes with."""
 
 import torch
 
@@ -17,6 +17,6 @@ def fast_dtype() -> torch.dtype:
 
 
 def set_threads(num_threads: int | None) -> None:
-    """How many threads the kernels called by this thread use; None leaves it to torch."""
+    """Set how many threads the kernels called by this thread use; None leaves the number to torch."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)

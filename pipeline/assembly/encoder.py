@@ -1,4 +1,4 @@
-"""The text encoder of a checkpoint."""
+"""Builds the text encoder of a model."""
 
 import torch
 
@@ -12,6 +12,15 @@ from safelight.pipeline.engine.text_encoder import TextEncoder
 def build_text_encoder(
     model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
 ) -> TextEncoder:
-    """The text parts of `model`; `dtype`, which the embedded tower does not ask for, defaults to what the device does fast."""
+    """The text encoder of `model`.
+
+    Args:
+        model: The model.
+        num_threads: Threads of the kernels that the calling thread runs; None leaves the number to torch.
+        dtype: Of the weights; by default what the device computes fast. The embedded model ignores it.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+    """
     set_threads(num_threads)
     return TextEncoder(load_tower(recognise(model.path), model.path, fast_device(), dtype or fast_dtype()))

@@ -1,4 +1,4 @@
-"""The denoiser of a checkpoint behind an engine."""
+"""Builds the engine that runs a model's denoiser."""
 
 from functools import partial
 from pathlib import Path
@@ -26,51 +26,53 @@ def build_engine(
     dtype: torch.dtype | None = None,
     quantization: str = "none",
 ) -> Engine:
-    """The denoiser of `model` behind an engine; `dtype` defaults to what the device does fast, `max_tokens` to `max_rows` native rows.
+    """An engine on the denoiser of `model`, not yet calibrated (`safelight.pipeline.calibration.cost_curve`).
 
-    What a tick costs is not measured here (`safelight.pipeline.calibration.cost_curve`).
+    Args:
+        model: The model.
+        max_rows: Network rows that a tick may hold.
+        max_tokens: Image tokens that a tick may hold over all rows; 0 for those of `max_rows` native rows.
+        num_threads: Threads of the kernels that the calling thread runs; None leaves the number to torch.
+        dtype: Of the weights; by default what the device computes fast.
+        quantization: As in `safelight.models.denoisers.pack`.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded.
+        ValueError: `max_tokens` is too small for an image that the model serves.
     """
     set_threads(num_threads)
     check_fit(model.path)
-    return engine_on(
-        build_runner(model, dtype=dtype, quantization=quantization),
-        model,
-        max_rows=max_rows,
-        max_tokens=max_tokens,
-    )
+    runner = build_runner(model, dtype=dtype, quantization=quantization)
+    return engine_on(runner, model, max_rows=max_rows, max_tokens=max_tokens)
 
 
 def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_tokens: int = 0) -> Engine:
-    """A new engine on a network that is there already. Raises `ValueError` if `max_tokens` cannot hold an image that is served."""
+    """A new engine on a loaded network; arguments and errors as in `build_engine`."""
     scale = spatial_compression(read_json(model.path / "vae" / "config.json"))
     side = scale * runner.network.config.patch_size
     tokens = {(width, height): (width // side) * (height // side) for width, height in model.sizes}
     width, height = max(tokens, key=lambda size: tokens[size])
-    least = 2 * tokens[width, height]
-    if 0 < max_tokens < least:
+    min_tokens = 2 * tokens[width, height]
+    if 0 < max_tokens < min_tokens:
         raise ValueError(
-            f"max_tokens must be at least {least}, for a guided image of {width}x{height}; got {max_tokens}"
+            f"max_tokens must be at least {min_tokens}, for a guided image of {width}x{height}; "
+            f"got {max_tokens}"
         )
-    return Engine(
-        runner,
-        partial(plan_request, model=model),
-        scale,
-        Limits(max_rows, max_tokens or max(max_rows * tokens[model.native_size], least)),
-    )
+    limits = Limits(max_rows, max_tokens or max(max_rows * tokens[model.native_size], min_tokens))
+    return Engine(runner, partial(plan_request, model=model), scale, limits)
 
 
 def build_runner(
     model: ModelInfo, *, dtype: torch.dtype | None = None, quantization: str = "none"
 ) -> StepRunner:
-    """The denoising network alone, its weights checked tensor by tensor; `quantization` as `safelight.models.denoisers.pack` has it."""
+    """The denoising network alone, its weights checked tensor by tensor; arguments as in `build_engine`."""
     dtype, device = dtype or fast_dtype(), fast_device()
-    return StepRunner(
-        pack(load_network(model.path / "transformer", str(device), dtype), quantization), dtype, device
-    )
+    network = load_network(model.path / "transformer", str(device), dtype)
+    return StepRunner(pack(network, quantization), dtype, device)
 
 
 def check_fit(folder: Path) -> None:
-    """Raise `CheckpointError` if the parts of the checkpoint in `folder`, each sound, do not fit together."""
+    """Raise `CheckpointError` if the parts of a checkpoint, each valid by itself, do not fit together."""
     family = recognise(folder)
     transformer = read_config(folder / "transformer")
     name = network_class(read_json(folder / "transformer" / "config.json"))
@@ -81,6 +83,7 @@ def check_fit(folder: Path) -> None:
     latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
         raise CheckpointError(
-            f"{folder}: the transformer has {transformer.in_channels} latent channels, the vae {latent_channels}"
+            f"{folder}: the transformer has {transformer.in_channels} latent channels, "
+            f"the vae {latent_channels}"
         )
     fit.check_fit(family, folder)

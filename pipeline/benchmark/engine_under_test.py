@@ -27,7 +27,7 @@ class EngineUnderTest:
 
     def make_engine(self) -> Engine:
         engine = engine_on(self.runner, self.model)
-        engine.curve = self.curve
+        engine = engine.calibrated(self.curve)
         return engine
 
     def single_image(self) -> GenerationParams:

@@ -26,7 +26,7 @@ class FullTicks:
 def measure_full_ticks(subject: EngineUnderTest, peak: float) -> FullTicks:
     """Run full ticks of equal samples; `peak` is the best matrix product in operations a second."""
     engine, params, texts = subject.make_engine(), subject.single_image(), subject.texts
-    engine.curve = UNKNOWN  # with this curve the batcher finds no tick too large
+    engine = engine.calibrated(UNKNOWN)  # with this curve the batcher finds no tick too large
     for seed in range(LARGEST_BATCH):
         engine.add(str(seed), replace(params, seed=seed, num_steps=TICKS), texts[params.prompt], texts[""])
     seconds, network_seconds, flops = 0.0, 0.0, 0

@@ -13,7 +13,7 @@ from functools import partial
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import select_next_batch
-from safelight.pipeline.scheduling.simulation import Here, Queue, Rule, SimulatedSample, simulate
+from safelight.pipeline.scheduling.simulation import Queue, Rule, Samples, SimulatedSample, simulate
 from safelight.pipeline.scheduling.workload import make_workload
 
 # Seconds of ticks of 1, 2, 4, ... rows of the embedded model on two cores, rounded. Work is counted in rows.
@@ -24,7 +24,7 @@ RATES = (4.0, 5.0, 5.5, 6.0)  # requests per second; this curve can serve 6.2
 
 
 def by(
-    key: Callable[[SimulatedSample, float], float], running: Here, queue: Queue, time: float
+    key: Callable[[SimulatedSample, float], float], running: Samples, queue: Queue, time: float
 ) -> list[SimulatedSample]:
     """As many samples as fit a tick, in the order of `key`."""
     batch: list[SimulatedSample] = []
@@ -34,31 +34,33 @@ def by(
     return batch
 
 
-def most_completions(running: Here, queue: Queue, time: float) -> list[SimulatedSample]:
+def most_completions(running: Samples, queue: Queue, time: float) -> list[SimulatedSample]:
     """The batch with the most completions per second.
 
     Short samples run alone where others would slow them down.
     """
-    order = by(lambda sample, _: sample.left * rows_of([sample]), running, queue, time)
+    order = by(lambda sample, _: sample.seconds_left * rows_of([sample]), running, queue, time)
     batches = [order[:count] for count in range(1, len(order) + 1)]
     return max(
         batches,
-        key=lambda batch: sum(1 / sample.left for sample in batch) / CURVE.seconds_for(rows_of(batch)),
+        key=lambda batch: (
+            sum(1 / sample.seconds_left for sample in batch) / CURVE.seconds_for(rows_of(batch))
+        ),
     )
 
 
-def rows_of(samples: Here) -> int:
+def rows_of(samples: Samples) -> int:
     return sum(sample.workload.rows[0] for sample in samples)
 
 
 def response_ratio(sample: SimulatedSample, time: float) -> float:
     """Seconds since arrival and still to run, over the seconds that the sample takes alone."""
-    return (time - sample.workload.arrived + sample.left) / sample.workload.left[0]
+    return (time - sample.workload.arrived + sample.seconds_left) / sample.workload.seconds_left[0]
 
 
 RULES: dict[str, Rule] = {
     "first come, first served": partial(by, lambda sample, time: sample.workload.arrived),
-    "shortest remaining time": partial(by, lambda sample, time: sample.left),
+    "shortest remaining time": partial(by, lambda sample, time: sample.seconds_left),
     "highest response ratio": partial(by, lambda sample, time: -response_ratio(sample, time)),
     "most completions a second": most_completions,
     "due time (`select_batch`)": partial(select_next_batch, limits=LIMITS, curve=CURVE),
@@ -90,10 +92,10 @@ def main() -> None:
     sys.stdout.write("\nslowdown: latency over the time that the request takes alone\n")
 
 
-def _figures(runs: Sequence[Here]) -> list[float]:
+def _figures(runs: Sequence[Samples]) -> list[float]:
     """Mean and p95 of latency, p95 and maximum of slowdown: medians over the runs."""
     latencies = [[sample.latency for sample in run] for run in runs]
-    slowdowns = [[sample.latency / sample.workload.left[0] for sample in run] for run in runs]
+    slowdowns = [[sample.latency / sample.workload.seconds_left[0] for sample in run] for run in runs]
     by_run = zip(
         map(statistics.mean, latencies),
         map(_p95, latencies),

@@ -65,7 +65,7 @@ def check_images(model: ModelInfo, options: DenoiserOptions) -> tuple[list[Check
         max_tokens=options.max_tokens,
         quantization=options.quantization,
     )
-    engine.curve = measure_curve(engine, model)
+    engine = engine.calibrated(measure_curve(engine, model))
     prompts = ("0", "", "1") if model.labels else ("a red apple", "", LONG_PROMPT)
     width, height = model.native_size
     params = GenerationParams(

@@ -1,4 +1,4 @@
-"""One tick's view of the running samples: gather rows, one forward, a fused update for each shape of latents, scatter.
+"""The batch of a tick: gather the rows, evaluate the network once, update each group of one shape, scatter.
 
 Shapes: S samples of a group, R rows (one or two a sample), C latent channels, H x W latent pixels.
 """
@@ -19,36 +19,33 @@ from safelight.pipeline.engine.sample import RunningSample
 
 @dataclass(frozen=True, slots=True)
 class ShapeGroup:
-    """Samples with latents of one shape, and their rows in a batch.
-
-    `row_sample` (R,) is the sample of each row; `cond_row` and `uncond_row` (S,) are a sample's rows, equal if it has one.
-    """
+    """The samples of a batch with latents of one shape, and their rows."""
 
     samples: tuple[RunningSample, ...]
-    row_sample: Tensor
-    cond_row: Tensor
-    uncond_row: Tensor
-    scale: Tensor  # (S, 1, 1, 1)
-    phi: Tensor | None  # (S, 1, 1, 1), guidance rescale; None if nobody asks for it
-    reuses: (
-        Tensor | None
-    )  # (S, 1, 1, 1), whose tick takes an earlier difference of its predictions; None if nobody's
-    keeps: tuple[int, ...]  # the samples of which a later tick will
-    read: Tensor  # (S, 7, C, H, W) and the next (S, 5, C, H, W): fresh memory every tick would cost more than the arithmetic
+    row_sample: Tensor  # (R,): the index of each row's sample
+    cond_row: Tensor  # (S,): the index of each sample's row with the prompt
+    uncond_row: Tensor  # (S,): likewise with the negative prompt; equal to `cond_row` for a sample of one row
+    scale: Tensor  # (S, 1, 1, 1): guidance scale
+    phi: Tensor | None  # (S, 1, 1, 1): guidance rescale; None if no sample has any
+    reuses: Tensor | None  # (S, 1, 1, 1): whether the tick reuses an earlier cond - uncond; None if none does
+    keeps: tuple[int, ...]  # indices of the samples whose cond - uncond is kept for a later tick
+    # Buffers of `UpdateBuffers`: allocating them at every tick would cost more than the arithmetic.
+    read: Tensor
     written: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """What depends only on which samples run together at which guidance, kept while neither changes.
+    """What depends only on which samples run together at which guidance; kept while neither changes.
 
-    Groups follow one another in the network's rows; within one, rows whose texts are of one length stand together.
+    The network's rows are the groups one after another.
+    Within a group, rows with texts of one length are contiguous.
     """
 
     groups: tuple[ShapeGroup, ...]
     guides: tuple[Guide, ...]
     rows: Rows
-    row_samples: tuple[RunningSample, ...]  # of all rows
+    row_samples: tuple[RunningSample, ...]  # the sample of each row
 
     @property
     def samples(self) -> tuple[RunningSample, ...]:
@@ -60,39 +57,39 @@ class BatchLayout:
         return tuple(sample.step_index for sample in self.row_samples)
 
     def matches(self, samples: Sequence[RunningSample]) -> bool:
-        """Whether it still describes `samples`, in the order in which its groups have them, at their present ticks."""
+        """Whether this is the layout of `samples`, in the order of `by_shape`, at their next ticks."""
         return self.samples == tuple(samples) and self.guides == _guides(samples)
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateBuffers:
-    """The samples, stacked: `read` (S, 7, C, H, W) and the update's matrices (S, 5, 7).
+    """The stacked tensors of a group's update."""
 
-    `read` holds what the update reads, in the order of `solvers.READ`; the network's output is yet to come. The new state
-    goes to `written` (S, 5, C, H, W).
-    """
-
-    read: Tensor
-    written: Tensor
-    update: Tensor
+    read: Tensor  # (S, 7, C, H, W): what the update reads, in the order of `solvers.READ`
+    written: Tensor  # (S, 5, C, H, W): the new state
+    update: Tensor  # (S, 5, 7): the matrices
 
     @property
     def x(self) -> Tensor:
-        """(S, C, H, W)."""
+        """The latents (S, C, H, W)."""
         return self.read[:, 0]
 
 
 def by_shape(samples: Iterable[RunningSample]) -> list[RunningSample]:
-    """`samples` in the order in which a batch has them: those with latents of one shape together, each shape in order of arrival."""
+    """`samples` in batch order: sorted by the shape of their latents, otherwise in their given order."""
     return sorted(samples, key=lambda sample: sample.x.shape)
 
 
 def make_layout(samples: Sequence[RunningSample], network: PackedNetwork) -> BatchLayout:
     """Lay out the rows of `samples`, which are in the order of `by_shape`."""
-    laid_out = [_lay_out(tuple(own)) for _, own in groupby(samples, key=lambda sample: sample.x.shape)]
-    rows = [row for _, own in laid_out for row in own]
+    groups: list[ShapeGroup] = []
+    rows: list[tuple[RunningSample, Row]] = []
+    for _, same_shape in groupby(samples, key=lambda sample: sample.x.shape):
+        group, group_rows = _make_group(tuple(same_shape))
+        groups.append(group)
+        rows += group_rows
     return BatchLayout(
-        groups=tuple(group for group, _ in laid_out),
+        groups=tuple(groups),
         guides=_guides(samples),
         rows=network.collate(
             [row for _, row in rows], [(sample.x.shape[1], sample.x.shape[2]) for sample, _ in rows]
@@ -101,26 +98,29 @@ def make_layout(samples: Sequence[RunningSample], network: PackedNetwork) -> Bat
     )
 
 
-def _lay_out(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tuple[RunningSample, Row]]]:
-    """The group of `samples`, and its rows with their samples."""
-    every = [
-        (index, which, row) for index, sample in enumerate(samples) for which, row in enumerate(sample.rows)
+def _make_group(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tuple[RunningSample, Row]]]:
+    """The group of `samples`, and its rows in order, each with its sample."""
+    rows = [
+        (index, row_number, row)
+        for index, sample in enumerate(samples)
+        for row_number, row in enumerate(sample.rows)
     ]
-    every.sort(key=lambda one: one[2].text_tokens)  # stable
-    place = {(index, which): position for position, (index, which, _) in enumerate(every)}
-    device = samples[0].state.device
+    rows.sort(key=lambda entry: entry[2].text_tokens)  # stable
+    position = {(index, row_number): k for k, (index, row_number, _) in enumerate(rows)}
+    device, shape = samples[0].state.device, samples[0].x.shape
     guides = _guides(samples)
+    reuses = [guide.reuses for guide in guides]
     phis = [
         sample.params.guidance_rescale if guide.mixes else 0.0
         for sample, guide in zip(samples, guides, strict=True)
     ]
-    reuses = [guide.reuses for guide in guides]
+    num_samples = len(samples)
     group = ShapeGroup(
         samples=samples,
-        row_sample=torch.tensor([index for index, _, _ in every], device=device),
-        cond_row=torch.tensor([place[index, 0] for index in range(len(samples))], device=device),
+        row_sample=torch.tensor([index for index, _, _ in rows], device=device),
+        cond_row=torch.tensor([position[index, 0] for index in range(num_samples)], device=device),
         uncond_row=torch.tensor(
-            [place[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device=device
+            [position[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device=device
         ),
         scale=torch.tensor([guide.scale for guide in guides], device=device)[:, None, None, None],
         phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
@@ -130,14 +130,14 @@ def _lay_out(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tuple
             for index, sample in enumerate(samples)
             if len(sample.rows) == 2 and sample.params.guidance_stride > 1
         ),
-        read=torch.zeros(len(samples), len(READ), *samples[0].x.shape, device=device),
-        written=torch.empty(len(samples), len(STATE), *samples[0].x.shape, device=device),
+        read=torch.zeros(num_samples, len(READ), *shape, device=device),
+        written=torch.empty(num_samples, len(STATE), *shape, device=device),
     )
-    return group, [(samples[index], row) for index, _, row in every]
+    return group, [(samples[index], row) for index, _, row in rows]
 
 
 def gather(group: ShapeGroup) -> UpdateBuffers:
-    """Stack the state that moves with every tick."""
+    """Stack what changes with every tick; the network's output is filled in by `update`."""
     samples, read = group.samples, group.read
     torch.stack([s.state for s in samples], out=read[:, : len(STATE)])
     for index, sample in enumerate(samples):
@@ -151,42 +151,42 @@ def gather(group: ShapeGroup) -> UpdateBuffers:
 
 
 def guided(group: ShapeGroup, out: Tensor) -> Tensor:
-    """The network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
+    """Combine the network's rows (R, C, H, W) to one guided output a sample (S, C, H, W)."""
     cond, uncond = out[group.cond_row], out[group.uncond_row]
     if group.reuses is not None:
-        uncond = torch.where(
-            group.reuses, cond - torch.stack([_last_difference(sample) for sample in group.samples]), uncond
-        )
+        differences = torch.stack([_stored_difference(sample) for sample in group.samples])
+        uncond = torch.where(group.reuses, cond - differences, uncond)
     for index in group.keeps:
         group.samples[index].difference = cond[index] - uncond[index]
     combined = combine(cond, uncond, group.scale)
     return combined if group.phi is None else rescale(combined, cond, group.phi)
 
 
-def _last_difference(sample: RunningSample) -> Tensor:
-    """That its tick takes; anything for one whose tick takes none."""
+def _stored_difference(sample: RunningSample) -> Tensor:
+    """The stored cond - uncond difference (C, H, W), or zeros if this tick computes its own."""
     if not sample.guide.reuses:
         return torch.zeros_like(sample.x)
     assert sample.difference is not None
     return sample.difference
 
 
-def update(gathered: UpdateBuffers, out: Tensor) -> Tensor:
-    """The table's update for all samples at once: the new state (S, 5, C, H, W).
+def update(buffers: UpdateBuffers, out: Tensor) -> Tensor:
+    """Apply the solver table to outputs (S, C, H, W) of all samples at once: the new state (S, 5, C, H, W).
 
-    One small matrix a sample, the batch dimension of a batched product. Threads share out whole products; where there are
-    fewer products than threads they would share out a product, whose bits are then others, so one thread does it alone.
+    One small matrix a sample, the batch dimension of a batched product.
+    Threads divide the products among themselves.
+    With fewer products than threads they would split products, which changes bits, so one thread does all.
     """
-    gathered.read[:, READ.index("out")] = out
+    buffers.read[:, READ.index("out")] = out
     with nullcontext() if len(out) >= torch.get_num_threads() else _one_thread():
-        torch.bmm(gathered.update, gathered.read.flatten(2), out=gathered.written.flatten(2))
-    return gathered.written
+        torch.bmm(buffers.update, buffers.read.flatten(2), out=buffers.written.flatten(2))
+    return buffers.written
 
 
 def scatter(group: ShapeGroup, state: Tensor) -> None:
-    """Give every sample its new state, a view until the next tick of these members, and move it on by one tick."""
-    for sample, own in zip(group.samples, state.unbind(), strict=True):
-        sample.state = own
+    """Advance every sample by one tick. Its state is a view of `state`, valid until the group's next tick."""
+    for sample, sample_state in zip(group.samples, state.unbind(), strict=True):
+        sample.state = sample_state
         sample.step_index += 1
 
 

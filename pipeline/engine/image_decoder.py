@@ -1,4 +1,4 @@
-"""Latents to pixels, the same bits for an image in any batch.
+"""Latents to pixels, with the same bits for an image in any batch.
 
 Shapes: C latent channels, h x w latent pixels, H x W pixels.
 """
@@ -19,13 +19,14 @@ Pixels = np.ndarray
 
 
 class InvalidImage(ArithmeticError):
-    """Pixels that are no numbers: broken weights, or a network that overflows."""
+    """Pixels that are not finite: broken weights, or a network that overflows."""
 
 
 class ImageDecoder:
     """The autoencoder's decoder. Images that arrive together are decoded one by one at one fixed shape.
 
-    A batched convolution gains nothing on a processor, and a fixed shape is what keeps bits independent of company.
+    A batched convolution gains nothing on a processor, and a fixed shape keeps an image's bits independent of
+    its batch-mates.
     """
 
     max_batch = 8
@@ -38,7 +39,10 @@ class ImageDecoder:
         self._config = {**config, "_class_name": type(vae).__name__}
 
     def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | InvalidImage]:
-        """Latents (C, h, w) each to pixels (H, W, 3) uint8 and their cost, or to why there are none: the others' are not lost."""
+        """Decode latents (C, h, w), each to pixels (H, W, 3) uint8 and their cost.
+
+        An image that cannot be decoded is returned as an error, so that the others are not lost.
+        """
         return [self._decode_one(latent) for latent in latents]
 
     @torch.inference_mode()
@@ -46,11 +50,9 @@ class ImageDecoder:
         started = time.perf_counter()
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
-            return InvalidImage(
-                f"{'the decoder' if latent.isfinite().all() else 'the denoiser'} left numbers that are not finite"
-            )
-        array = (
-            pixels.add(1.0).mul(127.5).round_().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
-        )
+            stage = "decoder" if latent.isfinite().all() else "denoiser"
+            return InvalidImage(f"the {stage} left numbers that are not finite")
+        quantized = pixels.add(1.0).mul(127.5).round_().to(torch.uint8)
+        array = quantized.permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))

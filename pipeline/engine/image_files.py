@@ -1,4 +1,4 @@
-"""Pixels to PNG, WebP or JPEG bytes, with the generation parameters written into the file. No time, no id, no host."""
+"""Pixels to PNG, WebP or JPEG bytes with the generation parameters in the file, but no time, id or host."""
 
 import io
 
@@ -16,10 +16,20 @@ EXIF_IFD = 0x8769
 def encode_image(
     pixels: np.ndarray, format: str, compression: int, params: GenerationParams, model_id: str
 ) -> bytes:
-    """Pixels (H, W, 3) uint8 to a file's bytes; `compression` 0..100 is the quality of WebP and JPEG, 100 the best.
+    """The bytes of an image file.
 
-    PNG carries the parameters in the text chunk `parameters`, WebP and JPEG in EXIF UserComment. Raises `ValueError`
-    for an unknown format.
+    Args:
+        pixels: (H, W, 3) uint8.
+        format: One of `FORMATS`.
+        compression: The quality of WebP and JPEG, 0 to 100 for the best; WebP at 100 is lossless.
+        params: Written into the text chunk `parameters` of PNG, and into EXIF UserComment of WebP and JPEG.
+        model_id: Written with them.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: The format is unknown.
     """
     image = Image.fromarray(pixels)
     text = parameters_text(params, model_id)
@@ -37,7 +47,7 @@ def encode_image(
 
 
 def parameters_text(params: GenerationParams, model_id: str) -> str:
-    """The parameters in the form that image tools read: prompt, negative prompt, one line of settings."""
+    """The parameters in the form that image tools read: prompt, negative prompt and a line of settings."""
     settings = {
         "Steps": params.num_steps,
         "Sampler": params.solver,
@@ -48,19 +58,19 @@ def parameters_text(params: GenerationParams, model_id: str) -> str:
         "Model": model_id,
     }
     start, end = params.guidance_interval
-    asked_for = {
+    if_not_default = {
         "Schedule type": (params.timestep_spacing, params.timestep_spacing != "trailing"),
         "Eta": (f"{params.eta:g}", params.eta > 0.0),
         "CFG interval": (f"{start:g}-{end:g}", (start, end) != (0.0, 1.0)),
         "CFG stride": (params.guidance_stride, params.guidance_stride > 1),
         "CFG rescale": (f"{params.guidance_rescale:g}", params.guidance_rescale > 0.0),
     }
-    settings |= {name: value for name, (value, is_set) in asked_for.items() if is_set}
-    lines = [
-        params.prompt,
-        *([f"Negative prompt: {params.negative_prompt}"] if params.negative_prompt else []),
-    ]
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+    settings |= {name: value for name, (value, is_set) in if_not_default.items() if is_set}
+    lines = [params.prompt]
+    if params.negative_prompt:
+        lines.append(f"Negative prompt: {params.negative_prompt}")
+    lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
+    return "\n".join(lines)
 
 
 def _exif(text: str) -> Image.Exif:

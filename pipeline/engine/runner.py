@@ -1,4 +1,4 @@
-"""The only caller of the denoising network: what is computed once a plan and once a text, and the forward of a tick."""
+"""The only caller of the denoising network: its preparation of plans and texts, and the forward of a tick."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
@@ -15,12 +15,12 @@ from safelight.pipeline.engine.batch import BatchLayout, UpdateBuffers
 from safelight.pipeline.engine.text_encoder import TextStates
 
 TEXT_BYTES = 128 << 20  # of texts kept on the device
-SHORTEST = 16  # text tokens of a row, if the text has as many
+MIN_TEXT_TOKENS = 16  # of a row, if the text has as many
 
 
 @dataclass(slots=True)
 class StepRunner:
-    """A network on a device in a dtype; samples' state lies on the device too, in float32: the one cast is here."""
+    """A network on a device. The samples' states are float32 on it; only this class casts them to `dtype`."""
 
     network: PackedNetwork
     dtype: torch.dtype
@@ -30,8 +30,11 @@ class StepRunner:
 
     @property
     def is_batch_invariant(self) -> bool:
-        """Whether a row's bits were proved to depend on the row alone: on processors. A GPU's library picks a product's kernel by
-        its shape, and nobody tried (`safelight doctor` does)."""
+        """Whether a row's bits are proved to depend on the row alone.
+
+        They are on processors. A GPU's library selects a kernel by the shape of the product, so on a GPU
+        `safelight doctor` measures it.
+        """
         return self.device.type == "cpu"
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -44,9 +47,9 @@ class StepRunner:
 
     @torch.inference_mode()
     def times(self, plan: Plan, size: tuple[int, int]) -> Times:
-        """What the network makes of all times of a plan, for images of `size` (height, width).
+        """What the network prepares for a plan's times, for images of `size` (height, width) in pixels.
 
-        All at once: the shape of the products, hence their bits, depend on the plan alone.
+        Computed together, so that the shapes of the products, hence their bits, depend on the plan alone.
         """
         timesteps = torch.tensor(
             [tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device
@@ -55,67 +58,75 @@ class StepRunner:
 
     @torch.inference_mode()
     def row(self, text: TextStates, times: Times, plan: Hashable) -> tuple[Row, bool, bool]:
-        """What the network makes of one text under the `times` of a plan, whether the text was new, and whether the two together were.
+        """The network's row of a text under the times of a plan.
 
-        Always computed alone, for the same reason. `plan` stands for the times: samples under way that share it and the text
-        share the row.
+        Each text is computed by itself, so that its bits depend on the text alone.
+        A masked text is cut to `bucket` tokens: rows of equal length share an attention call, and a cut that
+        depends on the text alone does not change its bits.
+        What does not depend on the times is cached for later samples with the same text.
 
-        Of a masked text the end that says nothing is left off, in coarse steps: rows with as many tokens share their attention, and
-        a length that a text has by itself leaves its bits alone. What does not depend on the times is kept for the next sample
-        with this text, as the empty one is for nearly all.
+        Args:
+            text: States of the text.
+            times: The plan's, from `times`.
+            plan: The plan's key. Samples under way with the same key and text share the row.
+
+        Returns:
+            The row, whether the text was new, and whether the row was new.
         """
         length = bucket(text.mask)
         states, mask, pooled = text.states[:length], text.mask[:length], text.pooled
         key = _digest(states, mask, pooled)
-        is_new = (known := self._texts.get(key)) is None
-        if known is None:
-            if pooled is not None:  # a class is a whole number, which bfloat16 would round to another
+        prepared = self._texts.get(key)
+        is_new_text = prepared is None
+        if prepared is None:
+            if pooled is not None:  # class labels are integers, which bfloat16 would round to other labels
                 pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
-            known = self.network.prepare_text(
+            prepared = self.network.prepare_text(
                 states.to(self.device, self.dtype), mask.to(self.device), pooled
             )
-        self._remember(key, known)
+        self._keep_text(key, prepared)
         if (row := self._rows.get((key, plan))) is not None:
-            return row, is_new, False
-        self._rows[key, plan] = row = self.network.prepare_row(known, times)
-        return row, is_new, True
+            return row, is_new_text, False
+        self._rows[key, plan] = row = self.network.prepare_row(prepared, times)
+        return row, is_new_text, True
 
-    def _remember(self, key: bytes, text: Text) -> None:
+    def _keep_text(self, key: bytes, text: Text) -> None:
+        """Cache a text as the most recently used one, within TEXT_BYTES."""
         self._texts[key] = text
         self._texts.move_to_end(key)
-        while sum(each.num_bytes for each in self._texts.values()) > TEXT_BYTES and len(self._texts) > 1:
+        while sum(cached.num_bytes for cached in self._texts.values()) > TEXT_BYTES and len(self._texts) > 1:
             self._texts.popitem(last=False)
 
     def wait(self) -> None:
-        """Until the device has done what it was told, so that a clock read next means something."""
+        """Wait until the device has finished, so that a clock measures its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
-    def forward(self, members: BatchLayout, states: Sequence[UpdateBuffers]) -> list[Tensor]:
-        """One evaluation of the network for every row: raw predictions (rows, C, H, W) of each group, float32.
+    def forward(self, layout: BatchLayout, buffers: Sequence[UpdateBuffers]) -> list[Tensor]:
+        """Evaluate the network on every row: predictions (R, C, H, W) of each group, float32.
 
         A learned variance is dropped.
         """
         latents = [
-            state.x[group.row_sample].to(self.dtype)
-            for group, state in zip(members.groups, states, strict=True)
+            group_buffers.x[group.row_sample].to(self.dtype)
+            for group, group_buffers in zip(layout.groups, buffers, strict=True)
         ]
-        out = self.network.predict(latents, members.rows, members.steps)
-        return [each[:, : self.network.config.in_channels].float() for each in out]
+        outputs = self.network.predict(latents, layout.rows, layout.steps)
+        return [out[:, : self.network.config.in_channels].float() for out in outputs]
 
 
 def bucket(mask: Tensor) -> int:
-    """The least of 16, 32, 64, ... tokens that holds all that `mask` (L,) is True for, or L."""
-    said = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
-    length = SHORTEST
-    while length < said:
+    """The smallest of 16, 32, 64, ... tokens that covers every True of `mask` (L,), but at most L."""
+    num_needed = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
+    length = MIN_TEXT_TOKENS
+    while length < num_needed:
         length *= 2
     return min(length, len(mask))
 
 
 def _digest(*tensors: Tensor | None) -> bytes:
-    """The same for the same text alone."""
+    """A hash of the tensors' bytes."""
     digest = blake2b()
     for tensor in tensors:
         digest.update(b"" if tensor is None else tensor.contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,10 +1,10 @@
-"""A sample under way: the only lasting truth of the engine. Batches are views of these, rebuilt every tick.
+"""A sample under way: the only lasting state of the engine; a batch is a view of its samples.
 
 Shapes: C latent channels, H x W latent pixels, T ticks of the plan.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,20 +18,9 @@ from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
-@dataclass(slots=True)
-class UsageSoFar:
-    """What a sample has used so far; the engine adds its share of every tick."""
-
-    ticks: int = 0
-    rows: int = 0
-    tokens: int = 0
-    flops: int = 0
-    device_seconds: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """What all samples with the same solver and steps share, on the device; `key` says which."""
+    """A plan on the device, which all samples with the same solver, steps and size share under `key`."""
 
     key: Hashable
     plan: Plan
@@ -39,44 +28,45 @@ class DevicePlan:
     times: Times
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class QueuedSample:
-    """A sample that has not begun: nothing of its own lies on the device yet, however many wait."""
+    """A sample that has not started. It has no tensors on the device yet, so any number may wait."""
 
     request_id: str
     params: GenerationParams
-    prepared: DevicePlan
-    guides: tuple[Guide, ...]  # the guidance in effect at each tick
-    cond: TextStates | None  # None where no tick needs it
+    plan: DevicePlan
+    guides: tuple[Guide, ...]  # the guidance of each tick
+    cond: TextStates | None  # None if no tick needs it
     uncond: TextStates | None
     workload: SampleWorkload
-    spent: UsageSoFar
-    step_index: int = 0
+    setup_flops: int  # of what it is the first to need: its plan's times and its texts
+    device_seconds: float = 0.0  # spent so far
+    step_index: int = 0  # as in `RunningSample`
 
 
 @dataclass(slots=True, eq=False)
 class RunningSample:
-    """One image under way. Every tick moves on the last four fields; the others are set before the first."""
+    """One image under way. A tick changes `state`, `step_index`, `device_seconds` and `difference` only."""
 
     request_id: str
     params: GenerationParams
     plan: Plan
     updates: Tensor  # (T, 5, 7) float32: the plan's matrices
-    guides: tuple[Guide, ...]  # the guidance in effect at each tick
+    guides: tuple[Guide, ...]  # the guidance of each tick
     cond: Row | None  # what the network made of the texts under the plan
     uncond: Row | None
     workload: SampleWorkload
     queue_seconds: float
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
-    step_index: int = 0  # ticks done; the one number of progress
-    spent: UsageSoFar = field(default_factory=UsageSoFar)
-    difference: Tensor | None = (
-        None  # (C, H, W), between the two predictions of the last tick that evaluated both; only if a later one reuses it
-    )
+    setup_flops: int = 0
+    device_seconds: float = 0.0  # spent so far
+    step_index: int = 0  # ticks done
+    # (C, H, W): cond - uncond at the last tick that evaluated both, kept only if a later tick reuses it
+    difference: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
-        """(C, H, W)."""
+        """The latents (C, H, W)."""
         return self.state[0]
 
     @property
@@ -85,12 +75,12 @@ class RunningSample:
 
     @property
     def guide(self) -> Guide:
-        """The guidance of this tick."""
+        """The guidance of the next tick."""
         return self.guides[self.step_index]
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of this tick: cond, uncond, or the one that is needed, which then stands for both."""
+        """The network rows of the next tick: cond and uncond, or the only one that it needs."""
         return tuple(
             row
             for row, is_needed in zip((self.cond, self.uncond), self.guide.rows, strict=True)
@@ -98,7 +88,7 @@ class RunningSample:
         )
 
     def noise(self) -> Tensor | None:
-        """The noise z that this tick adds, or None if it adds none."""
+        """The noise z (C, H, W) that the next tick adds, or None if it adds none."""
         if self.plan.ticks[self.step_index].c == 0.0:
             return None
         z = noise.draw(self.params.seed, self.params.image_index, self.step_index + 1, tuple(self.x.shape))

@@ -1,6 +1,6 @@
-"""Text to states, many at a time, the same bits for a text in any batch.
+"""Text to states, with the same bits for a text in any batch.
 
-Shapes: B texts, L text tokens, D width, P width of the pooled text.
+Shapes: L text tokens, D width, P width of the pooled text.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextStates:
-    """What the text encoder says of one text: `states` (L, D) float32, `mask` (L,), True where a state says something, and
-    `pooled` (P,) where the model's family has it."""
+    """What the text encoder makes of one text."""
 
-    states: Tensor
-    mask: Tensor
-    pooled: Tensor | None
+    states: Tensor  # (L, D) float32
+    mask: Tensor  # (L,): True where a state counts
+    pooled: Tensor | None  # (P,), where the model's family has it
     report: TextReport
     cost: StageCost
 
     @property
     def num_bytes(self) -> int:
-        """That the tensors take."""
+        """The bytes of all tensors."""
         return sum(tensor.nbytes for tensor in (self.states, self.mask, self.pooled) if tensor is not None)
 
 
 class TextEncoder:
     """A text tower. Texts that arrive together run one by one at one fixed shape.
 
-    In a batch a text's bits depend on where in it the text stands: threads share out the rows, and the kernels of a
-    share's edge round differently. One text fills a device well enough: a tower's shape has many tokens, and runs once a text.
+    In a batch, a text's bits would depend on its place: threads divide the rows among themselves, and kernels
+    round differently at the edges of a thread's share.
+    One text uses a device well enough: a tower's shape has many tokens, and it runs once a text.
     """
 
     max_batch = 8
@@ -50,9 +50,10 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[TextStates]:
-        """States of at most `max_batch` texts; an empty text is a text.
+        """The states of at most `max_batch` texts, which may be empty strings.
 
-        Raises `ValueError` over that, and `safelight.models.text.reading.UnreadableText` for a text that the family cannot read.
+        Raises `ValueError` for more texts, and `safelight.models.text.reading.UnreadableText` for a text that
+        the model's family cannot read.
         """
         if len(texts) > self.max_batch:
             raise ValueError(f"at most {self.max_batch} texts at a time, got {len(texts)}")

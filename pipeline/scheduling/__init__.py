@@ -1,1 +1,1 @@
-"""Which samples run in the next tick, when each will be done, how many replicas it takes; no torch."""
+"""Which samples run in the next tick, when each will finish, how many replicas a load needs; no torch."""

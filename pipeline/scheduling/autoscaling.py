@@ -1,33 +1,40 @@
-"""How many replicas a stage should have, from the work that waits for them and the work that keeps coming."""
+"""How many replicas a stage should have, from its waiting work and the rate at which work arrives."""
 
 import math
 from collections import deque
 from dataclasses import dataclass, field
 
-UTILISATION = 0.8  # of a replica's time, what may be asked for as a rule: the rest is what keeps queues short
-LOOK_BACK = 10.0  # seconds over which the work that comes is averaged
+UTILISATION = 0.8  # share of a replica's time that may be used on average; the rest keeps queues short
+LOOK_BACK = 10.0  # seconds over which the arrival rate of work is averaged
 
 
 def target_replicas(work_left: float, offered: float, target_seconds: float) -> int:
-    """Replicas that `work_left` device-seconds of waiting work and `offered` device-seconds a second of new work ask for.
+    """The number of replicas that a stage needs; none without work.
 
-    Enough to have done what is here after `target_seconds`, and enough to keep up. The first answers a burst at once, the second
-    stays while the queue is short because there are many: by the queue alone they would come and go. No work, no replicas.
+    Enough to finish the waiting work within `target_seconds`, and enough to keep up with the arrival rate.
+    The first answers a burst at once.
+    The second keeps the replicas that keep the queue short: by the queue alone they would come and go.
+
+    Args:
+        work_left: Waiting work in device-seconds.
+        offered: Device-seconds of new work a second (erlangs).
+        target_seconds: Seconds within which the waiting work should be done.
     """
     return max(math.ceil(work_left / target_seconds), math.ceil(offered / UTILISATION))
 
 
 @dataclass(slots=True)
 class OfferedLoad:
-    """Device-seconds of work that come in a second (erlangs), from a total that grows as work comes; times in seconds."""
+    """Device-seconds of work that arrive a second (erlangs), from a running total; times in seconds."""
 
     look_back: float = LOOK_BACK
-    _seen: deque[tuple[float, float]] = field(default_factory=deque)
+    _observations: deque[tuple[float, float]] = field(default_factory=deque)
 
     def observe(self, total: float, now: float) -> float:
-        """The mean over the last `look_back` seconds, once as much has been seen; before that, over what was seen."""
-        self._seen.append((now, total))
-        while len(self._seen) > 2 and self._seen[1][0] <= now - self.look_back:
-            self._seen.popleft()
-        since, before = self._seen[0]
-        return max(0.0, total - before) / (now - since) if now > since else 0.0
+        """The mean rate over the last `look_back` seconds, or since the first observation if later."""
+        observations = self._observations
+        observations.append((now, total))
+        while len(observations) > 2 and observations[1][0] <= now - self.look_back:
+            observations.popleft()
+        start, start_total = observations[0]
+        return max(0.0, total - start_total) / (now - start) if now > start else 0.0

@@ -1,4 +1,4 @@
-"""Who runs in a tick, of all who are here: pure rules, which the forecast follows as well."""
+"""Which samples run in a tick: pure rules, which the engine, the forecast and the simulations share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
 class Schedulable(Protocol):
-    """A sample and how far it is."""
+    """A sample as the scheduler sees it: its workload and the ticks it has done."""
 
     @property
     def workload(self) -> SampleWorkload: ...
@@ -23,10 +23,10 @@ S = TypeVar("S", bound=Schedulable)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one tick: rows of the network, and image tokens of all of them, which bound the memory that a tick takes."""
+    """The most that one tick may hold. Together they bound the memory of a tick."""
 
-    max_rows: int
-    max_tokens: int
+    max_rows: int  # rows of the network's batch
+    max_tokens: int  # image tokens of all rows
 
     def __post_init__(self) -> None:
         if self.max_rows < 2:
@@ -35,37 +35,38 @@ class Limits:
             raise ValueError("max_tokens must be positive")
 
 
-def select_batch(standings: Iterable[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
-    """The samples to move on in the next tick.
+def select_batch(samples: Iterable[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
+    """Select the samples of the next tick, at time `now` in seconds by `time.perf_counter`.
 
-    They are taken as they are due (`SampleWorkload.due`), while they fit: into the limits, and into the work beyond which a larger tick
-    gets less done in a second, when whoever comes later only makes the others late. The first due is always taken, so nobody
-    who can still be in time starves. Nobody is left out where there is room: to run the short ones alone, in small ticks, would
-    cost more throughput than it wins (docs/performance.md).
+    Samples are taken by `SampleWorkload.priority` while they fit into `limits` and into `curve.best_work`,
+    beyond which a larger tick does less work a second.
+    The first is always taken, so no sample that can still meet its deadline starves.
+    No sample is left out while there is room for it: running short samples alone, in small ticks, costs more
+    throughput than it gains (docs/performance.md).
     """
-    chosen: list[S] = []
+    selected: list[S] = []
     rows = tokens = 0
     work = 0.0
-    for standing in sorted(
-        standings, key=lambda each: each.workload.due(each.step_index, now, curve.slowdown)
-    ):
-        load, step = standing.workload, standing.step_index
-        own = load.rows[step]
+    for sample in sorted(samples, key=lambda s: s.workload.priority(s.step_index, now, curve.slowdown)):
+        workload, step = sample.workload, sample.step_index
+        sample_rows = workload.rows[step]
         fits = (
-            rows + own <= limits.max_rows
-            and tokens + own * load.tokens <= limits.max_tokens
-            and work + load.work[step] <= curve.best_work
+            rows + sample_rows <= limits.max_rows
+            and tokens + sample_rows * workload.tokens <= limits.max_tokens
+            and work + workload.work[step] <= curve.best_work
         )
-        if chosen and not fits:
+        if selected and not fits:
             continue
-        chosen.append(standing)
-        rows, tokens, work = rows + own, tokens + own * load.tokens, work + load.work[step]
+        selected.append(sample)
+        rows += sample_rows
+        tokens += sample_rows * workload.tokens
+        work += workload.work[step]
         if rows == limits.max_rows:
             break
-    return chosen
+    return selected
 
 
-def in_arrival_order(chosen: Sequence[S], arrival: Iterable[S]) -> list[S]:
-    """`chosen` as they arrived: while the same samples run, their batch need not be laid out again."""
-    wanted = set(map(id, chosen))
-    return [each for each in arrival if id(each) in wanted]
+def in_arrival_order(selected: Sequence[S], arrivals: Iterable[S]) -> list[S]:
+    """`selected` in the order of `arrivals`, so that a batch of the same samples keeps its layout."""
+    ids = set(map(id, selected))
+    return [sample for sample in arrivals if id(sample) in ids]

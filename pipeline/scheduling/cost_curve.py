@@ -1,6 +1,6 @@
-"""What a tick costs on this machine, measured: seconds against floating-point operations.
+"""What a tick costs on this machine, as measured: seconds against floating-point operations.
 
-Never assumed to be a straight line: a tick has a fixed part, and a row is cheapest at a size that the caches decide.
+Not a straight line: a tick has a fixed part, and the caches decide at which size a row is cheapest.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-EMA_TICKS = 20  # ticks: the factor is a mean over as many
-SHAPE_RATE = 0.2  # of what the factor learns from a tick, the points beside its work learn as well
-PROBE_RATE = 0.3  # of its error, what the point beside a tick learns that is as large only now and then
-MAX_ERROR_RATIO = 2.0  # an error beyond this is one of the machine rather than news of its speed, and counts as no more than this
-MIN_RELATIVE_THROUGHPUT = 0.9  # a larger tick that does less than this much of what the best does in a second is not worth its length
+EMA_TICKS = 20  # ticks that the slowdown is averaged over
+SHAPE_RATE = 0.2  # of a tick's correction to the slowdown, what the point nearest to its work takes as well
+PROBE_RATE = 0.3  # of a probe's error, what the point nearest to its work takes; probes are rare
+MAX_ERROR_RATIO = 2.0  # a larger error is a disturbance of the machine, not its speed, and counts as this one
+MIN_RELATIVE_THROUGHPUT = 0.9  # of the best throughput, below which a larger tick is not worth its length
 
 
 @dataclass(frozen=True, slots=True)
 class CostCurve:
-    """`seconds[k]` were measured for a tick of `work[k]` operations, `work` rising; straight lines between, and beyond the ends.
+    """A piecewise linear cost curve: a tick of `work[k]` operations took `seconds[k]`, `work` rising.
 
-    `factor` is how much slower the machine is now than when it was measured, learnt from `ticks_seen` ticks at most.
+    The last line is extended beyond the end. The present estimate is the curve times `slowdown`.
+    Raises `ValueError` unless `work` rises, `seconds` do not fall, and all are positive.
     """
 
     work: tuple[float, ...]
     seconds: tuple[float, ...]
-    slowdown: float = 1.0
-    ticks_seen: int = EMA_TICKS  # 0: a guess that nobody measured, which follows the first tick entirely
+    slowdown: float = 1.0  # of the machine, against when the curve was measured
+    ticks_seen: int = EMA_TICKS  # averaged into `slowdown`; 0: a guess, which the first tick replaces
 
     def __post_init__(self) -> None:
         if len(self.work) != len(self.seconds) or not self.work or list(self.work) != sorted(set(self.work)):
@@ -37,73 +38,68 @@ class CostCurve:
             )
 
     def seconds_for(self, work: float) -> float:
-        """How long a tick of `work` operations takes now."""
+        """The seconds that a tick of `work` operations takes at present.
+
+        Below the first point they fall in proportion to the work, at most by half.
+        On a curve of one point they are proportional everywhere.
+        """
         if len(self.work) == 1 or work < self.work[0]:
-            return (
-                self.slowdown * self.seconds[0] * max(work / self.work[0], 0.5 if len(self.work) > 1 else 0.0)
-            )
-        right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
-        (left_work, right_work), (left, own) = (
-            self.work[right - 1 : right + 1],
-            self.seconds[right - 1 : right + 1],
-        )
-        return self.slowdown * (left + (own - left) / (right_work - left_work) * (work - left_work))
+            floor = 0.5 if len(self.work) > 1 else 0.0
+            return self.slowdown * self.seconds[0] * max(work / self.work[0], floor)
+        k = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
+        (work_lo, work_hi), (seconds_lo, seconds_hi) = self.work[k - 1 : k + 1], self.seconds[k - 1 : k + 1]
+        slope = (seconds_hi - seconds_lo) / (work_hi - work_lo)
+        return self.slowdown * (seconds_lo + slope * (work - work_lo))
 
     @property
     def best_work(self) -> float:
-        """The most work of a tick that is worth its length: where the next larger one that was measured loses, the middle between them.
+        """The most work that is worth putting into one tick; infinite if no measured tick was too large.
 
-        Infinite if none loses. The middle, because a tick has never exactly the work of one that was measured.
+        It is the geometric mean of the largest measured tick that is worth its length and the next one,
+        because a tick rarely has exactly the work of a measured one.
         """
         rates = [work / seconds for work, seconds in zip(self.work, self.seconds, strict=True)]
         last = max(k for k, rate in enumerate(rates) if rate >= MIN_RELATIVE_THROUGHPUT * max(rates))
         return math.sqrt(self.work[last] * self.work[last + 1]) if last + 1 < len(rates) else math.inf
 
     def uncapped(self) -> CostCurve:
-        """The curve without a best tick. Where ticks are never larger, nobody would ever see that they have become worth it."""
+        """The curve with an infinite `best_work`, for a probe: only a larger tick shows if it is worth it."""
         return replace(self, work=self.work[:1], seconds=self.seconds[:1])
 
     def updated(self, work: float, seconds: float) -> CostCurve:
-        """The curve after a tick of `work` that took `seconds`: another speed mostly, and a little another shape."""
+        """The curve after a tick of `work` took `seconds`: `slowdown` moves, and the shape a little."""
         error = self._error(work, seconds)
-        rate = 1.0 / min(self.ticks_seen + 1, EMA_TICKS)
+        num_ticks = min(self.ticks_seen + 1, EMA_TICKS)
+        rate = 1.0 / num_ticks
+        points = self.seconds
+        if len(self.work) > 1:
+            points = self._with_point_scaled(work, math.exp(SHAPE_RATE * rate * error))
         return replace(
-            self,
-            seconds=self._with_point_scaled(work, math.exp(SHAPE_RATE * rate * error))
-            if len(self.work) > 1
-            else self.seconds,
-            slowdown=self.slowdown * math.exp(rate * error),
-            ticks_seen=min(self.ticks_seen + 1, EMA_TICKS),
+            self, seconds=points, slowdown=self.slowdown * math.exp(rate * error), ticks_seen=num_ticks
         )
 
     def updated_by_probe(self, work: float, seconds: float) -> CostCurve:
-        """The curve after a tick that was let be larger than the best: news of the shape alone, and rare."""
-        return (
-            replace(
-                self, seconds=self._with_point_scaled(work, math.exp(PROBE_RATE * self._error(work, seconds)))
-            )
-            if len(self.work) > 1
-            else self
-        )
+        """The curve after a tick that was allowed to exceed `best_work`: only the shape moves."""
+        if len(self.work) == 1:
+            return self
+        factor = math.exp(PROBE_RATE * self._error(work, seconds))
+        return replace(self, seconds=self._with_point_scaled(work, factor))
 
     def _error(self, work: float, seconds: float) -> float:
-        """The logarithm of how many times longer than told a tick took; of a curve that is no guess, no hiccup's."""
+        """log(measured / predicted), clipped to +-log(MAX_ERROR_RATIO) unless the curve is a guess."""
         error = math.log(seconds / self.seconds_for(work))
-        return (
-            min(max(error, -math.log(MAX_ERROR_RATIO)), math.log(MAX_ERROR_RATIO))
-            if self.ticks_seen > 0
-            else error
-        )
+        if self.ticks_seen == 0:
+            return error
+        return min(max(error, -math.log(MAX_ERROR_RATIO)), math.log(MAX_ERROR_RATIO))
 
-    def _with_point_scaled(self, work: float, by: float) -> tuple[float, ...]:
-        """The seconds with those of the point nearest to `work` multiplied; more work still does not cost less."""
-        right = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
-        k = right if work * work > self.work[right - 1] * self.work[right] else right - 1
-        least, most = (
-            self.seconds[k - 1] if k else 0.0,
-            self.seconds[k + 1] if k + 1 < len(self.seconds) else math.inf,
-        )
-        return (*self.seconds[:k], min(max(self.seconds[k] * by, least), most), *self.seconds[k + 1 :])
+    def _with_point_scaled(self, work: float, factor: float) -> tuple[float, ...]:
+        """`seconds` with the point nearest to `work` scaled, but kept between its neighbours."""
+        hi = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
+        k = hi if work * work > self.work[hi - 1] * self.work[hi] else hi - 1
+        lower = self.seconds[k - 1] if k else 0.0
+        upper = self.seconds[k + 1] if k + 1 < len(self.seconds) else math.inf
+        scaled = min(max(self.seconds[k] * factor, lower), upper)
+        return (*self.seconds[:k], scaled, *self.seconds[k + 1 :])
 
 
-UNKNOWN = CostCurve((1e9,), (1e-2,), ticks_seen=0)  # until it is measured: in proportion to the work
+UNKNOWN = CostCurve((1e9,), (1e-2,), ticks_seen=0)  # the guess before any measurement, proportional to work

@@ -1,4 +1,4 @@
-"""When each sample will be done: the batcher's own rule, run ahead on the cost curve, with company like that of late."""
+"""When each sample will finish: the batcher's rule run ahead on the cost curve, arrivals extrapolated."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,18 +10,16 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
-STRIDE = 4  # ticks between two choices: the real batcher chooses at each
-MIN_ARRIVALS = 5  # arrivals from which a rate is told
-RECENT_ARRIVALS = 16  # arrivals that are company of late
-SAME_REQUEST_SECONDS = (
-    0.01  # seconds within which samples came at once: the images of one request say nothing of a rate
-)
-EXTRAPOLATION = 4.0  # for how many times as long as others were seen to come they are taken to go on
+STRIDE = 4  # ticks between two selections; the engine selects at every tick
+MIN_ARRIVALS = 5  # requests from which an arrival rate is estimated
+RECENT_ARRIVALS = 16  # samples that the arrival rate is estimated from
+SAME_REQUEST_SECONDS = 0.01  # samples this close together are images of one request and count as one arrival
+EXTRAPOLATION = 4.0  # future arrivals go on for this many times the seconds over which recent ones were seen
 
 
 @dataclass(slots=True, eq=False)
 class ForecastSample:
-    """A sample's standing, to be moved ahead; `number` is None for one that has yet to come."""
+    """The progress of a sample, to be advanced; `number` is None for an extrapolated arrival."""
 
     number: int | None
     workload: SampleWorkload
@@ -29,61 +27,88 @@ class ForecastSample:
 
 
 def finish_times(
-    begun: Iterable[Schedulable],
+    running: Iterable[Schedulable],
     waiting: Iterable[Schedulable],
     now: float,
     limits: Limits,
     curve: CostCurve,
     recent_arrivals: Sequence[SampleWorkload] = (),
 ) -> list[float]:
-    """For each who has `begun`, then for each who is `waiting`, the seconds from `now` until it leaves.
+    """Forecast when each sample finishes.
 
-    Others will come, and some go first: as many, and such, as did `recent_arrivals` (in order of arrival). Without them nobody comes.
+    Args:
+        running: Samples that have started.
+        waiting: Samples that have not.
+        now: Seconds by `time.perf_counter`.
+        limits: The most that a tick may hold.
+        curve: The cost curve at present.
+        recent_arrivals: Workloads of recent samples in order of arrival, from which future arrivals are
+            extrapolated; without any, none are expected.
+
+    Returns:
+        Seconds from `now` until each sample finishes: first those of `running`, then those of `waiting`.
     """
+    started, queue = _copy_samples(running, waiting, curve.slowdown)
+    seconds = [0.0] * (len(started) + len(queue))
+    started = [sample for sample in started if sample.step_index < sample.workload.num_ticks]
+    num_unfinished = len(started) + len(queue)
+    arrivals = _future_arrivals(recent_arrivals, now)
+    arrival = next(arrivals, None)
+    time = now
+    while num_unfinished:
+        while arrival is not None and arrival.workload.arrived <= time:
+            queue.add(arrival)
+            arrival = next(arrivals, None)
+        selected = select_next_batch(started, queue, time, limits, curve)
+        ticks = min(STRIDE, *(sample.workload.num_ticks - sample.step_index for sample in selected))
+        time += ticks * curve.seconds_for(sum(sample.workload.work[sample.step_index] for sample in selected))
+        for number in _advance(selected, ticks, started, queue):
+            seconds[number] = time - now
+            num_unfinished -= 1
+    return seconds
+
+
+def _copy_samples(
+    running: Iterable[Schedulable], waiting: Iterable[Schedulable], slowdown: float
+) -> tuple[list[ForecastSample], WaitingQueue[ForecastSample]]:
     numbers = count()
-    here = [ForecastSample(next(numbers), standing.workload, standing.step_index) for standing in begun]
-    queue = WaitingQueue[ForecastSample](curve.slowdown)
-    for standing in waiting:
-        queue.add(ForecastSample(next(numbers), standing.workload, 0))
-    times = [0.0] * next(numbers)
-    here = [ghost for ghost in here if ghost.step_index < ghost.workload.num_ticks]
-    left = len(here) + len(queue)
-    coming = _coming(recent_arrivals, now)
-    following = next(coming, None)
-    moment = now
-    while left:
-        while following is not None and following.workload.arrived <= moment:
-            queue.add(following)
-            following = next(coming, None)
-        chosen = select_next_batch(here, queue, moment, limits, curve)
-        ticks = min(STRIDE, *(ghost.workload.num_ticks - ghost.step_index for ghost in chosen))
-        moment += ticks * curve.seconds_for(sum(ghost.workload.work[ghost.step_index] for ghost in chosen))
-        for ghost in chosen:
-            if ghost.step_index == 0:
-                queue.remove(ghost)
-                here.append(ghost)
-            ghost.step_index += ticks
-            if ghost.step_index == ghost.workload.num_ticks:
-                here.remove(ghost)
-                if ghost.number is not None:
-                    times[ghost.number] = moment - now
-                    left -= 1
-    return times
+    started = [ForecastSample(next(numbers), sample.workload, sample.step_index) for sample in running]
+    queue = WaitingQueue[ForecastSample](slowdown)
+    for sample in waiting:
+        queue.add(ForecastSample(next(numbers), sample.workload, 0))
+    return started, queue
 
 
-def _coming(recent_arrivals: Sequence[SampleWorkload], now: float) -> Iterator[ForecastSample]:
-    """Samples like those that came `recent_arrivals`, at their mean distance; a silence since the last of them counts as well."""
-    times = [load.arrived for load in recent_arrivals]
-    moments = [
+def _advance(
+    selected: Sequence[ForecastSample],
+    ticks: int,
+    started: list[ForecastSample],
+    queue: WaitingQueue[ForecastSample],
+) -> Iterator[int]:
+    """Advance `selected` by `ticks`; yield the numbers of those that finish, extrapolated ones left out."""
+    for sample in selected:
+        if sample.step_index == 0:
+            queue.remove(sample)
+            started.append(sample)
+        sample.step_index += ticks
+        if sample.step_index == sample.workload.num_ticks:
+            started.remove(sample)
+            if sample.number is not None:
+                yield sample.number
+
+
+def _future_arrivals(recent_arrivals: Sequence[SampleWorkload], now: float) -> Iterator[ForecastSample]:
+    """Samples like `recent_arrivals`, at their mean interval, which includes the time since the last."""
+    times = [workload.arrived for workload in recent_arrivals]
+    requests = [
         time
-        for time, before in zip(times, [-math.inf, *times], strict=False)
-        if time - before > SAME_REQUEST_SECONDS
+        for time, previous in zip(times, [-math.inf, *times], strict=False)
+        if time - previous > SAME_REQUEST_SECONDS
     ]
-    if len(moments) < MIN_ARRIVALS:
+    if len(requests) < MIN_ARRIVALS:
         return
     seconds = max(now, times[-1]) - times[0]
-    distance = seconds / sum(time > times[0] + SAME_REQUEST_SECONDS for time in times)
-    for number, load in zip(
-        range(1, int(EXTRAPOLATION * seconds / distance) + 1), cycle(recent_arrivals), strict=False
-    ):
-        yield ForecastSample(None, replace(load, arrived=now + number * distance, deadline=math.inf), 0)
+    interval = seconds / sum(time > times[0] + SAME_REQUEST_SECONDS for time in times)
+    numbers = range(1, int(EXTRAPOLATION * seconds / interval) + 1)
+    for number, workload in zip(numbers, cycle(recent_arrivals), strict=False):
+        yield ForecastSample(None, replace(workload, arrived=now + number * interval, deadline=math.inf), 0)

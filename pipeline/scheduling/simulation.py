@@ -1,4 +1,4 @@
-"""A denoiser on a cost curve instead of on a clock: the engine's own rules, deterministic, thousands of times as fast."""
+"""A simulated denoiser: the engine's own rules on a cost curve, deterministic, thousands of times as fast."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -11,53 +11,52 @@ from safelight.pipeline.scheduling.workload import SampleWorkload
 
 @dataclass(slots=True, eq=False)
 class SimulatedSample:
-    """A sample that is only its load."""
+    """A sample that has a workload and no image."""
 
     workload: SampleWorkload
     step_index: int = 0
     done_at: float = 0.0
 
     @property
-    def left(self) -> float:
-        """Seconds that it would take from here alone."""
-        return self.workload.left[self.step_index]
+    def seconds_left(self) -> float:
+        """Seconds that its remaining ticks would take alone."""
+        return self.workload.seconds_left[self.step_index]
 
     @property
     def latency(self) -> float:
         return self.done_at - self.workload.arrived
 
 
-Here = Sequence[SimulatedSample]
+Samples = Sequence[SimulatedSample]
 Queue = WaitingQueue[SimulatedSample]
-Rule = Callable[
-    [Here, Queue, float], list[SimulatedSample]
-]  # of those who have begun and those who wait, now, who runs
-Watch = Callable[[SimulatedSample, Here, Queue, float], None]
+# From the running samples, the queue and the time to the samples of the next tick.
+Rule = Callable[[Samples, Queue, float], list[SimulatedSample]]
+# Takes the new sample, the running samples, the queue (the new one in it) and the time.
+ArrivalHook = Callable[[SimulatedSample, Samples, Queue, float], None]
 
 
 def simulate(
-    coming: Iterable[SimulatedSample], rule: Rule, curve: CostCurve, on_arrival: Watch | None = None
+    samples: Iterable[SimulatedSample], rule: Rule, curve: CostCurve, on_arrival: ArrivalHook | None = None
 ) -> list[SimulatedSample]:
-    """All of `coming` moved on, tick by tick, to their end; returned in the order in which they leave.
-
-    `on_arrival` is shown everyone who comes, with those who have begun, those who wait (itself among them), and the time.
-    """
-    due = deque(sorted(coming, key=lambda each: each.workload.arrived))
-    begun, queue, done, now = list[SimulatedSample](), Queue(curve.slowdown), list[SimulatedSample](), 0.0
-    while due or begun or len(queue):
-        if not begun and not len(queue):
-            now = max(now, due[0].workload.arrived)
-        while due and due[0].workload.arrived <= now:
-            queue.add(who := due.popleft())
+    """Run all `samples` tick by tick, each from its arrival; return them in the order of their ends."""
+    arrivals = deque(sorted(samples, key=lambda sample: sample.workload.arrived))
+    running, queue, done, now = list[SimulatedSample](), Queue(curve.slowdown), list[SimulatedSample](), 0.0
+    while arrivals or running or len(queue):
+        if not running and not len(queue):
+            now = max(now, arrivals[0].workload.arrived)
+        while arrivals and arrivals[0].workload.arrived <= now:
+            arrival = arrivals.popleft()
+            queue.add(arrival)
             if on_arrival is not None:
-                on_arrival(who, begun, queue, now)
-        chosen = rule(begun, queue, now)
-        now += curve.seconds_for(sum(each.workload.work[each.step_index] for each in chosen))
-        for each in chosen:
-            if each.step_index == 0:
-                queue.remove(each)
-                begun.append(each)
-            each.step_index, each.done_at = each.step_index + 1, now
-        done += [each for each in begun if each.step_index == each.workload.num_ticks]
-        begun = [each for each in begun if each.step_index < each.workload.num_ticks]
+                on_arrival(arrival, running, queue, now)
+        selected = rule(running, queue, now)
+        now += curve.seconds_for(sum(sample.workload.work[sample.step_index] for sample in selected))
+        for sample in selected:
+            if sample.step_index == 0:
+                queue.remove(sample)
+                running.append(sample)
+            sample.step_index += 1
+            sample.done_at = now
+        done += [sample for sample in running if sample.step_index == sample.workload.num_ticks]
+        running = [sample for sample in running if sample.step_index < sample.workload.num_ticks]
     return done

@@ -1,4 +1,4 @@
-"""A sample as the batcher and the forecast see it: what each of its ticks asks for, and by when it should be done."""
+"""The workload of a sample, tick by tick, and the priority that follows from it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ from itertools import accumulate
 
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-MAX_SLOWDOWN = (
-    10.0  # small: first come, first served; large: the soonest done. Simulated in docs/performance.md
-)
+# Near 0: first come, first served. Large: shortest remaining time first. Simulated in docs/performance.md.
+MAX_SLOWDOWN = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class SampleWorkload:
-    """Rows and work (floating-point operations) of each tick, image tokens of a row; times are by `time.perf_counter`."""
+    """What each tick of a sample takes. Times are seconds by `time.perf_counter`."""
 
     arrived: float
     deadline: float  # infinite if there is none
-    rows: tuple[int, ...]
-    work: tuple[float, ...]
-    tokens: int
-    left: tuple[
-        float, ...
-    ]  # seconds that ticks k, k + 1, ... take alone, at the speed at which the curve was measured; the last is 0
+    rows: tuple[int, ...]  # network rows of each tick
+    work: tuple[float, ...]  # floating-point operations of each tick
+    tokens: int  # image tokens of a row
+    # Seconds that ticks k, k + 1, ... take alone, at the speed when the curve was measured; the last is 0.
+    seconds_left: tuple[float, ...]
 
     @property
     def num_ticks(self) -> int:
         return len(self.rows)
 
-    def due(self, step: int, now: float, slowness: float) -> tuple[bool, float]:
-        """What a sample is sorted by, the smallest first: whether it can no longer be in time, then when it is due.
+    def priority(self, step: int, now: float, slowdown: float) -> tuple[bool, float]:
+        """The sort key before tick `step`, smallest first: whether it will be too late, and its due time.
 
-        Everyone is due when MAX_SLOWDOWN times the seconds that are left to it have gone by since it arrived: the soonest done go first,
-        and nobody who comes after that moment is ever ahead. `slowness` is a cost curve's factor now.
+        A sample is due when MAX_SLOWDOWN times its remaining seconds have passed since it arrived.
+        So the shortest go first, and no sample that arrives after the due time of another overtakes it.
+        `slowdown` is that of the cost curve at present.
         """
-        left = slowness * self.left[step]
-        return now + left > self.deadline, self.arrived + MAX_SLOWDOWN * left
+        remaining = slowdown * self.seconds_left[step]
+        return now + remaining > self.deadline, self.arrived + MAX_SLOWDOWN * remaining
 
 
 def make_workload(
@@ -49,7 +48,19 @@ def make_workload(
     arrived: float,
     deadline: float = math.inf,
 ) -> SampleWorkload:
-    """The load of a sample that has so many `rows` in each tick, of so much `work` together, each of so many `tokens`."""
-    seconds = {each: curve.seconds_for(each) / curve.slowdown for each in set(work)}
-    left = tuple(accumulate((seconds[each] for each in reversed(work)), initial=0.0))[::-1]
-    return SampleWorkload(arrived, deadline, tuple(rows), tuple(work), tokens, left)
+    """The workload of a sample with its remaining seconds by a cost curve.
+
+    Args:
+        rows: Network rows of each tick.
+        work: Floating-point operations of each tick, all its rows together.
+        tokens: Image tokens of a row.
+        curve: The cost curve of the machine.
+        arrived: When the sample arrived, seconds by `time.perf_counter`.
+        deadline: When the sample is of no more use, by the same clock.
+
+    Returns:
+        The workload; its `seconds_left` do not include the present slowdown of `curve`.
+    """
+    seconds = {flops: curve.seconds_for(flops) / curve.slowdown for flops in set(work)}
+    seconds_left = tuple(accumulate((seconds[flops] for flops in reversed(work)), initial=0.0))[::-1]
+    return SampleWorkload(arrived, deadline, tuple(rows), tuple(work), tokens, seconds_left)

@@ -48,4 +48,6 @@ class SimulatedReplica:
     @property
     def remaining_work(self) -> float:
         """Device-seconds that its images take one by one."""
-        return sum(image.left for image in self.running) + sum(image.left for image in self.queue)
+        return sum(image.seconds_left for image in self.running) + sum(
+            image.seconds_left for image in self.queue
+        )

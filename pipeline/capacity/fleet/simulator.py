@@ -151,7 +151,7 @@ class Simulator:
             return
         workload = replace(self._workloads[class_index], arrived=now, deadline=now + self._fleet.deadline)
         self._in_flight += 1
-        self._offered_total += workload.left[0]
+        self._offered_total += workload.seconds_left[0]
         requests = self._fleet.request_classes[class_index]
         self._send(SimulatedImage(workload, other_stage_seconds=requests.other_stage_seconds), now)
 
@@ -235,7 +235,7 @@ class Simulator:
         on_progress(now)
         self._send_waiting(len(self._waiting), now)
         remaining_work = sum(replica.remaining_work for replica in self._replicas)
-        queued_work = remaining_work + sum(image.left for image in self._waiting)
+        queued_work = remaining_work + sum(image.seconds_left for image in self._waiting)
         target = self._scaler.decide(now, queued_work, self._offered_total)
         if self._in_flight and target == 0:
             target = 1

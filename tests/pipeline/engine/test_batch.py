@@ -1,4 +1,4 @@
-"""The fused update against one plain reference run a sample: any mix of solvers, schedules, steps, guidance and seeds."""
+"""The fused update of any mix of samples against a plain reference run of each."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,14 +23,18 @@ from safelight.pipeline.scheduling.workload import make_workload
 SHAPE = (4, 6, 6)
 SHAPES = (SHAPE, (4, 4, 8), (4, 8, 4))
 CASES: list[tuple[Schedule, str]] = [
-    (Flow(), "flow"), (Flow(3.0), "flow"), (VariancePreserving("linear"), "epsilon"), (VariancePreserving("scaled_linear"), "epsilon"),
-    (VariancePreserving("scaled_linear"), "v_prediction"), (VariancePreserving("cosine"), "v_prediction"),
+    (Flow(), "flow"),
+    (Flow(3.0), "flow"),
+    (VariancePreserving("linear"), "epsilon"),
+    (VariancePreserving("scaled_linear"), "epsilon"),
+    (VariancePreserving("scaled_linear"), "v_prediction"),
+    (VariancePreserving("cosine"), "v_prediction"),
     (VarianceExploding(0.02, 30.0), "sample"),
-]  # fmt: skip
+]
 
 
 def network(x: Tensor, timestep: Tensor | float, text: Tensor | float) -> Tensor:
-    """Elementwise, so that rows share it as they share a DiT; `text` stands for the prompt."""
+    """An elementwise network, shared by all rows; `text` stands for the prompt."""
     return 0.3 * torch.sin(x + 0.002 * timestep) + 0.1 * text * torch.cos(0.5 * x)
 
 
@@ -44,7 +48,7 @@ class Row:
 
 
 class Elementwise:
-    """`network` as the engine knows networks."""
+    """`network` with the interface of packed networks."""
 
     config = None
 
@@ -58,16 +62,16 @@ class Elementwise:
         return tuple(rows)
 
     def predict(self, latents: Sequence[Tensor], rows: tuple[Row, ...], steps: Sequence[int]) -> list[Tensor]:
-        now = torch.stack([row.times[step] for row, step in zip(rows, steps, strict=True)])[
-            :, None, None, None
-        ]
+        times = torch.stack([row.times[step] for row, step in zip(rows, steps, strict=True)])
+        times = times[:, None, None, None]
         texts = torch.tensor([row.text for row in rows])[:, None, None, None]
         lengths = [len(x) for x in latents]
-        return [network(*own) for own in zip(latents, now.split(lengths), texts.split(lengths), strict=True)]
+        groups = zip(latents, times.split(lengths), texts.split(lengths), strict=True)
+        return [network(*group) for group in groups]
 
 
 def random_case(rng: random.Random, solver: str | None = None) -> tuple[GenerationParams, Schedule, str]:
-    """Any case, or any with a certain solver."""
+    """A random case, with this solver if one is given."""
     if solver is None:
         schedule, prediction = rng.choice(CASES)
         solver = rng.choice(
@@ -111,7 +115,7 @@ def make_sample(
             params.guidance_interval,
             params.guidance_stride,
         ),
-        cond=Row(1.0, timesteps, text_tokens=params.seed % 3),  # so that rows of a sample stand apart
+        cond=Row(1.0, timesteps, text_tokens=params.seed % 3),  # so that a sample's rows are not adjacent
         uncond=Row(0.0, timesteps, text_tokens=1),
         workload=make_workload([1], [1.0], 1, UNKNOWN, arrived=0.0),
         queue_seconds=0.0,
@@ -123,24 +127,27 @@ NETWORK = Elementwise()
 
 
 def run(samples: list[RunningSample]) -> None:
-    """Tick by tick until all are done, each leaving at its own last tick."""
+    """Run tick by tick until all are done, each leaving after its own last tick."""
     while running := [s for s in samples if not s.is_done]:
-        members = batch.make_layout(batch.by_shape(running), NETWORK)
-        gathered = [batch.gather(group) for group in members.groups]
-        latents = [own.x[group.row_sample] for group, own in zip(members.groups, gathered, strict=True)]
-        for group, own, out in zip(
-            members.groups, gathered, NETWORK.predict(latents, members.rows, members.steps), strict=True
-        ):
-            batch.scatter(group, batch.update(own, batch.guided(group, out)))
+        layout = batch.make_layout(batch.by_shape(running), NETWORK)
+        buffers = [batch.gather(group) for group in layout.groups]
+        latents = [
+            group_buffers.x[group.row_sample]
+            for group, group_buffers in zip(layout.groups, buffers, strict=True)
+        ]
+        outputs = NETWORK.predict(latents, layout.rows, layout.steps)
+        for group, group_buffers, out in zip(layout.groups, buffers, outputs, strict=True):
+            batch.scatter(group, batch.update(group_buffers, batch.guided(group, out)))
 
 
-def expected(params: GenerationParams, schedule: Schedule, prediction: str) -> Tensor:
-    def asked(text: float) -> Callable[[Tensor, float], Tensor]:
+def reference(params: GenerationParams, schedule: Schedule, prediction: str) -> Tensor:
+    def network_of(text: float) -> Callable[[Tensor, float], Tensor]:
         return lambda x, timestep: network(x, timestep, text)
 
     p, start = params, make_plan("euler", schedule, prediction, 1).start_scale
+    solver = "ddim" if p.eta else canonical_name(p.solver)
     return generate_one(
-        asked(1.0), asked(0.0), p.guidance_scale, prediction, schedule, "ddim" if p.eta else canonical_name(p.solver), p.num_steps,
+        network_of(1.0), network_of(0.0), p.guidance_scale, prediction, schedule, solver, p.num_steps,
         start * noise.draw(p.seed, p.image_index, noise.START, SHAPE).double(),
         lambda k: noise.draw(p.seed, p.image_index, k + 1, SHAPE),
         spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
@@ -158,12 +165,11 @@ def test_64_different_samples_equal_64_reference_runs(seed: int) -> None:
     run(samples)
     worst = {}
     for case, sample in zip(cases, samples, strict=True):
-        wanted = expected(*case)
-        scale = max(1.0, float(wanted.abs().max()))
-        reused = (
-            10.0 if case[0].guidance_stride > 1 else 1.0
-        )  # a difference that is used again carries its rounding on
-        worst[case] = float((sample.x.double() - wanted).abs().max()) / scale / reused
+        expected = reference(*case)
+        scale = max(1.0, float(expected.abs().max()))
+        # A reused difference repeats its rounding error.
+        reused = 10.0 if case[0].guidance_stride > 1 else 1.0
+        worst[case] = float((sample.x.double() - expected).abs().max()) / scale / reused
     case = max(worst, key=worst.__getitem__)
     assert worst[case] < 1e-5, (
         f"{case}: {worst[case]:.1e}; {sum(e >= 1e-5 for e in worst.values())} of 64 are off"
@@ -178,11 +184,9 @@ def test_the_bits_of_an_update_do_not_depend_on_the_number_of_samples(shape: tup
     out = torch.randn(9, *shape, generator=generator)
 
     def updated(first: int, num: int) -> Tensor:
-        own = slice(first, first + num)
-        return batch.update(
-            batch.UpdateBuffers(read[own].clone(), torch.empty(num, len(STATE), *shape), tables[own]),
-            out[own],
-        )
+        part = slice(first, first + num)
+        written = torch.empty(num, len(STATE), *shape)
+        return batch.update(batch.UpdateBuffers(read[part].clone(), written, tables[part]), out[part])
 
     alone = torch.cat([updated(i, 1) for i in range(9)])
     for num in (2, 3, 4, 5, 9):
@@ -190,12 +194,12 @@ def test_the_bits_of_an_update_do_not_depend_on_the_number_of_samples(shape: tup
             assert torch.equal(updated(first, num), alone[first : first + num]), (first, num)
 
 
-def test_a_sample_of_many_has_the_bits_that_it_has_alone() -> None:
+def test_a_sample_has_the_same_bits_in_a_batch_as_alone() -> None:
     rng = random.Random(1)
     cases = [(*random_case(rng), rng.choice(SHAPES)) for _ in range(24)]
     together = [make_sample(*case) for case in cases]
     run(together)
-    for case, among in zip(cases, together, strict=True):
+    for case, batched in zip(cases, together, strict=True):
         alone = [make_sample(*case)]
         run(alone)
-        assert torch.equal(alone[0].state, among.state), case
+        assert torch.equal(alone[0].state, batched.state), case

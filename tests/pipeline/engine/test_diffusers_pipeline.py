@@ -1,4 +1,4 @@
-"""The whole latent trajectory against diffusers' own pipeline on the same folder, with no code of ours in theirs."""
+"""The final latents against diffusers' own pipeline on the same folder, which uses none of our code."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ def our_latents(model: ModelInfo, table: Plan, params: GenerationParams, cond, u
     return latents
 
 
-@pytest.mark.filterwarnings("ignore")  # their pipeline talks of its own future
+@pytest.mark.filterwarnings("ignore")  # diffusers' deprecation warnings
 @pytest.mark.parametrize("name", ["tiny", "emoji-128"])
 def test_final_latents_equal_diffusers(name: str) -> None:
     model = find_model(name)

@@ -1,4 +1,4 @@
-"""The embedded model itself: an image's bytes never depend on its neighbours, at its real size and in its real dtype."""
+"""The embedded model: an image's bytes never depend on its batch-mates, at its real size and dtypes."""
 
 import pytest
 import torch
@@ -26,22 +26,22 @@ def params(prompt: str, num_steps: int, guidance_scale: float, solver: str, seed
     return GenerationParams(prompt, "", 128, 128, num_steps, guidance_scale, solver, seed)
 
 
-def draw(parts, wanted: list[GenerationParams]) -> list[bytes]:
-    """All at once, through every stage, to the bytes of the files."""
+def generate(parts, requests: list[GenerationParams]) -> list[bytes]:
+    """The files of all requests, which run at the same time."""
     model, encoder, engine, decoder = parts
-    states = [encoder.encode([p.prompt])[0] for p in wanted]
+    states = [encoder.encode([p.prompt])[0] for p in requests]
     empty = encoder.encode([""])[0]
-    for number, p in enumerate(wanted):
+    for number, p in enumerate(requests):
         engine.add(str(number), p, states[number], empty)
     outcomes = {}
     while engine.has_work:
         outcomes |= {int(o.request_id): o for o in engine.step()}
     assert all(o.reason is FinishReason.DONE for o in outcomes.values())
-    pixels = decoder.decode([outcomes[n].latents for n in range(len(wanted))])
-    return [encode_image(px, "png", 100, p, model.id) for (px, _), p in zip(pixels, wanted, strict=True)]
+    pixels = decoder.decode([outcomes[n].latents for n in range(len(requests))])
+    return [encode_image(px, "png", 100, p, model.id) for (px, _), p in zip(pixels, requests, strict=True)]
 
 
-def test_alone_and_in_a_full_batch_of_mixed_neighbours_the_bytes_are_the_same(parts) -> None:
+def test_bytes_are_the_same_alone_and_in_a_full_mixed_batch(parts) -> None:
     mixed = [
         params("a red apple", 20, 4.0, "dpmpp_2m", 1),
         params("rocket", 8, 1.0, "euler", 2),
@@ -53,7 +53,7 @@ def test_alone_and_in_a_full_batch_of_mixed_neighbours_the_bytes_are_the_same(pa
         params("green apple", 9, 5.5, "ddim", 8),
         params("ghost", 11, 2.0, "dpmpp_2m", 9),
     ]  # 16 rows: as many as a tick takes
-    together = draw(parts, mixed)
+    together = generate(parts, mixed)
     for index in (0, 3, 8):
-        assert draw(parts, [mixed[index]])[0] == together[index]
+        assert generate(parts, [mixed[index]])[0] == together[index]
     assert len(set(together)) == 9

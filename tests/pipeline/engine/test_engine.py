@@ -1,4 +1,4 @@
-"""The engine against the reference loop, against itself alone, and under joins, leaves and aborts."""
+"""The engine against the reference loop and against itself alone, with samples that join, leave and abort."""
 
 import itertools
 from types import SimpleNamespace
@@ -36,11 +36,15 @@ def reference(p: GenerationParams) -> Tensor:
     schedule, prediction = model().schedule, model().prediction
     shape = (4, p.height // 8, p.width // 8)
     return generate_one(
-        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver, p.num_steps,
-        noise.draw(p.seed, p.image_index, noise.START, shape), lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
+        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver,
+        p.num_steps, noise.draw(p.seed, p.image_index, noise.START, shape),
+        lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
         spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
         guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
     )  # fmt: skip
+
+
+LONG_PROMPT = "a very long prompt about a green car on a blue road, with many more words than sixteen"
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 4.5])
@@ -62,11 +66,7 @@ def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
         {"guidance_stride": 3, "guidance_interval": (0.3, 0.8), "guidance_rescale": 0.7},
         {"guidance_stride": 2, "solver": "heun"},
         {"width": 96, "height": 64},
-        {
-            "width": 48,
-            "height": 80,
-            "prompt": "a very long prompt about a green car on a blue road, with many more words than sixteen",
-        },
+        {"width": 48, "height": 80, "prompt": LONG_PROMPT},
         {
             "guidance_interval": (0.3, 0.8),
             "guidance_rescale": 1.0,
@@ -85,7 +85,7 @@ def test_every_option_equals_reference(changed: dict) -> None:
         )
 
 
-NEIGHBOURS = st.builds(
+BATCH_MATES = st.builds(
     params,
     num_steps=st.integers(3, 9),  # plms needs three on a flow
     guidance_scale=st.sampled_from([0.0, 1.0, 2.5, 8.0]),
@@ -106,14 +106,14 @@ NEIGHBOURS = st.builds(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_neighbours_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
-    arrivals = data.draw(st.lists(st.tuples(NEIGHBOURS, st.integers(0, 6)), min_size=1, max_size=7))
+def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
+    arrivals = data.draw(st.lists(st.tuples(BATCH_MATES, st.integers(0, 6)), min_size=1, max_size=7))
     subject = params(num_steps=6, seed=42)
     busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
     latents = None
     add(busy, "subject", subject)
-    for number, (neighbour, ticks) in enumerate(arrivals):
-        add(busy, f"neighbour-{number}", neighbour)
+    for number, (batch_mate, ticks) in enumerate(arrivals):
+        add(busy, f"batch-mate-{number}", batch_mate)
         for _ in range(ticks):
             for outcome in busy.step() if busy.has_work else ():
                 latents = outcome.latents if outcome.request_id == "subject" else latents
@@ -121,7 +121,7 @@ def test_neighbours_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) 
     assert torch.equal(latents, alone(subject, dtype))
 
 
-def test_samples_leave_when_their_own_last_tick_is_done() -> None:
+def test_samples_leave_after_their_own_last_tick() -> None:
     shared = engine()
     for steps in (2, 5, 3):
         add(shared, str(steps), params(num_steps=steps))
@@ -130,7 +130,7 @@ def test_samples_leave_when_their_own_last_tick_is_done() -> None:
     assert not shared.has_work
 
 
-def test_a_late_sample_joins_at_the_next_tick() -> None:
+def test_a_new_sample_joins_at_the_next_tick() -> None:
     shared = engine()
     add(shared, "long", params(num_steps=9))
     shared.step()
@@ -141,7 +141,7 @@ def test_a_late_sample_joins_at_the_next_tick() -> None:
     assert [o.request_id for o in shared.step()] == ["short"]
 
 
-def test_rows_are_capped_and_what_fits_beside_is_let_in() -> None:
+def test_rows_are_limited_and_filled_with_what_fits() -> None:
     shared = engine(max_rows=3)
     for name, guidance in (("a", 4.0), ("b", 4.0), ("c", 1.0)):
         add(shared, name, params(guidance_scale=guidance, num_steps=2))
@@ -154,9 +154,8 @@ def test_rows_are_capped_and_what_fits_beside_is_let_in() -> None:
 
 def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     shared = engine(max_rows=3)
-    add(
-        shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0))
-    )  # t = 1, 7/8, 6/8, 5/8 are guided
+    # t = 1, 7/8, 6/8, 5/8 are guided
+    add(shared, "early", params(num_steps=8, solver="euler", guidance_interval=(0.6, 1.0)))
     add(shared, "next", params(num_steps=30))
     rows = []
     for _ in range(5):
@@ -171,19 +170,18 @@ def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
     shared = engine(max_rows=3)
     add(shared, "strides", params(num_steps=6, guidance_stride=3))  # ticks 0 and 3 have two rows
     add(shared, "next", params(num_steps=30))
-    rows, left = [], []
-    while not left:
-        left = shared.step()
+    rows, outcomes = [], []
+    while not outcomes:
+        outcomes = shared.step()
         rows.append(shared.last_tick.rows)
     assert rows == [2, 3, 3, 2, 3, 3]
-    assert (left[0].request_id, left[0].usage.rows) == ("strides", 8)
+    assert (outcomes[0].request_id, outcomes[0].usage.rows) == ("strides", 8)
 
 
-def test_rows_that_guidance_will_need_only_later_are_lent() -> None:
+def test_rows_that_guidance_needs_later_are_used_until_then() -> None:
     shared = engine(max_rows=2)
-    add(
-        shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3))
-    )  # only the last step is guided
+    # Only the last step is guided.
+    add(shared, "late", params(num_steps=4, solver="euler", guidance_interval=(0.0, 0.3)))
     add(shared, "beside", params(guidance_scale=1.0, num_steps=3, solver="euler"))
     rows = []
     while shared.has_work:
@@ -192,19 +190,19 @@ def test_rows_that_guidance_will_need_only_later_are_lent() -> None:
     assert rows == [2, 2, 2, 2]
 
 
-def test_a_short_request_overtakes_long_ones_and_they_keep_what_they_have() -> None:
+def test_a_short_request_overtakes_a_long_one_that_keeps_its_state() -> None:
     shared = engine(max_rows=2)
     long = params(num_steps=30, seed=5)
     add(shared, "long", long)
     shared.step()
     add(shared, "short", params(num_steps=2, solver="euler"))
-    left = drain(shared)
-    assert list(left) == ["short", "long"]
-    assert left["long"].usage.ticks == 30
-    assert torch.equal(left["long"].latents, alone(long, torch.float32))
+    outcomes = drain(shared)
+    assert list(outcomes) == ["short", "long"]
+    assert outcomes["long"].usage.ticks == 30
+    assert torch.equal(outcomes["long"].latents, alone(long, torch.float32))
 
 
-def test_tokens_of_a_tick_are_bounded() -> None:
+def test_tokens_of_a_tick_are_limited() -> None:
     shared = build_engine(model(), max_tokens=80, dtype=torch.float32)  # a row at 64x64 has 16
     for seed in range(9):
         add(shared, str(seed), params(seed=seed, guidance_scale=1.0))
@@ -218,8 +216,8 @@ def test_tokens_of_a_tick_are_bounded() -> None:
         add(shared, "larger", params(width=128, height=128))
 
 
-def test_a_sample_leaves_at_its_deadline_waiting_or_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticking = itertools.count()  # a clock that goes on a millisecond whenever it is read
+def test_a_sample_leaves_at_its_deadline_waiting_or_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticking = itertools.count()  # a clock that advances by a millisecond at every reading
     monkeypatch.setattr(
         "safelight.pipeline.engine.engine.time", SimpleNamespace(perf_counter=lambda: 0.001 * next(ticking))
     )
@@ -229,14 +227,15 @@ def test_a_sample_leaves_at_its_deadline_waiting_or_under_way(monkeypatch: pytes
     shared.step()
     shared.add("waiting", params(num_steps=200), text, text, deadline=0.1)
     shared.add("has time", params(num_steps=3), text, text, deadline=1e3)
-    left = drain(shared)
-    assert left["has time"].reason is FinishReason.DONE
-    assert left["waiting"].reason is left["under way"].reason is FinishReason.EXPIRED
-    assert 1 <= left["under way"].usage.ticks < 200 and left["waiting"].usage.ticks == 0
-    assert left["under way"].usage.cost.device_seconds > left["waiting"].usage.cost.device_seconds
+    outcomes = drain(shared)
+    assert outcomes["has time"].reason is FinishReason.DONE
+    assert outcomes["waiting"].reason is outcomes["under way"].reason is FinishReason.EXPIRED
+    assert 1 <= outcomes["under way"].usage.ticks < 200 and outcomes["waiting"].usage.ticks == 0
+    seconds = {name: outcome.usage.cost.device_seconds for name, outcome in outcomes.items()}
+    assert seconds["under way"] > seconds["waiting"]
 
 
-def test_whoever_is_passed_over_does_not_keep_its_last_batch_in_memory() -> None:
+def test_a_sample_that_is_passed_over_does_not_keep_its_last_batch_in_memory() -> None:
     shared = engine(max_rows=4)
     for name in ("a", "b"):
         add(shared, name, params(num_steps=40))
@@ -247,10 +246,10 @@ def test_whoever_is_passed_over_does_not_keep_its_last_batch_in_memory() -> None
     for name in ("a", "b"):
         state = shared._running[name].state
         assert state.untyped_storage().nbytes() == state.nbytes
-    assert all(left.reason is FinishReason.DONE for left in drain(shared).values())
+    assert all(outcome.reason is FinishReason.DONE for outcome in drain(shared).values())
 
 
-def test_samples_with_one_text_and_plan_share_what_the_network_made_of_them() -> None:
+def test_samples_with_one_text_and_plan_share_their_rows() -> None:
     shared = engine()
     for name in ("first", "second"):
         add(shared, name, params(num_steps=5))
@@ -262,7 +261,7 @@ def test_samples_with_one_text_and_plan_share_what_the_network_made_of_them() ->
     assert first.cond is not other.cond
 
 
-def test_what_waits_does_not_all_lie_on_the_device() -> None:
+def test_waiting_samples_do_not_all_occupy_the_device() -> None:
     shared = engine(max_rows=2)
     for seed in range(9):
         add(shared, str(seed), params(seed=seed, num_steps=30 - seed))  # each more urgent than those before
@@ -287,7 +286,7 @@ def test_abort_frees_the_rows_at_the_next_tick() -> None:
     assert drain(shared)["stays"].reason is FinishReason.DONE
 
 
-def test_usage_counts_what_ran() -> None:
+def test_usage_counts_ticks_rows_and_tokens() -> None:
     shared = engine()
     add(shared, "heun", params(solver="heun", num_steps=5))
     add(shared, "plain", params(guidance_scale=1.0, num_steps=4))
@@ -300,7 +299,7 @@ def test_usage_counts_what_ran() -> None:
     assert out["plain"].usage.cost.device_seconds > 0
 
 
-def test_a_text_is_projected_once_and_paid_for_by_its_first_sample() -> None:
+def test_a_text_is_prepared_once_and_charged_to_its_first_sample() -> None:
     shared = engine()
     for name, prompt in (("first", "a red apple"), ("again", "a red apple"), ("other", "cat")):
         add(shared, name, params(prompt=prompt, num_steps=2))
@@ -323,7 +322,7 @@ def test_a_diverged_sample_fails_alone() -> None:
     assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
 
 
-def test_a_second_sample_of_the_same_name_is_refused() -> None:
+def test_a_duplicate_id_is_refused() -> None:
     shared = engine()
     add(shared, "same", params())
     with pytest.raises(ValueError, match="already"):
@@ -336,7 +335,7 @@ def test_an_unknown_solver_is_named() -> None:
     assert caught.value.param == "solver"
 
 
-def test_a_bound_that_no_image_fits_is_refused_at_the_start() -> None:
+def test_a_limit_below_one_image_is_refused_at_the_start() -> None:
     with pytest.raises(
         ValueError, match="max_tokens must be at least 32, for a guided image of 64x64; got 31"
     ):

@@ -1,4 +1,4 @@
-"""Every public family from its own folder, prompt to latents, against diffusers' own pipeline from the same noise."""
+"""Every public family, from prompt to latents, against diffusers' own pipeline from the same noise."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ from safelight.pipeline.scheduling.batcher import Limits
 from tests.models.folders import SAMPLE_SIZE, write_dit, write_pixart, write_sd3
 from tests.pipeline.parts import drain
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # their pipelines talk of their own future
+pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' deprecation warnings
 
 STEPS, SIDE = 10, 8 * SAMPLE_SIZE
 FAMILIES: dict[str, Callable[[Path], DiffusionPipeline]] = {
@@ -43,7 +43,7 @@ SOLVERS = {
 
 
 def their_plan(pipe: DiffusionPipeline, model: ModelInfo, params: GenerationParams) -> Plan:
-    """What we do by default where that is what they do; else our solver on their grid, which starts below 1 or leaves out the data."""
+    """Our plan where theirs is equal; else our solver on their grid, which starts below 1 or omits t = 0."""
     if isinstance(pipe, StableDiffusion3Pipeline):
         return plan_request(params, model)
     pipe.scheduler.set_timesteps(STEPS)
@@ -74,27 +74,26 @@ def their_latents(
     pipe: DiffusionPipeline, params: GenerationParams, start: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> Tensor:
     options = {"num_inference_steps": STEPS, "guidance_scale": params.guidance_scale}
-    if isinstance(pipe, DiTPipeline):  # it draws its own noise and gives pixels alone
-        seen: list[Tensor] = []
+    if isinstance(pipe, DiTPipeline):  # it draws its own noise and returns only pixels
+        decoded: list[Tensor] = []
         monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda **_: start)
         decode = pipe.vae.decode
-        monkeypatch.setattr(pipe.vae, "decode", lambda latents: seen.append(latents) or decode(latents))
+        monkeypatch.setattr(pipe.vae, "decode", lambda latents: decoded.append(latents) or decode(latents))
         pipe(class_labels=[int(params.prompt)], output_type="np", **options)
-        return seen[0][0] * pipe.vae.config.scaling_factor
+        return decoded[0][0] * pipe.vae.config.scaling_factor
     if isinstance(pipe, PixArtAlphaPipeline):
-        _tell_the_size(pipe, params, monkeypatch)
+        _pass_the_size(pipe, params, monkeypatch)
     if not isinstance(pipe, StableDiffusion3Pipeline):
         options |= {"use_resolution_binning": False, "clean_caption": False}
-    size = {"height": params.height, "width": params.width}
-    return pipe(
-        prompt=params.prompt, negative_prompt=params.negative_prompt, latents=start, output_type="latent", **size, **options
-    ).images[0]  # fmt: skip
+    options |= {"height": params.height, "width": params.width, "output_type": "latent"}
+    prompts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+    return pipe(**prompts, latents=start, **options).images[0]
 
 
-def _tell_the_size(
+def _pass_the_size(
     pipe: DiffusionPipeline, params: GenerationParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As their pipeline does, which forgets it unless the sample size is 128."""
+    """Pass the size to the network, which their pipeline does only for a sample size of 128."""
     rows = [[params.height, params.width]] * 2
     size = {
         "resolution": torch.tensor(rows, dtype=torch.float32),

@@ -24,15 +24,15 @@ def encoder():
 
 
 @pytest.mark.parametrize("position", [0, 3, 7])
-def test_a_text_encodes_to_the_same_bits_in_any_company(encoder, position: int) -> None:
+def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder, position: int) -> None:
     alone = encoder.encode([TEXTS[0]])[0]
-    company = [*TEXTS[1 : position + 1], TEXTS[0], *TEXTS[position + 1 :]][:8]
-    among = encoder.encode(company)[company.index(TEXTS[0])]
-    assert torch.equal(alone.states, among.states)
-    assert torch.equal(alone.mask, among.mask)
+    batch = [*TEXTS[1 : position + 1], TEXTS[0], *TEXTS[position + 1 :]][:8]
+    batched = encoder.encode(batch)[batch.index(TEXTS[0])]
+    assert torch.equal(alone.states, batched.states)
+    assert torch.equal(alone.mask, batched.mask)
 
 
-def test_the_encoder_reports_what_it_read(encoder) -> None:
+def test_the_encoder_reports_tokens_and_truncation(encoder) -> None:
     long = encoder.encode(["apple " * 100])[0]
     assert (long.report.num_tokens, long.report.truncated) == (100, True)
     assert bool(long.mask.all())
@@ -47,7 +47,7 @@ def test_too_many_texts_at_once_are_refused(encoder) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_latent_decodes_to_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+def test_a_latent_decodes_to_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
     decoder = build_decoder(model(), dtype=dtype)
     latents = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
     together = decoder.decode(latents)
@@ -57,7 +57,7 @@ def test_a_latent_decodes_to_the_same_bits_in_any_company(dtype: torch.dtype) ->
         assert cost.flops > 0
 
 
-def test_noise_is_a_function_of_its_three_numbers() -> None:
+def test_noise_depends_on_seed_image_and_tick_only() -> None:
     first = noise.draw(7, 0, 0, (4, 8, 8))
     assert torch.equal(first, noise.draw(7, 0, 0, (4, 8, 8)))
     for other in ((8, 0, 0), (7, 1, 0), (7, 0, 1)):
@@ -71,17 +71,17 @@ def test_noise_is_a_function_of_its_three_numbers() -> None:
 @pytest.mark.parametrize("prompt", ["a red apple", "ein Käse, 日本の林檎"])
 def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str) -> None:
     pixels = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3)
-    asked = params(prompt=prompt, negative_prompt="blurry")
-    data = encode_image(pixels, format, 90, asked, "tiny")
-    assert data == encode_image(pixels, format, 90, asked, "tiny")
+    request = params(prompt=prompt, negative_prompt="blurry")
+    data = encode_image(pixels, format, 90, request, "tiny")
+    assert data == encode_image(pixels, format, 90, request, "tiny")
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format.upper(), (64, 48))
     if format == "png":
-        assert image.text == {"parameters": parameters_text(asked, "tiny")}
+        assert image.text == {"parameters": parameters_text(request, "tiny")}
         assert np.array_equal(np.asarray(image), pixels)
     else:
         comment = image.getexif().get_ifd(0x8769)[0x9286]
-        assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == parameters_text(asked, "tiny")
+        assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == parameters_text(request, "tiny")
 
 
 def test_parameters_text() -> None:
@@ -102,10 +102,12 @@ def test_lossless_webp_and_unknown_formats() -> None:
 
 
 def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
-    """They, and the compiler that they bring, take several times as long to import as torch; a replica pays that at every start."""
+    """They and torch's compiler take several times as long to import as torch does."""
     program = (
-        "import sys; from safelight.pipeline.assembly.engine import build_engine; from safelight.pipeline.catalog.served_models import find_model;"
-        "build_engine(find_model('emoji-128')); print([m for m in ('open_clip', 'diffusers', 'torch._dynamo') if m in sys.modules])"
+        "import sys; from safelight.pipeline.assembly.engine import build_engine;"
+        "from safelight.pipeline.catalog.served_models import find_model;"
+        "build_engine(find_model('emoji-128'));"
+        "print([m for m in ('open_clip', 'diffusers', 'torch._dynamo') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
