@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
-    settings = replace(settings, port=_free_port(settings))
+    settings = settings.updated(port=_free_port(settings))
     model = model_of(settings)  # a wrong name is said before anything is started
     if Path(settings.model).is_dir():
         _require_sound(settings.model)

@@ -25,7 +25,7 @@ from safelight.service.errors import (
     ServiceError,
     as_service_error,
 )
-from safelight.service.http.auth import require_admin
+from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import ERRORS, OF_DRAWING, image_request_body
 from safelight.service.http.readiness import WarmUp
@@ -156,13 +156,13 @@ def _add_accounting_route(
         summary="What was drawn for whom, what it cost, and whether targets are met",
     )
     async def get_accounting(
-        request: Request,
+        token: BearerToken,
         window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
         latest: Annotated[
             int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")
         ] = 0,
     ) -> AccountingReport:
-        require_admin(request, settings.admin_key)
+        require_admin(token, settings.admin_key)
         await asyncio.to_thread(reporter.deliver)
         return await books.report(window, latest)
 

@@ -42,9 +42,9 @@ def test_its_image_is_this_version():
 
 def test_the_settings_that_it_names_are_settings():
     named = {name.lower() for name in re.findall(r"SAFELIGHT_([A-Z_]+)", README)}
-    assert named and named <= Settings.__dataclass_fields__.keys()
+    assert named and named <= Settings.model_fields.keys()
     spoken = set(re.findall(r"`(\w+_(?:seconds|replicas|images|bytes))[`:]", README))
-    assert spoken and spoken <= Settings.__dataclass_fields__.keys()
+    assert spoken and spoken <= Settings.model_fields.keys()
 
 
 def test_the_environment_that_it_asks_for_is_that_of_safelight_serve():

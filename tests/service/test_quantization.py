@@ -18,11 +18,12 @@ from tests.service.cli.test_eval import examined  # noqa: F401  a fixture
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
 
 
-def test_it_is_none_unless_the_operator_says_so() -> None:
-    assert read_settings({}, {}).quantization == "none"
-    assert read_settings({}, {"SAFELIGHT_QUANTIZATION": "int8"}).quantization == "int8"
+def test_it_is_none_unless_the_operator_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings({}).quantization == "none"
+    monkeypatch.setenv("SAFELIGHT_QUANTIZATION", "int8")
+    assert read_settings({}).quantization == "int8"
     with pytest.raises(BadSetting, match="quantization must be one of none, int8, got 'int4'"):
-        read_settings({"quantization": "int4"}, {})
+        read_settings({"quantization": "int4"})
 
 
 @pytest.mark.parametrize("command", ["eval", "bench"])
