@@ -13,25 +13,28 @@ from safelight.service.settings import PREFIX, Settings
 PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = f"""# Settings
 
-Every setting of the service, by `docs/settings_page.py` from `service/settings.py`. A value is taken from the first
-of these that has one:
+Every setting of the service. This page is generated from `service/settings.py` by `docs/settings_page.py`.
+A value is taken from the first of these that has one:
 
 1. the flags of `safelight serve` (`--model`, `--host`, `--port`, `--stages`), the arguments of
-   `serve run safelight.service.app:app_from_args`, the `args` of a Serve config file, or the keyword arguments of
-   `safelight.Pipeline`;
-2. the environment variable, which is `{PREFIX}` and the setting's name in capitals: `{PREFIX}PORT` for `port`;
+   `serve run safelight.service.app:app_from_args`, the `args` of a Serve config file, or the keyword
+   arguments of `safelight.Pipeline`;
+2. the environment variable, which is `{PREFIX}` and the setting's name in capitals, such as
+   `{PREFIX}PORT` for `port`;
 3. a file of that name in the folder `secrets_dir`;
 4. the default.
 
-A value that the service cannot run with is refused at start, in one sentence that names the setting. Settings are read
-once: a change takes effect when the service is started again or redeployed.
+A value that the service cannot run with is refused at start, in one sentence that names the setting.
+Settings are read once: a change takes effect when the service is started again or redeployed.
 """
 
 
 def page() -> str:
     """The whole text of docs/settings.md."""
     rows = [_row(name, field) for name, field in Settings.model_fields.items()]
-    return "\n".join([INTRODUCTION, "| setting | value | default | meaning |", "|---|---|---|---|", *rows, ""])
+    return "\n".join(
+        [INTRODUCTION, "| setting | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+    )
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -75,47 +75,54 @@ StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
 class Settings(BaseSettings):
     """Every setting of the service: as passed, else from the environment, a secret file, or the default.
 
-    The field `port` is read from the environment variable `SAFELIGHT_PORT`, or from the file `SAFELIGHT_PORT` in the
-    folder `secrets_dir`. Frozen, hashable and picklable. Raises `BadSetting` when constructed with a bad value.
+    The field `port` is read from the environment variable `SAFELIGHT_PORT`, or from the file `SAFELIGHT_PORT`
+    in the folder `secrets_dir`. Frozen, hashable and picklable. Raises `BadSetting` when constructed with a
+    bad value.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", coerce_numbers_to_str=True
     )
 
-    model: str = Field(DEFAULT_MODEL, description="Name of an embedded model, or path of a checkpoint folder.")
+    model: str = Field(
+        DEFAULT_MODEL, description="Name of an embedded model, or path of a checkpoint folder."
+    )
     host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
     port: Annotated[int, AfterValidator(_check_port)] = Field(
         8000, description="TCP port on which HTTP is served, 0 to 65535; 0 takes any free port."
     )
     stages: Literal["split", "colocated"] = Field(
         "split",
-        description="`split` runs each stage in a deployment of its own, `colocated` all three stages in one replica.",
+        description="`split` runs each stage in a deployment of its own, `colocated` all three stages in "
+        "one replica.",
     )
     encode_threads: Count = Field(
         0,
-        description="CPU threads of a text encoder. 0: one thread if a text is little work, else every core that the "
-        "process may use.",
+        description="CPU threads of a text encoder. 0: one thread if a text is little work, else every "
+        "core that the process may use.",
     )
     denoise_threads: Count = Field(
         0, description="CPU threads of a denoiser. 0: every core that the process may use."
     )
     decode_threads: Count = Field(
         0,
-        description="CPU threads of an image decoder. 0: one thread if an image is little work, else every core that "
-        "the process may use.",
+        description="CPU threads of an image decoder. 0: one thread if an image is little work, else every "
+        "core that the process may use.",
     )
     gateway_replicas: Annotated[str, AfterValidator(_check_gateway_replicas)] = Field(
-        "1", description="Gateway replicas: a number from 1, or a range such as `1-8`, scaled by requests in flight."
+        "1",
+        description="Gateway replicas: a number from 1, or a range such as `1-8`, scaled by requests in "
+        "flight.",
     )
     encode_replicas: StageReplicas = Field(
         "1",
-        description="Text encoder replicas: a number from 1, or a range such as `1-8` or `0-4`, scaled by queued work.",
+        description="Text encoder replicas: a number from 1, or a range such as `1-8` or `0-4`, scaled by "
+        "queued work.",
     )
     denoise_replicas: StageReplicas = Field(
         "1",
-        description="Denoiser replicas, a number or a range as for `encode_replicas`; in the `colocated` layout "
-        "replicas of all three stages together.",
+        description="Denoiser replicas, a number or a range as for `encode_replicas`; in the `colocated` "
+        "layout replicas of all three stages together.",
     )
     decode_replicas: StageReplicas = Field(
         "1", description="Image decoder replicas, a number or a range as for `encode_replicas`."
@@ -125,15 +132,16 @@ class Settings(BaseSettings):
     )
     denoise_gpus: Amount = Field(
         0.0,
-        description="GPUs of one denoiser replica, at least 0; a fraction shares a GPU. In the `colocated` layout GPUs "
-        "of a replica of all three stages.",
+        description="GPUs of one denoiser replica, at least 0; a fraction shares a GPU. In the `colocated` "
+        "layout GPUs of a replica of all three stages.",
     )
     decode_gpus: Amount = Field(
         0.0, description="GPUs of one image decoder replica, at least 0; a fraction shares a GPU."
     )
     target_seconds: PositiveFloat = Field(
         5.0,
-        description="Queued work per replica, in device-seconds, above which a stage with a range gets more replicas.",
+        description="Queued work per replica, in device-seconds, above which a stage with a range gets "
+        "more replicas.",
     )
     upscale_delay_seconds: Amount = Field(
         3.0, description="Seconds for which more replicas must be needed before they are added, at least 0."
@@ -143,28 +151,29 @@ class Settings(BaseSettings):
     )
     quantization: Literal["none", "int8"] = Field(
         "none",
-        description="Quantization of the denoiser's large layers, `none` or `int8`; `int8` pays from a width of about "
-        "1,000 (docs/performance.md).",
+        description="Quantization of the denoiser's large layers, `none` or `int8`; `int8` pays from a "
+        "width of about 1,000 (docs/performance.md).",
     )
     max_rows: Annotated[int, AfterValidator(_check_max_rows)] = Field(
         16, description="Rows of the network's batch in one tick, at least 2: a guided image takes two rows."
     )
     max_tokens: Count = Field(
         0,
-        description="Image tokens in one tick, which bound the denoiser's memory. 0: those of `max_rows` rows at the "
-        "model's native size.",
+        description="Image tokens in one tick, which bound the denoiser's memory. 0: those of `max_rows` "
+        "rows at the model's native size.",
     )
     text_cache_bytes: Count = Field(
         256 << 20,
-        description="Memory of the cache of encoded texts, in bytes; the default holds about 4,000 texts of emoji-128 "
-        "or 48 of Stable Diffusion 3. 0 turns the cache off.",
+        description="Memory of the cache of encoded texts, in bytes; the default holds about 4,000 texts "
+        "of emoji-128 or 48 of Stable Diffusion 3. 0 turns the cache off.",
     )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes, more than 0.")
     max_pictures: PositiveInt = Field(
         256, description="Images in flight in one gateway; a request above it is refused with status 429."
     )
     deadline_seconds: PositiveFloat = Field(
-        300.0, description="Seconds in which a request's images must be drawn once the request has been parsed."
+        300.0,
+        description="Seconds in which a request's images must be drawn once the request has been parsed.",
     )
     body_seconds: PositiveFloat = Field(20.0, description="Seconds in which a request's body must arrive.")
     shutdown_seconds: PositiveFloat = Field(
@@ -176,8 +185,8 @@ class Settings(BaseSettings):
     )
     secrets_dir: Annotated[str, AfterValidator(_check_folder)] = Field(
         "",
-        description="Folder with one file per setting, such as `SAFELIGHT_ADMIN_KEY`, as Kubernetes mounts a Secret; "
-        "the environment takes precedence over it. Empty: none.",
+        description="Folder with one file per setting, such as `SAFELIGHT_ADMIN_KEY`, as Kubernetes mounts "
+        "a Secret; the environment takes precedence over it. Empty: none.",
     )
     target_latency_seconds: PositiveFloat = Field(
         5.0, description="Target for a request's latency at the 95th percentile, in seconds."
@@ -186,17 +195,19 @@ class Settings(BaseSettings):
         1000.0, description="Target for the images that a busy device draws in an hour."
     )
     price_per_device_hour: Amount = Field(
-        0.0, description="Price of one device for one hour, in any currency; `/v1/accounting` computes costs with it."
+        0.0,
+        description="Price of one device for one hour, in any currency; `/v1/accounting` computes costs "
+        "with it.",
     )
     trace_endpoint: str = Field(
         "",
-        description="OTLP over HTTP address for OpenTelemetry spans, such as `http://localhost:4318/v1/traces`; needs the "
-        "extra `otel`. Empty: no tracing.",
+        description="OTLP over HTTP address for OpenTelemetry spans, such as "
+        "`http://localhost:4318/v1/traces`; needs the extra `otel`. Empty: no tracing.",
     )
     peak_tflops: Amount = Field(
         0.0,
-        description="Peak speed of a device in teraFLOP/s, from which its utilisation is computed. 0: measured at "
-        "start.",
+        description="Peak speed of a device in teraFLOP/s, from which its utilisation is computed. 0: "
+        "measured at start.",
     )
 
     def __init__(self, **values: Any):

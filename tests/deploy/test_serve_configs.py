@@ -50,9 +50,7 @@ def test_safelight_understands_it(config):
 
 
 def test_the_deployments_that_it_names_are_those_of_the_application(config):
-    bound = build_app(
-        Settings(model="tiny", stages=settings_of(config)["stages"])
-    )._bound_deployment
+    bound = build_app(Settings(model="tiny", stages=settings_of(config)["stages"]))._bound_deployment
     names = {
         bound.name,
         *(
