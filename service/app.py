@@ -21,7 +21,8 @@ from safelight.service.ray_serve.deployments import (
 )
 from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
-# CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores: stages set their threads themselves.
+# CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores: stages set their threads
+# themselves.
 REPLICA_CPUS = 0.1
 # Calls beside images that a stage accepts while it is full of them: health checks and status.
 STATUS_CALLS = 64
@@ -108,8 +109,9 @@ def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings
             "max_queued_requests": all_calls,
         }
     else:
-        # Images beyond two ticks wait in front of the replicas, where a replica that is added later finds them. A
-        # decoder is called while its images are still being denoised: long ones must not keep short ones out.
+        # Images beyond two ticks wait in front of the replicas, where a replica that is added later finds
+        # them. A decoder is called while its images are still being denoised: long ones must not keep short
+        # ones out.
         calls = all_calls if stage is DecodeDeployment else 2 * settings.max_rows
         options |= {
             "autoscaling_config": _range(minimum, maximum, settings) | _by_work(settings),

@@ -146,7 +146,8 @@ class StageLost(StageFailed):
     message = "A part of the service was lost and is being restarted; please try again."
 
 
-# By name, so that this module does not import Ray. The first match in the class's method resolution order counts.
+# By name, so that this module does not import Ray. The first match in the class's method resolution order
+# counts.
 RAY_ERRORS: dict[str, type[ServiceError]] = {
     "BackPressureError": QueueFull,
     "GetTimeoutError": DeadlineExceeded,
@@ -169,8 +170,8 @@ def as_service_error(error: BaseException) -> ServiceError:
     for kind in type(error).__mro__:
         if kind.__module__.partition(".")[0] == "ray" and kind.__name__ in RAY_ERRORS:
             return RAY_ERRORS[kind.__name__]()
-    # Before our own classes: Ray's wrapper of a replica's exception is an instance of them too, but its message is a
-    # traceback.
+    # Before our own classes: Ray's wrapper of a replica's exception is an instance of them too, but its
+    # message is a traceback.
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception) and cause is not error:
         return as_service_error(cause)

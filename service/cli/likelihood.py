@@ -14,7 +14,7 @@ from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEE
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import Say, note, progress
+from safelight.service.cli.progress import ProgressCallback, note, progress
 from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _explain(args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say: Say) -> Explanation:
+def _explain(
+    args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say: ProgressCallback
+) -> Explanation:
     with imported_for_good():
         from safelight.pipeline.evaluation.likelihood import build_likelihood
     try:

@@ -26,7 +26,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
-from safelight.service.cli.progress import Say, progress
+from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import num_cores
 
@@ -175,7 +175,9 @@ def _order(args: argparse.Namespace, outline: ModelProfile) -> ImageSpec:
     )
 
 
-def _choose(args: argparse.Namespace, model: ModelInfo | None, order: ImageSpec, say: Say) -> Chosen:
+def _choose(
+    args: argparse.Namespace, model: ModelInfo | None, order: ImageSpec, say: ProgressCallback
+) -> Chosen:
     if args.gpu != HERE:
         gpu = GPUS[args.gpu]
         return _reaching(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
