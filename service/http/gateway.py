@@ -98,11 +98,28 @@ def build_gateway(
         proxied: Whether Serve's proxy stands in front, which adds the request's id to each response itself.
         tracing: Makes the spans; none if None.
     """
+    gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
+    app = make_app(
+        title="Safelight",
+        summary="Text in, image out.",
+        lifespan=_lifespan(gateway),
+        redirect_slashes=False,
+    )
+    app.state.dispatcher = gateway.dispatcher
+    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+        add_routes(app, gateway)
+    _add_error_handlers(app)
+    app.add_middleware(Envelope, proxied=proxied)
+    return app
+
+
+def _make_gateway(
+    backend: Backend, model: ModelInfo, settings: Settings, ledger: LedgerClient, tracing: Tracing
+) -> Gateway:
     metrics = Metrics()
-    ledger = ledger or LocalLedger(settings)
     outbox = Outbox()
     dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
-    gateway = Gateway(
+    return Gateway(
         model=model,
         settings=settings,
         dispatcher=dispatcher,
@@ -111,20 +128,8 @@ def build_gateway(
         ledger=ledger,
         outbox=outbox,
         reporter=UsageReporter(outbox.take, ledger.post),
-        tracing=tracing or Tracing(),
+        tracing=tracing,
     )
-    app = make_app(
-        title="Safelight",
-        summary="Text in, image out.",
-        lifespan=_lifespan(gateway),
-        redirect_slashes=False,
-    )
-    app.state.dispatcher = dispatcher
-    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
-        add_routes(app, gateway)
-    _add_error_handlers(app)
-    app.add_middleware(Envelope, proxied=proxied)
-    return app
 
 
 def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -32,8 +32,12 @@ def test_the_served_model_is_listed_with_its_choices(client):
     assert model["sizes"] == ["8x8", "16x8"]
     assert model["solvers"] == ["euler", "ddim", "plms"]
     assert model["defaults"] == {
-        "size": "8x8", "num_inference_steps": 4, "guidance_scale": 4.0, "solver": "euler", "timestep_spacing": "trailing"
-    }  # fmt: skip
+        "size": "8x8",
+        "num_inference_steps": 4,
+        "guidance_scale": 4.0,
+        "solver": "euler",
+        "timestep_spacing": "trailing",
+    }
 
 
 @pytest.mark.parametrize("name", ["fake-8", "gpt-image-1"])

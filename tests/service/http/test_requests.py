@@ -45,10 +45,19 @@ def test_every_extension_reaches_the_image(client, backend):
     }
     assert client.post(ROUTE, json=fields).status_code == 200
     expected = make_params(
-        prompt="a red apple", negative_prompt="blue", num_steps=9, guidance_scale=2.0, solver="ddim", seed=MAX_SEED, width=16,
-        timestep_spacing="karras", eta=0.5, guidance_interval=(0.25, 1.0), guidance_stride=3,
+        prompt="a red apple",
+        negative_prompt="blue",
+        num_steps=9,
+        guidance_scale=2.0,
+        solver="ddim",
+        seed=MAX_SEED,
+        width=16,
+        timestep_spacing="karras",
+        eta=0.5,
+        guidance_interval=(0.25, 1.0),
+        guidance_stride=3,
         guidance_rescale=0.7,
-    )  # fmt: skip
+    )
     calls = backend.drawn[-2:]
     assert [params.image_index for params, _ in calls] == [0, 1]
     assert calls[0] == (expected, ImageFormat("webp", 40))
