@@ -165,8 +165,7 @@ RAY_ERRORS: dict[str, type[ServiceError]] = {
 
 
 def as_service_error(error: BaseException) -> ServiceError:
-    """The service error for any exception; an unknown one becomes a bare `ServiceError`, so that no detail
-    leaks."""
+    """The service error for any exception; an unknown one becomes a bare `ServiceError` without details."""
     for kind in type(error).__mro__:
         if kind.__module__.partition(".")[0] == "ray" and kind.__name__ in RAY_ERRORS:
             return RAY_ERRORS[kind.__name__]()

@@ -39,12 +39,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment with the wheel, which borrows the dependencies of the tests' environment."""
+    """The `bin` of an environment with the wheel; its dependencies are those of the tests' environment."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, symlinks=True)
     _pip("--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    # A path in a .pth file is added without reading the .pth files in it, such as that of an editable install.
+    # A path in a .pth file is added without reading the .pth files in that folder, such as editable installs.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 

@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser(argv: Sequence[str]) -> Parser:
-    """The parser for `argv`; of the commands only the one that `argv` names has its flags, and is
-    imported."""
+    """The parser for `argv`; only the command that `argv` names is imported and has its flags."""
     parser = Parser(prog="safelight", description="Text in, image out.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -75,6 +74,8 @@ def _module(command: str) -> ModuleType:
 
 
 class _Version(argparse.Action):
+    """Prints the installed version and exits."""
+
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version
 

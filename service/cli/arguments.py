@@ -12,4 +12,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_quantization(parser: argparse.ArgumentParser) -> None:
     """Add `--quantization`."""
-    parser.add_argument("quantization of the denoiser's large layers; default none")
+    parser.add_argument(
+        "--quantization",
+        metavar="none|int8",
+        help="quantization of the denoiser's large layers; default none",
+    )

@@ -209,8 +209,7 @@ def _format_of(path: Path) -> str:
 
 
 def _write(path: Path, results: Sequence[DecodeResult]) -> list[Path]:
-    """Write one image to `path`, or several to `path` with their indices before the suffix; returns the
-    paths."""
+    """Write one image to `path`, or several with their indices before its suffix; returns the paths."""
     count = len(results)
     paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
     for image_path, result in zip(paths, results, strict=True):

@@ -79,6 +79,6 @@ def _free_port(settings: Settings) -> int:
 
 def _announcement(url: str, model: ModelInfo) -> str:
     prompt = "0" if model.labels else "a red apple"  # a class label for class-conditional models
-    curl = f"""curl {url}/v1/images/generations -H 'content-type: application/json' -d '{{"prompt":
-    "{prompt}"}}'"""
+    header, body = "content-type: application/json", json.dumps({"prompt": prompt})
+    curl = f"curl {url}/v1/images/generations -H '{header}' -d '{body}'"
     return f"Safelight serves {model.id} on {url}, try: {curl}\n"

@@ -116,6 +116,7 @@ def build_gateway(
 def _make_gateway(
     backend: Backend, model: ModelInfo, settings: Settings, ledger: LedgerClient, tracing: Tracing
 ) -> Gateway:
+    """Connect the parts; the parameters are those of `build_gateway`."""
     metrics = Metrics()
     outbox = Outbox()
     dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
