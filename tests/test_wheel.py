@@ -109,7 +109,7 @@ def test_serve_refuses_a_broken_checkpoint_beside_foreign_packages(clean_bin: Pa
     )
     assert (process.returncode, process.stdout) == (2, "")
     [line] = process.stderr.splitlines()
-    assert line == f"safelight serve: {model.name}/transformer: tensor proj_out.weight is missing"
+    assert line == f"safelight serve: {model}/transformer: tensor proj_out.weight is missing"
 
 
 def _pip(*arguments: str | Path) -> None:
