@@ -1,4 +1,4 @@
-"""The composition root: settings to a Ray Serve application."""
+"""Builds the Ray Serve application from the settings."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,87 +21,111 @@ from safelight.service.ray_serve.deployments import (
 )
 from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
-SMALL_CPU = (
-    0.1  # a logical share: the stages set their threads themselves, so that all of them fit on two cores
-)
-ROOM_FOR_QUESTIONS = 64  # health and status must get through to a stage that is full of images
-MANY = 10_000  # the gateway counts its images itself
-METRICS_SECONDS = (
-    1.0  # how often replicas and handles say what waits for them; Serve's ten are long for a burst
-)
-BY_REQUESTS = {"target_ongoing_requests": 64}
+# CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores: stages set their threads
+# themselves.
+REPLICA_CPUS = 0.1
+# Calls beside images that a stage accepts while it is full of them: health checks and status.
+STATUS_CALLS = 64
+# For deployments whose calls are limited elsewhere: the gateway limits its images itself.
+UNLIMITED_CALLS = 10_000
+# How often replicas and handles report their queues; Serve's default of ten seconds is long for a burst.
+METRICS_SECONDS = 1.0
+SCALE_BY_REQUESTS = {"target_ongoing_requests": 64}
 
 
 def app_from_args(args: dict[str, str]) -> Application:
-    """For `serve run safelight.service.app:app_from_args model=... stages=...` and the `args` of a Serve config file."""
+    """The application for `serve run safelight.service.app:app_from_args stages=...` and for Serve config
+    files.
+
+    Raises `BadSetting` and `UnknownModel`.
+    """
     return build_app(read_settings(args))
 
 
 def build_app(settings: Settings) -> Application:
-    """Raises `safelight.pipeline.catalog.served_models.UnknownModel`."""
+    """The application of the gateway, the ledger and the stages. Raises `UnknownModel`."""
     model = find_model(settings.model)
-    make_backend: Callable[..., Backend]
-    if settings.stages == "colocated":
-        make_backend = partial(ColocatedBackend, may_sleep=may_sleep(settings))
-        stages = [
-            _stage(
-                "Colocated", ColocatedDeployment, settings.denoise_replicas, settings.denoise_gpus, settings
-            )
-        ]
-    else:
-        make_backend = partial(SplitBackend, may_sleep=may_sleep(settings))
-        stages = [
-            _stage("TextEncoder", EncodeDeployment, settings.encode_replicas, settings.encode_gpus, settings),
-            _stage("Denoiser", DenoiseDeployment, settings.denoise_replicas, settings.denoise_gpus, settings),
-            _stage("VaeDecoder", DecodeDeployment, settings.decode_replicas, settings.decode_gpus, settings),
-        ]
     ledger = _ledger(settings).bind(settings)
+    stages = _colocated_stages(settings) if settings.stages == "colocated" else _split_stages(settings)
+    backend_class: Callable[..., Backend] = (
+        ColocatedBackend if settings.stages == "colocated" else SplitBackend
+    )
+    make_backend = partial(backend_class, may_sleep=may_sleep(settings))
     return _gateway(settings).bind(
         make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages)
     )
 
 
+def _colocated_stages(settings: Settings) -> list[Deployment]:
+    return [
+        _stage("Colocated", ColocatedDeployment, settings.denoise_replicas, settings.denoise_gpus, settings)
+    ]
+
+
+def _split_stages(settings: Settings) -> list[Deployment]:
+    return [
+        _stage("TextEncoder", EncodeDeployment, settings.encode_replicas, settings.encode_gpus, settings),
+        _stage("Denoiser", DenoiseDeployment, settings.denoise_replicas, settings.denoise_gpus, settings),
+        _stage("VaeDecoder", DecodeDeployment, settings.decode_replicas, settings.decode_gpus, settings),
+    ]
+
+
 def _gateway(settings: Settings) -> Deployment:
-    least, most = replica_range("gateway_replicas", settings.gateway_replicas)
-    # a gateway only passes on, so Serve's own rule, by requests, fits: as many as it may have in flight
+    minimum, maximum = replica_range("gateway_replicas", settings.gateway_replicas)
+    # A gateway does no work of its own, so Serve's rule fits it: scale by requests in flight.
     scaling = (
-        {"num_replicas": least}
-        if least == most
-        else {"autoscaling_config": _range(least, most, settings) | BY_REQUESTS}
+        {"num_replicas": minimum}
+        if minimum == maximum
+        else {"autoscaling_config": _range(minimum, maximum, settings) | SCALE_BY_REQUESTS}
     )
-    make = serve.deployment(name="Gateway", max_ongoing_requests=MANY, **_options(settings), **scaling)
+    make = serve.deployment(
+        name="Gateway", max_ongoing_requests=UNLIMITED_CALLS, **_options(settings), **scaling
+    )
     return make(serve.ingress()(GatewayDeployment))
 
 
 def _ledger(settings: Settings) -> Deployment:
-    make = serve.deployment(name="Ledger", max_ongoing_requests=MANY, **_options(settings))
+    make = serve.deployment(name="Ledger", max_ongoing_requests=UNLIMITED_CALLS, **_options(settings))
     return make(LedgerDeployment)
 
 
 def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings: Settings) -> Deployment:
-    least, most = replica_range(name, replicas)
+    """The deployment of one stage.
+
+    Args:
+        name: The deployment's name.
+        stage: Its class.
+        replicas: A number of replicas, or a range such as `1-8`.
+        num_gpus: GPUs of one replica, or a fraction of one.
+        settings: The service's settings.
+    """
+    minimum, maximum = replica_range(name, replicas)
     options = _options(settings, num_gpus)
-    room = settings.max_pictures + ROOM_FOR_QUESTIONS
-    if least == most:
-        options |= {"num_replicas": least, "max_ongoing_requests": room, "max_queued_requests": room}
-    else:
-        # What does not fit into two ticks waits before the replicas, where one that comes later finds it. But a decoder is given its
-        # images while they are still being denoised: long ones must not fill it, and keep out short ones that are done.
-        fits = room if stage is DecodeDeployment else 2 * settings.max_rows
+    all_calls = settings.max_pictures + STATUS_CALLS
+    if minimum == maximum:
         options |= {
-            "autoscaling_config": _range(least, most, settings) | _by_work(settings),
-            "max_ongoing_requests": fits,
+            "num_replicas": minimum,
+            "max_ongoing_requests": all_calls,
+            "max_queued_requests": all_calls,
         }
-        options["graceful_shutdown_timeout_s"] = (
-            settings.deadline_seconds
-        )  # a replica that goes finishes what it has
+    else:
+        # Images beyond two ticks wait in front of the replicas, where a replica that is added later finds
+        # them. A decoder is called while its images are still being denoised: long ones must not keep short
+        # ones out.
+        calls = all_calls if stage is DecodeDeployment else 2 * settings.max_rows
+        options |= {
+            "autoscaling_config": _range(minimum, maximum, settings) | _by_work(settings),
+            "max_ongoing_requests": calls,
+            # A replica that is removed finishes its images.
+            "graceful_shutdown_timeout_s": settings.deadline_seconds,
+        }
     return serve.deployment(name=name, **options)(stage)
 
 
-def _range(least: int, most: int, settings: Settings) -> dict[str, Any]:
+def _range(minimum: int, maximum: int, settings: Settings) -> dict[str, Any]:
     return {
-        "min_replicas": least,
-        "max_replicas": most,
+        "min_replicas": minimum,
+        "max_replicas": maximum,
         "upscale_delay_s": settings.upscale_delay_seconds,
         "downscale_delay_s": settings.downscale_delay_seconds,
         "metrics_interval_s": METRICS_SECONDS,
@@ -119,11 +143,13 @@ def _by_work(settings: Settings) -> dict[str, Any]:
 
 
 def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:
+    """Options of every deployment; `num_gpus` of one replica."""
     return {
-        "ray_actor_options": {"num_cpus": SMALL_CPU} | ({"num_gpus": num_gpus} if num_gpus else {}),
+        "ray_actor_options": {"num_cpus": REPLICA_CPUS} | ({"num_gpus": num_gpus} if num_gpus else {}),
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 2.0,
-        "max_constructor_retry_count": 2,  # a bad checkpoint does not get better
+        # Few: a broken checkpoint stays broken.
+        "max_constructor_retry_count": 2,
         "logging_config": LoggingConfig(enable_access_log=False),
     }

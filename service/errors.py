@@ -1,6 +1,6 @@
-"""Everything that can go wrong for a caller.
+"""Errors of requests, each with its HTTP status and OpenAI's error object.
 
-ServiceError                 503  anything we did not foresee, said opaquely
+ServiceError                 503  anything unforeseen, without details
 ├── InvalidRequest           400  names the field
 │   ├── MalformedBody        400  not JSON, or not an object
 │   ├── UnknownField         400
@@ -11,13 +11,13 @@ ServiceError                 503  anything we did not foresee, said opaquely
 │   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
 │   └── WrongContentType     415
-├── ClientGone               499  never sent: there is nobody to read it
+├── ClientGone               499  never sent: the client has disconnected
 ├── QueueFull                429
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
-└── StageFailed              503  a stage refused to go on
-    ├── BrokenImage        503  the model made numbers that are no image; asking again changes nothing
-    └── StageLost            503  its process is gone; the work can be sent again
+└── StageFailed              503  a stage could not process the image
+    ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
+    └── StageLost            503  its process died; the work can be sent again
 """
 
 import asyncio
@@ -26,13 +26,14 @@ from safelight.pipeline.errors import InvalidParams
 
 
 class ServiceError(Exception):
-    """An error with an HTTP status and a sentence for the public; `param` names the field at fault."""
+    """An error with an HTTP status and a message for the client; `param` names the field at fault."""
 
     status = 503
     type = "server_error"
     code = "service_unavailable"
     message = "The service could not draw the image; please try again."
-    retry_after: int | None = 5  # seconds
+    # Seconds; None where a retry is of no use.
+    retry_after: int | None = 5
 
     def __init__(self, message: str | None = None, param: str | None = None):
         super().__init__(message or self.message)
@@ -43,11 +44,13 @@ class ServiceError(Exception):
         return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's error object: all four keys, always."""
+        """OpenAI's error object, always with all four keys."""
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidRequest(ServiceError):
+    """The request is at fault."""
+
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
@@ -146,7 +149,8 @@ class StageLost(StageFailed):
 # the pipeline's parameters that have another name in requests
 REQUEST_FIELDS = {"num_steps": "num_inference_steps"}
 
-# By name, so that neither the gateway's tests nor the command line import ray. First match along the class's ancestry.
+# By name, so that this module does not import Ray. The first match in the class's method resolution order
+# counts.
 RAY_ERRORS: dict[str, type[ServiceError]] = {
     "BackPressureError": QueueFull,
     "GetTimeoutError": DeadlineExceeded,
@@ -156,8 +160,10 @@ RAY_ERRORS: dict[str, type[ServiceError]] = {
     "NodeDiedError": StageLost,
     "ReplicaUnavailableError": StageLost,
     "DeploymentUnavailableError": StageLost,
-    "TaskCancelledError": StageLost,  # by a replica that is being replaced; for a client that has gone nobody reads this
-    "RayServeException": StageLost,  # "upstream actor died", of a chained call
+    # Cancelled by a replica that is being replaced; after a client's own cancellation no response is sent.
+    "TaskCancelledError": StageLost,
+    # "upstream actor died", raised for a chained call.
+    "RayServeException": StageLost,
 }
 
 
@@ -168,11 +174,12 @@ def as_invalid_request(error: InvalidParams) -> InvalidRequest:
 
 
 def as_service_error(error: BaseException) -> ServiceError:
-    """`error` as a member of the tree; what it does not know becomes a bare `ServiceError`, so no detail can leak."""
+    """The service error for any exception; an unknown one becomes a bare `ServiceError` without details."""
     for kind in type(error).__mro__:
         if kind.__module__.partition(".")[0] == "ray" and kind.__name__ in RAY_ERRORS:
             return RAY_ERRORS[kind.__name__]()
-    # Before our own classes: what ray makes of a replica's exception is an instance of them too, but says a traceback.
+    # Before our own classes: Ray's wrapper of a replica's exception is an instance of them too, but its
+    # message is a traceback.
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception) and cause is not error:
         return as_service_error(cause)

@@ -1,4 +1,4 @@
-"""A Ray of our own for one service on one machine: started with it, stopped with it."""
+"""Runs the service on one machine, on a Ray instance that is started and stopped with it."""
 
 import contextlib
 import json
@@ -18,12 +18,15 @@ from safelight.service.settings import Settings
 
 APPLICATION = "safelight"
 READY_SECONDS = 300.0
-RAY_ATTEMPTS = 3  # its own time limits at start are short for a busy machine or a cold disk
+# Ray's time limits at start are short for a busy machine or a cold disk.
+RAY_ATTEMPTS = 3
 POLL_SECONDS = 0.1
-OBJECT_STORE_BYTES = 128 << 20  # latents and states are small
-# What Ray and the hub would otherwise say, send or ask, and how modest the stages would be; an operator's own choice stands.
+# Enough: latents and text states are small.
+OBJECT_STORE_BYTES = 128 << 20
+# Defaults for the processes of the service; variables that are set already stay.
 ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # Ray's own 15 lets any other process take the processor from an image
+    # Ray's default of 15 would let any other process take the CPU from the stages.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -31,36 +34,39 @@ ENVIRONMENT = {
 }
 ERROR_LINE = re.compile(r"^\S*(?:Error|Exception): (.+)$", re.MULTILINE)
 
+ProgressCallback = Callable[[str], None]
+
 
 class CannotServe(Exception):
-    """The service did not come up; the message says why."""
+    """The service did not start; the message says why."""
 
 
 @contextlib.contextmanager
-def running_service(settings: Settings, say: Callable[[str], None]) -> Iterator[str]:
-    """The service's URL, from when it is ready; `KeyboardInterrupt` on Ctrl-C and on SIGTERM.
+def running_service(settings: Settings, report_progress: ProgressCallback) -> Iterator[str]:
+    """Start the service, yield its URL when it is ready, and stop it.
 
-    Inside, stdout is stderr: Ray tells of dead workers on stdout, which belongs to the caller.
+    Ctrl-C and SIGTERM raise `KeyboardInterrupt`. Inside, stdout is stderr: Ray reports dead workers on
+    stdout, which is reserved for the command's output. Raises `CannotServe`.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            _start_ray(say)
-            say(f"starting the stages, {settings.stages}")
+            _start_ray(report_progress)
+            report_progress(f"starting the stages, {settings.stages}")
             _deploy(settings)
-            say("drawing the warm-up image")
+            report_progress("drawing the warm-up image")
             wait_until_ready(url_of(settings))
             yield url_of(settings)
         finally:
-            say("finishing the images in flight")
+            report_progress("finishing the images in flight")
             _drain(settings.shutdown_seconds)
-            say("stopping")
+            report_progress("stopping")
             _stop()
 
 
 def try_ray() -> str:
-    """Ray's version, after it was started, asked for it by a task, and stopped; raise `CannotServe`."""
+    """Start Ray, run a task, stop Ray, and return its version. Raises `CannotServe`."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with contextlib.redirect_stdout(sys.stderr):
@@ -80,21 +86,21 @@ def try_ray() -> str:
             ray.shutdown()
 
 
-def _start_ray(say: Callable[[str], None]) -> None:
+def _start_ray(report_progress: ProgressCallback) -> None:
     import ray
 
-    say("starting Ray")
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # what matters is said by the exception
-    for attempt in reversed(range(RAY_ATTEMPTS)):
+    report_progress("starting Ray")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the exception is reported instead
+    for attempts_left in reversed(range(RAY_ATTEMPTS)):
         try:
             _init_ray()
             break
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
-            if not attempt:
+            if not attempts_left:
                 raise CannotServe(f"Ray did not start: {error}") from error
-            say("starting Ray again, the machine is slow")
-    signal.signal(signal.SIGTERM, _interrupt)  # ray.init puts a handler of its own here
+            report_progress("starting Ray again, the machine is slow")
+    signal.signal(signal.SIGTERM, _interrupt)  # replaces the handler of ray.init
 
 
 def _init_ray() -> None:
@@ -113,25 +119,24 @@ def _stop() -> None:
     import ray
     from ray import serve
 
-    for again in (signal.SIGINT, signal.SIGTERM):  # the first was heard; stopping must not be stopped halfway
-        signal.signal(again, signal.SIG_IGN)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):  # a second signal must not interrupt the stop
+        signal.signal(signal_number, signal.SIG_IGN)
     with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        open(os.devnull, "w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
     ):
-        if ray.is_initialized():  # else Serve would start another Ray to shut down
+        if ray.is_initialized():  # else Serve would start Ray in order to shut it down
             serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 def _drain(seconds: float) -> None:
-    """Let the gateway answer what it has let in; another Ctrl-C ends the wait."""
+    """Let the gateway finish the images in flight; another Ctrl-C ends the wait."""
     from ray import serve
 
-    with contextlib.suppress(
-        Exception, KeyboardInterrupt
-    ):  # a service that did not come up has nothing in flight
+    # A service that did not start has no application to drain.
+    with contextlib.suppress(Exception, KeyboardInterrupt):
         serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=seconds)
 
 
@@ -142,7 +147,7 @@ def _deploy(settings: Settings) -> None:
     from safelight.service.app import build_app
 
     try:
-        # Serve's own time-out answers in plain text, so it must never be the first to run out
+        # Longer than the gateway's own limits, because Serve answers a timeout in plain text.
         http = HTTPOptions(
             host=settings.host,
             port=settings.port,
@@ -157,15 +162,20 @@ def _deploy(settings: Settings) -> None:
 
 
 def first_cause(*reports: str) -> str:
-    """Serve reports a replica's failure as text with a traceback in it; the sentence of the first that has one."""
+    """The message of the innermost exception in the first of Serve's `reports` that holds a traceback.
+
+    Without one, the last line of the last report.
+    """
     causes = [cause for report in reports for cause in ERROR_LINE.findall(report)[-1:]]
     return str(causes[0]) if causes else reports[-1].strip().splitlines()[-1]
 
 
 def wait_until_ready(url: str) -> None:
+    """Return when the service at `url` is ready. Raises `CannotServe` when it will not be, or takes too
+    long."""
     answer = "no answer"
-    until = time.monotonic() + READY_SECONDS
-    while time.monotonic() < until:
+    give_up = time.monotonic() + READY_SECONDS
+    while time.monotonic() < give_up:
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=10.0):
                 return
@@ -180,15 +190,16 @@ def wait_until_ready(url: str) -> None:
 
 
 def reason_to_give_up(readiness: str) -> str | None:
-    """Why no image will ever be drawn, if that is known."""
+    """Why the model can never draw, by the response of `/readyz`; None if it may become ready."""
     try:
         report = json.loads(readiness)
         return str(report["reason"]) if report["failed"] else None
-    except (ValueError, KeyError, TypeError):  # not the gateway's answer, but Serve's while it starts
+    except (ValueError, KeyError, TypeError):  # Serve's own response while it starts
         return None
 
 
 def url_of(settings: Settings) -> str:
+    """The URL at which this machine reaches the service."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
     return f"http://{host}:{settings.port}"
 

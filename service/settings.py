@@ -1,106 +1,237 @@
-"""What an operator may decide, and the only place that reads the environment (prefix `SAFELIGHT_`)."""
+"""The service's settings, and the only module that reads the environment (prefix `SAFELIGHT_`)."""
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
-STAGE_LAYOUTS = ("split", "colocated")
-QUANTIZATIONS = ("none", "int8")
-AT_LEAST_NOTHING = (
-    "encode_gpus",
-    "denoise_gpus",
-    "decode_gpus",
-    "upscale_delay_seconds",
-    "downscale_delay_seconds",
-)
+
+Number = TypeVar("Number", int, float)
 
 
 class BadSetting(ValueError):
     """A setting that the service cannot run with; the message names it and says what is allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Every choice of the service; a field `port` is read from `SAFELIGHT_PORT`."""
+def _check_positive(value: Number, info: ValidationInfo) -> Number:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{info.field_name} must be more than 0 and finite, got {value}")
+    return value
 
-    model: str = DEFAULT_MODEL  # a model's name or a checkpoint folder
-    host: str = "127.0.0.1"
-    port: int = 8000
-    stages: str = "split"  # one deployment a stage, or `colocated`: all three in one replica
-    encode_threads: int = 0  # 0: every core this process may use, or one where a text is little work
-    denoise_threads: int = 0  # 0: every core
-    decode_threads: int = 0  # 0: every core, or one where an image is little work
-    gateway_replicas: str = "1"  # how many, or a range within which they are scaled by load, as in 1-8
-    encode_replicas: str = "1"  # in a range by the work that waits; a stage may go down to 0
-    denoise_replicas: str = "1"
-    decode_replicas: str = "1"
-    encode_gpus: float = 0.0  # of a replica; a fraction shares one
-    denoise_gpus: float = 0.0  # colocated: of all three stages
-    decode_gpus: float = 0.0
-    target_seconds: float = 5.0  # device-seconds of work that may wait for a replica before there are more
-    upscale_delay_seconds: float = 3.0
-    downscale_delay_seconds: float = 60.0
-    quantization: str = "none"  # of the denoiser's large layers; `int8` pays from a width of about 1,000 on (docs/performance.md)
-    max_rows: int = 16  # rows of the network in one tick
-    max_tokens: int = (
-        0  # image tokens in one tick, which bound its memory; 0: those of so many rows at the native size
+
+def _check_not_negative(value: Number, info: ValidationInfo) -> Number:
+    if not value >= 0:
+        raise ValueError(f"{info.field_name} must be at least 0, got {value}")
+    return value
+
+
+def _check_not_negative_and_finite(value: float, info: ValidationInfo) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{info.field_name} must be at least 0 and finite, got {value}")
+    return value
+
+
+def _check_port(value: int, info: ValidationInfo) -> int:
+    if not 0 <= value <= 65535:
+        raise ValueError(f"{info.field_name} must be between 0 and 65535, got {value}")
+    return value
+
+
+def _check_max_rows(value: int) -> int:
+    if value < 2:
+        raise ValueError(f"max_rows must be at least 2, the rows of one guided image; got {value}")
+    return value
+
+
+def _check_stage_replicas(value: str, info: ValidationInfo) -> str:
+    replica_range(str(info.field_name), value)
+    return value
+
+
+def _check_gateway_replicas(value: str) -> str:
+    replica_range("gateway_replicas", value, fewest=1)
+    return value
+
+
+def _check_folder(value: str, info: ValidationInfo) -> str:
+    if value and not Path(value).is_dir():
+        raise ValueError(f"{info.field_name} must be a folder, got {value!r}")
+    return value
+
+
+PositiveInt = Annotated[int, AfterValidator(_check_positive)]
+PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
+Count = Annotated[int, AfterValidator(_check_not_negative)]
+Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
+StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
+
+
+class Settings(BaseSettings):
+    """Every setting of the service: as passed, else from the environment, a secret file, or the default.
+
+    The field `port` is read from the environment variable `SAFELIGHT_PORT`, or from the file `SAFELIGHT_PORT`
+    in the folder `secrets_dir`. Frozen, hashable and picklable. Raises `BadSetting` when constructed with a
+    bad value.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", coerce_numbers_to_str=True
     )
-    text_cache_bytes: int = 256 << 20  # of states: some 4,000 texts of emoji-128, 48 of Stable Diffusion 3
-    max_body_bytes: int = 1 << 20
-    max_pictures: int = 256  # in flight in one gateway; more are refused with Retry-After
-    deadline_seconds: float = 300.0  # for drawing, from the moment the request is understood
-    body_seconds: float = 20.0  # for a request to arrive whole
-    shutdown_seconds: float = 10.0  # for the images in flight when a replica is asked to stop
-    admin_key: str = ""  # what `/v1/accounting` is asked with; empty: anybody may
-    target_latency_seconds: float = 5.0  # of a request, at the 95th percentile
-    target_images_per_hour: float = 1000.0  # of a device
-    price_per_device_hour: float = 0.0  # in any currency
-    trace_endpoint: str = ""  # where OpenTelemetry's spans go, OTLP over HTTP, as in http://localhost:4318/v1/traces; empty: nowhere
-    peak_tflops: float = 0.0  # of a device, for its utilisation; 0: measured at start
 
-    def __post_init__(self) -> None:
-        if self.stages not in STAGE_LAYOUTS:
-            raise BadSetting(f"stages must be one of {', '.join(STAGE_LAYOUTS)}, got {self.stages!r}")
-        if self.quantization not in QUANTIZATIONS:
-            raise BadSetting(
-                f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}"
-            )
-        if not 0 <= self.port <= 65535:
-            raise BadSetting(f"port must be between 0 and 65535, got {self.port}")
-        for name in (
-            "max_body_bytes",
-            "max_pictures",
-            "deadline_seconds",
-            "body_seconds",
-            "shutdown_seconds",
-            "target_latency_seconds",
-            "target_images_per_hour",
-            "target_seconds",
-        ):
-            if not 0 < getattr(self, name) < math.inf:
-                raise BadSetting(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
-        if self.max_rows < 2:
-            raise BadSetting(
-                f"max_rows must be at least 2, the rows of one guided image; got {self.max_rows}"
-            )
-        for name in ("encode_threads", "denoise_threads", "decode_threads", "text_cache_bytes", "max_tokens"):
-            if not getattr(self, name) >= 0:
-                raise BadSetting(f"{name} must be at least 0, got {getattr(self, name)}")
-        least = {"gateway_replicas": 1, "encode_replicas": 0, "denoise_replicas": 0, "decode_replicas": 0}
-        for name, fewest in least.items():
-            replica_range(name, getattr(self, name), fewest)
-        for name in (*AT_LEAST_NOTHING, "price_per_device_hour", "peak_tflops"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadSetting(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+    model: str = Field(
+        DEFAULT_MODEL, description="Name of an embedded model, or path of a checkpoint folder."
+    )
+    host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
+    port: Annotated[int, AfterValidator(_check_port)] = Field(
+        8000, description="TCP port on which HTTP is served, 0 to 65535; 0 takes any free port."
+    )
+    stages: Literal["split", "colocated"] = Field(
+        "split",
+        description="`split` runs each stage in a deployment of its own, `colocated` all three stages in "
+        "one replica.",
+    )
+    encode_threads: Count = Field(
+        0,
+        description="CPU threads of a text encoder. 0: one thread if a text is little work, else every "
+        "core that the process may use.",
+    )
+    denoise_threads: Count = Field(
+        0, description="CPU threads of a denoiser. 0: every core that the process may use."
+    )
+    decode_threads: Count = Field(
+        0,
+        description="CPU threads of an image decoder. 0: one thread if an image is little work, else every "
+        "core that the process may use.",
+    )
+    gateway_replicas: Annotated[str, AfterValidator(_check_gateway_replicas)] = Field(
+        "1",
+        description="Gateway replicas: a number from 1, or a range such as `1-8`, scaled by requests in "
+        "flight.",
+    )
+    encode_replicas: StageReplicas = Field(
+        "1",
+        description="Text encoder replicas: a number from 1, or a range such as `1-8` or `0-4`, scaled by "
+        "queued work.",
+    )
+    denoise_replicas: StageReplicas = Field(
+        "1",
+        description="Denoiser replicas, a number or a range as for `encode_replicas`; in the `colocated` "
+        "layout replicas of all three stages together.",
+    )
+    decode_replicas: StageReplicas = Field(
+        "1", description="Image decoder replicas, a number or a range as for `encode_replicas`."
+    )
+    encode_gpus: Amount = Field(
+        0.0, description="GPUs of one text encoder replica, at least 0; a fraction shares a GPU."
+    )
+    denoise_gpus: Amount = Field(
+        0.0,
+        description="GPUs of one denoiser replica, at least 0; a fraction shares a GPU. In the `colocated` "
+        "layout GPUs of a replica of all three stages.",
+    )
+    decode_gpus: Amount = Field(
+        0.0, description="GPUs of one image decoder replica, at least 0; a fraction shares a GPU."
+    )
+    target_seconds: PositiveFloat = Field(
+        5.0,
+        description="Queued work per replica, in device-seconds, above which a stage with a range gets "
+        "more replicas.",
+    )
+    upscale_delay_seconds: Amount = Field(
+        3.0, description="Seconds for which more replicas must be needed before they are added, at least 0."
+    )
+    downscale_delay_seconds: Amount = Field(
+        60.0, description="Seconds for which fewer replicas must suffice before some are removed, at least 0."
+    )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="Quantization of the denoiser's large layers, `none` or `int8`; `int8` pays from a "
+        "width of about 1,000 (docs/performance.md).",
+    )
+    max_rows: Annotated[int, AfterValidator(_check_max_rows)] = Field(
+        16, description="Rows of the network's batch in one tick, at least 2: a guided image takes two rows."
+    )
+    max_tokens: Count = Field(
+        0,
+        description="Image tokens in one tick, which bound the denoiser's memory. 0: those of `max_rows` "
+        "rows at the model's native size.",
+    )
+    text_cache_bytes: Count = Field(
+        256 << 20,
+        description="Memory of the cache of encoded texts, in bytes; the default holds about 4,000 texts "
+        "of emoji-128 or 48 of Stable Diffusion 3. 0 turns the cache off.",
+    )
+    max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes, more than 0.")
+    max_pictures: PositiveInt = Field(
+        256, description="Images in flight in one gateway; a request above it is refused with status 429."
+    )
+    deadline_seconds: PositiveFloat = Field(
+        300.0,
+        description="Seconds in which a request's images must be drawn once the request has been parsed.",
+    )
+    body_seconds: PositiveFloat = Field(20.0, description="Seconds in which a request's body must arrive.")
+    shutdown_seconds: PositiveFloat = Field(
+        10.0, description="Seconds in which a replica that is told to stop finishes the images in flight."
+    )
+    admin_key: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer key that `/v1/accounting` requires. Empty: anybody may read it.",
+    )
+    secrets_dir: Annotated[str, AfterValidator(_check_folder)] = Field(
+        "",
+        description="Folder with one file per setting, such as `SAFELIGHT_ADMIN_KEY`, as Kubernetes mounts "
+        "a Secret; the environment takes precedence over it. Empty: none.",
+    )
+    target_latency_seconds: PositiveFloat = Field(
+        5.0, description="Target for a request's latency at the 95th percentile, in seconds."
+    )
+    target_images_per_hour: PositiveFloat = Field(
+        1000.0, description="Target for the images that a busy device draws in an hour."
+    )
+    price_per_device_hour: Amount = Field(
+        0.0,
+        description="Price of one device for one hour, in any currency; `/v1/accounting` computes costs "
+        "with it.",
+    )
+    trace_endpoint: str = Field(
+        "",
+        description="OTLP over HTTP address for OpenTelemetry spans, such as "
+        "`http://localhost:4318/v1/traces`; needs the extra `otel`. Empty: no tracing.",
+    )
+    peak_tflops: Amount = Field(
+        0.0,
+        description="Peak speed of a device in teraFLOP/s, from which its utilisation is computed. 0: "
+        "measured at start.",
+    )
+
+    def __init__(self, **values: Any):
+        folder = values.get("secrets_dir") or os.environ.get(f"{PREFIX}SECRETS_DIR") or None
+        try:
+            super().__init__(_secrets_dir=folder if folder and Path(folder).is_dir() else None, **values)
+        except ValidationError as error:
+            raise BadSetting(_sentence(error)) from None
+
+    def updated(self, **changes: Any) -> Self:
+        """A copy with `changes`, validated like any other settings."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+def read_settings(values: Mapping[str, object]) -> Settings:
+    """Settings from `values`, of which those that are None are left to the environment and the defaults.
+
+    Raises `BadSetting`.
+    """
+    return Settings(**{name: value for name, value in values.items() if value is not None})
 
 
 def may_sleep(settings: Settings) -> frozenset[str]:
-    """The stages that may have no replica when there is nothing to do."""
+    """The stages that may have no replica while they have no work."""
     ranges = {
         "encode": settings.encode_replicas,
         "denoise": settings.denoise_replicas,
@@ -111,35 +242,24 @@ def may_sleep(settings: Settings) -> frozenset[str]:
     return frozenset(stage for stage, replicas in ranges.items() if replica_range(stage, replicas)[0] == 0)
 
 
-def read_settings(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Settings:
-    """Settings from what was `given` (None: not given), else from the environment, else the defaults."""
-    unknown = sorted(set(given) - {field.name for field in fields(Settings)})
-    if unknown:
-        raise BadSetting(
-            f"{unknown[0]} is not a setting; allowed: {', '.join(field.name for field in fields(Settings))}"
-        )
-    texts = {name: value for name, value in given.items() if value is not None}
-    for field in fields(Settings):
-        if field.name not in texts and (value := environ.get(PREFIX + field.name.upper())) is not None:
-            texts[field.name] = value
-    return Settings(**{name: _parse(name, value) for name, value in texts.items()})
-
-
 def replica_range(name: str, text: str, fewest: int = 0) -> tuple[int, int]:
-    """The least and the most replicas that `text` allows, `3` or `1-8`. Raises `BadSetting`."""
-    least, dash, most = text.partition("-")
-    if not (least.isdecimal() and (most.isdecimal() or not dash)):
+    """The minimum and maximum of `text`, a number of replicas such as `3` or a range such as `1-8`.
+
+    Raises `BadSetting`, naming the setting `name`, for other texts and for a minimum below `fewest`.
+    """
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not dash)):
         raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
-    bounds = int(least), int(most or least)
-    if not fewest <= bounds[0] <= bounds[1] or bounds[1] == 0:
+    minimum, maximum = int(first), int(last or first)
+    if not fewest <= minimum <= maximum or maximum == 0:
         raise BadSetting(
             f"{name} must be at least {fewest}, and a range must rise to at least 1; got {text!r}"
         )
-    return bounds
+    return minimum, maximum
 
 
 def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The cores that this process may use: its share of the machine, or of the container's quota if that is less."""
+    """The cores that this process may use: its CPU affinity, or its container's quota if that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = quota_file.read_text().split()
@@ -148,11 +268,18 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
-def _parse(name: str, value: object) -> Any:
-    kind = get_type_hints(Settings)[name]
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise BadSetting(
-            f"{name} must be {'a whole number' if kind is int else 'a number'}, got {value!r}"
-        ) from None
+def _sentence(error: ValidationError) -> str:
+    """The first fault of `error` in one sentence that names the setting."""
+    fault = error.errors(include_url=False)[0]
+    name, value = str(fault["loc"][0]), fault["input"]
+    if fault["type"] == "value_error":  # of a validator above, which writes the whole sentence
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "extra_forbidden":
+        return f"{name} is not a setting; allowed: {', '.join(Settings.model_fields)}"
+    kind = Settings.model_fields[name].annotation
+    if kind is SecretStr:  # its value is not repeated
+        return f"{name} must be text"
+    if fault["type"] == "literal_error":
+        return f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}"
+    noun = "a whole number" if kind is int else "a number" if kind is float else "text"
+    return f"{name} must be {noun}, got {value!r}"

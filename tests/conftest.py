@@ -1,4 +1,4 @@
-"""What every test stands on: markers from the folder, long forms on demand, nothing fetched, one live service."""
+"""For all tests: markers by folder, long tests on demand, a clean environment, and one live service."""
 
 import os
 import signal
@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-# Set before anything is imported, and inherited by every process that a test starts.
+# Before any import, and inherited by every process that a test starts: nothing is fetched, and no setting of
+# the developer's own environment applies.
+for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
+    del os.environ[name]
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "NO_COLOR": "1",
 }
-# A shell ignores Ctrl-C on behalf of what it runs in the background, and that too would be inherited.
+# A shell starts background processes with SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.live import LiveService, serving  # noqa: E402
@@ -23,7 +26,7 @@ TESTS = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the long forms of the slow tests as well")
+    parser.addoption("--long", action="store_true", help="also run the tests marked long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,11 +35,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if folder in ("e2e", "chaos"):
             item.add_marker(folder)
         if item.get_closest_marker("long") and not config.getoption("--long"):
-            item.add_marker(pytest.mark.skip(reason="a long form; --long runs it"))
+            item.add_marker(pytest.mark.skip(reason="long; --long runs it"))
 
 
 @pytest.fixture(scope="session")
 def live_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
-    """`safelight serve` with the embedded model on a free port, ready; stopped by Ctrl-C when the session ends."""
+    """A ready `safelight serve` with the embedded model on a free port, stopped when the session ends."""
     with serving(tmp_path_factory.mktemp("service")) as service:
         yield service

@@ -1,4 +1,4 @@
-"""A real `safelight serve` in its own process group, for the tests that need one."""
+"""Runs a real `safelight serve` in a process group of its own."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 SAFELIGHT = Path(sys.executable).with_name("safelight")
-READY_SECONDS = 240.0  # generous: the machine may be doing something else
+READY_SECONDS = 240.0  # generous: the machine may be busy
 STOP_SECONDS = 60.0
 
 
@@ -45,13 +45,14 @@ def serving(
     try:
         _wait_until_ready(LiveService(port, process, log))
         yield LiveService(port, process, log)
-        process.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell started in the background
+        process.send_signal(signal.SIGTERM)  # a shell's background processes ignore SIGINT
         process.wait(STOP_SECONDS)
     finally:
         _end(process)
 
 
 def free_port() -> int:
+    """A TCP port that nothing listens on."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -61,14 +62,10 @@ def _wait_until_ready(service: LiveService) -> None:
     give_up = time.monotonic() + READY_SECONDS
     while not _answers(f"{service.url}/readyz"):
         if service.process.poll() is not None or time.monotonic() > give_up:
-            state = (
-                "is not ready"
-                if service.process.poll() is None
-                else f"ended with {service.process.returncode}"
-            )
-            raise RuntimeError(
-                f"safelight serve {state}; its log:\n{service.log.read_text(errors='replace')[-8000:]}"
-            )
+            code = service.process.poll()
+            state = "is not ready" if code is None else f"ended with {code}"
+            log = service.log.read_text(errors="replace")[-8000:]
+            raise RuntimeError(f"safelight serve {state}; its log:\n{log}")
         time.sleep(0.25)
 
 

@@ -44,7 +44,7 @@ ARROWS: dict[str, str] = {
     " pipeline.engine pipeline.params pipeline.scheduling",
     "service.settings": "",
     "service.runtime": "",
-    "service.errors": "pipeline.params",
+    "service.errors": "pipeline.errors",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.backend": "pipeline.params service.messages",
     "service.usage": "service.backend service.errors service.messages service.settings",
@@ -55,8 +55,10 @@ ARROWS: dict[str, str] = {
     " service.runtime service.messages service.settings service.stages",
     "service.dispatcher": "pipeline.params service.runtime service.backend service.errors service.messages"
     " service.settings service.telemetry service.usage",
-    "service.http": "pipeline.catalog pipeline.params pipeline.scheduling service.runtime service.backend"
-    " service.dispatcher service.errors service.messages service.settings service.telemetry service.usage",
+    "service.http": "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.runtime"
+    " service.backend service.dispatcher service.errors service.messages service.settings service.telemetry service.usage",
+    "service.python": "pipeline.catalog pipeline.errors pipeline.params service.errors service.http service.inprocess"
+    " service.messages service.runtime service.settings",
     "service.ray_serve": "pipeline.params pipeline.scheduling service.backend service.errors service.http"
     " service.inprocess service.messages service.settings service.stages service.telemetry service.usage",
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",

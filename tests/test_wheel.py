@@ -1,6 +1,7 @@
-"""The wheel is complete, and works in a folder that holds packages named `models`, `pipeline` and `service`.
+"""The wheel is complete, and works beside foreign packages named `models`, `pipeline` and `service`.
 
-Ray puts the driver's current folder first on the import path of every worker, so such a folder would be imported from.
+Python and Ray put the current folder on the import path, so that a foreign package there could be imported
+instead.
 """
 
 import os
@@ -15,119 +16,112 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.broken import tiny_without
 from tests.live import serving
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("models", "pipeline", "service")
+PARTS = ("models", "pipeline", "service")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our wheel, built from a copy, so that nothing left over in the checkout gets in and nothing stays behind."""
+    """The wheel, built from a copy of the sources, so that nothing else of the checkout gets into it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in (*OURS, "src"):
-        shutil.copytree(
-            ROOT / name,
-            source / name,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
-        )
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in (*PARTS, "src"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        out,
-        source,
-    )
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", out, source)
     (built,) = out.glob("safelight-*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
 def clean_bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment that holds our wheel and borrows everything else from the one that runs the tests."""
+    """The `bin` of an environment with the wheel; its dependencies are those of the tests' environment."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        wheel,
-    )
+    _pip("--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    # Only the folder: the .pth files inside it, an editable install of ours among them, are not read through this line.
+    # A path in a .pth file is added without reading the .pth files in that folder, such as editable installs.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 
 
 @pytest.fixture
 def foreign_folder(tmp_path: Path) -> Path:
-    """A folder in which somebody else has packages of our names, which must not be imported."""
-    for name in OURS:
+    """A folder with packages named like the three parts, which fail when they are imported."""
+    for name in PARTS:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(
-            f"raise ImportError('somebody else has a package {name}')\n"
-        )
+        (tmp_path / name / "__init__.py").write_text(f"raise ImportError('the foreign package {name}')\n")
     return tmp_path
 
 
 def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder: Path):
-    names = [f"safelight.{name}" for name in OURS]
-    code = f"import {', '.join(names)}; print({' + chr(10) + '.join(f'{name}.__file__' for name in names)})"
-    files = _run(clean_bin / "python", "-I", "-c", code, cwd=foreign_folder).split()
-    assert [Path(f).parent.name for f in files] == list(OURS)
-    assert all(clean_bin.parent in Path(f).parents for f in files), files
+    names = [f"safelight.{name}" for name in PARTS]
+    files = ", ".join(f"{name}.__file__" for name in names)
+    code = f"import {', '.join(names)}; print({files})"
+    paths = [Path(file) for file in _run(clean_bin / "python", "-I", "-c", code, cwd=foreign_folder).split()]
+    assert [path.parent.name for path in paths] == list(PARTS)
+    assert all(clean_bin.parent in path.parents for path in paths), paths
 
 
 def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
-    _run(
-        clean_bin / "safelight",
-        "generate",
-        "a red apple",
-        "--steps",
-        "2",
-        "-o",
-        "apple.png",
-        cwd=foreign_folder,
-    )
+    argv = ("generate", "a red apple", "--steps", "2", "-o", "apple.png")
+    _run(clean_bin / "safelight", *argv, cwd=foreign_folder)
     with Image.open(foreign_folder / "apple.png") as image:
         assert image.format == "PNG"
         image.load()
 
 
+def test_the_python_api_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
+    code = (
+        "import safelight\n"
+        "with safelight.Pipeline('tiny') as pipeline:\n"
+        "    pipeline.generate('a red apple', num_inference_steps=2)[0].save('apple.png')\n"
+    )
+    _run(clean_bin / "python", "-c", code, cwd=foreign_folder)
+    with Image.open(foreign_folder / "apple.png") as image:
+        assert image.size == (64, 64)
+
+
 def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
-    with serving(
-        foreign_folder, "--stages", "colocated", safelight=clean_bin / "safelight", env=_environment()
-    ) as service:
-        answer = httpx.post(
+    safelight = clean_bin / "safelight"
+    with serving(foreign_folder, "--stages", "colocated", safelight=safelight, env=_environment()) as service:
+        response = httpx.post(
             f"{service.url}/v1/images/generations",
             json={"prompt": "a red apple", "num_inference_steps": 2},
             timeout=120,
         )
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["data"][0]["b64_json"]
+    assert response.status_code == 200, response.text
+    assert response.json()["data"][0]["b64_json"]
+
+
+def test_serve_refuses_a_broken_checkpoint_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
+    model = tiny_without("proj_out.weight", foreign_folder)
+    process = subprocess.run(
+        [clean_bin / "safelight", "serve", "--model", model.name, "--port", "0"],
+        cwd=foreign_folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    [line] = process.stderr.splitlines()
+    assert line == f"safelight serve: {model}/transformer: tensor proj_out.weight is missing"
+
+
+def _pip(*arguments: str | Path) -> None:
+    _run(sys.executable, "-m", "pip", "--quiet", *arguments)
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=_environment(), capture_output=True, text=True
     )
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, f"{' '.join(map(str, command))}\n{process.stdout}\n{process.stderr}"
+    return process.stdout
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The command `safelight`. Nothing heavy is imported before the command line has been understood."""
+"""The command line `safelight`; imports nothing heavy before the arguments are parsed."""
 
 import argparse
 import os
@@ -12,33 +12,35 @@ USER_ERROR = 2
 
 
 class UserError(Exception):
-    """Something only the user can mend, in one sentence."""
+    """A mistake of the user, in one sentence."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage in front of it."""
+    """Reports an error in one line, without the usage in front of it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-COMMANDS = {  # each is a module of this package with `add_arguments` and `run`
+# Each command is a module of this package with the functions `add_arguments` and `run`.
+COMMANDS = {
     "generate": "draw images in this process, without a server",
-    "serve": "start the service on this machine",
-    "encode": "write the text states of a prompt to a safetensors file",
-    "likelihood": "how well a model explains an image, and how much of that the prompt does",
-    "eval": "how often a model draws what prompts say",
-    "models": "list the embedded models, and the families of checkpoint folders that can be served",
-    "check": "whether a checkpoint folder could be served, without drawing",
-    "doctor": "what this machine will do, found out by doing it",
-    "plan": "how many images a device would draw, how soon, and how many devices are needed",
-    "simulate": "a fleet of GPUs under a day's traffic, and what is full first",
-    "bench": "how fast this machine is, beside diffusers on the same weights",
-    "solvers": "list the solvers: order, cost, schedules, source, and when to take which",
+    "serve": "start the HTTP service on this machine",
+    "encode": "write the text encoder's output for a prompt to a safetensors file",
+    "likelihood": "measure the probability density of an image under a model, with and without a prompt",
+    "eval": "measure how often a model draws what the prompts ask for",
+    "models": "list the embedded models and the families of checkpoint folders that can be served",
+    "check": "check whether a checkpoint folder can be served, without loading its weights",
+    "doctor": "check what this machine can do with a model, and predict its throughput",
+    "plan": "predict throughput and latency on a GPU, and the number of GPUs that a load needs",
+    "simulate": "simulate a fleet of GPUs under a day's traffic, and find its bottleneck",
+    "bench": "measure throughput on this machine, and compare it with diffusers on the same weights",
+    "solvers": "list the solvers with their order, cost, noise schedules, source and use",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names, by default the process's arguments; returns the exit status."""
     args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     try:
         code = int(_module(args.command).run(args))
@@ -49,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of a pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def make_parser(argv: Sequence[str]) -> Parser:
-    """The parser for `argv`: only the module of the command that it names is imported, for its flags."""
+    """The parser for `argv`; only the command that `argv` names is imported and has its flags."""
     parser = Parser(prog="safelight", description="Text in, image out.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -72,6 +74,8 @@ def _module(command: str) -> ModuleType:
 
 
 class _Version(argparse.Action):
+    """Prints the installed version and exits."""
+
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version
 

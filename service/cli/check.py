@@ -1,4 +1,4 @@
-"""`safelight check`: whether a checkpoint folder could be served, without drawing and without reading its weights."""
+"""`safelight check`: whether a checkpoint folder can be served, without loading its weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from safelight.pipeline.assembly.check import FolderReport, PartReport
 
 FAULTY = 1
-BYTES_EACH = {"bfloat16": 2, "float32": 4}
+BYTES_PER_PARAMETER = {"bfloat16": 2, "float32": 4}
 PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 WIDTHS = (14, 28, 10, 8, 8, 8, 30)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Reads the configurations, the tokenizers and the headers of the weight files, not the weights. Names every fault in one line "
-        "and ends with 1 if there is any."
+        "Reads the configurations, the tokenizers and the headers of the weight files, not the weights. "
+        "Prints one line per fault, and exits with status 1 if there is any."
     )
     parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -50,7 +50,9 @@ def _describe(report: FolderReport) -> dict[str, object]:
             "parameters": part.num_parameters,
             "dtypes": dict(part.dtypes),
             "bytes_on_disk": part.bytes_on_disk,
-            "bytes_on_device": {dtype: part.num_parameters * each for dtype, each in BYTES_EACH.items()},
+            "bytes_on_device": {
+                dtype: part.num_parameters * size for dtype, size in BYTES_PER_PARAMETER.items()
+            },
         }
         for part in report.parts
     ]
@@ -64,11 +66,11 @@ def _describe(report: FolderReport) -> dict[str, object]:
 
 def _as_text(report: FolderReport) -> str:
     """The parts as a table, then the faults, then the verdict."""
-    name = " ".join(str(report.folder).split())  # whatever a folder may be called
+    name = " ".join(str(report.folder).split())  # a folder's name may hold line breaks
     lines = [f"{name}: {report.family or 'family unknown'}"]
     if report.parts:
         lines += [
-            _row("part", "class", "parameters", "on disk", *BYTES_EACH, "stored as"),
+            _row("part", "class", "parameters", "on disk", *BYTES_PER_PARAMETER, "stored as"),
             *map(_part_row, report.parts),
             _totals(report),
         ]
@@ -100,7 +102,7 @@ def _amounts(num_parameters: int, bytes_on_disk: int) -> list[str]:
     return [
         _short(num_parameters),
         f"{_short(bytes_on_disk)}B",
-        *(f"{_short(num_parameters * each)}B" for each in BYTES_EACH.values()),
+        *(f"{_short(num_parameters * size)}B" for size in BYTES_PER_PARAMETER.values()),
     ]
 
 
@@ -109,6 +111,6 @@ def _row(*cells: str) -> str:
 
 
 def _short(number: int) -> str:
-    """Three digits and a prefix."""
+    """`number` with three digits and a decimal prefix."""
     scale, prefix = next(((scale, prefix) for scale, prefix in PREFIXES if number >= 0.9995 * scale), (1, ""))
     return f"{number / scale:.3g} {prefix}"

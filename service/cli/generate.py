@@ -1,4 +1,7 @@
-"""`safelight generate`: the service's own stages in one process, so the same request gives the same bytes."""
+"""`safelight generate`: draws images with the service's stages in this process.
+
+The same request gives the same bytes as the service does.
+"""
 
 import argparse
 import asyncio
@@ -13,7 +16,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import Say, note, progress
+from safelight.service.cli.progress import ProgressCallback, note, progress
 from safelight.service.errors import ServiceError, as_invalid_request
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_images, make_output, make_usage
@@ -24,6 +27,7 @@ from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+# The flag of each request field.
 FLAGS = {
     "prompt": "PROMPT",
     "negative_prompt": "--negative-prompt",
@@ -46,48 +50,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what the image should not show")
     add_model(parser)
-    parser.add_argument("--size", metavar="WxH", help="default: the model's native size")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
-    parser.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
-    parser.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`")
-    parser.add_argument(
-        "--timestep-spacing", metavar="NAME", help="where the steps stand; default: the model's"
+    _add_sampling_arguments(parser.add_argument_group("sampling"))
+    _add_guidance_arguments(parser.add_argument_group("guidance"))
+    _add_output_arguments(parser.add_argument_group("output"))
+
+
+def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--size", metavar="WxH", help="default: the model's native size")
+    group.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
+    group.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`")
+    group.add_argument(
+        "--timestep-spacing", metavar="NAME", help="how the steps are spaced in time; default: the model's"
     )
-    parser.add_argument(
+    group.add_argument(
         "--eta", type=float, metavar="E", help="0 to 1, with --solver ddim: its share of fresh noise"
     )
-    parser.add_argument(
+    group.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
+
+
+def _add_guidance_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
+    group.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
         metavar=("START", "END"),
-        help="times, 0 data to 1 noise, at which guidance acts",
+        help="times, 0 data to 1 noise, between which guidance is on",
     )
-    parser.add_argument(
+    group.add_argument(
         "--guidance-stride",
         type=int,
         metavar="N",
         help="evaluate both predictions at every Nth guided step only",
     )
-    parser.add_argument(
-        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: scale a guided prediction back"
+    group.add_argument(
+        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: rescale a guided prediction"
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
-    parser.add_argument(
+
+
+def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "-n",
         type=int,
         metavar="N",
-        help="how many images, 1 to 10; several are written as PATH-0, PATH-1, ...",
+        help="number of images, 1 to 10; several are written as PATH-0, PATH-1, ...",
     )
-    parser.add_argument(
+    group.add_argument(
         "-o",
         "--output",
         default="picture.png",
         metavar="PATH",
         help=".png, .webp or .jpeg; default %(default)s",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout: the images and what they cost"
+    group.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout: the images and their usage"
     )
 
 
@@ -96,15 +112,15 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model)
     output_format = _format_of(Path(args.output))
     model = model_of(settings)
-    params, output = _understand(args, model, output_format)
-    with progress("loading the model") as say:
-        drawn = asyncio.run(_draw(model, settings, params, output, say))
-    paths = _write(Path(args.output), drawn)
-    usage = make_usage(drawn, params, model, time.perf_counter() - started)
+    params, output = _parse_arguments(args, model, output_format)
+    with progress("loading the model") as report_progress:
+        results = asyncio.run(_draw(model, settings, params, output, report_progress))
+    paths = _write(Path(args.output), results)
+    usage = make_usage(results, params, model, time.perf_counter() - started)
     if args.json:
         images = [
-            {"path": str(p), "seed": g.seed, "width": g.width, "height": g.height}
-            for p, g in zip(paths, params, strict=True)
+            {"path": str(path), "seed": image.seed, "width": image.width, "height": image.height}
+            for path, image in zip(paths, params, strict=True)
         ]
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
@@ -114,10 +130,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _understand(
+def _parse_arguments(
     args: argparse.Namespace, model: ModelInfo, output_format: str
 ) -> tuple[list[GenerationParams], ImageFormat]:
-    """The arguments as the request that they would be, judged by the same rules."""
+    """The arguments as a request, validated by the rules of the service. Raises `UserError`."""
     fields = {
         "prompt": args.prompt,
         "negative_prompt": args.negative_prompt,
@@ -150,37 +166,54 @@ def _with_flag(error: Exception) -> str:
 
 
 async def _draw(
-    model: ModelInfo, settings: Settings, images: Sequence[GenerationParams], output: ImageFormat, say: Say
+    model: ModelInfo,
+    settings: Settings,
+    images: Sequence[GenerationParams],
+    output: ImageFormat,
+    report_progress: ProgressCallback,
 ) -> list[DecodeResult]:
+    """The finished images.
+
+    Args:
+        model: The model that draws them.
+        settings: The service's settings.
+        images: The parameters of each image.
+        output: The images' file format.
+        report_progress: Shows one line of text.
+
+    Raises:
+        UserError: The model cannot be loaded, or an image cannot be drawn.
+    """
     pipeline = InProcessPipeline(model, settings)
-    watching = asyncio.ensure_future(_watch(pipeline, say))
+    watcher = asyncio.ensure_future(_watch(pipeline, report_progress))
     try:
         pipeline.wait()
         return list(await asyncio.gather(*(pipeline.generate(params, output) for params in images)))
     except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
         raise UserError(_with_flag(error)) from None
     finally:
-        await cancel_all(watching)
+        await cancel_all(watcher)
         pipeline.close()
 
 
-async def _watch(pipeline: InProcessPipeline, say: Say) -> None:
+async def _watch(pipeline: InProcessPipeline, report_progress: ProgressCallback) -> None:
     while True:
-        say(f"drawing, tick {pipeline.denoiser.status().ticks}")
+        report_progress(f"drawing, tick {pipeline.denoiser.status().ticks}")
         await asyncio.sleep(POLL_SECONDS)
 
 
 def _format_of(path: Path) -> str:
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"the format is told by the end of PATH: {', '.join(FORMATS)}; got {path.name!r}")
+        raise UserError(f"the suffix of PATH selects the format: {', '.join(FORMATS)}; got {path.name!r}")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent}")
     return FORMATS[path.suffix.lower()]
 
 
-def _write(path: Path, drawn: Sequence[DecodeResult]) -> list[Path]:
-    """One image to `path`; several to `path` with their numbers before the suffix."""
-    paths = [path] if len(drawn) == 1 else [path.with_stem(f"{path.stem}-{k}") for k in range(len(drawn))]
-    for target, image in zip(paths, drawn, strict=True):
-        target.write_bytes(image.image)
+def _write(path: Path, results: Sequence[DecodeResult]) -> list[Path]:
+    """Write one image to `path`, or several with their indices before its suffix; returns the paths."""
+    count = len(results)
+    paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
+    for image_path, result in zip(paths, results, strict=True):
+        image_path.write_bytes(result.image)
     return paths

@@ -1,4 +1,4 @@
-"""What every command asks first: which settings, which model."""
+"""The settings and the model of a command, with mistakes reported as `UserError`."""
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
@@ -6,14 +6,16 @@ from safelight.service.cli import UserError
 from safelight.service.settings import BadSetting, Settings, read_settings
 
 
-def settings_of(**given: object) -> Settings:
+def settings_of(**flags: object) -> Settings:
+    """The settings, of which `flags` that are None are left to the environment. Raises `UserError`."""
     try:
-        return read_settings(given)
+        return read_settings(flags)
     except BadSetting as error:
         raise UserError(str(error)) from None
 
 
 def model_of(settings: Settings) -> ModelInfo:
+    """The model that the settings name. Raises `UserError`."""
     try:
         return find_model(settings.model)
     except UnknownModel as error:

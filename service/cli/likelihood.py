@@ -14,7 +14,7 @@ from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEE
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import Say, note, progress
+from safelight.service.cli.progress import ProgressCallback, note, progress
 from safelight.service.runtime.fast_imports import imported_for_good
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _estimate(args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say: Say) -> LikelihoodReport:
+def _estimate(
+    args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say: ProgressCallback
+) -> LikelihoodReport:
     with imported_for_good():
         from safelight.pipeline.evaluation.likelihood import build_likelihood
     try:

@@ -1,4 +1,4 @@
-"""`safelight models`: what is embedded, and which checkpoint folders can be served."""
+"""`safelight models`: the embedded models, and the families of checkpoint folders that can be served."""
 
 import argparse
 import json
@@ -22,22 +22,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     families = list_families()
     if args.json:
-        print(
-            json.dumps(
-                {"models": list(map(_describe, models)), "families": list(map(_describe_family, families))}
-            )
-        )
+        report = {"models": list(map(_describe, models)), "families": list(map(_describe_family, families))}
+        print(json.dumps(report))
     else:
-        print(
-            "\n".join(
-                [
-                    *map(_as_text, models),
-                    "",
-                    "Folders that can be served with --model DIR:",
-                    *map(_family_as_text, families),
-                ]
-            )
-        )
+        title = "Folders that can be served with --model DIR:"
+        print("\n".join([*map(_as_text, models), "", title, *map(_family_as_text, families)]))
     return 0
 
 
@@ -82,9 +71,10 @@ def _as_text(model: ModelInfo) -> str:
 
 def _family_as_text(family: Family) -> str:
     sides = " or ".join(f"{side}x{side}" for side in family.sides)
+    shapes = f"{sides} and other shapes of that area" if family.has_buckets else sides
     facts = [
         f"{family.pipeline} {family.mark}".strip(),
-        f"{_defaults(family)}; {family.schedule}; {sides}{' and other shapes of that area' if family.has_buckets else ''}",
+        f"{_defaults(family)}; {family.schedule}; {shapes}",
         f"text: {family.text}",
         f"weights: {', '.join(family.origin) or 'the embedded ones'} ({family.licence})",
     ]
@@ -96,5 +86,5 @@ def _family_as_text(family: Family) -> str:
     return "\n".join(f"{family.name if fact is facts[0] else '':13} {fact}" for fact in facts)
 
 
-def _defaults(of: ModelInfo | Family) -> str:
-    return f"{of.num_steps} steps of {of.solver} at guidance {of.guidance_scale:g}"
+def _defaults(model: ModelInfo | Family) -> str:
+    return f"{model.num_steps} steps of {model.solver} at guidance {model.guidance_scale:g}"

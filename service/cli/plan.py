@@ -27,7 +27,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.plan_report import as_text
-from safelight.service.cli.progress import Say, progress
+from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.fast_imports import imported_for_good
 from safelight.service.settings import num_cores
@@ -209,7 +209,11 @@ def _image_spec(args: argparse.Namespace, profile: ModelProfile) -> ImageSpec:
 
 
 def _choose_device(
-    args: argparse.Namespace, model: ModelInfo | None, profile: ModelProfile, spec: ImageSpec, say: Say
+    args: argparse.Namespace,
+    model: ModelInfo | None,
+    profile: ModelProfile,
+    spec: ImageSpec,
+    say: ProgressCallback,
 ) -> DeviceChoice:
     """The GPU or machine that the flags name, measured if need be."""
     if args.gpu != THIS_MACHINE:
@@ -228,7 +232,9 @@ def _choose_device(
     return _constant_rate(args, "this machine by its best matrix product", peak, THIS_MACHINE_MFU)
 
 
-def _measure(args: argparse.Namespace, model: ModelInfo, spec: ImageSpec, say: Say) -> MeasuredDevice | None:
+def _measure(
+    args: argparse.Namespace, model: ModelInfo, spec: ImageSpec, say: ProgressCallback
+) -> MeasuredDevice | None:
     """This machine as measured with the model; None for a model too large to run here."""
     with imported_for_good():
         from safelight.pipeline.calibration.stage_times import measure_stage_times

@@ -1,14 +1,14 @@
-"""What is going on, for a person at a terminal; nothing at all in a pipe."""
+"""Progress for a person at a terminal; prints nothing when stderr is not a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Say = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 @contextmanager
-def progress(first: str) -> Iterator[Say]:
+def progress(first: str) -> Iterator[ProgressCallback]:
     """A spinner on stderr beside one line of text, which the yielded function replaces."""
     if not sys.stderr.isatty():
         yield lambda text: None
@@ -20,8 +20,8 @@ def progress(first: str) -> Iterator[Say]:
 
 
 @contextmanager
-def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, told by the yielded function how many of `total` are done."""
+def counter(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; the yielded function sets how many of `total` steps are done."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return
@@ -29,11 +29,11 @@ def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def note(text: str) -> None:
-    """A remark beside the result."""
+    """Print a remark beside the result."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`safelight serve`: the whole service on this machine, until it is told to stop."""
+"""`safelight serve`: the whole service on this machine, until Ctrl-C or SIGTERM."""
 
 import argparse
 import contextlib
@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -21,43 +20,44 @@ from safelight.service.settings import Settings
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--host", help="default 127.0.0.1")
-    parser.add_argument("--port", help="default 8000; 0 for any free one")
+    parser.add_argument("--port", help="default 8000; 0 takes any free port")
     parser.add_argument(
-        "--stages", metavar="split|colocated", help="a process a stage (default), or one for all three"
+        "--stages", metavar="split|colocated", help="one process per stage (default), or one for all three"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
-    settings = replace(settings, port=_free_port(settings))
-    model = model_of(settings)  # a wrong name is said before anything is started
+    settings = settings.updated(port=_free_port(settings))
+    model = model_of(settings)  # an unknown model is refused before anything is started
     if Path(settings.model).is_dir():
-        _require_sound(settings.model)
-    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+        _check_folder(settings.model)
+    with contextlib.suppress(KeyboardInterrupt):  # the regular end
         _serve(settings, model)
     return 0
 
 
-def _require_sound(folder: str) -> None:
-    """Raise `UserError` for a checkpoint that would fail in a stage, in half a minute and in Ray's words.
+def _check_folder(folder: str) -> None:
+    """Raise `UserError` for a checkpoint folder that cannot be served.
 
-    In a process of its own: what reads weights is large, and this one lives as long as the service.
+    A stage would fail on it too, but half a minute later and with Ray's message. The check runs in a process
+    of its own, because its libraries are large and this process lives as long as the service.
     """
     with progress(f"checking {folder}"):
         command = [sys.executable, "-m", "safelight.service.cli", "check", folder, "--json"]
-        checked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if checked.returncode and checked.stdout:
-        raise UserError("; ".join(json.loads(checked.stdout)["faults"]))
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode and process.stdout:
+        raise UserError("; ".join(json.loads(process.stdout)["faults"]))
 
 
 def _serve(settings: Settings, model: ModelInfo) -> None:
     stdout = sys.stdout
     with contextlib.ExitStack() as service:
-        with progress("loading Ray") as say:
+        with progress("loading Ray") as report_progress:
             from safelight.service.local import CannotServe, running_service
 
             try:
-                url = service.enter_context(running_service(settings, say))
+                url = service.enter_context(running_service(settings, report_progress))
             except CannotServe as error:
                 raise UserError(str(error)) from None
         stdout.write(_announcement(url, model))
@@ -66,7 +66,7 @@ def _serve(settings: Settings, model: ModelInfo) -> None:
 
 
 def _free_port(settings: Settings) -> int:
-    """The asked port if nobody listens there; for 0, any that is free now."""
+    """The port of the settings, or any free port for 0. Raises `UserError` if it is in use."""
     try:
         with socket.create_server((settings.host, settings.port)) as probe:
             return int(probe.getsockname()[1])
@@ -78,6 +78,7 @@ def _free_port(settings: Settings) -> int:
 
 
 def _announcement(url: str, model: ModelInfo) -> str:
-    prompt = "0" if model.labels else "a red apple"  # a class
-    curl = f"""curl {url}/v1/images/generations -H 'content-type: application/json' -d '{{"prompt": "{prompt}"}}'"""
+    prompt = "0" if model.labels else "a red apple"  # a class label for class-conditional models
+    header, body = "content-type: application/json", json.dumps({"prompt": prompt})
+    curl = f"curl {url}/v1/images/generations -H '{header}' -d '{body}'"
     return f"Safelight serves {model.id} on {url}, try: {curl}\n"

@@ -1,4 +1,4 @@
-"""`safelight solvers`: what there is to sample with, and when to take which."""
+"""`safelight solvers`: the solvers, and when to use which."""
 
 import argparse
 import json
@@ -11,14 +11,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    print(
-        json.dumps([_describe(name) for name in SOLVERS]) if args.json else "\n".join(map(_as_text, SOLVERS))
-    )
+    if args.json:
+        print(json.dumps([_describe(name) for name in SOLVERS]))
+    else:
+        print("\n".join(map(_as_text, SOLVERS)))
     return 0
 
 
 def _aliases(name: str) -> list[str]:
-    return [alias for alias, meant in ALIASES.items() if meant == name]
+    return [alias for alias, solver in ALIASES.items() if solver == name]
 
 
 def _describe(name: str) -> dict[str, object]:

@@ -1,16 +1,26 @@
-"""Who may ask what. Of the operator's own routes; whoever may draw is for the network in front to say."""
+"""Access to the operator's routes; access to the drawing routes is for a proxy in front to control."""
 
 import secrets
+from typing import Annotated
 
-from starlette.requests import Request
+from fastapi import Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 
 from safelight.service.errors import Unauthorized
 
+ADMIN_KEY = HTTPBearer(
+    scheme_name="admin_key",
+    description="The setting `admin_key`; without one the route is open to everybody.",
+    auto_error=False,
+)
+BearerToken = Annotated[HTTPAuthorizationCredentials | None, Security(ADMIN_KEY)]
 
-def require_admin(request: Request, admin_key: str) -> None:
-    """Raise `Unauthorized` unless the request bears the operator's key; without one anybody may ask."""
-    if not admin_key:
+
+def require_admin(token: HTTPAuthorizationCredentials | None, admin_key: SecretStr) -> None:
+    """Raise `Unauthorized` unless `token` is `admin_key`; an empty key admits everybody."""
+    key = admin_key.get_secret_value()
+    if not key:
         return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), admin_key.encode()):
+    if token is None or not secrets.compare_digest(token.credentials.strip().encode(), key.encode()):
         raise Unauthorized()

@@ -1,10 +1,14 @@
-"""The HTTP face: a FastAPI app over a backend. Routes are thin; what they mean is said elsewhere."""
+"""The FastAPI app over a backend.
+
+Routes are thin: validation, translation and dispatching have modules of their own.
+"""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import FastAPI, Query
@@ -25,9 +29,10 @@ from safelight.service.errors import (
     ServiceError,
     as_service_error,
 )
-from safelight.service.http.auth import require_admin
+from safelight.service.http.auth import BearerToken, require_admin
+from safelight.service.http.docs import make_app
 from safelight.service.http.middleware import Envelope, error_response
-from safelight.service.http.openapi import ERRORS, OF_DRAWING, image_request_body
+from safelight.service.http.openapi import ERRORS, GENERATION_ERRORS, image_request_body
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.request_body import read_json_body, unless_gone
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
@@ -45,152 +50,177 @@ from safelight.service.messages import RequestContext
 from safelight.service.runtime.asyncio_tasks import cancel_all
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from safelight.service.telemetry.tracing import Tracing
+from safelight.service.telemetry.tracing import LiveSpan, Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import Sink, UsageRecord, record_request
+from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
 from safelight.service.usage.report import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
-WINDOW = "The last so many seconds, and up to a minute more; all since the start without it."
+WINDOW = "The last so many seconds and up to a minute more; without it everything since the start."
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts that the routes share."""
+
+    model: ModelInfo
+    settings: Settings
+    dispatcher: RequestDispatcher
+    warm_up: WarmUp
+    metrics: Metrics
+    ledger: LedgerClient
+    outbox: Outbox
+    reporter: UsageReporter
+    tracing: Tracing
+
+    def record(self, record: UsageRecord) -> None:
+        """Count a finished request, and queue its record for the ledger."""
+        self.metrics.record(record)
+        self.outbox.put(record)
 
 
 def build_gateway(
     backend: Backend,
     model: ModelInfo,
     settings: Settings,
-    books: LedgerClient | None = None,
+    ledger: LedgerClient | None = None,
     proxied: bool = False,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The app; its own `books` if there are no common ones, `proxied` when Serve's own proxy stands before it."""
-    metrics = Metrics()
-    books = books or LocalLedger(settings)
-    outbox = Outbox()
-    reporter = UsageReporter(outbox.take, books.post)
-    dispatcher = RequestDispatcher(backend, metrics, settings, books)
-    warm_up = WarmUp(dispatcher, model)
+    """The app.
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.ensure_future(warm_up.run())
-        reporter.start()
-        yield
-        await cancel_all(warming)
-        await asyncio.to_thread(reporter.stop)
-
-    app = FastAPI(title="Safelight", summary="Text in, image out.", lifespan=lifespan, redirect_slashes=False)
-    app.state.dispatcher = dispatcher
-    _add_image_route(
-        app,
-        dispatcher,
-        lambda record: _settle(record, metrics, outbox),
-        model,
-        settings,
-        tracing or Tracing(),
+    Args:
+        backend: Draws the images.
+        model: The served model.
+        settings: The service's settings.
+        ledger: The ledger that all gateways share; a local one if None.
+        proxied: Whether Serve's proxy stands in front, which adds the request's id to each response itself.
+        tracing: Makes the spans; none if None.
+    """
+    gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
+    app = make_app(
+        title="Safelight",
+        summary="Text in, image out.",
+        lifespan=_lifespan(gateway),
+        redirect_slashes=False,
     )
-    _add_accounting_route(app, books, reporter, settings)
-    _add_model_routes(app, dispatcher, describe_model(model, created=int(time.time())), model)
-    _add_health_routes(app, dispatcher, warm_up, metrics, books)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ServiceError, _answer_error)
-    app.add_exception_handler(InvalidParams, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_wrong_query)
+    app.state.dispatcher = gateway.dispatcher
+    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+        add_routes(app, gateway)
+    _add_error_handlers(app)
     app.add_middleware(Envelope, proxied=proxied)
     return app
 
 
-def _settle(record: UsageRecord, metrics: Metrics, outbox: Outbox) -> None:
-    metrics.record(record)
-    outbox.put(record)
+def _make_gateway(
+    backend: Backend, model: ModelInfo, settings: Settings, ledger: LedgerClient, tracing: Tracing
+) -> Gateway:
+    """Connect the parts; the parameters are those of `build_gateway`."""
+    metrics = Metrics()
+    outbox = Outbox()
+    dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
+    return Gateway(
+        model=model,
+        settings=settings,
+        dispatcher=dispatcher,
+        warm_up=WarmUp(dispatcher, model),
+        metrics=metrics,
+        ledger=ledger,
+        outbox=outbox,
+        reporter=UsageReporter(outbox.take, ledger.post),
+        tracing=tracing,
+    )
 
 
-def _add_image_route(
-    app: FastAPI,
-    dispatcher: RequestDispatcher,
-    sink: Sink,
-    model: ModelInfo,
-    settings: Settings,
-    tracing: Tracing,
-) -> None:
+def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.ensure_future(gateway.warm_up.run())
+        gateway.reporter.start()
+        yield
+        await cancel_all(warming)
+        await asyncio.to_thread(gateway.reporter.stop)
+
+    return lifespan
+
+
+def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses=OF_DRAWING,
-        openapi_extra=image_request_body(model),
+        responses=GENERATION_ERRORS,
+        openapi_extra=image_request_body(gateway.model),
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
-        # Parsed here and not by FastAPI, so that one record_request sees every way out, malformed bodies included.
+        # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
+        request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
         with (
-            record_request(request.state.request_id, model.id, sink) as opened,
-            tracing.span(
-                "generate", request.headers.get("traceparent"), model=model.id, request_id=opened.request_id
+            record_request(request_id, gateway.model.id, gateway.record) as record,
+            gateway.tracing.span(
+                "generate", parent_span, model=gateway.model.id, request_id=record.request_id
             ) as span,
         ):
-            asked = parse_request(
-                await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
-            )
-            images, output = make_images(asked, model), make_output(asked)
-            opened.num_images = len(images)
-            span.set(
-                images=len(images),
-                steps=images[0].num_steps,
-                size=f"{images[0].width}x{images[0].height}",
-            )
-            drawn = await unless_gone(
-                request, dispatcher.generate(images, output, RequestContext(opened.id, span.traceparent))
-            )
-            opened.images = tuple(image.usage for image in drawn)
-            usage = make_usage(drawn, images, model, opened.seconds)
-            answer = make_response(drawn, images, output, usage)
-            return Response(answer.model_dump_json(), media_type="application/json")
+            return await _generate(request, gateway, record, span)
 
 
-def _add_accounting_route(
-    app: FastAPI, books: LedgerClient, reporter: UsageReporter, settings: Settings
-) -> None:
+async def _generate(request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan) -> Response:
+    """Draw the images of one request, and note their usage in `record`."""
+    settings, model = gateway.settings, gateway.model
+    body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
+    image_request = parse_request(body)
+    images, output = make_images(image_request, model), make_output(image_request)
+    record.num_images = len(images)
+    span.set(images=len(images), steps=images[0].num_steps, size=f"{images[0].width}x{images[0].height}")
+    context = RequestContext(record.id, span.traceparent)
+    results = await unless_gone(request, gateway.dispatcher.generate(images, output, context))
+    record.images = tuple(result.usage for result in results)
+    usage = make_usage(results, images, model, record.seconds)
+    response = make_response(results, images, output, usage)
+    return Response(response.model_dump_json(), media_type="application/json")
+
+
+def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
         responses={401: ERRORS[401]},
-        summary="What was drawn for whom, what it cost, and whether targets are met",
+        summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
-        request: Request,
+        token: BearerToken,
         window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
         latest: Annotated[
-            int, Query(ge=0, le=1000, description="How many single requests to list, the newest first.")
+            int, Query(ge=0, le=1000, description="How many single requests to list, newest first.")
         ] = 0,
     ) -> AccountingReport:
-        require_admin(request, settings.admin_key)
-        await asyncio.to_thread(reporter.deliver)
-        return await books.report(window, latest)
+        require_admin(token, gateway.settings.admin_key)
+        await asyncio.to_thread(gateway.reporter.deliver)
+        return await gateway.ledger.report(window, latest)
 
 
-def _add_model_routes(
-    app: FastAPI, dispatcher: RequestDispatcher, described: Model, model: ModelInfo
-) -> None:
-    async def describe_now() -> Model:
-        denoiser = (await dispatcher.status()).get("denoise")
-        return described.model_copy(update={"attention": denoiser.attention if denoiser else None})
+def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
+    description = describe_model(gateway.model, created=int(time.time()))
 
-    @app.get("/v1/models", summary="The models served here")
+    async def describe_with_attention() -> Model:
+        denoiser = (await gateway.dispatcher.status()).get("denoise")
+        return description.model_copy(update={"attention": denoiser.attention if denoiser else None})
+
+    @app.get("/v1/models", summary="The served models")
     async def list_models() -> ModelList:
-        return ModelList(data=[await describe_now()])
+        return ModelList(data=[await describe_with_attention()])
 
     @app.get("/v1/models/{model_id}", responses={404: ERRORS[404]}, summary="One model")
     async def get_model(model_id: str) -> Model:
-        check_model(model_id, model)
-        return await describe_now()
+        check_model(model_id, gateway.model)
+        return await describe_with_attention()
 
-    @app.get("/v1/curve", summary="What each stage's work costs on its machine", responses={503: ERRORS[503]})
+    @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:
-        return describe_curves(await dispatcher.status())
+        return describe_curves(await gateway.dispatcher.status())
 
 
-def _add_health_routes(
-    app: FastAPI, dispatcher: RequestDispatcher, warm_up: WarmUp, metrics: Metrics, books: LedgerClient
-) -> None:
+def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/livez", summary="The gateway is alive")
     async def livez() -> dict[str, bool]:
         return {"alive": True}
@@ -201,24 +231,32 @@ def _add_health_routes(
         summary="Every stage has drawn a warm-up image and answers",
     )
     async def readyz(response: Response) -> Readiness:
-        report = await warm_up.report()
+        report = await gateway.warm_up.report()
         response.status_code = 200 if report.ready else 503
         return report
 
-    @app.get("/metrics", summary="Prometheus metrics: this gateway's requests, and the stages' work")
+    @app.get("/metrics", summary="Prometheus metrics of this gateway's requests and of the stages' work")
     async def expose_metrics() -> Response:
-        await dispatcher.status()
-        with contextlib.suppress(Exception):  # without the ledger the rest is still worth saying
-            metrics.observe_measures(await books.snapshot(), (await books.report(None, 0)).mfu)
-        return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+        await gateway.dispatcher.status()
+        with contextlib.suppress(Exception):  # the other metrics are served without the ledger's
+            snapshot = await gateway.ledger.snapshot()
+            gateway.metrics.observe_measures(snapshot, (await gateway.ledger.report(None, 0)).mfu)
+        return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ServiceError, _answer_error)
+    app.add_exception_handler(InvalidParams, _answer_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_query)
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
     return error_response(as_service_error(error))
 
 
-async def _answer_wrong_query(_: Request, error: Exception) -> Response:
-    """The first fault of a query, in one sentence; bodies are read elsewhere."""
+async def _answer_invalid_query(_: Request, error: Exception) -> Response:
+    """The first fault of a query string; bodies are validated by `parse_request`."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     name = str(fault["loc"][-1])
@@ -226,13 +264,13 @@ async def _answer_wrong_query(_: Request, error: Exception) -> Response:
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors are about routes."""
+    """Starlette's own errors, which are about routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        answer = error_response(
+        response = error_response(
             MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
         )
-        answer.headers["allow"] = allowed
-        return answer
+        response.headers["allow"] = allowed
+        return response
     return error_response(RouteNotFound() if error.status_code == 404 else ServiceError())

@@ -1,4 +1,4 @@
-"""What every answer has in common, whatever route it comes from: an id, its time, and OpenAI's error object."""
+"""What every response has: a request id, its processing time, and OpenAI's error object if it is an error."""
 
 import json
 import logging
@@ -14,13 +14,14 @@ from safelight.service.errors import ServiceError, as_service_error
 
 logger = logging.getLogger(__name__)
 
-SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Envelope:
-    """Outermost: names the request, times it, and turns whatever escapes into an answer.
+    """The outermost middleware: identifies and times each request, and turns exceptions into error responses.
 
-    Serve's proxy writes the request's id into every answer itself, and would write it beside ours: `proxied` leaves it to it.
+    Serve's proxy adds the header `x-request-id` to each response itself; with `proxied` it is not added a
+    second time.
     """
 
     def __init__(self, app: ASGIApp, proxied: bool):
@@ -33,12 +34,12 @@ class Envelope:
         started = time.perf_counter()
         request_id = choose_request_id(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
-        answered = False
+        is_started = False
 
-        async def send_named(message: Message) -> None:
-            nonlocal answered
+        async def send_with_headers(message: Message) -> None:
+            nonlocal is_started
             if message["type"] == "http.response.start":
-                answered = True
+                is_started = True
                 headers = MutableHeaders(scope=message)
                 if not self.proxied:
                     headers["x-request-id"] = request_id
@@ -46,19 +47,20 @@ class Envelope:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_named)
+            await self.app(scope, receive, send_with_headers)
         except Exception as error:
             logger.exception("request %s failed", request_id)
-            if not answered:
-                await error_response(as_service_error(error))(scope, receive, send_named)
+            if not is_started:
+                await error_response(as_service_error(error))(scope, receive, send_with_headers)
 
 
-def choose_request_id(given: str | None) -> str:
-    """The client's id if it is sane, else a fresh one."""
-    return given if given and SANE_ID.fullmatch(given) else uuid.uuid4().hex
+def choose_request_id(client_id: str | None) -> str:
+    """The client's id if it is short and of harmless characters, else a random one."""
+    return client_id if client_id and VALID_ID.fullmatch(client_id) else uuid.uuid4().hex
 
 
 def error_response(error: ServiceError) -> Response:
-    # ASCII, because a message may quote a client's text, and not every text can be written in UTF-8
+    """`error` as a JSON response with its status and headers."""
+    # ASCII: a message may quote a client's text, which may hold lone surrogates that UTF-8 cannot encode.
     body = json.dumps(error.body()).encode("ascii")
     return Response(body, error.status, headers=error.headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""What /docs says beyond what FastAPI finds by itself."""
+"""Parts of the OpenAPI schema that FastAPI does not derive from the routes."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.http.schemas import ErrorResponse, ImageRequest
 from safelight.service.http.translation import ALIASES, size_names
 
-_REASONS = {
-    400: "A field is wrong; `param` names it and the message says what is allowed",
+_DESCRIPTIONS = {
+    400: "A field is invalid; `param` names it and the message says what is allowed",
     401: "The admin key is missing or wrong",
     404: "No such model",
     408: "The body did not arrive in time",
@@ -17,14 +17,14 @@ _REASONS = {
     503: "The image could not be drawn now; see Retry-After",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()
+    status: {"model": ErrorResponse, "description": text} for status, text in _DESCRIPTIONS.items()
 }
 
-OF_DRAWING = {status: error for status, error in ERRORS.items() if status != 401}
+GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status != 401}
 
 
 def image_request_body(model: ModelInfo) -> dict[str, Any]:
-    """The request's schema with the served model's own choices, so that what the schema allows is what is served."""
+    """The request body's schema, whose enumerations are what `model` serves."""
     schema = ImageRequest.model_json_schema()
     for field, choices in {
         "model": (model.id, *ALIASES),

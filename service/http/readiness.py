@@ -1,4 +1,4 @@
-"""When the service may be sent requests: once every stage has drawn a warm-up image, while every stage answers."""
+"""Readiness: every stage has drawn a warm-up image, and every stage answers."""
 
 import asyncio
 import logging
@@ -16,41 +16,42 @@ RETRY_SECONDS = 1.0
 
 
 class WarmUp:
-    """Draws one image when the gateway starts, and says how far that has come."""
+    """Draws one image when the gateway starts, and reports readiness."""
 
     def __init__(self, dispatcher: RequestDispatcher, model: ModelInfo):
-        self._painter = dispatcher
+        self._dispatcher = dispatcher
         self._image = make_warm_up_image(model)
-        self._done = False
-        self._failed = False
-        self._trouble: str | None = None
+        self._is_done = False
+        self._has_failed = False
+        self._reason: str | None = None
 
     async def run(self) -> None:
-        while not (self._done or self._failed):
+        """Try until the image is drawn, or until the model turns out not to be able to draw."""
+        while not (self._is_done or self._has_failed):
             try:
-                await self._painter.generate([self._image], ImageFormat())
-                self._done, self._trouble = True, None
+                await self._dispatcher.generate([self._image], ImageFormat())
+                self._is_done, self._reason = True, None
             except ServiceError as error:
-                self._trouble = str(error)
-                self._failed = isinstance(error, BrokenImage)
+                self._reason = str(error)
+                self._has_failed = isinstance(error, BrokenImage)
                 logger.warning("the warm-up image failed: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def report(self) -> Readiness:
-        status = await self._painter.status()
+        status = await self._dispatcher.status()
         stages = {
             name: StageReadiness(
-                ready=stage is not None and (self._done or stage.images > 0),
+                ready=stage is not None and (self._is_done or stage.images > 0),
                 pictures=stage.images if stage else 0,
             )
             for name, stage in status.items()
         }
-        ready = self._done and all(stage.ready for stage in stages.values())
-        return Readiness(ready=ready, stages=stages, reason=self._trouble, failed=self._failed)
+        ready = self._is_done and all(stage.ready for stage in stages.values())
+        return Readiness(ready=ready, stages=stages, reason=self._reason, failed=self._has_failed)
 
 
 def make_warm_up_image(model: ModelInfo) -> GenerationParams:
-    """The smallest request that goes through everything: native size, guidance as usual, few steps."""
+    """The cheapest image that exercises every stage: native size, the model's guidance, few steps."""
     width, height = model.native_size
-    prompt = "0" if model.labels else "warm-up"  # a class
+    prompt = "0" if model.labels else "warm-up"  # a class label for class-conditional models
     return GenerationParams(prompt, "", width, height, MIN_STEPS, model.guidance_scale, model.solver, seed=0)

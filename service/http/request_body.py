@@ -1,4 +1,4 @@
-"""Reading a request's body, and noticing that its sender has gone."""
+"""Reads a request's body within limits, and detects a client that has disconnected."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,7 +13,11 @@ T = TypeVar("T")
 
 
 async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
-    """The body, refused as early as its length is known to be over `limit` bytes, or after `seconds` without its end."""
+    """The body of a JSON request.
+
+    Raises `WrongContentType`, `BodyTooLarge` as soon as it is known to exceed `limit` bytes, `BodyTooSlow` if
+    it has not arrived whole within `seconds`, and `ClientGone`.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise WrongContentType()
@@ -32,24 +36,28 @@ async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
         raise BodyTooSlow(f"The body did not arrive within {seconds:g} seconds.") from None
     except BodyTooLarge:
         raise
-    except Exception:  # starlette has one for a sender that has gone, Serve's proxy another
+    except Exception:  # a disconnect: Starlette and Serve's proxy raise different classes
         raise ClientGone() from None
     return bytes(body)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled, and waited for, when the client goes away. The body must have been read."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
+    """The result of `work`.
+
+    When the client disconnects first, `work` is cancelled and waited for, and `ClientGone` is raised. The
+    request's body must have been read before.
+    """
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientGone()
-        return working.result()
+        return task.result()
     finally:
-        await cancel_all(working, watching)
+        await cancel_all(task, disconnect)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""The wire: requests and responses in OpenAI's shape, with Safelight's extensions."""
+"""The JSON of requests and responses, in OpenAI's shape with Safelight's extensions."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,8 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-def _ignored(what: str) -> Any:
-    return Field(None, description=f"Accepted for OpenAI's clients and ignored: {what}.")
+def _ignored(reason: str) -> Any:
+    return Field(None, description=f"Accepted for OpenAI's clients and ignored: {reason}.")
 
 
 class ImageRequest(BaseModel):
@@ -40,7 +40,7 @@ class ImageRequest(BaseModel):
         None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
     )
     response_format: Literal["b64_json"] | None = Field(
-        None, description="Images come in the answer; there is no image store yet."
+        None, description="Images come in the response; there is no image store yet."
     )
     output_format: Literal["png", "webp", "jpeg"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
@@ -60,28 +60,31 @@ class ImageRequest(BaseModel):
     )
     solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
     timestep_spacing: str | None = Field(
-        None, description="Extension: where the steps stand; default: the model's."
+        None, description="Extension: how the steps are spaced in time; default: the model's."
     )
     eta: Share | None = Field(
-        None, description="Extension: DDIM's share of fresh noise; has a meaning for the solver ddim only."
+        None, description="Extension: DDIM's share of fresh noise, for the solver ddim only; default 0."
     )
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None,
-        description="Extension: the times, from 0 (data) to 1 (noise), at which guidance acts; outside it is off. Default [0, 1].",
+        description="Extension: the times, from 0 (data) to 1 (noise), between which guidance is on. "
+        "Default [0, 1].",
     )
     guidance_stride: Annotated[int, Field(ge=1, le=MAX_GUIDANCE_STRIDE)] | None = Field(
         None,
-        description="Extension: every how many guided steps both predictions are evaluated; between them their last difference is "
-        "reused, which is faster and changes the image. Default 1.",
+        description="Extension: evaluate both predictions at every Nth guided step only and reuse their "
+        "last difference between, which is faster and changes the image. Default 1.",
     )
     guidance_rescale: Share | None = Field(
         None,
-        description="Extension: phi, how far a guided prediction is scaled back to the spread of the unguided one; default 0.",
+        description="Extension: phi, how far a guided prediction is rescaled to the standard deviation of "
+        "the conditional one; default 0.",
     )
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(
         None,
-        description="Extension: where the noise comes from; drawn at random when absent, and reported. Image k of a request "
-        "depends on the seed and k alone: to get it again, send the same request with its seed and an n of at least k + 1.",
+        description="Extension: seed of the noise; random when absent, and reported. The noise of image k "
+        "depends on the seed and k alone: to get image k again, send the same request with its seed and an "
+        "n of at least k + 1.",
     )
 
     quality: str | None = _ignored("the model has one quality; see num_inference_steps")
@@ -97,15 +100,21 @@ class ImageRequest(BaseModel):
 
 
 class Image(BaseModel):
+    """One image of a response."""
+
     b64_json: str = Field(description="The image's bytes in base64.")
 
 
 class InputTokens(BaseModel):
+    """OpenAI's breakdown of the input tokens."""
+
     text_tokens: int
     image_tokens: int = 0
 
 
 class StageSeconds(BaseModel):
+    """Seconds, stage by stage."""
+
     encode: float
     denoise: float
     decode: float
@@ -116,8 +125,8 @@ class Cost(BaseModel):
 
     model: str
     seeds: list[int] = Field(
-        description="One an image. They are equal: image k is (seed, k). To get image k again, send the same request with "
-        "this seed and an n of at least k + 1."
+        description="One per image, all equal: the noise of image k depends on the seed and k. To get "
+        "image k again, send the same request with this seed and an n of at least k + 1."
     )
     solver: str
     num_inference_steps: int
@@ -128,22 +137,24 @@ class Cost(BaseModel):
     guidance_stride: int
     guidance_rescale: float
     nfe: int = Field(description="Evaluations of the guided network.")
-    rows: int = Field(description="Rows of the network's batch: two an evaluation under guidance, else one.")
+    rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
     flops: int
     device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
-    queue_seconds: float = Field(description="Waiting, summed over images and stages.")
-    seconds: float = Field(description="From the request's arrival to its answer.")
-    truncated: bool = Field(description="True when a text was longer than the text encoder can read.")
+    queue_seconds: float = Field(description="Waiting time, summed over images and stages.")
+    seconds: float = Field(description="From the request's arrival to its response.")
+    truncated: bool = Field(
+        description="Whether a text was longer than the text encoder can read, and was cut."
+    )
     unknown_words: list[str] = Field(
-        description="Words that the text encoder does not know; they change nothing."
+        description="Words that the text encoder does not know; they do not affect the image."
     )
     batch_invariant: bool = Field(
-        description="Whether it is proved here that the same request gives the same bytes, whatever else is being drawn."
+        description="Whether the same request is proved to give the same bytes in any batch on this device."
     )
 
 
 class Usage(BaseModel):
-    """OpenAI's usage, over all images of the request, and our own."""
+    """OpenAI's usage over all images of the request, and Safelight's own."""
 
     input_tokens: int
     input_tokens_details: InputTokens
@@ -153,7 +164,9 @@ class Usage(BaseModel):
 
 
 class ImageResponse(BaseModel):
-    created: int = Field(description="Unix time of the answer.")
+    """OpenAI's images response."""
+
+    created: int = Field(description="Unix time of the response.")
     data: list[Image]
     output_format: str
     size: str
@@ -161,6 +174,8 @@ class ImageResponse(BaseModel):
 
 
 class ErrorDetail(BaseModel):
+    """The content of OpenAI's error object."""
+
     message: str
     type: str
     param: str | None
@@ -168,11 +183,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
     error: ErrorDetail
 
 
 class Model(BaseModel):
-    """OpenAI's model object, with what Safelight can be asked of it."""
+    """OpenAI's model object, with the values that requests may use."""
 
     id: str
     object: Literal["model"] = "model"
@@ -184,11 +201,12 @@ class Model(BaseModel):
     solvers: list[str]
     timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
-    attention: str | None = None  # the denoiser's back end, once it has said so
+    # The denoiser's attention back end, once it has reported its status.
+    attention: str | None = None
 
 
 class Curve(BaseModel):
-    """What a stage's work costs on its machine: `seconds` for so many floating-point operations, times `factor` now."""
+    """Time per work of one stage on its device: `seconds` for `work_flops`, times the current `factor`."""
 
     work_flops: list[float]
     seconds: list[float]
@@ -196,7 +214,7 @@ class Curve(BaseModel):
 
 
 class Curves(BaseModel):
-    """Of the denoiser a tick, of the others a text and an image, one at a time and so in proportion; null until one was seen."""
+    """The cost curve of a text, of a denoiser's tick and of a decoded image; null until one was measured."""
 
     encode: Curve | None
     denoise: Curve
@@ -204,11 +222,15 @@ class Curves(BaseModel):
 
 
 class ModelList(BaseModel):
+    """OpenAI's list of models."""
+
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class StageReadiness(BaseModel):
+    """Whether a stage answers, and the images that it has finished."""
+
     ready: bool
     pictures: int
 
@@ -218,5 +240,7 @@ class Readiness(BaseModel):
 
     ready: bool
     stages: dict[str, StageReadiness]
-    reason: str | None = None  # why the last warm-up image failed
-    failed: bool = False  # it is not tried again: the model cannot draw
+    # Why the last warm-up image failed.
+    reason: str | None = None
+    # Whether the model cannot draw at all, so that the warm-up is not tried again.
+    failed: bool = False

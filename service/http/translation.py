@@ -1,4 +1,4 @@
-"""Between the wire and the pipeline: what a request means for the served model, and the account of what was drawn."""
+"""Translates requests into generation parameters, and results into responses with their usage."""
 
 import base64
 import secrets
@@ -25,54 +25,60 @@ from safelight.service.http.schemas import (
 )
 from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
 
-ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")  # clients hard-code them
+# Model names that OpenAI's clients hard-code.
+ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 def make_images(request: ImageRequest, model: ModelInfo) -> list[GenerationParams]:
-    """The images of a request, fully decided. Raises `InvalidParams` or `ModelNotFound`."""
+    """The parameters of each image, with every default filled in.
+
+    Raises `InvalidParams`, `InvalidRequest` or `ModelNotFound`.
+    """
     if request.model is not None:
         check_model(request.model, model)
     width, height = parse_size(request.size or "auto", model)
-    seed = _given(request.seed, random_seed())
-    start, end = _given(request.guidance_interval, [0.0, 1.0])
+    seed = _or_default(request.seed, random_seed())
+    start, end = _or_default(request.guidance_interval, [0.0, 1.0])
     images = [
         GenerationParams(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt or "",
             width=width,
             height=height,
-            num_steps=_given(request.num_inference_steps, model.num_steps),
-            guidance_scale=float(_given(request.guidance_scale, model.guidance_scale)),
-            solver=_given(request.solver, model.solver),
+            num_steps=_or_default(request.num_inference_steps, model.num_steps),
+            guidance_scale=float(_or_default(request.guidance_scale, model.guidance_scale)),
+            solver=_or_default(request.solver, model.solver),
             seed=seed,
             image_index=index,
-            timestep_spacing=_given(request.timestep_spacing, model.timestep_spacing),
-            eta=_given(request.eta, 0.0),
+            timestep_spacing=_or_default(request.timestep_spacing, model.timestep_spacing),
+            eta=_or_default(request.eta, 0.0),
             guidance_interval=(start, end),
-            guidance_stride=_given(request.guidance_stride, 1),
-            guidance_rescale=_given(request.guidance_rescale, 0.0),
+            guidance_stride=_or_default(request.guidance_stride, 1),
+            guidance_rescale=_or_default(request.guidance_rescale, 0.0),
         )
-        for index in range(_given(request.n, 1))
+        for index in range(_or_default(request.n, 1))
     ]
-    check_params(images[0], model)  # they differ in image_index only
-    plan_request(
-        images[0], model
-    )  # too few steps for the solver's start are refused here, before any stage has worked
+    check_params(images[0], model)  # the images differ in image_index only
+    plan_request(images[0], model)  # refuses too few steps for the solver before any stage has worked
     return images
 
 
 def make_output(request: ImageRequest) -> ImageFormat:
-    return ImageFormat(_given(request.output_format, "png"), _given(request.output_compression, 100))
+    """The file format of the images."""
+    return ImageFormat(
+        _or_default(request.output_format, "png"), _or_default(request.output_compression, 100)
+    )
 
 
 def make_response(
-    drawn: Sequence[DecodeResult], images: Sequence[GenerationParams], output: ImageFormat, usage: Usage
+    results: Sequence[DecodeResult], images: Sequence[GenerationParams], output: ImageFormat, usage: Usage
 ) -> ImageResponse:
+    """The response to a request: `results` are the finished `images`, written as `output`."""
     return ImageResponse(
         created=int(time.time()),
-        data=[Image(b64_json=base64.b64encode(image.image).decode("ascii")) for image in drawn],
+        data=[Image(b64_json=base64.b64encode(result.image).decode("ascii")) for result in results],
         output_format=output.format,
         size=f"{images[0].width}x{images[0].height}",
         usage=usage,
@@ -80,10 +86,10 @@ def make_response(
 
 
 def make_usage(
-    drawn: Sequence[DecodeResult], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
+    results: Sequence[DecodeResult], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
 ) -> Usage:
-    """The account of one request's images; also what the command line prints."""
-    usages = [image.usage for image in drawn]
+    """The usage of one request, `seconds` after its arrival; the command line prints it too."""
+    usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
     first = images[0]
@@ -122,6 +128,7 @@ def make_usage(
 
 
 def check_model(name: str, model: ModelInfo) -> None:
+    """Raise `ModelNotFound` unless `name` is the id of `model` or an alias."""
     if name != model.id and name not in ALIASES:
         allowed = ", ".join((model.id, *ALIASES))
         raise ModelNotFound(
@@ -130,7 +137,7 @@ def check_model(name: str, model: ModelInfo) -> None:
 
 
 def describe_curves(stages: Mapping[str, StageStatus | None]) -> Curves:
-    """What every stage's work costs. Raises `StageFailed` while the denoiser has not measured itself."""
+    """The cost curve of each stage. Raises `StageFailed` while the denoiser has not measured its own."""
     curves = {
         stage: _curve(status.curve)
         for stage, status in stages.items()
@@ -146,6 +153,7 @@ def _curve(curve: CostCurve) -> Curve:
 
 
 def describe_model(model: ModelInfo, created: int) -> Model:
+    """OpenAI's model object, `created` at that Unix time."""
     return Model(
         id=model.id,
         created=created,
@@ -165,11 +173,15 @@ def describe_model(model: ModelInfo, created: int) -> Model:
 
 
 def size_names(model: ModelInfo) -> list[str]:
+    """The model's sizes as `WIDTHxHEIGHT`, the native size first."""
     return [f"{width}x{height}" for width, height in model.sizes]
 
 
 def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
-    """Width and height of `WxH` or `auto`; whether the model serves them is for `check_params` to say."""
+    """Width and height of `WIDTHxHEIGHT` or `auto`, in pixels. Raises `InvalidRequest`.
+
+    Whether the model serves that size is checked by `check_params`.
+    """
     if text == "auto":
         return model.native_size
     width, x, height = text.partition("x")
@@ -181,8 +193,9 @@ def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
 
 
 def random_seed() -> int:
+    """A seed for a request that has none."""
     return secrets.randbelow(MAX_SEED + 1)
 
 
-def _given(value: T | None, default: T) -> T:
+def _or_default(value: Value | None, default: Value) -> Value:
     return default if value is None else value

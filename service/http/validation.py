@@ -1,4 +1,4 @@
-"""From a body's bytes to an `ImageRequest`, or to one sentence that says which field is wrong and what is allowed."""
+"""Parses a request body into an `ImageRequest`, or names the first invalid field and what it allows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from safelight.service.errors import InvalidRequest, MalformedBody, ServiceError, UnknownField
 from safelight.service.http.schemas import ImageRequest
 
-# Values that OpenAI allows and Safelight does not yet: the reason says more than the rule.
+# For fields whose other values OpenAI allows: why Safelight refuses them.
 NOT_YET = {
     "response_format": "url is not supported yet: there is no image store. Images come in the answer",
     "stream": "streaming is not supported yet",
@@ -17,6 +17,7 @@ NOT_YET = {
 
 
 def parse_request(body: bytes) -> ImageRequest:
+    """Raises `MalformedBody`, `UnknownField` or `InvalidRequest` for the first fault of the JSON `body`."""
     try:
         return ImageRequest.model_validate_json(body)
     except ValidationError as error:
@@ -49,7 +50,7 @@ def _article(kind: str) -> str:
 
 
 def _as_service_error(error: ValidationError) -> ServiceError:
-    """The first fault; one at a time is what a person can mend."""
+    """The first of the faults."""
     fault = error.errors(include_url=False, include_input=False)[0]
     if not fault["loc"]:
         return MalformedBody(_whole_body(fault["type"], fault["msg"]))

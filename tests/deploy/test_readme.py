@@ -42,9 +42,9 @@ def test_it_names_the_image_of_this_version():
 
 def test_the_settings_that_it_names_exist():
     named = {name.lower() for name in re.findall(r"SAFELIGHT_([A-Z_]+)", README)}
-    assert named and named <= Settings.__dataclass_fields__.keys()
+    assert named and named <= Settings.model_fields.keys()
     mentioned = set(re.findall(r"`(\w+_(?:seconds|replicas|images|bytes))[`:]", README))
-    assert mentioned and mentioned <= Settings.__dataclass_fields__.keys()
+    assert mentioned and mentioned <= Settings.model_fields.keys()
 
 
 def test_it_asks_for_the_environment_of_safelight_serve():

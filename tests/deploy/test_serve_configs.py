@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -46,14 +45,12 @@ def test_serve_understands_it(config):
 
 
 def test_safelight_understands_it(config):
-    settings = read_settings(settings_of(config), environ={})
+    settings = read_settings(settings_of(config))
     assert {name: getattr(settings, name) for name in settings_of(config)} == settings_of(config)
 
 
 def test_the_deployments_that_it_names_are_those_of_the_application(config):
-    bound = build_app(
-        replace(Settings(), model="tiny", stages=settings_of(config)["stages"])
-    )._bound_deployment
+    bound = build_app(Settings(model="tiny", stages=settings_of(config)["stages"]))._bound_deployment
     names = {
         bound.name,
         *(

@@ -1,4 +1,4 @@
-"""A gateway over a fake backend."""
+"""Fixtures: a gateway over a fake backend."""
 
 from collections.abc import Iterator
 

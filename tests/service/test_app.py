@@ -1,4 +1,4 @@
-"""The composition root, as far as it goes without a cluster."""
+"""The Ray Serve application, as far as it can be built without a cluster."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.settings import Settings
 
-with warnings.catch_warnings():  # Serve's own, about pydantic
+with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     warnings.simplefilter("ignore")
     from safelight.service.app import app_from_args, build_app
 
@@ -17,6 +17,6 @@ def test_an_application_is_built_for_each_layout(stages):
     assert app_from_args({"model": "tiny", "stages": stages})._bound_deployment.name == "Gateway"
 
 
-def test_a_model_that_is_not_there_is_said_before_anything_starts():
+def test_an_unknown_model_is_refused_before_anything_starts():
     with pytest.raises(UnknownModel, match="nosuch"):
         build_app(Settings(model="nosuch"))

@@ -1,4 +1,4 @@
-"""Any exception finds its place in the tree, and nothing leaks."""
+"""Every exception maps to a service error, and no details leak."""
 
 import pickle
 import warnings
@@ -17,7 +17,7 @@ from safelight.service.errors import (
     as_service_error,
 )
 
-with warnings.catch_warnings():  # Serve's own, about pydantic
+with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     warnings.simplefilter("ignore")
     from ray.exceptions import (
         ActorDiedError,
@@ -36,7 +36,6 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
     [
         (InvalidParams("seed", "too big"), InvalidRequest),
         (StageFailed("it failed"), StageFailed),
-        (TimeoutError(), DeadlineExceeded),
         (TimeoutError(), DeadlineExceeded),
         (GetTimeoutError(), DeadlineExceeded),
         (BackPressureError(num_queued_requests=1, max_queued_requests=1), QueueFull),
@@ -59,11 +58,13 @@ with warnings.catch_warnings():  # Serve's own, about pydantic
         (MemoryError(), ServiceError),
     ],
 )
-def test_every_exception_has_its_place(error, kind):
-    known = as_service_error(error)
-    assert type(known) is kind
-    assert "secret" not in str(known)
-    assert (known.status >= 500) == (known.retry_after is not None and known.status != 429)
+def test_every_exception_maps_to_a_service_error(error, kind):
+    service_error = as_service_error(error)
+    assert type(service_error) is kind
+    assert "secret" not in str(service_error)
+    assert (service_error.status >= 500) == (
+        service_error.retry_after is not None and service_error.status != 429
+    )
 
 
 def test_a_parameter_has_its_request_name_in_the_error():
@@ -76,13 +77,14 @@ def test_a_parameter_has_its_request_name_in_the_error():
     }
 
 
-def test_a_stages_own_error_survives_the_way_between_processes():
-    sent = UnknownField("steps is not a field", "steps")
-    got = pickle.loads(pickle.dumps(sent))
-    assert (type(got), str(got), got.param, got.body()) == (UnknownField, str(sent), "steps", sent.body())
+def test_a_service_error_survives_pickling():
+    error = UnknownField("steps is not a field", "steps")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.param) == (UnknownField, str(error), "steps")
+    assert copy.body() == error.body()
 
 
-def test_the_body_has_openais_four_keys():
+def test_the_body_is_openais_error_object():
     assert ServiceError().body() == {
         "error": {
             "message": "The service could not draw the image; please try again.",

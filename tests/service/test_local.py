@@ -1,4 +1,4 @@
-"""The part of a local service that can be seen without one."""
+"""Starting a local service, as far as it can be tested without Ray."""
 
 import pytest
 
@@ -21,18 +21,18 @@ safelight.models.checkpoints.json_files.CheckpointError: /x/transformer: tensor 
         (("", "Deploying failed.\nThe cluster is full."), "The cluster is full."),
     ],
 )
-def test_of_serves_reports_the_innermost_sentence_is_told(reports, cause):
+def test_the_first_cause_is_the_innermost_message_of_serves_reports(reports, cause):
     assert local.first_cause(*reports) == cause
 
 
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
 )
-def test_the_url_is_one_that_can_be_opened_here(host, url):
+def test_the_url_can_be_opened_on_this_machine(host, url):
     assert local.url_of(Settings(host=host)) == url
 
 
-def test_a_service_that_never_answers_is_given_up(monkeypatch):
+def test_waiting_ends_after_the_time_limit(monkeypatch):
     monkeypatch.setattr(local, "READY_SECONDS", 0.01)
     monkeypatch.setattr(local, "POLL_SECONDS", 0.0)
     with pytest.raises(local.CannotServe, match="not ready after"):
@@ -48,5 +48,5 @@ def test_a_service_that_never_answers_is_given_up(monkeypatch):
         ("[]", None),
     ],
 )
-def test_a_service_is_given_up_when_it_says_so(readiness, reason):
+def test_waiting_ends_when_the_model_cannot_draw(readiness, reason):
     assert local.reason_to_give_up(readiness) == reason

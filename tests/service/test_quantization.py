@@ -18,11 +18,12 @@ from tests.service.cli.test_eval import examined  # noqa: F401  a fixture
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
 
 
-def test_it_is_none_by_default() -> None:
-    assert read_settings({}, {}).quantization == "none"
-    assert read_settings({}, {"SAFELIGHT_QUANTIZATION": "int8"}).quantization == "int8"
+def test_it_is_none_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings({}).quantization == "none"
+    monkeypatch.setenv("SAFELIGHT_QUANTIZATION", "int8")
+    assert read_settings({}).quantization == "int8"
     with pytest.raises(BadSetting, match="quantization must be one of none, int8, got 'int4'"):
-        read_settings({"quantization": "int4"}, {})
+        read_settings({"quantization": "int4"})
 
 
 @pytest.mark.parametrize("command", ["eval", "bench"])

@@ -1,34 +1,91 @@
-"""Settings: given over environment over default, and never something to stumble over later."""
+"""Settings: their sources and precedence, their refusals, and how they travel between processes."""
+
+import pickle
+from pathlib import Path
 
 import pytest
 
 from safelight.service.settings import BadSetting, Settings, num_cores, read_settings
 
 
-def test_what_is_given_goes_before_the_environment_before_the_defaults():
-    environ = {"SAFELIGHT_PORT": "9000", "SAFELIGHT_HOST": "0.0.0.0", "PORT": "1"}
-    settings = read_settings({"port": "9001", "model": None}, environ)
-    assert (settings.port, settings.host, settings.model) == (9001, "0.0.0.0", Settings().model)
+def test_values_precede_the_environment_and_the_environment_precedes_defaults(monkeypatch):
+    for name, value in {"SAFELIGHT_PORT": "9000", "SAFELIGHT_HOST": "0.0.0.0", "PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings({"port": "9001", "model": None})
+    assert (settings.port, settings.host, settings.model) == (9001, "0.0.0.0", "emoji-128")
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
+    ("values", "complaint"),
     [
         ({"port": "http"}, "port must be a whole number, got 'http'"),
         ({"port": "70000"}, "between 0 and 65535"),
-        ({"stages": "one"}, "split, colocated"),
+        ({"stages": "one"}, "stages must be one of split, colocated, got 'one'"),
         ({"deadline_seconds": "soon"}, "deadline_seconds must be a number"),
         ({"deadline_seconds": "nan"}, "more than 0"),
         ({"deadline_seconds": "inf"}, "deadline_seconds must be"),
         ({"max_pictures": "0"}, "more than 0"),
         ({"text_cache_bytes": "-1"}, "at least 0"),
         ({"max_rows": "1"}, "max_rows must be at least 2"),
+        ({"encode_gpus": "inf"}, "encode_gpus must be at least 0 and finite, got inf"),
+        ({"gateway_replicas": "0-2"}, "gateway_replicas must be at least 1"),
+        ({"secrets_dir": "/nowhere"}, "secrets_dir must be a folder, got '/nowhere'"),
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],
 )
-def test_a_bad_setting_is_named(given, complaint):
+def test_a_bad_setting_is_refused_by_name(values, complaint):
     with pytest.raises(BadSetting, match=complaint):
-        read_settings(given, {})
+        read_settings(values)
+    with pytest.raises(BadSetting, match=complaint):
+        Settings(**values)
+
+
+def test_a_bad_environment_variable_is_refused_by_the_settings_name(monkeypatch):
+    monkeypatch.setenv("SAFELIGHT_MAX_ROWS", "many")
+    with pytest.raises(BadSetting, match="^max_rows must be a whole number, got 'many'$"):
+        Settings()
+
+
+@pytest.mark.parametrize("is_in_environment", [False, True])
+def test_secrets_are_read_from_mounted_files(tmp_path: Path, monkeypatch, is_in_environment: bool):
+    """In the layout of a Kubernetes Secret: every file is a link into a folder of the version."""
+    version = tmp_path / "..2026_01_01"
+    version.mkdir()
+    (version / "SAFELIGHT_ADMIN_KEY").write_text("hidden\n")
+    (tmp_path / "..data").symlink_to(version)
+    (tmp_path / "SAFELIGHT_ADMIN_KEY").symlink_to(Path("..data") / "SAFELIGHT_ADMIN_KEY")
+    if is_in_environment:
+        monkeypatch.setenv("SAFELIGHT_SECRETS_DIR", str(tmp_path))
+    settings = Settings() if is_in_environment else Settings(secrets_dir=str(tmp_path))
+    assert settings.admin_key.get_secret_value() == "hidden"
+    assert settings.secrets_dir == str(tmp_path)
+    monkeypatch.setenv("SAFELIGHT_ADMIN_KEY", "from the environment")
+    assert Settings(secrets_dir=str(tmp_path)).admin_key.get_secret_value() == "from the environment"
+
+
+def test_the_admin_key_is_never_shown():
+    settings = Settings(admin_key="hidden")
+    assert "hidden" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    with pytest.raises(BadSetting) as refusal:
+        Settings(admin_key=["hidden"])
+    assert str(refusal.value) == "admin_key must be text"
+
+
+def test_settings_are_immutable_hashable_and_travel_whole(monkeypatch):
+    settings = Settings(port=1, admin_key="hidden", denoise_replicas="0-2")
+    monkeypatch.setenv("SAFELIGHT_HOST", "0.0.0.0")  # of the process that unpickles them
+    copy = pickle.loads(pickle.dumps(settings))
+    assert copy == settings and hash(copy) == hash(settings)
+    assert copy.admin_key.get_secret_value() == "hidden"
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 2
+
+
+def test_an_update_is_validated():
+    settings = Settings(port=1, admin_key="hidden")
+    assert settings.updated(port="2") == Settings(port=2, admin_key="hidden")
+    with pytest.raises(BadSetting, match="port must be between"):
+        settings.updated(port=-1)
 
 
 def test_there_is_a_core_to_run_on():

@@ -1,4 +1,4 @@
-"""`safelight check`: ten ways in which a folder can be broken, each one line; sound ones of every family."""
+"""`safelight check`: each fault of a broken folder in one line; sound folders of every family."""
 
 import json
 import shutil
@@ -20,22 +20,21 @@ from safelight.service import cli
 from tests.models.folders import write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers talk of their own future
-
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers and transformers
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sigma")
     write_pixart(folder)
     return folder
 
 
 @pytest.fixture
-def folder(written: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(written, tmp_path / "model")
+def folder(sound_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound_folder, tmp_path / "model")
 
 
 def edit(file: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -44,27 +43,27 @@ def edit(file: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(tensors, file)
 
 
-def lose_a_tensor(folder: Path) -> None:
+def remove_a_tensor(folder: Path) -> None:
     edit(folder / "transformer" / WEIGHTS, lambda tensors: tensors.pop("proj_out.bias"))
 
 
-def gain_a_tensor(folder: Path) -> None:
-    edit(folder / "vae" / WEIGHTS, lambda tensors: tensors.update(stowaway=torch.zeros(1)))
+def add_a_tensor(folder: Path) -> None:
+    edit(folder / "vae" / WEIGHTS, lambda tensors: tensors.update(surplus=torch.zeros(1)))
 
 
-def bend_a_tensor(folder: Path) -> None:
+def reshape_a_tensor(folder: Path) -> None:
     edit(
         folder / "text_encoder" / HF_WEIGHTS,
         lambda tensors: tensors.update({"shared.weight": torch.zeros(7, 32)}),
     )
 
 
-def cut_a_file(folder: Path) -> None:
+def truncate_a_file(folder: Path) -> None:
     file = folder / "text_encoder" / HF_WEIGHTS
     file.write_bytes(file.read_bytes()[:-4])
 
 
-def pickle_it(folder: Path) -> None:
+def store_a_pickle(folder: Path) -> None:
     (folder / "transformer" / WEIGHTS).unlink()
     (folder / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
 
@@ -73,11 +72,11 @@ def change_the_class(folder: Path) -> None:
     edit_json(folder / "transformer" / "config.json", _class_name="UNet2DConditionModel")
 
 
-def lose_a_config(folder: Path) -> None:
+def remove_a_config(folder: Path) -> None:
     (folder / "vae" / "config.json").unlink()
 
 
-def join_another_family(folder: Path) -> None:
+def name_another_pipeline(folder: Path) -> None:
     edit_json(folder / "model_index.json", _class_name="FluxPipeline")
 
 
@@ -92,30 +91,30 @@ def empty_the_folder(folder: Path) -> None:
 
 
 BROKEN = [
-    (lose_a_tensor, "/transformer: tensor proj_out.bias is missing"),
-    (gain_a_tensor, "/vae: tensor stowaway is not expected"),
-    (bend_a_tensor, "/text_encoder: tensor shared.weight has shape (7, 32), expected (256, 32)"),
-    (cut_a_file, f"/text_encoder/{HF_WEIGHTS} is not a readable safetensors file: "),
+    (remove_a_tensor, "/transformer: tensor proj_out.bias is missing"),
+    (add_a_tensor, "/vae: tensor surplus is not expected"),
+    (reshape_a_tensor, "/text_encoder: tensor shared.weight has shape (7, 32), expected (256, 32)"),
+    (truncate_a_file, f"/text_encoder/{HF_WEIGHTS} is not a readable safetensors file: "),
     (
-        pickle_it,
+        store_a_pickle,
         "/transformer/diffusion_pytorch_model.bin is a pickle, which is never loaded; convert it to ",
     ),
     (
         change_the_class,
         "/transformer/config.json: class 'UNet2DConditionModel' is not supported; supported: ",
     ),
-    (lose_a_config, "/vae/config.json is missing"),
-    (join_another_family, ": 'FluxPipeline' with these parts is not supported; supported: "),
+    (remove_a_config, "/vae/config.json is missing"),
+    (name_another_pipeline, ": 'FluxPipeline' with these parts is not supported; supported: "),
     (change_the_tokenizer, "/tokenizer"),
     (empty_the_folder, "/model_index.json is missing"),
 ]
 
 
-@pytest.mark.parametrize(("break_it", "fault"), BROKEN)
-def test_a_broken_folder_is_told_in_one_line(
-    capsys, folder: Path, break_it: Callable[[Path], None], fault: str
+@pytest.mark.parametrize(("damage", "fault"), BROKEN)
+def test_each_fault_is_reported_in_one_line(
+    capsys, folder: Path, damage: Callable[[Path], None], fault: str
 ) -> None:
-    break_it(folder)
+    damage(folder)
     assert cli.main(["check", str(folder), "--json"]) == 1
     [line] = json.loads(capsys.readouterr().out)["faults"]
     assert line.startswith(f"{folder}{fault}")
@@ -123,9 +122,9 @@ def test_a_broken_folder_is_told_in_one_line(
     assert capsys.readouterr().out.splitlines()[-2:] == [line, "1 fault"]
 
 
-def test_faults_of_several_parts_are_told_together(capsys, folder: Path) -> None:
-    for break_it in (lose_a_tensor, gain_a_tensor, bend_a_tensor):
-        break_it(folder)
+def test_faults_of_several_parts_are_reported_together(capsys, folder: Path) -> None:
+    for damage in (remove_a_tensor, add_a_tensor, reshape_a_tensor):
+        damage(folder)
     edit_json(folder / "scheduler" / "scheduler_config.json", beta_schedule="odd")
     assert cli.main(["check", str(folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -158,7 +157,9 @@ def test_faults_of_several_parts_are_told_together(capsys, folder: Path) -> None
         ),
     ],
 )
-def test_nonsense_is_told_in_one_line(capsys, folder: Path, part: str, changed: dict, fault: str) -> None:
+def test_an_unsupported_scheduler_option_is_reported_in_one_line(
+    capsys, folder: Path, part: str, changed: dict, fault: str
+) -> None:
     edit_json(folder / part, **changed)
     assert cli.main(["check", str(folder), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["faults"] == [f"{folder}/{part}{fault}"]
@@ -166,7 +167,7 @@ def test_nonsense_is_told_in_one_line(capsys, folder: Path, part: str, changed: 
         find_model(str(folder))
 
 
-def test_an_autoencoder_without_widths_is_told_in_one_line(capsys, folder: Path) -> None:
+def test_an_autoencoder_without_widths_is_reported_in_one_line(capsys, folder: Path) -> None:
     edit_json(folder / "vae" / "config.json", block_out_channels=8)
     assert cli.main(["check", str(folder), "--json"]) == 1
     [line] = json.loads(capsys.readouterr().out)["faults"]
@@ -175,7 +176,7 @@ def test_an_autoencoder_without_widths_is_told_in_one_line(capsys, folder: Path)
         find_model(str(folder))
 
 
-def test_parts_that_do_not_fit_one_another_are_told(capsys, folder: Path) -> None:
+def test_parts_that_do_not_fit_together_are_reported(capsys, folder: Path) -> None:
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(
         folder / "vae"
     )
@@ -202,9 +203,9 @@ def test_a_sound_folder_of_every_family_passes(
     write(tmp_path)
     capsys.readouterr()
     assert cli.main(["check", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["path"], told["family"], told["faults"]) == (str(tmp_path), family, [])
-    for part in told["parts"]:
+    report = json.loads(capsys.readouterr().out)
+    assert (report["path"], report["family"], report["faults"]) == (str(tmp_path), family, [])
+    for part in report["parts"]:
         if part["class"] is None:
             assert part["part"] == "text_encoder_3"
             continue
@@ -215,7 +216,7 @@ def test_a_sound_folder_of_every_family_passes(
         assert part["bytes_on_disk"] == file.stat().st_size
 
 
-def test_a_person_reads_a_table(capsys, folder: Path) -> None:
+def test_the_text_output_is_a_table(capsys, folder: Path) -> None:
     assert cli.main(["check", str(folder)]) == 0
     title, *rows, verdict = capsys.readouterr().out.splitlines()
     assert (title, verdict) == (f"{folder}: pixart-sigma", "sound")
@@ -224,12 +225,12 @@ def test_a_person_reads_a_table(capsys, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji-128", "tiny"])
-def test_what_is_embedded_is_sound(capsys, name: str) -> None:
+def test_the_embedded_models_are_sound(capsys, name: str) -> None:
     assert cli.main(["check", name, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["family"], told["faults"]) == ("pixart-clip", [])
-    assert [part["part"] for part in told["parts"]] == ["text_encoder", "transformer", "vae"]
-    for part in told["parts"]:
+    report = json.loads(capsys.readouterr().out)
+    assert (report["family"], report["faults"]) == ("pixart-clip", [])
+    assert [part["part"] for part in report["parts"]] == ["text_encoder", "transformer", "vae"]
+    for part in report["parts"]:
         assert part["bytes_on_device"] == {
             "bfloat16": 2 * part["parameters"],
             "float32": 4 * part["parameters"],
@@ -237,7 +238,7 @@ def test_what_is_embedded_is_sound(capsys, name: str) -> None:
         assert part["bytes_on_disk"] > 0
 
 
-def test_a_folder_that_is_not_there_is_the_users_mistake(capsys) -> None:
+def test_a_missing_folder_is_a_users_mistake(capsys) -> None:
     assert cli.main(["check", "nowhere"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -245,16 +246,16 @@ def test_a_folder_that_is_not_there_is_the_users_mistake(capsys) -> None:
     assert "'nowhere' is neither a folder nor one of" in line
 
 
-def test_models_and_families_are_told_without_torch() -> None:
+def test_models_and_families_are_listed_without_torch() -> None:
     code = (
         "import sys; from safelight.service import cli; cli.main(['models', '--json']); cli.main(['models']);"
         "sys.exit(' '.join({'torch', 'ray', 'numpy', 'transformers'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    told, *lines = done.stdout.splitlines()
-    found = json.loads(told)
-    [emoji] = found["models"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    json_line, *lines = process.stdout.splitlines()
+    report = json.loads(json_line)
+    [emoji] = report["models"]
     assert {
         "id",
         "family",
@@ -267,7 +268,7 @@ def test_models_and_families_are_told_without_torch() -> None:
         "solver",
         "timestep_spacing",
     } == emoji.keys()
-    names = [family["name"] for family in found["families"]]
+    names = [family["name"] for family in report["families"]]
     assert names == [
         "pixart-clip",
         "pixart-alpha",
@@ -278,14 +279,14 @@ def test_models_and_families_are_told_without_torch() -> None:
         "dit",
     ]
     assert [line.split()[0] for line in lines if line and not line.startswith(" ")][-len(names) :] == names
-    large = found["families"][-2]
+    large = report["families"][-2]
     assert (large["num_inference_steps"], large["guidance_scale"], large["solver"]) == (28, 3.5, "euler")
     assert large["optional_parts"] == ["text_encoder_3"]
     assert large["origin"][0] == "https://huggingface.co/stabilityai/stable-diffusion-3.5-large"
     assert max(map(len, lines)) <= 150
 
 
-def test_a_folder_that_is_not_there_is_json_too(capsys, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_json(capsys, tmp_path: Path) -> None:
     assert cli.main(["check", str(tmp_path / "gone"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["family"], report["parts"]) == (None, [])
@@ -297,7 +298,7 @@ def test_a_file_is_not_a_folder(capsys, folder: Path) -> None:
     assert "is a file, a checkpoint is a folder" in capsys.readouterr().err
 
 
-def test_serve_says_what_is_wrong_before_it_starts_anything(capsys, folder: Path) -> None:
+def test_serve_refuses_a_broken_folder_before_it_starts_anything(capsys, folder: Path) -> None:
     (folder / "vae" / WEIGHTS).unlink()
     assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
     assert capsys.readouterr().err == f"safelight serve: {folder}/vae/{WEIGHTS} is missing\n"

@@ -1,4 +1,4 @@
-"""The command line: what it refuses, what it writes, and that nothing heavy is loaded before it must be."""
+"""The command line: refusals, output, and imports."""
 
 import json
 import re
@@ -14,12 +14,12 @@ from safelight.service import cli
 from tests.broken import tiny_without
 
 
-def refused(capsys, *argv: str) -> str:
-    """The one line on stderr with which `argv` is refused."""
+def refusal(capsys, *argv: str) -> str:
+    """The line on stderr with which `argv` is refused."""
     try:
         code = cli.main(argv)
-    except SystemExit as ended:
-        code = ended.code
+    except SystemExit as exit_call:
+        code = exit_call.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     [line] = err.splitlines()
@@ -61,15 +61,15 @@ def refused(capsys, *argv: str) -> str:
         (["serve", "--host", "203.0.113.7", "--port", "0"], "cannot listen on port 0 of 203.0.113.7"),
     ],
 )
-def test_a_users_mistake_is_one_line(capsys, monkeypatch, argv, complaint):
+def test_a_users_mistake_is_reported_in_one_line(capsys, monkeypatch, argv, complaint):
     monkeypatch.setenv("SAFELIGHT_MODEL", "tiny")
     monkeypatch.setattr("safelight.service.cli.serve._serve", lambda *_: pytest.fail("a service was started"))
-    assert complaint in refused(capsys, *argv)
+    assert complaint in refusal(capsys, *argv)
 
 
-def test_a_busy_port_is_one_line(capsys, monkeypatch, busy_port):
+def test_a_busy_port_is_reported_in_one_line(capsys, monkeypatch, busy_port):
     monkeypatch.setenv("SAFELIGHT_MODEL", "tiny")
-    assert f"cannot listen on port {busy_port}" in refused(capsys, "serve", "--port", str(busy_port))
+    assert f"cannot listen on port {busy_port}" in refusal(capsys, "serve", "--port", str(busy_port))
 
 
 @pytest.fixture
@@ -78,22 +78,22 @@ def busy_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_images_are_written_and_told_of_in_one_object(capsys, tmp_path):
+def test_json_reports_the_images_that_are_written(capsys, tmp_path):
     argv = ("generate", "a red apple", "--model", "tiny", "--seed", "5", "--steps", "2", "-n", "2", "--json")
     assert cli.main([*argv, "-o", str(tmp_path / "apple.png")]) == 0
     out, err = capsys.readouterr()
-    told = json.loads(out)
+    report = json.loads(out)
     assert err == ""
-    assert told["images"] == [
+    assert report["images"] == [
         {"path": str(tmp_path / f"apple-{k}.png"), "seed": 5, "width": 64, "height": 64} for k in range(2)
     ]
-    assert told["usage"]["safelight"]["nfe"] == 4
+    assert report["usage"]["safelight"]["nfe"] == 4
     images = [(tmp_path / f"apple-{k}.png").read_bytes() for k in range(2)]
     assert all(image.startswith(b"\x89PNG") for image in images)
     assert images[0] != images[1]
 
 
-def test_the_seed_is_told_and_the_suffix_tells_the_format(capsys, tmp_path):
+def test_the_seed_is_printed_and_the_suffix_selects_the_format(capsys, tmp_path):
     path = tmp_path / "apple.webp"
     assert cli.main(["generate", "a red apple", "--model", "tiny", "--steps", "1", "-o", str(path)]) == 0
     out, err = capsys.readouterr()
@@ -103,18 +103,12 @@ def test_the_seed_is_told_and_the_suffix_tells_the_format(capsys, tmp_path):
 
 
 def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, tmp_path):
-    argv = (
-        "generate",
-        "x",
-        "--model",
-        str(tiny_without("proj_out.weight", tmp_path)),
-        "-o",
-        str(tmp_path / "x.png"),
-    )
-    assert "proj_out.weight" in refused(capsys, *argv)
+    model, output = tiny_without("proj_out.weight", tmp_path), tmp_path / "x.png"
+    argv = ("generate", "x", "--model", str(model), "-o", str(output))
+    assert "proj_out.weight" in refusal(capsys, *argv)
 
 
-def test_states_and_mask_are_written_for_anyone_to_read(tmp_path):
+def test_text_states_and_their_mask_are_written_as_safetensors(tmp_path):
     path = tmp_path / "apple.safetensors"
     assert cli.main(["encode", "a red apple", "--model", "tiny", "-o", str(path)]) == 0
     with safe_open(path, "pt") as file:
@@ -124,10 +118,10 @@ def test_states_and_mask_are_written_for_anyone_to_read(tmp_path):
     assert states.shape[0] == 1
 
 
-def test_the_version_is_told(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as exit_call:
         cli.main(["--version"])
-    assert not ended.value.code
+    assert not exit_call.value.code
     assert capsys.readouterr().out.startswith("safelight")
 
 
@@ -149,11 +143,11 @@ def test_the_version_is_told(capsys):
         ),
     ],
 )
-def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):
-    shown = subprocess.run(
+def test_heavy_libraries_are_imported_late(code, heavy):
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"import sys; {code}; print(*{heavy!r} & set(sys.modules))"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert shown.stdout.split() == []
+    assert process.stdout.split() == []

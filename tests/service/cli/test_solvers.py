@@ -1,4 +1,4 @@
-"""`safelight solvers`: the registry as it is, for people and for programs, without torch."""
+"""`safelight solvers`: the whole registry as text and as JSON, without torch."""
 
 import json
 import subprocess
@@ -8,12 +8,12 @@ from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 from safelight.service import cli
 
 
-def test_every_solver_and_alias_is_told_to_programs(capsys):
+def test_json_lists_every_solver_and_alias(capsys):
     assert cli.main(["solvers", "--json"]) == 0
-    told = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
-    assert list(told) == list(SOLVERS)
-    assert {alias: name for name, entry in told.items() for alias in entry["aliases"]} == ALIASES
-    assert told["unipc_2"] == {
+    entries = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
+    assert list(entries) == list(SOLVERS)
+    assert {alias: name for name, entry in entries.items() for alias in entry["aliases"]} == ALIASES
+    assert entries["unipc_2"] == {
         "aliases": [],
         "order": 3,
         "convergence": "pathwise",
@@ -24,7 +24,7 @@ def test_every_solver_and_alias_is_told_to_programs(capsys):
         "source": SOLVERS["unipc_2"].source,
         "use": SOLVERS["unipc_2"].use,
     }
-    langevin = told["langevin"]
+    langevin = entries["langevin"]
     assert (
         langevin["convergence"],
         langevin["deterministic"],
@@ -33,7 +33,7 @@ def test_every_solver_and_alias_is_told_to_programs(capsys):
     ) == ("weak", False, False, ["ve"])
 
 
-def test_people_read_what_each_is_for(capsys):
+def test_text_lists_order_cost_use_and_aliases(capsys):
     assert cli.main(["solvers"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")] == list(SOLVERS)
@@ -51,6 +51,6 @@ def test_it_starts_without_torch():
         "import sys; from safelight.service import cli; cli.main(['solvers', '--json']);"
         "sys.exit(' '.join({'torch', 'ray', 'numpy'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(json.loads(done.stdout)) == len(SOLVERS)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert len(json.loads(process.stdout)) == len(SOLVERS)

@@ -1,4 +1,4 @@
-"""What a request may say, what it means, and what is said to one that is wrong."""
+"""Image requests: fields, defaults, usage, and refusals."""
 
 import base64
 import json
@@ -15,10 +15,10 @@ from tests.service.conftest import ROUTE
 DEFAULT = make_params(prompt="a red apple", seed=7)
 
 
-def test_the_smallest_request_gets_the_models_defaults(client, backend):
-    answer = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
-    assert answer.status_code == 200
-    body = answer.json()
+def test_a_minimal_request_gets_the_models_defaults(client, backend):
+    response = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
+    assert response.status_code == 200
+    body = response.json()
     assert base64.b64decode(body["data"][0]["b64_json"]) == fake_image(DEFAULT, ImageFormat("png", 100))
     assert body["output_format"] == "png"
     assert body["size"] == "8x8"
@@ -26,7 +26,7 @@ def test_the_smallest_request_gets_the_models_defaults(client, backend):
 
 
 def test_every_extension_reaches_the_image(client, backend):
-    asked = {
+    fields = {
         "prompt": "a red apple",
         "negative_prompt": "blue",
         "num_inference_steps": 9,
@@ -43,18 +43,27 @@ def test_every_extension_reaches_the_image(client, backend):
         "output_compression": 40,
         "n": 2,
     }
-    assert client.post(ROUTE, json=asked).status_code == 200
+    assert client.post(ROUTE, json=fields).status_code == 200
     expected = make_params(
-        prompt="a red apple", negative_prompt="blue", num_steps=9, guidance_scale=2.0, solver="ddim", seed=MAX_SEED, width=16,
-        timestep_spacing="karras", eta=0.5, guidance_interval=(0.25, 1.0), guidance_stride=3,
+        prompt="a red apple",
+        negative_prompt="blue",
+        num_steps=9,
+        guidance_scale=2.0,
+        solver="ddim",
+        seed=MAX_SEED,
+        width=16,
+        timestep_spacing="karras",
+        eta=0.5,
+        guidance_interval=(0.25, 1.0),
+        guidance_stride=3,
         guidance_rescale=0.7,
-    )  # fmt: skip
-    drawn = backend.drawn[-2:]
-    assert [params.image_index for params, _ in drawn] == [0, 1]
-    assert drawn[0] == (expected, ImageFormat("webp", 40))
+    )
+    calls = backend.drawn[-2:]
+    assert [params.image_index for params, _ in calls] == [0, 1]
+    assert calls[0] == (expected, ImageFormat("webp", 40))
 
 
-def test_usage_is_openais_and_says_what_the_images_cost(client):
+def test_usage_is_openais_with_safelights_cost(client):
     usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
@@ -84,7 +93,7 @@ def test_usage_is_openais_and_says_what_the_images_cost(client):
     }
 
 
-def test_an_absent_seed_is_drawn_and_reported(client, backend):
+def test_an_absent_seed_is_random_and_reported(client, backend):
     seeds = [
         client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)
     ]
@@ -111,9 +120,9 @@ def test_null_means_the_default(client, backend):
 
 
 @pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])
-def test_the_model_may_go_by_openais_names(client, model):
-    answer = client.post(ROUTE, json={"prompt": "p", "model": model})
-    assert answer.json()["usage"]["safelight"]["model"] == "fake-8"
+def test_the_model_has_openais_names_as_aliases(client, model):
+    response = client.post(ROUTE, json={"prompt": "p", "model": model})
+    assert response.json()["usage"]["safelight"]["model"] == "fake-8"
 
 
 def test_openais_other_fields_are_ignored(client):
@@ -189,13 +198,13 @@ BAD_FIELDS = [
 @pytest.mark.parametrize(
     ("fields", "param", "allowed"),
     BAD_FIELDS,
-    ids=[f"{p}={str(list(f.values()))[:20]}" for f, p, _ in BAD_FIELDS],
+    ids=[f"{param}={str(list(fields.values()))[:20]}" for fields, param, _ in BAD_FIELDS],
 )
-def test_a_wrong_field_is_named_and_what_is_allowed_is_said(client, fields, param, allowed):
+def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, allowed):
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
-    answer = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
-    error = answer.json()["error"]
-    assert answer.status_code == 400, error
+    response = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert response.status_code == 400, error
     assert error["type"] == "invalid_request_error"
     assert allowed in error["message"]
     assert error["param"] == param
@@ -203,9 +212,9 @@ def test_a_wrong_field_is_named_and_what_is_allowed_is_said(client, fields, para
 
 @pytest.mark.parametrize("model", ["gpt-5", "", "../../etc"])
 def test_an_unknown_model_is_404(client, model):
-    answer = client.post(ROUTE, json={"prompt": "p", "model": model})
-    assert answer.status_code == 404
-    error = answer.json()["error"]
+    response = client.post(ROUTE, json={"prompt": "p", "model": model})
+    assert response.status_code == 404
+    error = response.json()["error"]
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert "fake-8" in error["message"]
 
@@ -226,47 +235,48 @@ NOT_JSON = {
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
 def test_a_body_that_is_no_json_object_is_400(client, body):
-    answer = client.post(ROUTE, content=body, headers={"content-type": "application/json"})
-    error = answer.json()["error"]
-    assert answer.status_code == 400, error
+    response = client.post(ROUTE, content=body, headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert response.status_code == 400, error
     assert (error["param"], error["code"]) == (None, "invalid_json")
     assert "JSON" in error["message"]
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["guidance_scale", "seed", "n", "num_inference_steps"])
-def test_numbers_that_are_none_are_refused(client, field, value):
-    answer = client.post(
+def test_infinities_and_not_a_number_are_refused(client, field, value):
+    response = client.post(
         ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"}
     )
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == field
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
 
 
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 )
 def test_a_body_not_declared_as_json_is_415(client, kind):
-    answer = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
-    assert answer.status_code == 415
-    assert "application/json" in answer.json()["error"]["message"]
+    response = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
+    assert response.status_code == 415
+    assert "application/json" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
     "kind",
     ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"],
 )
-def test_json_by_any_of_its_names_is_read(client, kind):
+def test_every_json_content_type_is_accepted(client, kind):
     assert client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind}).status_code == 200
 
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_body_over_the_limit_is_413(client, declared):
-    big = b" " * (1 << 20) + b'{"prompt": "p"}'
-    content = big if declared else (big[start : start + 65536] for start in range(0, len(big), 65536))
-    answer = client.post(ROUTE, content=content, headers={"content-type": "application/json"})
-    assert answer.status_code == 413
-    assert "1048576" in answer.json()["error"]["message"]
+    body = b" " * (1 << 20) + b'{"prompt": "p"}'
+    chunks = (body[start : start + 65536] for start in range(0, len(body), 65536))
+    content = body if declared else chunks
+    response = client.post(ROUTE, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert "1048576" in response.json()["error"]["message"]
 
 
 def test_the_schema_lists_what_this_model_serves(client):
@@ -281,9 +291,9 @@ def test_the_schema_lists_what_this_model_serves(client):
     assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
 
 
-def test_bytes_that_company_may_change_are_said_to_be():
-    told = [
+def test_usage_reports_whether_images_are_batch_invariant():
+    reports = [
         make_usage([DecodeResult(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
         for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))
     ]
-    assert told == [True, False]
+    assert reports == [True, False]

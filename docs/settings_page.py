@@ -1,0 +1,53 @@
+"""Writes docs/settings.md from the settings model: `.venv/bin/python docs/settings_page.py`."""
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from safelight.service.settings import PREFIX, Settings
+
+PAGE = Path(__file__).with_name("settings.md")
+INTRODUCTION = f"""# Settings
+
+Every setting of the service. This page is generated from `service/settings.py` by `docs/settings_page.py`.
+A value is taken from the first of these that has one:
+
+1. the flags of `safelight serve` (`--model`, `--host`, `--port`, `--stages`), the arguments of
+   `serve run safelight.service.app:app_from_args`, the `args` of a Serve config file, or the keyword
+   arguments of `safelight.Pipeline`;
+2. the environment variable, which is `{PREFIX}` and the setting's name in capitals, such as
+   `{PREFIX}PORT` for `port`;
+3. a file of that name in the folder `secrets_dir`;
+4. the default.
+
+A value that the service cannot run with is refused at start, in one sentence that names the setting.
+Settings are read once: a change takes effect when the service is started again or redeployed.
+"""
+
+
+def page() -> str:
+    """The whole text of docs/settings.md."""
+    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    return "\n".join(
+        [INTRODUCTION, "| setting | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+    )
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "" if isinstance(field.default, SecretStr) else field.default
+    default_text = f"`{default}`" if default != "" else "empty"
+    return f"| `{name}` | {_kind(field.annotation)} | {default_text} | {field.description} |"
+
+
+def _kind(annotation: object) -> str:
+    if choices := get_args(annotation):
+        return " or ".join(f"`{choice}`" for choice in choices)
+    return {int: "whole number", float: "number", SecretStr: "secret text"}.get(annotation, "text")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,210 @@
+"""A model in this process, for Python programs: the service's three stages without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import io
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
+
+from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import GenerationParams
+from safelight.service.errors import ServiceError
+from safelight.service.http.schemas import Usage
+from safelight.service.http.translation import make_images, make_output, make_usage
+from safelight.service.http.validation import parse_request
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import DecodeResult, ImageFormat
+from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.settings import read_settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg")}
+
+
+class SafelightError(Exception):
+    """A model that cannot be loaded, an invalid option, or an image that cannot be drawn.
+
+    The message is one sentence; `param` is the option at fault, or None.
+    """
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RequestOptions(TypedDict, total=False):
+    """The options of `Pipeline.generate`: the fields of the HTTP API, with the same limits and defaults."""
+
+    negative_prompt: str
+    n: int
+    size: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    solver: str
+    timestep_spacing: str
+    eta: float
+    guidance_interval: tuple[float, float]
+    guidance_stride: int
+    guidance_rescale: float
+    output_format: Literal["png", "webp", "jpeg"]
+    output_compression: int
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One image: its file's `bytes` and `format`, its `width` and `height` in pixels, and the request's
+    seed."""
+
+    bytes: builtins.bytes = field(repr=False)
+    format: str
+    width: int
+    height: int
+    seed: int
+
+    @cached_property
+    def pil(self) -> PilImage:
+        """The image for Pillow."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.bytes))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file.
+
+        Raises `SafelightError` if the suffix of `path` belongs to another format; the option `output_format`
+        selects the format.
+        """
+        if Path(path).suffix.lower() not in SUFFIXES[self.format]:
+            allowed = " or ".join(SUFFIXES[self.format])
+            raise SafelightError(
+                f"the image is a {self.format} file, to be saved as {allowed}; got {Path(path).name!r}"
+            )
+        Path(path).write_bytes(self.bytes)
+
+
+class GeneratedImages(list[GeneratedImage]):
+    """The images of one request, and its `usage`: tokens, device-seconds and what else the HTTP API
+    reports."""
+
+    def __init__(self, images: Iterable[GeneratedImage], usage: Usage):
+        super().__init__(images)
+        self.usage = usage
+
+
+class Pipeline:
+    """A loaded model that draws images.
+
+    A context manager; `close` frees the model. May be used from several threads at once, whose images then
+    share batches, and inside a running event loop, which `generate` blocks: `await
+    asyncio.to_thread(pipeline.generate, ...)` does not.
+    """
+
+    def __init__(self, model: str | Path | None = None, **settings: object):
+        """Load a model; returns when it is ready.
+
+        Args: model: The name of an embedded model or a checkpoint folder; by default that of the settings,
+        emoji-128. **settings: Settings of the service by name, such as `denoise_threads=4`
+        (docs/settings.md).
+
+        Raises:
+            SafelightError: The model cannot be loaded, or a setting is invalid.
+        """
+        with _as_safelight_errors():
+            values = read_settings(settings | {"model": None if model is None else str(model)})
+            self._model = find_model(values.model)
+            self._stages = InProcessPipeline(self._model, values)
+            try:
+                self._stages.wait()
+            except BaseException:
+                self._stages.close()
+                raise
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="safelight", daemon=True)
+        self._thread.start()
+
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> GeneratedImages:
+        """Draw the images of one request; the same request gives the same bytes as the service does.
+
+        Args:
+            prompt: What the images show.
+            **options: As in the HTTP API, see `RequestOptions`; the most common are `seed`, `n`, `size` and
+                `num_inference_steps`.
+
+        Raises:
+            SafelightError: An option is invalid, or an image cannot be drawn.
+        """
+        started = time.perf_counter()
+        if self._loop.is_closed():
+            raise SafelightError("the pipeline is closed")
+        with _as_safelight_errors():
+            request = parse_request(json.dumps({**options, "prompt": prompt}).encode())
+            params, output = make_images(request, self._model), make_output(request)
+            future = asyncio.run_coroutine_threadsafe(self._generate_all(params, output), self._loop)
+            try:
+                results = future.result()
+            except CancelledError:
+                raise SafelightError("the pipeline was closed while the image was drawn") from None
+            finally:
+                future.cancel()  # has an effect if the wait was interrupted
+        usage = make_usage(results, params, self._model, time.perf_counter() - started)
+        images = [
+            GeneratedImage(result.image, output.format, image.width, image.height, image.seed)
+            for result, image in zip(results, params, strict=True)
+        ]
+        return GeneratedImages(images, usage)
+
+    def close(self) -> None:
+        """Free the model. Images that are being drawn are lost; closing twice is allowed."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(_cancel_other_tasks(), self._loop).result()
+        self._stages.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def _generate_all(self, params: list[GenerationParams], output: ImageFormat) -> list[DecodeResult]:
+        tasks = [asyncio.ensure_future(self._stages.generate(image, output)) for image in params]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            await cancel_all(*tasks)
+
+
+async def _cancel_other_tasks() -> None:
+    await cancel_all(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+
+
+@contextmanager
+def _as_safelight_errors() -> Iterator[None]:
+    """Raise what a user can mend as `SafelightError`; anything else is a bug and passes."""
+    try:
+        yield
+    except (ServiceError, InvalidParams, UnknownModel, ValueError) as error:
+        raise SafelightError(str(error), getattr(error, "param", None)) from error

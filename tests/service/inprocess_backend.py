@@ -1,0 +1,23 @@
+"""A gateway's backend without Ray: the three stages in this process."""
+
+from collections.abc import Mapping
+
+from safelight.pipeline.params import GenerationParams
+from safelight.service.backend import STAGES
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+
+
+class InProcessBackend:
+    """A `Backend` that draws with `pipeline`."""
+
+    def __init__(self, pipeline: InProcessPipeline):
+        self._pipeline = pipeline
+
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
+        return await self._pipeline.generate(params, output, context)
+
+    async def status(self) -> Mapping[str, StageStatus | None]:
+        return dict(zip(STAGES, (stage.status() for stage in self._pipeline.stages), strict=True))
