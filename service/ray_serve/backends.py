@@ -55,13 +55,13 @@ class ColocatedBackend:
     """One deployment holds all three stages."""
 
     def __init__(self, pipeline: Handle, may_sleep: Set[str] = frozenset()):
-        self._studio = pipeline
+        self._pipeline = pipeline
         self._may_sleep = may_sleep
 
     async def generate(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
     ) -> DecodeResult:
-        call = self._studio.draw.remote(params, output, context)
+        call = self._pipeline.generate.remote(params, output, context)
         try:
             drawn: DecodeResult = await call
             return drawn
@@ -72,7 +72,7 @@ class ColocatedBackend:
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:
             return dict.fromkeys(STAGES)
-        return await _in_time(self._studio.status.remote()) or dict.fromkeys(STAGES)
+        return await _in_time(self._pipeline.status.remote()) or dict.fromkeys(STAGES)
 
 
 class RemoteLedger:

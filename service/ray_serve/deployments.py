@@ -58,7 +58,7 @@ class LedgerDeployment:
     async def snapshot(self) -> Snapshot:
         return snapshot(self._ledger)
 
-    async def build_report(self, window: float | None, latest: int) -> AccountingReport:
+    async def report(self, window: float | None, latest: int) -> AccountingReport:
         return build_report(self._ledger, self._settings, window, latest)
 
 

@@ -53,7 +53,7 @@ async def test_each_stage_gets_the_one_before_as_it_is():
     stages = Handle(), Handle(), Handle()
     context = RequestContext("account")
     drawing = asyncio.ensure_future(
-        backends.SplitBackend(*stages).draw(make_params(), ImageFormat(), context)
+        backends.SplitBackend(*stages).generate(make_params(), ImageFormat(), context)
     )
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
@@ -72,7 +72,7 @@ async def test_each_stage_gets_the_one_before_as_it_is():
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_image_that_is_not_wanted_any_more_is_cancelled_in_every_stage(how):
     stages = Handle(), Handle(), Handle()
-    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), ImageFormat()))
+    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).generate(make_params(), ImageFormat()))
     await asyncio.sleep(0)
     if how == "cancelled":
         drawing.cancel()

@@ -44,9 +44,9 @@ class TicketBackend(FakeBackend):
         super().__init__(*errors)
         self.contexts = []
 
-    async def draw(self, params, output, context=None):
+    async def generate(self, params, output, context=None):
         self.contexts.append(context)
-        return await super().draw(params, output)
+        return await super().generate(params, output)
 
 
 def test_the_gateways_span_goes_on_with_the_clients_and_the_ticket_with_it(
