@@ -9,7 +9,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LedgerClient
@@ -92,7 +92,7 @@ class RequestDispatcher:
         try:
             return await asyncio.gather(*tasks)
         finally:
-            await cancel_all(*tasks)
+            await cancel_and_wait(*tasks)
 
     async def _draw(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext

@@ -27,7 +27,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.progress import Say, progress
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import num_cores
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _find(name: str) -> tuple[ModelInfo | None, ModelProfile]:
     """A published checkpoint by its name, else a model that is here."""
-    with imported_for_good():
+    with gc_frozen_imports():
         if name in capacity.list_published():
             return None, capacity.published_profile(name)
         try:
@@ -188,7 +188,7 @@ def _choose(args: argparse.Namespace, model: ModelInfo | None, order: ImageSpec,
         )
     if args.peak_tflops:
         return _reaching(args, "this machine", args.peak_tflops, MFU_HERE)
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.calibration.stage_times import measure_peak, measure_stage_times
     settings = settings_of(model=args.model)
     threads = settings.denoise_threads or num_cores()

@@ -20,7 +20,7 @@ from safelight.pipeline.capacity.predict import GPUS, ImageSpec, ModelProfile
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 HOUR = 3600.0
 FOLLOWED = 60  # replicas; of a larger fleet each stands for several
@@ -165,7 +165,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _outline(name: str) -> ModelProfile:
-    with imported_for_good():
+    with gc_frozen_imports():
         if name not in capacity.list_published():
             raise UserError(
                 f"--model must be a published checkpoint by its name: {', '.join(capacity.list_published())}; got {name!r}"

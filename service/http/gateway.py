@@ -42,7 +42,7 @@ from safelight.service.http.translation import (
 )
 from safelight.service.http.validation import parse_request
 from safelight.service.messages import RequestContext
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
@@ -76,7 +76,7 @@ def build_gateway(
         warming = asyncio.ensure_future(warm_up.run())
         reporter.start()
         yield
-        await cancel_all(warming)
+        await cancel_and_wait(warming)
         await asyncio.to_thread(reporter.stop)
 
     app = FastAPI(title="Safelight", summary="Text in, image out.", lifespan=lifespan, redirect_slashes=False)
