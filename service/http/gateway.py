@@ -49,7 +49,7 @@ from safelight.service.telemetry.tracing import Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
 from safelight.service.usage.records import Sink, UsageRecord, record_request
-from safelight.service.usage.report import AccountingReport
+from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 WINDOW = "The last so many seconds, and up to a minute more; all since the start without it."
@@ -67,7 +67,7 @@ def build_gateway(
     metrics = Metrics()
     books = books or LocalLedger(settings)
     outbox = Outbox()
-    reporter = UsageReporter(outbox.take, books.post)
+    reporter = UsageReporter(outbox.collect, books.send)
     dispatcher = RequestDispatcher(backend, metrics, settings, books)
     warm_up = WarmUp(dispatcher, model)
 
@@ -209,7 +209,7 @@ def _add_health_routes(
     async def expose_metrics() -> Response:
         await dispatcher.status()
         with contextlib.suppress(Exception):  # without the ledger the rest is still worth saying
-            metrics.observe_measures(await books.snapshot(), (await books.report(None, 0)).mfu)
+            metrics.observe_snapshot(await books.snapshot(), (await books.report(None, 0)).mfu)
         return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 
