@@ -32,7 +32,7 @@ def throughput(phases: Sequence[tuple[Phase, Watched]]) -> bytes:
     """Images finished a second, as the decoder counted them."""
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
     for phase, watched in phases:
-        found = watched.rates("safelight_stage_images", "decode")
+        found = watched.rates("safelight_stage_images_finished", "decode")
         axes.plot([at for at, _ in found], [rate for _, rate in found], label=phase.name)
     axes.set(xlabel="seconds of the phase", ylabel="images a second", ylim=(0, None))
     axes.legend(fontsize=8)
@@ -70,7 +70,7 @@ def busy_share(watched: Watched, stage: str) -> float:
     if len(watched.looks) < 2:
         return 0.0
     first, last = watched.looks[0], watched.looks[-1]
-    name = "safelight_device_seconds_total"
+    name = "safelight_image_device_seconds_total"
     return (last.of(name, stage) - first.of(name, stage)) / (last.at - first.at)
 
 

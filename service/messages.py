@@ -1,4 +1,4 @@
-"""Messages between the stages. Some hold tensors, but no torch is imported here: the gateway uses them too."""
+"""Messages between the stages. Some hold tensors, but torch is not imported here: gateways use them too."""
 
 from __future__ import annotations
 

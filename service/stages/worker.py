@@ -14,8 +14,8 @@ R = TypeVar("R")
 class Worker(Generic[T]):
     """Creates its object on a thread of its own and calls it only there.
 
-    The thread count of torch's kernels is a property of the calling thread, so the same thread must set it and
-    do the work.
+    The thread count of torch's kernels is a property of the calling thread, so one thread must set it and do
+    the work.
     """
 
     def __init__(self, make: Callable[[], T], meter: UsageMeter):

@@ -1,7 +1,8 @@
 """Every metric of the service: names, labels, help texts and buckets, in tables.
 
-Each gateway counts its own requests. The metrics of stages are the same at every gateway: what the ledger knows
-of all replicas. No label holds a request id, a prompt or a key; `/v1/accounting` reports single requests.
+Each gateway counts its own requests. The metrics of stages are the same at every gateway: they come from the
+ledger, which knows all replicas. No label holds a request id, a prompt or a key; single requests are in
+`/v1/accounting`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -32,7 +32,7 @@ RULES = [
 RECORDS = {rule["record"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
 EXPRESSIONS = [*(rule["expr"] for rule in RULES), *queries()]
-UNATTRIBUTED_SECONDS = "safelight_unattributed_seconds"  # service/telemetry/metrics.py has it in no table
+UNATTRIBUTED_SECONDS = "safelight_stage_unattributed_seconds"  # service/telemetry/metrics.py has it in no table
 KINDS = (
     {name: kind for name, (kind, _, _) in OF_REQUESTS.items()}
     | {metric.name: metric.kind for metric in OF_STAGES}

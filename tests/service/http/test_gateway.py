@@ -74,8 +74,8 @@ def test_the_cost_of_a_tick_and_the_attention_that_runs_are_told(client, backend
     assert client.get("/v1/curve").json() == {"encode": None, "denoise": measured, "decode": None}
     assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
     told = metrics(client)
-    assert told["safelight_attention products"] == 1
-    assert told["safelight_tick_slowness"] == 1.5
+    assert told["safelight_attention_info products"] == 1
+    assert told["safelight_tick_slowdown_ratio"] == 1.5
 
 
 def test_the_gateway_is_alive_and_ready(client):
@@ -175,10 +175,10 @@ def test_metrics_tell_of_requests_and_stages(client, backend):
     assert seen["safelight_requests_total ok done"] == 1
     assert seen["safelight_requests_total invalid_value refused"] == 1
     assert seen["safelight_images_total"] == 2
-    assert seen["safelight_nfe_total"] == 8
-    assert seen["safelight_device_seconds_total denoise"] == 2.0
-    assert seen["safelight_stage_running denoise"] == 2
-    assert seen["safelight_stage_waiting denoise"] == 1
+    assert seen["safelight_image_nfe_total"] == 8
+    assert seen["safelight_image_device_seconds_total denoise"] == 2.0
+    assert seen["safelight_stage_images_running denoise"] == 2
+    assert seen["safelight_stage_images_waiting denoise"] == 1
     assert seen["safelight_images_in_flight"] == 0
 
 

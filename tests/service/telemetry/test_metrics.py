@@ -15,7 +15,7 @@ from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.stage_snapshot import snapshot
 from tests.fakes import USAGE
 
-NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safelight_unattributed_seconds"}
+NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safelight_stage_unattributed_seconds"}
 
 
 def statement(source: str, ticks: TickHistograms, *charges: UsageEvent, **totals: float) -> StageReport:
@@ -76,25 +76,25 @@ def test_all_of_the_tables_is_exposed_and_nothing_else(metrics: Metrics) -> None
 def test_replicas_add_up(metrics: Metrics) -> None:
     told = samples(metrics)
     assert told["safelight_stage_replicas denoise"] == 2 and told["safelight_stage_replicas encode"] == 0
-    assert told["safelight_stage_images denoise"] == 6  # not what one of them said when it was asked
+    assert told["safelight_stage_images_finished denoise"] == 6  # not what one of them said when it was asked
     assert told["safelight_stage_work_left_seconds denoise"] == 6.0
     assert told["safelight_stage_busy_seconds_total denoise"] == 6.0
-    assert told["safelight_stage_charged_seconds_total denoise"] == 3.0
-    name = "safelight_unattributed_seconds"
+    assert told["safelight_stage_attributed_seconds_total denoise"] == 3.0
+    name = "safelight_stage_unattributed_seconds"
     reasons = {
         reason: told[" ".join([name, *sorted(["denoise", reason])])]
         for reason in ("warm_up", "starting", "overhead")
     }
     assert reasons == {"warm_up": 0.5, "starting": 1.0, "overhead": 1.5}
-    assert told["safelight_mfu"] == 0.5
+    assert told["safelight_mfu_ratio"] == 0.5
 
 
 def test_ticks_are_histograms_of_all_replicas(metrics: Metrics) -> None:
     told = samples(metrics)
-    assert told["safelight_tick_seconds_bucket 0.002"] == 0
-    assert told["safelight_tick_seconds_bucket 0.005"] == 2
-    assert told["safelight_tick_seconds_bucket +Inf"] == told["safelight_tick_seconds_count"] == 4
-    assert told["safelight_tick_seconds_sum"] == pytest.approx(0.066)
+    assert told["safelight_tick_duration_seconds_bucket 0.002"] == 0
+    assert told["safelight_tick_duration_seconds_bucket 0.005"] == 2
+    assert told["safelight_tick_duration_seconds_bucket +Inf"] == told["safelight_tick_duration_seconds_count"] == 4
+    assert told["safelight_tick_duration_seconds_sum"] == pytest.approx(0.066)
     assert told["safelight_tick_rows_bucket 8.0"] == 2
     assert told["safelight_tick_forecast_ratio_bucket 1.0"] == 2
 
@@ -123,7 +123,7 @@ def test_a_single_replica_is_asked_itself() -> None:
     ledger.post(statement("one", TickHistograms(), busy=1.0))
     told.observe_stages({"denoise": StageStatus(images=100)})
     told.observe_measures(snapshot(ledger), mfu=None)
-    assert samples(told)["safelight_stage_images denoise"] == 100
+    assert samples(told)["safelight_stage_images_finished denoise"] == 100
 
 
 def test_counts_add_and_take_away() -> None:
