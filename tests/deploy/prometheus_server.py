@@ -1,4 +1,4 @@
-"""Debian's Prometheus for tests: installed where it is not, and run on loopback."""
+"""Debian's Prometheus for tests: installed if it is missing, and run on loopback."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ STOP_SECONDS = 20.0
 
 
 def install() -> None:
-    """Have `prometheus` and `promtool`, or skip what needs them."""
+    """Install `prometheus` and `promtool`, or skip the test."""
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         pytest.skip(
-            "there is no prometheus here, and only root on Debian could install it: apt-get install prometheus"
+            "prometheus is missing, and only root on Debian could install it: apt-get install prometheus"
         )
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (
@@ -34,12 +34,12 @@ def install() -> None:
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"prometheus cannot be installed: {done.stderr.strip()[-500:]}")
-    if shutil.which("systemctl"):  # the package starts a server of its own
+    if shutil.which("systemctl"):  # the package starts its own server
         subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True)
 
 
 class Prometheus:
-    """A server that runs, asked by its HTTP API."""
+    """A running server, queried by its HTTP API."""
 
     def __init__(self, url: str):
         self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=10)
@@ -51,13 +51,13 @@ class Prometheus:
         return answer["data"]["result"]
 
     def value(self, query: str) -> float | None:
-        """The only sample's; None if there is none yet."""
+        """The value of the only sample; None if there is none yet."""
         samples = self.ask(query)
         assert len(samples) <= 1, samples
         return float(samples[0]["value"][1]) if samples else None
 
     def rules(self) -> list[dict[str, Any]]:
-        """As they were evaluated last."""
+        """All rules with their latest evaluation."""
         groups = self._http.get("/rules").raise_for_status().json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
@@ -73,7 +73,7 @@ class Prometheus:
 
 @contextmanager
 def running(config: Path, folder: Path) -> Iterator[Prometheus]:
-    """A server with this configuration and an empty storage in `folder`, gone when the block ends."""
+    """A server with this configuration and an empty storage in `folder`, stopped when the block ends."""
     address = f"127.0.0.1:{free_port()}"
     options = [
         f"--config.file={config}",
@@ -85,10 +85,10 @@ def running(config: Path, folder: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen(["prometheus", *options], cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     prometheus = Prometheus(f"http://{address}")
     try:
-        until = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not prometheus.is_ready():
-            told = (folder / "prometheus.log").read_text(errors="replace")[-4000:]
-            assert process.poll() is None and time.monotonic() < until, told
+            log_text = (folder / "prometheus.log").read_text(errors="replace")[-4000:]
+            assert process.poll() is None and time.monotonic() < deadline, log_text
             time.sleep(0.1)
         yield prometheus
     finally:

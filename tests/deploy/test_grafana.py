@@ -1,4 +1,4 @@
-"""deploy/grafana, read: Grafana itself is not here. test_prometheus.py asks the dashboard's queries of a Prometheus."""
+"""deploy/grafana is consistent; tested without Grafana. test_prometheus.py runs the queries."""
 
 import itertools
 import json
@@ -32,14 +32,14 @@ def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
     return itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
 
 
-def test_no_panel_lies_on_another_or_beyond_the_edge():
-    taken = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
-    assert len(taken) == len(set(taken))
-    assert {x for x, _ in taken} == set(range(WIDTH))
-    assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1)), "no gaps"
+def test_panels_fill_the_grid_without_overlap():
+    used = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
+    assert len(used) == len(set(used))
+    assert {x for x, _ in used} == set(range(WIDTH))
+    assert {y for _, y in used} == set(range(max(y for _, y in used) + 1)), "no gaps"
 
 
-def test_ids_are_those_of_one_panel_and_one_query_each():
+def test_ids_of_panels_and_queries_are_unique():
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
     for panel in PANELS:
@@ -47,44 +47,44 @@ def test_ids_are_those_of_one_panel_and_one_query_each():
         assert refs and len(refs) == len(set(refs))
 
 
-def test_every_panel_asks_the_chosen_source_and_says_in_which_unit():
+def test_every_panel_uses_the_selected_source_and_has_a_unit():
     (variable,) = DASHBOARD["templating"]["list"]
     assert (variable["name"], variable["type"], variable["query"]) == (
         "datasource",
         "datasource",
         "prometheus",
     )
-    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    selected = {"type": "prometheus", "uid": "${datasource}"}
     for panel in PANELS:
         assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
-        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [chosen] * (
+        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [selected] * (
             1 + len(panel["targets"])
         )
 
 
-def test_no_variable_is_asked_for_that_grafana_does_not_know():
+def test_queries_use_no_unknown_variable():
     assert {name for query in queries() for name in re.findall(r"\$\{?(\w+)", query)} == {"__rate_interval"}
 
 
-def test_it_does_without_the_recording_rules():
+def test_queries_do_not_need_the_recording_rules():
     assert not any("safelight:" in query for query in queries())
 
 
-def test_a_legend_names_labels_that_its_query_keeps():
+def test_legends_use_labels_of_their_queries():
     for panel in PANELS:
         for target in panel["targets"]:
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                 assert re.search(rf"by \([^)]*\b{label}\b[^)]*\)", target["expr"]), panel["title"]
 
 
-def test_the_source_is_the_prometheus_of_this_repository():
+def test_the_source_matches_the_prometheus_configuration():
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     (source,) = provisioned("datasources")["datasources"]
     assert (source["type"], source["access"]) == ("prometheus", "proxy")
     assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
 
 
-def test_dashboards_are_read_from_files():
+def test_dashboards_are_provisioned_from_files():
     (provider,) = provisioned("dashboards")["providers"]
     assert (provider["type"], provider["options"]) == ("file", {"path": "/var/lib/grafana/dashboards"})
-    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "an id is a database's own"
+    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "an id is assigned by a database"
