@@ -47,9 +47,9 @@ ARROWS: dict[str, str] = {
     "service.errors": "pipeline.params",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.backend": "pipeline.params service.messages",
-    "service.usage": "service.backend service.errors service.messages service.settings",
+    "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.telemetry": "service.messages service.settings service.usage",
-    "service.stages": "pipeline.diffusion pipeline.engine pipeline.params pipeline.scheduling"
+    "service.stages": "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params pipeline.scheduling"
     " service.errors service.messages service.usage",
     "service.inprocess": "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.engine pipeline.params"
     " service.runtime service.messages service.settings service.stages",
@@ -57,8 +57,9 @@ ARROWS: dict[str, str] = {
     " service.settings service.telemetry service.usage",
     "service.http": "pipeline.catalog pipeline.params pipeline.scheduling service.runtime service.backend"
     " service.dispatcher service.errors service.messages service.settings service.telemetry service.usage",
-    "service.ray_serve": "pipeline.params pipeline.scheduling service.backend service.errors service.http"
-    " service.inprocess service.messages service.settings service.stages service.telemetry service.usage",
+    "service.ray_serve": "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors"
+    " service.http service.inprocess service.messages service.settings service.stages service.telemetry"
+    " service.usage",
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
     "service.local": "service.app service.settings",
     "service.cli": "pipeline.* service.*",

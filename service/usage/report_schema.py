@@ -1,8 +1,11 @@
 """The JSON of `/v1/accounting`."""
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.pipeline.params import UsageAmounts
+
+# an answer always has all fields of a `UsageAmounts`, though they have defaults
+ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
 class Percentiles(BaseModel):
@@ -14,6 +17,8 @@ class Percentiles(BaseModel):
 class AccountTotals(BaseModel):
     """The requests of one key and model."""
 
+    model_config = ALL_REQUIRED
+
     key: str
     model: str
     requests: dict[str, int]
@@ -23,6 +28,8 @@ class AccountTotals(BaseModel):
 
 class RequestReport(BaseModel):
     """One request. Its usage arrives within some seconds of its end."""
+
+    model_config = ALL_REQUIRED
 
     request_id: str
     key: str
