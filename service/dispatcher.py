@@ -55,7 +55,7 @@ class RequestDispatcher:
         except Exception as error:
             service_error = as_service_error(error)
             if service_error.status >= 500:
-                logger.warning("drawing failed: %s: %s", type(error).__name__, error)
+                logger.warning("generating images failed: %s: %s", type(error).__name__, error)
             raise service_error from error
 
     async def drain(self) -> None:
@@ -69,7 +69,7 @@ class RequestDispatcher:
         try:
             status = await self._backend.status()
         except Exception as error:
-            logger.warning("no status: %s: %s", type(error).__name__, error)
+            logger.warning("the backend gives no status: %s: %s", type(error).__name__, error)
             status = dict.fromkeys(STAGES)
         # a stage may be too busy to answer in time, or asleep
         if self._ledger is not None and None in status.values():
