@@ -102,5 +102,5 @@ class StageStatus:
     cache_misses: int = 0
     attention: str | None = None  # the denoiser's attention back end
     peak_flops: float | None = None  # peak FLOP/s of the denoiser's device
-    # seconds of a tick, text or image by its operations, corrected by every measurement
+    # measured seconds by operations of a tick, text or image; updated by every measurement
     curve: CostCurve | None = None

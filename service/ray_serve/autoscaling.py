@@ -9,7 +9,7 @@ from ray.serve.config import AutoscalingContext
 
 from safelight.pipeline.scheduling.autoscaling import target_replicas
 
-# what every replica of a stage reports, in seconds
+# the statistics that every replica of a stage reports
 WORK_LEFT, OFFERED, SECONDS_A_JOB = "work_left", "offered", "seconds_a_job"
 
 
@@ -17,7 +17,7 @@ class ByWork:
     """An autoscaling policy for a stage; Serve applies its bounds and delays to the result.
 
     Args:
-        target_seconds: Device-seconds of work that may wait for each replica.
+        target_seconds: Device seconds of work that may wait for each replica.
     """
 
     def __init__(self, target_seconds: float):

@@ -80,7 +80,7 @@ class EngineLoop(threading.Thread):
         self.failure: Exception | None = None  # why there is no engine and will be none
         self._make_engine = make_engine
         self._meter = meter
-        self._calls: dict[str, PendingCall] = {}  # whose samples are in the engine
+        self._calls: dict[str, PendingCall] = {}  # their samples are in the engine
         self.start()
 
     def run(self) -> None:
@@ -89,7 +89,7 @@ class EngineLoop(threading.Thread):
                 pass
 
     def _run_engine(self) -> bool:
-        """Build an engine and use it until it fails or the thread is stopped; whether to build another."""
+        """Build an engine and use it until it fails or the thread is stopped. True to build another."""
         try:
             with self._meter.starting():
                 engine = self._make_engine()

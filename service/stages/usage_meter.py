@@ -122,12 +122,12 @@ class UsageMeter:
 
     @property
     def work_left(self) -> float:
-        """Device-seconds that the images in the stage still need."""
+        """Device seconds that the images in the stage still need."""
         with self._lock:
             return self._work_left + self._jobs * self._seconds_per_job
 
     def autoscaling_stats(self) -> dict[str, float]:
-        """What the stage's autoscaling reads (`safelight.service.ray_serve.autoscaling`), in seconds."""
+        """The statistics that `safelight.service.ray_serve.autoscaling` reads."""
         work_left = self.work_left
         with self._lock:
             offered = self._offered.observe(self._reported + self._open + work_left, time.perf_counter())

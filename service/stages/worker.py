@@ -1,4 +1,4 @@
-"""An object that only one thread, its own, may touch."""
+"""An object on a thread of its own, which alone may touch it."""
 
 import asyncio
 from collections.abc import Callable

@@ -33,7 +33,7 @@ class RequestTotals:
 
 @dataclass(slots=True)
 class ReplicaSeconds:
-    """The time of one stage's replicas in one period, including replicas that have died since: seconds."""
+    """Seconds of one stage's replicas in one period, including replicas that have died since."""
 
     alive: float = 0.0
     busy: float = 0.0

@@ -26,7 +26,7 @@ class StageTotals:
     starting: float = 0.0  # loading and measuring the network
     lost: float = 0.0  # spent on images that were dropped when the network failed
     open: float = 0.0  # spent on images still in the stage; a usage event follows when they leave
-    work_left: float = 0.0  # device-seconds that the images in the stage still need
+    work_left: float = 0.0  # device seconds that the images in the stage still need
     ticks: TickHistogramData = field(default_factory=TickHistogramData)  # of a denoiser, since it started
 
 

@@ -73,7 +73,7 @@ class Ledger:
         return {stage: replica.report.status if replica else None for stage, replica in latest.items()}
 
     def window_start(self, seconds: float | None = None) -> float:
-        """When the window of the last `seconds` begins: at a whole minute, or for None with the ledger."""
+        """Start of the window of the last `seconds`, at a whole minute; with None, the ledger's start."""
         if seconds is None:
             return self.since
         now = self._clock()
@@ -113,7 +113,7 @@ class Ledger:
         return sum(replica.report.totals.open for replica in self.replicas(stage))
 
     def _current_periods(self) -> Iterator[PeriodTotals]:
-        """The sums that an event of this moment is added to: since the start, and of this minute."""
+        """The sums to which an event is added at this moment: since the start, and of this minute."""
         minute = int(self._clock() // MINUTE)
         if minute not in self._minutes:
             self._minutes[minute] = PeriodTotals()
@@ -176,7 +176,7 @@ class Ledger:
             period.accounts[entry.record.key, entry.record.model].usage[stage] += amounts
 
     def _revive(self, source: str) -> ReplicaEntry | None:
-        """A replica that counted as dead and reports again: its open seconds are no longer lost."""
+        """The entry of a replica that counted as dead; as it reports again, its open seconds are not lost."""
         if (replica := self._silent_replicas.pop(source, None)) is not None:
             self._add_lost(replica.report.stage, -replica.report.totals.open)
         return replica

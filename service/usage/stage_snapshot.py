@@ -18,7 +18,7 @@ class StageSnapshot:
 
     replicas: int  # alive
     status: StageStatus  # counts summed over these replicas, the other fields from the first
-    work_left: float  # device-seconds
+    work_left: float  # device seconds
     balance: StageBalance
     ticks: TickHistogramData
 
