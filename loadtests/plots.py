@@ -29,7 +29,9 @@ def latency_cdf(phases: Sequence[Phase]) -> bytes:
 
 def throughput(phases: Sequence[SampledPhase]) -> bytes:
     """Images finished per second, by the decoder's counter."""
-    lines = [(phase.name, series.rates("safelight_stage_images", "decode")) for phase, series in phases]
+    lines = [
+        (phase.name, series.rates("safelight_stage_images_finished", "decode")) for phase, series in phases
+    ]
     return _line_plot(lines, "throughput, images/s")
 
 
@@ -62,7 +64,7 @@ def busy_share(series: MetricsSeries, stage: str) -> float:
     if len(series.samples) < 2:
         return 0.0
     first, last = series.samples[0], series.samples[-1]
-    name = "safelight_device_seconds_total"
+    name = "safelight_image_device_seconds_total"
     return (last.value(name, stage) - first.value(name, stage)) / (last.at - first.at)
 
 

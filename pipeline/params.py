@@ -1,6 +1,6 @@
 """The records that all layers share: generation parameters, usage and finish reason. Free of torch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -66,7 +66,14 @@ class UsageAmounts:
     tokens: int = 0  # image tokens over all rows
 
     def __add__(self, other: "UsageAmounts") -> "UsageAmounts":
-        return UsageAmounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return UsageAmounts(
+            self.device_seconds + other.device_seconds,
+            self.queue_seconds + other.queue_seconds,
+            self.flops + other.flops,
+            self.nfe + other.nfe,
+            self.rows + other.rows,
+            self.tokens + other.tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The seam between the gateway and whatever draws."""
+"""The interface between the gateway and the stages that generate images."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -10,12 +10,14 @@ STAGES = ("encode", "denoise", "decode")
 
 
 class Backend(Protocol):
-    """Draws images. To cancel `draw` is to take the image out of the batch."""
+    """Generates images."""
 
     async def generate(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
-    ) -> DecodeResult: ...
+    ) -> DecodeResult:
+        """Generate one image; cancelling the call takes the image out of the batch."""
+        ...
 
     async def status(self) -> Mapping[str, StageStatus | None]:
-        """How each of `STAGES` is; None for one that does not answer in time."""
+        """The status of each of `STAGES`; None for a stage that does not answer in time."""
         ...

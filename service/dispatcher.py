@@ -1,4 +1,4 @@
-"""The gateway's promise on top of a backend: all images or none, in time, and a lost one sent again."""
+"""Admission, deadline, fan-out and retry of requests: all images of a request or none, in time."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LedgerClient
@@ -20,13 +20,20 @@ DRAIN_POLL_SECONDS = 0.05
 
 
 class RequestDispatcher:
-    """Draws the images of whole requests."""
+    """Generates all images of a request through a backend.
+
+    Args:
+        backend: Generates single images.
+        metrics: Counts retries and images in flight.
+        settings: Limits and deadlines.
+        ledger: Knows the status of a stage that does not answer.
+    """
 
     def __init__(
-        self, backend: Backend, metrics: Metrics, settings: Settings, books: LedgerClient | None = None
+        self, backend: Backend, metrics: Metrics, settings: Settings, ledger: LedgerClient | None = None
     ):
         self._backend = backend
-        self._books = books
+        self._ledger = ledger
         self._metrics = metrics
         self._settings = settings
         self._in_flight = 0
@@ -35,38 +42,43 @@ class RequestDispatcher:
     async def generate(
         self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext = NO_CONTEXT
     ) -> list[DecodeResult]:
-        """Every image of one request, or a `ServiceError` and no image left in the batch."""
+        """Generate all images of one request, in order.
+
+        Raises:
+            ServiceError: The request failed; none of its images is left in the batch.
+        """
         try:
             with self._room_for(len(images)):
                 return await asyncio.wait_for(
-                    self._draw_all(images, output, context), self._settings.deadline_seconds
+                    self._generate_all(images, output, context), self._settings.deadline_seconds
                 )
         except Exception as error:
-            known = as_service_error(error)
-            if known.status >= 500:
-                logger.warning("drawing failed: %s: %s", type(error).__name__, error)
-            raise known from error
+            service_error = as_service_error(error)
+            if service_error.status >= 500:
+                logger.warning("generating images failed: %s: %s", type(error).__name__, error)
+            raise service_error from error
 
     async def drain(self) -> None:
-        """Refuse every further request; returns when no image is in flight."""
+        """Refuse new requests; returns when no image is in flight."""
         self._is_draining = True
         while self._in_flight:
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
-        """How every stage is; None for one that does not say, and has not lately."""
+        """The status of every stage; None for one that neither answers nor has reported recently."""
         try:
             status = await self._backend.status()
         except Exception as error:
-            logger.warning("no status: %s: %s", type(error).__name__, error)
+            logger.warning("the backend gives no status: %s: %s", type(error).__name__, error)
             status = dict.fromkeys(STAGES)
-        if (
-            self._books is not None and None in status.values()
-        ):  # it is too full to answer in time, or may be asleep
-            said = await self._books.status()
+        # a stage may be too busy to answer in time, or asleep
+        if self._ledger is not None and None in status.values():
+            reported = await self._ledger.status()
             asleep = dict.fromkeys(may_sleep(self._settings), StageStatus(is_asleep=True))
-            status = {stage: own or said.get(stage) or asleep.get(stage) for stage, own in status.items()}
-        self._metrics.observe_stages(status)
+            status = {
+                stage: answer or reported.get(stage) or asleep.get(stage) for stage, answer in status.items()
+            }
+        self._metrics.observe_status(status)
         return status
 
     @contextmanager
@@ -85,16 +97,16 @@ class RequestDispatcher:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    async def _draw_all(
+    async def _generate_all(
         self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext
     ) -> list[DecodeResult]:
-        tasks = [asyncio.ensure_future(self._draw(params, output, context)) for params in images]
+        tasks = [asyncio.ensure_future(self._generate_one(params, output, context)) for params in images]
         try:
             return await asyncio.gather(*tasks)
         finally:
-            await cancel_all(*tasks)
+            await cancel_and_wait(*tasks)
 
-    async def _draw(
+    async def _generate_one(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext
     ) -> DecodeResult:
         try:
@@ -102,6 +114,6 @@ class RequestDispatcher:
         except Exception as error:
             if not isinstance(as_service_error(error), StageLost):
                 raise
-        # An image is a pure function of its params, so drawing it twice is drawing it once.
-        self._metrics.count_resent()
+        # an image is a pure function of its parameters, so the retry gives the same one
+        self._metrics.count_retry()
         return await self._backend.generate(params, output, context)

@@ -12,7 +12,7 @@ from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings, num_cores
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
@@ -35,7 +35,7 @@ class InProcessPipeline:
 
     def __init__(self, model: ModelInfo, settings: Settings):
         # Before any stage has a thread: what they import must not be imported by two threads at once.
-        with imported_for_good():
+        with gc_frozen_imports():
             import safelight.pipeline.assembly.decoder
             import safelight.pipeline.assembly.encoder  # noqa: F401
 
@@ -69,7 +69,7 @@ def _threads_for(flops: float) -> int:
 
 
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.assembly.encoder import build_text_encoder
 
     def make() -> TextEncoder:
@@ -81,7 +81,7 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.assembly.engine import build_engine
         from safelight.pipeline.calibration.cost_curve import measure_curve
         from safelight.pipeline.calibration.peak import quick_gemm_peak
@@ -102,7 +102,7 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
         from safelight.pipeline.engine.image_files import encode_image
 

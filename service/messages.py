@@ -1,4 +1,4 @@
-"""What travels from stage to stage. Tensors ride inside, but nothing here imports torch: the gateway reads the last one."""
+"""Messages between the stages. Some hold tensors, but torch is not imported here: gateways use them too."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What goes with an image from stage to stage: whose account pays, and the trace that it belongs to."""
+    """Passed along with an image from stage to stage: its usage record and its trace."""
 
-    record_id: str = ""  # the request's, which no client chooses; empty: nobody's, as of the warm-up
-    traceparent: str | None = None  # W3C's header of the gateway's span
+    record_id: str = ""  # of the request's usage record; empty for the warm-up image, which has none
+    traceparent: str | None = None  # of the gateway's span, a W3C header
 
 
 NO_CONTEXT = RequestContext()
@@ -27,25 +27,25 @@ NO_CONTEXT = RequestContext()
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """How an image is to be written."""
+    """The file format of an image."""
 
     format: str = "png"
-    compression: int = 100  # of webp and jpeg: the quality
+    compression: int = 100  # quality of webp and jpeg, 0 to 100
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeResult:
-    """Text encoding's answer for one image."""
+    """The text encoder's result for one image."""
 
     cond: TextStates
-    uncond: TextStates | None  # only under guidance
+    uncond: TextStates | None  # None without guidance
     text: TextReport
     cost: StageCost
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiseResult:
-    """Denoising's answer for one image, with what was spent so far."""
+    """The denoiser's result for one image, with the usage so far."""
 
     latents: Tensor
     text: TextReport
@@ -55,7 +55,7 @@ class DenoiseResult:
 
 @dataclass(frozen=True, slots=True)
 class ImageUsage:
-    """What one image cost, stage by stage."""
+    """What one image cost in each stage."""
 
     text: TextReport
     encode: StageCost
@@ -76,13 +76,13 @@ class ImageUsage:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of the image itself: the network saw them once a row."""
+        """Tokens of the image itself; each row of the network holds them once."""
         return self.denoise.tokens // self.denoise.rows if self.denoise.rows else 0
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeResult:
-    """A finished image, as bytes in the asked format."""
+    """A finished image: the bytes of its file, and its usage."""
 
     image: bytes
     usage: ImageUsage
@@ -90,9 +90,9 @@ class DecodeResult:
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """What a stage says of itself: totals since it started, and who is in it now."""
+    """The status of a stage: totals since it started, and its load at this moment."""
 
-    is_asleep: bool = False  # scaled to no replica; the next image wakes it
+    is_asleep: bool = False  # scaled to zero replicas; the next image starts one
     images: int = 0  # finished
     running: int = 0
     waiting: int = 0
@@ -100,6 +100,7 @@ class StageStatus:
     rows: int = 0  # over all ticks
     cache_hits: int = 0
     cache_misses: int = 0
-    attention: str | None = None  # the denoiser's back end
-    peak_flops: float | None = None  # a second, of the denoiser's device
-    curve: CostCurve | None = None  # what its ticks, texts or images cost, as corrected by the last one
+    attention: str | None = None  # the denoiser's attention back end
+    peak_flops: float | None = None  # peak FLOP/s of the denoiser's device
+    # measured seconds by operations of a tick, text or image; updated by every measurement
+    curve: CostCurve | None = None

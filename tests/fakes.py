@@ -1,4 +1,4 @@
-"""Stand-ins for what the service stands on: a backend without Ray, an engine and an encoder without weights."""
+"""Fakes for the service's tests: a backend without Ray; engine, text encoder and decoder without weights."""
 
 import asyncio
 import threading
@@ -47,23 +47,23 @@ USAGE = ImageUsage(
 )
 
 
-def make_params(**changed: Any) -> GenerationParams:
-    return replace(GenerationParams("p", "", 8, 8, 4, 4.0, "euler", 1), **changed)
+def make_params(**changes: Any) -> GenerationParams:
+    return replace(GenerationParams("p", "", 8, 8, 4, 4.0, "euler", 1), **changes)
 
 
 def fake_image(params: GenerationParams, output: ImageFormat) -> bytes:
-    """Bytes that tell what was asked."""
+    """Bytes made from the format and the parameters."""
     return f"{output}{params}".encode()
 
 
 class FakeBackend:
-    """Draws at once; `errors` are raised first, one a call; while `gate` is closed, nobody gets an image."""
+    """Answers at once. Raises `errors` first, one per call; while `gate` is closed, calls wait."""
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None):
         self.errors = list(errors)
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.num_cancelled = 0
-        self.waiting = asyncio.Semaphore(0)  # released once for every draw that has begun
+        self.waiting = asyncio.Semaphore(0)  # released once for every call that has begun
         self.gate = asyncio.Event()
         self.gate.set()
         self.stages = stages or dict.fromkeys(STAGES, StageStatus(images=1))
@@ -93,7 +93,7 @@ class FakeSample:
 
 
 class FakeEngine:
-    """Counts ticks. A prompt of `crash` breaks the tick, `refuse` and `stumble` break `add`, `diverge` fails the sample."""
+    """Counts ticks. The prompts `refuse` and `stumble` fail `add`, `crash` the tick, `diverge` the sample."""
 
     last_tick = SimpleNamespace(rows=2, tokens=32, seconds=0.03, expected_seconds=0.02)
     attention = "by hand"
@@ -104,7 +104,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.samples: dict[str, FakeSample] = {}
-        self.left: list[Any] = []
+        self.aborted: list[Any] = []
         self.may_tick = threading.Event()
         self.may_tick.set()
 
@@ -116,7 +116,7 @@ class FakeEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.samples or self.left)
+        return bool(self.samples or self.aborted)
 
     def add(
         self,
@@ -135,24 +135,20 @@ class FakeEngine:
 
     def abort(self, request_id: str) -> None:
         if self.samples.pop(request_id, None):
-            self.left.append(_outcome(request_id, FinishReason.ABORTED))
+            self.aborted.append(_outcome(request_id, FinishReason.ABORTED))
 
     def step(self) -> list[Any]:
         self.may_tick.wait(10)
         if any(sample.params.prompt == "crash" for sample in self.samples.values()):
             raise RuntimeError("the device is on fire")
-        left, self.left = self.left, []
+        outcomes, self.aborted = self.aborted, []
         for request_id, sample in list(self.samples.items()):
             sample.ticks_left -= 1
             if not sample.ticks_left:
                 del self.samples[request_id]
-                left.append(
-                    _outcome(
-                        request_id,
-                        FinishReason.FAILED if sample.params.prompt == "diverge" else FinishReason.DONE,
-                    )
-                )
-        return left
+                diverges = sample.params.prompt == "diverge"
+                outcomes.append(_outcome(request_id, FinishReason.FAILED if diverges else FinishReason.DONE))
+        return outcomes
 
 
 def _outcome(request_id: str, reason: FinishReason) -> Any:
@@ -167,7 +163,7 @@ def make_conditioning() -> EncodeResult:
 
 @dataclass(frozen=True)
 class FakeStates:
-    """A text's states, as far as the service looks at them."""
+    """A text's states, as far as the service uses them."""
 
     text: str
     report: TextReport
@@ -176,7 +172,7 @@ class FakeStates:
 
 
 class FakeTextEncoder:
-    """Knows every word but `blorp`; takes at most two texts at a time."""
+    """Knows every word except `blorp`; takes at most two texts in a batch."""
 
     max_batch = 2
 
@@ -196,7 +192,7 @@ def _report(text: str) -> TextReport:
 
 
 class FakeDecoder:
-    """Latents are their own pixels."""
+    """Returns the latents as pixels; takes at most two in a batch."""
 
     max_batch = 2
 

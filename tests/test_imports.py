@@ -47,20 +47,22 @@ ARROWS: dict[str, str] = {
     "service.errors": "pipeline.errors",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.backend": "pipeline.params service.messages",
-    "service.usage": "service.backend service.errors service.messages service.settings",
+    "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.telemetry": "service.messages service.settings service.usage",
-    "service.stages": "pipeline.diffusion pipeline.engine pipeline.params pipeline.scheduling"
+    "service.stages": "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params pipeline.scheduling"
     " service.errors service.messages service.usage",
     "service.inprocess": "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.engine pipeline.params"
     " service.runtime service.messages service.settings service.stages",
     "service.dispatcher": "pipeline.params service.runtime service.backend service.errors service.messages"
     " service.settings service.telemetry service.usage",
     "service.http": "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.runtime"
-    " service.backend service.dispatcher service.errors service.messages service.settings service.telemetry service.usage",
-    "service.python": "pipeline.catalog pipeline.errors pipeline.params service.errors service.http service.inprocess"
-    " service.messages service.runtime service.settings",
-    "service.ray_serve": "pipeline.params pipeline.scheduling service.backend service.errors service.http"
-    " service.inprocess service.messages service.settings service.stages service.telemetry service.usage",
+    " service.backend service.dispatcher service.errors service.messages service.settings service.telemetry"
+    " service.usage",
+    "service.python": "pipeline.catalog pipeline.errors pipeline.params service.errors service.http"
+    " service.inprocess service.messages service.runtime service.settings",
+    "service.ray_serve": "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors"
+    " service.http service.inprocess service.messages service.settings service.stages service.telemetry"
+    " service.usage",
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
     "service.local": "service.app service.settings",
     "service.cli": "pipeline.* service.*",
@@ -254,9 +256,10 @@ def _environment(tree: Tree) -> Iterator[str]:
                 and node.attr in ENVIRONMENT
             ):
                 yield f"{name}:{node.lineno} uses os.{node.attr} ({why})"
-            elif isinstance(node, ast.ImportFrom) and node.module == "os":
-                if ENVIRONMENT & {alias.name for alias in node.names}:
-                    yield f"{name}:{node.lineno} imports from os ({why})"
+            elif ast.unparse(node).startswith("from os import ") and ENVIRONMENT & {
+                a.name for a in node.names
+            }:
+                yield f"{name}:{node.lineno} imports from os ({why})"
 
 
 def _torch_paths(tree: Tree) -> Iterator[str]:

@@ -13,7 +13,7 @@ from safelight.service.cli.arguments import add_model, add_quantization
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.cli.tables import format_table
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
     from safelight.pipeline.benchmark.report import Benchmark
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}"
         )
     with progress("loading the model") as say:
-        with imported_for_good():
+        with gc_frozen_imports():
             from safelight.pipeline.benchmark.report import BenchmarkOptions, run_benchmark
             from safelight.pipeline.benchmark.trace_replay import saturate_engine
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
     from safelight.pipeline.assembly.check import FolderReport, PartReport
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.assembly.check import FolderReport, check_folder
     try:
         report = check_folder(args.folder)

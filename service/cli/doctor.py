@@ -11,7 +11,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings, num_cores
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, port=args.port)
     model = model_of(settings)
     with progress("loading") as say:
-        with imported_for_good():
+        with gc_frozen_imports():
             from safelight.pipeline.calibration.checks import check_device
             from safelight.pipeline.calibration.diagnose import diagnose
             from safelight.pipeline.calibration.image_check import DenoiserOptions

@@ -18,7 +18,7 @@ from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, add_quantization
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
     from safelight.pipeline.evaluation.clip_score import Mean
@@ -144,7 +144,7 @@ def _evaluate(
     """
     if args.keep is not None and not Path(args.keep).is_dir():
         raise UserError(f"there is no folder {args.keep}")
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
         from safelight.pipeline.evaluation.nearest_image import check_prompts, load_gallery, rate_images
         from safelight.pipeline.evaluation.renderer import Renderer

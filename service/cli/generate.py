@@ -23,7 +23,7 @@ from safelight.service.http.translation import make_images, make_output, make_us
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -192,7 +192,7 @@ async def _draw(
     except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
         raise UserError(_with_flag(error)) from None
     finally:
-        await cancel_all(watcher)
+        await cancel_and_wait(watcher)
         pipeline.close()
 
 

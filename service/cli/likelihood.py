@@ -15,7 +15,7 @@ from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import ProgressCallback, note, progress
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _estimate(
     args: argparse.Namespace, model: ModelInfo, pixels: np.ndarray, say: ProgressCallback
 ) -> LikelihoodReport:
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.evaluation.likelihood import build_likelihood
     try:
         likelihood = build_likelihood(model)

@@ -29,7 +29,7 @@ from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.plan_report import as_text
 from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.errors import as_invalid_request
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import num_cores
 
 THIS_MACHINE = "cpu"
@@ -180,7 +180,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _find_profile(name: str) -> tuple[ModelInfo | None, ModelProfile]:
     """A published checkpoint by its name, without model information; else an embedded model or a folder."""
-    with imported_for_good():
+    with gc_frozen_imports():
         if name in list_published():
             return None, published_profile(name)
         try:
@@ -226,7 +226,7 @@ def _choose_device(
     if model is not None and args.mfu is None and (device := _measure(args, model, spec, say)) is not None:
         return DeviceChoice("this machine, measured", device)
     say("measuring the best matrix product")
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.calibration.stage_times import measure_peak
     peak = measure_peak(_num_threads(args))
     return _constant_rate(args, "this machine by its best matrix product", peak, THIS_MACHINE_MFU)
@@ -236,7 +236,7 @@ def _measure(
     args: argparse.Namespace, model: ModelInfo, spec: ImageSpec, say: ProgressCallback
 ) -> MeasuredDevice | None:
     """This machine as measured with the model; None for a model too large to run here."""
-    with imported_for_good():
+    with gc_frozen_imports():
         from safelight.pipeline.calibration.stage_times import measure_stage_times
     settings = settings_of(model=args.model)
     try:

@@ -25,7 +25,7 @@ from safelight.service.cli import UserError
 from safelight.service.cli.progress import counter
 from safelight.service.cli.simulate_report import as_text
 from safelight.service.errors import as_invalid_request
-from safelight.service.runtime.fast_imports import imported_for_good
+from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 FOLLOWED_REPLICAS = 60  # simulated one by one; in a larger fleet each of them stands for several
 GROWTH = (1, 10, 100, 1000, 10_000)
@@ -191,7 +191,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _find_profile(name: str) -> ModelProfile:
-    with imported_for_good():
+    with gc_frozen_imports():
         if name not in list_published():
             raise UserError(
                 "--model must be a published checkpoint by its name: "

@@ -47,14 +47,14 @@ from safelight.service.http.translation import (
 )
 from safelight.service.http.validation import parse_request
 from safelight.service.messages import RequestContext
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import LiveSpan, Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
 from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
-from safelight.service.usage.report import AccountingReport
+from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 WINDOW = "The last so many seconds and up to a minute more; without it everything since the start."
@@ -128,7 +128,7 @@ def _make_gateway(
         metrics=metrics,
         ledger=ledger,
         outbox=outbox,
-        reporter=UsageReporter(outbox.take, ledger.post),
+        reporter=UsageReporter(outbox.collect, ledger.send),
         tracing=tracing,
     )
 
@@ -139,7 +139,7 @@ def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManag
         warming = asyncio.ensure_future(gateway.warm_up.run())
         gateway.reporter.start()
         yield
-        await cancel_all(warming)
+        await cancel_and_wait(warming)
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
@@ -240,7 +240,7 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
         await gateway.dispatcher.status()
         with contextlib.suppress(Exception):  # the other metrics are served without the ledger's
             snapshot = await gateway.ledger.snapshot()
-            gateway.metrics.observe_measures(snapshot, (await gateway.ledger.report(None, 0)).mfu)
+            gateway.metrics.observe_snapshot(snapshot, (await gateway.ledger.report(None, 0)).mfu)
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 

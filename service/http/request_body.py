@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise ClientGone()
         return task.result()
     finally:
-        await cancel_all(task, disconnect)
+        await cancel_and_wait(task, disconnect)
 
 
 async def _disconnected(request: Request) -> None:

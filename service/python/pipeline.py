@@ -26,7 +26,7 @@ from safelight.service.http.translation import make_images, make_output, make_us
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
-from safelight.service.runtime.asyncio_tasks import cancel_all
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import read_settings
 
 if TYPE_CHECKING:
@@ -194,11 +194,11 @@ class Pipeline:
         try:
             return await asyncio.gather(*tasks)
         finally:
-            await cancel_all(*tasks)
+            await cancel_and_wait(*tasks)
 
 
 async def _cancel_other_tasks() -> None:
-    await cancel_all(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+    await cancel_and_wait(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""The stages and the gateway as Ray Serve deployments."""
+"""The stages, the ledger and the gateway as Ray Serve deployments."""

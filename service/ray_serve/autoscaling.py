@@ -1,4 +1,7 @@
-"""Scaling by work: Serve's own policy counts requests, and a request of 8 steps is not one of 50."""
+"""Ray Serve autoscaling by work.
+
+Serve's own policy counts requests, but requests differ in steps and size.
+"""
 
 from typing import Any
 
@@ -6,31 +9,34 @@ from ray.serve.config import AutoscalingContext
 
 from safelight.pipeline.scheduling.autoscaling import target_replicas
 
-WORK_LEFT, OFFERED, SECONDS_A_JOB = (
-    "work_left",
-    "offered",
-    "seconds_a_job",
-)  # what every replica of a stage reports
+# the statistics that every replica of a stage reports
+WORK_LEFT, OFFERED, SECONDS_A_JOB = "work_left", "offered", "seconds_a_job"
 
 
 class ByWork:
-    """The policy: `target_seconds` of work may wait for a replica. Bounds and delays are Serve's."""
+    """An autoscaling policy for a stage; Serve applies its bounds and delays to the result.
+
+    Args:
+        target_seconds: Device seconds of work that may wait for each replica.
+    """
 
     def __init__(self, target_seconds: float):
         self._target_seconds = target_seconds
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        latest = {
-            name: [series[-1].value for series in of.values() if series]
-            for name, of in (ctx.raw_metrics or {}).items()
+        """The target number of replicas, and the state for the next call."""
+        stats = {
+            name: [series[-1].value for series in replicas.values() if series]
+            for name, replicas in (ctx.raw_metrics or {}).items()
         }
-        known = [seconds for seconds in latest.get(SECONDS_A_JOB, []) if seconds > 0]
-        seconds_a_job = sum(known) / len(known) if known else ctx.policy_state.get(SECONDS_A_JOB, 0.0)
-        at_handles = (
-            ctx.total_queued_requests * seconds_a_job
-        )  # these have met no replica that could tell their work
-        work_left = sum(latest.get(WORK_LEFT, [])) + at_handles
-        wanted = target_replicas(work_left, sum(latest.get(OFFERED, [])), self._target_seconds)
+        measured = [seconds for seconds in stats.get(SECONDS_A_JOB, []) if seconds > 0]
+        seconds_a_job = (
+            sum(measured) / len(measured) if measured else ctx.policy_state.get(SECONDS_A_JOB, 0.0)
+        )
+        # requests queued at handles have reached no replica, so no replica has reported their work
+        queued_work = ctx.total_queued_requests * seconds_a_job
+        work_left = sum(stats.get(WORK_LEFT, [])) + queued_work
+        target = target_replicas(work_left, sum(stats.get(OFFERED, [])), self._target_seconds)
         if ctx.total_num_requests > 0:
-            wanted = max(wanted, 1)  # also where nothing is known of their work
-        return wanted, {SECONDS_A_JOB: seconds_a_job}
+            target = max(target, 1)  # even if their work is unknown
+        return target, {SECONDS_A_JOB: seconds_a_job}

@@ -1,4 +1,7 @@
-"""The gateway's backend on Ray Serve: images go from stage to stage by reference, and only the last answer comes back."""
+"""The gateway's backends and ledger client on Ray Serve.
+
+Results go from stage to stage by reference; only the finished image passes through the gateway.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence, Set
@@ -11,18 +14,25 @@ from safelight.service.backend import STAGES
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
 from safelight.service.ray_serve.deferred import defer
 from safelight.service.usage.events import UsageReport
-from safelight.service.usage.report import AccountingReport
+from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.stage_snapshot import Snapshot
 
 T = TypeVar("T")
 Handle = DeploymentHandle[Any]
 
-POST_SECONDS = 10.0  # after which a statement is posted again
-STATUS_SECONDS = 2.0  # a stage that needs longer to say how it is, is not ready
+SEND_SECONDS = 10.0  # after which the reporter sends a usage report again
+STATUS_SECONDS = 2.0  # a stage that takes longer to answer counts as not ready
 
 
 class SplitBackend:
-    """Each stage is a deployment of its own."""
+    """A backend whose stages are three deployments.
+
+    Args:
+        encoder: Handle of the text encoder.
+        denoiser: Handle of the denoiser.
+        decoder: Handle of the image decoder.
+        may_sleep: Stages that may have no replica; their status is not asked, because that would start one.
+    """
 
     def __init__(self, encoder: Handle, denoiser: Handle, decoder: Handle, may_sleep: Set[str] = frozenset()):
         self._encoder = encoder
@@ -38,33 +48,33 @@ class SplitBackend:
             calls.append(self._encoder.encode.remote(params, context))
             calls.append(self._denoiser.generate.remote(await defer(calls[-1]), params, context))
             calls.append(self._decoder.decode.remote(await defer(calls[-1]), params, output, context))
-            drawn: DecodeResult = await calls[-1]
-            return drawn
+            result: DecodeResult = await calls[-1]
+            return result
         except BaseException:
             _cancel(calls)
             raise
 
     async def status(self) -> Mapping[str, StageStatus | None]:
-        stages = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
-        awake = [name for name in stages if name not in self._may_sleep]  # a question would wake the others
-        answers = await asyncio.gather(*(_in_time(stages[name].status.remote()) for name in awake))
+        handles = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
+        awake = [stage for stage in handles if stage not in self._may_sleep]
+        answers = await asyncio.gather(*(_in_time(handles[stage].status.remote()) for stage in awake))
         return dict.fromkeys(STAGES) | dict(zip(awake, answers, strict=True))
 
 
 class ColocatedBackend:
-    """One deployment holds all three stages."""
+    """A backend with all three stages in one deployment."""
 
     def __init__(self, pipeline: Handle, may_sleep: Set[str] = frozenset()):
-        self._studio = pipeline
+        self._pipeline = pipeline
         self._may_sleep = may_sleep
 
     async def generate(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
     ) -> DecodeResult:
-        call = self._studio.draw.remote(params, output, context)
+        call = self._pipeline.generate.remote(params, output, context)
         try:
-            drawn: DecodeResult = await call
-            return drawn
+            result: DecodeResult = await call
+            return result
         except BaseException:
             _cancel([call])
             raise
@@ -72,18 +82,18 @@ class ColocatedBackend:
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:
             return dict.fromkeys(STAGES)
-        return await _in_time(self._studio.status.remote()) or dict.fromkeys(STAGES)
+        return await _in_time(self._pipeline.status.remote()) or dict.fromkeys(STAGES)
 
 
 class RemoteLedger:
-    """The ledger's replica, from wherever statements and questions come."""
+    """A `LedgerClient` of the ledger's deployment."""
 
     def __init__(self, ledger: Handle):
         self._ledger = ledger
 
-    def post(self, statement: UsageReport) -> None:
-        """For a reporter's thread: returns when it has been entered."""
-        self._ledger.post.remote(statement).result(timeout_s=POST_SECONDS)
+    def send(self, report: UsageReport) -> None:
+        """Deliver one report; blocks until the ledger has recorded it, so it is for a reporter's thread."""
+        self._ledger.receive.remote(report).result(timeout_s=SEND_SECONDS)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return await _in_time(self._ledger.status.remote()) or dict.fromkeys(STAGES)
@@ -100,12 +110,13 @@ class RemoteLedger:
 
 
 def _cancel(calls: Sequence[Any]) -> None:
-    """Leave none of the calls running, the last one first."""
+    """Cancel all calls, the last one first."""
     for call in reversed(calls):
         call.cancel()
 
 
 async def _in_time(answer: Awaitable[T]) -> T | None:
+    """The answer; None if it fails or takes longer than `STATUS_SECONDS`."""
     try:
         return await asyncio.wait_for(answer, STATUS_SECONDS)
     except Exception:

@@ -1,4 +1,4 @@
-"""What one stage will answer, given to the next before it is there."""
+"""Results of one stage that are passed to the next before they exist."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -10,31 +10,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class DeferredResult(Generic[T]):
-    """A reference that the next stage waits for itself.
+    """A reference to the previous stage's result, which the next stage awaits in its own code.
 
-    A response that is an argument by itself is waited for by Ray, and when the replica that owes it goes with its node, Serve
-    2.60 takes that for news of the replica that it was sent to: it sends the request there again, without end and without
-    pause, and its router gets to nothing else. Inside an object Ray leaves it alone.
+    A bare reference as an argument would be awaited by Ray before the call. If the replica that owes the
+    result dies with its node, Serve 2.60 takes the error for the death of the replica that it called. It then
+    repeats the call without end and without pause, and its router stalls. Inside an object Ray leaves the
+    reference alone.
     """
 
     reference: Any
 
     async def value(self) -> T:
-        """The answer, fetched from where it is; raises what the stage before raised, or what became of it."""
+        """The result, fetched from where it is; raises the previous stage's error."""
         value: T = await self.reference
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyResult(Generic[T]):
-    """The same for an answer that is there, in the same process."""
+    """A result that exists already, in this process."""
 
-    answer: T
+    result: T
 
     async def value(self) -> T:
-        return self.answer
+        return self.result
 
 
 async def defer(response: DeploymentResponse[T]) -> DeferredResult[T]:
-    """As soon as a replica has taken the call, which need not have been answered."""
+    """A reference to the result of `response`; returns when a replica has accepted the call."""
     return DeferredResult(await response._to_object_ref())

@@ -1,7 +1,7 @@
-"""The stages and the gateway as Ray Serve deployments: wrappers only, the logic is in the classes they wrap."""
+"""Ray Serve deployments of the stages, the ledger and the gateway: thin wrappers around their classes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
@@ -25,32 +25,33 @@ from safelight.service.messages import (
 from safelight.service.ray_serve.backends import RemoteLedger
 from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
 from safelight.service.settings import Settings
-from safelight.service.stages.decode import DecodeJob, DecodeStage, one_of_batch
+from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.telemetry.tracing import make_tracing
-from safelight.service.usage.events import UsageReport
+from safelight.service.usage.events import StageReport, UsageReport
 from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.report import AccountingReport, build_report
+from safelight.service.usage.report import build_report
+from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import UsageReporter
 from safelight.service.usage.stage_snapshot import Snapshot, snapshot
 
-MAX_BATCH = 8  # what is collected; a stage cuts it to what its network takes
-BATCH_WAIT_SECONDS = 0.005  # far below a tick; enough for the images of one request to meet
-
+MAX_BATCH = 8  # jobs collected for one call; the stage splits them into batches that its network takes
+BATCH_WAIT_SECONDS = 0.005  # far below a tick, and enough to collect the images of one request
 
 Handle = DeploymentHandle[Any]
+Stage = TypeVar("Stage", EncodeStage, DenoiseStage, DecodeStage)
 
 
 class LedgerDeployment:
-    """The ledger as a deployment: one replica, asked by all gateways, told by all replicas of the stages."""
+    """The ledger as a single replica: all stage replicas report to it, all gateways query it."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
         self._ledger = Ledger()
 
-    async def post(self, statement: UsageReport) -> None:
-        self._ledger.post(statement)
+    async def receive(self, report: UsageReport) -> None:
+        self._ledger.receive(report)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return self._ledger.status()
@@ -58,48 +59,66 @@ class LedgerDeployment:
     async def snapshot(self) -> Snapshot:
         return snapshot(self._ledger)
 
-    async def build_report(self, window: float | None, latest: int) -> AccountingReport:
+    async def report(self, window: float | None, latest: int) -> AccountingReport:
         return build_report(self._ledger, self._settings, window, latest)
 
 
-class EncodeDeployment:
-    """The first stage."""
+class StageDeployment(Generic[Stage]):
+    """What the replicas of every stage share: status, autoscaling statistics and usage reports.
 
-    def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
-        self._tracing = make_tracing(settings, "encode")
-        self._stage = make_encode_stage(model, settings)
-        self._reporter = _reporter(self._stage, ledger)
+    Args:
+        name: The stage's name in traces.
+        make_stage: Creates the stage, which then loads its network on its own thread.
+        settings: The service's settings.
+        ledger: Handle of the ledger.
+    """
+
+    def __init__(self, name: str, make_stage: Callable[[], Stage], settings: Settings, ledger: Handle):
+        self._tracing = make_tracing(settings, name)
+        self._stage: Stage = make_stage()
+        # before the network is loaded, so that the time for loading is reported as well
+        self._reporter = UsageReporter(self._collect_report, RemoteLedger(ledger).send)
+        self._reporter.start()
         self._stage.wait()
 
-    async def encode(self, params: GenerationParams, context: RequestContext = NO_CONTEXT) -> EncodeResult:
-        with self._tracing.span("encode", context.traceparent) as span, self._stage.books.jobs(1):
-            encoded = await self._encode_batch(EncodeJob(params, context))
-            span.set(queue_seconds=encoded.cost.queue_seconds, device_seconds=encoded.cost.device_seconds)
-            return encoded
-
     def __del__(self) -> None:
-        _settle(self)
+        """Serve calls this when the replica ends: the last usage events must not wait for the reporter."""
+        if hasattr(self, "_reporter"):  # the replica may end before it is complete
+            self._reporter.stop()
 
     async def status(self) -> StageStatus:
         return self._stage.status()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve's own question, where there is a range of replicas."""
-        return self._stage.books.demand()
+        """Called by Serve if the number of replicas is a range."""
+        return self._stage.meter.autoscaling_stats()
+
+    def _collect_report(self, source: str, number: int) -> StageReport:
+        return self._stage.meter.collect_report(source, number, self._stage.status())
+
+
+class EncodeDeployment(StageDeployment[EncodeStage]):
+    """The text encoder."""
+
+    def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
+        super().__init__("encode", lambda: make_encode_stage(model, settings), settings, ledger)
+
+    async def encode(self, params: GenerationParams, context: RequestContext = NO_CONTEXT) -> EncodeResult:
+        with self._tracing.span("encode", context.traceparent) as span, self._stage.meter.count_jobs(1):
+            encoded = await self._encode_batch(EncodeJob(params, context))
+            span.set(queue_seconds=encoded.cost.queue_seconds, device_seconds=encoded.cost.device_seconds)
+            return encoded
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _encode_batch(self, jobs: Sequence[EncodeJob]) -> list[EncodeResult]:
-        return await self._stage.encode_batch(jobs)
+        return await self._stage.run_batch(jobs)
 
 
-class DenoiseDeployment:
-    """The second stage. Its engine does its own batching, so every image is let in at once."""
+class DenoiseDeployment(StageDeployment[DenoiseStage]):
+    """The denoiser. Its engine forms batches itself, so every image goes to it at once."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
-        self._tracing = make_tracing(settings, "denoise")
-        self._stage = make_denoise_stage(model, settings)
-        self._reporter = _reporter(self._stage, ledger)
-        self._stage.wait()
+        super().__init__("denoise", lambda: make_denoise_stage(model, settings), settings, ledger)
 
     async def generate(
         self,
@@ -121,29 +140,16 @@ class DenoiseDeployment:
             )
             return denoised
 
-    def __del__(self) -> None:
-        _settle(self)
-
-    async def status(self) -> StageStatus:
-        return self._stage.status()
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve's own question, where there is a range of replicas."""
-        return self._stage.books.demand()
-
     def check_health(self) -> None:
-        """Serve's own question; raising asks for another replica."""
+        """Called by Serve; an exception makes it replace the replica."""
         self._stage.check()
 
 
-class DecodeDeployment:
-    """The third stage."""
+class DecodeDeployment(StageDeployment[DecodeStage]):
+    """The image decoder."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
-        self._tracing = make_tracing(settings, "decode")
-        self._stage = make_decode_stage(model, settings)
-        self._reporter = _reporter(self._stage, ledger)
-        self._stage.wait()
+        super().__init__("decode", lambda: make_decode_stage(model, settings), settings, ledger)
 
     async def decode(
         self,
@@ -155,28 +161,16 @@ class DecodeDeployment:
         latents = await denoised.value()
         with (
             self._tracing.span("decode", context.traceparent, format=output.format) as span,
-            self._stage.books.jobs(1),
+            self._stage.meter.count_jobs(1),
         ):
-            drawn = one_of_batch(await self._decode_batch(DecodeJob(latents, params, output, context)))
-            span.set(
-                queue_seconds=drawn.usage.decode.queue_seconds,
-                device_seconds=drawn.usage.decode.device_seconds,
-            )
-            return drawn
-
-    def __del__(self) -> None:
-        _settle(self)
-
-    async def status(self) -> StageStatus:
-        return self._stage.status()
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve's own question, where there is a range of replicas."""
-        return self._stage.books.demand()
+            result = image_or_raise(await self._decode_batch(DecodeJob(latents, params, output, context)))
+            cost = result.usage.decode
+            span.set(queue_seconds=cost.queue_seconds, device_seconds=cost.device_seconds)
+            return result
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
-        return await self._stage.decode_batch(jobs)
+        return await self._stage.run_batch(jobs)
 
 
 class ColocatedDeployment:
@@ -187,17 +181,18 @@ class ColocatedDeployment:
         self._denoiser = DenoiseDeployment(model, settings, ledger)
         self._decoder = DecodeDeployment(model, settings, ledger)
 
+    def __del__(self) -> None:
+        """Serve calls this when the replica ends; see `StageDeployment.__del__`."""
+        for name in ("_encoder", "_denoiser", "_decoder"):
+            if hasattr(self, name):
+                getattr(self, name).__del__()
+
     async def generate(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
     ) -> DecodeResult:
-        conditioning = await self._encoder.encode(params, context)
-        denoised = await self._denoiser.generate(ReadyResult(conditioning), params, context)
+        encoded = await self._encoder.encode(params, context)
+        denoised = await self._denoiser.generate(ReadyResult(encoded), params, context)
         return await self._decoder.decode(ReadyResult(denoised), params, output, context)
-
-    def __del__(self) -> None:
-        for stage in ("_encoder", "_denoiser", "_decoder"):
-            if hasattr(self, stage):
-                _settle(getattr(self, stage))
 
     async def status(self) -> dict[str, StageStatus]:
         return {
@@ -207,7 +202,7 @@ class ColocatedDeployment:
         }
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The denoiser's, which is nearly all of the work."""
+        """The denoiser's: it does nearly all of the work."""
         return self._denoiser.record_autoscaling_stats()
 
     def check_health(self) -> None:
@@ -215,7 +210,15 @@ class ColocatedDeployment:
 
 
 class GatewayDeployment:
-    """The ingress. The app is built on the replica, because an app with middleware does not travel."""
+    """The ingress. The app is built on the replica, because an app with middleware cannot be pickled.
+
+    Args:
+        make_backend: Creates the backend from the handles of the stages.
+        model: The served model.
+        settings: The service's settings.
+        ledger: Handle of the ledger.
+        stages: Handles of the stages' deployments.
+    """
 
     def __init__(
         self,
@@ -236,26 +239,11 @@ class GatewayDeployment:
             self._model,
             self._settings,
             self._ledger,
-            True,
-            make_tracing(self._settings, "gateway"),
+            proxied=True,
+            tracing=make_tracing(self._settings, "gateway"),
         )
         return self._app
 
     async def drain(self) -> None:
-        """Refuse what comes from now on; returns when what was let in before is drawn."""
+        """Refuse new requests; returns when no image is in flight."""
         await self._app.state.dispatcher.drain()
-
-
-def _reporter(stage: EncodeStage | DenoiseStage | DecodeStage, ledger: Handle) -> UsageReporter:
-    """Started before the stage is ready, so that its start is in the books as well."""
-    reporter = UsageReporter(
-        lambda source, number: stage.books.state(source, number, stage.status()), RemoteLedger(ledger).post
-    )
-    reporter.start()
-    return reporter
-
-
-def _settle(replica: EncodeDeployment | DenoiseDeployment | DecodeDeployment) -> None:
-    """Serve calls `__del__` of a replica that goes: its last charges must not wait for the reporter's next turn."""
-    if hasattr(replica, "_reporter"):  # it may go before it is made
-        replica._reporter.stop()

@@ -1,1 +1,1 @@
-"""What every process of the service shares: how it imports large libraries, how it ends asyncio tasks."""
+"""Helpers for every process of the service: faster imports, and cancelling asyncio tasks."""

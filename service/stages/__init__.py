@@ -1,1 +1,1 @@
-"""The three stages as plain classes that know nothing of Ray; each owns one thread, which alone touches its network."""
+"""The three stages, independent of Ray; each runs its network on a thread of its own."""

@@ -1,4 +1,4 @@
-"""Decoding: latents to pixels to the bytes of an image."""
+"""Decoding: latents to pixels, and pixels to the bytes of an image file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import GenerationParams, StageCost
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.errors import BrokenImage
 from safelight.service.messages import (
@@ -17,10 +17,8 @@ from safelight.service.messages import (
     ImageFormat,
     ImageUsage,
     RequestContext,
-    StageStatus,
 )
-from safelight.service.stages.usage_meter import UsageMeter
-from safelight.service.stages.worker import Worker
+from safelight.service.stages.batched_stage import BatchedStage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +30,7 @@ WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """One image's latents, how it is to be written, and since when it waits."""
+    """The latents of one image, and the file format to write."""
 
     denoised: DenoiseResult
     params: GenerationParams
@@ -41,14 +39,17 @@ class DecodeJob:
     arrived: float = field(default_factory=time.perf_counter)
 
 
-class DecodeStage:
-    """Hosts a decoder."""
+class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenImage]):
+    """Hosts an image decoder. A job whose latents are no image gets a `BrokenImage` as its result.
+
+    Args:
+        make_decoder: Loads the decoder; called on the stage's thread.
+        write_image: Writes pixels as a file's bytes; called on the stage's thread.
+    """
 
     def __init__(self, make_decoder: Callable[[], ImageDecoder], write_image: WriteImage):
-        self.books = UsageMeter("decode")
-        self._worker = Worker(make_decoder, self.books)
         self._write_image = write_image
-        self._status = StageStatus()
+        super().__init__("decode", make_decoder)
 
     async def decode(
         self,
@@ -57,62 +58,41 @@ class DecodeStage:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
     ) -> DecodeResult:
-        with self.books.jobs(1):
-            return one_of_batch((await self.decode_batch([DecodeJob(denoised, params, output, context)]))[0])
+        """Decode one image; raises `BrokenImage`."""
+        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context)))
 
-    async def decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
-        """An image for each job, or why there is none. That they are here, whoever collects them has put into `books`."""
-        return await self._worker.call(lambda decoder: self._decode(decoder, jobs))
-
-    def status(self) -> StageStatus:
-        return self._status
-
-    def wait(self) -> None:
-        """Until the network is loaded; raises what loading it raised."""
-        self._worker.wait()
-
-    def close(self) -> None:
-        self._worker.close()
-
-    def _decode(self, decoder: ImageDecoder, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
-        started = time.perf_counter()
-        drawn: list[DecodeResult | BrokenImage] = []
-        for first in range(0, len(jobs), decoder.max_batch):
-            drawn += self._decode_chunk(decoder, jobs[first : first + decoder.max_batch], started)
-        self._status = replace(self._status, images=self._status.images + len(jobs))
-        self.books.took(time.perf_counter() - started, len(jobs))
-        return drawn
-
-    def _decode_chunk(
-        self, decoder: ImageDecoder, jobs: Sequence[DecodeJob], started: float
+    def _process(
+        self, network: ImageDecoder, jobs: Sequence[DecodeJob], started: float
     ) -> list[DecodeResult | BrokenImage]:
-        results = decoder.decode([job.denoised.latents for job in jobs])
-        drawn: list[DecodeResult | BrokenImage] = []
-        for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, ArithmeticError):
-                drawn.append(BrokenImage(f"The model drew no image: {result}."))
-                continue
-            pixels, cost = result
-            self._status = replace(
-                self._status, curve=(self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
-            )
-            began = time.perf_counter()
-            image = self._write_image(pixels, job.output, job.params)
-            spent = (
-                cost.device_seconds + time.perf_counter() - began
-            )  # nobody else can use the stage meanwhile
-            decode = replace(cost, device_seconds=spent, queue_seconds=max(0.0, started - job.arrived))
-            self.books.charge(job.context, decode)
-            drawn.append(
-                DecodeResult(
-                    image, ImageUsage(job.denoised.text, job.denoised.encode, job.denoised.denoise, decode)
-                )
-            )
-        return drawn
+        results: list[DecodeResult | BrokenImage] = []
+        for first in range(0, len(jobs), network.max_batch):
+            batch = jobs[first : first + network.max_batch]
+            images = network.decode([job.denoised.latents for job in batch])
+            for job, image in zip(batch, images, strict=True):
+                if isinstance(image, ArithmeticError):
+                    results.append(BrokenImage(f"The model drew no image: {image}."))
+                else:
+                    results.append(self._finish(job, *image, started))
+        self._status = replace(self._status, images=self._status.images + len(jobs))
+        return results
+
+    def _finish(self, job: DecodeJob, pixels: np.ndarray, cost: StageCost, started: float) -> DecodeResult:
+        """Write the file and record the usage of one decoded image."""
+        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
+        self._status = replace(self._status, curve=curve)
+        write_started = time.perf_counter()
+        image = self._write_image(pixels, job.output, job.params)
+        # writing blocks the stage for all other images, so it counts as device time
+        device_seconds = cost.device_seconds + time.perf_counter() - write_started
+        queue_seconds = max(0.0, started - job.arrived)
+        cost = replace(cost, device_seconds=device_seconds, queue_seconds=queue_seconds)
+        self.meter.record_usage(job.context, cost)
+        denoised = job.denoised
+        return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
 
 
-def one_of_batch(drawn: DecodeResult | BrokenImage) -> DecodeResult:
-    """An image by itself: raises why there is none."""
-    if isinstance(drawn, BrokenImage):
-        raise drawn
-    return drawn
+def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:
+    """The image of a job, or its `BrokenImage` raised."""
+    if isinstance(result, BrokenImage):
+        raise result
+    return result

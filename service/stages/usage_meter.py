@@ -1,4 +1,7 @@
-"""A stage's own books: when its thread was busy, and whom it worked for. Written by that thread, read by the reporter's."""
+"""A stage's usage meter: when its thread was busy, and what it spent on which request.
+
+The stage's thread writes it, the reporter's thread reads it.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +11,46 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from safelight.pipeline.params import DenoiseUsage, StageCost
+from safelight.pipeline.params import DenoiseUsage, StageCost, UsageAmounts
 from safelight.pipeline.scheduling.autoscaling import OfferedLoad
 from safelight.service.messages import RequestContext, StageStatus
 from safelight.service.usage.events import StageReport, StageTotals, UsageEvent
 from safelight.service.usage.histograms import TickHistograms
 
-SMOOTHING = 0.1  # of the mean seconds that a job takes
+SMOOTHING = 0.1  # weight of the latest measurement in the mean seconds of a job
 
 
 class UsageMeter:
-    """Counts from the moment of `begin`; `open` and `work_left` are told by whoever knows them."""
+    """Measures busy time, collects usage events, and estimates the work left in the stage."""
 
     def __init__(self, stage: str):
         self.stage = stage
         self._lock = threading.Lock()
-        self._charges: list[UsageEvent] = []
+        self._events: list[UsageEvent] = []
         self._busy = self._starting = self._lost = 0.0
         self._open = self._work_left = 0.0
-        self._since: float | None = None
+        self._busy_since: float | None = None
         self._thread = 0
-        self._jobs_here = 0
-        self._seconds_a_job = self._charged = 0.0
+        self._jobs = 0
+        self._seconds_per_job = self._reported = 0.0
         self._offered = OfferedLoad()
         self._ticks = TickHistograms()
 
     def begin(self) -> None:
-        """The calling thread is at work from now on."""
+        """The calling thread is busy from this moment."""
         with self._lock:
-            self._since, self._thread = time.perf_counter(), threading.get_native_id()
+            self._busy_since, self._thread = time.perf_counter(), threading.get_native_id()
 
     def end(self) -> None:
+        """The thread is idle from this moment."""
         with self._lock:
-            if self._since is not None:
-                self._busy += time.perf_counter() - self._since
-            self._since = None
+            if self._busy_since is not None:
+                self._busy += time.perf_counter() - self._busy_since
+            self._busy_since = None
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def busy(self) -> Iterator[None]:
+        """The calling thread is busy within the block."""
         self.begin()
         try:
             yield
@@ -53,7 +58,8 @@ class UsageMeter:
             self.end()
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def idle(self) -> Iterator[None]:
+        """Inside `busy`: the thread waits for work within the block."""
         self.end()
         try:
             yield
@@ -62,7 +68,7 @@ class UsageMeter:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Within `working`: the network is being made."""
+        """Inside `busy`: the network is loaded and measured within the block."""
         started = time.perf_counter()
         try:
             yield
@@ -71,69 +77,89 @@ class UsageMeter:
                 self._starting += time.perf_counter() - started
 
     @contextmanager
-    def jobs(self, number: int) -> Iterator[None]:
-        """So many jobs are here, waiting or being done, until the block ends."""
+    def count_jobs(self, number: int) -> Iterator[None]:
+        """`number` more jobs are in the stage, waiting or being processed, within the block."""
         with self._lock:
-            self._jobs_here += number
+            self._jobs += number
         try:
             yield
         finally:
             with self._lock:
-                self._jobs_here -= number
+                self._jobs -= number
 
-    def took(self, seconds: float, jobs: int) -> None:
-        """News of what a job takes, from which the work that is left is told."""
+    def record_duration(self, seconds: float, jobs: int) -> None:
+        """Update the mean seconds of a job, from which the work left is estimated."""
         with self._lock:
-            each = seconds / max(jobs, 1)
-            self._seconds_a_job += (SMOOTHING if self._seconds_a_job else 1.0) * (each - self._seconds_a_job)
+            per_job = seconds / max(jobs, 1)
+            weight = SMOOTHING if self._seconds_per_job else 1.0
+            self._seconds_per_job += weight * (per_job - self._seconds_per_job)
 
-    def tick(self, seconds: float, rows: int, tokens: int, expected_seconds: float) -> None:
+    def record_tick(self, seconds: float, rows: int, tokens: int, expected_seconds: float) -> None:
+        """Count a tick in the histograms; `expected_seconds` is its forecast."""
         with self._lock:
             self._ticks.observe(seconds, rows, tokens, expected_seconds)
 
-    def tell(self, open: float, work_left: float) -> None:
-        """Seconds spent on those who are here, and seconds that they will still take."""
+    def set_open_work(self, open: float, work_left: float) -> None:
+        """Set the seconds spent on the images in the stage, and the seconds that they still need."""
         with self._lock:
             self._open, self._work_left = open, work_left
 
-    def lose(self) -> None:
-        """Whoever is here is gone, and what was spent on them with them."""
+    def drop_open_work(self) -> None:
+        """All images in the stage failed: what was spent on them is lost."""
         with self._lock:
             self._lost += self._open
             self._open = self._work_left = 0.0
 
-    def charge(self, context: RequestContext, cost: StageCost, usage: DenoiseUsage | None = None) -> None:
+    def record_usage(
+        self, context: RequestContext, cost: StageCost, usage: DenoiseUsage | None = None
+    ) -> None:
+        """Add a usage event for one image; a denoiser also gives `usage`."""
         counts = (usage.nfe, usage.rows, usage.tokens) if usage else ()
+        amounts = UsageAmounts(cost.device_seconds, cost.queue_seconds, cost.flops, *counts)
         with self._lock:
-            self._charged += cost.device_seconds
-            self._charges.append(
-                UsageEvent(context.record_id, cost.device_seconds, cost.flops, cost.queue_seconds, *counts)
-            )
+            self._reported += cost.device_seconds
+            self._events.append(UsageEvent(context.record_id, amounts))
 
     @property
     def work_left(self) -> float:
-        """Device-seconds that those who are here will still take."""
+        """Device seconds that the images in the stage still need."""
         with self._lock:
-            return self._work_left + self._jobs_here * self._seconds_a_job
+            return self._work_left + self._jobs * self._seconds_per_job
 
-    def demand(self) -> dict[str, float]:
-        """What the scaling of the stage goes by (`safelight.service.ray_serve.autoscaling`)."""
+    def autoscaling_stats(self) -> dict[str, float]:
+        """The statistics that `safelight.service.ray_serve.autoscaling` reads."""
         work_left = self.work_left
         with self._lock:
-            offered = self._offered.observe(self._charged + self._open + work_left, time.perf_counter())
-            return {"work_left": work_left, "offered": offered, "seconds_a_job": self._seconds_a_job}
+            offered = self._offered.observe(self._reported + self._open + work_left, time.perf_counter())
+            return {"work_left": work_left, "offered": offered, "seconds_a_job": self._seconds_per_job}
 
     @property
     def totals(self) -> StageTotals:
         now = time.perf_counter()
         work_left = self.work_left
         with self._lock:
-            busy = self._busy + (now - self._since if self._since is not None else 0.0)
-            return StageTotals(busy, self._starting, self._lost, self._open, work_left, self._ticks.counts)
+            current = now - self._busy_since if self._busy_since is not None else 0.0
+            return StageTotals(
+                busy=self._busy + current,
+                starting=self._starting,
+                lost=self._lost,
+                open=self._open,
+                work_left=work_left,
+                ticks=self._ticks.data,
+            )
 
-    def state(self, source: str, number: int, status: StageStatus) -> StageReport:
-        """Everything since the last statement; what is stated is taken out of the books."""
+    def collect_report(self, source: str, number: int, status: StageStatus) -> StageReport:
+        """Take out the usage events since the previous report, and add the totals."""
         totals = self.totals
         with self._lock:
-            charges, self._charges = tuple(self._charges), []
-            return StageReport(source, number, self.stage, charges, totals, status, os.getpid(), self._thread)
+            events, self._events = tuple(self._events), []
+            return StageReport(
+                source=source,
+                number=number,
+                stage=self.stage,
+                events=events,
+                totals=totals,
+                status=status,
+                process=os.getpid(),
+                thread=self._thread,
+            )

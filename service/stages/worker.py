@@ -1,4 +1,4 @@
-"""One object on one thread of its own."""
+"""An object on a thread of its own, which alone may touch it."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,31 +12,32 @@ R = TypeVar("R")
 
 
 class Worker(Generic[T]):
-    """Makes its object on its own thread and calls it only there.
+    """Creates its object on a thread of its own and calls it only there.
 
-    The thread count of torch's kernels is a property of the calling thread, so whoever sets it must also do the work.
+    The thread count of torch's kernels is a property of the calling thread, so one thread must set it and do
+    the work.
     """
 
-    def __init__(self, make: Callable[[], T], books: UsageMeter):
-        self._books = books
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=books.stage)
-        self._made: Future[T] = self._thread.submit(lambda: self._start(make))
+    def __init__(self, make: Callable[[], T], meter: UsageMeter):
+        self._meter = meter
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=meter.stage)
+        self._object: Future[T] = self._thread.submit(lambda: self._start(make))
 
     def wait(self) -> T:
-        """The object, when it is made; raises what making it raised."""
-        return self._made.result()
+        """Wait for the object; raises what `make` raised."""
+        return self._object.result()
 
     async def call(self, function: Callable[[T], R]) -> R:
-        """`function(the object)`, without blocking the event loop."""
+        """Run `function(object)` on the worker's thread, without blocking the event loop."""
         return await asyncio.wrap_future(self._thread.submit(lambda: self._work(function)))
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, make: Callable[[], T]) -> T:
-        with self._books.working(), self._books.starting():
+        with self._meter.busy(), self._meter.starting():
             return make()
 
     def _work(self, function: Callable[[T], R]) -> R:
-        with self._books.working():
-            return function(self._made.result())
+        with self._meter.busy():
+            return function(self._object.result())

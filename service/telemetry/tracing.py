@@ -1,6 +1,6 @@
 """OpenTelemetry spans of a request in the gateway and in every stage; off unless `trace_endpoint` is set.
 
-A span's parent travels as W3C's `traceparent`: from the client's header, then in the image's `Ticket`.
+A span's parent is passed on as a W3C `traceparent`: in the client's header, then in the `RequestContext`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Attribute = str | int | float | bool
 
 
 class Tracing:
-    """Makes spans with `tracer`, or does nothing without one."""
+    """Opens spans with `tracer`; does nothing without one."""
 
     def __init__(self, tracer: Tracer | None = None):
         self._tracer = tracer
 
     @contextmanager
     def span(self, name: str, parent: str | None, **attributes: Attribute) -> Iterator[LiveSpan]:
-        """A span under `parent`, a traceparent; an error that leaves the block is its error as well."""
+        """Open a span under `parent`, a traceparent; an exception that leaves the block is recorded in it."""
         if self._tracer is None:
             yield LiveSpan(None)
             return
@@ -39,7 +39,7 @@ class Tracing:
 
 
 class LiveSpan:
-    """A span under way, or none."""
+    """An open span; without tracing, a stand-in."""
 
     def __init__(self, span: Span | None):
         self._span = span
@@ -50,7 +50,7 @@ class LiveSpan:
 
     @property
     def traceparent(self) -> str | None:
-        """For whatever is done on behalf of this span elsewhere."""
+        """For spans in other processes that belong under this one."""
         if self._span is None:
             return None
         from opentelemetry.trace import set_span_in_context
@@ -62,7 +62,11 @@ class LiveSpan:
 
 
 def make_tracing(settings: Settings, part: str) -> Tracing:
-    """Of one process, `part` of the service. Raises `BadSetting` if an endpoint is set and the extra `otel` is not installed."""
+    """Tracing for one process of the service; `part` names it in traces.
+
+    Raises:
+        BadSetting: `trace_endpoint` is set and the extra `otel` is not installed.
+    """
     if not settings.trace_endpoint:
         return Tracing()
     try:

@@ -1,1 +1,1 @@
-"""Usage accounting: events from the stages, the ledger that joins them, the report."""
+"""Usage accounting: events from the stages, the ledger that joins them with requests, and the report."""

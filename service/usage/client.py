@@ -1,4 +1,4 @@
-"""The seam between a gateway and the ledger, wherever it is."""
+"""The interface between a gateway and the ledger, whether in this process or in another."""
 
 import threading
 from collections.abc import Mapping
@@ -8,24 +8,29 @@ from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from safelight.service.usage.events import UsageReport
 from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.report import AccountingReport, build_report
+from safelight.service.usage.report import build_report
+from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.stage_snapshot import Snapshot, snapshot
 
 
 class LedgerClient(Protocol):
-    """Takes statements and answers for them."""
+    """Sends usage reports to the ledger and queries it."""
 
-    def post(self, statement: UsageReport) -> None:
-        """From any thread; returns when it has been entered."""
+    def send(self, report: UsageReport) -> None:
+        """Deliver one report; callable from any thread, returns when the ledger has recorded it."""
         ...
 
     async def status(self) -> Mapping[str, StageStatus | None]:
-        """What each stage said last, if that is not long ago."""
+        """The latest status of each stage; None for a stage without a living replica."""
         ...
 
-    async def snapshot(self) -> Snapshot: ...
+    async def snapshot(self) -> Snapshot:
+        """Every stage for the metrics, all its replicas together."""
+        ...
 
-    async def report(self, window: float | None, latest: int) -> AccountingReport: ...
+    async def report(self, window: float | None, latest: int) -> AccountingReport:
+        """The accounting of the last `window` seconds, with the `latest` requests one by one."""
+        ...
 
 
 class LocalLedger:
@@ -36,9 +41,9 @@ class LocalLedger:
         self._ledger = Ledger()
         self._lock = threading.Lock()
 
-    def post(self, statement: UsageReport) -> None:
+    def send(self, report: UsageReport) -> None:
         with self._lock:
-            self._ledger.post(statement)
+            self._ledger.receive(report)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         with self._lock:

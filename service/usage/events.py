@@ -1,9 +1,10 @@
-"""What is reported to the ledger, by whom: stages what they spent and for whom, gateways how requests ended. No torch here."""
+"""Reports to the ledger: stages report usage, gateways report how requests ended. No torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import StageStatus
 from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.records import UsageRecord
@@ -11,46 +12,41 @@ from safelight.service.usage.records import UsageRecord
 
 @dataclass(frozen=True, slots=True)
 class UsageEvent:
-    """What one stage spent on one image, whether or not it was finished."""
+    """What one stage spent on one image, finished or not."""
 
-    record_id: str  # empty: nobody's
-    device_seconds: float
-    flops: int
-    queue_seconds: float = 0.0
-    nfe: int = 0
-    rows: int = 0
-    tokens: int = 0
+    record_id: str  # of the request's usage record; empty for the warm-up image, which belongs to no request
+    amounts: UsageAmounts
 
 
 @dataclass(frozen=True, slots=True)
 class StageTotals:
-    """A replica's seconds since it started, the first three growing."""
+    """A replica's totals in seconds: the first three since it started, the next two at this moment."""
 
-    busy: float = 0.0  # its thread was not waiting for work; the rest are parts of this
+    busy: float = 0.0  # its thread was not waiting for work; `starting`, `lost` and `open` are parts of this
     starting: float = 0.0  # loading and measuring the network
-    lost: float = 0.0  # on images that died when the network failed
-    open: float = 0.0  # on images that are still here, which are charged when they leave
-    work_left: float = 0.0  # not spent yet: what those who are here will still take
-    ticks: TickHistogramData = field(default_factory=TickHistogramData)  # of a denoiser
+    lost: float = 0.0  # spent on images that were dropped when the network failed
+    open: float = 0.0  # spent on images still in the stage; a usage event follows when they leave
+    work_left: float = 0.0  # device seconds that the images in the stage still need
+    ticks: TickHistogramData = field(default_factory=TickHistogramData)  # of a denoiser, since it started
 
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """What a replica of a stage has to report since its last statement; totals since it started."""
+    """A stage replica's usage events since its previous report, and its totals."""
 
-    source: str  # one a replica's life
-    number: int  # 0, 1, ...: a statement that comes twice is counted once
+    source: str  # unique for each replica
+    number: int  # 0, 1, ...: the ledger ignores a number that it has recorded already
     stage: str
-    charges: tuple[UsageEvent, ...]
+    events: tuple[UsageEvent, ...]
     totals: StageTotals
     status: StageStatus
-    process: int  # where its thread can be watched from outside
+    process: int  # process and thread ids, so that its CPU time can be measured from outside
     thread: int
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayReport:
-    """The requests that a gateway has answered since its last statement."""
+    """The requests that a gateway has answered since its previous report."""
 
     source: str
     number: int

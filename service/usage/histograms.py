@@ -1,4 +1,4 @@
-"""Histograms that travel and can be added up."""
+"""Histograms that can be sent between processes and added."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class HistogramData:
-    """How many values lay at or below each of `bounds` and above the one before it, the last beyond all; and their sum."""
+    """Counts of observed values by bucket, and their sum.
+
+    Bucket `i` holds the values in `(bounds[i - 1], bounds[i]]`; the last bucket, the values above all bounds.
+    """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -34,7 +37,7 @@ class HistogramData:
 
 
 class Histogram:
-    """HistogramData that grow."""
+    """A histogram that counts values as they are observed."""
 
     def __init__(self, bounds: tuple[float, ...]):
         self._bounds = bounds
@@ -46,7 +49,7 @@ class Histogram:
         self._total += value
 
     @property
-    def counts(self) -> HistogramData:
+    def data(self) -> HistogramData:
         return HistogramData(self._bounds, tuple(self._counts), self._total)
 
 
@@ -58,7 +61,7 @@ TICK_FORECAST = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.5, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class TickHistogramData:
-    """The ticks of a denoiser: their seconds, rows and tokens, and their seconds over what the curve told."""
+    """A denoiser's ticks: seconds, rows and image tokens, and measured over forecast seconds."""
 
     seconds: HistogramData = field(default_factory=lambda: HistogramData.empty(TICK_SECONDS))
     rows: HistogramData = field(default_factory=lambda: HistogramData.empty(TICK_ROWS))
@@ -83,13 +86,14 @@ class TickHistogramData:
 
 
 class TickHistograms:
-    """Tick counts that grow."""
+    """The histograms of a denoiser's ticks while it runs."""
 
     def __init__(self) -> None:
         self._seconds, self._rows = Histogram(TICK_SECONDS), Histogram(TICK_ROWS)
         self._tokens, self._forecast = Histogram(TICK_TOKENS), Histogram(TICK_FORECAST)
 
     def observe(self, seconds: float, rows: int, tokens: int, expected_seconds: float) -> None:
+        """Count one tick; `expected_seconds` is the cost curve's forecast, 0 if there was none."""
         self._seconds.observe(seconds)
         self._rows.observe(rows)
         self._tokens.observe(tokens)
@@ -97,7 +101,5 @@ class TickHistograms:
             self._forecast.observe(seconds / expected_seconds)
 
     @property
-    def counts(self) -> TickHistogramData:
-        return TickHistogramData(
-            self._seconds.counts, self._rows.counts, self._tokens.counts, self._forecast.counts
-        )
+    def data(self) -> TickHistogramData:
+        return TickHistogramData(self._seconds.data, self._rows.data, self._tokens.data, self._forecast.data)

@@ -1,4 +1,4 @@
-"""Exactly one usage record for every request, on each way out. What it cost is charged to its record_request by the stages (`ledger`)."""
+"""Exactly one usage record for every request, however it ends; the stages report its cost to the ledger."""
 
 import asyncio
 import secrets
@@ -11,30 +11,30 @@ from enum import StrEnum
 from safelight.service.errors import ClientGone, ServiceError, as_service_error
 from safelight.service.messages import ImageUsage
 
-ANONYMOUS = "anonymous"  # the key of whoever has none
+ANONYMOUS = "anonymous"  # the key of a request that came without one
 
 
 class RequestOutcome(StrEnum):
     """How a request left the service."""
 
     DONE = "done"
-    REFUSED = "refused"  # the caller's fault, or no room
-    ABORTED = "aborted"  # the caller went away
-    FAILED = "failed"  # ours
+    REFUSED = "refused"  # the caller's fault, or a full queue
+    ABORTED = "aborted"  # the caller disconnected
+    FAILED = "failed"  # the service's fault
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
-    """One request's record_request."""
+    """How one request ended."""
 
-    record_id: str  # what the stages charge; ours, and unique
-    request_id: str  # the client's own, if it has chosen one
+    record_id: str  # unique, made here; the stages' usage events carry it
+    request_id: str  # the client's own, if it sent one
     outcome: RequestOutcome
     code: str  # "ok", or the error's code
-    key: str  # whose request it was
+    key: str  # of the account that the request belongs to
     model: str
-    num_images: int  # asked for; 0 when the request was refused before that was known
-    images: tuple[ImageUsage, ...]  # drawn and sent
+    num_images: int  # requested; 0 when the request was refused before the number was known
+    images: tuple[ImageUsage, ...]  # of the images sent
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
 
@@ -47,7 +47,7 @@ Sink = Callable[[UsageRecord], None]
 
 
 class RequestRecorder:
-    """An open record_id: what is known of a request so far."""
+    """Collects what becomes known of a request until it ends."""
 
     def __init__(self, request_id: str, model: str, key: str = ANONYMOUS):
         self.id = secrets.token_hex(8)
@@ -56,45 +56,48 @@ class RequestRecorder:
         self.key = key
         self.num_images = 0
         self.images: tuple[ImageUsage, ...] = ()
-        self._opened = time.perf_counter()
+        self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._opened
+        """Since the request arrived."""
+        return time.perf_counter() - self._started
 
     def close(self, error: BaseException | None = None) -> UsageRecord:
-        outcome, code = _judge(error)
-        images = self.images if outcome is RequestOutcome.DONE else ()
+        """The record of the request, which ended with `error` or, without one, with images."""
+        outcome, code = _outcome_of(error)
         return UsageRecord(
-            self.id,
-            self.request_id,
-            outcome,
-            code,
-            self.key,
-            self.model,
-            self.num_images,
-            images,
-            self.seconds,
-            time.time(),
+            record_id=self.id,
+            request_id=self.request_id,
+            outcome=outcome,
+            code=code,
+            key=self.key,
+            model=self.model,
+            num_images=self.num_images,
+            images=self.images if outcome is RequestOutcome.DONE else (),
+            seconds=self.seconds,
+            ended=time.time(),
         )
 
 
 @contextmanager
 def record_request(request_id: str, model: str, sink: Sink) -> Iterator[RequestRecorder]:
-    """An record_request that is settled when the block ends, however it ends."""
-    opened = RequestRecorder(request_id, model)
+    """Open a `RequestRecorder` for the block; when the block ends, in any way, pass its record to `sink`."""
+    recorder = RequestRecorder(request_id, model)
     try:
-        yield opened
+        yield recorder
     except BaseException as error:
-        sink(opened.close(error))
+        sink(recorder.close(error))
         raise
-    sink(opened.close())
+    sink(recorder.close())
 
 
-def _judge(error: BaseException | None) -> tuple[RequestOutcome, str]:
+def _outcome_of(error: BaseException | None) -> tuple[RequestOutcome, str]:
+    """The outcome and code of a request that ended with `error`."""
     if error is None:
         return RequestOutcome.DONE, "ok"
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
         return RequestOutcome.ABORTED, ClientGone.code
-    known = as_service_error(error) if isinstance(error, Exception) else ServiceError()
-    return (RequestOutcome.REFUSED if known.status < 500 else RequestOutcome.FAILED), known.code
+    service_error = as_service_error(error) if isinstance(error, Exception) else ServiceError()
+    is_refusal = service_error.status < 500
+    return (RequestOutcome.REFUSED if is_refusal else RequestOutcome.FAILED), service_error.code

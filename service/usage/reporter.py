@@ -1,4 +1,4 @@
-"""Carries statements to the ledger on a thread of its own: in order, and again until they have arrived."""
+"""Background delivery of usage reports to the ledger: in order, retried until they arrive."""
 
 import logging
 import threading
@@ -10,63 +10,61 @@ from safelight.service.usage.records import UsageRecord
 
 logger = logging.getLogger(__name__)
 
-EVERY_SECONDS = 1.0
-LAST_SECONDS = 5.0
-Collect = Callable[
-    [str, int], UsageReport | None
-]  # of a source and a number: what is to be reported, if anything
+INTERVAL_SECONDS = 1.0
+STOP_SECONDS = 5.0
+Collect = Callable[[str, int], UsageReport | None]  # (source, number) to a report, None if there is nothing
 Send = Callable[[UsageReport], None]
 
 
 class UsageReporter(threading.Thread):
-    """Takes a statement, posts it, and takes the next one only when that has arrived."""
+    """Collects a report, sends it, and collects the next one only when that has arrived."""
 
-    def __init__(self, take: Collect, post: Send, every: float = EVERY_SECONDS):
+    def __init__(self, collect: Collect, send: Send, interval: float = INTERVAL_SECONDS):
         super().__init__(name="reporter", daemon=True)
-        self._take = take
-        self._post = post
-        self._every = every
+        self._collect = collect
+        self._send = send
+        self._interval = interval
         self._source = uuid.uuid4().hex
         self._number = 0
         self._undelivered: UsageReport | None = None
-        self._turn = threading.Lock()
+        self._delivery = threading.Lock()
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        while not self._stopping.wait(self._every):
+        while not self._stopping.wait(self._interval):
             self.deliver()
         self.deliver()
 
     def deliver(self) -> bool:
-        """Now; False if it did not arrive."""
-        with self._turn:
-            statement = self._undelivered or self._take(self._source, self._number)
-            if statement is None:
+        """Collect and send a report at once; False if it did not arrive."""
+        with self._delivery:
+            report = self._undelivered or self._collect(self._source, self._number)
+            if report is None:
                 return True
             try:
-                self._post(statement)
-            except Exception as error:  # it is sent again: the ledger may be being replaced
+                self._send(report)
+            except Exception as error:  # a later call retries: the ledger's replica may be restarting
                 if self._undelivered is None:
                     logger.warning("the ledger does not answer: %s", type(error).__name__)
-                self._undelivered = statement
+                self._undelivered = report
                 return False
             self._undelivered = None
             self._number += 1
             return True
 
     def stop(self) -> None:
-        """Deliver the rest and end; once, and within `LAST_SECONDS`."""
+        """Deliver what is left and end the thread, within `STOP_SECONDS`; further calls do nothing."""
         if self._stopping.is_set():
             return
         self._stopping.set()
         if self.is_alive():
-            self.join(LAST_SECONDS)
+            self.join(STOP_SECONDS)
         else:
             self.deliver()
 
 
 class Outbox:
-    """Records of a gateway that wait for the reporter."""
+    """A gateway's usage records that wait for the reporter."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -76,7 +74,8 @@ class Outbox:
         with self._lock:
             self._records.append(record)
 
-    def take(self, source: str, number: int) -> GatewayReport | None:
+    def collect(self, source: str, number: int) -> GatewayReport | None:
+        """Take out the waiting records as a report; None if there are none."""
         with self._lock:
             records, self._records = tuple(self._records), []
         return GatewayReport(source, number, records) if records else None

@@ -1,4 +1,4 @@
-"""What the ledger knows of the stages, as the metrics say it: all replicas together."""
+"""Snapshot of every stage for the metrics: what the ledger knows of all replicas together."""
 
 from dataclasses import dataclass, fields
 
@@ -6,49 +6,51 @@ from safelight.service.backend import STAGES
 from safelight.service.messages import StageStatus
 from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.report import StageBalance, balance
+from safelight.service.usage.report import balance
+from safelight.service.usage.report_schema import StageBalance
 
-SUMMED = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
+SUMMED_FIELDS = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
 
 
 @dataclass(frozen=True, slots=True)
 class StageSnapshot:
-    """One stage."""
+    """One stage, its replicas taken together."""
 
     replicas: int  # alive
-    status: StageStatus  # of those together; of what cannot be summed, one's
-    work_left: float  # device-seconds
+    status: StageStatus  # counts summed over these replicas, the other fields from the first
+    work_left: float  # device seconds
     balance: StageBalance
     ticks: TickHistogramData
 
 
-Snapshot = dict[str, StageSnapshot]
+Snapshot = dict[str, StageSnapshot]  # by stage
 
 
 def snapshot(ledger: Ledger) -> Snapshot:
-    """By stage."""
+    """The snapshot of every stage."""
     balances = balance(ledger).stages
-    return {stage: _stage(ledger, stage, balances[stage]) for stage in STAGES}
+    return {stage: _stage_snapshot(ledger, stage, balances[stage]) for stage in STAGES}
 
 
-def _stage(ledger: Ledger, stage: str, balance: StageBalance) -> StageSnapshot:
-    statements = [replica.statement for replica in ledger.replicas(stage)]
+def _stage_snapshot(ledger: Ledger, stage: str, balance: StageBalance) -> StageSnapshot:
+    reports = [replica.report for replica in ledger.replicas(stage)]
     return StageSnapshot(
-        replicas=len(statements),
-        status=_together([statement.status for statement in statements]),
-        work_left=sum(statement.totals.work_left for statement in statements),
+        replicas=len(reports),
+        status=_combine([report.status for report in reports]),
+        work_left=sum(report.totals.work_left for report in reports),
         balance=balance,
-        ticks=ledger.ever.stages[stage].ticks,
+        ticks=ledger.totals.stages[stage].ticks,
     )
 
 
-def _together(statuses: list[StageStatus]) -> StageStatus:
-    """Sums, and of the rest what the first says."""
+def _combine(statuses: list[StageStatus]) -> StageStatus:
+    """One status: `SUMMED_FIELDS` added up, the other fields from the first."""
     if not statuses:
         return StageStatus()
-    rest = {
+    first = {
         field.name: getattr(statuses[0], field.name)
         for field in fields(StageStatus)
-        if field.name not in SUMMED
+        if field.name not in SUMMED_FIELDS
     }
-    return StageStatus(**{name: sum(getattr(status, name) for status in statuses) for name in SUMMED}, **rest)
+    sums = {name: sum(getattr(status, name) for status in statuses) for name in SUMMED_FIELDS}
+    return StageStatus(**sums, **first)

@@ -19,12 +19,12 @@ STOP_SECONDS = 20.0
 
 
 def install() -> None:
-    """Install `prometheus` and `promtool` if they are missing; skip the test if that fails."""
+    """Install `prometheus` and `promtool`, or skip the test."""
     if shutil.which("prometheus") and shutil.which("promtool"):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         pytest.skip(
-            "prometheus is missing, and only root on Debian can install it: apt-get install prometheus"
+            "prometheus is missing, and only root on Debian could install it: apt-get install prometheus"
         )
     environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (
@@ -34,12 +34,12 @@ def install() -> None:
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"prometheus cannot be installed: {done.stderr.strip()[-500:]}")
-    if shutil.which("systemctl"):  # the package starts a server of its own
+    if shutil.which("systemctl"):  # the package starts its own server
         subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True)
 
 
 class Prometheus:
-    """The HTTP API of a running server."""
+    """A running server, queried by its HTTP API."""
 
     def __init__(self, url: str):
         self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=10)
@@ -73,7 +73,7 @@ class Prometheus:
 
 @contextmanager
 def running(config: Path, folder: Path) -> Iterator[Prometheus]:
-    """Run a server with this configuration and an empty storage in `folder` until the block ends."""
+    """A server with this configuration and an empty storage in `folder`, stopped when the block ends."""
     address = f"127.0.0.1:{free_port()}"
     options = [
         f"--config.file={config}",
@@ -85,10 +85,10 @@ def running(config: Path, folder: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen(["prometheus", *options], cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     prometheus = Prometheus(f"http://{address}")
     try:
-        until = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not prometheus.is_ready():
-            log_end = (folder / "prometheus.log").read_text(errors="replace")[-4000:]
-            assert process.poll() is None and time.monotonic() < until, log_end
+            log_text = (folder / "prometheus.log").read_text(errors="replace")[-4000:]
+            assert process.poll() is None and time.monotonic() < deadline, log_text
             time.sleep(0.1)
         yield prometheus
     finally:

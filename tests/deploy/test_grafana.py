@@ -1,4 +1,4 @@
-"""The files of deploy/grafana, without Grafana. test_prometheus.py runs the dashboard's queries."""
+"""deploy/grafana is consistent; tested without Grafana. test_prometheus.py runs the queries."""
 
 import itertools
 import json
@@ -28,16 +28,15 @@ def provisioned(kind: str) -> dict[str, Any]:
 
 
 def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    grid = panel["gridPos"]
-    columns = range(grid["x"], grid["x"] + grid["w"])
-    return itertools.product(columns, range(grid["y"], grid["y"] + grid["h"]))
+    at = panel["gridPos"]
+    return itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
 
 
-def test_panels_neither_overlap_nor_leave_the_grid():
-    taken = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
-    assert len(taken) == len(set(taken))
-    assert {x for x, _ in taken} == set(range(WIDTH))
-    assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1)), "no gaps"
+def test_panels_fill_the_grid_without_overlap():
+    used = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
+    assert len(used) == len(set(used))
+    assert {x for x, _ in used} == set(range(WIDTH))
+    assert {y for _, y in used} == set(range(max(y for _, y in used) + 1)), "no gaps"
 
 
 def test_ids_of_panels_and_queries_are_unique():
@@ -55,37 +54,37 @@ def test_every_panel_uses_the_selected_source_and_has_a_unit():
         "datasource",
         "prometheus",
     )
-    source = {"type": "prometheus", "uid": "${datasource}"}
+    selected = {"type": "prometheus", "uid": "${datasource}"}
     for panel in PANELS:
         assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
-        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [source] * (
+        assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [selected] * (
             1 + len(panel["targets"])
         )
 
 
-def test_queries_use_no_variable_unknown_to_grafana():
+def test_queries_use_no_unknown_variable():
     assert {name for query in queries() for name in re.findall(r"\$\{?(\w+)", query)} == {"__rate_interval"}
 
 
-def test_it_works_without_the_recording_rules():
+def test_queries_do_not_need_the_recording_rules():
     assert not any("safelight:" in query for query in queries())
 
 
-def test_legends_name_labels_that_their_queries_keep():
+def test_legends_use_labels_of_their_queries():
     for panel in PANELS:
         for target in panel["targets"]:
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                 assert re.search(rf"by \([^)]*\b{label}\b[^)]*\)", target["expr"]), panel["title"]
 
 
-def test_the_source_is_the_prometheus_of_this_repository():
+def test_the_source_matches_the_prometheus_configuration():
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     (source,) = provisioned("datasources")["datasources"]
     assert (source["type"], source["access"]) == ("prometheus", "proxy")
     assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
 
 
-def test_dashboards_are_read_from_files():
+def test_dashboards_are_provisioned_from_files():
     (provider,) = provisioned("dashboards")["providers"]
     assert (provider["type"], provider["options"]) == ("file", {"path": "/var/lib/grafana/dashboards"})
-    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "a database assigns the id"
+    assert DASHBOARD["uid"] and "id" not in DASHBOARD, "an id is assigned by a database"

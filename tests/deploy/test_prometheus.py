@@ -1,4 +1,7 @@
-"""deploy/prometheus, by Prometheus' own tools and on a live service: every rule and every dashboard query."""
+"""deploy/prometheus: checked by promtool, and by a Prometheus that scrapes a running service.
+
+The latter also evaluates every query of Grafana's dashboard.
+"""
 
 import base64
 import re
@@ -15,7 +18,13 @@ import pytest
 import yaml
 
 from safelight.service.errors import ServiceError
-from safelight.service.telemetry.metrics import OF_REQUESTS, OF_STAGES, TICKS, UNATTRIBUTED
+from safelight.service.telemetry.metrics import (
+    GATEWAY_METRICS,
+    STAGE_METRICS,
+    TICK_METRICS,
+    UNATTRIBUTED_METRIC,
+    UNATTRIBUTED_REASONS,
+)
 from safelight.service.usage.records import RequestOutcome
 from tests.deploy import prometheus_server
 from tests.deploy.manifests import DEPLOY
@@ -32,16 +41,14 @@ RULES = [
 RECORDS = {rule["record"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
 EXPRESSIONS = [*(rule["expr"] for rule in RULES), *queries()]
-UNATTRIBUTED_SECONDS = "safelight_unattributed_seconds"  # service/telemetry/metrics.py has it in no table
-KINDS = (
-    {name: kind for name, (kind, _, _) in OF_REQUESTS.items()}
-    | {metric.name: metric.kind for metric in OF_STAGES}
-    | dict.fromkeys(TICKS, "histogram")
-    | {UNATTRIBUTED_SECONDS: "counter"}
-)
+KINDS = {
+    **{metric.name: metric.kind for metric in (*GATEWAY_METRICS, *STAGE_METRICS)},
+    **{metric.name: "histogram" for metric in TICK_METRICS},
+    UNATTRIBUTED_METRIC.name: "counter",  # a gauge that grows like a counter, so it is read by its rate
+}
 PATIENCE = 60.0  # seconds; the machine may be busy
-IMAGES = 2  # of one request
-ROUNDS = 2  # a rate needs growth: a series that its first request creates grows with the second
+IMAGES = 2  # in one request
+ROUNDS = 2  # a series that starts with its first request has a rate only after the second
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +65,14 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
         ("test", "rules", "rules_test.yml"),
     ],
 )
-def test_promtool_accepts_the_files(promtool, args):
+def test_promtool_succeeds(promtool, args):
     done = promtool(*args)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
 
 
-def test_the_rule_tests_notice_alerts_that_never_fire(promtool, tmp_path):
-    """Runs the rules' own tests with every threshold out of reach."""
+def test_the_rules_tests_detect_an_alert_that_never_fires(promtool, tmp_path):
+    """The rules' tests, run on rules whose conditions are never true."""
     rules = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
         rule["expr"] = f"({rule['expr']}) and on () vector(0) > 0"
@@ -76,13 +83,13 @@ def test_the_rule_tests_notice_alerts_that_never_fire(promtool, tmp_path):
     assert set(re.findall(r"alertname: (\w+)", done.stdout + done.stderr)) == ALERTS
 
 
-def test_every_alert_is_tested_both_ways_and_every_recording_once():
+def test_every_alert_is_tested_firing_and_silent_and_every_recording_once():
     tests = yaml.safe_load((FOLDER / "rules_test.yml").read_text(encoding="utf-8"))["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == ALERTS
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == ALERTS
-    queried = " ".join(case["expr"] for test in tests for case in test.get("promql_expr_test", ()))
-    assert {record for record in RECORDS if record not in queried} == set()
+    expressions = " ".join(case["expr"] for test in tests for case in test.get("promql_expr_test", ()))
+    assert {record for record in RECORDS if record not in expressions} == set()
 
 
 def test_every_queried_metric_exists():
@@ -103,13 +110,13 @@ def test_every_queried_recording_exists():
     } <= RECORDS
 
 
-def test_every_queried_label_value_exists():
+def test_queried_label_values_exist():
     label_values = {
         "job": {"safelight"},
         "stage": {"encode", "denoise", "decode"},
-        "reason": set(UNATTRIBUTED),
+        "reason": set(UNATTRIBUTED_REASONS),
         "outcome": set(RequestOutcome),
-        "code": {kind.code for kind in _below(ServiceError)},
+        "code": {error.code for error in _with_subclasses(ServiceError)},
     }
     for expression in EXPRESSIONS:
         for label, values in re.findall(r'(\w+)=~?"([^"]*)"', expression):
@@ -117,7 +124,7 @@ def test_every_queried_label_value_exists():
 
 
 def test_each_metric_is_queried_according_to_its_kind():
-    """Counters and histograms are queried by rate, gauges by value."""
+    """Counters and histograms by their rate, gauges directly."""
     for expression in EXPRESSIONS:
         for name, kind in KINDS.items():
             grows = kind in ("counter", "histogram")
@@ -128,7 +135,7 @@ def test_each_metric_is_queried_according_to_its_kind():
                 assert match[2] == "[" or not grows, f"{name} in {expression}"
 
 
-def test_the_rules_query_the_scraped_job():
+def test_the_rules_use_the_scraped_job():
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
     assert [job["job_name"] for job in config["scrape_configs"]] == ["safelight"]
     assert [str(FOLDER / file) for file in config["rule_files"]] == [str(FOLDER / "rules.yml")]
@@ -136,11 +143,11 @@ def test_the_rules_query_the_scraped_job():
 
 @dataclass(frozen=True)
 class ScrapedService:
-    """A service that has drawn images, and the Prometheus that scraped it."""
+    """A service that has generated images, and the Prometheus that scraped it."""
 
     service: LiveService
     prometheus: Prometheus
-    images: int  # drawn so far
+    images: int  # received
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +157,13 @@ def scraped(tmp_path_factory) -> Iterator[ScrapedService]:
     with (
         serving(folder, "--model", "tiny") as service,
         prometheus_server.running(
-            quick(FOLDER / "prometheus.yml", service.port, folder), folder
+            with_short_intervals(FOLDER / "prometheus.yml", service.port, folder), folder
         ) as prometheus,
         httpx.Client(base_url=service.url, timeout=PATIENCE) as http,
     ):
         images = 0
         for _ in range(ROUNDS):
-            wait_until(lambda drawn=images: prometheus.value("sum(safelight_images_total)") == drawn)
+            wait_until(lambda expected=images: prometheus.value("sum(safelight_images_total)") == expected)
             for seed in range(3):
                 images += draw(http, seed)
             assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 400
@@ -164,18 +171,18 @@ def scraped(tmp_path_factory) -> Iterator[ScrapedService]:
         yield ScrapedService(service, prometheus, images)
 
 
-def quick(config: Path, port: int, folder: Path) -> Path:
-    """Copy the config to `folder`, with the gateway at `port` as target and intervals of a second."""
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    settings["global"] = dict.fromkeys(settings["global"], "1s")
-    settings["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+def with_short_intervals(config: Path, port: int, folder: Path) -> Path:
+    """A copy of `config` in `folder`, for the gateway at `port` and with intervals of a second."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["global"] = dict.fromkeys(content["global"], "1s")
+    content["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     shutil.copy(config.with_name("rules.yml"), folder)
-    (folder / config.name).write_text(yaml.safe_dump(settings))
+    (folder / config.name).write_text(yaml.safe_dump(content))
     return folder / config.name
 
 
 def draw(http: httpx.Client, seed: int) -> int:
-    """Draw images, and return how many came back."""
+    """Request `IMAGES` images; how many came."""
     answer = http.post(
         "/v1/images/generations",
         json={"prompt": "a red apple", "seed": seed, "n": IMAGES, "num_inference_steps": 4},
@@ -185,13 +192,13 @@ def draw(http: httpx.Client, seed: int) -> int:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.25)
 
 
-def test_drawn_images_are_counted(scraped):
+def test_images_and_requests_are_counted(scraped):
     assert scraped.images == IMAGES * 3 * ROUNDS
     assert scraped.prometheus.value("sum(safelight_images_total)") == scraped.images
     assert scraped.prometheus.value('sum(safelight_requests_total{outcome="done"})') == 3 * ROUNDS
@@ -222,14 +229,14 @@ def has_values(prometheus: Prometheus, query: str) -> bool:
     return bool(values) and "NaN" not in values
 
 
-def test_no_alert_fires_on_a_service_that_draws(scraped):
+def test_no_alert_fires_on_a_healthy_service(scraped):
     alerts = [rule for rule in scraped.prometheus.rules() if rule["type"] == "alerting"]
     assert {rule["name"] for rule in alerts} == ALERTS
     assert {rule["name"] for rule in alerts if rule["state"] == "firing"} == set()
 
 
 def test_no_critical_alert_is_pending(scraped):
-    """Most alerts fire later than this test ends. A single scrape may fail on a busy machine."""
+    """Most alerts are pending for longer than this test takes. On a busy machine single scrapes may fail."""
     wait_until(
         lambda: all(rule["state"] == "inactive" for rule in scraped.prometheus.rules() if is_critical(rule))
     )
@@ -239,7 +246,7 @@ def is_critical(rule: dict[str, Any]) -> bool:
     return rule["type"] == "alerting" and rule["labels"]["severity"] == "critical"
 
 
-def _below(kind: type[Any]) -> Iterator[type[Any]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _below(child)
+def _with_subclasses(error: type[Any]) -> Iterator[type[Any]]:
+    yield error
+    for child in error.__subclasses__():
+        yield from _with_subclasses(child)

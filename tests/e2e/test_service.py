@@ -60,7 +60,7 @@ def is_idle(http: httpx.Client) -> bool:
     before = metric(http, "safelight_stage_ticks", stage="denoise")
     time.sleep(1.0)
     return (
-        metric(http, "safelight_stage_running", stage="denoise") == 0
+        metric(http, "safelight_stage_images_running", stage="denoise") == 0
         and metric(http, "safelight_stage_ticks", stage="denoise") == before
     )
 
@@ -186,25 +186,25 @@ def test_the_request_id_comes_back(http):
 
 def test_a_client_that_disconnects_frees_the_engine(http):
     aborted = metric(http, "safelight_requests_total", outcome="aborted")
-    denoised = metric(http, "safelight_stage_images", stage="denoise")
+    denoised = metric(http, "safelight_stage_images_finished", stage="denoise")
     with pytest.raises(httpx.ReadTimeout):
         http.post("/v1/images/generations", json={"prompt": "a red apple", **LONG}, timeout=1.0)
     wait_until(lambda: metric(http, "safelight_images_in_flight") == 0)
     wait_until(lambda: metric(http, "safelight_requests_total", outcome="aborted") == aborted + 1)
     wait_until(lambda: is_idle(http))
-    assert metric(http, "safelight_stage_images", stage="denoise") == denoised
+    assert metric(http, "safelight_stage_images_finished", stage="denoise") == denoised
 
 
 def test_an_image_of_a_replica_that_dies_is_drawn_by_another(live_service, http):
     fields = {"num_inference_steps": 100, "solver": "ddpm", "seed": 3, "n": 2}
     expected = draw(http, **fields)["data"]
     with ThreadPoolExecutor(1) as pool:
-        resent = metric(http, "safelight_resent_total")
+        resent = metric(http, "safelight_images_retried_total")
         answer = pool.submit(draw, http, **fields)
-        wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") > 0)
+        wait_until(lambda: metric(http, "safelight_stage_images_running", stage="denoise") > 0)
         os.kill(replica_of(live_service, "Denoiser").pid, signal.SIGKILL)
         assert answer.result()["data"] == expected
-    assert metric(http, "safelight_resent_total") == resent + 2
+    assert metric(http, "safelight_images_retried_total") == resent + 2
     wait_until(lambda: http.get("/readyz").status_code == 200)
 
 
@@ -217,7 +217,7 @@ def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
             family = psutil.Process(service.process.pid).children(recursive=True)
             with ThreadPoolExecutor(1) as pool:
                 in_flight = pool.submit(draw, http, num_inference_steps=100, solver="ddpm")
-                wait_until(lambda: metric(http, "safelight_stage_running", stage="denoise") > 0)
+                wait_until(lambda: metric(http, "safelight_stage_images_running", stage="denoise") > 0)
                 service.process.send_signal(how)
                 assert in_flight.result()["data"]  # an admitted request is answered
         assert service.process.wait(PATIENCE) == 0

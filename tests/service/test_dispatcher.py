@@ -1,4 +1,4 @@
-"""All images or none, in time, a lost one again, and nobody left in the batch."""
+"""The dispatcher: all images of a request or none, deadline, retry and cancellation."""
 
 import asyncio
 import json
@@ -31,17 +31,17 @@ def make_dispatcher(backend: FakeBackend, **settings) -> RequestDispatcher:
 IMAGES = [make_params(image_index=k) for k in range(3)]
 
 
-async def test_images_come_in_the_order_of_the_request():
+async def test_images_are_in_the_order_of_the_request():
     backend = FakeBackend()
     await make_dispatcher(backend).generate(IMAGES, ImageFormat())
     assert [params.image_index for params, _ in backend.drawn] == [0, 1, 2]
 
 
-async def test_draining_answers_what_was_let_in_and_refuses_the_rest():
+async def test_draining_finishes_requests_in_flight_and_refuses_new_ones():
     backend = FakeBackend()
     dispatcher = make_dispatcher(backend)
     backend.gate.clear()
-    let_in = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
+    in_flight = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
     await backend.waiting.acquire()
     draining = asyncio.ensure_future(dispatcher.drain())
     await asyncio.sleep(0)
@@ -49,43 +49,43 @@ async def test_draining_answers_what_was_let_in_and_refuses_the_rest():
         await dispatcher.generate(IMAGES[:1], ImageFormat())
     assert not draining.done()
     backend.gate.set()
-    assert len(await let_in) == 3
+    assert len(await in_flight) == 3
     await asyncio.wait_for(draining, 5.0)
 
 
-async def test_a_lost_image_is_sent_once_more():
+async def test_a_lost_image_is_retried_once():
     backend = FakeBackend(StageLost())
-    drawn = await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
-    assert len(drawn) == 1
+    images = await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
+    assert len(images) == 1
 
 
-async def test_a_image_lost_twice_is_503():
+async def test_an_image_lost_twice_is_503():
     with pytest.raises(StageLost) as lost:
         await make_dispatcher(FakeBackend(StageLost(), StageLost())).generate(IMAGES[:1], ImageFormat())
     assert (lost.value.status, lost.value.headers) == (503, {"retry-after": "5"})
 
 
 @pytest.mark.parametrize("error", [StageFailed(), QueueFull(), ValueError("x")])
-async def test_what_is_not_lost_is_not_sent_again(error):
+async def test_other_errors_are_not_retried(error):
     backend = FakeBackend(error)
     with pytest.raises(ServiceError):
         await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
     assert backend.drawn == []
 
 
-async def test_cancelling_a_request_takes_all_its_images_out():
+async def test_cancelling_a_request_cancels_all_its_images():
     backend = FakeBackend()
     backend.gate.clear()
-    painting = asyncio.ensure_future(make_dispatcher(backend).generate(IMAGES, ImageFormat()))
+    generating = asyncio.ensure_future(make_dispatcher(backend).generate(IMAGES, ImageFormat()))
     for _ in IMAGES[1:]:
         await backend.waiting.acquire()
-    painting.cancel()
+    generating.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await painting
+        await generating
     assert backend.num_cancelled == 3
 
 
-async def test_a_failure_takes_the_neighbours_out():
+async def test_a_failed_image_cancels_the_others_of_its_request():
     backend = FakeBackend(StageFailed())
     backend.gate.clear()
     with pytest.raises(StageFailed):
@@ -93,7 +93,7 @@ async def test_a_failure_takes_the_neighbours_out():
     assert backend.num_cancelled == 2
 
 
-async def test_the_deadline_takes_every_image_out():
+async def test_the_deadline_cancels_every_image():
     backend = FakeBackend()
     backend.gate.clear()
     with pytest.raises(DeadlineExceeded):
@@ -101,7 +101,7 @@ async def test_the_deadline_takes_every_image_out():
     assert backend.num_cancelled == 3
 
 
-async def test_more_images_than_there_is_room_for_are_refused():
+async def test_more_images_than_max_pictures_are_refused():
     backend = FakeBackend()
     backend.gate.clear()
     dispatcher = make_dispatcher(backend, max_pictures=4)
@@ -115,10 +115,10 @@ async def test_more_images_than_there_is_room_for_are_refused():
 
 
 class Client:
-    """One HTTP request to an app, spoken by hand, so that its sender can go away."""
+    """One HTTP request to an ASGI app, whose client can disconnect."""
 
     def __init__(self, body: dict):
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self.sent: list[dict] = []
         self._chunks = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         self.scope = {
@@ -137,7 +137,7 @@ class Client:
     async def receive(self) -> dict:
         if self._chunks:
             return self._chunks.pop()
-        await self.gone.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: dict) -> None:
@@ -146,12 +146,13 @@ class Client:
 
 @pytest.fixture
 def records(monkeypatch) -> list:
-    kept: list = []
-    monkeypatch.setattr(Metrics, "record", lambda self, record: kept.append(record))
-    return kept
+    """The usage records of the requests that have ended."""
+    records: list = []
+    monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
+    return records
 
 
-async def test_a_client_that_goes_away_takes_its_images_with_it(backend, records):
+async def test_a_client_that_disconnects_cancels_its_images(backend, records):
     backend.gate.clear()
     client = Client({"prompt": "p", "n": 2})
     answering = asyncio.ensure_future(
@@ -159,7 +160,7 @@ async def test_a_client_that_goes_away_takes_its_images_with_it(backend, records
     )
     await backend.waiting.acquire()
     await backend.waiting.acquire()
-    client.gone.set()
+    client.disconnected.set()
     await answering
     assert backend.num_cancelled == 2
     assert [(r.outcome, r.code, r.num_images) for r in records] == [
@@ -167,8 +168,8 @@ async def test_a_client_that_goes_away_takes_its_images_with_it(backend, records
     ]
 
 
-async def test_a_cancelled_handler_takes_its_images_with_it(backend, records):
-    """How Serve tells of a client that went away."""
+async def test_a_cancelled_handler_cancels_its_images(backend, records):
+    """Serve cancels the handler when the client disconnects."""
     backend.gate.clear()
     client = Client({"prompt": "p"})
     answering = asyncio.ensure_future(
@@ -182,16 +183,16 @@ async def test_a_cancelled_handler_takes_its_images_with_it(backend, records):
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_a_client_that_goes_away_within_its_body_is_accounted_for(backend, records):
+async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, records):
     client = Client({})
     client._chunks = []
-    client.gone.set()
+    client.disconnected.set()
     await build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send)
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_a_connection_that_breaks_within_the_body_is_a_client_that_went_away(backend, records):
-    """How Serve's proxy tells of it: by an exception of Ray's out of `receive`."""
+async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(backend, records):
+    """Serve's proxy then lets `receive` raise one of Ray's exceptions."""
 
     async def broken() -> dict:
         raise RuntimeError("the task is canceled before it executes")
@@ -214,7 +215,7 @@ async def test_a_connection_that_breaks_within_the_body_is_a_client_that_went_aw
         ({"prompt": "p"}, [KeyError("secret")], 503, RequestOutcome.FAILED, "service_unavailable"),
     ],
 )
-async def test_exactly_one_record_on_each_way_out(body, errors, status, outcome, code, records):
+async def test_every_request_has_exactly_one_record(body, errors, status, outcome, code, records):
     client = Client(body)
     await build_gateway(FakeBackend(*errors), MODEL, Settings())(client.scope, client.receive, client.send)
     assert client.sent[0]["status"] == status

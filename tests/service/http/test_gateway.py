@@ -78,8 +78,8 @@ def test_the_cost_curve_and_the_attention_back_end_are_reported(client, backend)
     assert client.get("/v1/curve").json() == {"encode": None, "denoise": measured, "decode": None}
     assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
     values = metrics(client)
-    assert values["safelight_attention products"] == 1
-    assert values["safelight_tick_slowness"] == 1.5
+    assert values["safelight_attention_info products"] == 1
+    assert values["safelight_tick_slowdown_ratio"] == 1.5
 
 
 def test_the_gateway_is_alive_and_ready(client):
@@ -179,10 +179,10 @@ def test_metrics_report_requests_and_stages(client, backend):
     assert values["safelight_requests_total ok done"] == 1
     assert values["safelight_requests_total invalid_value refused"] == 1
     assert values["safelight_images_total"] == 2
-    assert values["safelight_nfe_total"] == 8
-    assert values["safelight_device_seconds_total denoise"] == 2.0
-    assert values["safelight_stage_running denoise"] == 2
-    assert values["safelight_stage_waiting denoise"] == 1
+    assert values["safelight_image_nfe_total"] == 8
+    assert values["safelight_image_device_seconds_total denoise"] == 2.0
+    assert values["safelight_stage_images_running denoise"] == 2
+    assert values["safelight_stage_images_waiting denoise"] == 1
     assert values["safelight_images_in_flight"] == 0
 
 

@@ -1,10 +1,10 @@
-"""The policy on Serve's own context, and what the settings make of deployments."""
+"""The autoscaling policy on Serve's own context, and the deployments that the settings lead to."""
 
 import warnings
 
 import pytest
 
-with warnings.catch_warnings():  # Serve's own, about pydantic
+with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
     from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
     from ray.serve.config import AutoscalingContext
@@ -20,45 +20,61 @@ STAGE = DeploymentID("Denoiser", "safelight")
 def context(
     *replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict | None = None
 ) -> AutoscalingContext:
+    """Serve's context for a policy; each of `replicas` is what one replica reported last."""
     ids = [ReplicaID(str(k), STAGE) for k in range(len(replicas))]
     names = {name for replica in replicas for name in replica}
     raw = {
         name: {
-            i: [TimeStampedValue(0.0, -1.0), TimeStampedValue(1.0, told[name])]
-            for i, told in zip(ids, replicas, strict=True)
+            replica_id: [TimeStampedValue(0.0, -1.0), TimeStampedValue(1.0, stats[name])]
+            for replica_id, stats in zip(ids, replicas, strict=True)
         }
         for name in names
     }
     return AutoscalingContext(
-        deployment_id=STAGE, deployment_name="Denoiser", app_name="safelight", current_num_replicas=len(replicas),
-        target_num_replicas=len(replicas), running_replicas=ids, total_num_requests=total, total_queued_requests=queued,
-        aggregated_metrics=None, raw_metrics=raw, capacity_adjusted_min_replicas=0, capacity_adjusted_max_replicas=8,
-        policy_state=state or {}, last_scale_up_time=None, last_scale_down_time=None, current_time=2.0, config=None,
-    )  # fmt: skip
+        deployment_id=STAGE,
+        deployment_name="Denoiser",
+        app_name="safelight",
+        current_num_replicas=len(replicas),
+        target_num_replicas=len(replicas),
+        running_replicas=ids,
+        total_num_requests=total,
+        total_queued_requests=queued,
+        aggregated_metrics=None,
+        raw_metrics=raw,
+        capacity_adjusted_min_replicas=0,
+        capacity_adjusted_max_replicas=8,
+        policy_state=state or {},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=2.0,
+        config=None,
+    )
 
 
-def told(work_left: float = 0.0, offered: float = 0.0, seconds_a_job: float = 0.0) -> dict[str, float]:
+def stats(work_left: float = 0.0, offered: float = 0.0, seconds_a_job: float = 0.0) -> dict[str, float]:
     return {"work_left": work_left, "offered": offered, "seconds_a_job": seconds_a_job}
 
 
-def test_replicas_follow_work_and_not_requests() -> None:
+def test_replicas_follow_work_not_requests() -> None:
     policy = ByWork(target_seconds=5.0)
-    assert policy(context(told(work_left=24.0), total=2.0))[0] == 5  # two long ones
-    assert policy(context(told(work_left=4.0), total=40.0))[0] == 1  # forty short ones
-    assert policy(context(told(work_left=12.0), told(work_left=12.0)))[0] == 5
-    assert policy(context(told(offered=0.5), told(offered=0.5)))[0] == 2  # to keep up, though nothing waits
-    assert policy(context(told()))[0] == 0
+    assert policy(context(stats(work_left=24.0), total=2.0))[0] == 5  # two long requests
+    assert policy(context(stats(work_left=4.0), total=40.0))[0] == 1  # forty short requests
+    assert policy(context(stats(work_left=12.0), stats(work_left=12.0)))[0] == 5
+    assert (
+        policy(context(stats(offered=0.5), stats(offered=0.5)))[0] == 2
+    )  # to keep up with new work, though nothing waits
+    assert policy(context(stats()))[0] == 0
 
 
-def test_what_waits_before_the_replicas_counts_at_the_last_known_price() -> None:
+def test_requests_queued_at_handles_count_with_the_last_known_seconds_a_job() -> None:
     policy = ByWork(target_seconds=5.0)
-    wanted, state = policy(context(told(work_left=5.0, seconds_a_job=0.5), queued=20.0, total=30.0))
-    assert (wanted, state) == (3, {"seconds_a_job": 0.5})
-    assert policy(context(queued=20.0, total=20.0, state=state))[0] == 2  # no replica is left to ask
-    assert policy(context(queued=20.0, total=20.0))[0] == 1  # and nothing is known
+    target, state = policy(context(stats(work_left=5.0, seconds_a_job=0.5), queued=20.0, total=30.0))
+    assert (target, state) == (3, {"seconds_a_job": 0.5})
+    assert policy(context(queued=20.0, total=20.0, state=state))[0] == 2  # no replica reports
+    assert policy(context(queued=20.0, total=20.0))[0] == 1  # and there is no earlier report
 
 
-def test_a_range_of_replicas_scales_by_work_and_a_number_does_not_scale() -> None:
+def test_a_range_of_replicas_scales_by_work_and_a_number_is_fixed() -> None:
     settings = Settings(
         denoise_replicas="0-8", encode_replicas="2", target_seconds=7.0, downscale_delay_seconds=9.0
     )
@@ -75,7 +91,7 @@ def test_a_range_of_replicas_scales_by_work_and_a_number_does_not_scale() -> Non
     assert may_sleep(Settings(stages="colocated", denoise_replicas="0-2")) == {"encode", "denoise", "decode"}
 
 
-def test_gpus_are_asked_for_by_the_replicas_that_need_them() -> None:
+def test_replicas_request_the_gpus_in_the_settings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         app = build_app(Settings(denoise_gpus=1.0, encode_gpus=0.25))
@@ -84,29 +100,35 @@ def test_gpus_are_asked_for_by_the_replicas_that_need_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "choices",
     [
-        {"denoise_replicas": "many"}, {"denoise_replicas": "3-1"}, {"denoise_replicas": "0"}, {"denoise_replicas": "1-"},
-        {"gateway_replicas": "0-2"}, {"encode_replicas": "-1"}, {"denoise_gpus": -1.0}, {"target_seconds": 0.0},
+        {"denoise_replicas": "many"},
+        {"denoise_replicas": "3-1"},
+        {"denoise_replicas": "0"},
+        {"denoise_replicas": "1-"},
+        {"gateway_replicas": "0-2"},
+        {"encode_replicas": "-1"},
+        {"denoise_gpus": -1.0},
+        {"target_seconds": 0.0},
     ],
-)  # fmt: skip
-def test_a_wrong_setting_is_refused_by_name(given: dict) -> None:
-    with pytest.raises(BadSetting, match=next(iter(given))):
-        Settings(**given)
+)
+def test_an_invalid_setting_is_refused_by_name(choices: dict) -> None:
+    with pytest.raises(BadSetting, match=next(iter(choices))):
+        Settings(**choices)
 
 
 def _deployments(app) -> list:
-    """Of an application and, once each, of those that are bound into it."""
-    found, seen = [], set()
+    """The deployment of an application and, once each, those bound into it."""
+    deployments, visited = [], set()
 
     def visit(node) -> None:
-        if id(node) in seen:
+        if id(node) in visited:
             return
-        seen.add(id(node))
-        found.append(node._bound_deployment)
+        visited.add(id(node))
+        deployments.append(node._bound_deployment)
         for arg in node._bound_deployment.init_args:
             if hasattr(arg, "_bound_deployment"):
                 visit(arg)
 
     visit(app)
-    return found
+    return deployments

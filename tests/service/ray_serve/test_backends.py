@@ -1,4 +1,4 @@
-"""The backend on Serve's handles: chained by reference, and cancelled as a whole."""
+"""The backend on Serve's handles: calls are chained by reference and cancelled together."""
 
 import asyncio
 import warnings
@@ -8,14 +8,14 @@ import pytest
 from safelight.service.messages import ImageFormat, RequestContext, StageStatus
 from tests.fakes import make_params
 
-with warnings.catch_warnings():  # Serve's own, about pydantic
+with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
     from safelight.service.ray_serve import backends
     from safelight.service.ray_serve.deferred import DeferredResult
 
 
 class Call:
-    """What a handle's method returns: awaitable, passed on, cancellable."""
+    """Stands in for Serve's `DeploymentResponse`."""
 
     def __init__(self, *args, result=None):
         self.args = args
@@ -33,7 +33,7 @@ class Call:
 
 
 class Handle:
-    """Remembers its calls."""
+    """Stands in for Serve's `DeploymentHandle`; keeps its calls."""
 
     def __init__(self, answer: StageStatus | None = None):
         self.calls: list[Call] = []
@@ -49,45 +49,42 @@ class Handle:
         return self.calls[-1]
 
 
-async def test_each_stage_gets_the_one_before_as_it_is():
+async def test_each_stage_gets_a_reference_to_the_result_before_it():
     stages = Handle(), Handle(), Handle()
     context = RequestContext("account")
-    drawing = asyncio.ensure_future(
-        backends.SplitBackend(*stages).draw(make_params(), ImageFormat(), context)
+    generating = asyncio.ensure_future(
+        backends.SplitBackend(*stages).generate(make_params(), ImageFormat(), context)
     )
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
     assert encoding.args == (make_params(), context)
-    assert denoising.args == (
-        DeferredResult(encoding),
-        make_params(),
-        context,
-    )  # wrapped: Serve must not wait for it (service/ray_serve/deferred.py)
+    # wrapped, so that Serve does not await it (service/ray_serve/deferred.py)
+    assert denoising.args == (DeferredResult(encoding), make_params(), context)
     assert decoding.args == (DeferredResult(denoising), make_params(), ImageFormat(), context)
-    decoding.result.set_result("drawn")
-    assert await drawing == "drawn"
+    decoding.result.set_result("image")
+    assert await generating == "image"
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_image_that_is_not_wanted_any_more_is_cancelled_in_every_stage(how):
+async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how):
     stages = Handle(), Handle(), Handle()
-    drawing = asyncio.ensure_future(backends.SplitBackend(*stages).draw(make_params(), ImageFormat()))
+    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(make_params(), ImageFormat()))
     await asyncio.sleep(0)
     if how == "cancelled":
-        drawing.cancel()
+        generating.cancel()
     else:
         stages[-1].calls[0].result.set_exception(RuntimeError("x"))
     with pytest.raises((asyncio.CancelledError, RuntimeError)):
-        await drawing
+        await generating
     assert all(stage.calls[0].cancelled for stage in stages)
 
 
-async def test_the_status_waits_for_nobody(monkeypatch):
+async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
-    seen = StageStatus(images=2)
-    backend = backends.SplitBackend(Handle(seen), Handle(), Handle(seen))
-    assert await backend.status() == {"encode": seen, "denoise": None, "decode": seen}
+    status = StageStatus(images=2)
+    backend = backends.SplitBackend(Handle(status), Handle(), Handle(status))
+    assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
     assert await backends.ColocatedBackend(Handle()).status() == dict.fromkeys(
         ("encode", "denoise", "decode")
     )

@@ -1,4 +1,4 @@
-"""Decoding: every image gets its own bytes and the account of its whole way."""
+"""Decoding: every image gets its own bytes and its usage in all stages."""
 
 import time
 
@@ -10,7 +10,7 @@ from safelight.service.stages.decode import DecodeJob, DecodeStage
 from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
 
 
-async def test_a_batch_is_cut_to_what_the_decoder_takes():
+async def test_jobs_are_split_into_batches_that_the_decoder_takes():
     decoder = FakeDecoder()
 
     def write(pixels, output, params):
@@ -25,37 +25,37 @@ async def test_a_batch_is_cut_to_what_the_decoder_takes():
         )
         for k, p in enumerate(images)
     ]
-    drawn = await stage.decode_batch(jobs)
+    results = await stage.run_batch(jobs)
     assert [len(batch) for batch in decoder.batches] == [2, 1]
-    assert [d.image for d in drawn] == [
+    assert [result.image for result in results] == [
         bytes([k]) + fake_image(p, ImageFormat("webp", k)) for k, p in enumerate(images)
     ]
-    assert (drawn[0].usage.text, drawn[0].usage.encode, drawn[0].usage.denoise) == (
+    assert (results[0].usage.text, results[0].usage.encode, results[0].usage.denoise) == (
         USAGE.text,
         USAGE.encode,
         USAGE.denoise,
     )
-    assert 2.01 < drawn[0].usage.decode.device_seconds < 3.0  # the network's, and the file's
-    assert drawn[0].usage.decode.flops == 20
-    charged = stage.books.state("s", 0, stage.status()).charges
-    assert [charge.device_seconds for charge in charged] == [
-        image.usage.decode.device_seconds for image in drawn
+    assert 2.01 < results[0].usage.decode.device_seconds < 3.0  # of the network, and of writing the file
+    assert results[0].usage.decode.flops == 20
+    events = stage.meter.collect_report("s", 0, stage.status()).events
+    assert [event.amounts.device_seconds for event in events] == [
+        result.usage.decode.device_seconds for result in results
     ]
     assert stage.status().images == 3
     assert stage.status().curve.seconds_for(20) == pytest.approx(2.0)
     stage.close()
 
 
-async def test_what_is_no_image_takes_no_other_with_it():
+async def test_a_broken_image_does_not_break_its_batch_mates():
     stage = DecodeStage(FakeDecoder, lambda pixels, output, params: pixels)
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
     denoised = [DenoiseResult(latent, USAGE.text, USAGE.encode, USAGE.denoise) for latent in latents]
-    one, broken, three = await stage.decode_batch(
-        [DecodeJob(each, make_params(), ImageFormat()) for each in denoised]
+    first, broken, third = await stage.run_batch(
+        [DecodeJob(result, make_params(), ImageFormat()) for result in denoised]
     )
-    assert (one.image, three.image) == (b"a", b"c")
+    assert (first.image, third.image) == (b"a", b"c")
     assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
-    assert (broken.status, broken.headers) == (503, {})  # nothing about trying again
+    assert (broken.status, broken.headers) == (503, {})  # no retry-after
     with pytest.raises(BrokenImage):
         await stage.decode(denoised[1], make_params(), ImageFormat())
     stage.close()

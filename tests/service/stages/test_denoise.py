@@ -1,4 +1,4 @@
-"""Denoising: the engine's thread, and the bridge to it."""
+"""Denoising: the engine's thread, and the calls to it from asyncio."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ from safelight.service.stages.denoise import DenoiseStage
 from tests.fakes import USAGE, FakeEngine, make_conditioning, make_params
 
 
-class Engines:
-    """Makes engines and remembers them."""
+class EngineFactory:
+    """Builds engines and keeps them."""
 
     def __init__(self) -> None:
-        self.made: list[FakeEngine] = []
+        self.engines: list[FakeEngine] = []
 
     def __call__(self) -> FakeEngine:
-        self.made.append(FakeEngine())
-        return self.made[-1]
+        self.engines.append(FakeEngine())
+        return self.engines[-1]
 
 
 @pytest.fixture
-def engines() -> Engines:
-    return Engines()
+def factory() -> EngineFactory:
+    return EngineFactory()
 
 
 @pytest.fixture
-def stage(engines: Engines) -> Iterator[DenoiseStage]:
-    stage = DenoiseStage(engines)
+def stage(factory: EngineFactory) -> Iterator[DenoiseStage]:
+    stage = DenoiseStage(factory)
     stage.wait()
     yield stage
     stage.close()
@@ -38,13 +38,13 @@ def generate(stage: DenoiseStage, **params) -> "asyncio.Future":
     return asyncio.ensure_future(stage.generate(make_conditioning(), make_params(**params)))
 
 
-async def test_a_sample_comes_back_with_what_was_spent(stage):
+async def test_a_result_has_latents_and_usage(stage):
     denoised = await generate(stage)
     assert denoised.latents == "latents"
     assert (denoised.text, denoised.encode, denoised.denoise) == (USAGE.text, USAGE.encode, USAGE.denoise)
 
 
-async def test_samples_join_and_leave_as_their_steps_run_out(stage):
+async def test_samples_leave_when_their_steps_are_done(stage):
     order: list[int] = []
     samples = [generate(stage, num_steps=steps) for steps in (30, 10, 20)]
     for steps, sample in zip((30, 10, 20), samples, strict=True):
@@ -53,70 +53,70 @@ async def test_samples_join_and_leave_as_their_steps_run_out(stage):
     assert order == [10, 20, 30]
 
 
-async def test_equal_requests_do_not_meet_in_the_engine(stage):
+async def test_equal_requests_are_separate_samples(stage):
     assert len(await asyncio.gather(*(generate(stage) for _ in range(5)))) == 5
 
 
-async def test_a_cancelled_sample_has_left_the_engine_when_the_call_ends(stage, engines):
-    gone, stays = generate(stage, num_steps=10**9), generate(stage, num_steps=10**9)
+async def test_a_cancelled_call_returns_after_its_sample_has_left_the_engine(stage, factory):
+    cancelled, other = generate(stage, num_steps=10**9), generate(stage, num_steps=10**9)
     await running(stage, 2)
-    gone.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await gone
-    assert engines.made[0].num_running == 1
-    stays.cancel()
-    await asyncio.wait({stays})
-    assert engines.made[0].num_running == 0
+        await cancelled
+    assert factory.engines[0].num_running == 1
+    other.cancel()
+    await asyncio.wait({other})
+    assert factory.engines[0].num_running == 0
 
 
-async def test_a_sample_cancelled_twice_still_leaves(stage, engines):
+async def test_a_call_cancelled_twice_still_removes_its_sample(stage, factory):
     sample = generate(stage, num_steps=10**9)
     await running(stage, 1)
-    engines.made[0].may_tick.clear()
+    factory.engines[0].may_tick.clear()
     sample.cancel()
     await asyncio.sleep(0)
     sample.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sample
-    engines.made[0].may_tick.set()
+    factory.engines[0].may_tick.set()
     await running(stage, 0)
 
 
-async def test_one_tick_after_the_last_sample_the_engine_rests(stage, engines):
+async def test_the_engine_does_not_tick_without_work(stage, factory):
     await generate(stage, num_steps=3)
     ticks = stage.status().ticks
     await generate(stage, num_steps=3)
     assert stage.status().ticks == ticks + 3
 
 
-async def test_a_sample_that_the_engine_refuses_is_the_callers_to_mend(stage):
+async def test_invalid_parameters_are_the_callers_fault(stage):
     with pytest.raises(InvalidRequest) as refused:
         await generate(stage, prompt="refuse")
     assert refused.value.param == "solver"
 
 
 @pytest.mark.parametrize("prompt", ["stumble", "diverge"])
-async def test_a_sample_that_fails_leaves_its_neighbours_alone(stage, engines, prompt):
-    neighbour = generate(stage, num_steps=50)
+async def test_a_failed_sample_does_not_break_its_batch_mates(stage, factory, prompt):
+    batch_mate = generate(stage, num_steps=50)
     with pytest.raises(StageFailed):
         await generate(stage, prompt=prompt)
-    await neighbour
-    assert len(engines.made) == 1
+    await batch_mate
+    assert len(factory.engines) == 1
 
 
-async def test_a_broken_tick_fails_its_samples_and_the_next_engine_works(stage, engines):
-    neighbour = generate(stage, num_steps=10**9)
+async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(stage, factory):
+    batch_mate = generate(stage, num_steps=10**9)
     await running(stage, 1)
     crashing = generate(stage, prompt="crash")
-    for sample in (neighbour, crashing):
+    for sample in (batch_mate, crashing):
         with pytest.raises(StageFailed, match="RuntimeError"):
             await sample
     assert (await generate(stage)).latents == "latents"
-    assert len(engines.made) == 2
+    assert len(factory.engines) == 2
     stage.check()
 
 
-async def test_without_an_engine_every_sample_is_refused_and_the_stage_is_unhealthy():
+async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy():
     def make() -> FakeEngine:
         raise ValueError("tensor pos_embed is missing")
 
@@ -128,8 +128,8 @@ async def test_without_an_engine_every_sample_is_refused_and_the_stage_is_unheal
     stage.close()
 
 
-async def test_a_stage_that_is_closed_fails_what_is_in_it(engines):
-    stage = DenoiseStage(engines)
+async def test_closing_a_stage_fails_its_calls(factory):
+    stage = DenoiseStage(factory)
     sample = generate(stage, num_steps=10**9)
     await running(stage, 1)
     stage.close()
@@ -139,13 +139,13 @@ async def test_a_stage_that_is_closed_fails_what_is_in_it(engines):
         await generate(stage)
 
 
-def test_a_loop_that_is_closed_does_not_break_the_engine(stage):
-    async def leave_behind() -> None:
+def test_a_closed_event_loop_does_not_break_the_engine(stage):
+    async def abandon_a_call() -> None:
         generate(stage, num_steps=10**9)
         await running(stage, 1)
 
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(leave_behind())
+    loop.run_until_complete(abandon_a_call())
     loop.close()
     assert asyncio.run(stage.generate(make_conditioning(), make_params())).latents == "latents"
 

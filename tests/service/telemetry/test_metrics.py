@@ -1,4 +1,4 @@
-"""The metrics: everything in the tables is exposed, adds up over replicas, and says nothing of who asked what."""
+"""The metrics: all tables are exposed, values add up over replicas, and no label identifies a caller."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import StageStatus
-from safelight.service.telemetry.metrics import OF_REQUESTS, OF_STAGES, TICKS, Metrics
+from safelight.service.telemetry.metrics import (
+    GATEWAY_METRICS,
+    STAGE_METRICS,
+    TICK_METRICS,
+    UNATTRIBUTED_METRIC,
+    Metrics,
+)
 from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent
 from safelight.service.usage.histograms import Histogram, TickHistograms
 from safelight.service.usage.ledger import Ledger
@@ -15,42 +22,42 @@ from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.stage_snapshot import snapshot
 from tests.fakes import USAGE
 
-NAMES = {*OF_REQUESTS, *(metric.name for metric in OF_STAGES), *TICKS, "safelight_unattributed_seconds"}
+NAMES = {m.name for m in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, UNATTRIBUTED_METRIC)}
 
 
-def statement(source: str, ticks: TickHistograms, *charges: UsageEvent, **totals: float) -> StageReport:
+def stage_report(source: str, ticks: TickHistograms, *events: UsageEvent, **totals: float) -> StageReport:
     status = StageStatus(images=3, running=2, rows=40)
-    return StageReport(source, 0, "denoise", charges, StageTotals(**totals, ticks=ticks.counts), status, 1, 2)
+    return StageReport(source, 0, "denoise", events, StageTotals(**totals, ticks=ticks.data), status, 1, 2)
 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """A gateway's, after one request and with two denoisers."""
-    told, ledger, ticks = Metrics(), Ledger(), TickHistograms()
+    """Metrics of a gateway after one request, with two denoisers."""
+    metrics, ledger, ticks = Metrics(), Ledger(), TickHistograms()
     record = UsageRecord(
         "account", "theirs", RequestOutcome.DONE, "ok", "secret-key", "m", 1, (USAGE,), 2.0, 0.0
     )
-    told.record(record)
-    told.count_resent()
-    told.set_in_flight(3)
+    metrics.record(record)
+    metrics.count_retry()
+    metrics.set_in_flight(3)
     ticks.observe(0.003, 8, 512, 0.003)
     ticks.observe(0.03, 16, 1024, 0.02)
-    ledger.post(GatewayReport("gateway", 0, (record,)))
-    ledger.post(
-        statement(
+    ledger.receive(GatewayReport("gateway", 0, (record,)))
+    ledger.receive(
+        stage_report(
             "one",
             ticks,
-            UsageEvent("account", 3.0, 9),
-            UsageEvent("", 0.5, 1),
+            UsageEvent("account", UsageAmounts(device_seconds=3.0, flops=9)),
+            UsageEvent("", UsageAmounts(device_seconds=0.5, flops=1)),
             busy=5.0,
             starting=1.0,
             work_left=4.0,
         )
     )
-    ledger.post(statement("two", ticks, busy=1.0, work_left=2.0))
-    told.observe_stages({"denoise": StageStatus(images=100, attention="products"), "encode": None})
-    told.observe_measures(snapshot(ledger), mfu=0.5)
-    return told
+    ledger.receive(stage_report("two", ticks, busy=1.0, work_left=2.0))
+    metrics.observe_status({"denoise": StageStatus(images=100, attention="products"), "encode": None})
+    metrics.observe_snapshot(snapshot(ledger), mfu=0.5)
+    return metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -60,46 +67,48 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def test_all_of_the_tables_is_exposed_and_nothing_else(metrics: Metrics) -> None:
+def test_exactly_the_tables_are_exposed(metrics: Metrics) -> None:
     families = list(text_string_to_metric_families(metrics.expose().decode()))
-    told = {
+    by_name = {
         f"{family.name}_total" if family.type == "counter" else family.name: family for family in families
     }
-    assert {
-        name for name in told if not name.endswith("_created")
-    } == NAMES  # the library's own, one for each counter
+    # the library adds a `_created` for each counter
+    assert {name for name in by_name if not name.endswith("_created")} == NAMES
     assert all(family.documentation for family in families)
-    for name, (kind, _, _) in OF_REQUESTS.items():
-        assert told[name].type == kind
+    for metric in (*GATEWAY_METRICS, *STAGE_METRICS, UNATTRIBUTED_METRIC):
+        assert by_name[metric.name].type == metric.kind
+    for metric in TICK_METRICS:
+        assert by_name[metric.name].type == "histogram"
 
 
 def test_replicas_add_up(metrics: Metrics) -> None:
-    told = samples(metrics)
-    assert told["safelight_stage_replicas denoise"] == 2 and told["safelight_stage_replicas encode"] == 0
-    assert told["safelight_stage_images denoise"] == 6  # not what one of them said when it was asked
-    assert told["safelight_stage_work_left_seconds denoise"] == 6.0
-    assert told["safelight_stage_busy_seconds_total denoise"] == 6.0
-    assert told["safelight_stage_charged_seconds_total denoise"] == 3.0
-    name = "safelight_unattributed_seconds"
+    values = samples(metrics)
+    assert values["safelight_stage_replicas denoise"] == 2 and values["safelight_stage_replicas encode"] == 0
+    assert values["safelight_stage_images_finished denoise"] == 6  # not the status of one of them
+    assert values["safelight_stage_work_left_seconds denoise"] == 6.0
+    assert values["safelight_stage_busy_seconds_total denoise"] == 6.0
+    assert values["safelight_stage_attributed_seconds_total denoise"] == 3.0
+    name = "safelight_stage_unattributed_seconds"
     reasons = {
-        reason: told[" ".join([name, *sorted(["denoise", reason])])]
+        reason: values[" ".join([name, *sorted(["denoise", reason])])]
         for reason in ("warm_up", "starting", "overhead")
     }
     assert reasons == {"warm_up": 0.5, "starting": 1.0, "overhead": 1.5}
-    assert told["safelight_mfu"] == 0.5
+    assert values["safelight_mfu_ratio"] == 0.5
 
 
 def test_ticks_are_histograms_of_all_replicas(metrics: Metrics) -> None:
-    told = samples(metrics)
-    assert told["safelight_tick_seconds_bucket 0.002"] == 0
-    assert told["safelight_tick_seconds_bucket 0.005"] == 2
-    assert told["safelight_tick_seconds_bucket +Inf"] == told["safelight_tick_seconds_count"] == 4
-    assert told["safelight_tick_seconds_sum"] == pytest.approx(0.066)
-    assert told["safelight_tick_rows_bucket 8.0"] == 2
-    assert told["safelight_tick_forecast_ratio_bucket 1.0"] == 2
+    values = samples(metrics)
+    assert values["safelight_tick_duration_seconds_bucket 0.002"] == 0
+    assert values["safelight_tick_duration_seconds_bucket 0.005"] == 2
+    assert values["safelight_tick_duration_seconds_bucket +Inf"] == 4
+    assert values["safelight_tick_duration_seconds_count"] == 4
+    assert values["safelight_tick_duration_seconds_sum"] == pytest.approx(0.066)
+    assert values["safelight_tick_rows_bucket 8.0"] == 2
+    assert values["safelight_tick_forecast_ratio_bucket 1.0"] == 2
 
 
-def test_nothing_says_who_asked_what(metrics: Metrics) -> None:
+def test_no_label_identifies_a_caller(metrics: Metrics) -> None:
     text = metrics.expose().decode()
     assert not any(secret in text for secret in ("account", "theirs", "secret-key"))
     labels = {
@@ -111,32 +120,32 @@ def test_nothing_says_who_asked_what(metrics: Metrics) -> None:
     assert labels <= {"outcome", "code", "stage", "reason", "backend", "le"}
 
 
-def test_names_follow_the_customs(metrics: Metrics) -> None:
+def test_names_follow_the_conventions() -> None:
     for name in NAMES:
         assert re.fullmatch(r"safelight_[a-z_]+", name)
-    for metric in OF_STAGES:
+    for metric in (*GATEWAY_METRICS, *STAGE_METRICS):
         assert metric.name.endswith("_total") == (metric.kind == "counter")
 
 
-def test_a_single_replica_is_asked_itself() -> None:
-    told, ledger = Metrics(), Ledger()
-    ledger.post(statement("one", TickHistograms(), busy=1.0))
-    told.observe_stages({"denoise": StageStatus(images=100)})
-    told.observe_measures(snapshot(ledger), mfu=None)
-    assert samples(told)["safelight_stage_images denoise"] == 100
+def test_the_status_of_a_single_replica_is_its_own_answer() -> None:
+    metrics, ledger = Metrics(), Ledger()
+    ledger.receive(stage_report("one", TickHistograms(), busy=1.0))
+    metrics.observe_status({"denoise": StageStatus(images=100)})
+    metrics.observe_snapshot(snapshot(ledger), mfu=None)
+    assert samples(metrics)["safelight_stage_images_finished denoise"] == 100
 
 
-def test_counts_add_and_take_away() -> None:
-    one, other = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
+def test_histograms_add_and_subtract() -> None:
+    first, second = Histogram((1.0, 2.0)), Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
-        one.observe(value)
-    other.observe(2.0)
-    assert one.counts.counts == (2, 1, 1) and one.counts.total == 12.0
-    assert (one.counts + other.counts).counts == (2, 2, 1)
-    assert (one.counts + other.counts) - other.counts == one.counts
+        first.observe(value)
+    second.observe(2.0)
+    assert first.data.counts == (2, 1, 1) and first.data.total == 12.0
+    assert (first.data + second.data).counts == (2, 2, 1)
+    assert (first.data + second.data) - second.data == first.data
 
 
-def test_the_documentation_lists_them_all() -> None:
+def test_the_documentation_lists_all_metrics() -> None:
     listed = set(
         re.findall(r"`(safelight_\w+)`", (Path(__file__).parents[3] / "docs" / "metrics.md").read_text())
     )

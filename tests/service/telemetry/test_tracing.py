@@ -1,4 +1,4 @@
-"""Spans of one request, under each other across processes, and nothing at all without an endpoint."""
+"""Spans of one request, nested across processes; no spans without an endpoint."""
 
 import asyncio
 import sys
@@ -22,7 +22,7 @@ from tests.fakes import MODEL, FakeBackend
 from tests.live import serving
 from tests.service.conftest import ROUTE
 
-CLIENTS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # W3C's own example
+CLIENT_SPAN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"  # W3C's own example
 
 
 @pytest.fixture
@@ -37,40 +37,39 @@ def tracing(exporter: InMemorySpanExporter) -> Tracing:
     return Tracing(provider.get_tracer("test"))
 
 
-class TicketBackend(FakeBackend):
-    """Remembers the contexts."""
+class RecordingBackend(FakeBackend):
+    """Keeps the contexts of its calls."""
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__(*errors)
         self.contexts = []
 
-    async def draw(self, params, output, context=None):
+    async def generate(self, params, output, context=None):
         self.contexts.append(context)
-        return await super().draw(params, output)
+        return await super().generate(params, output)
 
 
-def test_the_gateways_span_goes_on_with_the_clients_and_the_ticket_with_it(
+def test_the_gateways_span_belongs_under_the_clients_and_goes_with_the_context(
     tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
-    backend = TicketBackend()
+    backend = RecordingBackend()
     with TestClient(build_gateway(backend, MODEL, Settings(), tracing=tracing)) as client:
         assert (
-            client.post(ROUTE, json={"prompt": "a", "n": 2}, headers={"traceparent": CLIENTS}).status_code
+            client.post(ROUTE, json={"prompt": "a", "n": 2}, headers={"traceparent": CLIENT_SPAN}).status_code
             == 200
         )
     [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
-    assert f"{span.context.trace_id:032x}" == CLIENTS.split("-")[1]
-    assert f"{span.parent.span_id:016x}" == CLIENTS.split("-")[2]
+    assert f"{span.context.trace_id:032x}" == CLIENT_SPAN.split("-")[1]
+    assert f"{span.parent.span_id:016x}" == CLIENT_SPAN.split("-")[2]
     assert span.attributes["safelight.images"] == 2 and span.attributes["safelight.model"] == MODEL.id
-    of_request = [
-        context for context in backend.contexts if context.record_id
-    ]  # the warm-up has neither account nor trace
-    assert {context.traceparent for context in of_request} == {
+    # the warm-up has neither a record nor a trace
+    request_contexts = [context for context in backend.contexts if context.record_id]
+    assert {context.traceparent for context in request_contexts} == {
         f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01"
     }
 
 
-def test_a_failure_is_the_spans_as_well(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+def test_a_failure_is_recorded_in_the_span(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
     backend = FakeBackend()
     with TestClient(build_gateway(backend, MODEL, Settings(), tracing=tracing)) as client:
         backend.errors = [StageFailed()]
@@ -79,14 +78,14 @@ def test_a_failure_is_the_spans_as_well(tracing: Tracing, exporter: InMemorySpan
     assert not span.status.is_ok and span.events[0].name == "exception"
 
 
-def test_without_an_endpoint_there_are_no_spans_and_no_library() -> None:
+def test_without_an_endpoint_there_are_no_spans() -> None:
     tracing = make_tracing(Settings(), "gateway")
-    with tracing.span("x", CLIENTS, steps=3) as span:
+    with tracing.span("x", CLIENT_SPAN, steps=3) as span:
         span.set(rows=2)
         assert span.traceparent is None
 
 
-def test_an_endpoint_without_the_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_the_library_is_a_bad_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(BadSetting, match="extra otel"):
         make_tracing(Settings(trace_endpoint="http://localhost:4318/v1/traces"), "gateway")
@@ -94,17 +93,18 @@ def test_an_endpoint_without_the_library_is_said(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list]]:
-    """An OTLP collector: its endpoint, and the spans that have come, each with the name of its service."""
-    came: list[tuple[str, object]] = []
+    """An OTLP collector: its endpoint, and the received spans, each with the name of its service."""
+    spans: list[tuple[str, object]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             request = ExportTraceServiceRequest.FromString(
                 self.rfile.read(int(self.headers["content-length"]))
             )
-            for of in request.resource_spans:
-                [service] = [a.value.string_value for a in of.resource.attributes if a.key == "service.name"]
-                came.extend((service, span) for scope in of.scope_spans for span in scope.spans)
+            for group in request.resource_spans:
+                attributes = {a.key: a.value.string_value for a in group.resource.attributes}
+                service = attributes["service.name"]
+                spans.extend((service, span) for scope in group.scope_spans for span in scope.spans)
             self.send_response(200)
             self.end_headers()
 
@@ -114,7 +114,7 @@ def collector() -> Iterator[tuple[str, list]]:
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1/traces", came
+    yield f"http://127.0.0.1:{server.server_port}/v1/traces", spans
     server.shutdown()
     server.server_close()
     thread.join()
@@ -122,25 +122,26 @@ def collector() -> Iterator[tuple[str, list]]:
 
 @pytest.mark.long
 async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path, monkeypatch) -> None:
-    endpoint, came = collector
+    endpoint, spans = collector
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
     with serving(tmp_path, "--model", "tiny") as service:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             answer = await client.post(
-                ROUTE, json={"prompt": "a", "num_inference_steps": 4}, headers={"traceparent": CLIENTS}
+                ROUTE, json={"prompt": "a", "num_inference_steps": 4}, headers={"traceparent": CLIENT_SPAN}
             )
             assert answer.status_code == 200
         for _ in range(100):
-            mine = {name: span for name, span in came if span.trace_id.hex() == CLIENTS.split("-")[1]}
-            if len(mine) == 4:
+            trace = {name: span for name, span in spans if span.trace_id.hex() == CLIENT_SPAN.split("-")[1]}
+            if len(trace) == 4:
                 break
             await asyncio.sleep(0.1)
-    assert mine.keys() == {"safelight-gateway", "safelight-encode", "safelight-denoise", "safelight-decode"}
-    root = mine["safelight-gateway"]
+    assert trace.keys() == {"safelight-gateway", "safelight-encode", "safelight-denoise", "safelight-decode"}
+    root = trace["safelight-gateway"]
     assert all(
-        mine[f"safelight-{stage}"].parent_span_id == root.span_id for stage in ("encode", "denoise", "decode")
+        trace[f"safelight-{stage}"].parent_span_id == root.span_id
+        for stage in ("encode", "denoise", "decode")
     )
-    ends = [mine[f"safelight-{stage}"].end_time_unix_nano for stage in ("encode", "denoise", "decode")]
+    ends = [trace[f"safelight-{stage}"].end_time_unix_nano for stage in ("encode", "denoise", "decode")]
     assert ends == sorted(ends) and ends[-1] <= root.end_time_unix_nano
-    rows = {a.key: a.value.int_value for a in mine["safelight-denoise"].attributes}
+    rows = {a.key: a.value.int_value for a in trace["safelight-denoise"].attributes}
     assert rows["safelight.rows"] == 8 and rows["safelight.nfe"] == 4

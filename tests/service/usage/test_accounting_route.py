@@ -1,4 +1,4 @@
-"""`/v1/accounting` over HTTP: every way out of the gateway has its record, and the route is the operator's."""
+"""`/v1/accounting` over HTTP: one record for each way a request can end, and only with the admin key."""
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,7 +10,7 @@ from tests.fakes import MODEL, FakeBackend
 from tests.service.conftest import ROUTE
 
 
-def test_every_way_out_has_one_record() -> None:
+def test_every_request_has_one_record_however_it_ends() -> None:
     backend = FakeBackend()
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
         assert client.post(ROUTE, json={"prompt": "x", "n": 2}).status_code == 200
@@ -22,19 +22,19 @@ def test_every_way_out_has_one_record() -> None:
         assert client.post(ROUTE, json={"prompt": "x"}).status_code == 429
         backend.errors = [StageFailed()]
         assert client.post(ROUTE, json={"prompt": "x"}, headers={"x-request-id": "mine"}).status_code == 503
-        told = client.get("/v1/accounting", params={"latest": 10}).json()
-    assert told["requests"] == {"done": 1, "refused": 3, "aborted": 0, "failed": 1}
-    assert told["refusals"] == {"invalid_value": 1, "invalid_json": 1, "queue_full": 1, "stage_failed": 1}
-    assert told["images"] == 2
-    assert [each["code"] for each in told["latest"]] == [
+        report = client.get("/v1/accounting", params={"latest": 10}).json()
+    assert report["requests"] == {"done": 1, "refused": 3, "aborted": 0, "failed": 1}
+    assert report["refusals"] == {"invalid_value": 1, "invalid_json": 1, "queue_full": 1, "stage_failed": 1}
+    assert report["images"] == 2
+    assert [request["code"] for request in report["latest"]] == [
         "stage_failed",
         "queue_full",
         "invalid_json",
         "invalid_value",
         "ok",
     ]
-    assert told["latest"][0]["request_id"] == "mine"
-    assert told["accounts"][0]["key"] == "anonymous" and told["accounts"][0]["model"] == MODEL.id
+    assert report["latest"][0]["request_id"] == "mine"
+    assert report["accounts"][0]["key"] == "anonymous" and report["accounts"][0]["model"] == MODEL.id
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_every_way_out_has_one_record() -> None:
         ("bearer  secret", 200),
     ],
 )
-def test_with_an_admin_key_only_its_bearer_is_told(header: str | None, status: int) -> None:
+def test_the_route_requires_the_admin_key(header: str | None, status: int) -> None:
     with TestClient(build_gateway(FakeBackend(), MODEL, Settings(admin_key="secret"))) as client:
         answer = client.get("/v1/accounting", headers={"authorization": header} if header else {})
     assert answer.status_code == status
@@ -59,7 +59,7 @@ def test_with_an_admin_key_only_its_bearer_is_told(header: str | None, status: i
 
 
 @pytest.mark.parametrize("query", ["window=0", "window=-1", "window=x", "latest=-1", "latest=2000"])
-def test_a_wrong_question_is_refused_by_name(client: TestClient, query: str) -> None:
+def test_an_error_names_the_invalid_query_parameter(client: TestClient, query: str) -> None:
     answer = client.get(f"/v1/accounting?{query}")
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == query.partition("=")[0]

@@ -1,0 +1,202 @@
+"""The engine's thread, and the calls and commands that it takes from other threads.
+
+The thread repeats: carry out the waiting commands, run one tick, pass on the samples that left the engine. It
+sleeps on the command queue when there is no work, and builds a new engine when one fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import FinishReason, GenerationParams
+from safelight.service.errors import ServiceError, StageFailed, as_service_error
+from safelight.service.messages import EncodeResult, RequestContext, StageStatus
+from safelight.service.stages.usage_meter import UsageMeter
+
+if TYPE_CHECKING:
+    from safelight.pipeline.engine.engine import Engine, SampleOutcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingCall:
+    """A caller's image in the engine, and the future that the caller awaits."""
+
+    id: str  # unique in this stage
+    params: GenerationParams
+    conditioning: EncodeResult
+    context: RequestContext
+    loop: asyncio.AbstractEventLoop
+    # errors are results: asyncio would log an exception that nothing retrieves
+    future: asyncio.Future[SampleOutcome | ServiceError]
+    arrived: float  # by time.perf_counter
+    deadline: float  # by time.perf_counter
+
+    def settle(self, result: SampleOutcome | ServiceError) -> None:
+        """Set the result, from any thread; the first one counts, later ones are ignored."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, its caller is gone
+            self.loop.call_soon_threadsafe(self._settle, result)
+
+    def _settle(self, result: SampleOutcome | ServiceError) -> None:
+        if not self.future.done():
+            self.future.set_result(result)
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The command to abort a sample."""
+
+    sample_id: str
+
+
+class Stop:
+    """The command to end the thread."""
+
+
+class EngineLoop(threading.Thread):
+    """The only thread that touches the engine.
+
+    Other threads may put `commands` and read `status`, `ready` and `failure`.
+
+    Args:
+        make_engine: Builds an engine; called on this thread, again after an engine has failed.
+        meter: The stage's usage meter.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine], meter: UsageMeter):
+        super().__init__(name="denoise", daemon=True)
+        self.commands: SimpleQueue[PendingCall | Abort | Stop] = SimpleQueue()
+        self.status = StageStatus()  # replaced as a whole after every tick, so that readers see one moment
+        self.ready = threading.Event()  # the first engine is built, or has failed
+        self.failure: Exception | None = None  # why there is no engine and will be none
+        self._make_engine = make_engine
+        self._meter = meter
+        self._calls: dict[str, PendingCall] = {}  # their samples are in the engine
+        self.start()
+
+    def run(self) -> None:
+        with self._meter.busy():
+            while self._run_engine():
+                pass
+
+    def _run_engine(self) -> bool:
+        """Build an engine and use it until it fails or the thread is stopped. True to build another."""
+        try:
+            with self._meter.starting():
+                engine = self._make_engine()
+        except Exception as error:
+            self._refuse_calls(error)
+            return False
+        self.status = replace(
+            self.status, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops
+        )
+        self.ready.set()
+        try:
+            self._tick_until_stopped(engine)
+            return False
+        except Exception as error:
+            logger.exception("the engine failed with %d samples in it; building another", len(self._calls))
+            kind = type(error).__name__
+            self._fail_calls(
+                StageFailed(f"The denoiser failed while the image was in it ({kind}); please try again.")
+            )
+            return True
+
+    def _tick_until_stopped(self, engine: Engine) -> None:
+        while self._run_commands(engine):
+            outcomes = engine.step()
+            # before the results go out: a caller that has its image must find it in the status
+            self._update_status(engine, outcomes)
+            self._meter.set_open_work(engine.open_seconds, engine.work_left)
+            for outcome in outcomes:
+                if call := self._calls.pop(outcome.request_id, None):
+                    self._meter.record_usage(call.context, outcome.usage.cost, outcome.usage)
+                    if outcome.reason is FinishReason.DONE:
+                        self._meter.record_duration(outcome.usage.cost.device_seconds, jobs=1)
+                    call.settle(outcome)
+        self.failure = StageFailed("The denoiser was stopped while the image was in it; please try again.")
+        self._fail_calls(self.failure)
+        while (command := self._next_command(block=False)) is not None:
+            if isinstance(command, PendingCall):
+                command.settle(self.failure)
+
+    def _run_commands(self, engine: Engine) -> bool:
+        """Carry out all waiting commands; if the engine has no work, sleep until one comes. False to stop."""
+        block = not engine.has_work
+        while (command := self._next_command(block)) is not None:
+            block = False
+            if isinstance(command, Stop):
+                return False
+            if isinstance(command, Abort):
+                engine.abort(command.sample_id)
+            else:
+                self._add(engine, command)
+        return True
+
+    def _next_command(self, block: bool) -> PendingCall | Abort | Stop | None:
+        try:
+            return self.commands.get_nowait()
+        except Empty:
+            if not block:
+                return None
+        with self._meter.idle():
+            return self.commands.get()
+
+    def _add(self, engine: Engine, call: PendingCall) -> None:
+        conditioning = call.conditioning
+        try:
+            engine.add(
+                call.id,
+                call.params,
+                conditioning.cond,
+                conditioning.uncond,
+                call.arrived,
+                call.deadline,
+            )
+        except InvalidParams as error:
+            call.settle(as_service_error(error))
+        except Exception:  # concerns this sample only, its batch-mates go on
+            logger.exception("the engine refused a sample")
+            call.settle(StageFailed())
+        else:
+            self._calls[call.id] = call
+
+    def _update_status(self, engine: Engine, outcomes: list[SampleOutcome]) -> None:
+        status, tick = self.status, engine.last_tick
+        if tick and tick.rows:
+            self._meter.record_tick(tick.seconds, tick.rows, tick.tokens, tick.expected_seconds)
+        self.status = replace(
+            status,
+            images=status.images + sum(outcome.reason is FinishReason.DONE for outcome in outcomes),
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            ticks=status.ticks + 1,
+            rows=status.rows + (tick.rows if tick else 0),
+            curve=engine.curve,
+        )
+
+    def _fail_calls(self, error: ServiceError) -> None:
+        """Settle every call whose sample is in the engine with `error`."""
+        for call in self._calls.values():
+            call.settle(error)
+        self._calls.clear()
+        self._meter.drop_open_work()
+        self.status = replace(self.status, running=0, waiting=0)
+
+    def _refuse_calls(self, error: Exception) -> None:
+        """Without an engine, refuse every call until the thread is stopped: no caller may wait for ever."""
+        self.failure = error
+        self.ready.set()
+        self._fail_calls(StageFailed())
+        while not isinstance(command := self._next_command(block=True), Stop):
+            if isinstance(command, PendingCall):
+                command.settle(StageFailed())

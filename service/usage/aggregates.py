@@ -1,0 +1,101 @@
+"""The sums and open items of which the ledger consists."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from safelight.pipeline.params import UsageAmounts
+from safelight.service.backend import STAGES
+from safelight.service.usage.events import StageReport, UsageEvent
+from safelight.service.usage.histograms import TickHistogramData
+from safelight.service.usage.records import RequestOutcome, UsageRecord
+
+
+def _no_usage() -> dict[str, UsageAmounts]:
+    return {stage: UsageAmounts() for stage in STAGES}
+
+
+@dataclass(slots=True)
+class RequestTotals:
+    """The requests of one key and model in one period, added up."""
+
+    requests: Counter[RequestOutcome] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)  # error codes of the requests that were not done
+    images: int = 0  # sent
+    usage: dict[str, UsageAmounts] = field(default_factory=_no_usage)  # by stage
+
+    def add(self, other: "RequestTotals") -> None:
+        self.requests += other.requests
+        self.codes += other.codes
+        self.images += other.images
+        for stage, amounts in other.usage.items():
+            self.usage[stage] += amounts
+
+
+@dataclass(slots=True)
+class ReplicaSeconds:
+    """Seconds of one stage's replicas in one period, including replicas that have died since."""
+
+    alive: float = 0.0
+    busy: float = 0.0
+    starting: float = 0.0
+    warm_up: float = 0.0  # usage events without a request
+    lost: float = 0.0  # spent on images that were dropped with their replica, or whose gateway died
+    ticks: TickHistogramData = field(default_factory=TickHistogramData)
+
+    def add(self, other: "ReplicaSeconds") -> None:
+        self.alive += other.alive
+        self.busy += other.busy
+        self.starting += other.starting
+        self.warm_up += other.warm_up
+        self.lost += other.lost
+        self.ticks += other.ticks
+
+
+@dataclass(slots=True)
+class PeriodTotals:
+    """All sums of one period."""
+
+    accounts: defaultdict[tuple[str, str], RequestTotals] = field(
+        default_factory=lambda: defaultdict(RequestTotals)
+    )  # by key and model
+    stages: dict[str, ReplicaSeconds] = field(
+        default_factory=lambda: {stage: ReplicaSeconds() for stage in STAGES}
+    )
+
+    def add(self, other: "PeriodTotals") -> None:
+        for account, totals in other.accounts.items():
+            self.accounts[account].add(totals)
+        for stage, seconds in other.stages.items():
+            self.stages[stage].add(seconds)
+
+    def all_requests(self) -> RequestTotals:
+        """The requests of all keys and models together."""
+        total = RequestTotals()
+        for totals in self.accounts.values():
+            total.add(totals)
+        return total
+
+
+@dataclass(slots=True)
+class LedgerEntry:
+    """One request that has ended, and the usage reported for it so far."""
+
+    record: UsageRecord  # without its images
+    images: int  # sent
+    usage: dict[str, UsageAmounts] = field(default_factory=_no_usage)  # by stage
+
+
+@dataclass(slots=True)
+class PendingUsage:
+    """Usage events of a request whose record has not arrived."""
+
+    since: float  # Unix time of the first event
+    events: list[tuple[str, UsageEvent]] = field(default_factory=list)  # with their stages
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEntry:
+    """The latest report of a stage's replica."""
+
+    report: StageReport
+    received: float  # Unix time

@@ -1,0 +1,114 @@
+"""The JSON of `/v1/accounting`."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.pipeline.params import UsageAmounts
+
+# an answer always has all fields of a `UsageAmounts`, though they have defaults
+ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+class Percentiles(BaseModel):
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class AccountTotals(BaseModel):
+    """The requests of one key and model."""
+
+    model_config = ALL_REQUIRED
+
+    key: str
+    model: str
+    requests: dict[str, int]
+    images: int
+    stages: dict[str, UsageAmounts]
+
+
+class RequestReport(BaseModel):
+    """One request. Its usage arrives within some seconds of its end."""
+
+    model_config = ALL_REQUIRED
+
+    request_id: str
+    key: str
+    model: str
+    outcome: str
+    code: str
+    images: int
+    seconds: float
+    ended: float
+    stages: dict[str, UsageAmounts]
+
+
+class StageBalance(BaseModel):
+    """Seconds of a stage's replicas, dead ones included, since the ledger's start; `busy` is the sum."""
+
+    busy: float
+    requests: float = Field(description="Attributed to requests that have ended.")
+    in_progress: float = Field(description="Spent on requests that have not ended.")
+    warm_up: float
+    starting: float = Field(description="Loading and measuring the network.")
+    lost: float = Field(description="Spent on images that were dropped with their replica.")
+    overhead: float = Field(description="The rest: the time between two pieces of attributed work.")
+
+
+class Balance(BaseModel):
+    stages: dict[str, StageBalance]
+    unattributed_share: float | None = Field(
+        description="The share of all busy seconds that belongs to no request."
+    )
+
+
+class ReplicaReport(BaseModel):
+    stage: str
+    process: int
+    thread: int
+    busy_seconds: float
+    work_left_seconds: float
+    pictures: int
+
+
+class Target(BaseModel):
+    name: str
+    wanted: float
+    got: float | None
+    met: bool | None
+    by: float | None = Field(description="got / wanted - 1.")
+
+
+class AccountingReport(BaseModel):
+    since: float = Field(description="Unix time of the ledger's start.")
+    now: float
+    window_seconds: float = Field(
+        description="Length of the window: as requested, extended to the start of a minute."
+    )
+    requests: dict[str, int]
+    refusals: dict[str, int] = Field(description="By error code; includes failures and aborts.")
+    images: int
+    images_per_hour: float
+    devices: int = Field(description="Living replicas of the denoiser.")
+    images_per_hour_per_device: float | None = Field(
+        description="Images in the window for each hour that a replica of the denoiser was alive in it."
+    )
+    images_per_busy_hour: float | None = Field(
+        description="Images for an hour of work of all stages, without their start: what a device can do."
+    )
+    latency_seconds: Percentiles
+    queue_seconds: Percentiles
+    nfe: int
+    rows: int
+    tokens: int
+    flops: int
+    device_seconds: dict[str, float]
+    device_seconds_per_image: float | None
+    mfu: float | None = Field(description="Of the denoiser while it works: FLOP/s over `peak_flops`.")
+    peak_flops: float | None
+    cost_per_1000_images: float | None = Field(description="Of busy device time, at the configured price.")
+    currency_per_device_hour: float
+    targets: list[Target]
+    accounts: list[AccountTotals]
+    balance: Balance
+    replicas: list[ReplicaReport]
+    latest: list[RequestReport]
