@@ -57,10 +57,10 @@ class Renderer:
                 i = int(outcome.request_id)
                 if outcome.latents is None:
                     raise RuntimeError(f"{requests[i].prompt}: {outcome.error}")
-                image = self._decoder.decode([outcome.latents])[0]
-                if isinstance(image, InvalidImage):
-                    raise RuntimeError(f"{requests[i].prompt}: {image}")
-                images[i] = image[0]
+                decoded = self._decoder.decode([outcome.latents])[0]
+                if isinstance(decoded, InvalidImage):
+                    raise RuntimeError(f"{requests[i].prompt}: {decoded}")
+                images[i] = decoded[0]
                 self._write(requests[i], images[i])
                 progress(len(images))
         return np.stack([images[i] for i in range(len(requests))])
