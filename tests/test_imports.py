@@ -15,26 +15,29 @@ PARTS = ("models", "pipeline", "service")
 
 # Which packages a package may import, itself aside. A module that stands beside the packages counts as one.
 ARROWS: dict[str, str] = {
-    "models.checkpoints": "models.tiny",
+    "models.checkpoints": "",
     "models.networks": "models.checkpoints",
     "models.packed": "models.networks models.cuda_runtime",
     "models.text": "models.checkpoints",
+    "models.families": "models.checkpoints models.networks models.packed models.text",
+    "models.find_checkpoint": "models.checkpoints models.families models.tiny",
     "models.vae": "models.checkpoints models.cuda_runtime",
     "models.tiny": "models.checkpoints models.networks models.vae",
-    "models.denoisers": "models.checkpoints models.networks models.packed",
-    "models.inspection": "models.checkpoints models.denoisers models.text models.vae",
+    "models.denoisers": "models.checkpoints models.families models.networks models.packed",
+    "models.inspection": "models.checkpoints models.denoisers models.families models.vae",
     "models.evaluation": "models.checkpoints",
     "models.cuda_runtime": "",
     "models.recipes": "models.* pipeline.*",
     "pipeline.params": "models.text pipeline.diffusion",
     "pipeline.diffusion": "pipeline.params",
     "pipeline.scheduling": "pipeline.params",
-    "pipeline.flops": "models.checkpoints models.networks models.text",
-    "pipeline.catalog": "models.checkpoints models.text pipeline.diffusion pipeline.params",
+    "pipeline.flops": "models.families models.networks",
+    "pipeline.catalog": "models.checkpoints models.families models.find_checkpoint models.text"
+    " pipeline.diffusion pipeline.params",
     "pipeline.engine": "models.networks models.text models.vae"
     " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
     "pipeline.assembly": "models.* pipeline.catalog pipeline.engine pipeline.params pipeline.scheduling",
-    "pipeline.capacity": "models.checkpoints models.denoisers models.text"
+    "pipeline.capacity": "models.checkpoints models.families models.text"
     " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
     "pipeline.calibration": "models.* pipeline.assembly pipeline.capacity pipeline.catalog pipeline.engine"
     " pipeline.flops pipeline.params pipeline.scheduling",
@@ -65,9 +68,16 @@ ARROWS: dict[str, str] = {
 }  # fmt: skip
 # These start without torch, so that a gateway replica is small.
 TORCH_FREE = (
+    "models.families",
+    "models.find_checkpoint",
+    "models.networks.config",
+    "models.text.config",
+    "models.text.flops",
     "pipeline.params",
     "pipeline.scheduling",
     "pipeline.catalog.served_models",
+    "pipeline.capacity.model_profiles",
+    "pipeline.flops",
     "service.errors",
     "service.http",
     "service.settings",

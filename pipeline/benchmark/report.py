@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from safelight.models.checkpoints.families import spatial_compression
-from safelight.models.checkpoints.json_files import read_json
+from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.models.networks.interface import PackedNetwork
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner, engine_on

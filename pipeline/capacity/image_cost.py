@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from safelight.models.checkpoints.families import LONGEST_SIDE
+from safelight.models.families.image_sizes import MAX_SIDE
 from safelight.pipeline.catalog.model_info import MAX_GUIDANCE_SCALE, MAX_STEPS, MIN_GUIDANCE_SCALE, MIN_STEPS
 from safelight.pipeline.diffusion.guidance import needs_cond, needs_uncond
 from safelight.pipeline.diffusion.schedules import Schedule
@@ -90,9 +90,9 @@ def _check(outline: ModelProfile, order: ImageSpec) -> None:
     if outline.sizes and order.size not in outline.sizes:
         allowed = ", ".join(f"{w}x{h}" for w, h in outline.sizes)
         raise InvalidParams("size", f"size {size} is not served by {outline.name}; allowed: {allowed}")
-    if any(length % side or not side <= length <= LONGEST_SIDE for length in order.size):
+    if any(length % side or not side <= length <= MAX_SIDE for length in order.size):
         raise InvalidParams(
-            "size", f"size {size} is not possible; sides are multiples of {side}, at most {LONGEST_SIDE}"
+            "size", f"size {size} is not possible; sides are multiples of {side}, at most {MAX_SIDE}"
         )
     if not MIN_STEPS <= order.num_steps <= MAX_STEPS:
         raise InvalidParams(

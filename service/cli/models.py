@@ -60,7 +60,7 @@ def _describe_family(family: Family) -> dict[str, object]:
     return {
         "name": family.name,
         "pipeline": family.pipeline,
-        "mark": family.mark,
+        "mark": family.variant,
         "parts": [part.folder for part in family.parts],
         "optional_parts": [part.folder for part in family.parts if part.is_optional],
         "text": family.text,
@@ -83,7 +83,7 @@ def _as_text(model: ModelInfo) -> str:
 def _family_as_text(family: Family) -> str:
     sides = " or ".join(f"{side}x{side}" for side in family.sides)
     facts = [
-        f"{family.pipeline} {family.mark}".strip(),
+        f"{family.pipeline} {family.variant}".strip(),
         f"{_defaults(family)}; {family.schedule}; {sides}{' and other shapes of that area' if family.has_buckets else ''}",
         f"text: {family.text}",
         f"weights: {', '.join(family.origin) or 'the embedded ones'} ({family.licence})",

@@ -19,7 +19,7 @@ from safelight.pipeline.evaluation.prompts import own_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
 SET = "names"
-MAY_LOSE = 0.10  # of concept top-1 against the native size, for a size to be served (`safelight.models.checkpoints.families.EMBEDDED`)
+MAY_LOSE = 0.10  # of concept top-1 against the native size, for a size to be served (`safelight.models.find_checkpoint.EMBEDDED`)
 
 
 def run(work: Path, weights: Path, limit: int) -> None:

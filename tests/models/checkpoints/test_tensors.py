@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from safelight.models.checkpoints.families import find_checkpoint
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, load_tensors
+from safelight.models.find_checkpoint import find_checkpoint
 from safelight.models.tiny import ensure_tiny
 from safelight.models.vae import load_vae
 from safelight.pipeline.assembly.decoder import build_decoder

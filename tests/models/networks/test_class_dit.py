@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import fill, load_tensors
 from safelight.models.networks.attention import BACKENDS
-from safelight.models.networks.class_dit import ClassDiT, ClassDiTConfig, Row
+from safelight.models.networks.class_dit import ClassDiT, Row
+from safelight.models.networks.config import ClassDiTConfig
 from safelight.models.networks.layers import unpatchify
 
 NULL = 10

@@ -7,8 +7,8 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.options import DiTConfig
 from safelight.models.networks.attention import BACKENDS
+from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT, TextKeyValues
 
 CONFIG = DiTConfig(

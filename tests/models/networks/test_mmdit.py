@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.networks.attention import BACKENDS
-from safelight.models.networks.mmdit import Block, MMDiT, MMDiTConfig
+from safelight.models.networks.config import MMDiTConfig
+from safelight.models.networks.mmdit import Block, MMDiT
 
 SD3 = MMDiTConfig(
     sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=24,

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS
-from safelight.models.text.clip import ClipTextTower, blueprint
+from safelight.models.text.clip import ClipTextTower, expected_shapes
 from safelight.models.tiny import CONTEXT, ensure_tiny
 
 
@@ -52,7 +52,7 @@ def test_ids_are_open_clips(tower: ClipTextTower, text: str) -> None:
 
 def test_the_blueprint_is_what_the_file_holds() -> None:
     folder = ensure_tiny() / "text_encoder"
-    assert blueprint(folder) == {
+    assert expected_shapes(folder) == {
         name: tuple(tensor.shape) for name, tensor in load_file(folder / CLIP_WEIGHTS).items()
     }
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, blueprint, canonical
+from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, canonical_names, expected_shapes
 from tests.models.text.folders import draw, edit, edit_json, shapes_in
 
 VOCABULARY, CONTEXT = 64, 12
@@ -104,8 +104,8 @@ def test_bfloat16_points_the_same_way(tmp_path: Path) -> None:
         assert torch.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0) >= 0.999
 
 
-def test_the_blueprint_is_what_transformers_writes(folder: Path) -> None:
-    assert blueprint(folder) == shapes_in(folder)
+def test_the_expected_shapes_is_what_transformers_writes(folder: Path) -> None:
+    assert expected_shapes(folder) == shapes_in(folder)
 
 
 def test_flops_equal_the_counter_of_torch(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_position_numbers_of_older_files_are_left_alone(folder: Path) -> Non
     edit(folder, lambda t: t.update({POSITION_IDS: torch.arange(CONTEXT)[None]}))
     for got, expected in zip(HfClipTower(folder, "cpu", torch.float32)(ids()), without, strict=True):
         assert torch.equal(got, expected)
-    assert canonical(shapes_in(folder)) == blueprint(folder)
+    assert canonical_names(shapes_in(folder)) == expected_shapes(folder)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from transformers import (
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.bpe import BytePairs
-from safelight.models.text.sd3 import T5_CONTEXT, Sd3Towers
+from safelight.models.text.config import SD3_T5_TOKENS
+from safelight.models.text.sd3 import Sd3Towers
 from tests.models.text.folders import VOCABULARY, draw, edit_json, write_clip_tokenizer, write_t5_tokenizer
 
 JOINT = 96
@@ -136,7 +137,7 @@ def their_reading(pipeline: StableDiffusion3Pipeline, text: str) -> tuple[Tensor
 def test_readings_are_diffusers(written: Written) -> None:
     for text in TEXTS:
         reading, (states, pooled) = written.ours.read(text), their_reading(written.pipeline, text)
-        assert reading.states.shape == (77 + T5_CONTEXT, JOINT)
+        assert reading.states.shape == (77 + SD3_T5_TOKENS, JOINT)
         torch.testing.assert_close(reading.states, states, atol=1e-4, rtol=0)
         torch.testing.assert_close(reading.pooled, pooled, atol=1e-4, rtol=0)
         assert reading.mask.all()

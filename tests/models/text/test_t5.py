@@ -13,7 +13,14 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.hf_folder import HF_WEIGHTS
-from safelight.models.text.t5 import EMBEDDING, EMBEDDING_TOO, T5Encoder, T5Tower, blueprint, canonical
+from safelight.models.text.t5 import (
+    EMBEDDING,
+    EMBEDDING_ALIAS,
+    T5Encoder,
+    T5Tower,
+    canonical_names,
+    expected_shapes,
+)
 from tests.models.text.folders import VOCABULARY, draw, edit, edit_json, shapes_in, write_t5_tokenizer
 
 CONTEXT = 20
@@ -101,8 +108,8 @@ def test_words_that_t5_has_no_token_for_are_named(modern: Written) -> None:
     assert ours.read("a red apple").unknown_words == ()
 
 
-def test_the_blueprint_is_what_transformers_writes(written: Written) -> None:
-    assert blueprint(written[0] / "text_encoder") == shapes_in(written[0] / "text_encoder")
+def test_the_expected_shapes_is_what_transformers_writes(written: Written) -> None:
+    assert expected_shapes(written[0] / "text_encoder") == shapes_in(written[0] / "text_encoder")
 
 
 def test_flops_equal_the_counter_of_torch(written: Written) -> None:
@@ -133,7 +140,7 @@ def test_weights_are_loaded_strictly(folder: Path, change, match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [[EMBEDDING], [EMBEDDING_TOO], [EMBEDDING, EMBEDDING_TOO]], ids=" and ".join
+    "names", [[EMBEDDING], [EMBEDDING_ALIAS], [EMBEDDING, EMBEDDING_ALIAS]], ids=" and ".join
 )
 def test_the_tied_embedding_may_go_by_either_name(modern: Written, folder: Path, names: list[str]) -> None:
     def rename(tensors: dict[str, Tensor]) -> None:
@@ -142,7 +149,7 @@ def test_the_tied_embedding_may_go_by_either_name(modern: Written, folder: Path,
 
     edit(folder / "text_encoder", rename)
     assert torch.equal(tower(folder).read("a red apple").states, tower(modern[0]).read("a red apple").states)
-    assert canonical(shapes_in(folder / "text_encoder")) == blueprint(folder / "text_encoder")
+    assert canonical_names(shapes_in(folder / "text_encoder")) == expected_shapes(folder / "text_encoder")
 
 
 def test_shards_load(modern: Written, tmp_path: Path) -> None:
