@@ -1,4 +1,4 @@
-"""Denoising networks from a checkpoint folder: built empty, then filled strictly, then packed for the engine."""
+"""Denoising networks from a checkpoint folder: built empty, filled strictly, packed for the engine."""
 
 import logging
 from pathlib import Path

@@ -76,7 +76,7 @@ def _build(vae_class: type[nn.Module], options: dict[str, Any], path: Path) -> n
 
 
 def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
-    """The autoencoder in `folder` (`config.json` and safetensors). Raises `CheckpointError` naming the fault."""
+    """The autoencoder in `folder`. Raises `CheckpointError` naming what is wrong."""
     return load_into(build_empty(folder), folder, device, dtype)
 
 

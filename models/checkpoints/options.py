@@ -51,7 +51,7 @@ def refuse_unknown(config: dict[str, Any], supported: Iterable[str]) -> None:
 
 
 def require(config: Mapping[str, Any], fixed: Mapping[str, object]) -> None:
-    """Raise `CheckpointError` for an option in `config` that differs from the only supported value in `fixed`."""
+    """Raise `CheckpointError` for an option that is not at its only supported value, given in `fixed`."""
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{key} is {config[key]!r}, only {value!r} is supported")

@@ -1,6 +1,7 @@
 """Strict loading of weights: networks are built empty, then filled from safetensors, every tensor checked.
 
-The header of a file names its tensors, so a folder can be checked without reading a weight. No pickle is ever read.
+The header of a file names its tensors, so a folder can be checked without reading a weight. No pickle is ever
+read.
 """
 
 import re
@@ -41,9 +42,9 @@ class StoredTensor:
 class PartFiles:
     """The files of one kind of part of a checkpoint, and how to check them.
 
-    `expected_shapes` takes the part's folder to the tensors that its configuration asks for. `canonical_names` takes
-    a file's tensors, by name, to the names in `expected_shapes`. `check_tokenizer` takes the folders of the part and
-    of its tokenizer. All of them raise `CheckpointError`.
+    `expected_shapes` takes the part's folder to the tensors that its configuration asks for.
+    `canonical_names` takes a file's tensors, by name, to the names in `expected_shapes`. `check_tokenizer`
+    takes the folders of the part and of its tokenizer. All of them raise `CheckpointError`.
     """
 
     weights: str  # file name
@@ -55,7 +56,8 @@ class PartFiles:
 def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, StoredTensor]:
     """All tensors of a part of a checkpoint (one file or a sharded index), from the files' headers.
 
-    Keys are the current names. Raises `CheckpointError` for files that cannot be read or contradict their index.
+    Keys are the current names. Raises `CheckpointError` for files that cannot be read or contradict their
+    index.
     """
     tensors: dict[str, StoredTensor] = {}
     for file, indexed_names in _weight_files(folder, weights).items():

@@ -1,1 +1,1 @@
-"""Model families: one module a family, and the registry that lists them. Nothing here imports torch on import."""
+"""Model families: one module for each, and the registry that lists them. No torch is imported here."""

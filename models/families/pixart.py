@@ -1,4 +1,4 @@
-"""The PixArt families: PixArt-alpha, PixArt-Sigma, and the embedded model, a PixArt transformer with an open_clip tower."""
+"""The PixArt families: PixArt-alpha, PixArt-Sigma, and the embedded model's, with an open_clip tower."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPEN_CLIP_CONTEXT = 77  # open_clip's default
 
 
 class PixArtNetwork(NetworkSpec[DiTConfig]):
-    """diffusers' `PixArtTransformer2DModel`: self-attention, cross-attention to the text, one shared adaLN."""
+    """diffusers' `PixArtTransformer2DModel`: self-attention, cross-attention to text, one shared adaLN."""
 
     class_name = "PixArtTransformer2DModel"
     config_class = DiTConfig
@@ -75,8 +75,8 @@ class PixArtNetwork(NetworkSpec[DiTConfig]):
     def forward_flops(self, config: DiTConfig, height: int, width: int, text_tokens: int) -> int:
         """Operations of one row in one tick.
 
-        A block is 8Nd^2 (self-attention's projections) + 4N^2d (its two products) + 4Nd^2 + 4NLd (cross-attention)
-        + 16Nd^2 (MLP).
+        A block is 8Nd^2 (self-attention's projections) + 4N^2d (its two products) + 4Nd^2 + 4NLd
+        (cross-attention) + 16Nd^2 (MLP).
         """
         d, n = config.width, count_image_tokens(config, height, width)
         block = 28 * n * d * d + 4 * n * n * d + 4 * n * text_tokens * d
@@ -191,9 +191,9 @@ FAMILIES = (
         matches=has_open_clip,
         network=NETWORK,
         conditioning=OpenClipConditioning(),
-        # docs/solvers.md: of the solvers never worse than Euler from ten evaluations on, dpmpp_2m and unipc_2 are the
-        # most exact. On 150 names with earlier weights they were equally good, and so were the guidance scales 3, 5
-        # and 7, with 5 the highest.
+        # docs/solvers.md: of the solvers never worse than Euler from ten evaluations on, dpmpp_2m and unipc_2
+        # are the most exact. On 150 names with earlier weights they were equally good, and so were the
+        # guidance scales 3, 5 and 7, with 5 the highest.
         num_steps=20,
         guidance_scale=5.0,
         solver="dpmpp_2m",

@@ -1,6 +1,7 @@
 """The list of model families, and how a folder or a configuration finds its own.
 
-No torch is imported here. To add a family, write its module and add its `FAMILIES` below (docs/adding-a-model.md).
+No torch is imported here. To add a family, write its module and add its `FAMILIES` below
+(docs/adding-a-model.md).
 """
 
 from pathlib import Path

@@ -45,7 +45,7 @@ POSITION_TABLE = "pos_embed.pos_embed"  # stored, not learned
 
 
 class MMDiTNetwork(NetworkSpec[MMDiTConfig]):
-    """diffusers' `SD3Transformer2DModel`: image and text tokens in one attention, one adaLN a block and stream."""
+    """diffusers' `SD3Transformer2DModel`: one attention over image and text, an adaLN a block and stream."""
 
     class_name = "SD3Transformer2DModel"
     config_class = MMDiTConfig
@@ -79,8 +79,8 @@ class MMDiTNetwork(NetworkSpec[MMDiTConfig]):
     def forward_flops(self, config: MMDiTConfig, height: int, width: int, text_tokens: int) -> int:
         """Operations of one row in one tick.
 
-        A block is 24(N + L)d^2 + 4(N + L)^2d, and 8Nd^2 + 4N^2d more if it is dual; the last block leaves out 18Ld^2
-        of the text.
+        A block is 24(N + L)d^2 + 4(N + L)^2d, and 8Nd^2 + 4N^2d more if it is dual; the last block leaves out
+        18Ld^2 of the text.
         """
         d, n = config.width, count_image_tokens(config, height, width)
         block = 24 * (n + text_tokens) * d * d + 4 * (n + text_tokens) ** 2 * d
@@ -104,7 +104,7 @@ class MMDiTNetwork(NetworkSpec[MMDiTConfig]):
 
 
 class ThreeEncoderConditioning(TextConditioning):
-    """CLIP-L and OpenCLIP bigG side by side on channels, then the states of T5, or zeros if it is left out."""
+    """CLIP-L and OpenCLIP bigG side by side on channels, then the states of T5, or zeros without one."""
 
     parts = (
         Part(CLIPS[0], hf_clip_files, tokenizer="tokenizer"),

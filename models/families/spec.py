@@ -1,7 +1,7 @@
 """The types that describe a model family: `Family`, its `NetworkSpec` and its `TextConditioning`.
 
-No torch is imported here: the gateway and the capacity model read families too. Methods that need torch import it when
-they are called.
+No torch is imported here: the gateway and the capacity model read families too. Methods that need torch
+import it when they are called.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ AnyConfig = TypeVar("AnyConfig", bound="NetworkConfig")
 class Part:
     """A folder of a checkpoint that holds weights.
 
-    `load_files` imports the part's library and returns how its files are checked. It is None for the transformer and
-    the autoencoder, which every family has and whose class the folder itself names.
+    `load_files` imports the part's library and returns how its files are checked. It is None for the
+    transformer and the autoencoder, which every family has and whose class the folder itself names.
     """
 
     folder: str
@@ -50,7 +50,7 @@ TRANSFORMER, VAE = Part("transformer"), Part("vae")
 
 @dataclass(frozen=True, slots=True)
 class PublishedPart:
-    """A part of a published checkpoint: its name and the options of its `config.json` that decide its size."""
+    """A part of a published checkpoint: a name, and the options of its `config.json` that decide sizes."""
 
     name: str
     config: PartConfig
@@ -73,8 +73,8 @@ class PublishedCheckpoint:
 class NetworkSpec(ABC, Generic[AnyConfig]):
     """A denoising network: how its configuration is read, what is built from it, and what it costs.
 
-    FLOP formulas count a multiply-add as two operations and leave elementwise work out. Shapes in them: N image tokens,
-    L text tokens, d width.
+    FLOP formulas count a multiply-add as two operations and leave elementwise work out. Shapes in them: N
+    image tokens, L text tokens, d width.
     """
 
     class_name: str  # `_class_name` of transformer/config.json
@@ -111,7 +111,7 @@ class NetworkSpec(ABC, Generic[AnyConfig]):
 
     @abstractmethod
     def forward_flops(self, config: AnyConfig, height: int, width: int, text_tokens: int) -> int:
-        """Operations of one row in one tick on latents of `height` x `width`, once its text and times are ready."""
+        """Operations of one row in one tick on latents of `height` x `width`, after all preparation."""
 
     @abstractmethod
     def text_flops(self, config: AnyConfig, text_tokens: int) -> int:
@@ -211,7 +211,7 @@ def read_transformer(folder: Path) -> PartConfig:
 
 
 def read_part_class(folder: Path, part: str) -> str | None:
-    """The class that `model_index.json` names for `part`; None for a part that is left out (`[null, null]`)."""
+    """The class that `model_index.json` names for `part`; None for one that is left out (`[null, null]`)."""
     entry = read_json(folder / "model_index.json").get(part)
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 

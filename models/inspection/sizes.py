@@ -1,7 +1,7 @@
 """Parameters and memory of the published checkpoints, computed from empty networks.
 
-`python -m safelight.models.inspection.sizes` prints the tables of docs/models.md. Nothing is downloaded and no weight
-is allocated: the configurations are those of the published checkpoints in `safelight.models.families`.
+`python -m safelight.models.inspection.sizes` prints the tables of docs/models.md. Nothing is downloaded and
+no weight is allocated. The configurations are those of the published checkpoints in `models.families`.
 """
 
 import json
@@ -53,8 +53,8 @@ def part_size(files: PartFiles, config: PartConfig) -> PartSize:
 def network_activations(family: Family, published: PublishedCheckpoint) -> int:
     """Bytes in bfloat16 at the peak of one evaluation for one guided image of the native size.
 
-    Counted are the two rows and all tensors of the evaluation. Attention counts its output only, not the workspace of
-    kernels.
+    Counted are the two rows and all tensors of the evaluation. Attention counts its output only, not the
+    workspace of kernels.
     """
     with config_folder(published.configs["transformer"]) as folder:
         network = build_empty(folder).to(torch.bfloat16)

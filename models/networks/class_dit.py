@@ -1,7 +1,7 @@
 """The class-conditional DiT with adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748).
 
-Time and class do not depend on the image, so every modulation of a sample is computed once, for all times of its plan
-(`prepare_row`); `forward` is self-attention and MLPs alone. The state dict is that of diffusers'
+Time and class do not depend on the image, so every modulation of a sample is computed once, for all times of
+its plan (`prepare_row`); `forward` is self-attention and MLPs alone. The state dict is that of diffusers'
 `DiTTransformer2DModel`, in which every block has its own embedders where the paper has one set for all.
 
 Shapes: B rows, T times of a plan, C channels, H x W latent pixels, N image tokens, D width.
@@ -151,8 +151,8 @@ class ClassDiT(nn.Module):
     def positions(self, height: int, width: int, like: Tensor) -> Tensor:
         """Positions (1, N, D) of a latent of `height` x `width`, on the device and in the dtype of `like`.
 
-        A size other than `sample_size` is stretched over the same span. Positions are computed once for each size,
-        device and dtype.
+        A size other than `sample_size` is stretched over the same span. Positions are computed once for each
+        size, device and dtype.
         """
         key = (height, width, like.device, like.dtype)
         if key not in self._positions:

@@ -31,7 +31,7 @@ from safelight.models.networks.layers import (
 
 @dataclass(frozen=True, slots=True)
 class Modulations:
-    """adaLN-single's output for a time: `blocks` (B, 6, D), shared by all, and `final` (B, D) for the last norm."""
+    """adaLN-single's output for a time: `blocks` (B, 6, D), and `final` (B, D) for the last norm."""
 
     blocks: Tensor
     final: Tensor
@@ -39,7 +39,7 @@ class Modulations:
 
 @dataclass(frozen=True, slots=True)
 class TextKeyValues:
-    """Every block's cross-attention keys and values: `kv` (blocks, 2, B, A, L, K), `mask` (B, L), True = attend."""
+    """Every block's keys and values: `kv` (blocks, 2, B, A, L, K) with `mask` (B, L), True = attend."""
 
     kv: Tensor
     mask: Tensor
@@ -171,14 +171,15 @@ class DiT(nn.Module):
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def draw_tables(self) -> None:
-        """Initialise the adaLN tables as PixArt does, for a network whose weights are not loaded from a file."""
+        """Initialise the adaLN tables as PixArt does, for a network whose weights are not loaded."""
         for part in (self, *self.transformer_blocks):
             nn.init.normal_(part.scale_shift_table, std=self.config.width**-0.5)
 
     def modulations(self, timesteps: Tensor, size: tuple[int, int] | None = None) -> Modulations:
         """Modulations of `timesteps` (B,), each 1000 t, one row a time.
 
-        `size` is the image's (height, width) in pixels. Raises `ValueError` if the network reads it and it is None.
+        `size` is the image's (height, width) in pixels. Raises `ValueError` if it is None and the network
+        reads it.
         """
         return self.adaln_single(timesteps, size)
 
@@ -194,7 +195,7 @@ class DiT(nn.Module):
         return self.modulations(timesteps, size)
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:
-        """One text, `states` (L, caption_channels) and `mask` (L,), at the `times` of a plan; `pooled` is not read."""
+        """One text at `times`: `states` (L, caption_channels) and `mask` (L,); `pooled` is not read."""
         return Row(self.text_key_values(states[None], mask[None]), times)
 
     def collate(self, rows: Sequence[Row]) -> Rows:

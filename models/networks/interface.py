@@ -1,8 +1,9 @@
 """The interface of a denoising network: `Network` for the plain form, `PackedNetwork` for the engine's.
 
 A network's work is split by how often it must be done: once a plan (`prepare_times`), once a sample and text
-(`prepare_row`), once a set of rows that run together (`collate`), and at every tick (`predict`). Small products over
-rows belong in `prepare_row`, for all times of the plan at once: a row's bits then depend on its own request alone.
+(`prepare_row`), once a set of rows that run together (`collate`), and at every tick (`predict`). Small
+products over rows belong in `prepare_row`, for all times of the plan at once: a row's bits then depend on its
+own request alone.
 
 Shapes: T times of a plan, R rows, L text tokens, C channels, H x W latent pixels.
 """
@@ -51,7 +52,7 @@ class NetworkConfig(Protocol):
 
 
 class Network(Protocol):
-    """A latent diffusion transformer in its plain form: a `torch.nn.Module` for training, gradients and as the oracle."""
+    """The plain form of a latent diffusion transformer: a `torch.nn.Module`, for training and as oracle."""
 
     @property
     def config(self) -> Any: ...  # a NetworkConfig, of the family's own class

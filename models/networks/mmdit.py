@@ -1,9 +1,9 @@
 """The MMDiT of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206).
 
-Image and text tokens are two streams with weights of their own that meet in one attention. The text tokens change
-from block to block, so only two things can be computed once a request: the text's projection (`text_tokens`) and
-the modulations by its pooled vector at every time of its plan (`modulations`).
-There is no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
+Image and text tokens are two streams with weights of their own that meet in one attention. The text tokens
+change from block to block, so only two things can be computed once a request: the text's projection
+(`text_tokens`) and the modulations by its pooled vector at every time of its plan (`modulations`). There is
+no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
 `SD3Transformer2DModel`.
 
 Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
@@ -84,7 +84,7 @@ class PositionedPatchEmbed(PatchEmbed):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases and an optional norm of queries and keys; module names are diffusers'."""
+    """Multi-head self-attention with biases and an optional norm of queries and keys, in diffusers' names."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
@@ -126,7 +126,7 @@ class JointAttention(SelfAttention):
         return self.norm_added_q(q), self.norm_added_k(k), v
 
     def forward(self, x: Tensor, text: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
-        """Image tokens x (B, N, D) and text (B, L, D) to the branch outputs of both streams, in the same shapes.
+        """Image tokens x (B, N, D) and text (B, L, D) to both streams' branch outputs, in the same shapes.
 
         The last block does not use the text's output.
         """
@@ -180,9 +180,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention
     ) -> tuple[Tensor, Tensor]:
-        """The tokens x (B, N, D) and text (B, L, D) after this block; the last block returns the text unchanged.
+        """Tokens x (B, N, D) and text (B, L, D) after this block; the last one returns the text unchanged.
 
-        `modulation` and `text_modulation` are the outputs of the linear layers of `norm1` and `norm1_context`.
+        `modulation` and `text_modulation` are the outputs of `norm1.linear` and `norm1_context.linear`.
         """
         shift, scale, gate, *after = self.norm1.split(modulation)
         text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
@@ -261,7 +261,7 @@ class MMDiT(nn.Module):
         return torch.cat([norm.linear(conditioning) for norm in self.norms()], dim=1)
 
     def text_tokens(self, states: Tensor) -> Tensor:
-        """Text `states` (B, L, joint_attention_dim) to the text tokens (B, L, D) that enter the first block."""
+        """Text `states` (B, L, joint_attention_dim) to text tokens (B, L, D) for the first block."""
         return self.context_embedder(states)
 
     def forward(self, x: Tensor, modulations: Tensor, text: Tensor) -> Tensor:

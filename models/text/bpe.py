@@ -1,6 +1,7 @@
 """CLIP's byte-pair tokenizer as open_clip ships it, and a check that a folder's tokenizer is the same.
 
-A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, spaces are single, letters lower case.
+A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, spaces are single, letters
+lower case.
 """
 
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ class FolderTokenizer:
 
 
 class BytePairs:
-    """CLIP's words to tokens. Time grows faster than the length of a word, so callers must bound that length."""
+    """Words to CLIP's tokens. Time grows faster than the length of a word, so callers must bound it."""
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer()
@@ -42,7 +43,7 @@ class BytePairs:
         return [match[0] for match in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text))]
 
     def plain_words(self, text: str) -> list[str]:
-        """Words and punctuation of `text`; marks in it are split, so that none stands for start or end of text."""
+        """Words and punctuation of `text`, with marks split: none stands for start or end of text."""
         cleaned = self._tokenizer.clean_fn(text)
         for mark in MARKS:
             cleaned = cleaned.replace(mark, f"{mark[0]} {mark[1:]}")

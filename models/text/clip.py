@@ -23,16 +23,18 @@ MAX_WORD_LENGTH = 64  # characters; a longer word is unknown
 
 
 class ClipTextTower(nn.Module):
-    """The text half of an open_clip CLIP; `folder` holds `open_clip_config.json` and `open_clip_model.safetensors`.
+    """The text half of an open_clip CLIP.
 
-    Embedding rows of tokens that training never met are zero. A word with such a token is dropped before the tower and
-    reported, because it would tell the model nothing and shift the positions of the other words.
+    `folder` holds `open_clip_config.json` and `open_clip_model.safetensors`.
+    Embedding rows of tokens that training never met are zero. A word with such a token is dropped before the
+    tower and reported, because it would tell the model nothing and shift the positions of the other words.
     Raises `CheckpointError` for anything but exactly the tensors that the config asks for.
     """
 
     def __init__(self, folder: Path):
         super().__init__()
-        # Only open_clip's network is used: its own loading reads pickles, stretches positions and ignores missing files.
+        # Only open_clip's network is used: its own loading reads pickles, stretches positions and ignores
+        # missing files.
         clip = _build(folder)
         load_into(clip, folder, "cpu", torch.float32, CLIP_WEIGHTS)
         self.text = clip.text
@@ -81,7 +83,7 @@ class ClipTextTower(nn.Module):
 
 
 def expected_shapes(folder: Path) -> Shapes:
-    """Names and shapes of the tensors that the weights in `folder` must hold: both towers, as open_clip saves them."""
+    """Names and shapes of the tensors that `folder` must hold: both towers, as open_clip saves them."""
     with torch.device("meta"):
         return shapes_of(_build(folder).state_dict())
 

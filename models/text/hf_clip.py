@@ -1,7 +1,7 @@
 """CLIP text towers in transformers' layout (`CLIPTextModelWithProjection`), run by open_clip.
 
-The two libraries name the same tensors differently: open_clip keeps the projections of queries, keys and values in one,
-and its last projection transposed.
+The two libraries name the same tensors differently: open_clip keeps the projections of queries, keys and
+values in one, and its last projection transposed.
 
 Shapes: B texts, L text tokens, D width, P projected width.
 """
@@ -116,8 +116,8 @@ class HfClipTower:
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, L) to states and the pooled text.
 
-        The states (B, L, D) are those before the last layer, without a norm; the pooled text (B, P) is the projected
-        state of the end mark.
+        The states (B, L, D) are those before the last layer, without a norm; the pooled text (B, P) is the
+        projected state of the end mark.
         """
         out = self._tower.forward_intermediates(
             ids.to(self._device), indices=[self._penultimate], output_fmt="NLC"

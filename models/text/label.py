@@ -1,7 +1,7 @@
 """Prompts of a class-conditional DiT: an ImageNet class by its name or number.
 
-torch is imported only when a text is read, so that the gateway can look names up without it. The embeddings of the
-classes are part of the transformer.
+torch is imported only when a text is read, so that the gateway can look names up without it. The embeddings
+of the classes are part of the transformer.
 """
 
 from difflib import get_close_matches
@@ -14,10 +14,10 @@ NUM_SUGGESTIONS = 3
 
 
 class Labels:
-    """The classes of the checkpoint in `folder`: names from `model_index.json`, number from the transformer's config.
+    """The classes of a checkpoint: names from `model_index.json`, number from the transformer's config.
 
-    A class may have several names ("tench, Tinca tinca"), and two classes may share one ("crane") or differ in case
-    only ("Cardigan").
+    A class may have several names ("tench, Tinca tinca"), and two classes may share one ("crane") or differ
+    in case only ("Cardigan").
     """
 
     def __init__(self, folder: Path):

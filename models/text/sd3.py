@@ -1,9 +1,10 @@
 """The text encoders of Stable Diffusion 3 and 3.5: two CLIPs and a T5.
 
-The states of both CLIPs stand side by side on channels, those of T5 after them on tokens; the pooled text is that of
-both CLIPs. The states equal those of diffusers' `StableDiffusion3Pipeline` wherever both split a text into the same
-tokens. They differ where open_clip follows CLIP's training: curly quotes and HTML entities are undone, and an
-exclamation mark is a word for bigG too, although its folder pads with one (transformers then reads each as padding).
+The states of both CLIPs stand side by side on channels, those of T5 after them on tokens; the pooled text is
+that of both CLIPs. The states equal those of diffusers' `StableDiffusion3Pipeline` wherever both split a text
+into the same tokens. They differ where open_clip follows CLIP's training: curly quotes and HTML entities are
+undone, and an exclamation mark is a word for bigG too, although its folder pads with one (transformers then
+reads each as padding).
 
 Shapes: L text tokens of a CLIP, C channels of both CLIPs together, D of a state as the transformer takes it.
 """
@@ -29,10 +30,10 @@ MAX_WORD_LENGTH = 256  # characters; a longer word is encoded in pieces
 
 
 class Sd3Towers:
-    """The text encoders in a checkpoint's `folder`, on a device and in a dtype; without a T5 its states are zeros.
+    """The text encoders of a checkpoint, on a device and in a dtype; without a T5 its states are zeros.
 
-    Raises `CheckpointError` for parts that do not fit each other, for another tokenizer than CLIP's, and for anything
-    but exactly the tensors that the configs ask for.
+    Raises `CheckpointError` for parts that do not fit each other, for another tokenizer than CLIP's, and for
+    anything but exactly the tensors that the configs ask for.
     """
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
@@ -45,7 +46,7 @@ class Sd3Towers:
         self.flops_per_text = sum(encoder.flops_per_text for encoder in encoders)
 
     def read(self, text: str) -> Reading:
-        """States (L + 256, D), all of which the transformer attends to, and the pooled text (P,) of L, then bigG.
+        """States (L + 256, D), all of which are attended to, and the pooled text (P,) of L, then bigG.
 
         Tokens are counted as CLIP counts them; a text is truncated if any encoder had to cut it.
         """
@@ -121,7 +122,7 @@ def fitting_sizes(folder: Path) -> tuple[int, int]:
 
 
 def check_tokenizers(folder: Path) -> None:
-    """Raise `CheckpointError` unless both tokenizers in `folder` are CLIP's and as long as the encoders' contexts."""
+    """Raise `CheckpointError` unless both tokenizers are CLIP's, for the length of the encoders' context."""
     context, _ = fitting_sizes(folder)
     _read_pads(BytePairs(), folder, context)
 

@@ -2,7 +2,8 @@
 
 transformers is imported only when an encoder is built: models without a T5 do not need it.
 
-Shapes: B texts, L text tokens, D width, I inner width of attention (heads x channels a head), F width of the MLP.
+Shapes: B texts, L text tokens, D width, I inner width of attention (heads x channels a head), F width of the
+MLP.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ def canonical_names(tensors: dict[str, T]) -> dict[str, T]:
 
 
 class T5Encoder:
-    """A T5 encoder and its tokenizer, on a device and in a dtype (float32 or bfloat16), reading `context` tokens.
+    """A T5 encoder and its tokenizer for `context` tokens, on a device, in float32 or bfloat16.
 
-    Raises `CheckpointError` for anything but exactly the tensors that the config asks for, for another model's
-    tokenizer, and if transformers is not installed.
+    Raises `CheckpointError` for anything but exactly the tensors that the config asks for, for another
+    model's tokenizer, and if transformers is not installed.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class T5Encoder:
 
 
 class T5Tower:
-    """PixArt's text encoding: the text in lower case without outer spaces, and a mask that ends with the text.
+    """PixArt's text encoding: lower case, no outer spaces, and a mask that ends with the text.
 
-    diffusers' pipelines do the same by default, unless BeautifulSoup is installed: then they clean the text first
-    (`clean_caption`). The cleaning was written for captions from the web and silently removes brackets, links, Chinese
-    characters and more from a prompt, so it is left out here.
+    diffusers' pipelines do the same by default, unless BeautifulSoup is installed: then they clean the text
+    first (`clean_caption`). The cleaning was written for captions from the web and silently removes brackets,
+    links, Chinese characters and more from a prompt, so it is left out here.
     """
 
     def __init__(
@@ -145,7 +146,8 @@ def load_tokenizer(folder: Path, config: T5EncoderConfig) -> Any:
     if len(tokenizer) > config.vocab_size or marks != expected_marks:
         raise CheckpointError(
             f"{folder} is not this encoder's tokenizer: it has {len(tokenizer)} tokens, "
-            f"padding and end {marks}; the encoder knows {config.vocab_size}, padding and end {expected_marks}"
+            f"padding and end {marks}; the encoder knows {config.vocab_size}, "
+            f"padding and end {expected_marks}"
         )
     return tokenizer
 
@@ -212,6 +214,6 @@ def _require_sentencepiece(model: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of `error`, and the second too if the first ends with a colon, as in "Validation error ...:"."""
+    """The first line of `error`, and the second if the first ends with a colon ("Validation error ...:")."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -52,7 +52,7 @@ def check_folder(name_or_dir: str) -> FolderReport:
 
 
 def _can_compare(family: Family, reports: list[PartReport]) -> bool:
-    """Whether every part is readable or left out, so that its configuration can be compared with the others."""
+    """Whether every part is readable or left out, so that the parts can be compared with each other."""
     return all(
         report.num_parameters or (part.is_optional and report.class_name is None)
         for part, report in zip(family.parts, reports, strict=True)

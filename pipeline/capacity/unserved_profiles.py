@@ -25,10 +25,10 @@ SDXL_SIDE = 128  # latent pixels
 
 
 def flux_flops(height: int, width: int, text_tokens: int) -> int:
-    """Operations of one row of FLUX.1's transformer (Black Forest Labs 2024) on latents of `height` x `width`.
+    """Operations of one row of FLUX.1's transformer (Black Forest Labs 2024), latents `height` x `width`.
 
-    A block is 24 S d^2 + 4 S^2 d. The modulations of all blocks and the projections in and out are a thousandth of
-    the sum.
+    A block is 24 S d^2 + 4 S^2 d. The modulations of all blocks and the projections in and out are a
+    thousandth of the sum.
     """
     d, n = FLUX_WIDTH, (height // 2) * (width // 2)
     s = n + text_tokens

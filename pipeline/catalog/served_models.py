@@ -22,7 +22,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def find_model(name_or_dir: str) -> ModelInfo:
-    """An embedded model by name, `tiny`, or a checkpoint folder. Raises `UnknownModel` saying what is wrong."""
+    """An embedded model by name, `tiny`, or a checkpoint folder. Raises `UnknownModel` with the fault."""
     try:
         return _describe(find_checkpoint(name_or_dir))
     except CheckpointError as error:

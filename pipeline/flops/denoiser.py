@@ -1,7 +1,7 @@
 """Floating-point operations of denoising networks, by the formulas of their family.
 
-One multiply-add is two operations; elementwise work is not counted. `TypeError` for the configuration of a network that
-no family has. No torch is imported here.
+One multiply-add is two operations; elementwise work is not counted. `TypeError` for the configuration of a
+network that no family has. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def forward_flops(config: NetworkConfig, height: int, width: int, text_tokens: int) -> int:
-    """Operations of one row in one tick on latents of `height` x `width`, once its text and times are ready."""
+    """Operations of one row in one tick on latents of `height` x `width`, after all preparation."""
     return network_of(config).forward_flops(config, height, width, text_tokens)
 
 

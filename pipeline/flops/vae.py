@@ -1,7 +1,8 @@
 """Floating-point operations of autoencoders on one image, by closed formulas.
 
-One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers' `config.json`, without
-torch; an option that it leaves out has diffusers' default. `TypeError` for a class without formulas.
+One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers'
+`config.json`, without torch; an option that it leaves out has diffusers' default. `TypeError` for a class
+without formulas.
 
 Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
 """
@@ -26,7 +27,7 @@ TINY_DEFAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderFlops:
-    """The formulas of one class; their arguments are the config, and height and width of latents or pixels."""
+    """The formulas of one class, by config and by height and width of latents or pixels."""
 
     decode: Callable[[Config, int, int], int]
     encode: Callable[[Config, int, int], int]
@@ -43,9 +44,9 @@ def encode_flops(config: Config, height: int, width: int) -> int:
 
 
 def _decode_kl(config: Config, height: int, width: int) -> int:
-    """AutoencoderKL: a convolution to the widest channels, the middle, then one block a scale, each doubling the size.
+    """AutoencoderKL: a convolution to the widest channels, the middle, then one block a scale.
 
-    Blocks have one layer more than the encoder's.
+    Each block but the last doubles the size; blocks have one layer more than the encoder's.
     """
     config = {**KL_DEFAULTS, **config}
     latent, widths = config["latent_channels"], config["block_out_channels"][::-1]
@@ -129,6 +130,6 @@ def _residuals(before: int, channels: int, layers: int, pixels: int) -> int:
 
 
 def _middle(channels: int, pixels: int, has_attention: bool) -> int:
-    """Two layers, and between them attention of one head: four projections, and two products of all pixel pairs."""
+    """Two layers, and between them attention of one head: four projections and two products of pixels."""
     attention = 8 * pixels * channels**2 + 4 * pixels**2 * channels
     return 4 * _conv(channels, channels, pixels) + (attention if has_attention else 0)

@@ -255,10 +255,12 @@ def test_each_stage_loads_its_own_part_alone(folder: Path) -> None:
         part: folder / part / WEIGHTS for part in ("transformer", "vae")
     }
     stages = {"text_encoder": build_text_encoder, "transformer": build_engine, "vae": build_decoder}
-    for own, build in stages.items():
-        kept = {part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != own}
+    for stage, build in stages.items():
+        moved = {
+            part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != stage
+        }
         build(model)
-        for part, file in kept.items():
+        for part, file in moved.items():
             file.rename(weights[part])
 
 

@@ -129,7 +129,8 @@ def test_every_family_is_complete() -> None:
 
 def test_the_number_of_text_states_is_as_published() -> None:
     expected = {
-        "pixart-alpha": 120, "pixart-sigma": 300, "sd3": 333, "sd3.5-medium": 333, "sd3.5-large": 333, "dit": 0,
+        "pixart-alpha": 120, "pixart-sigma": 300, "sd3": 333, "sd3.5-medium": 333, "sd3.5-large": 333,
+        "dit": 0,
     }  # fmt: skip
     numbers = {name: by_name(name).conditioning.num_states(published_configs(name)) for name in PUBLISHED}
     assert numbers == expected

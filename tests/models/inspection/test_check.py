@@ -66,7 +66,8 @@ def test_all_faults_are_named_at_once(sd3: Path) -> None:
     edit_json(sd3 / "tokenizer_2" / "vocab.json", xyzzyx=49408)
     assert faults_of(sd3) == [
         f"{sd3}/text_encoder/config.json is missing",
-        f"{sd3}/tokenizer_2 is not CLIP's tokenizer: token 'xyzzyx' is missing, too much or has another number",
+        f"{sd3}/tokenizer_2 is not CLIP's tokenizer: "
+        "token 'xyzzyx' is missing, too much or has another number",
         f"{sd3}/transformer: tensor context_embedder.bias is missing (and 2 more)",
         f"{sd3}/transformer: tensor stowaway is not expected",
         f"{sd3}/transformer: tensor norm_out.linear.bias has shape (3,), expected (64,)",

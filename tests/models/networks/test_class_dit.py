@@ -17,7 +17,8 @@ from safelight.models.networks.layers import unpatchify
 
 NULL = 10
 TINY = ClassDiTConfig(
-    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=16, num_embeds_ada_norm=NULL,
+    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=16,
+    num_embeds_ada_norm=NULL,
     norm_eps=0.1,  # so that it tells which norms have it
 )  # fmt: skip
 XL = ClassDiTConfig(out_channels=8)  # DiT-XL/2 at 256
@@ -68,7 +69,7 @@ def row(network: ClassDiT, timesteps: Tensor, class_index: Tensor | None) -> Row
 
 
 def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-    """diffusers puts every image's patches in a square; they are taken out again and put where they belong."""
+    """diffusers arranges the patches of every image in a square; this puts them where they belong."""
     with torch.inference_mode():
         square = theirs(x, timestep=t, class_labels=classes, return_dict=False)[0]
     height, width, patch = *x.shape[-2:], theirs.config.patch_size
@@ -156,9 +157,9 @@ def test_rows_of_different_plans_and_classes_run_together(networks: Networks) ->
         together = ours.predict(x, ours.collate(rows), steps)
         alone = [ours.predict(x[r : r + 1], ours.collate([rows[r]]), [steps[r]]) for r in range(3)]
         elsewhere = ours.predict(x, ours.collate(rows), [0, 0, 0])
-    now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+    current_times = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
     assert_near(together, torch.cat(alone), tolerance=1e-5)
-    assert_near(together, forward_theirs(theirs, x, now, classes))
+    assert_near(together, forward_theirs(theirs, x, current_times, classes))
     assert not torch.allclose(together[:2], elsewhere[:2], atol=1e-3)
 
 
@@ -196,8 +197,10 @@ def test_what_a_config_leaves_unsaid_is_diffusers_default() -> None:
 def test_an_old_folder_says_more_and_means_the_same() -> None:
     """The options of `Transformer2DModel`, as which these networks were first saved."""
     said = {
-        "_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "attention_bias": True, "attention_type": "default",
-        "cross_attention_dim": None, "double_self_attention": False, "num_vector_embeds": None, "only_cross_attention": False,
+        "_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "attention_bias": True,
+        "attention_type": "default",
+        "cross_attention_dim": None, "double_self_attention": False, "num_vector_embeds": None,
+        "only_cross_attention": False,
         "use_linear_projection": False, "dropout": 0.0, "norm_num_groups": 32, "caption_channels": None,
     }  # fmt: skip
     assert ClassDiTConfig.from_diffusers(XL.to_diffusers() | said) == XL
@@ -206,8 +209,10 @@ def test_an_old_folder_says_more_and_means_the_same() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("norm_type", "ada_norm_single"), ("activation_fn", "geglu"), ("norm_elementwise_affine", True), ("attention_bias", False),
-        ("upcast_attention", True), ("attention_type", "gated"), ("num_embeds_ada_norm", None), ("cross_attention_dim", 768),
+        ("norm_type", "ada_norm_single"), ("activation_fn", "geglu"), ("norm_elementwise_affine", True),
+        ("attention_bias", False),
+        ("upcast_attention", True), ("attention_type", "gated"), ("num_embeds_ada_norm", None),
+        ("cross_attention_dim", 768),
         ("quantization_config", {"bits": 4}),
     ],
 )  # fmt: skip

@@ -14,7 +14,8 @@ from safelight.models.networks.config import MMDiTConfig
 from safelight.models.networks.mmdit import Block, MMDiT
 
 SD3 = MMDiTConfig(
-    sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=24,
+    sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=4,
+    joint_attention_dim=24,
     caption_projection_dim=64, pooled_projection_dim=20, out_channels=4, pos_embed_max_size=13,
 )  # fmt: skip
 SD35_MEDIUM = replace(SD3, qk_norm="rms_norm", dual_attention_layers=(0, 1))
@@ -37,7 +38,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def draw(module: nn.Module, seed: int) -> None:
-    """Fill every parameter and buffer from `seed`, so that gates are open, norm weights differ and the table is nobody's default."""
+    """Fill every parameter and buffer from `seed`: open gates, different norm weights, a table of its own."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -192,8 +193,8 @@ def test_rows_of_different_plans_run_together(networks: Networks) -> None:
             for r in range(2)
         ]
         together = ours.predict(x[:2], ours.collate(rows), steps)
-    now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
-    assert_near(together, forward(ours, x[:2], now, pooled[:2], states[:2]), tolerance=1e-5)
+    current_times = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+    assert_near(together, forward(ours, x[:2], current_times, pooled[:2], states[:2]), tolerance=1e-5)
     assert not torch.allclose(together, ours.predict(x[:2], ours.collate(rows), (0, 0)), atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Text encoders and tokenizers in transformers' layout, small, of random weights, written without the network."""
+"""Small text encoders and tokenizers in transformers' layout, with random weights."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ PIECES = [
 
 
 def draw(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every weight from `seed`, so that states differ by text and by layer and no norm is the identity."""
+    """Fill every weight from `seed`: states differ by text and by layer, and no norm is the identity."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():

@@ -1,4 +1,4 @@
-"""CLIP towers in transformers' layout, through open_clip: transformers' own answer, and what a folder can have wrong."""
+"""CLIP towers in transformers' layout equal transformers' own, and faults of folders are named."""
 
 import copy
 from pathlib import Path
@@ -58,7 +58,7 @@ def write(folder: Path, options: dict) -> Written:
 
 
 def ids() -> Tensor:
-    """Four texts: some padded with the end mark, as L's tokenizer does, some with 0, as bigG's; the last is full."""
+    """Four texts, padded with the end mark as by L's tokenizer or with 0 as by bigG's; the last is full."""
     texts = [[62, 5, 7, 63], [62, 63], [62, 0, 9, 0, 63], [62, *range(10), 63]]
     return torch.tensor(
         [text + [pad] * (CONTEXT - len(text)) for text, pad in zip(texts, (63, 63, 0, 0), strict=True)]

@@ -13,7 +13,8 @@ from safelight.models.text.label import LabelTower
 from safelight.models.text.reading import UnreadableText
 
 NAMES = {
-    0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark", 3: "crane", 4: "crane",
+    0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark",
+    3: "crane", 4: "crane",
     5: "Cardigan, Cardigan Welsh corgi", 6: "cardigan", 7: "maillot", 8: "maillot, tank suit",
 }  # fmt: skip
 
@@ -34,9 +35,11 @@ def write(folder: Path, id2label: object) -> Path:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("1", 1), (" 9 ", 9), ("", 10), ("  ", 10), ("goldfish", 1), ("Carassius auratus", 1), ("goldfish, Carassius auratus", 1),
+        ("1", 1), (" 9 ", 9), ("", 10), ("  ", 10), ("goldfish", 1), ("Carassius auratus", 1),
+        ("goldfish, Carassius auratus", 1),
         ("  GoldFish\n", 1), ("TENCH, tinca TINCA", 0), ("white shark", 2), ("tank suit", 8),
-        ("maillot", 7), ("Cardigan", 5), ("cardigan", 6), ("CARDIGAN", 6),  # closest first: spelling, then whole label, then any case
+        # the strictest match decides: spelling, then the whole label, then any case
+        ("maillot", 7), ("Cardigan", 5), ("cardigan", 6), ("CARDIGAN", 6),
     ],
 )  # fmt: skip
 def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
@@ -54,15 +57,18 @@ def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
     [
         (
             "goldfihs",
-            "'goldfihs' is not a class of this model: give a number from 0 to 9, or a name, for instance goldfish",
+            "'goldfihs' is not a class of this model: "
+            "give a number from 0 to 9, or a name, for instance goldfish",
         ),
         (
             "White Sharks",
-            "'White Sharks' is not a class of this model: give a number from 0 to 9, or a name, for instance white shark",
+            "'White Sharks' is not a class of this model: "
+            "give a number from 0 to 9, or a name, for instance white shark",
         ),
         (
             "a photo of zebras",
-            "'a photo of zebras' is not a class of this model: give a number from 0 to 9, or a name such as tench",
+            "'a photo of zebras' is not a class of this model: "
+            "give a number from 0 to 9, or a name such as tench",
         ),
         ("10", "'10' is not a class of this model: give a number from 0 to 9"),
         ("-1", "'-1' is not a class of this model: give a number from 0 to 9"),
@@ -114,7 +120,8 @@ def test_reading_costs_nothing(folder: Path) -> None:
 
 def test_names_are_looked_up_without_torch(folder: Path) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from pathlib import Path; from safelight.models.text.label import Labels;"
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; "
+        "from safelight.models.text.label import Labels;"
         f" print(Labels(Path({str(folder)!r})).find('goldfish'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3's three text encoders against diffusers' own pipeline, and what a folder can have wrong."""
+"""Stable Diffusion 3's text encoders equal diffusers' pipeline, and faults of folders are named."""
 
 import json
 import shutil
@@ -75,13 +75,17 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
     )
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=4, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-            joint_attention_dim=JOINT, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=4,
+            sample_size=4, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=JOINT, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4,
+            pos_embed_max_size=4,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=None,
         text_encoder=clip(L),
-        tokenizer=CLIPTokenizer.from_pretrained(write_clip_tokenizer(sources / "l", pad_token="<|endoftext|>")),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            write_clip_tokenizer(sources / "l", pad_token="<|endoftext|>")
+        ),
         text_encoder_2=clip(BIG_G),
         tokenizer_2=CLIPTokenizer.from_pretrained(write_clip_tokenizer(sources / "g", pad_token="!")),
         text_encoder_3=draw(T5EncoderModel(t5)),
@@ -149,9 +153,9 @@ def test_bfloat16_points_the_same_way(written: Written) -> None:
         towers(written.folder, torch.bfloat16).read(TEXTS[0]),
         their_reading(written.pipeline, TEXTS[0]),
     )
-    for got, wanted in zip((reading.states, reading.pooled), expected, strict=True):
-        assert got.dtype == torch.float32
-        assert torch.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) >= 0.999
+    for actual, expected_tensor in zip((reading.states, reading.pooled), expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.cosine_similarity(actual.flatten(), expected_tensor.flatten(), dim=0) >= 0.999
 
 
 def test_without_t5_zeros_stand_in_its_place(without_t5: Written) -> None:
@@ -278,8 +282,10 @@ def test_parts_that_do_not_fit_are_named(
 
 def test_without_t5_transformers_is_not_needed(without_t5: Written) -> None:
     code = (
-        "import sys; sys.modules |= {'transformers': None, 'tokenizers': None}; import torch; from safelight.models.text.sd3 import Sd3Towers;"
-        f" print(Sd3Towers(__import__('pathlib').Path({str(without_t5.folder)!r}), 'cpu', torch.float32).read('a red apple').num_tokens)"
+        "import sys; sys.modules |= {'transformers': None, 'tokenizers': None}; import torch; "
+        "from pathlib import Path; from safelight.models.text.sd3 import Sd3Towers; "
+        f"towers = Sd3Towers(Path({str(without_t5.folder)!r}), 'cpu', torch.float32); "
+        "print(towers.read('a red apple').num_tokens)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3", done.stderr

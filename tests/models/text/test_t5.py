@@ -227,7 +227,8 @@ def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(folder: Path, t
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "corpus.txt").write_text("a red apple on the green table under a tree, in the house\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=40, hard_vocab_limit=False,
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=40,
+        hard_vocab_limit=False,
         model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer" / "tokenizer.json").unlink()

@@ -110,7 +110,7 @@ SD35_MEDIUM = MMDiTConfig(
 def test_at_true_size_for_1024_pixels(
     config: Any, build: Callable[[Any], Network], text_tokens: int, published: float
 ) -> None:
-    """The formulas equal torch's counter on our network, and the published count of diffusers' network with texts."""
+    """The formulas equal torch's counter, and with texts the published count of diffusers' network."""
     with torch.device("meta"):
         network = build(config)
         x, timesteps = torch.empty(1, config.in_channels, 128, 128), torch.empty(1)
@@ -161,7 +161,12 @@ SMALL_VAE = VAE | {
 
 @pytest.mark.parametrize(
     ("config", "num_tokens", "published"),
-    [(T5_CONFIG, 120, 1.117e12), (T5_CONFIG, 300, 2.814e12), (T5_CONFIG, 512, 4.845e12), (SMALL_T5, 20, None)],
+    [
+        (T5_CONFIG, 120, 1.117e12),
+        (T5_CONFIG, 300, 2.814e12),
+        (T5_CONFIG, 512, 4.845e12),
+        (SMALL_T5, 20, None),
+    ],
     ids=["XXL 120", "XXL 300", "XXL 512", "small, not gated, of another inner width"],
 )
 def test_t5(config: dict[str, Any], num_tokens: int, published: float | None) -> None:
@@ -266,7 +271,8 @@ def test_sdxl_equals_the_count_of_diffusers_network() -> None:
         network = UNet2DConditionModel(
             sample_size=128, block_out_channels=(320, 640, 1280),
             down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
-            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"), transformer_layers_per_block=(1, 2, 10),
+            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
             attention_head_dim=(5, 10, 20), cross_attention_dim=2048, use_linear_projection=True,
             addition_embed_type="text_time", addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
