@@ -187,7 +187,7 @@ def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
 
 @pytest.mark.parametrize("is_sized", [False, True])
 def test_a_block_of_the_true_width_equals_diffusers(is_sized: bool) -> None:
-    """PixArt-XL/2: 16 heads of 72; alpha, which is conditions the size, and Sigma, which is not."""
+    """PixArt-XL/2: 16 heads of 72; alpha, which reads the size, and Sigma, which does not."""
     config = replace(
         CONFIG, num_attention_heads=16, attention_head_dim=72, out_channels=8, num_layers=1, is_sized=is_sized
     )
