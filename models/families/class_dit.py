@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 COPIED_EMBEDDERS = re.compile(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.")
 
 
-class ClassDiTNetwork(NetworkSpec[ClassDiTConfig]):
+class ClassDiTSpec(NetworkSpec[ClassDiTConfig]):
     """diffusers' `DiTTransformer2DModel`: self-attention, and adaLN-Zero on time and class."""
 
     class_name = "DiTTransformer2DModel"
@@ -119,7 +119,7 @@ FAMILIES = (
         pipeline="DiTPipeline",
         variant="",
         matches=lambda folder: True,
-        network=ClassDiTNetwork(),
+        network=ClassDiTSpec(),
         conditioning=ClassConditioning(),
         num_steps=25,
         guidance_scale=4.0,

@@ -43,7 +43,7 @@ EXAMPLE_STATES = 16  # of an example text whose length is not given
 OPEN_CLIP_CONTEXT = 77  # open_clip's default
 
 
-class PixArtNetwork(NetworkSpec[DiTConfig]):
+class PixArtSpec(NetworkSpec[DiTConfig]):
     """diffusers' `PixArtTransformer2DModel`: self-attention, cross-attention to text, one shared adaLN."""
 
     class_name = "PixArtTransformer2DModel"
@@ -182,7 +182,7 @@ PIXART_XL: PartConfig = {
 ALPHA_XL = PublishedPart("PixArt-alpha XL/2", PIXART_XL | {"use_additional_conditions": True})
 SIGMA_XL = PublishedPart("PixArt-Sigma XL/2", PIXART_XL | {"use_additional_conditions": False})
 
-NETWORK = PixArtNetwork()
+NETWORK = PixArtSpec()
 FAMILIES = (
     Family(
         name="pixart-clip",

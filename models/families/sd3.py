@@ -44,7 +44,7 @@ POOLED_WIDTH, PROJECTION_WIDTH = 2048, 512  # diffusers' default of a transforme
 POSITION_TABLE = "pos_embed.pos_embed"  # stored, not learned
 
 
-class MMDiTNetwork(NetworkSpec[MMDiTConfig]):
+class MMDiTSpec(NetworkSpec[MMDiTConfig]):
     """diffusers' `SD3Transformer2DModel`: one attention over image and text, an adaLN a block and stream."""
 
     class_name = "SD3Transformer2DModel"
@@ -181,7 +181,7 @@ LARGE_35 = MMDIT | {
 _sd3_family = partial(
     Family,
     pipeline="StableDiffusion3Pipeline",
-    network=MMDiTNetwork(),
+    network=MMDiTSpec(),
     conditioning=ThreeEncoderConditioning(),
     solver="euler",
     schedule="flow, shift 3",

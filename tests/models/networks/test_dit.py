@@ -52,8 +52,8 @@ SIZED = replace(CONFIG, num_attention_heads=3, sample_size=128, is_sized=True)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)], ids=str)
-def test_a_network_that_is_told_the_size_equals_diffusers(size: tuple[int, int]) -> None:
-    """PixArt-alpha at 1024: resolution and aspect ratio ride on the time."""
+def test_a_sized_network_equals_diffusers(size: tuple[int, int]) -> None:
+    """PixArt-alpha at 1024 adds embeddings of resolution and aspect ratio to that of the time."""
     torch.manual_seed(0)
     theirs = PixArtTransformer2DModel.from_config(SIZED.to_diffusers()).eval()
     ours = DiT(SIZED).eval()
@@ -140,7 +140,7 @@ def test_unsupported_configs_are_named(key: str, value: object) -> None:
         DiTConfig.from_diffusers(CONFIG.to_diffusers() | {key: value})
 
 
-def test_keys_that_switch_nothing_on_are_of_no_account() -> None:
+def test_unknown_options_that_are_off_are_ignored() -> None:
     assert (
         DiTConfig.from_diffusers(
             CONFIG.to_diffusers() | {"double_self_attention": False, "num_vector_embeds": None}
@@ -178,7 +178,7 @@ def test_config_round_trip() -> None:
         assert DiTConfig.from_diffusers(config.to_diffusers()) == config
 
 
-def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
+def test_a_network_of_1024_is_sized_by_default() -> None:
     for side, is_sized in ((128, True), (64, False)):
         config = replace(CONFIG, sample_size=side).to_diffusers()
         del config["use_additional_conditions"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from safelight.models.text.hf_folder import HF_WEIGHTS
 
-VOCABULARY = 256  # of the small T5: its tokenizer has fewer
+VOCABULARY = 256  # of the small T5, more than its tokenizer has
 PIECES = [
     *"abcdefghijklmnopqrstuvwxyz0123456789,.",
     "apple",
@@ -38,9 +38,8 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
             if tensor.ndim > 1 and "embed" not in name and "shared" not in name:
                 tensor.mul_((3 / tensor.shape[1]) ** 0.5)
                 if name.endswith("SelfAttention.q.weight"):
-                    tensor.mul_(
-                        8**-0.5
-                    )  # T5 does not divide by the root of a head's channels: its queries come so much smaller
+                    # T5 does not divide by the root of a head's channels, so its queries are smaller.
+                    tensor.mul_(8**-0.5)
             elif "norm" in name and name.endswith("weight"):
                 tensor.add_(1.5)
     return module.eval()

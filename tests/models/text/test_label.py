@@ -1,4 +1,4 @@
-"""Class labels: by number, by any of their names, by none; what is unclear is refused with a way out."""
+"""Class labels by number and by name; unknown and ambiguous labels are refused with suggestions."""
 
 import json
 import subprocess
@@ -75,13 +75,15 @@ def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
         ("crane", "'crane' is the name of 2 classes: give the number, 3 or 4"),
     ],
 )
-def test_what_is_unclear_is_refused_with_a_way_out(folder: Path, text: str, message: str) -> None:
+def test_an_unknown_or_ambiguous_label_is_refused_with_suggestions(
+    folder: Path, text: str, message: str
+) -> None:
     with pytest.raises(UnreadableText) as refused:
         LabelTower(folder).read(text)
     assert str(refused.value).startswith(message)
 
 
-def test_without_names_there_are_numbers(tmp_path: Path) -> None:
+def test_without_names_numbers_are_allowed(tmp_path: Path) -> None:
     tower = LabelTower(write(tmp_path, None))
     assert tower.read("7").pooled.tolist() == [7]
     with pytest.raises(
@@ -99,7 +101,7 @@ def test_without_names_there_are_numbers(tmp_path: Path) -> None:
         ({"0": 3}, r"id2label\['0'\] is 3"),
     ],
 )
-def test_wrong_names_are_named(tmp_path: Path, id2label: object, match: str) -> None:
+def test_malformed_labels_are_named(tmp_path: Path, id2label: object, match: str) -> None:
     with pytest.raises(CheckpointError, match=rf"model_index\.json: {match}"):
         LabelTower(write(tmp_path, id2label))
 
@@ -114,7 +116,7 @@ def test_a_wrong_number_of_classes_is_named(folder: Path, number: object) -> Non
         LabelTower(folder)
 
 
-def test_reading_costs_nothing(folder: Path) -> None:
+def test_reading_a_label_takes_no_flops(folder: Path) -> None:
     assert LabelTower(folder).flops_per_text == 0
 
 

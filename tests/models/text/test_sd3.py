@@ -53,7 +53,7 @@ BIG_G = {
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A pipeline, the folder that diffusers writes of it, and what we read from that."""
+    """diffusers' pipeline, the folder that it writes, and our towers in that folder."""
 
     folder: Path
     pipeline: StableDiffusion3Pipeline
@@ -62,7 +62,7 @@ class Written:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Small random parts."""
+    """A pipeline of small random parts."""
     folder, sources = tmp_path_factory.mktemp("sd3"), tmp_path_factory.mktemp("sources")
     t5 = T5Config(
         vocab_size=VOCABULARY,
@@ -138,7 +138,7 @@ def their_reading(pipeline: StableDiffusion3Pipeline, text: str) -> tuple[Tensor
     return states[0], pooled[0]
 
 
-def test_readings_are_diffusers(written: Written) -> None:
+def test_readings_equal_diffusers(written: Written) -> None:
     for text in TEXTS:
         reading, (states, pooled) = written.ours.read(text), their_reading(written.pipeline, text)
         assert reading.states.shape == (77 + SD3_T5_TOKENS, JOINT)
@@ -148,7 +148,7 @@ def test_readings_are_diffusers(written: Written) -> None:
         assert reading.unknown_words == ()
 
 
-def test_bfloat16_points_the_same_way(written: Written) -> None:
+def test_bfloat16_states_are_close_in_direction(written: Written) -> None:
     reading, expected = (
         towers(written.folder, torch.bfloat16).read(TEXTS[0]),
         their_reading(written.pipeline, TEXTS[0]),
@@ -158,7 +158,7 @@ def test_bfloat16_points_the_same_way(written: Written) -> None:
         assert torch.cosine_similarity(actual.flatten(), expected_tensor.flatten(), dim=0) >= 0.999
 
 
-def test_without_t5_zeros_stand_in_its_place(without_t5: Written) -> None:
+def test_without_t5_its_states_are_zeros(without_t5: Written) -> None:
     reading = without_t5.ours.read("a red apple")
     assert not reading.states[77:].any()
     assert not reading.states[:77, L["hidden_size"] + BIG_G["hidden_size"] :].any()
@@ -173,8 +173,8 @@ def test_tokens_are_counted_as_clip_counts_them(written: Written) -> None:
     assert (ours.read("").num_tokens, ours.read("").truncated) == (0, False)
 
 
-def test_words_are_open_clips_and_so_is_an_exclamation_mark(without_t5: Written) -> None:
-    """transformers takes "!" for padding where a tokenizer pads with it; CLIP was trained to read it."""
+def test_an_exclamation_mark_is_a_word_as_in_open_clip(without_t5: Written) -> None:
+    """transformers reads "!" as padding if a tokenizer pads with it; CLIP was trained to read it."""
     ours = without_t5.ours
     for text in ("a happy dog! wow!!", "it’s “quoted” &amp; ﬁne"):
         assert ours.read(text).num_tokens == len(BytePairs()._tokenizer.encode(text))
@@ -184,7 +184,7 @@ def test_words_are_open_clips_and_so_is_an_exclamation_mark(without_t5: Written)
     assert torch.equal(ours.read("a happy dog! wow!!").pooled[L["projection_dim"] :], expected)
 
 
-def test_a_text_cannot_speak_the_marks_and_no_word_is_too_long(without_t5: Written) -> None:
+def test_a_text_cannot_contain_marks_and_long_words_are_split(without_t5: Written) -> None:
     ours = without_t5.ours
     for mark in ("<end_of_text>", "<|endoftext|>"):
         assert ours.read(f"red apple {mark} rocket").num_tokens > 3
@@ -194,7 +194,7 @@ def test_a_text_cannot_speak_the_marks_and_no_word_is_too_long(without_t5: Writt
 
 
 def test_flops_add_up(complete: Written, without_t5: Written) -> None:
-    """Each encoder's own count is proved by its own test."""
+    """The encoders' own tests compare their counts with torch's counter."""
     all_three, two = complete.ours, without_t5.ours
     assert two.flops_per_text == sum(tower.flops_per_text for tower in two._clips)
     assert all_three.flops_per_text == two.flops_per_text + all_three._t5.flops_per_text
@@ -242,7 +242,7 @@ def other_merges(folder: Path) -> None:
     ],
     ids=["vocabulary", "merges", "few words", "no vocabulary", "no merges", "no config", "padding", "length"],
 )
-def test_another_tokenizer_is_named(folder: Path, change, match: str) -> None:
+def test_a_tokenizer_that_is_not_clips_is_named(folder: Path, change, match: str) -> None:
     shutil.rmtree(folder / "tokenizer")
     change(write_clip_tokenizer(folder / "tokenizer", pad_token="<|endoftext|>"))
     with pytest.raises(CheckpointError, match=match):
@@ -291,7 +291,7 @@ def test_without_t5_transformers_is_not_needed(without_t5: Written) -> None:
     assert done.stdout.strip() == "3", done.stderr
 
 
-def test_with_t5_it_is(complete: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_t5_transformers_is_needed(complete: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(CheckpointError, match=r"pip install -e '.\[t5\]'"):
         towers(complete.folder)
