@@ -79,9 +79,9 @@ class NetworkSpec(ABC, Generic[AnyConfig]):
 
     class_name: str  # `_class_name` of transformer/config.json
     config_class: type[AnyConfig]
-    norm_type: str | None = None  # what identifies it in folders that still say `Transformer2DModel`
+    norm_type: str | None = None  # identifies it in folders that still say `Transformer2DModel`
     default_sample_size = 128  # latent pixels on a side, where transformer/config.json has no sample_size
-    title = "this network"  # in error sentences
+    title = "this network"  # its name in error messages
     packs_rows = True  # whether `pack` is implemented; else the engine evaluates one shape after another
 
     @abstractmethod
@@ -119,7 +119,7 @@ class NetworkSpec(ABC, Generic[AnyConfig]):
 
     @abstractmethod
     def row_flops(self, config: AnyConfig, text_tokens: int, num_times: int) -> int:
-        """Operations of preparing one prepared text for the `num_times` of a plan, once a sample."""
+        """Operations of combining one prepared text with the `num_times` of a plan, once a sample."""
 
     @abstractmethod
     def times_flops(self, config: AnyConfig, num_times: int) -> int:
@@ -131,7 +131,7 @@ class TextConditioning(ABC):
 
     parts: tuple[Part, ...] = ()  # the text encoders
     check_needs_sound_parts = False  # whether `check` is left out if a part has a fault
-    checked_file = ""  # what an unexpected error in `check` is reported about; empty: the folder
+    checked_file = ""  # file that unexpected errors in `check` are reported about; empty: the folder
 
     @property
     @abstractmethod
@@ -175,7 +175,7 @@ class Family:
 
     name: str
     pipeline: str  # `_class_name` of model_index.json
-    variant: str  # what tells it from other families with that class, in words
+    variant: str  # how it differs from other families with that class, in words
     matches: Callable[[Path], bool]  # whether a folder with that class is this family's
     network: NetworkSpec[Any]
     conditioning: TextConditioning
@@ -183,9 +183,8 @@ class Family:
     guidance_scale: float
     solver: str
     schedule: str  # of the published checkpoints, in words; a folder's scheduler_config.json decides
-    sides: tuple[
-        int, ...
-    ]  # native squares of the published checkpoints, in pixels; a folder's configs decide
+    # Native squares of the published checkpoints, in pixels; a folder's configurations decide.
+    sides: tuple[int, ...]
     has_buckets: bool  # whether other aspect ratios are served beside the native square
     licence: str  # of the published weights
     origin: tuple[str, ...]  # Hugging Face repositories of the published checkpoints

@@ -142,7 +142,7 @@ class AdaLNSingle(nn.Module):
         final = self._embedded("timestep_embedder", timesteps)
         if "resolution_embedder" in self.emb:
             if size is None:
-                raise ValueError("this network is told the size of the image")
+                raise ValueError("this network needs the size of the image")
             height, width = size
             resolution = self._embedded("resolution_embedder", timesteps.new_tensor([height, width]))
             aspect = self._embedded("aspect_ratio_embedder", timesteps.new_tensor([height / width]))

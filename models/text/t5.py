@@ -206,10 +206,7 @@ def _require_sentencepiece(model: Path) -> None:
 
     try:
         SentencePieceProcessor(str(model))
-    except (
-        RuntimeError,
-        OSError,
-    ):  # transformers would try other formats, and its error would speak of those
+    except (RuntimeError, OSError):  # transformers would try other formats and complain about those
         raise CheckpointError(f"{model} is not a sentencepiece model") from None
 
 

@@ -25,7 +25,7 @@ def text_flops(config: NetworkConfig, text_tokens: int) -> int:
 
 
 def row_flops(config: NetworkConfig, text_tokens: int, num_times: int) -> int:
-    """Operations of preparing one prepared text for a plan of `num_times`, once a sample."""
+    """Operations of combining one prepared text with the `num_times` of a plan, once a sample."""
     return network_of(config).row_flops(config, text_tokens, num_times)
 
 

@@ -32,7 +32,7 @@ NUM_STATES, NUM_BYTES = 8, 256
 class PlaidConfig:
     in_channels: int = 4
     patch_size: int = 2
-    sample_size: int = 8
+    sample_size: int = 16
     width: int = 16
 
     @property
@@ -151,7 +151,7 @@ FAMILY = Family(
     guidance_scale=2.0,
     solver="euler",
     schedule="flow",
-    sides=(64,),
+    sides=(128,),
     has_buckets=True,
     licence="none: random weights",
     origin=(),

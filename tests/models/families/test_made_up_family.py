@@ -39,8 +39,9 @@ def test_it_is_listed_recognised_and_sized(folder: Path) -> None:
     assert list_families()[-1] is plaid.FAMILY
     model = find_model(str(folder))
     assert (model.family, model.num_steps, model.guidance_scale) == ("plaid", 4, 2.0)
-    assert model.native_size == (64, 64)
-    assert (96, 40) not in model.sizes  # a bucket that is not whole patches
+    assert model.native_size == (128, 128)
+    assert (144, 112) in model.sizes
+    assert (152, 104) not in model.sizes  # a bucket that is not whole patches
 
 
 def test_its_folder_is_checked(folder: Path) -> None:

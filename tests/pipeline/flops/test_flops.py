@@ -62,7 +62,7 @@ def labelled() -> ClassDiT:
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {
-    "pixart": lambda: pixart(is_sized=False), "pixart told the size": lambda: pixart(is_sized=True),
+    "pixart": lambda: pixart(is_sized=False), "pixart with the image size": lambda: pixart(is_sized=True),
     "sd3": lambda: sd3(()), "sd3.5-medium": lambda: sd3((0, 1)), "dit": labelled,
 }  # fmt: skip
 
