@@ -1,31 +1,34 @@
-# Every verb that needs Python creates .venv and installs first; a second run starts at once.
-# Serving needs less than developing, and starts sooner without the rest.
+# Every target that needs Python creates .venv and installs first; a second run starts at once.
+# Serving needs less than development, and is installed sooner without the rest.
 VENV := .venv
 BIN := $(VENV)/bin
 SERVING := $(VENV)/.installed
 DEVELOPING := $(VENV)/.installed-dev
 PYTHON ?= python3
-# What is installed when no torch is there yet; may carry pip options, for instance an index with CPU-only builds.
+# Installed where no torch is there yet; may carry pip options, such as an index with CPU-only builds.
 TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
+# Everything else has the versions and hashes of requirements/*.txt, which `make lock` resolves.
+INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type format bench e2e chaos load
+.PHONY: help install serve test check lint type format lock bench e2e chaos load
 
 help:
-	@echo "make install | serve | test | lint | type | format | bench | e2e | chaos | load"
+	@echo "make install | serve | test | check | lint | type | format | lock | bench | e2e | chaos | load"
 
 install: $(DEVELOPING)
 
-$(SERVING): pyproject.toml
+$(SERVING): pyproject.toml requirements/serve.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; say make PYTHON=python3.x")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/pip install $(TORCH_SPEC)
-	$(BIN)/pip install -e .
+	$(INSTALL_LOCKED) requirements/serve.txt
+	$(BIN)/pip install --no-deps -e .
 	@$(BIN)/python -c 'import torch, torchvision' || { echo "torch and torchvision do not fit together: remove $(VENV), and give both in TORCH_SPEC" >&2; exit 1; }
 	@touch $@
 
-$(DEVELOPING): $(SERVING)
-	$(BIN)/pip install -e '.[dev]'
+$(DEVELOPING): $(SERVING) requirements/dev.txt
+	$(INSTALL_LOCKED) requirements/dev.txt
 	@touch $@
 
 serve: $(SERVING)
@@ -33,6 +36,9 @@ serve: $(SERVING)
 
 test: $(DEVELOPING)
 	$(BIN)/pytest
+
+# What continuous integration runs. The tests come last, so that their summary is the last line.
+check: lint type test
 
 lint: $(DEVELOPING)
 	$(BIN)/ruff check .
@@ -45,20 +51,26 @@ format: $(DEVELOPING)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# torch, torchvision and what torch brings come from TORCH_SPEC, so that a build can be chosen.
+OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
+	nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --constraint requirements/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH))
+
+lock: $(DEVELOPING)
+	$(LOCK) -o requirements/serve.txt
+	$(LOCK) --extra dev --extra docs --extra load --extra otel --extra t5 -o requirements/dev.txt
+	$(LOCK) --extra otel --extra t5 -o requirements/image.txt
+	$(LOCK) --extra cuda --extra otel --extra t5 -o requirements/image-cuda.txt
+
 # The long forms of what `make test` runs in short.
 e2e chaos: $(DEVELOPING)
-	@ls tests/$@/test_*.py >/dev/null 2>&1 || { echo "make $@: there are no tests in tests/$@ yet" >&2; exit 1; }
 	$(BIN)/pytest tests/$@ --long
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
 	$(BIN)/safelight bench
 
-LOADING := $(VENV)/.installed-load
-
-$(LOADING): $(SERVING)
-	$(BIN)/pip install -e '.[load]'
-	@touch $@
-
-load: $(LOADING)
+load: $(DEVELOPING)
 	$(BIN)/python -m loadtests

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from loadtests import plots
 from loadtests.accounting import compare
@@ -37,7 +37,7 @@ def main() -> int:
         engine_images_per_hour = None if is_bench_skipped else bench_engine(args.model, folder)
         with nullcontext(args.url) if args.url else service(args.model, folder / "service.log") as url:
             return _run(url, args, folder, recorded, engine_images_per_hour)
-    except (CannotStart, InvalidTrace, OSError, httpx.HTTPError) as error:
+    except (CannotStart, InvalidTrace, OSError, httpx2.HTTPError) as error:
         sys.stderr.write(f"loadtests: {error}\n")
         return NOT_MEASURED
 

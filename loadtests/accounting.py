@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from loadtests.results import Phase, percentile
 from loadtests.verdicts import Verdict
@@ -27,7 +27,7 @@ class AccountingSnapshot:
 def read_snapshot(url: str, key: str | None = None) -> AccountingSnapshot | None:
     """The service's totals; None if it keeps none, or does not show them to this client."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    response = httpx.get(f"{url}/v1/accounting", params={"latest": LATEST}, headers=headers, timeout=30.0)
+    response = httpx2.get(f"{url}/v1/accounting", params={"latest": LATEST}, headers=headers, timeout=30.0)
     if response.status_code != 200:
         return None
     report = response.json()

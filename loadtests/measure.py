@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
-import httpx
+import httpx2
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtests.accounting import AccountingSnapshot, read_settled_snapshot, read_snapshot
@@ -57,11 +57,11 @@ def measure(
         seconds: for the phases together, roughly.
         steady_share: the steady load as a share of the saturated throughput.
 
-    Raises `httpx.HTTPError` if the service does not answer.
+    Raises `httpx2.HTTPError` if the service does not answer.
     """
     key = os.environ.get("SAFELIGHT_ADMIN_KEY")
     before = read_snapshot(url, key)
-    model = httpx.get(f"{url}/v1/models", timeout=10.0).raise_for_status().json()["data"][0]
+    model = httpx2.get(f"{url}/v1/models", timeout=10.0).raise_for_status().json()["data"][0]
     sizes = model["sizes"]
     replayed: list[tuple[Phase, MetricsSeries]] = []
 

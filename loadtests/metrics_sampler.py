@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import httpx
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 INTERVAL_SECONDS = 1.0
@@ -64,11 +64,11 @@ async def sample_metrics(url: str) -> AsyncIterator[MetricsSeries]:
 
 async def _scrape(url: str, series: MetricsSeries) -> None:
     started = time.perf_counter()
-    async with httpx.AsyncClient(base_url=url, timeout=5.0) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=5.0) as client:
         while True:
             try:
                 text = (await client.get("/metrics")).raise_for_status().text
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 await asyncio.sleep(INTERVAL_SECONDS)
                 continue
             series.samples.append(MetricsSample(time.perf_counter() - started, _values(text)))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import httpx
+import httpx2
 
 from loadtests.image_checks import fault_of
 from loadtests.results import RequestResult
@@ -40,9 +40,9 @@ async def replay(
         Results in the order of the schedule.
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256)
     done = 0
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=timeout, limits=limits, headers=headers) as client:
         started = time.perf_counter()
 
         async def send(request: ScheduledRequest) -> RequestResult:
@@ -65,11 +65,11 @@ def was_behind_schedule(results: Sequence[RequestResult]) -> bool:
     return num_late > 0.01 * len(results)
 
 
-async def _send(client: httpx.AsyncClient, request: ScheduledRequest, started: float) -> RequestResult:
+async def _send(client: httpx2.AsyncClient, request: ScheduledRequest, started: float) -> RequestResult:
     sent = time.perf_counter() - started
     try:
         response = await client.post(ROUTE, json=request.body)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         done, fault = time.perf_counter() - started, f"no answer: {type(error).__name__}"
         return RequestResult(request.at, sent, done, 0, fault, 0, 0.0, 0)
     done = time.perf_counter() - started  # taken before the image is checked, which is the client's time

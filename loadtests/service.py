@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
@@ -47,9 +47,9 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 f"safelight serve ended with status {process.returncode}:\n{log.read_text()[-2000:]}"
             )
         try:
-            if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
+            if httpx2.get(f"{url}/readyz", timeout=5.0).status_code == 200:
                 return
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             pass
         time.sleep(0.5)
     raise CannotStart(

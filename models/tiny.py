@@ -1,4 +1,4 @@
-"""The `tiny` preset: a whole checkpoint folder of random weights from a fixed seed, for tests of everything but beauty."""
+"""The `tiny` preset: a whole checkpoint folder of random weights from a fixed seed, for tests."""
 
 import os
 import shutil
@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 
-from safelight.models.checkpoints.families import tiny_folder
-from safelight.models.checkpoints.options import DiTConfig
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
+from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
 from safelight.models.vae import AutoencoderTiny
 
@@ -20,25 +19,30 @@ TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads":
 
 
 def ensure_tiny() -> Path:
-    """The folder of the `tiny` preset, written first if need be; safe when several processes ask at once."""
+    """The folder of the `tiny` preset, written if it is missing. Several processes may call this at once."""
     folder = tiny_folder()
     if not (folder / "model_index.json").exists():
         partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
         write_tiny(partial)
         try:
             os.rename(partial, folder)
-        except OSError:  # another process was first; its folder holds the same bits
+        except OSError:  # another process was faster; its folder holds the same bits
             shutil.rmtree(partial)
     return folder
 
 
+def tiny_folder() -> Path:
+    """Where `ensure_tiny` writes: one folder for each user and format."""
+    return Path(tempfile.gettempdir()) / f"safelight-tiny-v2-{os.getuid()}"
+
+
 def write_tiny(folder: Path, seed: int = 0) -> None:
-    """Write a random checkpoint of the embedded family into `folder`."""
+    """Write a random checkpoint of the `pixart-clip` family into `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = DiTConfig(
-            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2, sample_size=8,
-            patch_size=2, caption_channels=WIDTH, interpolation_scale=1,
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=2,
+            sample_size=8, patch_size=2, caption_channels=WIDTH, interpolation_scale=1,
         )  # fmt: skip
         dit = DiT(config)
         dit.draw_tables()

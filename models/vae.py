@@ -1,4 +1,4 @@
-"""The autoencoder of a checkpoint, in diffusers' own classes; here it is only loaded, strictly, and used both ways.
+"""The autoencoder of a checkpoint: diffusers' own classes, loaded strictly, to decode and to encode.
 
 Shapes: B images, C latent channels, h x w latent pixels, H x W = 8h x 8w pixels.
 """
@@ -16,17 +16,17 @@ from safelight.models.checkpoints.options import Depth, Positive, checked, refus
 from safelight.models.checkpoints.tensors import load_into
 from safelight.models.cuda_runtime import preload_cuda_runtime
 
-preload_cuda_runtime()  # work at import, for once: diffusers imports xformers when it is imported itself
+preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
 from diffusers import AutoencoderKL as AutoencoderKL  # noqa: E402
 from diffusers import AutoencoderTiny as AutoencoderTiny  # noqa: E402
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-UNREAD = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor
+UNSUPPORTED = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor
 
 
 @dataclass(frozen=True, slots=True)
 class VaeOptions:
-    """The options of both classes that are read here or could make diffusers fail late; the rest is diffusers' own."""
+    """The options of both classes that are read here or that diffusers would not check until it fails."""
 
     scaling_factor: Positive = 1.0
     shift_factor: float | None = None
@@ -47,38 +47,36 @@ class VaeOptions:
 def build_empty(folder: Path) -> nn.Module:
     """The autoencoder in `folder` without its weights, on the meta device.
 
-    Raises `CheckpointError` for another class, an option that is not built and a value that is none.
+    Raises `CheckpointError` for a class or an option that is not supported and for a value of the wrong type.
     """
     path = folder / "config.json"
     config = read_json(path)
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in CLASSES:
         raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
-    kind = CLASSES[name]
-    options = signature(kind).parameters
+    vae_class = CLASSES[name]
+    options = signature(vae_class).parameters
     try:
-        refuse_unknown(
-            config, {*options, "block_out_channels"} - {*UNREAD}
-        )  # which AutoencoderTiny writes, and does not read
+        # AutoencoderTiny writes block_out_channels and does not read it.
+        refuse_unknown(config, {*options, "block_out_channels"} - {*UNSUPPORTED})
         checked(VaeOptions, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return _build(kind, {key: value for key, value in config.items() if key in options}, path)
+    return _build(vae_class, {key: value for key, value in config.items() if key in options}, path)
 
 
-def _build(kind: type[nn.Module], options: dict[str, Any], path: Path) -> nn.Module:
+def _build(vae_class: type[nn.Module], options: dict[str, Any], path: Path) -> nn.Module:
     try:
         with torch.device("meta"):
-            vae = kind(**options)
-    except Exception as error:  # diffusers does not check its options, it stumbles over them
+            return vae_class(**options)
+    except Exception as error:  # diffusers does not check its options, so any type may be raised
         raise CheckpointError(
-            f"{path} does not describe an {kind.__name__}: {type(error).__name__}: {error}"
+            f"{path} does not describe an {vae_class.__name__}: {type(error).__name__}: {error}"
         ) from None
-    return vae
 
 
 def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
-    """The autoencoder in `folder` (`config.json` and safetensors); raise `CheckpointError` naming what is wrong."""
+    """The autoencoder in `folder`. Raises `CheckpointError` naming what is wrong."""
     return load_into(build_empty(folder), folder, device, dtype)
 
 
@@ -90,7 +88,10 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
 
 
 def encode_pixels(vae: nn.Module, pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) on the denoiser's scale; of a posterior, its mode."""
+    """Pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) on the denoiser's scale.
+
+    A posterior over latents is replaced by its mode.
+    """
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     encoded = vae.encode(pixels)
     latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents

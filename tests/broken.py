@@ -1,4 +1,4 @@
-"""Checkpoints that must not be served."""
+"""Checkpoints with a fault."""
 
 import shutil
 from pathlib import Path

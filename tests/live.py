@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 SAFELIGHT = Path(sys.executable).with_name("safelight")
 READY_SECONDS = 240.0  # generous: the machine may be busy
@@ -71,8 +71,8 @@ def _wait_until_ready(service: LiveService) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=10).status_code == 200
-    except httpx.HTTPError:
+        return httpx2.get(url, timeout=10).status_code == 200
+    except httpx2.HTTPError:
         return False
 
 

@@ -1,4 +1,4 @@
-"""The import arrows between packages, as docs/structures.md draws them, and what a package may not know at all."""
+"""Which package may import which, that there is no circle, and what starts without torch."""
 
 import ast
 import re
@@ -15,63 +15,105 @@ PARTS = ("models", "pipeline", "service")
 
 # Which packages a package may import, itself aside. A module that stands beside the packages counts as one.
 ARROWS: dict[str, str] = {
-    "models.checkpoints": "models.tiny",
+    "models.checkpoints": "",
+    "models.cuda_runtime": "",
+    "models.evaluation": "models.checkpoints",
     "models.networks": "models.checkpoints",
-    "models.packed": "models.networks models.cuda_runtime",
     "models.text": "models.checkpoints",
     "models.vae": "models.checkpoints models.cuda_runtime",
+    "models.packed": "models.cuda_runtime models.networks",
     "models.tiny": "models.checkpoints models.networks models.vae",
-    "models.denoisers": "models.checkpoints models.networks models.packed",
-    "models.inspection": "models.checkpoints models.denoisers models.text models.vae",
-    "models.evaluation": "models.checkpoints",
-    "models.cuda_runtime": "",
+    "models.families": "models.checkpoints models.networks models.packed models.text",
+    "models.denoisers": "models.checkpoints models.families models.networks models.packed",
+    "models.find_checkpoint": "models.checkpoints models.families models.tiny",
+    "models.inspection": "models.checkpoints models.denoisers models.families models.vae",
+    "pipeline.errors": "",
+    "pipeline.flops": "models.families models.networks",
+    "pipeline.params": "",
+    "pipeline.scheduling": "",
+    "pipeline.diffusion": "pipeline.errors",
+    "pipeline.catalog": (
+        "models.checkpoints models.families models.find_checkpoint models.text "
+        "pipeline.diffusion pipeline.errors pipeline.params"
+    ),
+    "pipeline.engine": (
+        "models.networks models.text models.vae pipeline.diffusion pipeline.errors "
+        "pipeline.flops pipeline.params pipeline.scheduling"
+    ),
+    "pipeline.assembly": (
+        "models.checkpoints models.denoisers models.families models.find_checkpoint "
+        "models.inspection models.vae pipeline.catalog pipeline.engine pipeline.scheduling"
+    ),
+    "pipeline.capacity": (
+        "models.checkpoints models.families models.text pipeline.catalog pipeline.diffusion "
+        "pipeline.errors pipeline.flops pipeline.scheduling"
+    ),
+    "pipeline.calibration": (
+        "models.checkpoints models.denoisers models.packed pipeline.assembly "
+        "pipeline.capacity pipeline.catalog pipeline.engine pipeline.flops pipeline.params "
+        "pipeline.scheduling"
+    ),
+    "pipeline.evaluation": (
+        "models.checkpoints models.denoisers models.evaluation models.networks models.vae "
+        "pipeline.assembly pipeline.catalog pipeline.diffusion pipeline.engine "
+        "pipeline.params"
+    ),
+    "pipeline.benchmark": (
+        "models.checkpoints models.cuda_runtime models.networks pipeline.assembly "
+        "pipeline.calibration pipeline.catalog pipeline.diffusion pipeline.engine "
+        "pipeline.params pipeline.scheduling"
+    ),
     "models.recipes": "models.* pipeline.*",
-    "pipeline.params": "models.text pipeline.diffusion",
-    "pipeline.diffusion": "pipeline.params",
-    "pipeline.scheduling": "pipeline.params",
-    "pipeline.flops": "models.checkpoints models.networks models.text",
-    "pipeline.catalog": "models.checkpoints models.text pipeline.diffusion pipeline.params",
-    "pipeline.engine": "models.networks models.text models.vae"
-    " pipeline.diffusion pipeline.flops pipeline.params pipeline.scheduling",
-    "pipeline.assembly": "models.* pipeline.catalog pipeline.engine pipeline.params pipeline.scheduling",
-    "pipeline.capacity": "models.checkpoints models.denoisers models.text"
-    " pipeline.catalog pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling",
-    "pipeline.calibration": "models.* pipeline.assembly pipeline.capacity pipeline.catalog pipeline.engine"
-    " pipeline.flops pipeline.params pipeline.scheduling",
-    "pipeline.evaluation": "models.* pipeline.assembly pipeline.catalog pipeline.diffusion pipeline.engine"
-    " pipeline.params",
-    "pipeline.benchmark": "models.* pipeline.assembly pipeline.calibration pipeline.catalog pipeline.diffusion"
-    " pipeline.engine pipeline.params pipeline.scheduling",
-    "service.settings": "",
-    "service.runtime": "",
     "service.errors": "pipeline.errors",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
+    "service.runtime": "",
+    "service.settings": "",
     "service.backend": "pipeline.params service.messages",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
+    "service.stages": (
+        "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
+        "pipeline.scheduling service.errors service.messages service.usage"
+    ),
     "service.telemetry": "service.messages service.settings service.usage",
-    "service.stages": "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params pipeline.scheduling"
-    " service.errors service.messages service.usage",
-    "service.inprocess": "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.engine pipeline.params"
-    " service.runtime service.messages service.settings service.stages",
-    "service.dispatcher": "pipeline.params service.runtime service.backend service.errors service.messages"
-    " service.settings service.telemetry service.usage",
-    "service.http": "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.runtime"
-    " service.backend service.dispatcher service.errors service.messages service.settings service.telemetry"
-    " service.usage",
-    "service.python": "pipeline.catalog pipeline.errors pipeline.params service.errors service.http"
-    " service.inprocess service.messages service.runtime service.settings",
-    "service.ray_serve": "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors"
-    " service.http service.inprocess service.messages service.settings service.stages service.telemetry"
-    " service.usage",
+    "service.dispatcher": (
+        "pipeline.params service.backend service.errors service.messages service.runtime "
+        "service.settings service.telemetry service.usage"
+    ),
+    "service.inprocess": (
+        "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
+        "pipeline.engine pipeline.params service.messages service.runtime service.settings "
+        "service.stages"
+    ),
+    "service.http": (
+        "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
+        "service.dispatcher service.errors service.messages service.runtime service.settings "
+        "service.telemetry service.usage"
+    ),
+    "service.python": (
+        "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "
+        "service.inprocess service.messages service.runtime service.settings"
+    ),
+    "service.ray_serve": (
+        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
+        "service.http service.inprocess service.messages service.settings service.stages "
+        "service.telemetry service.usage"
+    ),
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
     "service.local": "service.app service.settings",
     "service.cli": "pipeline.* service.*",
-}  # fmt: skip
+}
 # These start without torch, so that a gateway replica is small.
 TORCH_FREE = (
+    "models.families",
+    "models.find_checkpoint",
+    "models.networks.config",
+    "models.text.config",
+    "models.text.flops",
     "pipeline.params",
     "pipeline.scheduling",
     "pipeline.catalog.served_models",
+    "pipeline.capacity.model_profiles",
+    "pipeline.flops",
     "service.errors",
     "service.http",
     "service.settings",
@@ -94,7 +136,7 @@ ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 @dataclass(frozen=True)
 class Import:
-    """One import: `target` without the leading `safelight.`; `when` is `import`, `call` or `never` (types only)."""
+    """One import: `target` without the leading `safelight.`; `when` is `import`, `call` or `never`."""
 
     target: str
     line: int
@@ -224,7 +266,8 @@ def _wrong_arrows(tree: Tree) -> Iterator[str]:
         for i in tree.imports[name]:
             target = _package(i.target)
             if i.top in PARTS and target != package and not _is_allowed(target, ARROWS[package].split()):
-                yield f"{name}:{i.line} imports {i.target} ({package} may import: {ARROWS[package] or 'nothing'})"
+                allowed = ARROWS[package] or "nothing"
+                yield f"{name}:{i.line} imports {i.target} ({package} may import: {allowed})"
 
 
 def _is_allowed(package: str, allowed: list[str]) -> bool:

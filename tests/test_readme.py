@@ -44,7 +44,7 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """The commands in page order: a line of a `sh` block with its continuations, or a whole `python` block."""
+    """The commands in page order: a line of a `sh` block and its continuations, or a `python` block."""
     result = []
     for text in TEXT.values():
         for language, block in re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
@@ -141,5 +141,5 @@ def _check_file(path: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of the tests, without what would let the commands find more than a user's shell does."""
+    """The environment of a user's shell: without the variables that help Python find packages."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -12,7 +12,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from PIL import Image
 
@@ -89,7 +89,7 @@ def test_the_python_api_draws_beside_foreign_packages(clean_bin: Path, foreign_f
 def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
     safelight = clean_bin / "safelight"
     with serving(foreign_folder, "--stages", "colocated", safelight=safelight, env=_environment()) as service:
-        response = httpx.post(
+        response = httpx2.post(
             f"{service.url}/v1/images/generations",
             json={"prompt": "a red apple", "num_inference_steps": 2},
             timeout=120,

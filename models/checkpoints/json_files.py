@@ -1,4 +1,4 @@
-"""What can be read of a checkpoint folder without torch: its JSON files, and how it can be wrong."""
+"""The JSON files of a checkpoint folder, read strictly. No torch is imported here."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,15 @@ class CheckpointError(ValueError):
     """A checkpoint folder that cannot be loaded; the message names the file or the tensor at fault."""
 
 
-class _SaidTwice(ValueError):
-    """A key that an object has twice: readers would take the one or the other."""
+class _DuplicateKey(ValueError):
+    """A key that stands twice in one object: readers would take one value or the other."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`; `CheckpointError` if it is missing or not JSON, or says a thing twice."""
+    """The JSON object in `path`.
+
+    Raises `CheckpointError` if the file is missing, is not a JSON object, or repeats a key.
+    """
     if path.exists() and not path.is_file():  # reading a pipe would wait for its other end
         raise CheckpointError(f"{path} is not a file")
     try:
@@ -27,18 +30,28 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is nested too deeply") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except _SaidTwice as error:
+    except _DuplicateKey as error:
         raise CheckpointError(f"{path} says {error} twice") from None
-    except ValueError as error:  # its own, and what is not UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return content
 
 
+def spatial_compression(vae_config: dict[str, Any]) -> int:
+    """Image pixels on a side of one latent pixel, from an autoencoder's `config.json`."""
+    channels = vae_config.get("block_out_channels") or vae_config.get("decoder_block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise CheckpointError(
+            f"vae/config.json: block_out_channels is {channels!r}, expected a list of numbers of channels"
+        )
+    return int(2 ** (len(channels) - 1))
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _SaidTwice(next(key for key in keys if keys.count(key) > 1))
+        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
     return content

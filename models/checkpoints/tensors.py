@@ -1,12 +1,14 @@
-"""Strict loading of diffusers-layout folders: networks are built empty, then filled from safetensors, every tensor checked.
+"""Strict loading of weights: networks are built empty, then filled from safetensors, every tensor checked.
 
-What a file holds is known from its header, so that a folder can be judged without reading a weight. No pickle is ever read.
+The header of a file names its tensors, so a folder can be checked without reading a weight. No pickle is ever
+read.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +19,9 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-READABLE = ("F64", "F32", "F16", "BF16", "I64")  # integers: position numbers, in older files
+READABLE = ("F64", "F32", "F16", "BF16", "I64")  # I64: position numbers, in older files
 
-# Attention in diffusers' autoencoders had other names, which published files still have
+# Older names of attention in diffusers' autoencoders, which published files still have.
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -27,53 +29,76 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor as it lies in a file."""
+class StoredTensor:
+    """A tensor in a file, as the file's header describes it."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
-    dtype: str  # safetensors' word for it
+    dtype: str  # safetensors' name, such as "BF16"
 
 
-def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, Stored]:
-    """All tensors of a part of a checkpoint (one file or a sharded index) by their present names, from the files' headers."""
-    found: dict[str, Stored] = {}
-    for file, promised in _weight_files(folder, weights).items():
-        held = _read_header(file)
-        if twice := found.keys() & held.keys():
-            raise CheckpointError(f"{file}: tensor {min(twice)} is also in {found[min(twice)].file.name}")
-        if absent := {_present_name(name) for name in promised} - held.keys():
-            raise CheckpointError(f"{file}: tensor {min(absent)} is missing, although the index names it")
-        found |= held
-    return found
+@dataclass(frozen=True, slots=True)
+class PartFiles:
+    """The files of one kind of part of a checkpoint, and how to check them.
+
+    `expected_shapes` takes the part's folder to the tensors that its configuration asks for.
+    `canonical_names` takes a file's tensors, by name, to the names in `expected_shapes`. `check_tokenizer`
+    takes the folders of the part and of its tokenizer. All of them raise `CheckpointError`.
+    """
+
+    weights: str  # file name
+    expected_shapes: Callable[[Path], Shapes]
+    canonical_names: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    check_tokenizer: Callable[[Path, Path], object] | None = None
+
+
+def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, StoredTensor]:
+    """All tensors of a part of a checkpoint (one file or a sharded index), from the files' headers.
+
+    Keys are the current names. Raises `CheckpointError` for files that cannot be read or contradict their
+    index.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file, indexed_names in _weight_files(folder, weights).items():
+        in_file = _read_header(file)
+        if repeated := tensors.keys() & in_file.keys():
+            name = min(repeated)
+            raise CheckpointError(f"{file}: tensor {name} is also in {tensors[name].file.name}")
+        if missing := {_current_name(name) for name in indexed_names} - in_file.keys():
+            raise CheckpointError(f"{file}: tensor {min(missing)} is missing, although the index names it")
+        tensors |= in_file
+    return tensors
 
 
 def load_tensors(folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> dict[str, Tensor]:
-    """All tensors of a part of a checkpoint, streamed to `device` in `dtype` one by one."""
+    """All tensors of a part of a checkpoint, read one by one to `device` in `dtype`."""
     return read_stored(list_tensors(folder, weights), device, dtype)
 
 
-def read_stored(stored: Mapping[str, Stored], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors that lie as `stored` says."""
+def read_stored(stored: Mapping[str, StoredTensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read the tensors in `stored`, with its keys, to `device` in `dtype`."""
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
-        here = {key: tensor for key, tensor in stored.items() if tensor.file == file}
+        in_file = {key: tensor for key, tensor in stored.items() if tensor.file == file}
         try:
             with safe_open(file, framework="pt", device=device) as opened:
-                tensors |= {key: opened.get_tensor(tensor.name).to(dtype) for key, tensor in here.items()}
+                tensors |= {key: opened.get_tensor(tensor.name).to(dtype) for key, tensor in in_file.items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
     return tensors
 
 
-def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """How the tensors `found` are not those `wanted`, by names and shapes: a line each for what is missing, too much or misshapen."""
-    wrong = [name for name in wanted if name in found and found[name] != wanted[name]]
-    first = f"has shape {found[wrong[0]]}, expected {wanted[wrong[0]]}" if wrong else ""
+def differences(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """How the shapes in `actual` differ from those `expected`.
+
+    At most three lines: one each for tensors that are missing, are not expected, or have another shape.
+    """
+    wrong = [name for name in expected if name in actual and actual[name] != expected[name]]
+    first = f"has shape {actual[wrong[0]]}, expected {expected[wrong[0]]}" if wrong else ""
     problems = (
-        ("is missing", sorted(wanted.keys() - found.keys())),
-        ("is not expected", sorted(found.keys() - wanted.keys())),
+        ("is missing", sorted(expected.keys() - actual.keys())),
+        ("is not expected", sorted(actual.keys() - expected.keys())),
     )
     return [
         f"tensor {names[0]} {problem}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
@@ -85,7 +110,10 @@ def differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple
 def load_into(
     module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS
 ) -> nn.Module:
-    """Fill `module` with the tensors of a part of a checkpoint; a folder with others is refused before a weight is read."""
+    """Fill `module` with the tensors of a part of a checkpoint.
+
+    Raises `CheckpointError`, before a weight is read, if the files hold other tensors than the module.
+    """
     stored = list_tensors(folder, weights)
     if wrong := differences(shapes_of(module.state_dict()), shapes_of(stored)):
         raise CheckpointError(f"{folder}: {wrong[0]}")
@@ -93,39 +121,44 @@ def load_into(
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-    """Assign `tensors` to `module`, whatever it held; raise `CheckpointError` unless names and shapes all match."""
+    """Assign `tensors` to `module`; raise `CheckpointError` unless all names and shapes match."""
     if wrong := differences(shapes_of(module.state_dict()), shapes_of(tensors)):
         raise CheckpointError(f"{folder}: {wrong[0]}")
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
-def shapes_of(tensors: Mapping[str, Tensor | Stored]) -> Shapes:
+def shapes_of(tensors: Mapping[str, Tensor | StoredTensor]) -> Shapes:
+    """The shapes of `tensors` by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _read_header(file: Path) -> dict[str, Stored]:
+def _read_header(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            held = [
-                Stored(file, name, tuple(piece.get_shape()), piece.get_dtype())
+            tensors = [
+                StoredTensor(file, name, tuple(piece.get_shape()), piece.get_dtype())
                 for name, piece in slices.items()
             ]
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
-    for tensor in held:
+    for tensor in tensors:
         if tensor.dtype not in READABLE:
             raise CheckpointError(
-                f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, only {', '.join(READABLE)} are read"
+                f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, "
+                f"only {', '.join(READABLE)} are read"
             )
-    return {_present_name(tensor.name): tensor for tensor in held}
+    return {_current_name(tensor.name): tensor for tensor in tensors}
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
-    """In words, what `file` is instead of weights, as far as its first bytes tell; safetensors says of all sorts that they are missing."""
+    """What `file` holds instead of weights, judged by its first bytes.
+
+    safetensors' own error calls files of many kinds missing.
+    """
     try:
         with file.open("rb") as opened:
             start = opened.read(64).lstrip()
@@ -138,12 +171,13 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     return f"is not a readable safetensors file: {error}"
 
 
-def _present_name(name: str) -> str:
-    return OLD_ATTENTION.sub(lambda found: f"{found[1]}.{NEW_ATTENTION[found[2]]}.", name)
+def _current_name(name: str) -> str:
+    """The name that diffusers has now for the tensor that a file calls `name`."""
+    return OLD_ATTENTION.sub(lambda match: f"{match[1]}.{NEW_ATTENTION[match[2]]}.", name)
 
 
 def _weight_files(folder: Path, weights: str) -> dict[Path, list[str]]:
-    """The files to read, and the tensors that an index says are in each."""
+    """The files to read, each with the names of its tensors where an index lists them."""
     if (folder / weights).exists():
         return {folder / weights: []}
     if (folder / f"{weights}.index.json").exists():
@@ -154,7 +188,8 @@ def _weight_files(folder: Path, weights: str) -> dict[Path, list[str]]:
     )
     if len(variants) > 1:
         raise CheckpointError(
-            f"{folder / weights} is missing, and which of the variants {', '.join(sorted(variants))} to read is not said"
+            f"{folder / weights} is missing, "
+            f"and which of the variants {', '.join(sorted(variants))} to read is not said"
         )
     for file in variants.values():
         return _read_index(file) if file.suffix == ".json" else {file: []}
@@ -166,7 +201,7 @@ def _weight_files(folder: Path, weights: str) -> dict[Path, list[str]]:
 
 
 def _variants(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files such as `model.fp16.safetensors` by what stands between: the same weights in another dtype."""
+    """Files of the same weights in other dtypes, by variant: `model.fp16.safetensors` is "fp16"."""
     matches = ((re.fullmatch(pattern, file.name), file) for file in folder.glob("*"))
     return {match[1]: file for match, file in matches if match}
 

@@ -1,4 +1,4 @@
-"""Writing checkpoint folders: the diffusers layout, with open_clip's for the text tower."""
+"""Writing checkpoint folders: diffusers' layout, and open_clip's for the text tower."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ FLOW_SCHEDULER = {
 
 
 def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
-    """A network in diffusers' layout: `config.json` and safetensors."""
+    """Write a network in diffusers' layout: `config.json` and safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(
@@ -33,7 +33,7 @@ def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
 
 
 def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: dict[str, Tensor]) -> None:
-    """A CLIP in open_clip's local-dir layout."""
+    """Write a CLIP in open_clip's local-dir layout."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_cfg": {"embed_dim": embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
@@ -43,9 +43,10 @@ def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: di
 
 
 def write_index(folder: Path, scheduler: dict) -> None:
-    """The files that make a folder a `PixArtSigmaPipeline`; its text parts are ours alone, hence null for diffusers.
+    """Write the files that make a folder a `PixArtSigmaPipeline`.
 
-    Written last: a folder with a `model_index.json` is complete.
+    diffusers cannot load its text parts, so they are null in the index. Call this last: a folder with a
+    `model_index.json` is complete.
     """
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")

@@ -1,1 +1,1 @@
-"""What a checkpoint should hold, whether it does, and what it takes, from the configurations alone."""
+"""Checks and sizes of checkpoint folders, from configurations and file headers alone."""

@@ -1,4 +1,4 @@
-"""Whether the parts of a checkpoint folder are sound, each by itself, without reading a weight: every fault in one line."""
+"""A check of each part of a checkpoint folder without reading a weight. Every fault is one line."""
 
 import math
 from collections import Counter
@@ -7,22 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from safelight.models.checkpoints.families import Family, Part
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
-from safelight.models.checkpoints.tensors import Shapes, Stored, differences, list_tensors, shapes_of
-from safelight.models.inspection.expected_tensors import PART_KINDS
-from safelight.models.text import sd3
-from safelight.models.text.label import Labels
+from safelight.models.checkpoints.tensors import Shapes, StoredTensor, differences, list_tensors, shapes_of
+from safelight.models.families.spec import Family, Part
+from safelight.models.inspection.expected_tensors import files_of
 
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """A part as its configuration wants it and as its files are; `class_name` is None where an optional part is left out."""
+    """One part: its class and size by its configuration, its dtypes and bytes by its files."""
 
     folder: str
-    class_name: str | None
-    num_parameters: int  # numbers that its weights hold, tables that are not learned among them
-    dtypes: Mapping[str, int]  # how many tensors are stored in which, by safetensors' words
+    class_name: str | None  # None: an optional part that is left out
+    num_parameters: int  # numbers in the weights, including tables that are not learned
+    dtypes: Mapping[str, int]  # number of tensors by dtype, with safetensors' names
     bytes_on_disk: int
 
 
@@ -30,20 +28,18 @@ def check_parts(folder: Path, family: Family) -> tuple[list[PartReport], list[st
     """A report on every part of `family` in `folder`, and all faults, one line each."""
     faults: list[str] = []
     reports = [_check_part(folder, part, faults) for part in family.parts]
-    if family.parts[0].kind == "clip" and not faults:
-        with collected(faults, folder):
-            sd3.check_tokenizers(folder)
-    if family.has_classes:
-        with collected(faults, folder / "model_index.json"):
-            Labels(folder)
+    conditioning = family.conditioning
+    if not (faults and conditioning.check_needs_sound_parts):
+        with collected(faults, folder / conditioning.checked_file):
+            conditioning.check(folder)
     return reports, faults
 
 
 @contextmanager
 def collected(faults: list[str], path: Path) -> Iterator[None]:
-    """Add what is raised inside to `faults` as one line about `path`, unless it is there already.
+    """Add an error raised inside to `faults` as one line about `path`, unless that line is already there.
 
-    A configuration full of nonsense can make its readers raise anything.
+    All exceptions are collected, because a malformed configuration can raise any type.
     """
     try:
         yield
@@ -52,7 +48,7 @@ def collected(faults: list[str], path: Path) -> Iterator[None]:
 
 
 def add_fault(faults: list[str], words: str) -> None:
-    """As one line, whatever a folder may be called, unless it is there already."""
+    """Add `words` to `faults` as one line, unless that line is already there."""
     line = " ".join(words.split())
     if line not in faults:
         faults.append(line)
@@ -67,37 +63,37 @@ def _in_words(error: Exception, path: Path) -> str:
 
 
 def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
-    path, kind = folder / part.folder, PART_KINDS[part.kind]
+    path, files = folder / part.folder, files_of(part)
     if not path.is_dir():
         if not part.is_optional:
             add_fault(faults, f"{path} is missing")
         return PartReport(part.folder, None, 0, {}, 0)
-    wanted: Shapes = {}
-    stored: dict[str, Stored] = {}
+    expected: Shapes = {}
+    stored: dict[str, StoredTensor] = {}
     with collected(faults, path):
-        wanted = kind.blueprint(path)
+        expected = files.expected_shapes(path)
     with collected(faults, path):
-        stored = kind.canonical(list_tensors(path, kind.weights))
-    if wanted and stored:
-        for line in differences(wanted, shapes_of(stored)):
+        stored = files.canonical_names(list_tensors(path, files.weights))
+    if expected and stored:
+        for line in differences(expected, shapes_of(stored)):
             add_fault(faults, f"{path}: {line}")
-    if part.tokenizer and kind.check_tokenizer:
+    if part.tokenizer and files.check_tokenizer:
         with collected(faults, folder / part.tokenizer):
-            kind.check_tokenizer(path, folder / part.tokenizer)
+            files.check_tokenizer(path, folder / part.tokenizer)
     class_name = "unknown"
     with collected(faults, path):
         class_name = _class_name(path)
     return PartReport(
         folder=part.folder,
         class_name=class_name,
-        num_parameters=sum(math.prod(shape) for shape in wanted.values()),
+        num_parameters=sum(math.prod(shape) for shape in expected.values()),
         dtypes=Counter(tensor.dtype for tensor in stored.values()),
         bytes_on_disk=sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()}),
     )
 
 
 def _class_name(path: Path) -> str:
-    """What its configuration calls the part."""
+    """The name of the part's class in its configuration."""
     if (path / CLIP_CONFIG).exists():
         return "CustomTextCLIP"
     try:

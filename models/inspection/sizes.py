@@ -1,11 +1,11 @@
-"""What the published checkpoints need, computed from empty networks: `python -m safelight.models.inspection.sizes` prints the tables of docs/models.md.
+"""Parameters and memory of the published checkpoints, computed from empty networks.
 
-Nothing is fetched and no weight is made: the configurations are those of `safelight.models.checkpoints.published`.
+`python -m safelight.models.inspection.sizes` prints the tables of docs/models.md. Nothing is downloaded and
+no weight is allocated. The configurations are those of the published checkpoints in `models.families`.
 """
 
 import json
 import math
-import re
 import sys
 import tempfile
 import weakref
@@ -22,46 +22,48 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from safelight.models.checkpoints.families import FAMILIES, Family, spatial_compression
-from safelight.models.checkpoints.published import PARTS, PUBLISHED, Config, Published
-from safelight.models.denoisers import build_empty
-from safelight.models.inspection.expected_tensors import PART_KINDS
+from safelight.models.checkpoints.json_files import spatial_compression
+from safelight.models.checkpoints.tensors import PartFiles
+from safelight.models.denoisers import build_empty, example_text
+from safelight.models.families.registry import find_network, list_families, list_published_parts
+from safelight.models.families.spec import Family, PartConfig, PublishedCheckpoint
+from safelight.models.inspection.expected_tensors import files_of
 from safelight.models.vae import CLASSES, decode_latents
 
-# of DiT's blocks each has embedders of its own in diffusers' files, all equal; the paper counts them once
-COPY = re.compile(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.")
-POSITION_TABLE = "pos_embed.pos_embed"  # of SD3: stored, not learned
 NUM_TIMES = 30  # of the plan whose modulations a row holds
 
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
-    """Learned parameters, and the numbers that files hold for them."""
+    """Learned parameters, and the numbers that the files hold."""
 
     num_parameters: int
     num_stored: int
 
 
-def part_size(kind: str, config: Config) -> PartSize:
-    """The size of a part, `kind` a key of `safelight.models.inspection.expected_tensors.PART_KINDS`."""
+def part_size(files: PartFiles, config: PartConfig) -> PartSize:
+    """The size of the part with `config`."""
     with config_folder(config) as folder:
-        stored = {name: math.prod(shape) for name, shape in PART_KINDS[kind].blueprint(folder).items()}
-    learned = {
-        name: count for name, count in stored.items() if name != POSITION_TABLE and not COPY.match(name)
-    }
-    return PartSize(sum(learned.values()), sum(stored.values()))
+        stored = {name: math.prod(shape) for name, shape in files.expected_shapes(folder).items()}
+    network = find_network(config)
+    learned = [count for name, count in stored.items() if network is None or network.is_learned(name)]
+    return PartSize(sum(learned), sum(stored.values()))
 
 
-def network_activations(published: Published) -> int:
-    """Bytes in bfloat16 at the peak of one evaluation for one guided image of the native size: its two rows and what they make.
+def network_activations(family: Family, published: PublishedCheckpoint) -> int:
+    """Bytes in bfloat16 at the peak of one evaluation for one guided image of the native size.
 
-    Attention is taken to make nothing but its output; what kernels use besides is not counted.
+    Counted are the two rows and all tensors of the evaluation. Attention counts its output only, not the
+    workspace of kernels.
     """
-    with config_folder(published.transformer) as folder:
+    with config_folder(published.configs["transformer"]) as folder:
         network = build_empty(folder).to(torch.bfloat16)
     config: Any = network.config
     with torch.device("meta"):
-        states, mask, pooled = _reading(config, published.num_states)
+        states, mask, pooled = example_text(config, family.conditioning.num_states(published.configs))
+        states = states.bfloat16()
+        if pooled is not None and pooled.is_floating_point():
+            pooled = pooled.bfloat16()
         x = torch.empty(2, config.in_channels, config.sample_size, config.sample_size, dtype=torch.bfloat16)
         times = network.prepare_times(torch.empty(NUM_TIMES), (native_side(published),) * 2)
 
@@ -72,9 +74,9 @@ def network_activations(published: Published) -> int:
         return peak_bytes(evaluate)
 
 
-def decoding_activations(published: Published) -> int:
+def decoding_activations(published: PublishedCheckpoint) -> int:
     """Bytes in bfloat16 at the peak of decoding one image of the native size."""
-    config, side = published.vae, published.transformer["sample_size"]
+    config, side = published.configs["vae"], published.configs["transformer"]["sample_size"]
     with torch.device("meta"):
         vae = CLASSES[config["_class_name"]](
             **{key: value for key, value in config.items() if key != "_class_name"}
@@ -83,19 +85,24 @@ def decoding_activations(published: Published) -> int:
         return peak_bytes(lambda: decode_latents(vae, latents))
 
 
-def native_side(published: Published) -> int:
-    return published.transformer["sample_size"] * spatial_compression(published.vae)
+def native_side(published: PublishedCheckpoint) -> int:
+    """Pixels on a side of the native square."""
+    configs = published.configs
+    return configs["transformer"]["sample_size"] * spatial_compression(configs["vae"])
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most bytes that tensors made by `compute` take at a time; on the meta device it computes nothing."""
-    with _FusedAttention(), _Peak() as peak, torch.inference_mode():
+    """The largest number of bytes that tensors created by `compute` take at one time.
+
+    On the meta device nothing is computed.
+    """
+    with _FusedAttention(), _PeakMemory() as peak, torch.inference_mode():
         compute()
     return peak.bytes
 
 
-class _Peak(TorchDispatchMode):
-    """Counts the bytes of storages from when they are made until they are let go."""
+class _PeakMemory(TorchDispatchMode):
+    """Counts the bytes of storages from their creation until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,24 +110,24 @@ class _Peak(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, made)
-        return made
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
 
-    def _see(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage not in self._known:
             self._known.add(storage)
-            weakref.finalize(storage, self._drop, storage.nbytes())
+            weakref.finalize(storage, self._free, storage.nbytes())
             self._live += storage.nbytes()
             self.bytes = max(self.bytes, self._live)
 
-    def _drop(self, count: int) -> None:
+    def _free(self, count: int) -> None:
         self._live -= count
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention as GPUs compute it: the matrix of weights, which the meta device would make, is never there."""
+    """Attention without its N x L matrix of weights, as on GPUs; the meta device would allocate it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
@@ -130,74 +137,59 @@ class _FusedAttention(TorchFunctionMode):
 
 
 @contextmanager
-def config_folder(config: Config) -> Iterator[Path]:
-    """A part's folder that holds nothing but its configuration."""
+def config_folder(config: PartConfig) -> Iterator[Path]:
+    """A part's folder that holds only its configuration."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         yield Path(folder)
 
 
-def _reading(config: Any, num_states: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """States, mask and pooled vector, empty, as the network of `config` reads them."""
-    width = getattr(config, "caption_channels", 0) or getattr(config, "joint_attention_dim", 0)
-    states, mask = (
-        torch.empty(num_states, width, dtype=torch.bfloat16),
-        torch.empty(num_states, dtype=torch.bool),
-    )
-    if hasattr(config, "num_embeds_ada_norm"):
-        return states, mask, torch.empty(1, dtype=torch.long)
-    pooled = getattr(config, "pooled_projection_dim", None)
-    return states, mask, None if pooled is None else torch.empty(pooled, dtype=torch.bfloat16)
-
-
-def _kinds() -> dict[str, str]:
-    """The kind of every published part."""
-    return {
-        PUBLISHED[family.name].parts[part.folder]: part.kind
-        for family in FAMILIES
-        if family.name in PUBLISHED
-        for part in family.parts
-    }
-
-
 def parts_table() -> str:
-    """Every part: parameters, and bytes of its weights on a device."""
+    """The table of every published part: parameters, and bytes of its weights on a device."""
     rows = ["| part | parameters | bfloat16 | float32 |", "|---|---:|---:|---:|"]
-    kinds = _kinds()
-    for name, config in PARTS.items():
-        size = part_size(kinds[name], config)
-        rows.append(
-            f"| {name} | {size.num_parameters / 1e9:.3f} B | {_gigabytes(2 * size.num_stored)} | {_gigabytes(4 * size.num_stored)} |"
-        )
+    files = _published_files()
+    for name, part in list_published_parts().items():
+        size = part_size(files[name], part.config)
+        bfloat16, float32 = _gigabytes(2 * size.num_stored), _gigabytes(4 * size.num_stored)
+        rows.append(f"| {name} | {size.num_parameters / 1e9:.3f} B | {bfloat16} | {float32} |")
     return "\n".join(rows)
 
 
 def stages_table() -> str:
-    """Every family in bfloat16: the weights of each stage, and what it makes at its peak for one image."""
+    """The table of every family in bfloat16: weights of each stage, and its peak memory for one image."""
     rows = ["| family | image | text | denoising | decoding | all |", "|---|---|---:|---:|---:|---:|"]
-    for family in FAMILIES:
-        if published := PUBLISHED.get(family.name):
-            side = native_side(published)
-            rows.append(
-                f"| `{family.name}` | {side}x{side} | {' | '.join(_stage_cells(family, published))} |"
-            )
+    for family in list_families():
+        if family.published is not None:
+            side = native_side(family.published)
+            cells = " | ".join(_stage_cells(family, family.published))
+            rows.append(f"| `{family.name}` | {side}x{side} | {cells} |")
     return "\n".join(rows)
 
 
-def _stage_cells(family: Family, published: Published) -> list[str]:
-    held = {
-        part.folder: 2 * part_size(part.kind, PARTS[published.parts[part.folder]]).num_stored
+def _published_files() -> dict[str, PartFiles]:
+    """How the files of every published part are checked, by the part's name."""
+    return {
+        family.published.parts[part.folder].name: files_of(part)
+        for family in list_families()
+        if family.published is not None
         for part in family.parts
     }
-    optional = sum(held[part.folder] for part in family.parts if part.is_optional)
-    network, decoding = network_activations(published), decoding_activations(published)
-    everything = sum(held.values()) + network + decoding
-    vae, transformer = held.pop("vae"), held.pop("transformer")
+
+
+def _stage_cells(family: Family, published: PublishedCheckpoint) -> list[str]:
+    weights = {
+        part.folder: 2 * part_size(files_of(part), published.configs[part.folder]).num_stored
+        for part in family.parts
+    }
+    optional = sum(weights[part.folder] for part in family.parts if part.is_optional)
+    network, decoding = network_activations(family, published), decoding_activations(published)
+    total = sum(weights.values()) + network + decoding
+    vae, transformer = weights.pop("vae"), weights.pop("transformer")
     return [
-        _with_and_without(sum(held.values()), optional),
+        _with_and_without(sum(weights.values()), optional),
         f"{_gigabytes(transformer)} + {_gigabytes(network)}",
         f"{_gigabytes(vae)} + {_gigabytes(decoding)}",
-        _with_and_without(everything, optional),
+        _with_and_without(total, optional),
     ]
 
 

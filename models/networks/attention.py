@@ -1,4 +1,4 @@
-"""Attention behind one function; back ends are chosen by name, the plain one is the oracle.
+"""Attention as one function with two back ends, `sdpa` and `plain`; the plain one is the oracle.
 
 Shapes: B rows, H heads, N queries, L keys, K channels a head.
 """
@@ -24,7 +24,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Ten
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v, written out: what every other back end must equal."""
+    """softmax(q k^T / sqrt(K)) v, written out; every other back end must equal it."""
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)

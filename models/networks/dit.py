@@ -1,7 +1,7 @@
-"""The diffusion transformer of the PixArt family, split where its work repeats.
+"""The diffusion transformer of the PixArt family, in parts that run once a text, once a plan and every tick.
 
 What does not change between ticks is computed once and passed in: the text's keys and values of every block
-(`text_key_values`) and the modulations of every time of a plan (`modulations`). `forward` is then what a tick costs.
+(`text_key_values`) and the modulations of every time of a plan (`modulations`). `forward` is the rest.
 The state dict is that of diffusers' `PixArtTransformer2DModel`.
 
 Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.checkpoints.options import DiTConfig
 from safelight.models.networks.attention import BACKENDS, Attention
+from safelight.models.networks.config import TIME_FREQUENCIES, DiTConfig
 from safelight.models.networks.layers import (
     FeedForward,
     PatchEmbed,
@@ -31,7 +31,7 @@ from safelight.models.networks.layers import (
 
 @dataclass(frozen=True, slots=True)
 class Modulations:
-    """What adaLN-single makes of a time: `blocks` (B, 6, D) shared by all blocks, `final` (B, D) for the last norm."""
+    """adaLN-single's output for a time: `blocks` (B, 6, D), and `final` (B, D) for the last norm."""
 
     blocks: Tensor
     final: Tensor
@@ -39,7 +39,7 @@ class Modulations:
 
 @dataclass(frozen=True, slots=True)
 class TextKeyValues:
-    """Every block's cross-attention keys and values: `kv` (blocks, 2, B, A, L, K), `mask` (B, L), True = attend."""
+    """Every block's keys and values: `kv` (blocks, 2, B, A, L, K) with `mask` (B, L), True = attend."""
 
     kv: Tensor
     mask: Tensor
@@ -67,11 +67,9 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
@@ -80,16 +78,14 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens ask, text tokens answer; the answers' keys and values come ready-made."""
+    """Attention of image tokens to text tokens, whose keys and values are computed beforehand."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def key_values(self, text: Tensor) -> Tensor:
@@ -104,7 +100,10 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and MLP; adaLN-single shifts a shared modulation by a table of the block's own."""
+    """Self-attention, cross-attention and MLP.
+
+    adaLN-single adds the block's `scale_shift_table` to a modulation that all blocks share.
+    """
 
     def __init__(self, config: DiTConfig):
         super().__init__()
@@ -129,21 +128,21 @@ class Block(nn.Module):
 
 
 class AdaLNSingle(nn.Module):
-    """Time, and where the network `is_sized` the image's size, to one shared modulation (PixArt section 2.3)."""
+    """Time, and the image's size if the network `is_sized`, to one shared modulation (PixArt section 2.3)."""
 
     def __init__(self, width: int, is_sized: bool):
         super().__init__()
-        self.emb = nn.ModuleDict({"timestep_embedder": TwoLayer(256, width, nn.SiLU())})
+        self.emb = nn.ModuleDict({"timestep_embedder": TwoLayer(TIME_FREQUENCIES, width, nn.SiLU())})
         if is_sized:
-            self.emb["resolution_embedder"] = TwoLayer(256, width // 3, nn.SiLU())
-            self.emb["aspect_ratio_embedder"] = TwoLayer(256, width // 3, nn.SiLU())
+            self.emb["resolution_embedder"] = TwoLayer(TIME_FREQUENCIES, width // 3, nn.SiLU())
+            self.emb["aspect_ratio_embedder"] = TwoLayer(TIME_FREQUENCIES, width // 3, nn.SiLU())
         self.linear = nn.Linear(width, 6 * width)
 
     def forward(self, timesteps: Tensor, size: tuple[int, int] | None) -> Modulations:
         final = self._embedded("timestep_embedder", timesteps)
         if "resolution_embedder" in self.emb:
             if size is None:
-                raise ValueError("this network is told the size of the image")
+                raise ValueError("this network needs the size of the image")
             height, width = size
             resolution = self._embedded("resolution_embedder", timesteps.new_tensor([height, width]))
             aspect = self._embedded("aspect_ratio_embedder", timesteps.new_tensor([height / width]))
@@ -172,14 +171,15 @@ class DiT(nn.Module):
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     def draw_tables(self) -> None:
-        """Start the adaLN tables as PixArt does; for a network that is not going to be loaded."""
+        """Initialise the adaLN tables as PixArt does, for a network whose weights are not loaded."""
         for part in (self, *self.transformer_blocks):
             nn.init.normal_(part.scale_shift_table, std=self.config.width**-0.5)
 
     def modulations(self, timesteps: Tensor, size: tuple[int, int] | None = None) -> Modulations:
         """Modulations of `timesteps` (B,), each 1000 t, one row a time.
 
-        `size` is the image's (height, width) in pixels; raises `ValueError` if the network wants it and it is missing.
+        `size` is the image's (height, width) in pixels. Raises `ValueError` if it is None and the network
+        reads it.
         """
         return self.adaln_single(timesteps, size)
 
@@ -191,11 +191,11 @@ class DiT(nn.Module):
         )
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
-        """`modulations`, as `safelight.models.networks.interface.Network` calls them."""
+        """`modulations` under the name that `Network` has for it."""
         return self.modulations(timesteps, size)
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:
-        """One text, `states` (L, caption_channels) and `mask` (L,), under the `times` of a plan; this family has no pooled text."""
+        """One text at `times`: `states` (L, caption_channels) and `mask` (L,); `pooled` is not read."""
         return Row(self.text_key_values(states[None], mask[None]), times)
 
     def collate(self, rows: Sequence[Row]) -> Rows:
@@ -206,15 +206,16 @@ class DiT(nn.Module):
 
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
         """`forward` with row r at time `steps[r]` of its plan."""
-        now = list(zip(rows.modulations, steps, strict=True))
-        blocks, final = (
-            torch.stack([m.blocks[step] for m, step in now]),
-            torch.stack([m.final[step] for m, step in now]),
-        )
+        current = list(zip(rows.modulations, steps, strict=True))
+        blocks = torch.stack([modulations.blocks[step] for modulations, step in current])
+        final = torch.stack([modulations.final[step] for modulations, step in current])
         return self(x, Modulations(blocks, final), rows.text)
 
     def forward(self, x: Tensor, modulations: Modulations, text: TextKeyValues) -> Tensor:
-        """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text."""
+        """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W).
+
+        Row b has modulations and a text of its own.
+        """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x) + self.positions(height, width, x)
         for block, kv in zip(self.transformer_blocks, text.kv, strict=True):
@@ -224,7 +225,10 @@ class DiT(nn.Module):
         return unpatchify(self.proj_out(tokens), height, width, self.config.patch_size)
 
     def positions(self, height: int, width: int, like: Tensor) -> Tensor:
-        """Positions (1, N, D) of a latent of `height` x `width`, on the device and in the dtype of `like`; computed once for each."""
+        """Positions (1, N, D) of a latent of `height` x `width`, on the device and in the dtype of `like`.
+
+        They are computed once for each size, device and dtype.
+        """
         key = (height, width, like.device, like.dtype)
         if key not in self._positions:
             patch, config = self.config.patch_size, self.config

@@ -1,8 +1,9 @@
-"""What is asked of a denoising network, whatever its family: `Network` is the plain one, `PackedNetwork` what the engine runs.
+"""The interface of a denoising network: `Network` for the plain form, `PackedNetwork` for the engine's.
 
-A network's work is split by how often it must be done: once a plan (`prepare_times`), once a sample and text (`prepare_row`),
-once a set of rows that run together (`collate`), and at every tick (`predict`). Small products over rows belong in
-`prepare_row`, over all times of the plan at once: a row's bits then depend on its own request alone.
+A network's work is split by how often it must be done: once a plan (`prepare_times`), once a sample and text
+(`prepare_row`), once a set of rows that run together (`collate`), and at every tick (`predict`). Small
+products over rows belong in `prepare_row`, for all times of the plan at once: a row's bits then depend on its
+own request alone.
 
 Shapes: T times of a plan, R rows, L text tokens, C channels, H x W latent pixels.
 """
@@ -12,31 +13,31 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-# What a family makes of its times, of one text under them, and of the rows that run together: frozen dataclasses of its own.
+# The prepared times of a plan, and rows that run together: frozen dataclasses of each family.
 Times = Any
 Rows = Any
 
 
 class Row(Protocol):
-    """One text under the times of a plan."""
+    """One text at the times of a plan."""
 
     @property
     def text_tokens(self) -> int:
-        """How many of the text's tokens take part in an evaluation."""
+        """Text tokens that take part in an evaluation."""
         ...
 
 
 class Text(Protocol):
-    """What a network made of one text, whatever its plan."""
+    """One text prepared by a network, for any plan."""
 
     @property
     def num_bytes(self) -> int:
-        """That it holds on the device."""
+        """Bytes that it holds on the device."""
         ...
 
 
 class NetworkConfig(Protocol):
-    """What every family's configuration says."""
+    """The options that every family's configuration has."""
 
     @property
     def in_channels(self) -> int: ...
@@ -46,22 +47,22 @@ class NetworkConfig(Protocol):
 
     @property
     def is_sized(self) -> bool:
-        """Whether the network is told the size of the image."""
+        """Whether the network reads the size of the image."""
         ...
 
 
 class Network(Protocol):
-    """A latent diffusion transformer. Plain networks are `torch.nn.Module`s: for training, for gradients, and as the oracle."""
+    """The plain form of a latent diffusion transformer: a `torch.nn.Module`, for training and as oracle."""
 
     @property
-    def config(self) -> Any: ...  # a NetworkConfig; each family's own type to itself
+    def config(self) -> Any: ...  # a NetworkConfig, of the family's own class
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
         """`timesteps` (T,), each 1000 t, for images of `size` (height, width) in pixels."""
         ...
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Times) -> Any:
-        """One text, `states` (L, D), `mask` (L,) and `pooled` (P,) where the family has one, under `times`."""
+        """One text at `times`: `states` (L, D), `mask` (L,), and `pooled` (P,) in families that have one."""
         ...
 
     def collate(self, rows: Sequence[Any]) -> Rows:
@@ -69,37 +70,43 @@ class Network(Protocol):
         ...
 
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
-        """Latents x (R, C, H, W) to the raw prediction (R, out_channels, H, W); row r is at time `steps[r]` of its own."""
+        """Latents x (R, C, H, W) to the raw prediction (R, out_channels, H, W).
+
+        Row r is at time `steps[r]` of its plan.
+        """
         ...
 
 
 class PackedNetwork(Protocol):
-    """A network in which rows on latents of different shapes run together."""
+    """A network that evaluates rows on latents of different shapes together."""
 
     @property
     def config(self) -> Any: ...
 
     @property
     def attention_name(self) -> str:
-        """The back end of its attention."""
+        """Name of the attention back end."""
         ...
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
-        """As a `Network`'s."""
+        """`timesteps` (T,), each 1000 t, for images of `size` (height, width) in pixels."""
         ...
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
-        """What can be made of a text before its times are known: one text, as a `Network`'s `prepare_row` is given it."""
+        """The part of `prepare_row` that does not depend on the times; shapes as in `Network.prepare_row`."""
         ...
 
     def prepare_row(self, text: Text, times: Times) -> Row:
-        """A text under `times`."""
+        """One prepared text at `times`."""
         ...
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
-        """R rows, each on latents of its `shapes` (H, W); equal shapes stand together."""
+        """R rows side by side, row r on latents of `shapes[r]` (H, W); equal shapes stand together."""
         ...
 
     def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:
-        """Latents, (rows, C, H, W) for each shape in turn, to raw predictions alike; row r is at time `steps[r]` of its own."""
+        """Latents, (rows, C, H, W) for each shape in turn, to raw predictions in the same arrangement.
+
+        Row r is at time `steps[r]` of its plan.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Small parts of a diffusion transformer: positions, time embedding, modulation, patches. Pure where possible.
+"""Small parts of a diffusion transformer: positions, time embedding, modulation, patches.
 
 Shapes: B rows, C channels, H x W latent pixels, p patch, N = HW/p^2 tokens, D width, A heads, K = D / A.
 """
@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TIME_FREQUENCIES = 256
+from safelight.models.networks.config import TIME_FREQUENCIES
 
 
 def sincos_positions(height: int, width: int, base_size: int, interpolation_scale: float, dim: int) -> Tensor:
-    """2-D sine-cosine positions (height * width, dim), float32; the first half of the channels encodes the column.
+    """2-D sine-cosine positions (height * width, dim), float32.
 
-    A grid of another size than `base_size` is stretched over the same span (PixArt, arXiv:2310.00426).
+    The first half of the channels encodes the column.
+    A grid whose size is not `base_size` is stretched over the same span (PixArt, arXiv:2310.00426).
     """
     rows = torch.arange(height, dtype=torch.float32) / (height / base_size) / interpolation_scale
     columns = torch.arange(width, dtype=torch.float32) / (width / base_size) / interpolation_scale
@@ -32,7 +33,8 @@ def _sincos(positions: Tensor, dim: int) -> Tensor:
 def time_frequencies(timesteps: Tensor, freq_shift: int = 0) -> Tensor:
     """Sinusoidal features (B, 256), cosines first, of `timesteps` (B,) in 0..1000 (fractions allowed).
 
-    Frequencies fall from 1 to 1 / 10000, which the last of them reaches if `freq_shift` is 1 and the one after it if 0.
+    Frequencies fall from 1 to 1 / 10000: the last one is 1 / 10000 if `freq_shift` is 1, the one after it if
+    0.
     """
     half = TIME_FREQUENCIES // 2
     omega = torch.exp(

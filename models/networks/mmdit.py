@@ -1,27 +1,24 @@
-"""The MMDiT of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206), split where its work repeats.
+"""The MMDiT of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206).
 
-Image and text tokens are two streams with weights of their own that meet in one attention. The text evolves from block to
-block, so that what can be computed once a request is its projection (`text_tokens`) and what its pooled vector makes of
-every time of its plan (`modulations`).
-There is no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
+Image and text tokens are two streams with weights of their own that meet in one attention. The text tokens
+change from block to block, so only two things can be computed once a request: the text's projection
+(`text_tokens`) and the modulations by its pooled vector at every time of its plan (`modulations`). There is
+no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
 `SD3Transformer2DModel`.
 
 Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.options import Depth, checked, refuse_unknown
 from safelight.models.networks.attention import BACKENDS, Attention
+from safelight.models.networks.config import TIME_FREQUENCIES, MMDiTConfig
 from safelight.models.networks.layers import (
-    TIME_FREQUENCIES,
     FeedForward,
     PatchEmbed,
     TwoLayer,
@@ -38,7 +35,7 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Row:
-    """One text under the times of a plan: the tokens (1, L, D) that enter the first block, and all `modulations` (T, M)."""
+    """One text at the times of a plan: tokens (1, L, D) for the first block, and all `modulations` (T, M)."""
 
     text: Tensor
     modulations: Tensor
@@ -56,67 +53,8 @@ class Rows:
     modulations: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MMDiTConfig:
-    """The options of diffusers' `SD3Transformer2DModel`, by its names and with its defaults."""
-
-    sample_size: int = 128  # latent pixels on a side; with patch_size, the scale of the positions
-    patch_size: int = 2
-    in_channels: int = 16
-    num_layers: Depth = 18
-    attention_head_dim: int = 64
-    num_attention_heads: int = 18
-    joint_attention_dim: int = 4096  # channels of the text states
-    caption_projection_dim: int = 1152  # channels of the text tokens: the width
-    pooled_projection_dim: int = 2048  # channels of the pooled text
-    out_channels: int = 16
-    pos_embed_max_size: int = 96  # patches on a side of the position table
-    dual_attention_layers: tuple[
-        int, ...
-    ] = ()  # blocks whose image tokens also attend to themselves alone, as in 3.5-medium
-    qk_norm: str | None = None  # "rms_norm" in 3.5
-
-    @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def is_sized(self) -> bool:
-        """Whether the network is told the size of the image."""
-        return False
-
-    @classmethod
-    def from_diffusers(cls, config: dict[str, Any]) -> "MMDiTConfig":
-        """Read the `config.json` of an `SD3Transformer2DModel`; raise `CheckpointError` naming what is not built."""
-        known = {field.name for field in fields(cls)}
-        refuse_unknown(config, known)
-        options = {key: value for key, value in config.items() if key in known}
-        if options.get("out_channels", 16) is None:
-            options["out_channels"] = options.get("in_channels", 16)
-        if not options.get("pos_embed_max_size", True):
-            raise CheckpointError(
-                "pos_embed_max_size is missing, only models with a stored position table are supported"
-            )
-        read = checked(cls, options)
-        _refuse_what_is_not_built(read)
-        return read
-
-    def to_diffusers(self) -> dict[str, Any]:
-        """The `config.json` that makes diffusers build the same network."""
-        return {"_class_name": "SD3Transformer2DModel", **asdict(self)}
-
-
-def _refuse_what_is_not_built(config: MMDiTConfig) -> None:
-    if config.qk_norm not in (None, "rms_norm"):
-        raise CheckpointError(f"qk_norm is {config.qk_norm!r}, only None and 'rms_norm' are supported")
-    if config.caption_projection_dim != config.width:
-        raise CheckpointError(
-            f"caption_projection_dim is {config.caption_projection_dim}, only the width, {config.width}, is supported"
-        )
-
-
 class PositionedPatchEmbed(PatchEmbed):
-    """Latents to tokens with positions: the middle of a square table, which the checkpoint stores."""
+    """Latents to tokens with positions, which are cut from the middle of a square table in the checkpoint."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__(config.in_channels, config.width, config.patch_size)
@@ -130,29 +68,31 @@ class PositionedPatchEmbed(PatchEmbed):
         return super().forward(x) + self.positions(*x.shape[-2:]).to(x)
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Positions (1, N, D) of a latent of `height` x `width`; `ValueError` if it is not whole patches within the table."""
+        """Positions (1, N, D) of a latent of `height` x `width`.
+
+        Raises `ValueError` if the latent is not whole patches or is larger than the table.
+        """
         rows, columns = height // self.patch, width // self.patch
         if (rows * self.patch, columns * self.patch) != (height, width) or max(rows, columns) > self.side:
             raise ValueError(
-                f"a latent of {height} x {width} is not whole patches of {self.patch}, at most {self.side} on a side"
+                f"a latent of {height} x {width} is not whole patches of {self.patch}, "
+                f"at most {self.side} on a side"
             )
-        top, left = (self.side - rows) // 2, (self.side - columns) // 2
+        min_row, min_column = (self.side - rows) // 2, (self.side - columns) // 2
         table = self.pos_embed.unflatten(1, (self.side, self.side))
-        return table[:, top : top + rows, left : left + columns].flatten(1, 2)
+        return table[:, min_row : min_row + rows, min_column : min_column + columns].flatten(1, 2)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases and, if so configured, a norm of queries and keys; module names are diffusers'."""
+    """Multi-head self-attention with biases and an optional norm of queries and keys, in diffusers' names."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
-        self.to_q, self.to_k, self.to_v = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.norm_q, self.norm_k = _head_norm(config), _head_norm(config)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
@@ -166,16 +106,14 @@ class SelfAttention(nn.Module):
 
 
 class JointAttention(SelfAttention):
-    """One attention over [image tokens, text tokens], each stream with projections and norms of its own."""
+    """One attention over image and text tokens; each stream has its own projections and norms."""
 
     def __init__(self, config: MMDiTConfig, is_last: bool):
         super().__init__(config)
         width = config.width
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.add_q_proj = nn.Linear(width, width)
+        self.add_k_proj = nn.Linear(width, width)
+        self.add_v_proj = nn.Linear(width, width)
         self.norm_added_q, self.norm_added_k = _head_norm(config), _head_norm(config)
         self.to_add_out = nn.Identity() if is_last else nn.Linear(width, width)
 
@@ -188,7 +126,10 @@ class JointAttention(SelfAttention):
         return self.norm_added_q(q), self.norm_added_k(k), v
 
     def forward(self, x: Tensor, text: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
-        """x (B, N, D) and text (B, L, D) to what each stream adds, in the same shapes; in the last block text's is not used."""
+        """Image tokens x (B, N, D) and text (B, L, D) to both streams' branch outputs, in the same shapes.
+
+        The last block does not use the text's output.
+        """
         streams = zip(self.query_key_value(x), self.text_query_key_value(text), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in streams)
         joint = merge_heads(attention(q, k, v))
@@ -197,7 +138,7 @@ class JointAttention(SelfAttention):
 
 
 class AdaLN(nn.Module):
-    """Conditioning (B, D) to `parts` modulations a channel: shift, scale and gate of every branch in turn."""
+    """Conditioning (B, D) to `parts` modulations a channel: shift, scale and gate of each branch in turn."""
 
     def __init__(self, width: int, parts: int):
         super().__init__()
@@ -205,12 +146,12 @@ class AdaLN(nn.Module):
         self.linear = nn.Linear(width, parts * width)
 
     def split(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        """What `linear` gave, (B, parts D), in its parts (B, 1, D)."""
+        """The output (B, parts D) of `linear` in its parts (B, 1, D)."""
         return modulation[:, None].chunk(self.parts, dim=2)
 
 
 class FinalAdaLN(AdaLN):
-    """Shift and scale of a stream's last norm, which are stored the other way round."""
+    """Shift and scale of a stream's last norm, which the checkpoint stores in the opposite order."""
 
     def __init__(self, width: int):
         super().__init__(width, 2)
@@ -221,7 +162,10 @@ class FinalAdaLN(AdaLN):
 
 
 class Block(nn.Module):
-    """Joint attention and an MLP a stream; the last block drops the text, a dual one lets the image attend to itself as well."""
+    """Joint attention, and an MLP for each stream.
+
+    The last block drops the text; in a dual block the image also attends to itself alone.
+    """
 
     def __init__(self, config: MMDiTConfig, is_last: bool, is_dual: bool):
         super().__init__()
@@ -236,9 +180,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention
     ) -> tuple[Tensor, Tensor]:
-        """Tokens x (B, N, D) and text (B, L, D), both moved on; the last block returns the text as it came.
+        """Tokens x (B, N, D) and text (B, L, D) after this block; the last one returns the text unchanged.
 
-        The modulations are what the linear layers of `norm1` and `norm1_context` gave.
+        `modulation` and `text_modulation` are the outputs of `norm1.linear` and `norm1_context.linear`.
         """
         shift, scale, gate, *after = self.norm1.split(modulation)
         text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
@@ -283,12 +227,15 @@ class MMDiT(nn.Module):
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family is not told the image's `size`."""
+        """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family does not read the image's `size`."""
         embedder = self.time_text_embed["timestep_embedder"]
         return embedder(time_frequencies(timesteps).to(embedder.linear_1.weight.dtype))
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Tensor) -> Row:
-        """One text, `states` (L, joint_attention_dim) and `pooled` (pooled_projection_dim,), under `times`; no text is masked."""
+        """One text, `states` (L, joint_attention_dim) and `pooled` (pooled_projection_dim,), at `times`.
+
+        `mask` is not read. Raises `ValueError` without `pooled`.
+        """
         if pooled is None:
             raise ValueError("this network reads the pooled text as well")
         return Row(self.text_tokens(states[None]), self.modulations(self.conditioning(times, pooled[None])))
@@ -299,35 +246,37 @@ class MMDiT(nn.Module):
 
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
         """`forward` with row r at time `steps[r]` of its plan."""
-        return self(
-            x, torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)]), rows.text
-        )
+        current = [modulations[step] for modulations, step in zip(rows.modulations, steps, strict=True)]
+        return self(x, torch.stack(current), rows.text)
 
     def conditioning(self, times: Tensor, pooled: Tensor) -> Tensor:
-        """Conditioning (B, D) of embedded `times` (B, D) and `pooled` text (B, pooled_projection_dim), or (1, ...) for all.
+        """Conditioning (B, D) of embedded `times` (B, D) and `pooled` text (B or 1, pooled_projection_dim).
 
-        It has been through the SiLU with which every adaLN begins.
+        The SiLU with which every adaLN begins is already applied.
         """
         return F.silu(times + self.time_text_embed["text_embedder"](pooled))
 
     def modulations(self, conditioning: Tensor) -> Tensor:
-        """What all the adaLN make of `conditioning` (B, D), side by side: (B, M)."""
+        """The modulations (B, M) of all adaLN layers, side by side, for `conditioning` (B, D)."""
         return torch.cat([norm.linear(conditioning) for norm in self.norms()], dim=1)
 
     def text_tokens(self, states: Tensor) -> Tensor:
-        """Text `states` (B, L, joint_attention_dim) to the text tokens (B, L, D) that enter the first block."""
+        """Text `states` (B, L, joint_attention_dim) to text tokens (B, L, D) for the first block."""
         return self.context_embedder(states)
 
     def forward(self, x: Tensor, modulations: Tensor, text: Tensor) -> Tensor:
-        """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W); row b has its own time and text.
+        """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W).
 
-        Raises `ValueError` if H or W is not whole patches or is beyond the position table.
+        Row b has modulations and a text of its own. Raises `ValueError` if H or W is not whole patches or is
+        larger than the position table.
         """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x)
-        *of_blocks, final = modulations.split([norm.linear.out_features for norm in self.norms()], dim=1)
-        for block, own, texts in zip(self.transformer_blocks, of_blocks[::2], of_blocks[1::2], strict=True):
-            tokens, text = block(tokens, text, own, texts, self.attention)
+        *by_block, final = modulations.split([norm.linear.out_features for norm in self.norms()], dim=1)
+        for block, image_modulation, text_modulation in zip(
+            self.transformer_blocks, by_block[::2], by_block[1::2], strict=True
+        ):
+            tokens, text = block(tokens, text, image_modulation, text_modulation, self.attention)
         shift, scale = self.norm_out.split(final)
         return unpatchify(
             self.proj_out(modulate(norm(tokens), shift, scale)), height, width, self.config.patch_size
@@ -335,8 +284,8 @@ class MMDiT(nn.Module):
 
     def norms(self) -> list[AdaLN]:
         """Every adaLN, in the order of `modulations`."""
-        of_blocks = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
-        return [*of_blocks, self.norm_out]
+        in_blocks = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+        return [*in_blocks, self.norm_out]
 
 
 def _head_norm(config: MMDiTConfig) -> nn.Module:
@@ -344,6 +293,7 @@ def _head_norm(config: MMDiTConfig) -> nn.Module:
 
 
 def norm(x: Tensor) -> Tensor:
+    """Layer norm of x (..., D) over channels, without weights."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
 
 

@@ -1,6 +1,7 @@
-"""CLIP's byte-pair tokenizer as open_clip ships it, and the proof that a folder's own is the same.
+"""CLIP's byte-pair tokenizer as open_clip ships it, and a check that a folder's tokenizer is the same.
 
-A text is cleaned as it was when CLIP was trained: mojibake and HTML entities undone, single spaces, lower case.
+A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, spaces are single, letters
+lower case.
 """
 
 from collections.abc import Iterable
@@ -15,23 +16,21 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text
-MERGES_KEPT = 10_000
-MARKS = {
-    "<start_of_text>": "<|startoftext|>",
-    "<end_of_text>": "<|endoftext|>",
-}  # open_clip's names, and everyone else's
+MAX_CACHED_WORDS = 10_000
+# Start and end of a text: open_clip's spelling to that of all others.
+MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
 
 @dataclass(frozen=True, slots=True)
 class FolderTokenizer:
-    """What a tokenizer's folder decides for itself, its vocabulary being CLIP's."""
+    """The options of a tokenizer's folder whose vocabulary is CLIP's."""
 
-    pad_id: int  # what a short text is filled up with
-    context_length: int | None  # the longest text in tokens, if it says so
+    pad_id: int  # token that fills up a short text
+    context_length: int | None  # tokens of the longest text, if the folder says so
 
 
 class BytePairs:
-    """Words to tokens. Merging takes time that grows faster than the word, so callers bound what they pass."""
+    """Words to CLIP's tokens. Time grows faster than the length of a word, so callers must bound it."""
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer()
@@ -40,29 +39,32 @@ class BytePairs:
         self.end_id: int = self._tokenizer.eot_token_id
 
     def words(self, text: str) -> list[str]:
-        """Words and punctuation of `text`; a start or end of text, in open_clip's spelling, is one of them."""
-        return [found[0] for found in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text))]
+        """Words and punctuation of `text`; a mark in open_clip's spelling is one of them."""
+        return [match[0] for match in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text))]
 
     def plain_words(self, text: str) -> list[str]:
-        """Words and punctuation of `text`, none of which stands for start or end of text."""
+        """Words and punctuation of `text`, with marks split: none stands for start or end of text."""
         cleaned = self._tokenizer.clean_fn(text)
         for mark in MARKS:
             cleaned = cleaned.replace(mark, f"{mark[0]} {mark[1:]}")
-        return [found[0] for found in self._tokenizer.pat.finditer(cleaned)]
+        return [match[0] for match in self._tokenizer.pat.finditer(cleaned)]
 
     def encode(self, word: str) -> list[int]:
-        """The tokens of one of those words."""
+        """The tokens of one word of `words` or `plain_words`."""
         self._bound_cache()
         spelt = "".join(self._tokenizer.byte_encoder[byte] for byte in word.encode())
         return [self._tokenizer.encoder[piece] for piece in self._tokenizer.bpe(spelt).split(" ")]
 
     def frame(self, tokens: list[int], context_length: int, pad_id: int) -> Tensor:
-        """Ids (context_length,): start, as many `tokens` as there is room for, end, padding."""
+        """Ids (context_length,): the start mark, as many `tokens` as fit, the end mark, padding."""
         framed = [self.start_id, *tokens[: context_length - SPECIAL_TOKENS], self.end_id]
         return torch.tensor(framed + [pad_id] * (context_length - len(framed)))
 
     def read_folder(self, folder: Path) -> FolderTokenizer:
-        """The tokenizer in `folder`, in transformers' layout; `CheckpointError` unless its words and merges are these."""
+        """The options of the tokenizer in `folder`, in transformers' layout.
+
+        Raises `CheckpointError` unless its vocabulary and merges are CLIP's.
+        """
         vocabulary, merges = _vocabulary_and_merges(folder)
         if vocabulary != self._ids:
             odd = next(
@@ -75,7 +77,7 @@ class BytePairs:
             raise CheckpointError(f"{folder} is not CLIP's tokenizer: its merges are not CLIP's")
         config = read_json(folder / "tokenizer_config.json")
         pad = config.get("pad_token", MARKS["<end_of_text>"])
-        pad = pad.get("content") if isinstance(pad, dict) else pad  # a token may be written with its options
+        pad = pad.get("content") if isinstance(pad, dict) else pad  # a token with options is an object
         if pad not in self._ids:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: pad_token {pad!r} is not one of CLIP's tokens"
@@ -83,13 +85,13 @@ class BytePairs:
         return FolderTokenizer(self._ids[pad], config.get("model_max_length"))
 
     def _bound_cache(self) -> None:
-        """open_clip remembers every word for ever, and callers choose the words."""
-        if len(self._tokenizer.cache) > MERGES_KEPT:
+        """Empty open_clip's cache of words when it is large: it has no bound of its own."""
+        if len(self._tokenizer.cache) > MAX_CACHED_WORDS:
             self._tokenizer.cache = {mark: mark for mark in MARKS}
 
 
 def _vocabulary_and_merges(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
-    """From the two files that most folders have, or from the one that transformers 5 writes."""
+    """Read the two files that most folders have, or the one that transformers 5 writes."""
     if (folder / "vocab.json").exists() or not (folder / "tokenizer.json").exists():
         return read_json(folder / "vocab.json"), _merges(_lines(folder / "merges.txt"))
     model = read_json(folder / "tokenizer.json").get("model") or {}

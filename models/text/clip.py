@@ -1,7 +1,8 @@
 """The embedded text tower: an open_clip CLIP loaded from a local folder, as states for cross-attention.
 
-Shapes: B texts, L text tokens, D width. The pooled vector rides as one more token in front of the token states, which is
-how it reaches a PixArt-shaped DiT.
+The pooled vector is one more state in front of the token states: a PixArt transformer reads no pooled text.
+
+Shapes: B texts, L text tokens, D width.
 """
 
 import math
@@ -10,43 +11,44 @@ from typing import Any
 
 import torch
 from open_clip.model import CustomTextCLIP
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, Shapes, load_into, shapes_of
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, PartFiles, Shapes, load_into, shapes_of
 from safelight.models.text.bpe import SPECIAL_TOKENS, BytePairs
+from safelight.models.text.flops import open_clip_flops
 from safelight.models.text.reading import Reading, TokenisedText
 
-LONGEST_WORD = 64  # no word is longer
+MAX_WORD_LENGTH = 64  # characters; a longer word is unknown
 
 
 class ClipTextTower(nn.Module):
-    """The text half of an open_clip CLIP; `folder` holds `open_clip_config.json` and `open_clip_model.safetensors`.
+    """The text half of an open_clip CLIP.
 
-    Embedding rows of tokens never seen in training are zero. A word with such a token says nothing to the model,
-    so it is dropped before the tower and reported, rather than left to shift the positions of the others.
+    `folder` holds `open_clip_config.json` and `open_clip_model.safetensors`.
+    Embedding rows of tokens that training never met are zero. A word with such a token is dropped before the
+    tower and reported, because it would tell the model nothing and shift the positions of the other words.
     Raises `CheckpointError` for anything but exactly the tensors that the config asks for.
     """
 
     def __init__(self, folder: Path):
         super().__init__()
-        # open_clip's own loading reads pickles, stretches positions and shrugs at missing files: only its network is used
+        # Only open_clip's network is used: its own loading reads pickles, stretches positions and ignores
+        # missing files.
         clip = _build(folder)
         load_into(clip, folder, "cpu", torch.float32, CLIP_WEIGHTS)
         self.text = clip.text
         self.context_length: int = self.text.context_length
         self.width: int = self.text.width
         self.num_states = self.context_length + 1
-        self.flops_per_text = text_flops(self.text)
+        self.flops_per_text = open_clip_flops(_read_config(folder))
         self._pairs = BytePairs()
         self._known = self.text.token_embedding.weight.abs().amax(dim=1) > 0
-        self._known[[self._pairs.start_id, self._pairs.end_id]] = (
-            False  # what ends a text is not the text's to say
-        )
+        # A prompt must not contain the marks that start and end a text.
+        self._known[[self._pairs.start_id, self._pairs.end_id]] = False
 
     def read(self, text: str) -> Reading:
-        """States (1 + context, D) and their mask; the pooled vector is the first of them."""
+        """States (1 + context, D) and their mask; the first state is the pooled vector."""
         tokenised = self.tokenise(text)
         states, mask = self(tokenised.ids[None])
         return Reading(
@@ -54,11 +56,11 @@ class ClipTextTower(nn.Module):
         )
 
     def tokenise(self, text: str) -> TokenisedText:
-        """Known words of `text` as ids, cut to the context length; the rest is counted and named."""
+        """The known words of `text` as ids, cut to the context length; unknown words are listed."""
         kept: list[int] = []
         unknown: list[str] = []
         for word in self._pairs.words(text):
-            tokens = self._pairs.encode(word) if len(word) <= LONGEST_WORD else []
+            tokens = self._pairs.encode(word) if len(word) <= MAX_WORD_LENGTH else []
             if tokens and all(self._known[token] for token in tokens):
                 kept += tokens
             elif any(character.isalnum() for character in word):
@@ -69,33 +71,24 @@ class ClipTextTower(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, 1 + context, D) and mask (B, 1 + context), True where a state says something; `ids` (B, context)."""
+        """Ids (B, context) to states (B, 1 + context, D) and a mask (B, 1 + context), False at padding."""
         out = self.text.forward_intermediates(ids, indices=1, normalize_intermediates=True, output_fmt="NLC")
         tokens, pooled = out["text_intermediates"][-1], out["text_features"]
-        pooled = nn.functional.normalize(pooled, dim=-1) * math.sqrt(
-            pooled.shape[-1]
-        )  # unit RMS, like the tokens
+        # to unit RMS, like the token states
+        pooled = nn.functional.normalize(pooled, dim=-1) * math.sqrt(pooled.shape[-1])
         states = torch.cat([pooled[:, None], tokens], dim=1)
         lengths = ids.argmax(dim=1) + 1  # the end mark has the largest id
         positions = torch.arange(self.num_states, device=ids.device)
         return states, positions[None] <= lengths[:, None]
 
 
-def blueprint(folder: Path) -> Shapes:
-    """Names and shapes of the tensors that the weights in `folder` must hold: both towers, as open_clip saves them."""
+def expected_shapes(folder: Path) -> Shapes:
+    """Names and shapes of the tensors that `folder` must hold: both towers, as open_clip saves them."""
     with torch.device("meta"):
         return shapes_of(_build(folder).state_dict())
 
 
-def text_flops(tower: TextTransformer) -> int:
-    """Operations of a CLIP text tower on one text of full length.
-
-    A block is 8LD^2 (attention's projections) + 4L^2D (its two products) + 4LDF (an MLP of width F); then one state is projected.
-    """
-    length, width = tower.context_length, tower.width
-    mlp = tower.transformer.resblocks[0].mlp.c_fc.out_features
-    block = 8 * length * width**2 + 4 * length**2 * width + 4 * length * width * mlp
-    return int(len(tower.transformer.resblocks) * block + 2 * width * tower.output_dim)
+FILES = PartFiles(CLIP_WEIGHTS, expected_shapes)
 
 
 def _build(folder: Path) -> CustomTextCLIP:

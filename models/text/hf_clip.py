@@ -1,12 +1,11 @@
 """CLIP text towers in transformers' layout (`CLIPTextModelWithProjection`), run by open_clip.
 
-The two libraries name the same tensors differently: open_clip keeps the projections of queries, keys and values in one,
-and its last projection transposed.
+The two libraries name the same tensors differently: open_clip keeps the projections of queries, keys and
+values in one, and its last projection transposed.
 
 Shapes: B texts, L text tokens, D width, P projected width.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,79 +14,31 @@ import torch
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
-from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.options import Depth, Positive
-from safelight.models.checkpoints.tensors import Shapes, fill
-from safelight.models.text.clip import text_flops
-from safelight.models.text.hf_folder import load_exactly, read_config
+from safelight.models.checkpoints.tensors import PartFiles, Shapes, fill
+from safelight.models.text.bpe import BytePairs
+from safelight.models.text.config import ClipTextConfig
+from safelight.models.text.flops import clip_flops
+from safelight.models.text.hf_folder import HF_WEIGHTS, load_exactly
 
-ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-END_ID_BEFORE_IT_WAS_RIGHT = (
-    2  # what older configs say of every CLIP; transformers then pools at the largest id, as open_clip does
-)
-
-EMBEDDINGS, LAYERS, LAST_NORM = (
-    "text_model.embeddings",
-    "text_model.encoder.layers",
-    "text_model.final_layer_norm",
-)
+ACTIVATION_CLASSES = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # by `CLIP_ACTIVATIONS`
+EMBEDDINGS = "text_model.embeddings"
+LAYERS = "text_model.encoder.layers"
+LAST_NORM = "text_model.final_layer_norm"
 PROJECTION = "text_projection.weight"
 QUERY_KEY_VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-SAME = {  # parts of a layer that the libraries only name differently
+OPEN_CLIP_NAMES = {  # parts of a layer that differ in name only, transformers' first
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "self_attn.out_proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-POSITION_IDS = f"{EMBEDDINGS}.position_ids"  # 0, 1, 2, ...: a buffer that older files hold
+POSITION_IDS = f"{EMBEDDINGS}.position_ids"  # 0, 1, 2, ...: a buffer in older files
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ClipTextConfig:
-    """The options of transformers' `CLIPTextConfig` that make the network, by its names and with its defaults."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int = 512
-    num_hidden_layers: Depth = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: Positive = 1e-5
-    eos_token_id: int = 49407
-
-    @classmethod
-    def read(cls, folder: Path) -> "ClipTextConfig":
-        """The `config.json` in `folder`; `CheckpointError` naming what is not CLIP's or not built."""
-        read = read_config(folder, cls, "clip_text_model")
-        _refuse_what_is_not_built(read, folder / "config.json")
-        return read
-
-
-def _refuse_what_is_not_built(config: ClipTextConfig, path: Path) -> None:
-    if config.hidden_act not in ACTIVATIONS:
-        raise CheckpointError(
-            f"{path}: hidden_act is {config.hidden_act!r}, only {', '.join(ACTIVATIONS)} are supported"
-        )
-    if config.hidden_size % config.num_attention_heads:
-        raise CheckpointError(
-            f"{path}: {config.num_attention_heads} heads do not divide a width of {config.hidden_size}"
-        )
-    if config.num_hidden_layers < 2:
-        raise CheckpointError(
-            f"{path}: num_hidden_layers is {config.num_hidden_layers}, there is no layer before the last"
-        )
-    if config.eos_token_id not in (END_ID_BEFORE_IT_WAS_RIGHT, config.vocab_size - 1):
-        raise CheckpointError(
-            f"{path}: eos_token_id is {config.eos_token_id}, only the last token of the vocabulary is supported"
-        )
-
-
-def blueprint(folder: Path) -> Shapes:
+def expected_shapes(folder: Path) -> Shapes:
     """Names and shapes of the tensors that the weights in `folder` must hold, in transformers' naming."""
     config = ClipTextConfig.read(folder)
     width, mlp = config.hidden_size, config.intermediate_size
@@ -112,13 +63,13 @@ def blueprint(folder: Path) -> Shapes:
     return shapes
 
 
-def canonical(found: dict[str, T]) -> dict[str, T]:
-    """What a file holds by name, tensors or shapes, without the position numbers that older ones carry along."""
-    return {name: value for name, value in found.items() if name != POSITION_IDS}
+def canonical_names(tensors: dict[str, T]) -> dict[str, T]:
+    """A file's tensors (or their shapes) by name, without the position numbers of older files."""
+    return {name: value for name, value in tensors.items() if name != POSITION_IDS}
 
 
 def to_open_clip(tensors: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    """The tensors of a `blueprint` under open_clip's names."""
+    """The tensors of `expected_shapes` under open_clip's names, for a tower of `num_layers`."""
     mapped = {
         "token_embedding.weight": tensors[f"{EMBEDDINGS}.token_embedding.weight"],
         "positional_embedding": tensors[f"{EMBEDDINGS}.position_embedding.weight"],
@@ -129,11 +80,22 @@ def to_open_clip(tensors: dict[str, Tensor], num_layers: int) -> dict[str, Tenso
     for layer in range(num_layers):
         ours, theirs = f"transformer.resblocks.{layer}", f"{LAYERS}.{layer}"
         for kind in ("weight", "bias"):
-            mapped |= {f"{ours}.{to}.{kind}": tensors[f"{theirs}.{of}.{kind}"] for of, to in SAME.items()}
+            mapped |= {
+                f"{ours}.{name}.{kind}": tensors[f"{theirs}.{hf_name}.{kind}"]
+                for hf_name, name in OPEN_CLIP_NAMES.items()
+            }
             mapped[f"{ours}.attn.in_proj_{kind}"] = torch.cat(
                 [tensors[f"{theirs}.{part}.{kind}"] for part in QUERY_KEY_VALUE]
             )
     return mapped
+
+
+def check_tokenizer(folder: Path, tokenizer: Path) -> None:
+    """Raise `CheckpointError` unless the folder `tokenizer` holds CLIP's tokenizer."""
+    BytePairs().read_folder(tokenizer)
+
+
+FILES = PartFiles(HF_WEIGHTS, expected_shapes, canonical_names, check_tokenizer)
 
 
 class HfClipTower:
@@ -141,26 +103,30 @@ class HfClipTower:
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
         self.config = ClipTextConfig.read(folder)
-        tensors = load_exactly(folder, blueprint(folder), canonical, device, dtype)
-        self._tower = _build(self.config)
+        tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype)
+        self._tower = build_empty(self.config)
         fill(self._tower, to_open_clip(tensors, self.config.num_hidden_layers), folder)
         with torch.device(device):
-            self._tower.attn_mask = (
-                self._tower.build_causal_mask()
-            )  # no tensor of the file, so it is still on meta
+            # The file has no mask, so the tower's is still on the meta device.
+            self._tower.attn_mask = self._tower.build_causal_mask()
         self._penultimate = self.config.num_hidden_layers - 2
         self._device = device
-        self.flops_per_text = text_flops(self._tower)
+        self.flops_per_text = clip_flops(self.config)
 
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (B, L) to the states (B, L, D) before the last layer, without a norm, and the projected state (B, P) of the end mark."""
+        """Ids (B, L) to states and the pooled text.
+
+        The states (B, L, D) are those before the last layer, without a norm; the pooled text (B, P) is the
+        projected state of the end mark.
+        """
         out = self._tower.forward_intermediates(
             ids.to(self._device), indices=[self._penultimate], output_fmt="NLC"
         )
         return out["text_intermediates"][0], out["text_features"]
 
 
-def _build(config: ClipTextConfig) -> TextTransformer:
+def build_empty(config: ClipTextConfig) -> TextTransformer:
+    """open_clip's tower for `config` without weights, on the meta device."""
     with torch.device("meta"):
         return TextTransformer(
             context_length=config.max_position_embeddings,
@@ -170,6 +136,6 @@ def _build(config: ClipTextConfig) -> TextTransformer:
             layers=config.num_hidden_layers,
             mlp_ratio=config.intermediate_size / config.hidden_size,
             output_dim=config.projection_dim,
-            act_layer=ACTIVATIONS[config.hidden_act],
+            act_layer=ACTIVATION_CLASSES[config.hidden_act],
             norm_layer=partial(LayerNorm, eps=config.layer_norm_eps),
         )

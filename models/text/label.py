@@ -1,6 +1,7 @@
-"""How a class-conditional DiT reads: an ImageNet class by its name or number. Its embedding lies in the transformer.
+"""Prompts of a class-conditional DiT: an ImageNet class by its name or number.
 
-torch is imported where a text is read: whoever only looks names up does without it.
+torch is imported only when a text is read, so that the gateway can look names up without it. The embeddings
+of the classes are part of the transformer.
 """
 
 from difflib import get_close_matches
@@ -13,9 +14,10 @@ NUM_SUGGESTIONS = 3
 
 
 class Labels:
-    """The classes of the checkpoint in `folder`: names from `model_index.json`, how many from the transformer's config.
+    """The classes of a checkpoint: names from `model_index.json`, number from the transformer's config.
 
-    A class may have several names ("tench, Tinca tinca"), and two classes may share one ("crane"), or nearly ("Cardigan").
+    A class may have several names ("tench, Tinca tinca"), and two classes may share one ("crane") or differ
+    in case only ("Cardigan").
     """
 
     def __init__(self, folder: Path):
@@ -24,39 +26,42 @@ class Labels:
         whole = [(label, number) for number, label in named.items()]
         single = [(name.strip(), number) for number, label in named.items() for name in label.split(",")]
         self._names = list(dict.fromkeys(name for name, _ in single))
-        # from the closest match to the loosest; the first with an answer decides
+        # from the strictest match to the loosest; the first with an answer decides
         self._tables = [_by_name(pairs) for pairs in (whole, single, _any_case(whole), _any_case(single))]
 
     @property
     def null_class(self) -> int:
-        """The class that stands for none, which guidance leads away from."""
+        """The index for "no class", the unconditional input of guidance."""
         return self.num_classes
 
     def find(self, text: str) -> int:
-        """The class that `text` names, the null class if it is empty; `UnreadableText` if it names none or several."""
-        asked = text.strip()
-        if not asked:
-            return self.null_class
-        if asked.isascii() and asked.isdecimal() and int(asked) < self.num_classes:
-            return int(asked)
-        for table, name in zip(self._tables, (asked, asked, asked.casefold(), asked.casefold()), strict=True):
-            if found := table.get(name):
-                return _the_only(found, asked)
-        raise UnreadableText(f"{asked!r} is not a class of this model: {self._what_is_allowed(asked)}")
+        """The class that `text` names, or the null class if it is empty.
 
-    def _what_is_allowed(self, asked: str) -> str:
+        Raises `UnreadableText` if it names no class or several.
+        """
+        label = text.strip()
+        if not label:
+            return self.null_class
+        if label.isascii() and label.isdecimal() and int(label) < self.num_classes:
+            return int(label)
+        for table, name in zip(self._tables, (label, label, label.casefold(), label.casefold()), strict=True):
+            if classes := table.get(name):
+                return _require_one(classes, label)
+        raise UnreadableText(f"{label!r} is not a class of this model: {self._describe_allowed(label)}")
+
+    def _describe_allowed(self, label: str) -> str:
         allowed = f"give a number from 0 to {self.num_classes - 1}"
         if not self._names:
             return allowed
         folded = {name.casefold(): name for name in self._names}
-        near = [folded[match] for match in get_close_matches(asked.casefold(), folded, NUM_SUGGESTIONS)]
+        near = [folded[match] for match in get_close_matches(label.casefold(), folded, NUM_SUGGESTIONS)]
         return f"{allowed}, or a name" + (
             f", for instance {', '.join(near)}" if near else f" such as {self._names[0]}"
         )
 
 
 class LabelTower:
-    """Texts to classes."""
+    """Texts to class indices; a `TextTower` without a network."""
 
     flops_per_text = 0
 
@@ -64,13 +69,13 @@ class LabelTower:
         self.labels = Labels(folder)
 
     def read(self, text: str) -> Reading:
-        """No states; `pooled` (1,) is the number of the class, int64. Raises `UnreadableText`."""
+        """No states; `pooled` (1,) is the index of the class, int64. Raises `UnreadableText`."""
         import torch
 
         number = self.labels.find(text)
-        nothing = torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool)
         return Reading(
-            *nothing,
+            torch.zeros(0, 0),
+            torch.zeros(0, dtype=torch.bool),
             torch.tensor([number]),
             num_tokens=int(number != self.labels.null_class),
             truncated=False,
@@ -94,7 +99,8 @@ def _read_names(folder: Path, num_classes: int) -> dict[int, str]:
     for key, label in labels.items():
         if not (key.isascii() and key.isdecimal() and int(key) < num_classes and isinstance(label, str)):
             raise CheckpointError(
-                f"{path}: id2label[{key!r}] is {label!r}, expected a name for one of the classes 0 to {num_classes - 1}"
+                f"{path}: id2label[{key!r}] is {label!r}, "
+                f"expected a name for one of the classes 0 to {num_classes - 1}"
             )
     return {int(key): label for key, label in labels.items()}
 
@@ -110,10 +116,11 @@ def _by_name(pairs: list[tuple[str, int]]) -> dict[str, list[int]]:
     return table
 
 
-def _the_only(found: list[int], asked: str) -> int:
-    classes = sorted(set(found))
-    if len(classes) > 1:
+def _require_one(classes: list[int], label: str) -> int:
+    numbers = sorted(set(classes))
+    if len(numbers) > 1:
         raise UnreadableText(
-            f"{asked!r} is the name of {len(classes)} classes: give the number, {' or '.join(map(str, classes))}"
+            f"{label!r} is the name of {len(numbers)} classes: "
+            f"give the number, {' or '.join(map(str, numbers))}"
         )
-    return classes[0]
+    return numbers[0]

@@ -1,4 +1,4 @@
-"""What a text tower makes of a text: the nouns that every family shares. No torch here but in annotations.
+"""The input and output types of text towers, shared by every family. torch is imported for annotations only.
 
 Shapes: L text tokens, D width, P width of the pooled text.
 """
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class UnreadableText(ValueError):
-    """A text that a tower has no reading of; the message says what is allowed."""
+    """A text that a tower cannot read; the message says what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedText:
-    """A text as a tower sees it: `ids` (context,), and what had to be left out."""
+    """A text as token `ids` (context,), and the words that were left out."""
 
     ids: Tensor
     num_tokens: int  # of the known words, before truncation
@@ -28,21 +28,21 @@ class TokenisedText:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a tower makes of one text; floats are float32, and everything lies on the CPU, from where stages send it on."""
+    """A tower's output for one text. All tensors are on the CPU, floating-point ones in float32."""
 
     states: Tensor  # (L, D)
-    mask: Tensor  # (L,), True where a state says something
-    pooled: Tensor | None  # (P,), where the family has one
-    num_tokens: int  # of the text as asked, before truncation, without special tokens
+    mask: Tensor  # (L,), False at padding
+    pooled: Tensor | None  # (P,), in families that have one
+    num_tokens: int  # of the whole text, before truncation, without special tokens
     truncated: bool
     unknown_words: tuple[str, ...] = ()
 
 
 class TextTower(Protocol):
-    """Reads one text at a time, at one fixed shape, so that its bits never depend on company."""
+    """Encodes one text at a time, at one fixed shape, so that its bits never depend on other texts."""
 
-    flops_per_text: int
+    flops_per_text: int  # at full length
 
     def read(self, text: str) -> Reading:
-        """Any text, the empty one too; `UnreadableText` if the family cannot read it."""
+        """Encode `text`, which may be empty. Raises `UnreadableText` if the family cannot read it."""
         ...

@@ -1,13 +1,13 @@
-"""T5 encoders in transformers' layout, run by transformers, and how PixArt reads a text with one.
+"""T5 encoders in transformers' layout, run by transformers, and PixArt's way of reading a text with one.
 
-transformers is imported where a tower is built: models that read no T5 do without it.
+transformers is imported only when an encoder is built: models without a T5 do not need it.
 
-Shapes: B texts, L text tokens, D width, I inner width of attention (heads x channels a head), F width of the MLP.
+Shapes: B texts, L text tokens, D width, I inner width of attention (heads x channels a head), F width of the
+MLP.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,77 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
-from safelight.models.checkpoints.options import Depth
-from safelight.models.checkpoints.tensors import Shapes, fill
-from safelight.models.text.hf_folder import load_exactly, read_config
+from safelight.models.checkpoints.tensors import PartFiles, Shapes, fill
+from safelight.models.text.config import T5EncoderConfig
+from safelight.models.text.flops import t5_flops
+from safelight.models.text.hf_folder import HF_WEIGHTS, load_exactly
 from safelight.models.text.reading import Reading, TokenisedText
 
-PROJECTIONS = ("relu", "gated-gelu")  # of T5's MLP: version 1.0, and 1.1 as PixArt and SD3 have it
 INSTALL = "in the checkout, pip install -e '.[t5]'"
-EMBEDDING, EMBEDDING_TOO = (
-    "shared.weight",
-    "encoder.embed_tokens.weight",
-)  # one tensor, tied; files hold either name or both
+# Two names of one tied tensor; files hold either of them or both.
+EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class T5EncoderConfig:
-    """The options of transformers' `T5Config` that decide shapes and tokens, by its names and with its defaults."""
-
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: Depth = 6
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    feed_forward_proj: str = "relu"
-    pad_token_id: int = 0
-    eos_token_id: int = 1
-
-    @property
-    def is_gated(self) -> bool:
-        return self.feed_forward_proj == "gated-gelu"
-
-    @property
-    def inner(self) -> int:
-        return self.num_heads * self.d_kv
-
-    @classmethod
-    def read(cls, folder: Path) -> T5EncoderConfig:
-        """The `config.json` in `folder`; `CheckpointError` if it is another model's or asks for what is not built."""
-        read = read_config(folder, cls, "t5")
-        if read.feed_forward_proj not in PROJECTIONS:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: feed_forward_proj is {read.feed_forward_proj!r}, only {', '.join(PROJECTIONS)} are supported"
-            )
-        nearest = (
-            read.relative_attention_num_buckets // 4
-        )  # distances with a bucket each; up to the longest, the others share
-        if not 1 <= nearest < read.relative_attention_max_distance:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: {read.relative_attention_num_buckets} buckets do not cover distances "
-                f"up to {read.relative_attention_max_distance}"
-            )
-        return read
-
-
-def blueprint(folder: Path) -> Shapes:
+def expected_shapes(folder: Path) -> Shapes:
     """Names and shapes of the tensors that the weights in `folder` must hold, in transformers' naming."""
     config = T5EncoderConfig.read(folder)
     d, inner, mlp = config.d_model, config.inner, config.d_ff
-    rising = ("wi_0", "wi_1") if config.is_gated else ("wi",)
+    up_projections = ("wi_0", "wi_1") if config.is_gated else ("wi",)
     block = {"layer.0.layer_norm": (d,), "layer.1.layer_norm": (d,), "layer.0.SelfAttention.o": (d, inner)}
     block |= {f"layer.0.SelfAttention.{part}": (inner, d) for part in "qkv"}
-    block |= {f"layer.1.DenseReluDense.{part}": (mlp, d) for part in rising} | {
+    block |= {f"layer.1.DenseReluDense.{part}": (mlp, d) for part in up_projections} | {
         "layer.1.DenseReluDense.wo": (d, mlp)
     }
-    buckets = (
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # the first block's serves all
-    )
+    # The first block's table serves all blocks.
+    buckets = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     shapes: Shapes = {
         EMBEDDING: (config.vocab_size, d),
         buckets: (config.relative_attention_num_buckets, config.num_heads),
@@ -100,17 +54,17 @@ def blueprint(folder: Path) -> Shapes:
     return shapes | {"encoder.final_layer_norm.weight": (d,)}
 
 
-def canonical(found: dict[str, T]) -> dict[str, T]:
-    """What a file holds by name, tensors or shapes, with the token embedding once and under one name."""
-    renamed = {EMBEDDING: found[EMBEDDING_TOO]} if EMBEDDING_TOO in found else {}
-    return {name: value for name, value in (renamed | found).items() if name != EMBEDDING_TOO}
+def canonical_names(tensors: dict[str, T]) -> dict[str, T]:
+    """A file's tensors (or their shapes) by name, with the token embedding once and under one name."""
+    renamed = {EMBEDDING: tensors[EMBEDDING_ALIAS]} if EMBEDDING_ALIAS in tensors else {}
+    return {name: value for name, value in (renamed | tensors).items() if name != EMBEDDING_ALIAS}
 
 
 class T5Encoder:
-    """A T5 encoder and its tokenizer, on a device and in a dtype (float32 or bfloat16), reading `context` tokens.
+    """A T5 encoder and its tokenizer for `context` tokens, on a device, in float32 or bfloat16.
 
-    Raises `CheckpointError` for anything but exactly the tensors that the config asks for, another model's tokenizer, or
-    a library that is not there.
+    Raises `CheckpointError` for anything but exactly the tensors that the config asks for, for another
+    model's tokenizer, and if transformers is not installed.
     """
 
     def __init__(
@@ -121,10 +75,13 @@ class T5Encoder:
         self._tokenizer = load_tokenizer(tokenizer, self.config)
         self._device = device
         self._network = _load_network(folder, device, dtype)
-        self.flops_per_text = _flops(self.config, context)
+        self.flops_per_text = t5_flops(self.config, context)
 
     def tokenise(self, text: str) -> TokenisedText:
-        """The ids of `text` and its end mark, cut and padded to the context; words with a piece that T5 has no token for are named."""
+        """The ids of `text` and its end mark, cut and padded to the context.
+
+        Words with a piece that T5 has no token for are listed as unknown.
+        """
         tokens = self._tokens_of(text)
         unknown = self._unknown_words(text) if self._tokenizer.unk_token_id in tokens else ()
         framed = [*tokens[: self.context - 1], self.config.eos_token_id]
@@ -132,7 +89,7 @@ class T5Encoder:
         return TokenisedText(ids, len(tokens), len(tokens) > self.context - 1, unknown)
 
     def __call__(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Ids (B, L) and the mask (B, L) of those to attend to, or None for all, to states (B, L, D)."""
+        """Ids (B, L) to states (B, L, D); `mask` (B, L) is True for ids to attend to, None for all."""
         mask = None if mask is None else mask.to(self._device)
         states: Tensor = self._network(ids.to(self._device), attention_mask=mask).last_hidden_state
         return states
@@ -150,11 +107,11 @@ class T5Encoder:
 
 
 class T5Tower:
-    """How PixArt reads: the text in lower case without outer spaces, its states under a mask that ends with it.
+    """PixArt's text encoding: lower case, no outer spaces, and a mask that ends with the text.
 
-    That is what diffusers' pipelines do by default, unless BeautifulSoup happens to be installed: then they clean first
-    (`clean_caption`). The cleaning was written for captions off the web. It takes brackets, links, Chinese characters and more
-    out of a prompt without saying so; here what was asked for is what is read.
+    diffusers' pipelines do the same by default, unless BeautifulSoup is installed: then they clean the text
+    first (`clean_caption`). The cleaning was written for captions from the web and silently removes brackets,
+    links, Chinese characters and more from a prompt, so it is left out here.
     """
 
     def __init__(
@@ -164,7 +121,7 @@ class T5Tower:
         self.flops_per_text = self._encoder.flops_per_text
 
     def read(self, text: str) -> Reading:
-        """States (context, D) of the text, its end mark and padding; the mask is True for the first two."""
+        """States (context, D) of text, end mark and padding; the mask is False at padding."""
         tokenised = self._encoder.tokenise(text.lower().strip())
         length = min(tokenised.num_tokens + 1, self._encoder.context)
         mask = torch.arange(self._encoder.context) < length
@@ -173,53 +130,63 @@ class T5Tower:
 
 
 def load_tokenizer(folder: Path, config: T5EncoderConfig) -> Any:
-    """transformers' `T5TokenizerFast` of `folder`; `CheckpointError` if it cannot be read, or its tokens are not those of the encoder."""
+    """transformers' `T5TokenizerFast` in `folder`.
+
+    Raises `CheckpointError` if it cannot be read or its tokens are not those of the encoder with `config`.
+    """
     if not (folder / "tokenizer.json").exists():
         _require_sentencepiece(folder / "spiece.model")
     transformers = _import_transformers()
     try:
         tokenizer = transformers.T5TokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # its readers raise all sorts, a bare Exception among them
+    except Exception as error:  # transformers raises many types here, a bare Exception among them
         raise CheckpointError(f"{folder} is not a T5 tokenizer: {_first_line(error)}") from None
-    marks, wanted = (
-        (tokenizer.pad_token_id, tokenizer.eos_token_id),
-        (config.pad_token_id, config.eos_token_id),
-    )
-    if len(tokenizer) > config.vocab_size or marks != wanted:
+    marks = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    expected_marks = (config.pad_token_id, config.eos_token_id)
+    if len(tokenizer) > config.vocab_size or marks != expected_marks:
         raise CheckpointError(
-            f"{folder} is not this encoder's tokenizer: it has {len(tokenizer)} tokens, padding and end {marks}; "
-            f"the encoder knows {config.vocab_size}, padding and end {wanted}"
+            f"{folder} is not this encoder's tokenizer: it has {len(tokenizer)} tokens, "
+            f"padding and end {marks}; the encoder knows {config.vocab_size}, "
+            f"padding and end {expected_marks}"
         )
     return tokenizer
 
 
 def build_empty(folder: Path) -> nn.Module:
-    """The encoder in `folder` without its weights, on the meta device; `CheckpointError` for a config that is no T5's."""
+    """The encoder in `folder` without its weights, on the meta device.
+
+    Raises `CheckpointError` for a config that transformers does not accept as a T5's.
+    """
     transformers = _import_transformers()
     try:
         with torch.device("meta"):
             network: nn.Module = transformers.T5EncoderModel(
                 transformers.T5Config.from_dict(read_json(folder / "config.json"))
             )
-    except (
-        Exception
-    ) as error:  # options that only transformers reads, judged by whatever its version judges them with
+    except Exception as error:  # what transformers raises for an option depends on its version
         raise CheckpointError(f"{folder / 'config.json'} is not a T5's: {_first_line(error)}") from None
     return network
 
 
+def check_tokenizer(folder: Path, tokenizer: Path) -> None:
+    """Raise `CheckpointError` unless the folder `tokenizer` fits the encoder in `folder`."""
+    load_tokenizer(tokenizer, T5EncoderConfig.read(folder))
+
+
+def _checked_shapes(folder: Path) -> Shapes:
+    """`expected_shapes`, and transformers' own check of the options that it alone reads."""
+    shapes = expected_shapes(folder)
+    build_empty(folder)
+    return shapes
+
+
+FILES = PartFiles(HF_WEIGHTS, _checked_shapes, canonical_names, check_tokenizer)
+
+
 def _load_network(folder: Path, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     network = build_empty(folder)
-    tensors = load_exactly(folder, blueprint(folder), canonical, device, dtype)
-    return fill(network, tensors | {EMBEDDING_TOO: tensors[EMBEDDING]}, folder)
-
-
-def _flops(config: T5EncoderConfig, length: int) -> int:
-    """A block is 8LDI (attention's projections) + 4L^2I (its two products) + 4LDF (the MLP, half as much again if gated)."""
-    mlp = (6 if config.is_gated else 4) * length * config.d_model * config.d_ff
-    return config.num_layers * (
-        8 * length * config.d_model * config.inner + 4 * length**2 * config.inner + mlp
-    )
+    tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype)
+    return fill(network, tensors | {EMBEDDING_ALIAS: tensors[EMBEDDING]}, folder)
 
 
 def _import_transformers() -> ModuleType:
@@ -233,17 +200,17 @@ def _import_transformers() -> ModuleType:
 def _require_sentencepiece(model: Path) -> None:
     if not model.exists():
         raise CheckpointError(f"{model} is missing, and so is tokenizer.json")
-    if find_spec("sentencepiece") is None:  # transformers reads the file with it, and fails obscurely without
+    if find_spec("sentencepiece") is None:  # without it transformers fails with an obscure error
         raise CheckpointError(f"{model} needs sentencepiece: {INSTALL}")
     from sentencepiece import SentencePieceProcessor
 
     try:
         SentencePieceProcessor(str(model))
-    except (RuntimeError, OSError):  # transformers would try it as something else, and advise on that
+    except (RuntimeError, OSError):  # transformers would try other formats and complain about those
         raise CheckpointError(f"{model} is not a sentencepiece model") from None
 
 
 def _first_line(error: Exception) -> str:
-    """What transformers' own checks say after "Validation error ...:" stands on the next line."""
+    """The first line of `error`, and the second if the first ends with a colon ("Validation error ...:")."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -2,8 +2,7 @@
 
 import torch
 
-from safelight.models.checkpoints.families import recognise
-from safelight.models.text.towers import load_tower
+from safelight.models.families.registry import recognise
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.text_encoder import TextEncoder
@@ -23,4 +22,5 @@ def build_text_encoder(
         CheckpointError: The checkpoint cannot be loaded.
     """
     set_threads(num_threads)
-    return TextEncoder(load_tower(recognise(model.path), model.path, fast_device(), dtype or fast_dtype()))
+    conditioning = recognise(model.path).conditioning
+    return TextEncoder(conditioning.load_tower(model.path, fast_device(), dtype or fast_dtype()))

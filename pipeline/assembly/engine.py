@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from safelight.models.checkpoints.families import network_class, recognise, spatial_compression
-from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.json_files import CheckpointError, read_json, spatial_compression
 from safelight.models.denoisers import load_network, pack, read_config
-from safelight.models.text import fit
+from safelight.models.families.registry import network_class, recognise
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
@@ -76,9 +75,9 @@ def check_fit(folder: Path) -> None:
     family = recognise(folder)
     transformer = read_config(folder / "transformer")
     name = network_class(read_json(folder / "transformer" / "config.json"))
-    if name != family.network:
+    if name != family.network.class_name:
         raise CheckpointError(
-            f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network}"
+            f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network.class_name}"
         )
     latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
@@ -86,4 +85,4 @@ def check_fit(folder: Path) -> None:
             f"{folder}: the transformer has {transformer.in_channels} latent channels, "
             f"the vae {latent_channels}"
         )
-    fit.check_fit(family, folder)
+    family.conditioning.check_fit(folder)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safelight.models.checkpoints.families import spatial_compression
-from safelight.models.checkpoints.json_files import read_json
+from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.device import fast_device, fast_dtype
 from safelight.pipeline.assembly.encoder import build_text_encoder

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from safelight.models.checkpoints.families import spatial_compression
-from safelight.models.checkpoints.json_files import read_json
+from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.pipeline.benchmark.alone import measure_alone
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
 from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest, prepare_engine

@@ -4,8 +4,7 @@ import statistics
 
 import torch
 
-from safelight.models.checkpoints.families import spatial_compression
-from safelight.models.checkpoints.json_files import read_json
+from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
 from safelight.pipeline.assembly.encoder import build_text_encoder

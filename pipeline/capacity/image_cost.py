@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from safelight.models.checkpoints.families import LONGEST_SIDE
+from safelight.models.families.image_sizes import MAX_SIDE
 from safelight.pipeline.catalog.model_info import MAX_GUIDANCE_SCALE, MAX_STEPS, MIN_GUIDANCE_SCALE, MIN_STEPS
 from safelight.pipeline.diffusion.guidance import needs_cond, needs_uncond
 from safelight.pipeline.diffusion.schedules import Schedule
@@ -126,10 +126,10 @@ def _check(profile: ModelProfile, spec: ImageSpec) -> None:
     if profile.sizes and spec.size not in profile.sizes:
         allowed = ", ".join(f"{w}x{h}" for w, h in profile.sizes)
         raise InvalidParams("size", f"size {size} is not served by {profile.name}; allowed: {allowed}")
-    if any(side % token_side or not token_side <= side <= LONGEST_SIDE for side in spec.size):
+    if any(side % token_side or not token_side <= side <= MAX_SIDE for side in spec.size):
         raise InvalidParams(
             "size",
-            f"size {size} is not possible; sides are multiples of {token_side}, at most {LONGEST_SIDE}",
+            f"size {size} is not possible; sides are multiples of {token_side}, at most {MAX_SIDE}",
         )
     if not MIN_STEPS <= spec.num_steps <= MAX_STEPS:
         raise InvalidParams(

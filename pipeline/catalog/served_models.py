@@ -1,8 +1,9 @@
-"""What can be served, as the gateway and the command line see it. No torch here."""
+"""The models that can be served, for the gateway and the command line. No torch is imported here."""
 
-from safelight.models.checkpoints.families import EMBEDDED, FAMILIES, Checkpoint, Family, find_checkpoint
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.text.label import Labels
+from safelight.models.families.registry import list_families
+from safelight.models.families.spec import Family
+from safelight.models.find_checkpoint import EMBEDDED, Checkpoint, find_checkpoint
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.schedule_config import read_schedule
 from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, SOLVERS
@@ -12,7 +13,7 @@ __all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_models
 
 
 class UnknownModel(ValueError):
-    """A model that cannot be served; the message says why and what there is."""
+    """A model that cannot be served; the message says why and which models there are."""
 
 
 def list_models() -> list[ModelInfo]:
@@ -20,13 +21,8 @@ def list_models() -> list[ModelInfo]:
     return [find_model(name) for name in EMBEDDED]
 
 
-def list_families() -> tuple[Family, ...]:
-    """What a checkpoint folder may be."""
-    return FAMILIES
-
-
 def find_model(name_or_dir: str) -> ModelInfo:
-    """An embedded model by name, `tiny`, or a checkpoint folder; raise `UnknownModel` with a clear sentence."""
+    """An embedded model by name, `tiny`, or a checkpoint folder. Raises `UnknownModel` with the fault."""
     try:
         return _describe(find_checkpoint(name_or_dir))
     except CheckpointError as error:
@@ -51,5 +47,5 @@ def _describe(checkpoint: Checkpoint) -> ModelInfo:
         spacings=tuple(SPACINGS),
         schedule=schedule,
         prediction=prediction,
-        labels=Labels(checkpoint.folder) if family.has_classes else None,
+        labels=family.conditioning.read_labels(checkpoint.folder),
     )

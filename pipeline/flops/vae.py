@@ -1,7 +1,10 @@
-"""Floating-point operations of autoencoders on one image, by closed formulas: one multiply-add is two, elementwise work is not counted.
+"""Floating-point operations of autoencoders on one image, by closed formulas.
 
-Functions of diffusers' `config.json`, without torch; what it leaves out has diffusers' default. `TypeError` for a class without
-formulas. Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
+One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers'
+`config.json`, without torch; an option that it leaves out has diffusers' default. `TypeError` for a class
+without formulas.
+
+Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,36 +14,40 @@ from typing import Any
 Config = Mapping[str, Any]
 
 KL_DEFAULTS = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1, "block_out_channels": (64,),
-    "mid_block_add_attention": True, "use_quant_conv": True, "use_post_quant_conv": True,
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1,
+    "block_out_channels": (64,), "mid_block_add_attention": True, "use_quant_conv": True,
+    "use_post_quant_conv": True,
 }  # fmt: skip
 TINY_DEFAULTS = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "encoder_block_out_channels": (64,) * 4,
-    "decoder_block_out_channels": (64,) * 4, "num_encoder_blocks": (1, 3, 3, 3), "num_decoder_blocks": (3, 3, 3, 1),
-    "upsampling_scaling_factor": 2,
+    "decoder_block_out_channels": (64,) * 4, "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1), "upsampling_scaling_factor": 2,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Autoencoder:
-    """The formulas of one class: of decoding latents, and of encoding pixels, each of so many rows and columns."""
+class AutoencoderFlops:
+    """The formulas of one class, by config and by height and width of latents or pixels."""
 
     decode: Callable[[Config, int, int], int]
     encode: Callable[[Config, int, int], int]
 
 
 def decode_flops(config: Config, height: int, width: int) -> int:
-    """One image from latents of `height` x `width`."""
+    """Operations of decoding one image from latents of `height` x `width`."""
     return _formulas(config).decode(config, height, width)
 
 
 def encode_flops(config: Config, height: int, width: int) -> int:
-    """One image of `height` x `width` pixels to latents."""
+    """Operations of encoding one image of `height` x `width` pixels."""
     return _formulas(config).encode(config, height, width)
 
 
 def _decode_kl(config: Config, height: int, width: int) -> int:
-    """AutoencoderKL: into the widest channels, the middle, then a block a scale with one layer more than the encoder's, up by two."""
+    """AutoencoderKL: a convolution to the widest channels, the middle, then one block a scale.
+
+    Each block but the last doubles the size; blocks have one layer more than the encoder's.
+    """
     config = {**KL_DEFAULTS, **config}
     latent, widths = config["latent_channels"], config["block_out_channels"][::-1]
     pixels = height * width
@@ -57,7 +64,7 @@ def _decode_kl(config: Config, height: int, width: int) -> int:
 
 
 def _encode_kl(config: Config, height: int, width: int) -> int:
-    """The same from the other end; a mean and a variance leave it."""
+    """AutoencoderKL in the other direction; its output is a mean and a variance."""
     config = {**KL_DEFAULTS, **config}
     latent, widths = config["latent_channels"], config["block_out_channels"]
     before = widths[0]
@@ -74,7 +81,7 @@ def _encode_kl(config: Config, height: int, width: int) -> int:
 
 
 def _decode_tiny(config: Config, height: int, width: int) -> int:
-    """AutoencoderTiny: blocks of three convolutions, and one to the next scale or to pixels."""
+    """AutoencoderTiny: blocks of three convolutions, and one convolution to the next scale or to pixels."""
     config = {**TINY_DEFAULTS, **config}
     widths, pixels = config["decoder_block_out_channels"], height * width
     total = _conv(config["latent_channels"], widths[0], pixels)
@@ -87,7 +94,7 @@ def _decode_tiny(config: Config, height: int, width: int) -> int:
 
 
 def _encode_tiny(config: Config, height: int, width: int) -> int:
-    """The same from the other end."""
+    """AutoencoderTiny in the other direction."""
     config = {**TINY_DEFAULTS, **config}
     widths: Sequence[int] = config["encoder_block_out_channels"]
     total = 0
@@ -100,12 +107,12 @@ def _encode_tiny(config: Config, height: int, width: int) -> int:
 
 
 FORMULAS = {
-    "AutoencoderKL": Autoencoder(_decode_kl, _encode_kl),
-    "AutoencoderTiny": Autoencoder(_decode_tiny, _encode_tiny),
+    "AutoencoderKL": AutoencoderFlops(_decode_kl, _encode_kl),
+    "AutoencoderTiny": AutoencoderFlops(_decode_tiny, _encode_tiny),
 }
 
 
-def _formulas(config: Config) -> Autoencoder:
+def _formulas(config: Config) -> AutoencoderFlops:
     name = config.get("_class_name")
     if name not in FORMULAS:
         raise TypeError(f"no formulas for {name!r}, only for {', '.join(FORMULAS)}")
@@ -117,12 +124,12 @@ def _conv(before: int, after: int, pixels: int, kernel: int = 3) -> int:
 
 
 def _residuals(before: int, channels: int, layers: int, pixels: int) -> int:
-    """Two convolutions a layer; where the first changes the channels, the way around it is one of 1 x 1."""
+    """Two convolutions a layer, and a shortcut of 1 x 1 where the first one changes the channels."""
     shortcut = _conv(before, channels, pixels, kernel=1) if before != channels else 0
     return _conv(before, channels, pixels) + shortcut + (2 * layers - 1) * _conv(channels, channels, pixels)
 
 
 def _middle(channels: int, pixels: int, has_attention: bool) -> int:
-    """Two layers, and between them attention of one head: its four projections, and two products of all pixels with all."""
+    """Two layers, and between them attention of one head: four projections and two products of pixels."""
     attention = 8 * pixels * channels**2 + 4 * pixels**2 * channels
     return 4 * _conv(channels, channels, pixels) + (attention if has_attention else 0)

@@ -49,7 +49,7 @@ def _describe_family(family: Family) -> dict[str, object]:
     return {
         "name": family.name,
         "pipeline": family.pipeline,
-        "mark": family.mark,
+        "mark": family.variant,
         "parts": [part.folder for part in family.parts],
         "optional_parts": [part.folder for part in family.parts if part.is_optional],
         "text": family.text,
@@ -73,7 +73,7 @@ def _family_as_text(family: Family) -> str:
     sides = " or ".join(f"{side}x{side}" for side in family.sides)
     shapes = f"{sides} and other shapes of that area" if family.has_buckets else sides
     facts = [
-        f"{family.pipeline} {family.mark}".strip(),
+        f"{family.pipeline} {family.variant}".strip(),
         f"{_defaults(family)}; {family.schedule}; {shapes}",
         f"text: {family.text}",
         f"weights: {', '.join(family.origin) or 'the embedded ones'} ({family.licence})",

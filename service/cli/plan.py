@@ -259,17 +259,17 @@ def _num_threads(args: argparse.Namespace) -> int:
 
 def _service_device(args: argparse.Namespace, profile: ModelProfile, spec: ImageSpec) -> MeasuredDevice:
     """The running service at `--service`, by the cost curves of its stages."""
-    import httpx
+    import httpx2
 
     try:
-        response = httpx.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
+        response = httpx2.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
         curves = {
             stage: CostCurve(tuple(curve["work_flops"]), tuple(curve["seconds"]), curve["factor"])
             for stage, curve in response.items()
         }
         settings = settings_of(model=args.model)
         return measured_device(curves, profile, spec.size, settings.max_rows, settings.max_tokens)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--service {args.service} does not say what its work costs: {error or type(error).__name__}"
         ) from None

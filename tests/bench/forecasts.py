@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import httpx
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import track
@@ -208,7 +208,7 @@ async def _poll_curves(url: str, schedule: Sequence[ScheduledRequest]) -> list[C
     """Every stage's cost curve, twice a second while the schedule is replayed."""
     polled = []
     replaying = asyncio.ensure_future(replay(url, schedule))
-    async with httpx.AsyncClient(base_url=url, timeout=30.0) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=30.0) as client:
         while not replaying.done():
             await asyncio.sleep(POLL_SECONDS)
             curves = (await client.get("/v1/curve")).raise_for_status().json()
@@ -226,7 +226,7 @@ def _tick_ratios(url: str) -> tuple[float, float]:
     """The sum of actual over forecast seconds of all ticks, and the number of ticks."""
     samples = {
         sample.name: sample.value
-        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+        for family in text_string_to_metric_families(httpx2.get(f"{url}/metrics").text)
         for sample in family.samples
     }
     return samples["safelight_tick_forecast_ratio_sum"], samples["safelight_tick_forecast_ratio_count"]

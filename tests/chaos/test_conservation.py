@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -65,8 +65,8 @@ class ThreadSampler(threading.Thread):
 
     def _find_threads(self) -> None:
         try:
-            replicas = httpx.get(f"{self._url}/v1/accounting", timeout=5.0).json()["replicas"]
-        except (httpx.HTTPError, KeyError):
+            replicas = httpx2.get(f"{self._url}/v1/accounting", timeout=5.0).json()["replicas"]
+        except (httpx2.HTTPError, KeyError):
             return
         for replica in replicas:
             self._seconds.setdefault((replica["stage"], replica["process"], replica["thread"]), 0.0)
@@ -101,10 +101,10 @@ def _check_conservation(service: LiveService, seconds: float) -> None:
     """Load the service for `seconds`, then compare its accounting with what clients and the kernel saw."""
     sampler = ThreadSampler(service.url)
     sampler.start()
-    before = httpx.get(f"{service.url}/v1/accounting").json()["requests"]
+    before = httpx2.get(f"{service.url}/v1/accounting").json()["requests"]
     load = ChaosLoad(service)
     asyncio.run(load.run(seconds))
-    accounting = httpx.get(f"{service.url}/v1/accounting", timeout=10).json()
+    accounting = httpx2.get(f"{service.url}/v1/accounting", timeout=10).json()
     thread_seconds = sampler.stop()
     requests = {outcome: number - before[outcome] for outcome, number in accounting["requests"].items()}
     sys.stdout.write(  # pytest shows it when the test fails
@@ -164,8 +164,8 @@ class ChaosLoad:
     async def run(self, seconds: float) -> None:
         tasks: list[asyncio.Task[None]] = []
         is_killed, records_read = False, 0.0
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=self.service.url, timeout=120, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=self.service.url, timeout=120, limits=limits) as client:
             started = time.monotonic()
             while (elapsed := time.monotonic() - started) < seconds:
                 tasks.append(asyncio.ensure_future(self._send(client, f"chaos-{len(tasks)}")))
@@ -180,7 +180,7 @@ class ChaosLoad:
             await asyncio.sleep(SETTLING_SECONDS)
             self.records |= await _read_records(client)
 
-    async def _send(self, client: httpx.AsyncClient, request_id: str) -> None:
+    async def _send(self, client: httpx2.AsyncClient, request_id: str) -> None:
         body, timeout = self._random_request()
         try:
             response = await asyncio.wait_for(
@@ -210,7 +210,7 @@ class ChaosLoad:
         return body, rng.uniform(0.2, 1.0) if kind > 0.85 else None
 
 
-async def _read_records(client: httpx.AsyncClient) -> Records:
+async def _read_records(client: httpx2.AsyncClient) -> Records:
     """The last thousand records of this load; asserts that no request has two."""
     latest = (await client.get("/v1/accounting", params={"latest": 1000})).json()["latest"]
     records = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -41,6 +42,17 @@ def argument(dockerfile: Path, name: str) -> str:
         if instruction.name == "ARG" and instruction.value.startswith(f"{name}=")
     )
     return default.removeprefix(f"{name}=").strip('"')
+
+
+def pins(name: str) -> dict[str, str]:
+    """The pinned versions of `requirements/NAME.txt` on the Python that runs the tests, by package."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    requirements = [Requirement(line.split(" --hash")[0]) for line in text.splitlines() if line.strip()]
+    return {
+        requirement.name: str(requirement.specifier).removeprefix("==")
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate()
+    }
 
 
 def documents(file: Path) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def main(config: Path, port: int, nodes: list[dict[str, Any]]) -> dict[str, Any]
 
 def deploy_and_draw(config: Path, port: int, numbers: dict[str, int]) -> dict[str, Any]:
     """Deploy the config, draw an image, and report its status and the replicas' nodes by their `numbers`."""
-    import httpx
+    import httpx2
     from ray import serve
     from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
@@ -56,7 +56,7 @@ def deploy_and_draw(config: Path, port: int, numbers: dict[str, int]) -> dict[st
         status := serve.status().applications["safelight"]
     ).status == "DEPLOYING" and time.monotonic() < until:
         time.sleep(0.5)
-    image = httpx.post(
+    image = httpx2.post(
         f"http://127.0.0.1:{port}/v1/images/generations",
         json={"prompt": "a red apple", "num_inference_steps": 2},
         timeout=60,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.live import free_port
@@ -42,7 +42,7 @@ class Prometheus:
     """A running server, queried by its HTTP API."""
 
     def __init__(self, url: str):
-        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=10)
+        self._http = httpx2.Client(base_url=f"{url}/api/v1", timeout=10)
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """The samples of an instant query."""
@@ -64,7 +64,7 @@ class Prometheus:
     def is_ready(self) -> bool:
         try:
             return self._http.get("/status/runtimeinfo").status_code == 200
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
 
     def close(self) -> None:

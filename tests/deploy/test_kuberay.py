@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, argument, documents, settings_of
+from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, documents, pins, settings_of
 
 KUBERNETES = "1.37"
 FILES = sorted((DEPLOY / "kuberay").glob("*.yaml"))
@@ -162,7 +162,7 @@ def test_the_config_in_it_is_the_file(name):
 @services
 def test_versions_are_those_of_the_image(name):
     cluster = ray_service(name)["spec"]["rayClusterConfig"]
-    assert {cluster["rayVersion"]} == {argument(dockerfile, "RAY_VERSION") for dockerfile in DOCKERFILES}
+    assert {cluster["rayVersion"]} == {pins(file)["ray"] for file in ("image", "image-cuda")}
     (allowed,) = (line for line in PROJECT["dependencies"] if line.startswith("ray["))
     low, high = re.search(r">=([\d.]+),<([\d.]+)", allowed).groups()
     version = [int(part) for part in cluster["rayVersion"].split(".")]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import yaml
 from PIL import Image
@@ -54,13 +54,13 @@ def running(config: Path, folder: Path) -> Iterator[subprocess.Popen]:
             process.wait()
 
 
-def wait_until_ready(http: httpx.Client, process: subprocess.Popen, log: Path) -> None:
+def wait_until_ready(http: httpx2.Client, process: subprocess.Popen, log: Path) -> None:
     until = time.monotonic() + READY_SECONDS
     while True:
         try:
             if http.get("/readyz").status_code == 200:
                 return
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             pass
         log_end = log.read_text(errors="replace")[-4000:]
         assert process.poll() is None and time.monotonic() < until, log_end
@@ -75,7 +75,7 @@ def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path):
     )
     with (
         running(config, tmp_path) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http,
     ):
         wait_until_ready(http, process, tmp_path / "serve.log")
         first, second = (http.post("/v1/images/generations", json=REQUEST) for _ in range(2))
@@ -86,5 +86,5 @@ def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path):
         assert http.get("/-/healthz").status_code == 200
         assert [model["id"] for model in http.get("/v1/models").json()["data"]] == ["tiny"]
     assert process.returncode == 0
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/livez")
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{port}/livez")

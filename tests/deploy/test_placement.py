@@ -51,7 +51,7 @@ def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
 
 
 def test_the_images_make_serve_pack():
-    """Serve would spread replicas over all nodes: an encoder on each GPU leaves no whole one to a denoiser."""
+    """Serve would spread replicas over all nodes: an encoder on each GPU leaves none for a denoiser."""
     for dockerfile in DOCKERFILES:
         for name, value in PACK.items():
             assert f"{name}={value}" in dockerfile.read_text(encoding="utf-8")

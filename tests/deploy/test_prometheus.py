@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import yaml
 
@@ -159,7 +159,7 @@ def scraped(tmp_path_factory) -> Iterator[ScrapedService]:
         prometheus_server.running(
             with_short_intervals(FOLDER / "prometheus.yml", service.port, folder), folder
         ) as prometheus,
-        httpx.Client(base_url=service.url, timeout=PATIENCE) as http,
+        httpx2.Client(base_url=service.url, timeout=PATIENCE) as http,
     ):
         images = 0
         for _ in range(ROUNDS):
@@ -181,7 +181,7 @@ def with_short_intervals(config: Path, port: int, folder: Path) -> Path:
     return folder / config.name
 
 
-def draw(http: httpx.Client, seed: int) -> int:
+def draw(http: httpx2.Client, seed: int) -> int:
     """Request `IMAGES` images; how many came."""
     answer = http.post(
         "/v1/images/generations",

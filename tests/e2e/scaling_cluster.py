@@ -22,7 +22,7 @@ for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 warnings.simplefilter("ignore")
 
-import httpx  # noqa: E402
+import httpx2  # noqa: E402
 import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray import serve  # noqa: E402
@@ -47,8 +47,8 @@ async def main(port: int) -> dict[str, object]:
         placeholder = ray.remote(num_cpus=0.5)(Placeholder).remote()
         await placeholder.__ray_ready__.remote()
         workers = [cluster.add_node(**NODE) for _ in range(2)]
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=url, timeout=200, limits=limits) as client:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=url, timeout=200, limits=limits) as client:
             return await observe(client, cluster, workers)
 
 
@@ -69,7 +69,7 @@ def running_cluster(port: int) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-async def observe(client: httpx.AsyncClient, cluster: Cluster, workers: list[Any]) -> dict[str, object]:
+async def observe(client: httpx2.AsyncClient, cluster: Cluster, workers: list[Any]) -> dict[str, object]:
     """Numbers of denoisers at rest, under load, after a node died, and after the load; and the accounting."""
     observed: dict[str, object] = {"at_rest": len(denoisers())}
     answers = Counter[str]()
@@ -95,7 +95,7 @@ async def observe(client: httpx.AsyncClient, cluster: Cluster, workers: list[Any
     }
 
 
-async def load(client: httpx.AsyncClient, answers: Counter[str], users: int, seconds: float) -> None:
+async def load(client: httpx2.AsyncClient, answers: Counter[str], users: int, seconds: float) -> None:
     """Users who request the same image again and again. Counts answers by image digest, or by error."""
     ends = time.monotonic() + seconds
 

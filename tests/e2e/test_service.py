@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 import openai
 import psutil
 import pytest
@@ -26,11 +26,11 @@ LONG = {"num_inference_steps": 200, "n": 10, "solver": "ddpm"}
 
 @pytest.fixture
 def http(live_service: LiveService):
-    with httpx.Client(base_url=live_service.url, timeout=PATIENCE) as client:
+    with httpx2.Client(base_url=live_service.url, timeout=PATIENCE) as client:
         yield client
 
 
-def draw(http: httpx.Client, **fields) -> dict:
+def draw(http: httpx2.Client, **fields) -> dict:
     answer = http.post(
         "/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 4, **fields}
     )
@@ -38,7 +38,7 @@ def draw(http: httpx.Client, **fields) -> dict:
     return answer.json()
 
 
-def metric(http: httpx.Client, name: str, **labels: str) -> float:
+def metric(http: httpx2.Client, name: str, **labels: str) -> float:
     families = text_string_to_metric_families(http.get("/metrics").text)
     return sum(
         s.value
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def is_idle(http: httpx.Client) -> bool:
+def is_idle(http: httpx2.Client) -> bool:
     """Whether the engine does nothing for a second, in which a running sample would take many ticks."""
     before = metric(http, "safelight_stage_ticks", stage="denoise")
     time.sleep(1.0)
@@ -187,7 +187,7 @@ def test_the_request_id_comes_back(http):
 def test_a_client_that_disconnects_frees_the_engine(http):
     aborted = metric(http, "safelight_requests_total", outcome="aborted")
     denoised = metric(http, "safelight_stage_images_finished", stage="denoise")
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx2.ReadTimeout):
         http.post("/v1/images/generations", json={"prompt": "a red apple", **LONG}, timeout=1.0)
     wait_until(lambda: metric(http, "safelight_images_in_flight") == 0)
     wait_until(lambda: metric(http, "safelight_requests_total", outcome="aborted") == aborted + 1)
@@ -212,7 +212,7 @@ def test_an_image_of_a_replica_that_dies_is_drawn_by_another(live_service, http)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
     with serving(tmp_path, "--model", "tiny", "--stages", "colocated") as service:
-        with httpx.Client(base_url=service.url, timeout=PATIENCE) as http:
+        with httpx2.Client(base_url=service.url, timeout=PATIENCE) as http:
             assert draw(http)["data"]
             family = psutil.Process(service.process.pid).children(recursive=True)
             with ThreadPoolExecutor(1) as pool:

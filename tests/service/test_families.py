@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -115,7 +115,7 @@ def test_every_family_is_served_by_three_deployments(name: str, tmp_path: Path) 
     FAMILIES[name](tmp_path / "model")
     prompt = "207" if name == "dit" else "a red apple"
     with serving(tmp_path, "--model", str(tmp_path / "model"), "--stages", "split") as service:
-        response = httpx.post(
+        response = httpx2.post(
             service.url + ROUTE, json={"prompt": prompt, "num_inference_steps": 4}, timeout=120
         )
     assert response.status_code == 200, response.text

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from safelight.models.checkpoints.options import DiTConfig
 from safelight.models.networks.attention import BACKENDS
+from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, views

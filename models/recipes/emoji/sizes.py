@@ -20,7 +20,7 @@ from safelight.pipeline.evaluation.renderer import Renderer
 
 SET = "names"
 # The largest loss of concept top-1 against the native size at which a size is served. The served sizes are
-# listed in `safelight.models.checkpoints.families.EMBEDDED`.
+# listed in `safelight.models.find_checkpoint.EMBEDDED`.
 MAX_LOSS = 0.10
 
 

@@ -1,4 +1,4 @@
-"""Broken checkpoint folders: each fault is named in one line; a good one loads whole."""
+"""Faults of checkpoint folders are named in one line, and sound folders are loaded completely."""
 
 import json
 import re
@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from safelight.models.checkpoints.families import find_checkpoint
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, load_tensors
+from safelight.models.find_checkpoint import find_checkpoint
 from safelight.models.tiny import ensure_tiny
 from safelight.models.vae import load_vae
 from safelight.pipeline.assembly.decoder import build_decoder
@@ -104,7 +104,7 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     ],
     ids=["missing", "extra", "shape"],
 )
-def test_the_text_tower_is_loaded_as_strictly(folder: Path, change, match: str) -> None:
+def test_the_text_tower_is_loaded_strictly(folder: Path, change, match: str) -> None:
     edit(folder / "text_encoder", change, CLIP_WEIGHTS)
     with pytest.raises(CheckpointError, match=match):
         load(folder)
@@ -174,7 +174,7 @@ def test_a_tensor_in_two_shards_is_named(folder: Path) -> None:
         load(folder)
 
 
-def test_an_index_that_says_a_thing_twice_is_named(folder: Path) -> None:
+def test_an_index_with_a_repeated_key_is_refused(folder: Path) -> None:
     index = shard(folder / "transformer") / f"{WEIGHTS}.index.json"
     index.write_text(
         index.read_text().replace('{"weight_map": {', '{"weight_map": {"proj_out.bias": "two.safetensors", ')
@@ -197,13 +197,13 @@ def test_an_index_that_says_a_thing_twice_is_named(folder: Path) -> None:
         ),
     ],
 )
-def test_an_odd_index_is_refused(tmp_path: Path, index: dict, match: str) -> None:
+def test_a_malformed_index_is_refused(tmp_path: Path, index: dict, match: str) -> None:
     (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=match):
         list_tensors(tmp_path)
 
 
-def test_the_only_variant_is_loaded_and_two_are_a_question(tmp_path: Path) -> None:
+def test_a_single_variant_is_loaded_and_two_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2).half()}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
     assert torch.equal(load_tensors(tmp_path, "cpu", torch.float32)["a"], torch.ones(2))
     save_file({"a": torch.zeros(2).half()}, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
@@ -212,7 +212,7 @@ def test_the_only_variant_is_loaded_and_two_are_a_question(tmp_path: Path) -> No
         match=f"{WEIGHTS} is missing, and which of the variants fp16, non_ema to read is not said",
     ):
         list_tensors(tmp_path)
-    save_file({"a": torch.zeros(2)}, tmp_path / WEIGHTS)  # what a variant is one of
+    save_file({"a": torch.zeros(2)}, tmp_path / WEIGHTS)  # without a variant
     assert list_tensors(tmp_path)["a"].dtype == "F32"
 
 
@@ -233,8 +233,8 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
         list_tensors(tmp_path)
 
 
-def test_old_names_of_an_autoencoders_attention_are_known(tmp_path: Path) -> None:
-    """What diffusers itself renames as it loads."""
+def test_old_names_of_an_autoencoders_attention_are_read(tmp_path: Path) -> None:
+    """diffusers renames the same tensors as it loads."""
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
     new = load_vae(tmp_path, "cpu", torch.float32).state_dict()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -249,16 +249,18 @@ def test_old_names_of_an_autoencoders_attention_are_known(tmp_path: Path) -> Non
     assert all(torch.equal(again[name], tensor) for name, tensor in new.items())
 
 
-def test_each_stage_loads_its_own_part_alone(folder: Path) -> None:
+def test_each_stage_loads_its_own_part_only(folder: Path) -> None:
     model = find_model(str(folder))
     weights = {"text_encoder": folder / "text_encoder" / CLIP_WEIGHTS} | {
         part: folder / part / WEIGHTS for part in ("transformer", "vae")
     }
     stages = {"text_encoder": build_text_encoder, "transformer": build_engine, "vae": build_decoder}
-    for own, build in stages.items():
-        kept = {part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != own}
+    for stage, build in stages.items():
+        moved = {
+            part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != stage
+        }
         build(model)
-        for part, file in kept.items():
+        for part, file in moved.items():
             file.rename(weights[part])
 
 
@@ -287,6 +289,6 @@ def test_a_vae_of_another_class_is_named(folder: Path) -> None:
         load(folder)
 
 
-def test_an_unknown_name_says_what_there_is() -> None:
+def test_the_error_for_an_unknown_name_lists_the_models() -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor one of emoji-128, tiny"):
         find_checkpoint("nowhere")

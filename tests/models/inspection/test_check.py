@@ -1,4 +1,4 @@
-"""Parts of a checkpoint folder, judged without reading a weight: everything that can be wrong is named, and at once."""
+"""The check of a folder's parts names every fault at once, without reading a weight."""
 
 import json
 import resource
@@ -10,16 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safelight.models.checkpoints.families import FAMILIES, recognise
-from safelight.models.checkpoints.published import PARTS, PUBLISHED
 from safelight.models.checkpoints.tensors import WEIGHTS
+from safelight.models.families.registry import list_families, recognise
 from safelight.models.inspection.check import check_parts
-from safelight.models.inspection.expected_tensors import PART_KINDS
+from safelight.models.inspection.expected_tensors import files_of
 from safelight.models.text.hf_folder import HF_WEIGHTS
 from tests.models.folders import make_old, write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer, write_t5_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers talk of their own future
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers and transformers
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -27,7 +26,9 @@ def faults_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("write", [write_pixart, write_dit])
-def test_a_transformer_by_its_old_class_is_sound(tmp_path: Path, write: Callable[[Path], object]) -> None:
+def test_a_transformer_with_its_old_class_name_has_no_fault(
+    tmp_path: Path, write: Callable[[Path], object]
+) -> None:
     write(tmp_path)
     make_old(tmp_path)
     assert faults_of(tmp_path) == []
@@ -65,7 +66,8 @@ def test_all_faults_are_named_at_once(sd3: Path) -> None:
     edit_json(sd3 / "tokenizer_2" / "vocab.json", xyzzyx=49408)
     assert faults_of(sd3) == [
         f"{sd3}/text_encoder/config.json is missing",
-        f"{sd3}/tokenizer_2 is not CLIP's tokenizer: token 'xyzzyx' is missing, too much or has another number",
+        f"{sd3}/tokenizer_2 is not CLIP's tokenizer: "
+        "token 'xyzzyx' is missing, too much or has another number",
         f"{sd3}/transformer: tensor context_embedder.bias is missing (and 2 more)",
         f"{sd3}/transformer: tensor stowaway is not expected",
         f"{sd3}/transformer: tensor norm_out.linear.bias has shape (3,), expected (64,)",
@@ -80,7 +82,7 @@ def test_t5_may_be_left_out_but_not_broken(sd3: Path) -> None:
     assert faults_of(sd3) == []
 
 
-def test_nonsense_in_a_configuration_is_a_line_too(sigma: Path) -> None:
+def test_nonsense_in_a_configuration_is_one_line_a_file(sigma: Path) -> None:
     edit_json(sigma / "transformer" / "config.json", num_layers="many", interpolation_scale="x")
     edit_json(sigma / "vae" / "config.json", norm_num_groups="many")
     faults = faults_of(sigma)
@@ -95,21 +97,21 @@ def test_nonsense_in_a_configuration_is_a_line_too(sigma: Path) -> None:
     )
 
 
-def test_what_diffusers_stumbles_over_is_one_line(sigma: Path) -> None:
+def test_an_option_that_makes_diffusers_fail_is_one_line(sigma: Path) -> None:
     edit_json(sigma / "vae" / "config.json", down_block_types=["FooBlock"])
     [fault] = faults_of(sigma)
     assert fault.startswith(f"{sigma}/vae/config.json does not describe an AutoencoderKL: ")
     assert "\n" not in fault
 
 
-def test_every_option_of_a_network_is_held_to_its_type(sigma: Path) -> None:
+def test_every_option_of_a_network_is_checked_against_its_type(sigma: Path) -> None:
     edit_json(sigma / "transformer" / "config.json", interpolation_scale="x")
     assert faults_of(sigma) == [
         f"{sigma}/transformer/config.json: interpolation_scale is 'x', expected a positive number"
     ]
 
 
-def test_options_that_only_transformers_reads_are_judged_by_it(sigma: Path) -> None:
+def test_options_that_only_transformers_reads_are_checked_by_it(sigma: Path) -> None:
     edit_json(sigma / "text_encoder" / "config.json", dropout_rate="much")
     [fault] = faults_of(sigma)
     assert fault.startswith(f"{sigma}/text_encoder/config.json is not a T5's: ")
@@ -127,17 +129,15 @@ def test_classes_are_checked(tmp_path: Path) -> None:
     assert "id2label['1000'] is 'too far'" in fault
 
 
-def test_a_checkpoint_of_true_size_is_judged_without_reading_it(tmp_path: Path) -> None:
-    """24 GB of weights, all holes in sparse files."""
-    parts = {
-        part.folder: part.kind
-        for part in next(family for family in FAMILIES if family.name == "pixart-sigma").parts
-    }
-    for name, of in PUBLISHED["pixart-sigma"].parts.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(PARTS[of]))
-        kind = PART_KINDS[parts[name]]
-        write_holes(tmp_path / name / kind.weights, kind.blueprint(tmp_path / name))
+def test_a_checkpoint_of_true_size_is_checked_without_reading_it(tmp_path: Path) -> None:
+    """24 GB of weights in sparse files that take no disk space."""
+    family = next(family for family in list_families() if family.name == "pixart-sigma")
+    assert family.published is not None
+    for part in family.parts:
+        folder, files = tmp_path / part.folder, files_of(part)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(family.published.configs[part.folder]))
+        write_sparse(folder / files.weights, files.expected_shapes(folder))
     write_t5_tokenizer(tmp_path / "tokenizer")
     index = {"_class_name": "PixArtSigmaPipeline", "text_encoder": ["transformers", "T5EncoderModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -152,8 +152,8 @@ def test_a_checkpoint_of_true_size_is_judged_without_reading_it(tmp_path: Path) 
     }
 
 
-def write_holes(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A safetensors file of float32 tensors of `shapes` whose numbers take no place on the disk."""
+def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A sparse safetensors file of float32 tensors of `shapes`."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 4 * torch.Size(shape).numel()

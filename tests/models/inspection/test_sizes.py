@@ -1,12 +1,12 @@
-"""The published sizes, from empty networks; and docs/models.md says what the command says."""
+"""Sizes computed from empty networks equal the published ones, and docs/models.md shows them."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from safelight.models.checkpoints.families import FAMILIES
-from safelight.models.checkpoints.published import PARTS
+from safelight.models.families.registry import list_families, list_published_parts
+from safelight.models.inspection.expected_tensors import NETWORK_FILES
 from safelight.models.inspection.sizes import part_size, parts_table, peak_bytes, stages_table
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "models.md"
@@ -16,19 +16,19 @@ PUBLISHED_PARAMETERS = {
     "SD3.5-large": 8.1e9,
     "DiT-XL/2": 0.675e9,
 }
-# of PixArt-alpha/PixArt-Sigma-XL-2-1024-MS, transformer/diffusion_pytorch_model.safetensors, float32
+# The float32 weights of the transformer in PixArt-alpha/PixArt-Sigma-XL-2-1024-MS.
 SIGMA_FILE_BYTES = 2_443_492_488
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)
 def test_parameters_are_as_published(name: str) -> None:
-    assert part_size("network", PARTS[name]).num_parameters == pytest.approx(
-        PUBLISHED_PARAMETERS[name], rel=0.01
-    )
+    size = part_size(NETWORK_FILES, list_published_parts()[name].config)
+    assert size.num_parameters == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.01)
 
 
-def test_the_published_file_has_room_for_the_numbers_and_a_header() -> None:
-    assert 0 < SIGMA_FILE_BYTES - 4 * part_size("network", PARTS["PixArt-Sigma XL/2"]).num_stored < 100_000
+def test_the_published_file_is_as_large_as_its_numbers_and_a_header() -> None:
+    size = part_size(NETWORK_FILES, list_published_parts()["PixArt-Sigma XL/2"].config)
+    assert 0 < SIGMA_FILE_BYTES - 4 * size.num_stored < 100_000
 
 
 def test_the_documentation_has_these_numbers() -> None:
@@ -40,14 +40,14 @@ def test_the_documentation_has_these_numbers() -> None:
 def test_the_documentation_has_every_family() -> None:
     lines = DOCUMENTATION.read_text().split("## Getting a folder")[0].splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| `")}
-    for family in FAMILIES:
+    for family in list_families():
         line = rows[f"`{family.name}`"]
         assert f"{family.num_steps}, {family.guidance_scale:g}, `{family.solver}`" in line
         assert family.licence in line
         assert all(f"`{repository}`" in line for repository in family.origin)
 
 
-def test_the_peak_counts_what_lives_at_a_time() -> None:
+def test_the_peak_counts_tensors_that_live_at_one_time() -> None:
     x = torch.empty(1000, device="meta")
 
     def compute() -> torch.Tensor:

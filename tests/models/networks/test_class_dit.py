@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import fill, load_tensors
 from safelight.models.networks.attention import BACKENDS
-from safelight.models.networks.class_dit import ClassDiT, ClassDiTConfig, Row
+from safelight.models.networks.class_dit import ClassDiT, Row
+from safelight.models.networks.config import ClassDiTConfig
 from safelight.models.networks.layers import unpatchify
 
 NULL = 10
 TINY = ClassDiTConfig(
-    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=16, num_embeds_ada_norm=NULL,
-    norm_eps=0.1,  # so that it tells which norms have it
+    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=16,
+    num_embeds_ada_norm=NULL,
+    norm_eps=0.1,  # large, so that a norm with another value differs
 )  # fmt: skip
 XL = ClassDiTConfig(out_channels=8)  # DiT-XL/2 at 256
 XL_BLOCK = replace(XL, num_layers=1, sample_size=8)
@@ -28,7 +30,7 @@ Networks = tuple[ClassDiT, DiTTransformer2DModel]
 
 
 def draw(module: nn.Module, seed: int) -> None:
-    """Fill every parameter from `seed`, so that gates are open and biases count."""
+    """Fill every parameter from `seed`: gates are open and biases are not zero."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -51,7 +53,7 @@ def networks() -> Networks:
 
 
 def inputs(size: tuple[int, int], classes: int = NULL) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, times and classes, the last of them the null class."""
+    """Latents, times and classes; the last class is the null class."""
     x = torch.randn(3, 4, *size, generator=torch.Generator().manual_seed(1))
     return x, torch.tensor([999.0, 500.25, 3.0]), torch.tensor([7, 0, classes])
 
@@ -67,7 +69,7 @@ def row(network: ClassDiT, timesteps: Tensor, class_index: Tensor | None) -> Row
 
 
 def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-    """diffusers puts every image's patches in a square; they are taken out again and put where they belong."""
+    """diffusers arranges the patches of every image in a square; this puts them where they belong."""
     with torch.inference_mode():
         square = theirs(x, timestep=t, class_labels=classes, return_dict=False)[0]
     height, width, patch = *x.shape[-2:], theirs.config.patch_size
@@ -83,7 +85,7 @@ def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes:
 
 
 def assert_near(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Within `tolerance` of the scale of what is expected."""
+    """Assert that the tensors differ by at most `tolerance`, relative to the scale of the expected one."""
     torch.testing.assert_close(got, expected, atol=tolerance * expected.std().item(), rtol=0)
 
 
@@ -101,7 +103,7 @@ def test_equals_diffusers(networks: Networks, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_in_bfloat16_points_where_diffusers_points_in_float32(size: tuple[int, int]) -> None:
+def test_bfloat16_is_close_in_direction_to_diffusers_in_float32(size: tuple[int, int]) -> None:
     ours, theirs = pair(TINY)
     x, t, classes = inputs(size)
     assert_points_the_same_way(
@@ -110,7 +112,7 @@ def test_in_bfloat16_points_where_diffusers_points_in_float32(size: tuple[int, i
 
 
 def test_a_block_of_the_true_width_equals_diffusers_in_both_dtypes() -> None:
-    """With the embeddings before it and the last norm behind it."""
+    """Includes the embeddings before the block and the last norm."""
     ours, theirs = pair(XL_BLOCK)
     x, t, classes = inputs((8, 8), classes=1000)
     expected = forward_theirs(theirs, x, t, classes)
@@ -125,9 +127,8 @@ def test_the_true_network_has_diffusers_tensors_and_the_papers_size() -> None:
     count = sum(parameter.numel() for parameter in ours.parameters())
     embedders = sum(parameter.numel() for parameter in ours.transformer_blocks[0].norm1.emb.parameters())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
-    assert count - 27 * embedders == pytest.approx(
-        675e6, rel=0.01
-    )  # the paper's network has the embedders once
+    # The paper's network has the embedders once.
+    assert count - 27 * embedders == pytest.approx(675e6, rel=0.01)
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -155,21 +156,21 @@ def test_rows_of_different_plans_and_classes_run_together(networks: Networks) ->
         together = ours.predict(x, ours.collate(rows), steps)
         alone = [ours.predict(x[r : r + 1], ours.collate([rows[r]]), [steps[r]]) for r in range(3)]
         elsewhere = ours.predict(x, ours.collate(rows), [0, 0, 0])
-    now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+    current_times = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
     assert_near(together, torch.cat(alone), tolerance=1e-5)
-    assert_near(together, forward_theirs(theirs, x, now, classes))
+    assert_near(together, forward_theirs(theirs, x, current_times, classes))
     assert not torch.allclose(together[:2], elsewhere[:2], atol=1e-3)
 
 
 @pytest.mark.parametrize(
     "pooled", [None, torch.tensor([7.0]), torch.tensor([7.0], dtype=torch.bfloat16)], ids=str
 )
-def test_without_a_whole_class_index_there_is_no_row(networks: Networks, pooled: Tensor | None) -> None:
+def test_a_row_needs_an_integer_class_index(networks: Networks, pooled: Tensor | None) -> None:
     with pytest.raises(ValueError, match="class index"):
         row(networks[0], torch.tensor([10.0]), pooled)
 
 
-def test_plain_attention_gives_the_same(networks: Networks) -> None:
+def test_plain_attention_gives_the_same_result(networks: Networks) -> None:
     ours, _ = networks
     plain = ClassDiT(TINY, BACKENDS["plain"]).eval()
     plain.load_state_dict(ours.state_dict(), strict=True)
@@ -181,7 +182,7 @@ def test_config_round_trip(config: ClassDiTConfig) -> None:
     assert ClassDiTConfig.from_diffusers(config.to_diffusers() | {"_diffusers_version": "0.42.0"}) == config
 
 
-def test_what_a_config_leaves_unsaid_is_diffusers_default() -> None:
+def test_omitted_options_have_diffusers_defaults() -> None:
     with torch.device("meta"):
         theirs = DiTTransformer2DModel()
     assert (
@@ -192,11 +193,13 @@ def test_what_a_config_leaves_unsaid_is_diffusers_default() -> None:
     assert ClassDiTConfig.from_diffusers({"in_channels": 16}).out_channels == 16
 
 
-def test_an_old_folder_says_more_and_means_the_same() -> None:
-    """The options of `Transformer2DModel`, as which these networks were first saved."""
+def test_extra_options_of_old_folders_are_accepted() -> None:
+    """The options of `Transformer2DModel`, the class under which these networks were first saved."""
     said = {
-        "_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "attention_bias": True, "attention_type": "default",
-        "cross_attention_dim": None, "double_self_attention": False, "num_vector_embeds": None, "only_cross_attention": False,
+        "_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "attention_bias": True,
+        "attention_type": "default",
+        "cross_attention_dim": None, "double_self_attention": False, "num_vector_embeds": None,
+        "only_cross_attention": False,
         "use_linear_projection": False, "dropout": 0.0, "norm_num_groups": 32, "caption_channels": None,
     }  # fmt: skip
     assert ClassDiTConfig.from_diffusers(XL.to_diffusers() | said) == XL
@@ -205,8 +208,10 @@ def test_an_old_folder_says_more_and_means_the_same() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("norm_type", "ada_norm_single"), ("activation_fn", "geglu"), ("norm_elementwise_affine", True), ("attention_bias", False),
-        ("upcast_attention", True), ("attention_type", "gated"), ("num_embeds_ada_norm", None), ("cross_attention_dim", 768),
+        ("norm_type", "ada_norm_single"), ("activation_fn", "geglu"), ("norm_elementwise_affine", True),
+        ("attention_bias", False),
+        ("upcast_attention", True), ("attention_type", "gated"), ("num_embeds_ada_norm", None),
+        ("cross_attention_dim", 768),
         ("quantization_config", {"bits": 4}),
     ],
 )  # fmt: skip

@@ -7,12 +7,13 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.options import DiTConfig
 from safelight.models.networks.attention import BACKENDS
+from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT, TextKeyValues
 
 CONFIG = DiTConfig(
-    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=3, sample_size=16, patch_size=2,
+    num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=3, sample_size=16,
+    patch_size=2,
     caption_channels=24, interpolation_scale=1,
 )  # fmt: skip
 
@@ -51,8 +52,8 @@ SIZED = replace(CONFIG, num_attention_heads=3, sample_size=128, is_sized=True)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)], ids=str)
-def test_a_network_that_is_told_the_size_equals_diffusers(size: tuple[int, int]) -> None:
-    """PixArt-alpha at 1024: resolution and aspect ratio ride on the time."""
+def test_a_sized_network_equals_diffusers(size: tuple[int, int]) -> None:
+    """PixArt-alpha at 1024 adds embeddings of resolution and aspect ratio to that of the time."""
     torch.manual_seed(0)
     theirs = PixArtTransformer2DModel.from_config(SIZED.to_diffusers()).eval()
     ours = DiT(SIZED).eval()
@@ -61,7 +62,7 @@ def test_a_network_that_is_told_the_size_equals_diffusers(size: tuple[int, int])
     x, t = torch.randn(2, 4, *size, generator=g), torch.tensor([999.0, 40.5])
     states, mask = torch.randn(2, 7, 24, generator=g), torch.ones(2, 7, dtype=torch.bool)
     height, width = 8 * size[0], 8 * size[1]
-    told = {
+    conditions = {
         "resolution": torch.tensor([[height, width]] * 2).float(),
         "aspect_ratio": torch.tensor([[height / width]] * 2),
     }
@@ -71,7 +72,7 @@ def test_a_network_that_is_told_the_size_equals_diffusers(size: tuple[int, int])
             encoder_hidden_states=states,
             encoder_attention_mask=mask.long(),
             timestep=t,
-            added_cond_kwargs=told,
+            added_cond_kwargs=conditions,
             return_dict=False,
         )[0]
         got = ours(x, ours.modulations(t, (height, width)), ours.text_key_values(states, mask))
@@ -139,7 +140,7 @@ def test_unsupported_configs_are_named(key: str, value: object) -> None:
         DiTConfig.from_diffusers(CONFIG.to_diffusers() | {key: value})
 
 
-def test_keys_that_switch_nothing_on_are_of_no_account() -> None:
+def test_unknown_options_that_are_off_are_ignored() -> None:
     assert (
         DiTConfig.from_diffusers(
             CONFIG.to_diffusers() | {"double_self_attention": False, "num_vector_embeds": None}
@@ -162,9 +163,12 @@ def test_rows_of_different_plans_run_together(networks: tuple[DiT, PixArtTransfo
             for r in range(2)
         ]
         together = ours.predict(x, ours.collate(rows), steps)
-        now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+        current_times = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
         torch.testing.assert_close(
-            together, ours(x, ours.modulations(now), ours.text_key_values(states, mask)), atol=1e-5, rtol=0
+            together,
+            ours(x, ours.modulations(current_times), ours.text_key_values(states, mask)),
+            atol=1e-5,
+            rtol=0,
         )
         assert not torch.allclose(together, ours.predict(x, ours.collate(rows), (0, 0)), atol=1e-3)
 
@@ -174,7 +178,7 @@ def test_config_round_trip() -> None:
         assert DiTConfig.from_diffusers(config.to_diffusers()) == config
 
 
-def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
+def test_a_network_of_1024_is_sized_by_default() -> None:
     for side, is_sized in ((128, True), (64, False)):
         config = replace(CONFIG, sample_size=side).to_diffusers()
         del config["use_additional_conditions"]
@@ -183,7 +187,7 @@ def test_left_unsaid_a_network_of_1024_is_told_the_size() -> None:
 
 @pytest.mark.parametrize("is_sized", [False, True])
 def test_a_block_of_the_true_width_equals_diffusers(is_sized: bool) -> None:
-    """PixArt-XL/2: 16 heads of 72; alpha, which is told the size, and Sigma, which is not."""
+    """PixArt-XL/2: 16 heads of 72; alpha, which reads the size, and Sigma, which does not."""
     config = replace(
         CONFIG, num_attention_heads=16, attention_head_dim=72, out_channels=8, num_layers=1, is_sized=is_sized
     )

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.networks.attention import BACKENDS
-from safelight.models.networks.mmdit import Block, MMDiT, MMDiTConfig
+from safelight.models.networks.config import MMDiTConfig
+from safelight.models.networks.mmdit import Block, MMDiT
 
 SD3 = MMDiTConfig(
-    sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=4, joint_attention_dim=24,
+    sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=4,
+    joint_attention_dim=24,
     caption_projection_dim=64, pooled_projection_dim=20, out_channels=4, pos_embed_max_size=13,
 )  # fmt: skip
 SD35_MEDIUM = replace(SD3, qk_norm="rms_norm", dual_attention_layers=(0, 1))
@@ -36,7 +38,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def draw(module: nn.Module, seed: int) -> None:
-    """Fill every parameter and buffer from `seed`, so that gates are open, norm weights differ and the table is nobody's default."""
+    """Fill every parameter and buffer from `seed`: open gates, different norm weights, a table of its own."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -87,7 +89,7 @@ def forward_theirs(
 
 
 def assert_near(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Within `tolerance` of the scale of what is expected."""
+    """Assert that the tensors differ by at most `tolerance`, relative to the scale of the expected one."""
     torch.testing.assert_close(got, expected, atol=tolerance * expected.std().item(), rtol=0)
 
 
@@ -101,7 +103,7 @@ def test_equals_diffusers(networks: Networks, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", TINY)
-def test_in_bfloat16_points_where_diffusers_points_in_float32(name: str, size: tuple[int, int]) -> None:
+def test_bfloat16_is_close_in_direction_to_diffusers_in_float32(name: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(TINY[name])
     x, t, pooled, states = inputs(size)
     got = forward(ours.bfloat16(), x.bfloat16(), t, pooled.bfloat16(), states.bfloat16())
@@ -155,7 +157,7 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def test_the_position_table_is_diffusers_until_one_is_loaded(networks: Networks) -> None:
+def test_the_initial_position_table_equals_diffusers(networks: Networks) -> None:
     ours, theirs = networks
     fresh = SD3Transformer2DModel.from_config(ours.config.to_diffusers())
     torch.testing.assert_close(
@@ -191,19 +193,19 @@ def test_rows_of_different_plans_run_together(networks: Networks) -> None:
             for r in range(2)
         ]
         together = ours.predict(x[:2], ours.collate(rows), steps)
-    now = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
-    assert_near(together, forward(ours, x[:2], now, pooled[:2], states[:2]), tolerance=1e-5)
+    current_times = torch.stack([plan[step] for plan, step in zip(plans, steps, strict=True)])
+    assert_near(together, forward(ours, x[:2], current_times, pooled[:2], states[:2]), tolerance=1e-5)
     assert not torch.allclose(together, ours.predict(x[:2], ours.collate(rows), (0, 0)), atol=1e-3)
 
 
-def test_without_pooled_text_there_is_no_row(networks: Networks) -> None:
+def test_a_row_needs_pooled_text(networks: Networks) -> None:
     ours, _ = networks
     _, t, _, states = inputs((12, 20))
     with pytest.raises(ValueError, match="pooled"):
         ours.prepare_row(states[0], torch.ones(7, dtype=torch.bool), None, ours.prepare_times(t, (96, 160)))
 
 
-def test_plain_attention_gives_the_same(networks: Networks) -> None:
+def test_plain_attention_gives_the_same_result(networks: Networks) -> None:
     ours, _ = networks
     plain = MMDiT(ours.config, BACKENDS["plain"]).eval()
     plain.load_state_dict(ours.state_dict(), strict=True)
@@ -219,7 +221,7 @@ def test_config_round_trip(config: MMDiTConfig) -> None:
     assert MMDiTConfig.from_diffusers(written) == config
 
 
-def test_what_a_config_leaves_unsaid_is_diffusers_default() -> None:
+def test_omitted_options_have_diffusers_defaults() -> None:
     with torch.device("meta"):
         theirs = SD3Transformer2DModel()
     assert MMDiTConfig.from_diffusers({}) == MMDiTConfig.from_diffusers(dict(theirs.config))

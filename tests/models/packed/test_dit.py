@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safelight.models.checkpoints.options import DiTConfig
+from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT, Row

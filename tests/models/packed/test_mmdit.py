@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from safelight.models.networks.mmdit import MMDiT, MMDiTConfig
+from safelight.models.networks.config import MMDiTConfig
+from safelight.models.networks.mmdit import MMDiT
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.mmdit import PackedMMDiT, Row
 from tests.models.networks.test_mmdit import TINY

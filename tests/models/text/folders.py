@@ -1,4 +1,4 @@
-"""Text encoders and tokenizers in transformers' layout, small, of random weights, written without the network."""
+"""Small text encoders and tokenizers in transformers' layout, with random weights."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from safelight.models.text.hf_folder import HF_WEIGHTS
 
-VOCABULARY = 256  # of the small T5: its tokenizer has fewer
+VOCABULARY = 256  # of the small T5, more than its tokenizer has
 PIECES = [
     *"abcdefghijklmnopqrstuvwxyz0123456789,.",
     "apple",
@@ -30,7 +30,7 @@ PIECES = [
 
 
 def draw(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill every weight from `seed`, so that states differ by text and by layer and no norm is the identity."""
+    """Fill every weight from `seed`: states differ by text and by layer, and no norm is the identity."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -38,9 +38,8 @@ def draw(module: nn.Module, seed: int = 0) -> nn.Module:
             if tensor.ndim > 1 and "embed" not in name and "shared" not in name:
                 tensor.mul_((3 / tensor.shape[1]) ** 0.5)
                 if name.endswith("SelfAttention.q.weight"):
-                    tensor.mul_(
-                        8**-0.5
-                    )  # T5 does not divide by the root of a head's channels: its queries come so much smaller
+                    # T5 does not divide by the root of a head's channels, so its queries are smaller.
+                    tensor.mul_(8**-0.5)
             elif "norm" in name and name.endswith("weight"):
                 tensor.add_(1.5)
     return module.eval()

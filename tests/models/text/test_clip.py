@@ -1,4 +1,4 @@
-"""The embedded text tower: unknown words, truncation, padding, open_clip's own answer."""
+"""The embedded text tower: unknown words, truncation, padding, and equality with open_clip."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS
-from safelight.models.text.clip import ClipTextTower, blueprint
+from safelight.models.text.clip import ClipTextTower, expected_shapes
 from safelight.models.tiny import CONTEXT, ensure_tiny
 
 
@@ -21,7 +21,7 @@ def tower() -> ClipTextTower:
     return ClipTextTower(ensure_tiny() / "text_encoder")
 
 
-def test_pooled_and_states_are_open_clips(tower: ClipTextTower) -> None:
+def test_pooled_text_and_states_equal_open_clip(tower: ClipTextTower) -> None:
     clip = open_clip.create_model(f"local-dir:{ensure_tiny() / 'text_encoder'}").eval()
     ids = torch.stack([tower.tokenise(t).ids for t in ("a red apple", "cat")])
     with torch.inference_mode():
@@ -32,7 +32,7 @@ def test_pooled_and_states_are_open_clips(tower: ClipTextTower) -> None:
     assert mask.sum(1).tolist() == [1 + 3 + 2, 1 + 1 + 2]
 
 
-def test_a_reading_is_the_forward_of_its_tokens(tower: ClipTextTower) -> None:
+def test_read_returns_the_forward_pass_of_the_tokens(tower: ClipTextTower) -> None:
     tokenised, reading = tower.tokenise("a red apple"), tower.read("a red apple")
     states, mask = tower(tokenised.ids[None])
     assert torch.equal(reading.states, states[0])
@@ -46,19 +46,19 @@ def test_a_reading_is_the_forward_of_its_tokens(tower: ClipTextTower) -> None:
 
 
 @pytest.mark.parametrize("text", ["a red apple", "", "It's 3D!! naïve café 東京 &amp; “quoted”", "cat " * 40])
-def test_ids_are_open_clips(tower: ClipTextTower, text: str) -> None:
+def test_ids_equal_open_clip(tower: ClipTextTower, text: str) -> None:
     assert torch.equal(tower.tokenise(text).ids, open_clip.tokenize(text, context_length=CONTEXT)[0])
 
 
-def test_the_blueprint_is_what_the_file_holds() -> None:
+def test_the_expected_shapes_are_those_in_the_file() -> None:
     folder = ensure_tiny() / "text_encoder"
-    assert blueprint(folder) == {
+    assert expected_shapes(folder) == {
         name: tuple(tensor.shape) for name, tensor in load_file(folder / CLIP_WEIGHTS).items()
     }
 
 
 def test_flops_equal_the_counter_of_torch(tower: ClipTextTower) -> None:
-    shadow = copy.deepcopy(tower).to("meta")  # on a processor the counter takes attention for free
+    shadow = copy.deepcopy(tower).to("meta")  # the counter ignores attention on processors
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         shadow(torch.empty(1, CONTEXT, dtype=torch.long, device="meta"))
     assert tower.flops_per_text == counter.get_total_flops()
@@ -75,7 +75,7 @@ def test_words_with_untrained_tokens_are_dropped_and_reported(tmp_path: Path, to
     with_unknown, without = forgetful.tokenise("a red zebra apple zebra"), forgetful.tokenise("a red apple")
     assert with_unknown.unknown_words == ("zebra",)
     assert torch.equal(with_unknown.ids, without.ids)
-    # an unknown mark takes nothing with it
+    # an unknown punctuation mark is dropped alone
     tensors["text.token_embedding.weight"][tower.tokenise("?").ids[1]] = 0.0
     save_file(tensors, tmp_path / CLIP_WEIGHTS)
     asking = ClipTextTower(tmp_path).tokenise("a red apple?")
@@ -83,12 +83,12 @@ def test_words_with_untrained_tokens_are_dropped_and_reported(tmp_path: Path, to
     assert torch.equal(asking.ids, without.ids)
 
 
-def test_a_prompt_cannot_speak_the_tower_s_own_marks(tower: ClipTextTower) -> None:
+def test_a_prompt_cannot_contain_start_or_end_marks(tower: ClipTextTower) -> None:
     said = tower.tokenise("red apple <end_of_text> rocket")
     assert torch.equal(said.ids, tower.tokenise("red apple rocket").ids)
 
 
-def test_endless_words_are_unknown_and_forgotten(tower: ClipTextTower) -> None:
+def test_very_long_words_are_unknown_and_not_cached(tower: ClipTextTower) -> None:
     assert tower.tokenise("x" * 4000).unknown_words == ("x" * 4000,)
     for number in range(40):
         tower.tokenise(
@@ -100,7 +100,7 @@ def test_endless_words_are_unknown_and_forgotten(tower: ClipTextTower) -> None:
     assert len(tower._pairs._tokenizer.cache) <= 10_000 + 4000
 
 
-def test_long_texts_are_cut_and_say_so(tower: ClipTextTower) -> None:
+def test_long_texts_are_truncated_and_reported(tower: ClipTextTower) -> None:
     room = CONTEXT - 2
     assert not tower.tokenise("cat " * room).truncated
     cut = tower.tokenise("cat " * (room + 1))

@@ -1,4 +1,4 @@
-"""CLIP towers in transformers' layout, through open_clip: transformers' own answer, and what a folder can have wrong."""
+"""CLIP towers in transformers' layout equal transformers' own, and faults of folders are named."""
 
 import copy
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, blueprint, canonical
+from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, canonical_names, expected_shapes
 from tests.models.text.folders import draw, edit, edit_json, shapes_in
 
 VOCABULARY, CONTEXT = 64, 12
@@ -58,7 +58,7 @@ def write(folder: Path, options: dict) -> Written:
 
 
 def ids() -> Tensor:
-    """Four texts: some padded with the end mark, as L's tokenizer does, some with 0, as bigG's; the last is full."""
+    """Four texts, padded with the end mark as by L's tokenizer or with 0 as by bigG's; the last is full."""
     texts = [[62, 5, 7, 63], [62, 63], [62, 0, 9, 0, 63], [62, *range(10), 63]]
     return torch.tensor(
         [text + [pad] * (CONTEXT - len(text)) for text, pad in zip(texts, (63, 63, 0, 0), strict=True)]
@@ -85,7 +85,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "text_encoder", TINY)[0]
 
 
-def test_answers_are_transformers(written: Written) -> None:
+def test_states_equal_transformers(written: Written) -> None:
     folder, theirs = written
     (states, pooled), (their_states, their_pooled) = (
         HfClipTower(folder, "cpu", torch.float32)(ids()),
@@ -95,7 +95,7 @@ def test_answers_are_transformers(written: Written) -> None:
     assert_near(pooled, their_pooled)
 
 
-def test_bfloat16_points_the_same_way(tmp_path: Path) -> None:
+def test_bfloat16_states_are_close_in_direction(tmp_path: Path) -> None:
     folder, theirs = write(tmp_path, TINY)
     for got, expected in zip(
         HfClipTower(folder, "cpu", torch.bfloat16)(ids()), their_answer(theirs), strict=True
@@ -104,17 +104,15 @@ def test_bfloat16_points_the_same_way(tmp_path: Path) -> None:
         assert torch.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0) >= 0.999
 
 
-def test_the_blueprint_is_what_transformers_writes(folder: Path) -> None:
-    assert blueprint(folder) == shapes_in(folder)
+def test_the_expected_shapes_are_what_transformers_writes(folder: Path) -> None:
+    assert expected_shapes(folder) == shapes_in(folder)
 
 
 def test_flops_equal_the_counter_of_torch(folder: Path) -> None:
     tower = HfClipTower(folder, "cpu", torch.float32)
     shadow = copy.copy(tower)
-    shadow._tower, shadow._device = (
-        copy.deepcopy(tower._tower).to("meta"),
-        "meta",
-    )  # on a processor attention counts as free
+    # The counter ignores attention on processors.
+    shadow._tower, shadow._device = copy.deepcopy(tower._tower).to("meta"), "meta"
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         shadow(torch.empty(1, CONTEXT, dtype=torch.long))
     assert tower.flops_per_text == counter.get_total_flops()
@@ -142,12 +140,12 @@ def test_weights_are_loaded_strictly_and_named_as_in_the_file(folder: Path, chan
         HfClipTower(folder, "cpu", torch.float32)
 
 
-def test_the_position_numbers_of_older_files_are_left_alone(folder: Path) -> None:
+def test_the_position_numbers_of_older_files_are_ignored(folder: Path) -> None:
     without = HfClipTower(folder, "cpu", torch.float32)(ids())
     edit(folder, lambda t: t.update({POSITION_IDS: torch.arange(CONTEXT)[None]}))
     for got, expected in zip(HfClipTower(folder, "cpu", torch.float32)(ids()), without, strict=True):
         assert torch.equal(got, expected)
-    assert canonical(shapes_in(folder)) == blueprint(folder)
+    assert canonical_names(shapes_in(folder)) == expected_shapes(folder)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,7 @@ def test_the_position_numbers_of_older_files_are_left_alone(folder: Path) -> Non
         ({"hidden_size": "32"}, "hidden_size is '32', expected a whole number, at least 0"),
     ],
 )
-def test_a_config_that_is_not_built_is_named(folder: Path, changes: dict, match: str) -> None:
+def test_an_unsupported_config_is_named(folder: Path, changes: dict, match: str) -> None:
     edit_json(folder / "config.json", **changes)
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{match}"):
         HfClipTower(folder, "cpu", torch.float32)

@@ -1,4 +1,4 @@
-"""Class labels: by number, by any of their names, by none; what is unclear is refused with a way out."""
+"""Class labels by number and by name; unknown and ambiguous labels are refused with suggestions."""
 
 import json
 import subprocess
@@ -13,7 +13,8 @@ from safelight.models.text.label import LabelTower
 from safelight.models.text.reading import UnreadableText
 
 NAMES = {
-    0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark", 3: "crane", 4: "crane",
+    0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark",
+    3: "crane", 4: "crane",
     5: "Cardigan, Cardigan Welsh corgi", 6: "cardigan", 7: "maillot", 8: "maillot, tank suit",
 }  # fmt: skip
 
@@ -34,9 +35,11 @@ def write(folder: Path, id2label: object) -> Path:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("1", 1), (" 9 ", 9), ("", 10), ("  ", 10), ("goldfish", 1), ("Carassius auratus", 1), ("goldfish, Carassius auratus", 1),
+        ("1", 1), (" 9 ", 9), ("", 10), ("  ", 10), ("goldfish", 1), ("Carassius auratus", 1),
+        ("goldfish, Carassius auratus", 1),
         ("  GoldFish\n", 1), ("TENCH, tinca TINCA", 0), ("white shark", 2), ("tank suit", 8),
-        ("maillot", 7), ("Cardigan", 5), ("cardigan", 6), ("CARDIGAN", 6),  # closest first: spelling, then whole label, then any case
+        # the strictest match decides: spelling, then the whole label, then any case
+        ("maillot", 7), ("Cardigan", 5), ("cardigan", 6), ("CARDIGAN", 6),
     ],
 )  # fmt: skip
 def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
@@ -54,28 +57,33 @@ def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
     [
         (
             "goldfihs",
-            "'goldfihs' is not a class of this model: give a number from 0 to 9, or a name, for instance goldfish",
+            "'goldfihs' is not a class of this model: "
+            "give a number from 0 to 9, or a name, for instance goldfish",
         ),
         (
             "White Sharks",
-            "'White Sharks' is not a class of this model: give a number from 0 to 9, or a name, for instance white shark",
+            "'White Sharks' is not a class of this model: "
+            "give a number from 0 to 9, or a name, for instance white shark",
         ),
         (
             "a photo of zebras",
-            "'a photo of zebras' is not a class of this model: give a number from 0 to 9, or a name such as tench",
+            "'a photo of zebras' is not a class of this model: "
+            "give a number from 0 to 9, or a name such as tench",
         ),
         ("10", "'10' is not a class of this model: give a number from 0 to 9"),
         ("-1", "'-1' is not a class of this model: give a number from 0 to 9"),
         ("crane", "'crane' is the name of 2 classes: give the number, 3 or 4"),
     ],
 )
-def test_what_is_unclear_is_refused_with_a_way_out(folder: Path, text: str, message: str) -> None:
+def test_an_unknown_or_ambiguous_label_is_refused_with_suggestions(
+    folder: Path, text: str, message: str
+) -> None:
     with pytest.raises(UnreadableText) as refused:
         LabelTower(folder).read(text)
     assert str(refused.value).startswith(message)
 
 
-def test_without_names_there_are_numbers(tmp_path: Path) -> None:
+def test_without_names_numbers_are_allowed(tmp_path: Path) -> None:
     tower = LabelTower(write(tmp_path, None))
     assert tower.read("7").pooled.tolist() == [7]
     with pytest.raises(
@@ -93,7 +101,7 @@ def test_without_names_there_are_numbers(tmp_path: Path) -> None:
         ({"0": 3}, r"id2label\['0'\] is 3"),
     ],
 )
-def test_wrong_names_are_named(tmp_path: Path, id2label: object, match: str) -> None:
+def test_malformed_labels_are_named(tmp_path: Path, id2label: object, match: str) -> None:
     with pytest.raises(CheckpointError, match=rf"model_index\.json: {match}"):
         LabelTower(write(tmp_path, id2label))
 
@@ -108,13 +116,14 @@ def test_a_wrong_number_of_classes_is_named(folder: Path, number: object) -> Non
         LabelTower(folder)
 
 
-def test_reading_costs_nothing(folder: Path) -> None:
+def test_reading_a_label_takes_no_flops(folder: Path) -> None:
     assert LabelTower(folder).flops_per_text == 0
 
 
 def test_names_are_looked_up_without_torch(folder: Path) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from pathlib import Path; from safelight.models.text.label import Labels;"
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; "
+        "from safelight.models.text.label import Labels;"
         f" print(Labels(Path({str(folder)!r})).find('goldfish'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3's three text encoders against diffusers' own pipeline, and what a folder can have wrong."""
+"""Stable Diffusion 3's text encoders equal diffusers' pipeline, and faults of folders are named."""
 
 import json
 import shutil
@@ -23,7 +23,8 @@ from transformers import (
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.bpe import BytePairs
-from safelight.models.text.sd3 import T5_CONTEXT, Sd3Towers
+from safelight.models.text.config import SD3_T5_TOKENS
+from safelight.models.text.sd3 import Sd3Towers
 from tests.models.text.folders import VOCABULARY, draw, edit_json, write_clip_tokenizer, write_t5_tokenizer
 
 JOINT = 96
@@ -52,7 +53,7 @@ BIG_G = {
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A pipeline, the folder that diffusers writes of it, and what we read from that."""
+    """diffusers' pipeline, the folder that it writes, and our towers in that folder."""
 
     folder: Path
     pipeline: StableDiffusion3Pipeline
@@ -61,7 +62,7 @@ class Written:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Small random parts."""
+    """A pipeline of small random parts."""
     folder, sources = tmp_path_factory.mktemp("sd3"), tmp_path_factory.mktemp("sources")
     t5 = T5Config(
         vocab_size=VOCABULARY,
@@ -74,13 +75,17 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
     )
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
-            sample_size=4, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-            joint_attention_dim=JOINT, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4, pos_embed_max_size=4,
+            sample_size=4, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=JOINT, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4,
+            pos_embed_max_size=4,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=None,
         text_encoder=clip(L),
-        tokenizer=CLIPTokenizer.from_pretrained(write_clip_tokenizer(sources / "l", pad_token="<|endoftext|>")),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            write_clip_tokenizer(sources / "l", pad_token="<|endoftext|>")
+        ),
         text_encoder_2=clip(BIG_G),
         tokenizer_2=CLIPTokenizer.from_pretrained(write_clip_tokenizer(sources / "g", pad_token="!")),
         text_encoder_3=draw(T5EncoderModel(t5)),
@@ -133,27 +138,27 @@ def their_reading(pipeline: StableDiffusion3Pipeline, text: str) -> tuple[Tensor
     return states[0], pooled[0]
 
 
-def test_readings_are_diffusers(written: Written) -> None:
+def test_readings_equal_diffusers(written: Written) -> None:
     for text in TEXTS:
         reading, (states, pooled) = written.ours.read(text), their_reading(written.pipeline, text)
-        assert reading.states.shape == (77 + T5_CONTEXT, JOINT)
+        assert reading.states.shape == (77 + SD3_T5_TOKENS, JOINT)
         torch.testing.assert_close(reading.states, states, atol=1e-4, rtol=0)
         torch.testing.assert_close(reading.pooled, pooled, atol=1e-4, rtol=0)
         assert reading.mask.all()
         assert reading.unknown_words == ()
 
 
-def test_bfloat16_points_the_same_way(written: Written) -> None:
+def test_bfloat16_states_are_close_in_direction(written: Written) -> None:
     reading, expected = (
         towers(written.folder, torch.bfloat16).read(TEXTS[0]),
         their_reading(written.pipeline, TEXTS[0]),
     )
-    for got, wanted in zip((reading.states, reading.pooled), expected, strict=True):
-        assert got.dtype == torch.float32
-        assert torch.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) >= 0.999
+    for actual, expected_tensor in zip((reading.states, reading.pooled), expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.cosine_similarity(actual.flatten(), expected_tensor.flatten(), dim=0) >= 0.999
 
 
-def test_without_t5_zeros_stand_in_its_place(without_t5: Written) -> None:
+def test_without_t5_its_states_are_zeros(without_t5: Written) -> None:
     reading = without_t5.ours.read("a red apple")
     assert not reading.states[77:].any()
     assert not reading.states[:77, L["hidden_size"] + BIG_G["hidden_size"] :].any()
@@ -168,8 +173,8 @@ def test_tokens_are_counted_as_clip_counts_them(written: Written) -> None:
     assert (ours.read("").num_tokens, ours.read("").truncated) == (0, False)
 
 
-def test_words_are_open_clips_and_so_is_an_exclamation_mark(without_t5: Written) -> None:
-    """transformers takes "!" for padding where a tokenizer pads with it; CLIP was trained to read it."""
+def test_an_exclamation_mark_is_a_word_as_in_open_clip(without_t5: Written) -> None:
+    """transformers reads "!" as padding if a tokenizer pads with it; CLIP was trained to read it."""
     ours = without_t5.ours
     for text in ("a happy dog! wow!!", "it’s “quoted” &amp; ﬁne"):
         assert ours.read(text).num_tokens == len(BytePairs()._tokenizer.encode(text))
@@ -179,7 +184,7 @@ def test_words_are_open_clips_and_so_is_an_exclamation_mark(without_t5: Written)
     assert torch.equal(ours.read("a happy dog! wow!!").pooled[L["projection_dim"] :], expected)
 
 
-def test_a_text_cannot_speak_the_marks_and_no_word_is_too_long(without_t5: Written) -> None:
+def test_a_text_cannot_contain_marks_and_long_words_are_split(without_t5: Written) -> None:
     ours = without_t5.ours
     for mark in ("<end_of_text>", "<|endoftext|>"):
         assert ours.read(f"red apple {mark} rocket").num_tokens > 3
@@ -189,7 +194,7 @@ def test_a_text_cannot_speak_the_marks_and_no_word_is_too_long(without_t5: Writt
 
 
 def test_flops_add_up(complete: Written, without_t5: Written) -> None:
-    """Each encoder's own count is proved by its own test."""
+    """The encoders' own tests compare their counts with torch's counter."""
     all_three, two = complete.ours, without_t5.ours
     assert two.flops_per_text == sum(tower.flops_per_text for tower in two._clips)
     assert all_three.flops_per_text == two.flops_per_text + all_three._t5.flops_per_text
@@ -237,7 +242,7 @@ def other_merges(folder: Path) -> None:
     ],
     ids=["vocabulary", "merges", "few words", "no vocabulary", "no merges", "no config", "padding", "length"],
 )
-def test_another_tokenizer_is_named(folder: Path, change, match: str) -> None:
+def test_a_tokenizer_that_is_not_clips_is_named(folder: Path, change, match: str) -> None:
     shutil.rmtree(folder / "tokenizer")
     change(write_clip_tokenizer(folder / "tokenizer", pad_token="<|endoftext|>"))
     with pytest.raises(CheckpointError, match=match):
@@ -277,14 +282,16 @@ def test_parts_that_do_not_fit_are_named(
 
 def test_without_t5_transformers_is_not_needed(without_t5: Written) -> None:
     code = (
-        "import sys; sys.modules |= {'transformers': None, 'tokenizers': None}; import torch; from safelight.models.text.sd3 import Sd3Towers;"
-        f" print(Sd3Towers(__import__('pathlib').Path({str(without_t5.folder)!r}), 'cpu', torch.float32).read('a red apple').num_tokens)"
+        "import sys; sys.modules |= {'transformers': None, 'tokenizers': None}; import torch; "
+        "from pathlib import Path; from safelight.models.text.sd3 import Sd3Towers; "
+        f"towers = Sd3Towers(Path({str(without_t5.folder)!r}), 'cpu', torch.float32); "
+        "print(towers.read('a red apple').num_tokens)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3", done.stderr
 
 
-def test_with_t5_it_is(complete: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_t5_transformers_is_needed(complete: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(CheckpointError, match=r"pip install -e '.\[t5\]'"):
         towers(complete.folder)

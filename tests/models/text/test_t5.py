@@ -1,4 +1,4 @@
-"""T5 against transformers' own, and every way in which a folder or a library can be missing or wrong."""
+"""T5 encoders equal transformers', and faults of folders and libraries are named."""
 
 import copy
 import shutil
@@ -13,7 +13,14 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.hf_folder import HF_WEIGHTS
-from safelight.models.text.t5 import EMBEDDING, EMBEDDING_TOO, T5Encoder, T5Tower, blueprint, canonical
+from safelight.models.text.t5 import (
+    EMBEDDING,
+    EMBEDDING_ALIAS,
+    T5Encoder,
+    T5Tower,
+    canonical_names,
+    expected_shapes,
+)
 from tests.models.text.folders import VOCABULARY, draw, edit, edit_json, shapes_in, write_t5_tokenizer
 
 CONTEXT = 20
@@ -56,7 +63,7 @@ def tower(folder: Path, dtype: torch.dtype = torch.float32) -> T5Tower:
 
 
 def their_states(folder: Path, theirs: T5EncoderModel, text: str) -> tuple[Tensor, Tensor]:
-    """What diffusers' PixArt pipelines make of `text`."""
+    """States and mask of `text` by diffusers' PixArt pipelines."""
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
     asked = tokenizer(
         [text.lower().strip()], padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
@@ -67,7 +74,7 @@ def their_states(folder: Path, theirs: T5EncoderModel, text: str) -> tuple[Tenso
         ].bool()
 
 
-def test_states_and_mask_are_transformers(written: Written) -> None:
+def test_states_and_mask_equal_transformers(written: Written) -> None:
     ours = tower(written[0])
     for text in TEXTS:
         states, mask = their_states(*written, text)
@@ -77,7 +84,7 @@ def test_states_and_mask_are_transformers(written: Written) -> None:
         assert reading.pooled is None
 
 
-def test_bfloat16_points_the_same_way(written: Written) -> None:
+def test_bfloat16_states_are_close_in_direction(written: Written) -> None:
     folder, theirs = written
     ours, rounded = tower(folder, torch.bfloat16), copy.deepcopy(theirs).to(torch.bfloat16)
     for text in TEXTS:
@@ -86,7 +93,7 @@ def test_bfloat16_points_the_same_way(written: Written) -> None:
         assert torch.equal(read, their_states(folder, rounded, text)[0].float())
 
 
-def test_long_texts_are_cut_and_say_so(modern: Written) -> None:
+def test_long_texts_are_truncated_and_reported(modern: Written) -> None:
     ours = tower(modern[0])
     fits, cut = ours.read("apple " * (CONTEXT - 1)), ours.read("apple " * CONTEXT)
     assert (fits.num_tokens, fits.truncated) == (CONTEXT - 1, False)
@@ -101,13 +108,13 @@ def test_words_that_t5_has_no_token_for_are_named(modern: Written) -> None:
     assert ours.read("a red apple").unknown_words == ()
 
 
-def test_the_blueprint_is_what_transformers_writes(written: Written) -> None:
-    assert blueprint(written[0] / "text_encoder") == shapes_in(written[0] / "text_encoder")
+def test_the_expected_shapes_are_what_transformers_writes(written: Written) -> None:
+    assert expected_shapes(written[0] / "text_encoder") == shapes_in(written[0] / "text_encoder")
 
 
 def test_flops_equal_the_counter_of_torch(written: Written) -> None:
     encoder = T5Encoder(written[0] / "text_encoder", written[0] / "tokenizer", CONTEXT, "cpu", torch.float32)
-    shadow = copy.deepcopy(encoder._network).to("meta")  # on a processor the counter takes attention for free
+    shadow = copy.deepcopy(encoder._network).to("meta")  # the counter ignores attention on processors
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         shadow(torch.empty(1, CONTEXT, dtype=torch.long, device="meta"))
     assert encoder.flops_per_text == tower(written[0]).flops_per_text == counter.get_total_flops()
@@ -133,16 +140,16 @@ def test_weights_are_loaded_strictly(folder: Path, change, match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [[EMBEDDING], [EMBEDDING_TOO], [EMBEDDING, EMBEDDING_TOO]], ids=" and ".join
+    "names", [[EMBEDDING], [EMBEDDING_ALIAS], [EMBEDDING, EMBEDDING_ALIAS]], ids=" and ".join
 )
-def test_the_tied_embedding_may_go_by_either_name(modern: Written, folder: Path, names: list[str]) -> None:
+def test_the_tied_embedding_may_have_either_name(modern: Written, folder: Path, names: list[str]) -> None:
     def rename(tensors: dict[str, Tensor]) -> None:
         embedding = tensors.pop(EMBEDDING)
         tensors.update({name: embedding.clone() for name in names})
 
     edit(folder / "text_encoder", rename)
     assert torch.equal(tower(folder).read("a red apple").states, tower(modern[0]).read("a red apple").states)
-    assert canonical(shapes_in(folder / "text_encoder")) == blueprint(folder / "text_encoder")
+    assert canonical_names(shapes_in(folder / "text_encoder")) == expected_shapes(folder / "text_encoder")
 
 
 def test_shards_load(modern: Written, tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_a_wrong_config_is_named(folder: Path, file: str, changes: dict, match: 
         tower(folder)
 
 
-def test_a_tokenizer_that_is_missing_or_none_is_named(folder: Path) -> None:
+def test_a_missing_or_malformed_tokenizer_is_named(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="tokenizer is not a T5 tokenizer"):
         tower(folder)
@@ -215,12 +222,13 @@ def test_missing_libraries_are_named_with_the_command(folder: Path, monkeypatch:
         tower(folder)
 
 
-def test_a_sentencepiece_model_is_read_as_sentencepiece_reads_it(folder: Path, tmp_path: Path) -> None:
-    """PixArt's folders hold nothing else."""
+def test_a_sentencepiece_tokenizer_equals_sentencepiece(folder: Path, tmp_path: Path) -> None:
+    """PixArt's folders have a sentencepiece model only."""
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "corpus.txt").write_text("a red apple on the green table under a tree, in the house\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=40, hard_vocab_limit=False,
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=40,
+        hard_vocab_limit=False,
         model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer" / "tokenizer.json").unlink()

@@ -1,4 +1,4 @@
-"""Folders whose every tensor is right and whose words are nonsense: each is refused before anything is drawn, in one line."""
+"""Folders with sound tensors and nonsense in their configurations are refused, each fault in one line."""
 
 import json
 import os
@@ -14,20 +14,19 @@ from safelight.pipeline.assembly.check import check_folder
 from tests.models.folders import write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and transformers talk of their own future
+pytestmark = pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers and transformers
 
 WRITERS: dict[str, Callable[[Path], object]] = {"sigma": write_pixart, "sd3": write_sd3, "dit": write_dit}
-TRANSFORMER, VAE, TEXT, SCHEDULER = (
-    "transformer/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "scheduler/scheduler_config.json",
-)
+INDEX = "model_index.json"
+TRANSFORMER = "transformer/config.json"
+VAE = "vae/config.json"
+TEXT = "text_encoder/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 
-# family, file, what is changed in it, what the line must say
+# family, file, the options changed in it, words of the fault
 NONSENSE = [
-    ("sigma", "model_index.json", {"_class_name": "DiTPipeline"}, "a DiTPipeline needs a DiTTransformer2DModel"),
-    ("dit", "model_index.json", {"_class_name": "PixArtSigmaPipeline"}, "is not supported"),
+    ("sigma", INDEX, {"_class_name": "DiTPipeline"}, "a DiTPipeline needs a DiTTransformer2DModel"),
+    ("dit", INDEX, {"_class_name": "PixArtSigmaPipeline"}, "is not supported"),
     ("sigma", VAE, {"scaling_factor": "0.13"}, "scaling_factor is '0.13', expected a positive number"),
     ("sigma", VAE, {"scaling_factor": None}, "scaling_factor is None"),
     ("sigma", VAE, {"scaling_factor": float("nan")}, "scaling_factor is nan"),
@@ -46,7 +45,10 @@ NONSENSE = [
     ("sigma", TRANSFORMER, {"norm_eps": -1}, "norm_eps is -1"),
     ("sigma", TRANSFORMER, {"interpolation_scale": 0}, "interpolation_scale is 0"),
     ("sigma", TRANSFORMER, {"num_layers": 10**8}, "expected a whole number from 1 to 1000"),
-    ("sigma", TRANSFORMER, {"use_additional_conditions": "no"}, "use_additional_conditions is 'no', expected true or false"),
+    (
+        "sigma", TRANSFORMER, {"use_additional_conditions": "no"},
+        "use_additional_conditions is 'no', expected true or false",
+    ),
     ("sigma", TEXT, {"relative_attention_max_distance": 0}, "do not cover distances up to 0"),
     ("sigma", TEXT, {"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
     ("sigma", TEXT, {"num_layers": 10**8}, "expected a whole number from 0 to 1000"),
@@ -76,7 +78,9 @@ def copied(written: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    ("family", "file", "change", "says"), NONSENSE, ids=[f"{each[0]}-{each[2]}" for each in NONSENSE]
+    ("family", "file", "change", "says"),
+    NONSENSE,
+    ids=[f"{family}-{change}" for family, _, change, _ in NONSENSE],
 )
 def test_nonsense_is_refused(
     copied: Callable[[str], Path], family: str, file: str, change: dict[str, object], says: str
@@ -88,7 +92,7 @@ def test_nonsense_is_refused(
     assert not any("\n" in fault for fault in faults)
 
 
-def test_a_sound_folder_is_sound(copied: Callable[[str], Path]) -> None:
+def test_a_sound_folder_has_no_faults(copied: Callable[[str], Path]) -> None:
     for family in WRITERS:
         folder = copied(family)
         assert check_folder(str(folder)).faults == ()
@@ -118,20 +122,20 @@ def test_clips_the_wrong_way_round(copied: Callable[[str], Path], what: str) -> 
     assert any("the wrong way round" in fault for fault in check_folder(str(folder)).faults)
 
 
-def put_a_pipe(file: Path) -> None:
+def replace_by_pipe(file: Path) -> None:
     file.unlink()
     os.mkfifo(file)
 
 
-def nest(file: Path) -> None:
+def nest_deeply(file: Path) -> None:
     file.write_text("[" * 10**5)
 
 
-# what is put in place of a file, and what the line must say
+# file, what replaces it, words of the fault
 ODDITIES = [
-    (TRANSFORMER, put_a_pipe, "is not a file"),
-    (TRANSFORMER, nest, "nested too deeply"),
-    (f"transformer/{WEIGHTS}", put_a_pipe, "is not a file"),
+    (TRANSFORMER, replace_by_pipe, "is not a file"),
+    (TRANSFORMER, nest_deeply, "nested too deeply"),
+    (f"transformer/{WEIGHTS}", replace_by_pipe, "is not a file"),
     (
         f"vae/{WEIGHTS}",
         lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
@@ -154,7 +158,7 @@ def test_odd_files_are_named(
     assert any(says in fault for fault in faults), faults
 
 
-def test_what_may_not_be_read_is_named(copied: Callable[[str], Path]) -> None:
+def test_files_without_permission_are_named(copied: Callable[[str], Path]) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     folder = copied("sigma")
@@ -166,13 +170,13 @@ def test_what_may_not_be_read_is_named(copied: Callable[[str], Path]) -> None:
     assert any("cannot be read: Permission denied" in fault for fault in faults)
 
 
-def test_a_missing_part_is_told_once(copied: Callable[[str], Path]) -> None:
+def test_a_missing_part_is_one_fault(copied: Callable[[str], Path]) -> None:
     folder = copied("sigma")
     shutil.rmtree(folder / "vae")
     assert check_folder(str(folder)).faults == (f"{folder}/vae is missing",)
 
 
-def test_json_of_a_class_that_is_none(copied: Callable[[str], Path]) -> None:
+def test_a_class_name_that_is_a_list_is_refused(copied: Callable[[str], Path]) -> None:
     folder = copied("sigma")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": ["a", "list"]}))
     [fault] = check_folder(str(folder)).faults

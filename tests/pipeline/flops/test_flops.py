@@ -1,4 +1,4 @@
-"""The closed formulas against torch's own counter, and against what is published."""
+"""The closed formulas equal torch's counter and published numbers."""
 
 import json
 from collections.abc import Callable
@@ -10,20 +10,23 @@ import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from safelight.models.checkpoints.families import WEIGHTS_FOLDER
-from safelight.models.checkpoints.options import DiTConfig, checked
-from safelight.models.checkpoints.published import PARTS, VAE, VAE_16
+from safelight.models.checkpoints.options import checked
+from safelight.models.families.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE_4, VAE_16
+from safelight.models.families.spec import PublishedPart
+from safelight.models.find_checkpoint import WEIGHTS_FOLDER
 from safelight.models.inspection.sizes import config_folder
-from safelight.models.networks.class_dit import ClassDiT, ClassDiTConfig
+from safelight.models.networks.class_dit import ClassDiT
+from safelight.models.networks.config import ClassDiTConfig, DiTConfig, MMDiTConfig
 from safelight.models.networks.dit import DiT
 from safelight.models.networks.interface import Network
-from safelight.models.networks.mmdit import MMDiT, MMDiTConfig
+from safelight.models.networks.mmdit import MMDiT
 from safelight.models.text import clip, hf_clip, t5
+from safelight.models.text.config import ClipTextConfig, T5EncoderConfig
+from safelight.models.text.flops import clip_flops, open_clip_flops, t5_flops
 from safelight.models.vae import CLASSES
 from safelight.pipeline.capacity.unserved_profiles import flux_flops, sdxl_flops
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
-from safelight.pipeline.flops.text import clip_flops, open_clip_flops, t5_flops
 from safelight.pipeline.flops.vae import decode_flops, encode_flops
 
 TEXT_TOKENS, TIMES = 20, 5
@@ -31,16 +34,17 @@ TEXT_TOKENS, TIMES = 20, 5
 
 def pixart(is_sized: bool) -> DiT:
     config = DiTConfig(
-        num_attention_heads=3, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=3, sample_size=32, patch_size=2,
-        caption_channels=96, interpolation_scale=1, is_sized=is_sized,
+        num_attention_heads=3, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=3,
+        sample_size=32, patch_size=2, caption_channels=96, interpolation_scale=1, is_sized=is_sized,
     )  # fmt: skip
     return DiT(config)
 
 
 def sd3(dual: tuple[int, ...]) -> MMDiT:
     config = MMDiTConfig(
-        sample_size=32, in_channels=4, num_layers=3, attention_head_dim=32, num_attention_heads=3, joint_attention_dim=96,
-        caption_projection_dim=96, pooled_projection_dim=40, out_channels=4, pos_embed_max_size=24, dual_attention_layers=dual,
+        sample_size=32, in_channels=4, num_layers=3, attention_head_dim=32, num_attention_heads=3,
+        joint_attention_dim=96, caption_projection_dim=96, pooled_projection_dim=40, out_channels=4,
+        pos_embed_max_size=24, dual_attention_layers=dual,
     )  # fmt: skip
     return MMDiT(config)
 
@@ -58,7 +62,7 @@ def labelled() -> ClassDiT:
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {
-    "pixart": lambda: pixart(is_sized=False), "pixart told the size": lambda: pixart(is_sized=True),
+    "pixart": lambda: pixart(is_sized=False), "pixart with the image size": lambda: pixart(is_sized=True),
     "sd3": lambda: sd3(()), "sd3.5-medium": lambda: sd3((0, 1)), "dit": labelled,
 }  # fmt: skip
 
@@ -87,12 +91,13 @@ def test_formulas_equal_the_counter(name: str, size: tuple[int, int]) -> None:
 
 
 PIXART_SIGMA = DiTConfig(
-    num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=128, patch_size=2,
-    caption_channels=4096, interpolation_scale=2,
+    num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28,
+    sample_size=128, patch_size=2, caption_channels=4096, interpolation_scale=2,
 )  # fmt: skip
 SD35_MEDIUM = MMDiTConfig(
-    sample_size=128, in_channels=16, num_layers=24, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
-    caption_projection_dim=1536, pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=384,
+    sample_size=128, in_channels=16, num_layers=24, attention_head_dim=64, num_attention_heads=24,
+    joint_attention_dim=4096, caption_projection_dim=1536, pooled_projection_dim=2048, out_channels=16,
+    pos_embed_max_size=384,
     dual_attention_layers=tuple(range(13)), qk_norm="rms_norm",
 )  # fmt: skip
 
@@ -105,7 +110,7 @@ SD35_MEDIUM = MMDiTConfig(
 def test_at_true_size_for_1024_pixels(
     config: Any, build: Callable[[Any], Network], text_tokens: int, published: float
 ) -> None:
-    """The closed formula, torch's counter on our network, and the counter on diffusers' as it was once published, texts included."""
+    """The formulas equal torch's counter, and with texts the published count of diffusers' network."""
     with torch.device("meta"):
         network = build(config)
         x, timesteps = torch.empty(1, config.in_channels, 128, 128), torch.empty(1)
@@ -135,8 +140,9 @@ def test_a_family_without_formulas_is_refused() -> None:
 
 
 EMOJI = WEIGHTS_FOLDER / "emoji-128"
-T5_XXL = PARTS["T5-XXL encoder"]
-SMALL_T5 = T5_XXL | {
+T5_CONFIG = T5_XXL.config
+VAE = VAE_4.config
+SMALL_T5 = T5_CONFIG | {
     "d_model": 96,
     "d_kv": 16,
     "d_ff": 200,
@@ -155,28 +161,33 @@ SMALL_VAE = VAE | {
 
 @pytest.mark.parametrize(
     ("config", "num_tokens", "published"),
-    [(T5_XXL, 120, 1.117e12), (T5_XXL, 300, 2.814e12), (T5_XXL, 512, 4.845e12), (SMALL_T5, 20, None)],
+    [
+        (T5_CONFIG, 120, 1.117e12),
+        (T5_CONFIG, 300, 2.814e12),
+        (T5_CONFIG, 512, 4.845e12),
+        (SMALL_T5, 20, None),
+    ],
     ids=["XXL 120", "XXL 300", "XXL 512", "small, not gated, of another inner width"],
 )
 def test_t5(config: dict[str, Any], num_tokens: int, published: float | None) -> None:
     with config_folder(config) as folder:
         network = t5.build_empty(folder)
     ids = torch.empty(1, num_tokens, dtype=torch.long, device="meta")
-    formula = t5_flops(checked(t5.T5EncoderConfig, config, least=0), num_tokens)
+    formula = t5_flops(checked(T5EncoderConfig, config, minimum=0), num_tokens)
     assert formula == counted(lambda: network(ids))
     assert published is None or formula == pytest.approx(published, rel=5e-4)
 
 
 @pytest.mark.parametrize(
-    ("name", "published"), [("CLIP-L text tower", 0.0133e12), ("OpenCLIP bigG text tower", 0.0979e12)]
+    ("part", "expected"), [(CLIP_L, 0.0133e12), (CLIP_BIGG, 0.0979e12)], ids=["CLIP-L", "bigG"]
 )
-def test_clip_towers(name: str, published: float) -> None:
-    config = checked(hf_clip.ClipTextConfig, PARTS[name], least=0)
-    tower = hf_clip._build(config)
+def test_clip_towers(part: PublishedPart, expected: float) -> None:
+    config = checked(ClipTextConfig, part.config, minimum=0)
+    tower = hf_clip.build_empty(config)
     tower.attn_mask = torch.empty(77, 77, device="meta")
     ids = torch.empty(1, 77, dtype=torch.long, device="meta")
     assert clip_flops(config) == counted(lambda: tower(ids))
-    assert clip_flops(config) == pytest.approx(published, rel=5e-3)
+    assert clip_flops(config) == pytest.approx(expected, rel=5e-3)
 
 
 def test_the_embedded_tower() -> None:
@@ -194,7 +205,7 @@ def options(config: dict[str, Any]) -> dict[str, Any]:
 
 
 AUTOENCODERS = {
-    "4 channels": (VAE, 1024), "16 channels": (VAE_16, 1024), "small": (SMALL_VAE, 48),
+    "4 channels": (VAE, 1024), "16 channels": (VAE_16.config, 1024), "small": (SMALL_VAE, 48),
     "no attention": (SMALL_VAE | {"mid_block_add_attention": False}, 48),
     "embedded": (json.loads((EMOJI / "vae" / "config.json").read_text()), 128),
 }  # fmt: skip
@@ -235,7 +246,7 @@ def test_an_autoencoder_without_formulas_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "published"), [(256, 69.460e12), (512, 74.378e12)])
-def test_flux_as_diffusers_has_it(num_tokens: int, published: float) -> None:
+def test_flux_equals_the_count_of_diffusers_network(num_tokens: int, published: float) -> None:
     with torch.device("meta"):
         network = FluxTransformer2DModel(guidance_embeds=True)  # diffusers' defaults are FLUX.1's
         x, states, pooled = torch.empty(1, 4096, 64), torch.empty(1, num_tokens, 4096), torch.empty(1, 768)
@@ -255,13 +266,16 @@ def test_flux_as_diffusers_has_it(num_tokens: int, published: float) -> None:
     assert flux_flops(128, 128, num_tokens) == pytest.approx(published, rel=5e-4)
 
 
-def test_sdxl_as_diffusers_has_it() -> None:
+def test_sdxl_equals_the_count_of_diffusers_network() -> None:
     with torch.device("meta"):
         network = UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
-            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"), transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20), cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+            sample_size=128, block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20), cross_attention_dim=2048, use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
         )  # fmt: skip
         x, states, one = torch.empty(1, 4, 128, 128), torch.empty(1, 77, 2048), torch.empty(1)
         more = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safelight.models.checkpoints.families import find_checkpoint
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
+from safelight.models.find_checkpoint import find_checkpoint
 from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
 from safelight.service import cli
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import httpx
+import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
@@ -125,7 +125,7 @@ async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path,
     endpoint, spans = collector
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
     with serving(tmp_path, "--model", "tiny") as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
             answer = await client.post(
                 ROUTE, json={"prompt": "a", "num_inference_steps": 4}, headers={"traceparent": CLIENT_SPAN}
             )

@@ -1,4 +1,4 @@
-"""Which family claims a folder, and what it draws: by its configurations alone."""
+"""The family of a folder and the sizes that it serves, from its configurations alone."""
 
 import json
 import subprocess
@@ -7,26 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from safelight.models.checkpoints.families import (
-    BUCKETS,
-    EMBEDDED,
-    FAMILIES,
-    Embedded,
-    Family,
-    find_checkpoint,
-    list_sizes,
-    recognise,
-)
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError
-from safelight.models.checkpoints.published import PARTS, PUBLISHED
-from safelight.models.inspection.expected_tensors import PART_KINDS
+from safelight.models.families.image_sizes import BUCKETS, list_sizes
+from safelight.models.families.registry import FAMILIES, list_published_parts, recognise
+from safelight.models.families.spec import Configs, Family
+from safelight.models.find_checkpoint import EMBEDDED, EmbeddedModel, find_checkpoint
+from safelight.models.inspection.expected_tensors import files_of
+from safelight.models.text.t5 import FILES as T5_FILES
 from safelight.pipeline.diffusion.solvers import SERVED
 
 T5 = ["transformers", "T5EncoderModel"]
+CLIP = ["transformers", "CLIPTextModelWithProjection"]
+PUBLISHED = [family.name for family in FAMILIES if family.published is not None]
 
 
 def by_name(name: str) -> Family:
     return next(family for family in FAMILIES if family.name == name)
+
+
+def published_configs(name: str) -> Configs:
+    published = by_name(name).published
+    assert published is not None
+    return published.configs
 
 
 def write_json(file: Path, content: dict) -> None:
@@ -36,15 +38,11 @@ def write_json(file: Path, content: dict) -> None:
 
 def write_configs(folder: Path, family: str, **transformer: object) -> Path:
     """The configurations of the published checkpoint of `family`, with `transformer`'s changes."""
-    published = PUBLISHED[family]
-    text = (
-        {}
-        if family == "dit"
-        else {"text_encoder": T5 if "pixart" in family else ["transformers", "CLIPTextModelWithProjection"]}
-    )
+    configs = published_configs(family)
+    text = {} if family == "dit" else {"text_encoder": T5 if "pixart" in family else CLIP}
     write_json(folder / "model_index.json", {"_class_name": by_name(family).pipeline} | text)
-    write_json(folder / "transformer" / "config.json", published.transformer | transformer)
-    write_json(folder / "vae" / "config.json", published.vae)
+    write_json(folder / "transformer" / "config.json", configs["transformer"] | transformer)
+    write_json(folder / "vae" / "config.json", configs["vae"])
     return folder
 
 
@@ -53,7 +51,7 @@ def test_a_published_folder_is_recognised(tmp_path: Path, name: str) -> None:
     assert recognise(write_configs(tmp_path, name)).name == name
 
 
-def test_an_open_clip_tower_tells_ours_from_sigma(tmp_path: Path) -> None:
+def test_an_open_clip_tower_distinguishes_the_embedded_family_from_sigma(tmp_path: Path) -> None:
     folder = write_configs(tmp_path, "pixart-sigma")
     (folder / "text_encoder").mkdir()
     (folder / "text_encoder" / CLIP_CONFIG).touch()
@@ -69,13 +67,15 @@ def test_an_open_clip_tower_tells_ours_from_sigma(tmp_path: Path) -> None:
         {"_class_name": "PixArtAlphaPipeline"},
     ],
 )
-def test_another_folder_is_told_what_is_supported_in_one_line(tmp_path: Path, index: dict) -> None:
+def test_the_error_for_an_unknown_folder_lists_what_is_supported_in_one_line(
+    tmp_path: Path, index: dict
+) -> None:
     write_json(tmp_path / "model_index.json", index)
     with pytest.raises(CheckpointError) as refused:
         recognise(tmp_path)
     [line] = str(refused.value).splitlines()
     assert repr(index.get("_class_name")) in line
-    assert all(f"{family.pipeline} {family.mark}".strip() in line for family in FAMILIES)
+    assert all(f"{family.pipeline} {family.variant}".strip() in line for family in FAMILIES)
 
 
 def test_the_native_square_comes_first_and_buckets_after_it(tmp_path: Path) -> None:
@@ -97,44 +97,55 @@ def test_a_bucket_beyond_the_table_of_positions_is_left_out(tmp_path: Path) -> N
     assert sizes == ((1024, 1024), (1152, 896), (896, 1152), (1216, 832), (832, 1216))
 
 
-def test_dit_draws_its_square_alone_and_says_its_size_by_default(tmp_path: Path) -> None:
+def test_dit_serves_its_square_only_and_has_a_default_size(tmp_path: Path) -> None:
     assert list_sizes(by_name("dit"), write_configs(tmp_path, "dit")) == ((512, 512),)
     assert list_sizes(by_name("dit"), write_configs(tmp_path, "dit", sample_size=None)) == ((256, 256),)
 
 
-def test_a_size_that_is_no_number_is_named(tmp_path: Path) -> None:
+def test_a_sample_size_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"sample_size is '128', expected a positive whole number"):
         list_sizes(by_name("dit"), write_configs(tmp_path, "dit", sample_size="128"))
 
 
 def test_more_sizes_of_an_embedded_model_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EMBEDDED, "emoji-128", Embedded("free", more_sizes=((96, 160),)))
-    found = find_checkpoint("emoji-128")
-    assert (found.id, found.sizes, found.licence) == ("emoji-128", ((128, 128), (96, 160)), "free")
+    monkeypatch.setitem(EMBEDDED, "emoji-128", EmbeddedModel("free", more_sizes=((96, 160),)))
+    checkpoint = find_checkpoint("emoji-128")
+    assert checkpoint.id == "emoji-128"
+    assert checkpoint.sizes == ((128, 128), (96, 160))
+    assert checkpoint.licence == "free"
 
 
-def test_every_family_is_whole() -> None:
+def test_every_family_is_complete() -> None:
     for family in FAMILIES:
         assert family.solver in SERVED
-        assert {part.kind for part in family.parts} <= set(PART_KINDS)
-        assert (family.extra == "t5") == any(part.kind == "t5" for part in family.parts)
-        if family.name in PUBLISHED:
-            published = PUBLISHED[family.name]
+        assert (family.extra == "t5") == any(files_of(part) is T5_FILES for part in family.parts)
+        if family.published is not None:
+            published, configs = family.published, family.published.configs
             assert list(published.parts) == [part.folder for part in family.parts]
-            assert set(published.parts.values()) <= set(PARTS)
-            assert 8 * published.transformer["sample_size"] in family.sides
+            assert {part.name for part in published.parts.values()} <= set(list_published_parts())
+            assert 8 * configs["transformer"]["sample_size"] in family.sides
             assert family.origin
-            assert family.text_tokens in (None, published.num_states)
 
 
-def test_it_is_read_without_torch() -> None:
-    heavy = "{'torch', 'numpy', 'transformers'}"
-    code = f"import sys; import safelight.models.checkpoints.families, safelight.pipeline.catalog.served_models; sys.exit(' '.join({heavy} & set(sys.modules)) or None)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_number_of_text_states_is_as_published() -> None:
+    expected = {
+        "pixart-alpha": 120, "pixart-sigma": 300, "sd3": 333, "sd3.5-medium": 333, "sd3.5-large": 333,
+        "dit": 0,
+    }  # fmt: skip
+    numbers = {name: by_name(name).conditioning.num_states(published_configs(name)) for name in PUBLISHED}
+    assert numbers == expected
 
 
-def test_alpha_at_512_was_trained_on_squares_alone(tmp_path: Path) -> None:
+def test_families_are_read_without_torch() -> None:
+    code = (
+        "import sys; import safelight.models.families.registry, safelight.pipeline.catalog.served_models; "
+        "sys.exit(' '.join({'torch', 'numpy', 'transformers'} & set(sys.modules)) or None)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_alpha_at_512_serves_squares_only(tmp_path: Path) -> None:
     family = by_name("pixart-alpha")
     assert list_sizes(family, write_configs(tmp_path / "512", "pixart-alpha", sample_size=64)) == (
         (512, 512),

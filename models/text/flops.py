@@ -1,30 +1,24 @@
-"""Floating-point operations of text towers on one text, by closed formulas: one multiply-add is two, elementwise work is not counted.
+"""Floating-point operations of text encoders on one text, by closed formulas.
 
-Functions of the configurations alone, without torch. Shapes: L text tokens, D width, I inner width of attention, F width of the MLP.
+One multiply-add is two operations; elementwise work is not counted. The formulas take configurations alone,
+without torch.
+
+Shapes: L text tokens, D width, I inner width of attention, F width of the MLP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from safelight.models.text.hf_clip import ClipTextConfig
-    from safelight.models.text.t5 import T5EncoderConfig
+from safelight.models.text.config import ClipTextConfig, T5EncoderConfig
 
-OPEN_CLIP = {
-    "context_length": 77,
-    "width": 512,
-    "layers": 12,
-    "mlp_ratio": 4.0,
-}  # what open_clip takes where a config says nothing
+# open_clip's defaults of `text_cfg`
+OPEN_CLIP_DEFAULTS = {"context_length": 77, "width": 512, "layers": 12, "mlp_ratio": 4.0}
 
 
 def t5_flops(config: T5EncoderConfig, num_tokens: int) -> int:
-    """A T5 encoder reading `num_tokens`, padding included. Of the gated MLP three matrices are used, of the plain one two."""
-    return config.num_layers * _block(
-        num_tokens, config.d_model, config.inner, config.d_ff, 3 if config.is_gated else 2
-    )
+    """A T5 encoder on `num_tokens`, padding included. A gated MLP has three matrices, a plain one two."""
+    matrices = 3 if config.is_gated else 2
+    return config.num_layers * _block(num_tokens, config.d_model, config.inner, config.d_ff, matrices)
 
 
 def clip_flops(config: ClipTextConfig) -> int:
@@ -36,7 +30,7 @@ def clip_flops(config: ClipTextConfig) -> int:
 
 def open_clip_flops(config: Mapping[str, Any]) -> int:
     """The text tower of open_clip's `model_cfg`, all of its positions filled; one state is projected."""
-    text = OPEN_CLIP | config["text_cfg"]
+    text = OPEN_CLIP_DEFAULTS | config["text_cfg"]
     width = int(text["width"])
     block = _block(int(text["context_length"]), width, width, int(width * text["mlp_ratio"]), 2)
     return int(text["layers"]) * block + 2 * width * int(config["embed_dim"])

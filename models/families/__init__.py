@@ -1,0 +1,1 @@
+"""Model families: one module for each, and the registry that lists them. No torch is imported here."""

@@ -1,0 +1,57 @@
+"""The pinned versions in requirements/ satisfy pyproject.toml; `make lock` renews them."""
+
+import re
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.deploy.manifests import PROJECT, ROOT, pins
+
+EXTRAS = {  # of each file, as in the Makefile
+    "serve": (),
+    "dev": ("dev", "docs", "load", "otel", "t5"),
+    "image": ("otel", "t5"),
+    "image-cuda": ("cuda", "otel", "t5"),
+}
+OF_TORCH = {"torch", "torchvision"}  # installed first, from TORCH_SPEC
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_every_dependency_is_pinned_to_an_allowed_version(name):
+    optional = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS[name] for line in optional[extra])]
+    versions = pins(name)
+    for requirement in map(Requirement, lines):
+        package = canonicalize_name(requirement.name)
+        if package not in OF_TORCH:
+            assert requirement.specifier.contains(versions[package]), f"{requirement}: run `make lock`"
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_every_pin_has_hashes(name):
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    assert [line for line in text.splitlines() if line.strip() and "--hash=sha256:" not in line] == []
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_torch_is_left_to_torch_spec(name):
+    of_torch = {
+        package for package in pins(name) if package.startswith(("nvidia-", "cuda-", "triton", "torch"))
+    }
+    assert of_torch <= {"nvidia-cuda-runtime-cu12"}, "a CPU build of torch needs none of them"
+
+
+def test_files_agree_on_versions():
+    dev = pins("dev")
+    for name in ("serve", "image"):
+        assert {package: v for package, v in pins(name).items() if dev.get(package) != v} == {}
+
+
+def test_the_makefile_locks_these_files_for_this_torch():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name, extras in EXTRAS.items():
+        options = "".join(f"--extra {extra} " for extra in extras)
+        assert f"\t$(LOCK) {options}-o requirements/{name}.txt\n" in makefile
+    (spec,) = re.findall(r"^TORCH_SPEC \?= (.*)$", makefile, re.MULTILINE)
+    assert (ROOT / "requirements" / "torch.txt").read_text().split() == spec.split()
