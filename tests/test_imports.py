@@ -401,7 +401,7 @@ def test_torch_free_modules_start_without_torch():
 @pytest.mark.parametrize("part", PARTS)
 def test_the_map_names_every_package(part):
     text = (ROOT / "docs" / "structures.md").read_text()
-    section = re.search(rf"^## {part}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    section = re.search(rf"^## {part}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section
     rows = re.findall(r"^\| (`.*?) \|", section[1], re.MULTILINE)
     named = {f"{part}.{name}" for row in rows for name in re.findall(r"`([\w.]+)`", row)}
