@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.models.denoisers import pack
+from safelight.models.networks.class_dit import ClassDiT
+from safelight.models.networks.config import ClassDiTConfig
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import FEWEST_TOKENS, MLP_TOKENS, Int8, QuantizationUnavailable, _kernels
@@ -150,7 +152,7 @@ def test_where_it_does_not_work_one_sentence_says_so(monkeypatch: pytest.MonkeyP
 
 def test_a_network_whose_rows_are_not_packed_has_none() -> None:
     with pytest.raises(QuantizationUnavailable, match="whose rows are packed"):
-        pack(nn.Identity(), "int8")  # any network that is neither a DiT nor an MMDiT
+        pack(ClassDiT(ClassDiTConfig(num_layers=1)), "int8")
 
 
 def test_what_is_small_stays_exact() -> None:
