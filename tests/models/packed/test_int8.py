@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from safelight.models.denoisers import pack
 from safelight.models.networks.class_dit import ClassDiT
