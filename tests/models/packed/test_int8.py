@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from safelight.models.denoisers import pack
+from safelight.models.networks.class_dit import ClassDiT
+from safelight.models.networks.config import ClassDiTConfig
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import MIN_TOKENS, MLP_CHUNK, Int8, QuantizationUnavailable, _kernels
@@ -147,7 +149,7 @@ def test_a_device_without_int8_is_refused_in_one_sentence(monkeypatch: pytest.Mo
 
 def test_networks_without_packed_rows_have_no_int8() -> None:
     with pytest.raises(QuantizationUnavailable, match="whose rows are packed"):
-        pack(nn.Identity(), "int8")  # any network that is neither a DiT nor an MMDiT
+        pack(ClassDiT(ClassDiTConfig(num_layers=1)), "int8")
 
 
 def test_small_layers_stay_exact() -> None:
