@@ -299,10 +299,12 @@ def _environment(tree: Tree) -> Iterator[str]:
                 and node.attr in ENVIRONMENT
             ):
                 yield f"{name}:{node.lineno} uses os.{node.attr} ({why})"
-            elif ast.unparse(node).startswith("from os import ") and ENVIRONMENT & {
-                a.name for a in node.names
-            }:
+            elif isinstance(node, ast.ImportFrom) and _imports_environment(node):
                 yield f"{name}:{node.lineno} imports from os ({why})"
+
+
+def _imports_environment(node: ast.ImportFrom) -> bool:
+    return node.module == "os" and not ENVIRONMENT.isdisjoint(alias.name for alias in node.names)
 
 
 def _torch_paths(tree: Tree) -> Iterator[str]:
