@@ -158,7 +158,7 @@ def _outcome(request_id: str, reason: FinishReason) -> Any:
 
 
 def make_conditioning() -> EncodeResult:
-    return EncodeResult(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)  # type: ignore[arg-type]
+    return EncodeResult(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)
 
 
 @dataclass(frozen=True)

@@ -314,14 +314,14 @@ def _torch_paths(tree: Tree) -> Iterator[str]:
 
 
 def _eager_path_to_torch(tree: Tree, start: str) -> tuple[str, ...] | None:
-    paths, seen = [(start,)], {start}
+    paths, visited = [(start,)], {start}
     for path in paths:  # breadth first: the list grows while it is walked
         for target in (i.target for i in tree.imports.get(path[-1], ()) if i.when == "import"):
             if target.partition(".")[0] in TORCH_LIBRARIES or target == "safetensors.torch":
                 return (*path, target)
             for name in _with_parents(target):
-                if name in tree.files and name not in seen:
-                    seen.add(name)
+                if name in tree.files and name not in visited:
+                    visited.add(name)
                     paths.append((*path, name))
     return None
 

@@ -19,4 +19,7 @@ def fast_dtype() -> torch.dtype:
 def set_threads(num_threads: int | None) -> None:
     """Set how many threads the kernels called by this thread use; None leaves the number to torch."""
     if num_threads is not None:
+        # torch initialises the number for a thread when the thread first needs it, with what any thread set
+        # last. Reading it does so now; later it would replace the number set here by another stage's.
+        torch.get_num_threads()
         torch.set_num_threads(num_threads)

@@ -86,7 +86,7 @@ def write_clip_tokenizer(folder: Path, pad_token: str) -> Path:
 def shapes_in(part: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a part's one weight file."""
     with safe_open(part / HF_WEIGHTS, "pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
 
 def edit(part: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
