@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings)
     if model.family not in FAMILIES and not args.engine_only:
         raise UserError(
-            f"{model.id} is of the family {model.family}; diffusers is compared on {' and '.join(FAMILIES)} only"
+            f"{model.id} is of the family {model.family}; diffusers is run on {' and '.join(FAMILIES)} only"
         )
     if args.requests < 2 or args.rounds < 1:
         raise UserError(
