@@ -28,7 +28,7 @@ ENVIRONMENT = {
     # Ray's default of 15 would let any other process take the CPU from the stages.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A replica that reserves no GPU still sees the GPUs of this machine.
+    # A replica that reserves no GPU may use the GPUs of this machine.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "HF_HUB_OFFLINE": "1",

@@ -136,16 +136,16 @@ class Settings(BaseSettings):
         "1", description="Image decoder replicas, a number or a range as for `encode_replicas`."
     )
     encode_gpus: Amount = Field(
-        0.0, description="GPUs of one text encoder replica; a fraction shares a GPU. 0 reserves none."
+        0.0,
+        description="GPUs of one text encoder replica; a fraction shares a GPU. 0 reserves none: on a Ray "
+        "cluster, the replica then runs on the CPU.",
     )
     denoise_gpus: Amount = Field(
         0.0,
-        description="GPUs of one denoiser replica; a fraction shares a GPU. 0 reserves none. In the "
-        "`colocated` layout, GPUs of a replica of all three stages.",
+        description="GPUs of one denoiser replica, as for `encode_gpus`; in the `colocated` layout, GPUs of "
+        "a replica of all three stages.",
     )
-    decode_gpus: Amount = Field(
-        0.0, description="GPUs of one image decoder replica; a fraction shares a GPU. 0 reserves none."
-    )
+    decode_gpus: Amount = Field(0.0, description="GPUs of one image decoder replica, as for `encode_gpus`.")
     target_seconds: PositiveFloat = Field(
         5.0,
         description="Queued work per replica, in device-seconds, above which a stage whose number of "
