@@ -82,7 +82,7 @@ class StageDeployment(Generic[Stage]):
         self._stage.wait()
 
     def __del__(self) -> None:
-        """Deliver the last usage events: Serve calls this when the replica ends."""
+        """Deliver the last usage events without waiting: Serve calls this when the replica ends."""
         if hasattr(self, "_reporter"):  # the replica may end before `__init__` has finished
             self._reporter.stop()
 
