@@ -24,8 +24,9 @@ A value is taken from the first of these that has one:
 3. a file of that name in the folder `secrets_dir`;
 4. the default.
 
-A value that the service cannot run with is refused at start, in one sentence that names the setting.
-Settings are read once: a change takes effect when the service is started again or redeployed.
+A number must be finite, and more than 0 unless its row, or the row that it refers to, says what 0 means.
+An invalid value is refused at start, in one sentence that names the setting. Settings are read once: a
+change takes effect when the service is started again or redeployed.
 """
 
 

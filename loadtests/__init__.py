@@ -1,1 +1,1 @@
-"""Load tests of a running service. They speak HTTP only and import none of the service's packages."""
+"""Load tests of a running service. They use HTTP only and import none of the service's packages."""

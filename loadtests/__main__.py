@@ -1,7 +1,7 @@
 """`python -m loadtests`: a five-minute load test of a service, with a report and a verdict on each target.
 
-Without `--url` it starts a service for itself.
-The exit status is 1 if a target was missed, 2 if nothing could be measured.
+Without `--url` it starts a service. The exit status is 1 if a target was missed, and 2 if nothing could be
+measured.
 """
 
 import argparse
@@ -28,6 +28,7 @@ MISSED, NOT_MEASURED = 1, 2
 
 
 def main() -> int:
+    """Run the load test that the command line describes; returns the exit status."""
     args = _parser().parse_args()
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def _run(
     recorded: Sequence[ScheduledRequest] | None,
     engine_images_per_hour: float | None,
 ) -> int:
-    """Measure, judge and report.
+    """Run the load test and write its report.
 
     Args:
         url: base URL of the service.
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", help="a running service; default: start one")
     parser.add_argument("--model", default="emoji-128", help="model of the service that is started")
-    parser.add_argument("--seconds", type=float, default=150.0, help="for the load phases together")
+    parser.add_argument("--seconds", type=float, default=150.0, help="duration of the load phases together")
     parser.add_argument(
         "--load", type=float, default=0.6, help="the steady load, as a share of the saturated throughput"
     )
@@ -151,7 +152,7 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
         metavar="TIMES",
         help="the same, as a multiple of the p95 of the mix one request at a time",
     )
-    parser.add_argument("--max-failures", type=int, default=0, help="failed or refused requests")
+    parser.add_argument("--max-failures", type=int, default=0, help="number of failed or refused requests")
     parser.add_argument(
         "--min-share-of-bench",
         type=float,

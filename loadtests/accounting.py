@@ -56,7 +56,7 @@ def compare(
     last: Phase,
     max_difference: float,
 ) -> list[Verdict]:
-    """Verdicts on totals over `phases` and on latencies of the last phase, by the service and by its clients.
+    """Verdicts on whether the service's totals and latencies equal those that its clients measured.
 
     Args:
         before: the service's totals before the first phase.

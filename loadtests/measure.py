@@ -1,7 +1,12 @@
 """Runs the load phases against a service and collects what they measure.
 
-The phases, one after another: the mix one request at a time; a burst, from which the capacity is estimated;
-more requests than the service can handle; a steady share of that throughput.
+The phases, one after another:
+
+1. the mix, one request at a time;
+2. a burst, from which the capacity is estimated;
+3. more requests than the service can handle;
+4. a steady share of the throughput in phase 3.
+
 A recorded trace replaces all of them.
 """
 
@@ -54,10 +59,11 @@ def measure(
     Args:
         url: base URL of the service.
         recorded: replayed in place of the phases, if not None.
-        seconds: for the phases together, roughly.
+        seconds: roughly the duration of phases 3 and 4 together.
         steady_share: the steady load as a share of the saturated throughput.
 
-    Raises `httpx2.HTTPError` if the service does not answer.
+    Raises:
+        httpx2.HTTPError: The service does not answer.
     """
     key = os.environ.get("SAFELIGHT_ADMIN_KEY")
     before = read_snapshot(url, key)

@@ -53,7 +53,7 @@ class MetricsSeries:
 
 @asynccontextmanager
 async def sample_metrics(url: str) -> AsyncIterator[MetricsSeries]:
-    """Scrape while the block runs. Failed scrapes are skipped: the load itself shows what is wrong."""
+    """Scrape while the block runs. Failed scrapes are skipped: the requests' results show what is wrong."""
     series = MetricsSeries()
     task = asyncio.ensure_future(_scrape(url, series))
     try:

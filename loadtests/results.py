@@ -1,4 +1,4 @@
-"""Results of requests, and the figures of a load phase that follow from them."""
+"""Results of requests, and what follows from them for a load phase: throughput, percentiles and faults."""
 
 import statistics
 from collections import Counter
@@ -30,7 +30,7 @@ class RequestResult:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One load phase: what was offered, and the result of every request."""
+    """One load phase: the offered load, and the result of every request."""
 
     name: str
     offered_per_hour: float  # images requested per hour
@@ -64,7 +64,7 @@ class Phase:
         return percentile(self.latencies, percent)
 
     def as_dict(self) -> dict[str, object]:
-        """The figures of this phase for JSON."""
+        """The phase for JSON, under the keys of `report.json`."""
         return {
             "name": self.name,
             "offered_per_hour": round(self.offered_per_hour, 1),

@@ -21,12 +21,12 @@ def ramp(elapsed: float) -> float:
 
 
 def spike(elapsed: float) -> float:
-    """A tenth of the users, all of them in the middle third, a tenth again."""
+    """All users in the middle third, a tenth of them before and after."""
     return 1.0 if 1 / 3 <= elapsed < 2 / 3 else 0.1
 
 
 def diurnal(elapsed: float) -> float:
-    """Night, morning, the peak of the day, evening, night."""
+    """One day: a tenth of the users at night, all of them at noon."""
     return 0.1 + 0.9 * math.sin(math.pi * elapsed) ** 2
 
 

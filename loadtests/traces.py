@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The mix of `safelight bench`, repeated here because the load tests import none of the service's packages.
 STEPS = (8, 20, 30, 40)
 GUIDANCE = (1.0, 4.0, 7.0)
 SOLVERS = ("dpmpp_2m", "euler", "heun")
@@ -77,6 +78,6 @@ def read_trace(path: Path, speed: float = 1.0) -> list[ScheduledRequest]:
             schedule.append(ScheduledRequest(float(fields["at"]) / speed, dict(fields["body"])))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidTrace(
-                f'{path}, line {number}: want {{"at": seconds, "body": {{...}}}}: {error}'
+                f'{path}, line {number}: expected {{"at": seconds, "body": {{...}}}}: {error}'
             ) from None
     return sorted(schedule, key=lambda request: request.at)

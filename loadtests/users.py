@@ -1,4 +1,4 @@
-"""Locust users: each requests an image, waits for it, checks it, pauses, and repeats. This is a closed loop.
+"""Locust users: each requests an image, waits for it, checks it, pauses, and repeats: a closed loop.
 
 locust -f loadtests/users.py --host http://127.0.0.1:8000            with locust's web page on port 8089
 SHAPE=spike locust -f loadtests/users.py --headless --host ...       a shape of `loadtests.shapes`

@@ -21,8 +21,8 @@ from safelight.service.ray_serve.deployments import (
 )
 from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
-# CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores: stages set their threads
-# themselves.
+# CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores.
+# The stages set their numbers of threads themselves.
 REPLICA_CPUS = 0.1
 # Calls beside images that a stage accepts while it is full of them: health checks and status.
 STATUS_CALLS = 64
@@ -30,14 +30,19 @@ STATUS_CALLS = 64
 UNLIMITED_CALLS = 10_000
 # How often replicas and handles report their queues; Serve's default of ten seconds is long for a burst.
 METRICS_SECONDS = 1.0
+# Requests in flight in one gateway at which Serve adds another, if `gateway_replicas` is a range.
 SCALE_BY_REQUESTS = {"target_ongoing_requests": 64}
 
 
 def app_from_args(args: dict[str, str]) -> Application:
-    """The application for `serve run safelight.service.app:app_from_args stages=...` and for Serve config
-    files.
+    """The application for a Serve config file, or for `serve run safelight.service.app:app_from_args`.
 
-    Raises `BadSetting` and `UnknownModel`.
+    Args:
+        args: Settings by name, such as `{"stages": "split"}`.
+
+    Raises:
+        BadSetting: A setting is unknown or invalid.
+        UnknownModel: There is no such model.
     """
     return build_app(read_settings(args))
 
@@ -109,14 +114,14 @@ def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings
             "max_queued_requests": all_calls,
         }
     else:
-        # Images beyond two ticks wait in front of the replicas, where a replica that is added later finds
-        # them. A decoder is called while its images are still being denoised: long ones must not keep short
-        # ones out.
+        # A replica accepts the images of two ticks. The others wait at the handles, so that a replica that is
+        # added later gets some of them. A decoder accepts all: it is called while its images are still being
+        # denoised, and images with many steps must not keep out images that are done.
         calls = all_calls if stage is DecodeDeployment else 2 * settings.max_rows
         options |= {
             "autoscaling_config": _range(minimum, maximum, settings) | _by_work(settings),
             "max_ongoing_requests": calls,
-            # A replica that is removed finishes its images.
+            # A replica that is removed finishes its images first.
             "graceful_shutdown_timeout_s": settings.deadline_seconds,
         }
     return serve.deployment(name=name, **options)(stage)
@@ -149,7 +154,7 @@ def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 2.0,
-        # Few: a broken checkpoint stays broken.
+        # Few: a checkpoint that cannot be loaded will not load at the next attempt either.
         "max_constructor_retry_count": 2,
         "logging_config": LoggingConfig(enable_access_log=False),
     }

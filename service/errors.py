@@ -168,7 +168,7 @@ RAY_ERRORS: dict[str, type[ServiceError]] = {
 
 
 def as_invalid_request(error: InvalidParams) -> InvalidRequest:
-    """`error` with the request's name of its parameter, in `param` and in the sentence."""
+    """`error` with the parameter's name in requests, both in `param` and in the sentence."""
     field = REQUEST_FIELDS.get(error.param, error.param)
     return InvalidRequest(str(error).replace(error.param, field, 1), field)
 

@@ -1,7 +1,6 @@
 """All three stages in one process, as the command line uses them, and how each stage is made.
 
-The only module that makes stages from `safelight.pipeline.assembly`.
-It imports torch when a stage is made, not before.
+No other module of the service makes stages. Torch is imported when a stage is made, not before.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.image_decoder import ImageDecoder
     from safelight.pipeline.engine.text_encoder import TextEncoder
 
-
-# Operations of a text or an image below which one core does them, which leaves the others to the denoiser.
+# Floating-point operations of a text or an image below which its stage uses one thread.
+# That leaves the other cores to the denoiser.
 SMALL_FLOPS = 2e10
 
 
 class InProcessPipeline:
-    """Three stages, made at the same time on threads of their own."""
+    """The three stages, which load their networks at the same time, each on its own thread."""
 
     def __init__(self, model: ModelInfo, settings: Settings):
         # Before any stage has a thread: what they import must not be imported by two threads at once.
@@ -60,6 +59,7 @@ class InProcessPipeline:
             stage.wait()
 
     def close(self) -> None:
+        """End the stages' threads."""
         for stage in self.stages:
             stage.close()
 
@@ -69,6 +69,7 @@ def _threads_for(flops: float) -> int:
 
 
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
+    """Make the text encoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
         from safelight.pipeline.assembly.encoder import build_text_encoder
 
@@ -81,6 +82,7 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
 
 
 def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
+    """Make the denoising stage. Its thread loads the network, then measures cost curve and peak FLOP/s."""
     with gc_frozen_imports():
         from safelight.pipeline.assembly.engine import build_engine
         from safelight.pipeline.calibration.cost_curve import measure_curve
@@ -102,6 +104,7 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
+    """Make the decoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
         from safelight.pipeline.engine.image_files import encode_image

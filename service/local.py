@@ -21,13 +21,14 @@ READY_SECONDS = 300.0
 # Ray's time limits at start are short for a busy machine or a cold disk.
 RAY_ATTEMPTS = 3
 POLL_SECONDS = 0.1
-# Enough: latents and text states are small.
+# Ray's object store, which holds latents and text states: they are small.
 OBJECT_STORE_BYTES = 128 << 20
 # Defaults for the processes of the service; variables that are set already stay.
 ENVIRONMENT = {
     # Ray's default of 15 would let any other process take the CPU from the stages.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # A replica that reserves no GPU may use the GPUs of this machine.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "HF_HUB_OFFLINE": "1",
@@ -80,7 +81,7 @@ def try_ray() -> str:
             return version
         except CannotServe:
             raise
-        except Exception as error:  # Ray raises bare ones
+        except Exception as error:  # Ray raises plain `Exception`s
             raise CannotServe(f"Ray started, and then failed: {error}") from None
         finally:
             ray.shutdown()
@@ -95,11 +96,11 @@ def _start_ray(report_progress: ProgressCallback) -> None:
         try:
             _init_ray()
             break
-        except Exception as error:  # Ray raises bare ones
+        except Exception as error:  # Ray raises plain `Exception`s
             ray.shutdown()
             if not attempts_left:
                 raise CannotServe(f"Ray did not start: {error}") from error
-            report_progress("starting Ray again, the machine is slow")
+            report_progress("Ray did not start; trying again")
     signal.signal(signal.SIGTERM, _interrupt)  # replaces the handler of ray.init
 
 
@@ -171,8 +172,10 @@ def first_cause(*reports: str) -> str:
 
 
 def wait_until_ready(url: str) -> None:
-    """Return when the service at `url` is ready. Raises `CannotServe` when it will not be, or takes too
-    long."""
+    """Return when the service at `url` is ready.
+
+    Raises `CannotServe` if it will never be ready, or is not ready after `READY_SECONDS`.
+    """
     answer = "no answer"
     give_up = time.monotonic() + READY_SECONDS
     while time.monotonic() < give_up:
@@ -190,7 +193,7 @@ def wait_until_ready(url: str) -> None:
 
 
 def reason_to_give_up(readiness: str) -> str | None:
-    """Why the model can never draw, by the response of `/readyz`; None if it may become ready."""
+    """Why the model can never generate images, by the response of `/readyz`; None if it may become ready."""
     try:
         report = json.loads(readiness)
         return str(report["reason"]) if report["failed"] else None

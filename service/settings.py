@@ -16,7 +16,7 @@ Number = TypeVar("Number", int, float)
 
 
 class BadSetting(ValueError):
-    """A setting that the service cannot run with; the message names it and says what is allowed."""
+    """An unknown or invalid setting; the message names it and says what is allowed."""
 
 
 def _check_positive(value: Number, info: ValidationInfo) -> Number:
@@ -55,7 +55,7 @@ def _check_stage_replicas(value: str, info: ValidationInfo) -> str:
 
 
 def _check_gateway_replicas(value: str) -> str:
-    replica_range("gateway_replicas", value, fewest=1)
+    replica_range("gateway_replicas", value, min_replicas=1)
     return value
 
 
@@ -73,11 +73,19 @@ StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
 
 
 class Settings(BaseSettings):
-    """Every setting of the service: as passed, else from the environment, a secret file, or the default.
+    """Every setting of the service.
 
-    The field `port` is read from the environment variable `SAFELIGHT_PORT`, or from the file `SAFELIGHT_PORT`
-    in the folder `secrets_dir`. Frozen, hashable and picklable. Raises `BadSetting` when constructed with a
-    bad value.
+    A value comes from the first of these that has one:
+
+    1. the keyword argument, such as `port=8000`;
+    2. the environment variable, `SAFELIGHT_PORT`;
+    3. the file `SAFELIGHT_PORT` in the folder `secrets_dir`;
+    4. the default.
+
+    Settings are frozen, hashable and picklable.
+
+    Raises:
+        BadSetting: A value is unknown or invalid.
     """
 
     model_config = SettingsConfigDict(
@@ -116,98 +124,108 @@ class Settings(BaseSettings):
     )
     encode_replicas: StageReplicas = Field(
         "1",
-        description="Text encoder replicas: a number from 1, or a range such as `1-8` or `0-4`, scaled by "
-        "queued work.",
+        description="Text encoder replicas: a number from 1, or a range such as `1-8`, scaled by queued "
+        "work. In a range from 0, such as `0-4`, the stage has no replica while it has no work.",
     )
     denoise_replicas: StageReplicas = Field(
         "1",
         description="Denoiser replicas, a number or a range as for `encode_replicas`; in the `colocated` "
-        "layout replicas of all three stages together.",
+        "layout, replicas of all three stages together.",
     )
     decode_replicas: StageReplicas = Field(
         "1", description="Image decoder replicas, a number or a range as for `encode_replicas`."
     )
     encode_gpus: Amount = Field(
-        0.0, description="GPUs of one text encoder replica, at least 0; a fraction shares a GPU."
+        0.0,
+        description="GPUs of one text encoder replica; a fraction shares a GPU. 0 reserves none: on a Ray "
+        "cluster, the replica then runs on the CPU.",
     )
     denoise_gpus: Amount = Field(
         0.0,
-        description="GPUs of one denoiser replica, at least 0; a fraction shares a GPU. In the `colocated` "
-        "layout GPUs of a replica of all three stages.",
+        description="GPUs of one denoiser replica, as for `encode_gpus`; in the `colocated` layout, GPUs of "
+        "a replica of all three stages.",
     )
-    decode_gpus: Amount = Field(
-        0.0, description="GPUs of one image decoder replica, at least 0; a fraction shares a GPU."
-    )
+    decode_gpus: Amount = Field(0.0, description="GPUs of one image decoder replica, as for `encode_gpus`.")
     target_seconds: PositiveFloat = Field(
         5.0,
-        description="Queued work per replica, in device-seconds, above which a stage with a range gets "
-        "more replicas.",
+        description="Queued work per replica, in device-seconds, above which a stage whose number of "
+        "replicas is a range gets more of them.",
     )
     upscale_delay_seconds: Amount = Field(
-        3.0, description="Seconds for which more replicas must be needed before they are added, at least 0."
+        3.0, description="Seconds for which more replicas must be needed before they are added. 0: at once."
     )
     downscale_delay_seconds: Amount = Field(
-        60.0, description="Seconds for which fewer replicas must suffice before some are removed, at least 0."
+        60.0, description="Seconds for which fewer replicas must suffice before some are removed. 0: at once."
     )
     quantization: Literal["none", "int8"] = Field(
         "none",
-        description="Quantization of the denoiser's large layers, `none` or `int8`; `int8` pays from a "
-        "width of about 1,000 (docs/performance.md).",
+        description="Quantization of the denoiser's large layers; `int8` is faster from a width of about "
+        "1,000 (docs/performance.md).",
     )
     max_rows: Annotated[int, AfterValidator(_check_max_rows)] = Field(
-        16, description="Rows of the network's batch in one tick, at least 2: a guided image takes two rows."
+        16,
+        description="Most rows of the network's batch in one tick, at least 2: a guided image takes two.",
     )
     max_tokens: Count = Field(
         0,
-        description="Image tokens in one tick, which bound the denoiser's memory. 0: those of `max_rows` "
-        "rows at the model's native size.",
+        description="Most image tokens in one tick, which limits the denoiser's memory. 0: those of "
+        "`max_rows` rows at the model's native size.",
     )
     text_cache_bytes: Count = Field(
         256 << 20,
         description="Memory of the cache of encoded texts, in bytes; the default holds about 4,000 texts "
         "of emoji-128 or 48 of Stable Diffusion 3. 0 turns the cache off.",
     )
-    max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes, more than 0.")
+    max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_pictures: PositiveInt = Field(
-        256, description="Images in flight in one gateway; a request above it is refused with status 429."
+        256,
+        description="Most images in flight in one gateway; a request that would exceed it is refused "
+        "with status 429.",
     )
     deadline_seconds: PositiveFloat = Field(
         300.0,
-        description="Seconds in which a request's images must be drawn once the request has been parsed.",
+        description="Seconds after a request has been parsed in which its images must be finished; else it "
+        "is answered with status 503.",
     )
-    body_seconds: PositiveFloat = Field(20.0, description="Seconds in which a request's body must arrive.")
+    body_seconds: PositiveFloat = Field(
+        20.0,
+        description="Seconds in which a request's body must arrive; else it is answered with status 408.",
+    )
     shutdown_seconds: PositiveFloat = Field(
-        10.0, description="Seconds in which a replica that is told to stop finishes the images in flight."
+        10.0,
+        description="Seconds that a replica which is stopped has to finish its images in flight; in a stage "
+        "whose number of replicas is a range it has `deadline_seconds`.",
     )
     admin_key: SecretStr = Field(
         SecretStr(""),
-        description="Bearer key that `/v1/accounting` requires. Empty: anybody may read it.",
+        description="Bearer key that `/v1/accounting` requires. Empty: anyone may read it.",
     )
     secrets_dir: Annotated[str, AfterValidator(_check_folder)] = Field(
         "",
-        description="Folder with one file per setting, such as `SAFELIGHT_ADMIN_KEY`, as Kubernetes mounts "
-        "a Secret; the environment takes precedence over it. Empty: none.",
+        description="Folder with one file per setting, named like its environment variable, such as "
+        "`SAFELIGHT_ADMIN_KEY`; Kubernetes mounts a Secret as such a folder. The environment takes "
+        "precedence. Empty: none.",
     )
     target_latency_seconds: PositiveFloat = Field(
         5.0, description="Target for a request's latency at the 95th percentile, in seconds."
     )
     target_images_per_hour: PositiveFloat = Field(
-        1000.0, description="Target for the images that a busy device draws in an hour."
+        1000.0, description="Target for the images that a busy device generates in an hour."
     )
     price_per_device_hour: Amount = Field(
         0.0,
-        description="Price of one device for one hour, in any currency; `/v1/accounting` computes costs "
-        "with it.",
+        description="Price of one device for one hour, in any currency, from which `/v1/accounting` computes "
+        "costs. 0: no costs.",
     )
     trace_endpoint: str = Field(
         "",
-        description="OTLP over HTTP address for OpenTelemetry spans, such as "
+        description="URL to which OpenTelemetry spans are sent by OTLP over HTTP, such as "
         "`http://localhost:4318/v1/traces`; needs the extra `otel`. Empty: no tracing.",
     )
     peak_tflops: Amount = Field(
         0.0,
-        description="Peak speed of a device in teraFLOP/s, from which its utilisation is computed. 0: "
-        "measured at start.",
+        description="Peak speed of a device in TFLOP/s, from which its utilisation is computed. 0: measured "
+        "at start.",
     )
 
     def __init__(self, **values: Any):
@@ -223,7 +241,7 @@ class Settings(BaseSettings):
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
-    """Settings from `values`, of which those that are None are left to the environment and the defaults.
+    """Settings from `values`, where a None leaves the setting to the environment and the defaults.
 
     Raises `BadSetting`.
     """
@@ -242,18 +260,18 @@ def may_sleep(settings: Settings) -> frozenset[str]:
     return frozenset(stage for stage, replicas in ranges.items() if replica_range(stage, replicas)[0] == 0)
 
 
-def replica_range(name: str, text: str, fewest: int = 0) -> tuple[int, int]:
+def replica_range(name: str, text: str, min_replicas: int = 0) -> tuple[int, int]:
     """The minimum and maximum of `text`, a number of replicas such as `3` or a range such as `1-8`.
 
-    Raises `BadSetting`, naming the setting `name`, for other texts and for a minimum below `fewest`.
+    Raises `BadSetting`, naming the setting `name`, for other texts and for a minimum below `min_replicas`.
     """
     first, dash, last = text.partition("-")
     if not (first.isdecimal() and (last.isdecimal() or not dash)):
         raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
     minimum, maximum = int(first), int(last or first)
-    if not fewest <= minimum <= maximum or maximum == 0:
+    if not min_replicas <= minimum <= maximum or maximum == 0:
         raise BadSetting(
-            f"{name} must be at least {fewest}, and a range must rise to at least 1; got {text!r}"
+            f"{name} must be at least {min_replicas}, and a range must rise to at least 1; got {text!r}"
         )
     return minimum, maximum
 
@@ -269,7 +287,7 @@ def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first fault of `error` in one sentence that names the setting."""
+    """The first fault in `error`, as one sentence that names the setting."""
     fault = error.errors(include_url=False)[0]
     name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "value_error":  # of a validator above, which writes the whole sentence

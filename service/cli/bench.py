@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from safelight.pipeline.benchmark.report import Benchmark
     from safelight.pipeline.benchmark.trace_replay import TraceResult
 
-FAMILIES = ("pixart-clip", "pixart-sigma")  # that diffusers' side of the benchmark can run
+FAMILIES = ("pixart-clip", "pixart-sigma")  # those that the diffusers loop of the benchmark can run
 ALONE_TITLES = {
     "ours_s": "engine",
     "diffusers_eager_s": "diffusers",
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="how often each way of serving replays the trace; default %(default)s",
+        help="number of times that the trace is replayed for each way of serving; default %(default)s",
     )
     parser.add_argument(
         "--no-compile",
@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, quantization=args.quantization)
     model = model_of(settings)
     if model.family not in FAMILIES and not args.engine_only:
-        raise UserError(f"{model.id} is of the family {model.family}; compared are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{model.id} is of the family {model.family}; diffusers is run on {' and '.join(FAMILIES)} only"
+        )
     if args.requests < 2 or args.rounds < 1:
         raise UserError(
             f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}"
@@ -109,7 +111,7 @@ def _as_text(benchmark: Benchmark) -> str:
         machine,
         f"One image alone, 20 steps under guidance\n{_alone_table(benchmark.batch1)}",
         f"{load}\n{_serving_table(benchmark.mixed)}",
-        _figures_table(benchmark),
+        _metric_table(benchmark),
         NOTES,
     )
     return "\n\n".join(sections)
@@ -148,8 +150,8 @@ def _serving_table(results: Mapping[str, TraceResult | None]) -> str:
     return format_table(header, rows)
 
 
-def _figures_table(benchmark: Benchmark) -> str:
-    """Single figures, a row each."""
+def _metric_table(benchmark: Benchmark) -> str:
+    """The metrics that are single values, a row each."""
     fidelity, dtype = benchmark.fidelity, benchmark.dtype
     rows = [
         ("peak", f"{benchmark.gemm_peak_gflops:.1f} GFLOPS"),
@@ -164,4 +166,4 @@ def _figures_table(benchmark: Benchmark) -> str:
         (f"PSNR of diffusers in {dtype} against the same", f"{fidelity.diffusers_psnr_db:.1f} dB"),
         ("peak memory, with diffusers' weights", f"{benchmark.peak_memory_bytes / 1e9:.2f} GB"),
     ]
-    return format_table(("figure", "value"), rows)
+    return format_table(("metric", "value"), rows)

@@ -23,7 +23,7 @@ WIDTHS = (14, 28, 10, 8, 8, 8, 30)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Reads the configurations, the tokenizers and the headers of the weight files, not the weights. "
-        "Prints one line per fault, and exits with status 1 if there is any."
+        "Prints one line for each fault. The exit status is 1 if there is any."
     )
     parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Checks every attention kernel, torch.compile, the network against the plain one in float32, "
         "an image alone and in a batch, Ray, and the port; measures the cost curve. "
-        "Exits with 1 if a check fails."
+        "The exit status is 1 if a check fails."
     )
     add_model(parser)
     parser.add_argument("--port", help="port that the service would listen on; default 8000")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(model=args.model, port=args.port)
     model = model_of(settings)
-    with progress("loading") as say:
+    with progress("loading the model") as say:
         with gc_frozen_imports():
             from safelight.pipeline.calibration.checks import check_device
             from safelight.pipeline.calibration.diagnose import diagnose

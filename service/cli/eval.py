@@ -30,14 +30,14 @@ FLAGS = {
     "solver": "--solver",
     "seed": "--seed",
 }
-SEED_HELP = "seed of the first image, counting up for the next ones; default %(default)s"
+SEED_HELP = "seed of the first image; each next image has the next seed; default %(default)s"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Generates an image for each prompt and finds its nearest clean image among the model's training "
         "images. FILE holds JSON lines with a prompt and any of concept (an emoji's hexcode, or a list of "
-        "which any is right), style and background. Without FILE: the prompt sets that come with the model."
+        "accepted ones), style and background. Without FILE: the prompt sets that come with the model."
     )
     add_model(parser)
     add_quantization(parser)
@@ -99,7 +99,7 @@ def _sets(args: argparse.Namespace, model: ModelInfo) -> dict[str, tuple[Prompt,
 def _requests(
     args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]
 ) -> list[GenerationParams]:
-    """One checked request for each prompt; raise `UserError` with the flag's name for an invalid one."""
+    """One validated request for each prompt. Raises `UserError` that names the flag at fault."""
     width, height = model.native_size
     requests = [
         GenerationParams(
@@ -154,7 +154,9 @@ def _evaluate(
             check_prompts(gallery, prompts)
         scorer = load_scorer(model)
         renderer = Renderer(model, Path(args.keep) if args.keep else None, quantization)
-    except ValueError as error:  # no gallery, names that it does not have, a checkpoint that cannot be loaded
+    except (
+        ValueError
+    ) as error:  # no gallery, a concept that is not in it, or a checkpoint that cannot be loaded
         raise UserError(str(error)) from None
     results: dict[str, dict[str, Rate | Mean]] = {}
     for name, prompts in sets.items():

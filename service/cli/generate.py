@@ -56,35 +56,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--size", metavar="WxH", help="default: the model's native size")
-    group.add_argument("--steps", type=int, metavar="N", help="denoising steps, 1 to 200")
-    group.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`")
+    group.add_argument("--size", metavar="WxH", help="image size in pixels; default: the model's native size")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's"
+    )
+    group.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
     group.add_argument(
         "--timestep-spacing", metavar="NAME", help="how the steps are spaced in time; default: the model's"
     )
     group.add_argument(
         "--eta", type=float, metavar="E", help="0 to 1, with --solver ddim: its share of fresh noise"
     )
-    group.add_argument("--seed", type=int, metavar="N", help="default: drawn at random and reported")
+    group.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the noise; default: random, and reported"
+    )
 
 
 def _add_guidance_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off")
+    group.add_argument(
+        "--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's"
+    )
     group.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
         metavar=("START", "END"),
-        help="times, 0 data to 1 noise, between which guidance is on",
+        help="times, from 0 (data) to 1 (noise), between which guidance is on; default 0 1",
     )
     group.add_argument(
         "--guidance-stride",
         type=int,
         metavar="N",
-        help="evaluate both predictions at every Nth guided step only",
+        help="evaluate both predictions at every Nth guided step only; default 1",
     )
     group.add_argument(
-        "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: rescale a guided prediction"
+        "--guidance-rescale",
+        type=float,
+        metavar="PHI",
+        help="0 to 1: how far to rescale a guided prediction to the conditional one; default 0",
     )
 
 
@@ -100,7 +109,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "--output",
         default="picture.png",
         metavar="PATH",
-        help=".png, .webp or .jpeg; default %(default)s",
+        help="file to write, with the suffix .png, .webp, .jpg or .jpeg; default %(default)s",
     )
     group.add_argument(
         "--json", action="store_true", help="one JSON object on stdout: the images and their usage"
@@ -172,7 +181,7 @@ async def _draw(
     output: ImageFormat,
     report_progress: ProgressCallback,
 ) -> list[DecodeResult]:
-    """The finished images.
+    """Generate the images.
 
     Args:
         model: The model that draws them.

@@ -7,7 +7,7 @@ from safelight.service.settings import BadSetting, Settings, read_settings
 
 
 def settings_of(**flags: object) -> Settings:
-    """The settings, of which `flags` that are None are left to the environment. Raises `UserError`."""
+    """The settings, where a flag of None is left to the environment. Raises `UserError`."""
     try:
         return read_settings(flags)
     except BadSetting as error:

@@ -147,7 +147,7 @@ def _checked_image(file: Image.Image, path: Path, model: ModelInfo) -> Image.Ima
     if image.size not in model.sizes:
         sizes = ", ".join(f"{width}x{height}" for width, height in model.sizes)
         size = f"{image.width}x{image.height}"
-        raise UserError(f"{path} is {size} pixels, but {model.id} knows {sizes} only; resize it first")
+        raise UserError(f"{path} is {size} pixels, but {model.id} generates {sizes} only; resize it first")
     if image.mode not in EIGHT_BIT_MODES:
         raise UserError(f"{path} has pixels of mode {image.mode}; save it with 8 bits a channel first")
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:

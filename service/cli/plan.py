@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Predicts throughput, latency and replicas from the model's operations and the device's speed. "
         "No weights are loaded and no images drawn, except with --gpu cpu, which measures this machine. "
-        "Requests are taken to arrive at random (Poisson), one image each."
+        "Requests are assumed to arrive at random (Poisson), one image each."
     )
     _add_image_arguments(parser)
     _add_device_arguments(parser)
@@ -98,13 +98,13 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--mfu",
         type=float,
         metavar="SHARE",
-        help="share of the peak that is reached, 0 to 1; default: what eager PyTorch reaches, 0.4 on an A100",
+        help="share of the peak that is reached, 0 to 1; default: that of eager PyTorch, 0.4 on an A100",
     )
     group.add_argument(
         "--peak-tflops",
         type=float,
         metavar="T",
-        help="peak of the device in TFLOPS, instead of its data sheet's or of measuring",
+        help="peak of the device in TFLOPS; default: from its data sheet, or measured with --gpu cpu",
     )
     group.add_argument(
         "--price-per-hour",
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.service is not None and args.gpu != THIS_MACHINE:
-        raise UserError("--service is measured by itself: say --gpu cpu with it")
+        raise UserError("--service needs --gpu cpu")
     if args.gpu not in (*GPUS, THIS_MACHINE):
         raise UserError(f"--gpu must be one of {', '.join((*GPUS, THIS_MACHINE))}, got {args.gpu!r}")
     for name in POSITIVE_FLAGS:
@@ -215,7 +215,15 @@ def _choose_device(
     spec: ImageSpec,
     say: ProgressCallback,
 ) -> DeviceChoice:
-    """The GPU or machine that the flags name, measured if need be."""
+    """The GPU or machine that the flags name, measured if need be.
+
+    Args:
+        args: The command's flags.
+        model: The model to measure with; None for a published checkpoint.
+        profile: The model's profile.
+        spec: The image.
+        say: Shows one line of progress.
+    """
     if args.gpu != THIS_MACHINE:
         gpu = GPUS[args.gpu]
         return _constant_rate(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
@@ -271,12 +279,12 @@ def _service_device(args: argparse.Namespace, profile: ModelProfile, spec: Image
         return measured_device(curves, profile, spec.size, settings.max_rows, settings.max_tokens)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--service {args.service} does not say what its work costs: {error or type(error).__name__}"
+            f"--service {args.service} has no cost curves: {error or type(error).__name__}"
         ) from None
 
 
 def _constant_rate(args: argparse.Namespace, name: str, peak_flops: float, mfu: float) -> DeviceChoice:
-    """A device at a share of its peak; `--mfu` and `--peak-tflops` override the given ones."""
+    """A device at a share of its peak; `--mfu` and `--peak-tflops` override `mfu` and `peak_flops`."""
     mfu = mfu if args.mfu is None else args.mfu
     peak_flops = args.peak_tflops * 1e12 if args.peak_tflops else peak_flops
     return DeviceChoice(name, ConstantRateDevice(mfu * peak_flops), peak_flops, mfu)
@@ -285,7 +293,15 @@ def _constant_rate(args: argparse.Namespace, name: str, peak_flops: float, mfu: 
 def _describe_request(
     profile: ModelProfile, spec: ImageSpec, choice: DeviceChoice, targets: Targets, prediction: Prediction
 ) -> dict[str, Any]:
-    """The keys of `--json` that say what was asked for and what it takes."""
+    """The keys of `--json` that describe the request and its cost.
+
+    Args:
+        profile: The model's profile.
+        spec: The image.
+        choice: The device.
+        targets: The targets for throughput and latency.
+        prediction: The prediction, of which only the cost of an image is used.
+    """
     cost = prediction.cost
     return {
         "model": profile.name,
@@ -305,7 +321,7 @@ def _describe_request(
 
 
 def _describe_prediction(prediction: Prediction) -> dict[str, Any]:
-    """The keys of `--json` that say what to expect."""
+    """The keys of `--json` that describe the prediction."""
     return {
         "service_s": prediction.stage_seconds.total,
         "stage_s": asdict(prediction.stage_seconds),

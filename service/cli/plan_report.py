@@ -11,7 +11,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     """The request, the device, and three tables: stages, targets, and one device.
 
     Args:
-        report: the values by the keys of `--json`.
+        report: The values by the keys of `--json`.
     """
     speed = ""
     if report["mfu"] is not None:
@@ -28,7 +28,7 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 
 def _stage_table(report: Mapping[str, Any]) -> str:
-    """What an image takes alone in each stage, and the replicas that meet the targets."""
+    """Operations and seconds of one image alone in each stage, and the replicas that meet the targets."""
     rows = [
         (
             stage,
@@ -48,7 +48,7 @@ def _stage_table(report: Mapping[str, Any]) -> str:
 
 
 def _target_table(report: Mapping[str, Any]) -> str:
-    """Each target with what is predicted, for one device and for the replicas."""
+    """Each target beside the prediction, for one device and for all replicas."""
     targets, replicas_latency = report["targets"], report["replicas_latency_s"]
     percentile, max_latency = f"p{targets['percentile']:g}", targets["latency_s"]
     throughput = (

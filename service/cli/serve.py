@@ -19,8 +19,8 @@ from safelight.service.settings import Settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--host", help="default 127.0.0.1")
-    parser.add_argument("--port", help="default 8000; 0 takes any free port")
+    parser.add_argument("--host", help="address to listen on; default 127.0.0.1")
+    parser.add_argument("--port", help="port to listen on, 0 for any free port; default 8000")
     parser.add_argument(
         "--stages", metavar="split|colocated", help="one process per stage (default), or one for all three"
     )
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     model = model_of(settings)  # an unknown model is refused before anything is started
     if Path(settings.model).is_dir():
         _check_folder(settings.model)
-    with contextlib.suppress(KeyboardInterrupt):  # the regular end
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C and SIGTERM end the command
         _serve(settings, model)
     return 0
 

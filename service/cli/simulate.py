@@ -219,7 +219,19 @@ def _simulate(
     gpus: int,
     on_progress: Callable[[float], None],
 ) -> dict[str, Any]:
-    """One fleet of at most `gpus` GPUs with its share of `--rate`; the report has the keys of `--json`."""
+    """Simulate one fleet with its share of `--rate`.
+
+    Args:
+        args: The command's flags.
+        profile: The model's profile.
+        spec: The image.
+        cost: Its cost.
+        gpus: Most GPUs in the fleet.
+        on_progress: Called with the simulated seconds so far.
+
+    Returns:
+        The report of the fleet, with the keys of `--json`.
+    """
     fleet = gpu_fleet(
         gpus,
         cost,

@@ -1,4 +1,4 @@
-"""`safelight solvers`: the solvers, and when to use which."""
+"""`safelight solvers`: lists the solvers and their uses."""
 
 import argparse
 import json

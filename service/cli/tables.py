@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The header and the rows in aligned columns: the first to the left, the others to the right."""
+    """The header and the rows in columns: the first is aligned to the left, the others to the right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_format_line(line, widths) for line in lines)

@@ -1,4 +1,4 @@
-"""Access to the operator's routes; access to the drawing routes is for a proxy in front to control."""
+"""The admin key of the operator's route. All other routes are open: a proxy in front may restrict them."""
 
 import secrets
 from typing import Annotated
@@ -11,14 +11,14 @@ from safelight.service.errors import Unauthorized
 
 ADMIN_KEY = HTTPBearer(
     scheme_name="admin_key",
-    description="The setting `admin_key`; without one the route is open to everybody.",
+    description="The setting `admin_key`; if it is empty, anyone may use the route.",
     auto_error=False,
 )
 BearerToken = Annotated[HTTPAuthorizationCredentials | None, Security(ADMIN_KEY)]
 
 
 def require_admin(token: HTTPAuthorizationCredentials | None, admin_key: SecretStr) -> None:
-    """Raise `Unauthorized` unless `token` is `admin_key`; an empty key admits everybody."""
+    """Raise `Unauthorized` unless `token` is `admin_key`; an empty `admin_key` admits every caller."""
     key = admin_key.get_secret_value()
     if not key:
         return

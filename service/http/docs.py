@@ -1,4 +1,4 @@
-"""The interactive API documentation at `/docs`, whose every file is served by the gateway itself."""
+"""The interactive API documentation at `/docs`; the gateway itself serves all of its files."""
 
 from typing import Any
 

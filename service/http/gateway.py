@@ -57,7 +57,7 @@ from safelight.service.usage.records import RequestRecorder, UsageRecord, record
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
-WINDOW = "The last so many seconds and up to a minute more; without it everything since the start."
+WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def build_gateway(
     """The app.
 
     Args:
-        backend: Draws the images.
+        backend: Generates the images.
         model: The served model.
         settings: The service's settings.
         ledger: The ledger that all gateways share; a local one if None.
-        proxied: Whether Serve's proxy stands in front, which adds the request's id to each response itself.
-        tracing: Makes the spans; none if None.
+        proxied: Whether Serve's proxy is in front, which adds the request id to each response itself.
+        tracing: Opens the spans; None for no tracing.
     """
     gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
     app = make_app(
@@ -116,7 +116,15 @@ def build_gateway(
 def _make_gateway(
     backend: Backend, model: ModelInfo, settings: Settings, ledger: LedgerClient, tracing: Tracing
 ) -> Gateway:
-    """Connect the parts; the parameters are those of `build_gateway`."""
+    """Connect the parts of a gateway.
+
+    Args:
+        backend: Generates the images.
+        model: The served model.
+        settings: The service's settings.
+        ledger: The ledger.
+        tracing: Opens the spans.
+    """
     metrics = Metrics()
     outbox = Outbox()
     dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
@@ -166,7 +174,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
 
 
 async def _generate(request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan) -> Response:
-    """Draw the images of one request, and note their usage in `record`."""
+    """Generate the images of one request, and set their usage in `record`."""
     settings, model = gateway.settings, gateway.model
     body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
     image_request = parse_request(body)
@@ -237,7 +245,7 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics of this gateway's requests and of the stages' work")
     async def expose_metrics() -> Response:
-        await gateway.dispatcher.status()
+        await gateway.dispatcher.status()  # sets the metrics of the stages that answer
         with contextlib.suppress(Exception):  # the other metrics are served without the ledger's
             snapshot = await gateway.ledger.snapshot()
             gateway.metrics.observe_snapshot(snapshot, (await gateway.ledger.report(None, 0)).mfu)

@@ -136,9 +136,9 @@ class Cost(BaseModel):
     guidance_interval: tuple[float, float]
     guidance_stride: int
     guidance_rescale: float
-    nfe: int = Field(description="Evaluations of the guided network.")
+    nfe: int = Field(description="Network evaluations; one under guidance counts once.")
     rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
-    flops: int
+    flops: int = Field(description="Floating-point operations of all stages.")
     device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
     queue_seconds: float = Field(description="Waiting time, summed over images and stages.")
     seconds: float = Field(description="From the request's arrival to its response.")
@@ -206,7 +206,7 @@ class Model(BaseModel):
 
 
 class Curve(BaseModel):
-    """Time per work of one stage on its device: `seconds` for `work_flops`, times the current `factor`."""
+    """Device time of one stage by work: `seconds` for each of `work_flops`, times the current `factor`."""
 
     work_flops: list[float]
     seconds: list[float]

@@ -10,14 +10,17 @@ from safelight.service.http.schemas import ImageRequest
 
 # For fields whose other values OpenAI allows: why Safelight refuses them.
 NOT_YET = {
-    "response_format": "url is not supported yet: there is no image store. Images come in the answer",
+    "response_format": "url is not supported yet: there is no image store. Images come in the response",
     "stream": "streaming is not supported yet",
     "partial_images": "previews are not supported yet",
 }
 
 
 def parse_request(body: bytes) -> ImageRequest:
-    """Raises `MalformedBody`, `UnknownField` or `InvalidRequest` for the first fault of the JSON `body`."""
+    """The request in the JSON `body`.
+
+    Raises `MalformedBody`, `UnknownField` or `InvalidRequest` for the first fault.
+    """
     try:
         return ImageRequest.model_validate_json(body)
     except ValidationError as error:
@@ -50,7 +53,7 @@ def _article(kind: str) -> str:
 
 
 def _as_service_error(error: ValidationError) -> ServiceError:
-    """The first of the faults."""
+    """The service error for the first fault in `error`."""
     fault = error.errors(include_url=False, include_input=False)[0]
     if not fault["loc"]:
         return MalformedBody(_whole_body(fault["type"], fault["msg"]))

@@ -70,8 +70,15 @@ class RequestOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One image: its file's `bytes` and `format`, its `width` and `height` in pixels, and the request's
-    seed."""
+    """One image, as the bytes of its file.
+
+    Attributes:
+        bytes: The file's content.
+        format: `png`, `webp` or `jpeg`.
+        width: In pixels.
+        height: In pixels.
+        seed: The request's seed.
+    """
 
     bytes: builtins.bytes = field(repr=False)
     format: str
@@ -81,7 +88,7 @@ class GeneratedImage:
 
     @cached_property
     def pil(self) -> PilImage:
-        """The image for Pillow."""
+        """The decoded image, a `PIL.Image.Image`."""
         from PIL import Image
 
         return Image.open(io.BytesIO(self.bytes))
@@ -101,8 +108,7 @@ class GeneratedImage:
 
 
 class GeneratedImages(list[GeneratedImage]):
-    """The images of one request, and its `usage`: tokens, device-seconds and what else the HTTP API
-    reports."""
+    """The images of one request, in order; `usage` is what the HTTP API reports as the request's usage."""
 
     def __init__(self, images: Iterable[GeneratedImage], usage: Usage):
         super().__init__(images)
@@ -112,17 +118,17 @@ class GeneratedImages(list[GeneratedImage]):
 class Pipeline:
     """A loaded model that draws images.
 
-    A context manager; `close` frees the model. May be used from several threads at once, whose images then
-    share batches, and inside a running event loop, which `generate` blocks: `await
-    asyncio.to_thread(pipeline.generate, ...)` does not.
+    It is a context manager; `close` frees the model. Several threads may use it at once: their images share
+    batches. `generate` blocks: in a coroutine, use `await asyncio.to_thread(pipeline.generate, ...)`.
     """
 
     def __init__(self, model: str | Path | None = None, **settings: object):
         """Load a model; returns when it is ready.
 
-        Args: model: The name of an embedded model or a checkpoint folder; by default that of the settings,
-        emoji-128. **settings: Settings of the service by name, such as `denoise_threads=4`
-        (docs/settings.md).
+        Args:
+            model: The name of an embedded model, or a checkpoint folder. By default the setting `model`:
+                emoji-128 unless the environment sets another.
+            **settings: Settings of the service by name, such as `denoise_threads=4` (docs/settings.md).
 
         Raises:
             SafelightError: The model cannot be loaded, or a setting is invalid.
@@ -145,8 +151,7 @@ class Pipeline:
 
         Args:
             prompt: What the images show.
-            **options: As in the HTTP API, see `RequestOptions`; the most common are `seed`, `n`, `size` and
-                `num_inference_steps`.
+            **options: The fields of `RequestOptions`, such as `seed`, `n`, `size` and `num_inference_steps`.
 
         Raises:
             SafelightError: An option is invalid, or an image cannot be drawn.
@@ -163,7 +168,7 @@ class Pipeline:
             except CancelledError:
                 raise SafelightError("the pipeline was closed while the image was drawn") from None
             finally:
-                future.cancel()  # has an effect if the wait was interrupted
+                future.cancel()  # takes the images out of the batch if the wait was interrupted
         usage = make_usage(results, params, self._model, time.perf_counter() - started)
         images = [
             GeneratedImage(result.image, output.format, image.width, image.height, image.seed)
@@ -172,7 +177,7 @@ class Pipeline:
         return GeneratedImages(images, usage)
 
     def close(self) -> None:
-        """Free the model. Images that are being drawn are lost; closing twice is allowed."""
+        """Free the model. Calls of `generate` in progress fail. Closing twice is allowed."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(_cancel_other_tasks(), self._loop).result()
@@ -203,7 +208,7 @@ async def _cancel_other_tasks() -> None:
 
 @contextmanager
 def _as_safelight_errors() -> Iterator[None]:
-    """Raise what a user can mend as `SafelightError`; anything else is a bug and passes."""
+    """Turn the errors that a user can correct into `SafelightError`; any other error is a bug and passes."""
     try:
         yield
     except (ServiceError, InvalidParams, UnknownModel, ValueError) as error:

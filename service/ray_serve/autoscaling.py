@@ -38,5 +38,5 @@ class ByWork:
         work_left = sum(stats.get(WORK_LEFT, [])) + queued_work
         target = target_replicas(work_left, sum(stats.get(OFFERED, [])), self._target_seconds)
         if ctx.total_num_requests > 0:
-            target = max(target, 1)  # even if their work is unknown
+            target = max(target, 1)  # also when no job has been measured yet
         return target, {SECONDS_A_JOB: seconds_a_job}

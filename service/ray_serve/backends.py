@@ -31,7 +31,7 @@ class SplitBackend:
         encoder: Handle of the text encoder.
         denoiser: Handle of the denoiser.
         decoder: Handle of the image decoder.
-        may_sleep: Stages that may have no replica; their status is not asked, because that would start one.
+        may_sleep: Stages that may have no replica. Their status is not queried, because that would start one.
     """
 
     def __init__(self, encoder: Handle, denoiser: Handle, decoder: Handle, may_sleep: Set[str] = frozenset()):
@@ -92,7 +92,7 @@ class RemoteLedger:
         self._ledger = ledger
 
     def send(self, report: UsageReport) -> None:
-        """Deliver one report; blocks until the ledger has recorded it, so it is for a reporter's thread."""
+        """Deliver one report. Blocks until the ledger has recorded it: for a reporter's thread only."""
         self._ledger.receive.remote(report).result(timeout_s=SEND_SECONDS)
 
     async def status(self) -> Mapping[str, StageStatus | None]:

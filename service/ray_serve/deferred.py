@@ -1,4 +1,4 @@
-"""Results of one stage that are passed to the next before they exist."""
+"""References to results of one stage, passed to the next stage before the results exist."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,23 +12,23 @@ T = TypeVar("T")
 class DeferredResult(Generic[T]):
     """A reference to the previous stage's result, which the next stage awaits in its own code.
 
-    A bare reference as an argument would be awaited by Ray before the call. If the replica that owes the
-    result dies with its node, Serve 2.60 takes the error for the death of the replica that it called. It then
-    repeats the call without end and without pause, and its router stalls. Inside an object Ray leaves the
-    reference alone.
+    Ray would await a bare reference among the arguments before the call. If the replica that computes the
+    result then dies with its node, Serve 2.60 takes the error for the death of the called replica: it repeats
+    the call without end and without pause, and its router stalls. Ray does not look for references inside an
+    object.
     """
 
     reference: Any
 
     async def value(self) -> T:
-        """The result, fetched from where it is; raises the previous stage's error."""
+        """Wait for the result and fetch it; raises the previous stage's error."""
         value: T = await self.reference
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyResult(Generic[T]):
-    """A result that exists already, in this process."""
+    """A result that exists already in this process, with the interface of `DeferredResult`."""
 
     result: T
 

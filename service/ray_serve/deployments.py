@@ -36,7 +36,7 @@ from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import UsageReporter
 from safelight.service.usage.stage_snapshot import Snapshot, snapshot
 
-MAX_BATCH = 8  # jobs collected for one call; the stage splits them into batches that its network takes
+MAX_BATCH = 8  # jobs collected for one call; the stage splits them into batches of its network's size
 BATCH_WAIT_SECONDS = 0.005  # far below a tick, and enough to collect the images of one request
 
 Handle = DeploymentHandle[Any]
@@ -64,7 +64,7 @@ class LedgerDeployment:
 
 
 class StageDeployment(Generic[Stage]):
-    """What the replicas of every stage share: status, autoscaling statistics and usage reports.
+    """The base class of the stages' deployments: status, autoscaling statistics and usage reports.
 
     Args:
         name: The stage's name in traces.
@@ -76,14 +76,14 @@ class StageDeployment(Generic[Stage]):
     def __init__(self, name: str, make_stage: Callable[[], Stage], settings: Settings, ledger: Handle):
         self._tracing = make_tracing(settings, name)
         self._stage: Stage = make_stage()
-        # before the network is loaded, so that the time for loading is reported as well
+        # started before the network is loaded, so that the seconds of loading are reported too
         self._reporter = UsageReporter(self._collect_report, RemoteLedger(ledger).send)
         self._reporter.start()
         self._stage.wait()
 
     def __del__(self) -> None:
-        """Serve calls this when the replica ends: the last usage events must not wait for the reporter."""
-        if hasattr(self, "_reporter"):  # the replica may end before it is complete
+        """Deliver the last usage events without waiting: Serve calls this when the replica ends."""
+        if hasattr(self, "_reporter"):  # the replica may end before `__init__` has finished
             self._reporter.stop()
 
     async def status(self) -> StageStatus:
@@ -202,7 +202,7 @@ class ColocatedDeployment:
         }
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The denoiser's: it does nearly all of the work."""
+        """The denoiser's statistics, because it does nearly all of the work."""
         return self._denoiser.record_autoscaling_stats()
 
     def check_health(self) -> None:

@@ -33,7 +33,10 @@ class BatchedStage(ABC, Generic[Network, Job, Result]):
             return (await self.run_batch([job]))[0]
 
     async def run_batch(self, jobs: Sequence[Job]) -> list[Result]:
-        """One result for each job. The caller counts the jobs in `meter`, from the moment they arrive."""
+        """Process a batch; one result for each job.
+
+        The caller counts the jobs with `meter.count_jobs`, from the moment they arrive.
+        """
         return await self._worker.call(lambda network: self._run_on_worker(network, jobs))
 
     def status(self) -> StageStatus:
@@ -44,6 +47,7 @@ class BatchedStage(ABC, Generic[Network, Job, Result]):
         self._worker.wait()
 
     def close(self) -> None:
+        """End the worker thread."""
         self._worker.close()
 
     def _run_on_worker(self, network: Network, jobs: Sequence[Job]) -> list[Result]:

@@ -40,7 +40,7 @@ class DecodeJob:
 
 
 class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenImage]):
-    """Hosts an image decoder. A job whose latents are no image gets a `BrokenImage` as its result.
+    """Hosts an image decoder. A job whose latents cannot be decoded has a `BrokenImage` as its result.
 
     Args:
         make_decoder: Loads the decoder; called on the stage's thread.
@@ -92,7 +92,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
 
 
 def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:
-    """The image of a job, or its `BrokenImage` raised."""
+    """Return the image of a job; raise its error if it has none."""
     if isinstance(result, BrokenImage):
         raise result
     return result

@@ -1,4 +1,4 @@
-"""Denoising, seen from asyncio: each call awaits one image of the engine's thread."""
+"""Denoising for asyncio callers: each call awaits one image from the engine's thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class DenoiseStage:
 
     Args:
         make_engine: Builds an engine; called on the stage's thread.
-        deadline_seconds: An image that is not done so long after its text reached the encoder expires.
+        deadline_seconds: Seconds after an image's text reached the encoder; an image that is not done by then
+            expires.
     """
 
     def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
@@ -43,7 +44,7 @@ class DenoiseStage:
 
         Raises:
             InvalidRequest: The engine refuses the parameters.
-            DeadlineExceeded: The image expired.
+            DeadlineExceeded: The image was not done in time.
             StageFailed: The engine failed, or there is none.
         """
         if self._loop.failure is not None:
@@ -67,11 +68,12 @@ class DenoiseStage:
         self.check()
 
     def check(self) -> None:
-        """Raise the reason if there is no engine and there will be none."""
+        """Raise the reason if there is no engine and none will be built."""
         if self._loop.failure is not None:
             raise self._loop.failure
 
     def close(self) -> None:
+        """End the engine's thread; images in the engine fail."""
         self._loop.commands.put(Stop())
         self._loop.join()
 

@@ -43,7 +43,7 @@ class PendingCall:
 
     def settle(self, result: SampleOutcome | ServiceError) -> None:
         """Set the result, from any thread; the first one counts, later ones are ignored."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, its caller is gone
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing awaits the result
             self.loop.call_soon_threadsafe(self._settle, result)
 
     def _settle(self, result: SampleOutcome | ServiceError) -> None:
@@ -77,7 +77,7 @@ class EngineLoop(threading.Thread):
         self.commands: SimpleQueue[PendingCall | Abort | Stop] = SimpleQueue()
         self.status = StageStatus()  # replaced as a whole after every tick, so that readers see one moment
         self.ready = threading.Event()  # the first engine is built, or has failed
-        self.failure: Exception | None = None  # why there is no engine and will be none
+        self.failure: Exception | None = None  # why there is no engine, and none will be built
         self._make_engine = make_engine
         self._meter = meter
         self._calls: dict[str, PendingCall] = {}  # their samples are in the engine
@@ -89,7 +89,7 @@ class EngineLoop(threading.Thread):
                 pass
 
     def _run_engine(self) -> bool:
-        """Build an engine and use it until it fails or the thread is stopped. True to build another."""
+        """Build and run an engine until it fails or the thread stops; return whether to build another."""
         try:
             with self._meter.starting():
                 engine = self._make_engine()
@@ -114,7 +114,7 @@ class EngineLoop(threading.Thread):
     def _tick_until_stopped(self, engine: Engine) -> None:
         while self._run_commands(engine):
             outcomes = engine.step()
-            # before the results go out: a caller that has its image must find it in the status
+            # before the results: a caller that has its image must see it counted in the status
             self._update_status(engine, outcomes)
             self._meter.set_open_work(engine.open_seconds, engine.work_left)
             for outcome in outcomes:
@@ -130,7 +130,10 @@ class EngineLoop(threading.Thread):
                 command.settle(self.failure)
 
     def _run_commands(self, engine: Engine) -> bool:
-        """Carry out all waiting commands; if the engine has no work, sleep until one comes. False to stop."""
+        """Carry out all waiting commands, or, if the engine has no work, sleep until there is one.
+
+        Returns False if one of them was `Stop`.
+        """
         block = not engine.has_work
         while (command := self._next_command(block)) is not None:
             block = False
@@ -164,7 +167,7 @@ class EngineLoop(threading.Thread):
             )
         except InvalidParams as error:
             call.settle(as_service_error(error))
-        except Exception:  # concerns this sample only, its batch-mates go on
+        except Exception:  # only this sample fails; its batch-mates go on
             logger.exception("the engine refused a sample")
             call.settle(StageFailed())
         else:
@@ -193,7 +196,7 @@ class EngineLoop(threading.Thread):
         self.status = replace(self.status, running=0, waiting=0)
 
     def _refuse_calls(self, error: Exception) -> None:
-        """Without an engine, refuse every call until the thread is stopped: no caller may wait for ever."""
+        """Without an engine, fail every call until the thread is stopped, so that no caller hangs."""
         self.failure = error
         self.ready.set()
         self._fail_calls(StageFailed())

@@ -37,12 +37,12 @@ class UsageMeter:
         self._ticks = TickHistograms()
 
     def begin(self) -> None:
-        """The calling thread is busy from this moment."""
+        """Start counting busy time of the calling thread."""
         with self._lock:
             self._busy_since, self._thread = time.perf_counter(), threading.get_native_id()
 
     def end(self) -> None:
-        """The thread is idle from this moment."""
+        """Stop counting busy time: the thread is idle."""
         with self._lock:
             if self._busy_since is not None:
                 self._busy += time.perf_counter() - self._busy_since
@@ -99,13 +99,13 @@ class UsageMeter:
         with self._lock:
             self._ticks.observe(seconds, rows, tokens, expected_seconds)
 
-    def set_open_work(self, open: float, work_left: float) -> None:
+    def set_open_work(self, open_seconds: float, work_left: float) -> None:
         """Set the seconds spent on the images in the stage, and the seconds that they still need."""
         with self._lock:
-            self._open, self._work_left = open, work_left
+            self._open, self._work_left = open_seconds, work_left
 
     def drop_open_work(self) -> None:
-        """All images in the stage failed: what was spent on them is lost."""
+        """Count the seconds spent on the images in the stage as lost: all of them failed."""
         with self._lock:
             self._lost += self._open
             self._open = self._work_left = 0.0
@@ -113,7 +113,7 @@ class UsageMeter:
     def record_usage(
         self, context: RequestContext, cost: StageCost, usage: DenoiseUsage | None = None
     ) -> None:
-        """Add a usage event for one image; a denoiser also gives `usage`."""
+        """Add a usage event for one image; a denoiser passes its `usage` too."""
         counts = (usage.nfe, usage.rows, usage.tokens) if usage else ()
         amounts = UsageAmounts(cost.device_seconds, cost.queue_seconds, cost.flops, *counts)
         with self._lock:
@@ -135,6 +135,7 @@ class UsageMeter:
 
     @property
     def totals(self) -> StageTotals:
+        """The totals up to this moment, the current busy period included."""
         now = time.perf_counter()
         work_left = self.work_left
         with self._lock:

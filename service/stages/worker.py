@@ -1,4 +1,4 @@
-"""An object on a thread of its own, which alone may touch it."""
+"""An object that only its own thread may use."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Worker(Generic[T]):
         self._object: Future[T] = self._thread.submit(lambda: self._start(make))
 
     def wait(self) -> T:
-        """Wait for the object; raises what `make` raised."""
+        """Wait until the object is made, and return it; raises what `make` raised."""
         return self._object.result()
 
     async def call(self, function: Callable[[T], R]) -> R:
@@ -32,6 +32,7 @@ class Worker(Generic[T]):
         return await asyncio.wrap_future(self._thread.submit(lambda: self._work(function)))
 
     def close(self) -> None:
+        """End the thread after the call that it is running; waiting calls are cancelled."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, make: Callable[[], T]) -> T:

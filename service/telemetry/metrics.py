@@ -94,7 +94,9 @@ GATEWAY_METRICS = (
         "safelight_image_device_seconds_total", "counter", ("stage",), "Device seconds of the images sent."
     ),
     GatewayMetric("safelight_stage_up", "gauge", ("stage",), "1 if the stage answers, else 0."),
-    GatewayMetric("safelight_attention_info", "gauge", ("backend",), "1 for the back end of the denoiser."),
+    GatewayMetric(
+        "safelight_attention_info", "gauge", ("backend",), "1 for the denoiser's attention back end."
+    ),
     GatewayMetric(
         "safelight_tick_slowdown_ratio", "gauge", (), "Seconds of a tick over those measured at the start."
     ),
@@ -214,7 +216,7 @@ class Metrics:
         self._in_flight.set(num_images)
 
     def observe_status(self, stages: Mapping[str, StageStatus | None]) -> None:
-        """Set what the stages have just answered; None for a stage that did not."""
+        """Set the metrics of the stages' status; None for a stage that did not answer."""
         self._stages.status = stages
         for stage, status in stages.items():
             self._up.labels(stage).set(status is not None)
@@ -225,7 +227,7 @@ class Metrics:
                 self._slowdown.set(status.curve.slowdown)
 
     def observe_snapshot(self, snapshot: Snapshot, mfu: float | None) -> None:
-        """Set what the ledger knows of all replicas, and the denoiser's MFU."""
+        """Set the ledger's snapshot of all replicas, and the denoiser's MFU (None if it is unknown)."""
         self._stages.snapshot = snapshot
         self._mfu.set(mfu if mfu is not None else float("nan"))
 

@@ -25,7 +25,7 @@ class LedgerClient(Protocol):
         ...
 
     async def snapshot(self) -> Snapshot:
-        """Every stage for the metrics, all its replicas together."""
+        """The snapshot of every stage for the metrics, over all of its replicas."""
         ...
 
     async def report(self, window: float | None, latest: int) -> AccountingReport:

@@ -73,7 +73,7 @@ class Ledger:
         return {stage: replica.report.status if replica else None for stage, replica in latest.items()}
 
     def window_start(self, seconds: float | None = None) -> float:
-        """Start of the window of the last `seconds`, at a whole minute; with None, the ledger's start."""
+        """Start of the last `seconds`, rounded down to a whole minute; with None, the ledger's start."""
         if seconds is None:
             return self.since
         now = self._clock()
@@ -91,12 +91,12 @@ class Ledger:
         return totals
 
     def done_entries(self, seconds: float | None = None) -> list[LedgerEntry]:
-        """The last `REQUESTS_KEPT` requests answered with images, those since `window_start`."""
+        """Of the last `REQUESTS_KEPT` requests that were answered with images, those since `window_start`."""
         start = 0.0 if seconds is None else self.window_start(seconds)
         return [entry for entry in self._done if entry.record.ended >= start]
 
     def latest_entries(self, number: int) -> list[LedgerEntry]:
-        """The requests that ended last, the newest first."""
+        """The last `number` requests that ended, newest first."""
         return [entry for entry, _ in zip(reversed(self._entries.values()), range(number), strict=False)]
 
     def pending_seconds(self, stage: str) -> float:
@@ -176,7 +176,7 @@ class Ledger:
             period.accounts[entry.record.key, entry.record.model].usage[stage] += amounts
 
     def _revive(self, source: str) -> ReplicaEntry | None:
-        """The entry of a replica that counted as dead; as it reports again, its open seconds are not lost."""
+        """The entry of a replica that counted as dead and reports again: its open seconds were not lost."""
         if (replica := self._silent_replicas.pop(source, None)) is not None:
             self._add_lost(replica.report.stage, -replica.report.totals.open)
         return replica

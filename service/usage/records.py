@@ -18,9 +18,9 @@ class RequestOutcome(StrEnum):
     """How a request left the service."""
 
     DONE = "done"
-    REFUSED = "refused"  # the caller's fault, or a full queue
+    REFUSED = "refused"  # an invalid request, or a full queue
     ABORTED = "aborted"  # the caller disconnected
-    FAILED = "failed"  # the service's fault
+    FAILED = "failed"  # an error of the service
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ Sink = Callable[[UsageRecord], None]
 
 
 class RequestRecorder:
-    """Collects what becomes known of a request until it ends."""
+    """Collects what is known about a request until it ends."""
 
     def __init__(self, request_id: str, model: str, key: str = ANONYMOUS):
         self.id = secrets.token_hex(8)

@@ -26,7 +26,10 @@ HOUR = 3600.0
 def build_report(
     ledger: Ledger, settings: Settings, window: float | None = None, latest: int = 0
 ) -> AccountingReport:
-    """The accounting since the ledger's start or of the last `window` seconds, with the `latest` requests."""
+    """The accounting of the last `window` seconds, or since the ledger's start if that is None.
+
+    Lists the `latest` requests one by one, newest first.
+    """
     usage = _window_usage(ledger, window)
     replicas = {stage: ledger.replicas(stage) for stage in STAGES}
     latency = percentiles([entry.record.seconds for entry in usage.done])
@@ -79,13 +82,13 @@ class WindowUsage:
 
     @property
     def images_per_hour_per_device(self) -> float | None:
-        """For each hour that a replica of the denoiser was alive."""
+        """Images per hour that a replica of the denoiser was alive."""
         alive = self.totals.stages["denoise"].alive
         return HOUR * self.requests.images / alive if alive else None
 
     @property
     def images_per_busy_hour(self) -> float | None:
-        """For each busy hour of any stage, start and warm-up excluded."""
+        """Images per busy hour of the stages together, start and warm-up excluded."""
         idle = sum(stage.starting + stage.warm_up for stage in self.totals.stages.values())
         working = self.busy_seconds - idle
         return HOUR * self.requests.images / working if working > 0 else None
@@ -139,8 +142,8 @@ def balance(ledger: Ledger) -> Balance:
             overhead=overhead,
         )
     busy = sum(stage.busy for stage in stages.values())
-    paid = sum(stage.requests + stage.in_progress for stage in stages.values())
-    return Balance(stages=stages, unattributed_share=1.0 - paid / busy if busy else None)
+    attributed_seconds = sum(stage.requests + stage.in_progress for stage in stages.values())
+    return Balance(stages=stages, unattributed_share=1.0 - attributed_seconds / busy if busy else None)
 
 
 def _by_outcome(totals: RequestTotals) -> dict[str, int]:

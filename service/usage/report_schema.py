@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.pipeline.params import UsageAmounts
 
-# an answer always has all fields of a `UsageAmounts`, though they have defaults
+# a response always has all fields of `UsageAmounts`, although they have defaults
 ALL_REQUIRED = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
@@ -15,7 +15,7 @@ class Percentiles(BaseModel):
 
 
 class AccountTotals(BaseModel):
-    """The requests of one key and model."""
+    """The totals of one key and model."""
 
     model_config = ALL_REQUIRED
 
@@ -27,7 +27,7 @@ class AccountTotals(BaseModel):
 
 
 class RequestReport(BaseModel):
-    """One request. Its usage arrives within some seconds of its end."""
+    """One request. The usage of its stages arrives some seconds after its end."""
 
     model_config = ALL_REQUIRED
 
@@ -37,8 +37,8 @@ class RequestReport(BaseModel):
     outcome: str
     code: str
     images: int
-    seconds: float
-    ended: float
+    seconds: float = Field(description="From the request's arrival to its response.")
+    ended: float = Field(description="Unix time.")
     stages: dict[str, UsageAmounts]
 
 
@@ -80,7 +80,7 @@ class Target(BaseModel):
 
 class AccountingReport(BaseModel):
     since: float = Field(description="Unix time of the ledger's start.")
-    now: float
+    now: float = Field(description="Unix time of this report.")
     window_seconds: float = Field(
         description="Length of the window: as requested, extended to the start of a minute."
     )
@@ -93,7 +93,7 @@ class AccountingReport(BaseModel):
         description="Images in the window for each hour that a replica of the denoiser was alive in it."
     )
     images_per_busy_hour: float | None = Field(
-        description="Images for an hour of work of all stages, without their start: what a device can do."
+        description="Images per busy hour of all stages together, start and warm-up excluded."
     )
     latency_seconds: Percentiles
     queue_seconds: Percentiles
@@ -103,9 +103,13 @@ class AccountingReport(BaseModel):
     flops: int
     device_seconds: dict[str, float]
     device_seconds_per_image: float | None
-    mfu: float | None = Field(description="Of the denoiser while it works: FLOP/s over `peak_flops`.")
-    peak_flops: float | None
-    cost_per_1000_images: float | None = Field(description="Of busy device time, at the configured price.")
+    mfu: float | None = Field(
+        description="Model FLOPs utilisation of the busy denoiser: FLOP/s over `peak_flops`."
+    )
+    peak_flops: float | None = Field(description="Peak FLOP/s of the denoiser's device.")
+    cost_per_1000_images: float | None = Field(
+        description="Cost of the busy device time; null without a price."
+    )
     currency_per_device_hour: float
     targets: list[Target]
     accounts: list[AccountTotals]

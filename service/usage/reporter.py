@@ -17,7 +17,13 @@ Send = Callable[[UsageReport], None]
 
 
 class UsageReporter(threading.Thread):
-    """Collects a report, sends it, and collects the next one only when that has arrived."""
+    """Collects a report and sends it until it has arrived; only then collects the next one.
+
+    Args:
+        collect: Makes the report with this source and number; None if there is nothing to report.
+        send: Delivers a report; raises if it did not arrive.
+        interval: Seconds between two reports.
+    """
 
     def __init__(self, collect: Collect, send: Send, interval: float = INTERVAL_SECONDS):
         super().__init__(name="reporter", daemon=True)

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from loadtests import plots
+from loadtests import plots, traces
 from loadtests.accounting import AccountingSnapshot, compare
 from loadtests.image_checks import fault_of
 from loadtests.metrics_sampler import sample_metrics
@@ -29,6 +29,7 @@ from loadtests.results import Phase, RequestResult, percentile
 from loadtests.tables import Table
 from loadtests.traces import InvalidTrace, ScheduledRequest, poisson, read_trace, write_trace
 from loadtests.verdicts import Thresholds, judge
+from safelight.pipeline.benchmark import trace as benchmark_trace
 
 BODY = {"prompt": "cat", "size": "8x8", "seed": 3}
 
@@ -91,7 +92,15 @@ def server(seconds: float = 0.0, refuse_every: int = 0) -> Iterator[str]:
 def result(
     latency: float, status: int = 200, images: int = 1, due: float = 0.0, delay: float = 0.0
 ) -> RequestResult:
-    """A result whose request was sent `delay` seconds after it was due."""
+    """The result of a request.
+
+    Args:
+        latency: Seconds from the time at which it was due to its answer.
+        status: HTTP status of the answer.
+        images: Number of images in a 200 answer.
+        due: Seconds from the start at which it was to be sent.
+        delay: Seconds by which it was sent later than that.
+    """
     return RequestResult(
         due,
         due + delay,
@@ -102,6 +111,11 @@ def result(
         0.1,
         20,
     )
+
+
+def test_the_mix_is_that_of_the_benchmark() -> None:
+    for name in ("STEPS", "GUIDANCE", "SOLVERS", "PROMPTS"):
+        assert getattr(traces, name) == getattr(benchmark_trace, name)
 
 
 def test_poisson_schedules_have_the_rate_and_depend_on_the_seed_only() -> None:

@@ -146,7 +146,7 @@ def transparent(path: Path) -> None:
         (Path.mkdir, "is a folder, not an image"),
         (lambda path: path.write_text("not an image"), "is not an image that can be read"),
         (lambda path: path.write_bytes(b""), "is not an image that can be read"),
-        (lambda path: disc(65).save(path), "is 65x65 pixels, but tiny knows 64x64 only; resize it first"),
+        (lambda path: disc(65).save(path), "is 65x65 pixels, but tiny generates 64x64 only; resize it first"),
         (lambda path: Image.new("I;16", (64, 64)).save(path), "has pixels of mode I;16"),
         (transparent, "is transparent in places; put it on a background first"),
     ],

@@ -36,7 +36,7 @@ def test_a_report_takes_out_the_events_and_keeps_the_totals() -> None:
     meter = UsageMeter("denoise")
     meter.record_usage(RequestContext("a"), StageCost(1.0, 10, 0.5), USAGE.denoise)
     meter.record_usage(NO_CONTEXT, StageCost(2.0, 20))
-    meter.set_open_work(open=0.25, work_left=4.0)
+    meter.set_open_work(open_seconds=0.25, work_left=4.0)
     first = meter.collect_report("s", 0, StageStatus())
     second = meter.collect_report("s", 1, StageStatus())
     assert first.events == (
