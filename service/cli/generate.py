@@ -19,7 +19,7 @@ from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import ProgressCallback, note, progress
 from safelight.service.errors import ServiceError, as_invalid_request
 from safelight.service.http.schemas import ImageRequest
-from safelight.service.http.translation import make_images, make_output, make_usage
+from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
@@ -102,7 +102,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "-n",
         type=int,
         metavar="N",
-        help="number of images, 1 to 10; several are written as PATH-0, PATH-1, ...",
+        help="number of images, 1 to 10; several are written with -0, -1, ... before the suffix of PATH",
     )
     group.add_argument(
         "-o",
@@ -119,7 +119,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     settings = settings_of(model=args.model)
-    output_format = _format_of(Path(args.output))
+    output_format = _check_output(Path(args.output))
     model = model_of(settings)
     params, output = _parse_arguments(args, model, output_format)
     with progress("loading the model") as report_progress:
@@ -161,7 +161,7 @@ def _parse_arguments(
     }
     try:
         request: ImageRequest = parse_request(json.dumps(fields).encode())
-        return make_images(request, model), make_output(request)
+        return make_params(request, model), make_output(request)
     except (ServiceError, InvalidParams) as error:
         raise UserError(_with_flag(error)) from None
 
@@ -211,7 +211,8 @@ async def _watch(pipeline: InProcessPipeline, report_progress: ProgressCallback)
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _format_of(path: Path) -> str:
+def _check_output(path: Path) -> str:
+    """The image format that the suffix of `path` selects; raises `UserError` if `path` cannot be used."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"the suffix of PATH selects the format: {', '.join(FORMATS)}; got {path.name!r}")
     if not path.parent.is_dir():

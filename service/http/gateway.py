@@ -40,8 +40,8 @@ from safelight.service.http.translation import (
     check_model,
     describe_curves,
     describe_model,
-    make_images,
     make_output,
+    make_params,
     make_response,
     make_usage,
 )
@@ -178,14 +178,14 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
     settings, model = gateway.settings, gateway.model
     body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
     image_request = parse_request(body)
-    images, output = make_images(image_request, model), make_output(image_request)
-    record.num_images = len(images)
-    span.set(images=len(images), steps=images[0].num_steps, size=f"{images[0].width}x{images[0].height}")
+    params, image_format = make_params(image_request, model), make_output(image_request)
+    record.num_images = len(params)
+    span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
     context = RequestContext(record.id, span.traceparent)
-    results = await unless_gone(request, gateway.dispatcher.generate(images, output, context))
-    record.images = tuple(result.usage for result in results)
-    usage = make_usage(results, images, model, record.seconds)
-    response = make_response(results, images, output, usage)
+    results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
+    record.image_usages = tuple(result.usage for result in results)
+    usage = make_usage(results, params, model, record.seconds)
+    response = make_response(results, params, image_format, usage)
     return Response(response.model_dump_json(), media_type="application/json")
 
 

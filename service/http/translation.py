@@ -31,7 +31,7 @@ ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")
 Value = TypeVar("Value")
 
 
-def make_images(request: ImageRequest, model: ModelInfo) -> list[GenerationParams]:
+def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParams]:
     """The parameters of each image, with every default filled in.
 
     Raises `InvalidParams`, `InvalidRequest` or `ModelNotFound`.

@@ -22,7 +22,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import ServiceError
 from safelight.service.http.schemas import Usage
-from safelight.service.http.translation import make_images, make_output, make_usage
+from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
@@ -161,7 +161,7 @@ class Pipeline:
             raise SafelightError("the pipeline is closed")
         with _as_safelight_errors():
             request = parse_request(json.dumps({**options, "prompt": prompt}).encode())
-            params, output = make_images(request, self._model), make_output(request)
+            params, output = make_params(request, self._model), make_output(request)
             future = asyncio.run_coroutine_threadsafe(self._generate_all(params, output), self._loop)
             try:
                 results = future.result()

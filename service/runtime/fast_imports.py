@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_frozen_imports() -> Iterator[None]:
-    """Import without garbage collection, and exempt the imported objects from every later collection.
+    """Import without garbage collection, and exempt every object alive at the end from later collections.
 
     Modules live until the process ends, so collecting them is wasted work: a fifth of the time that importing
     open_clip and diffusers takes.

@@ -192,7 +192,7 @@ class EngineLoop(threading.Thread):
         for call in self._calls.values():
             call.settle(error)
         self._calls.clear()
-        self._meter.drop_open_work()
+        self._meter.count_open_work_as_lost()
         self.status = replace(self.status, running=0, waiting=0)
 
     def _refuse_calls(self, error: Exception) -> None:

@@ -104,8 +104,8 @@ class UsageMeter:
         with self._lock:
             self._open, self._work_left = open_seconds, work_left
 
-    def drop_open_work(self) -> None:
-        """Count the seconds spent on the images in the stage as lost: all of them failed."""
+    def count_open_work_as_lost(self) -> None:
+        """Count the seconds spent on the unfinished images as lost, because all of them failed."""
         with self._lock:
             self._lost += self._open
             self._open = self._work_left = 0.0

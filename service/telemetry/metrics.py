@@ -206,7 +206,7 @@ class Metrics:
         """Count a request that has ended, and the usage of its images."""
         self._requests.labels(record.outcome.value, record.code).inc()
         self._duration.labels(record.outcome.value).observe(record.seconds)
-        for usage in record.images:
+        for usage in record.image_usages:
             self._record_image(usage)
 
     def count_retry(self) -> None:

@@ -125,7 +125,7 @@ class Ledger:
     def _record_request(self, record: UsageRecord) -> None:
         if record.record_id in self._entries:
             return
-        entry = LedgerEntry(replace(record, images=()), len(record.images))
+        entry = LedgerEntry(replace(record, image_usages=()), len(record.image_usages))
         self._entries[record.record_id] = entry
         if record.is_done:
             self._done.append(entry)

@@ -34,7 +34,7 @@ class UsageRecord:
     key: str  # of the account that the request belongs to
     model: str
     num_images: int  # requested; 0 when the request was refused before the number was known
-    images: tuple[ImageUsage, ...]  # of the images sent
+    image_usages: tuple[ImageUsage, ...]  # of the images sent
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
 
@@ -55,7 +55,7 @@ class RequestRecorder:
         self.model = model
         self.key = key
         self.num_images = 0
-        self.images: tuple[ImageUsage, ...] = ()
+        self.image_usages: tuple[ImageUsage, ...] = ()
         self._started = time.perf_counter()
 
     @property
@@ -74,7 +74,7 @@ class RequestRecorder:
             key=self.key,
             model=self.model,
             num_images=self.num_images,
-            images=self.images if outcome is RequestOutcome.DONE else (),
+            image_usages=self.image_usages if outcome is RequestOutcome.DONE else (),
             seconds=self.seconds,
             ended=time.time(),
         )

@@ -220,4 +220,4 @@ async def test_every_request_has_exactly_one_record(body, errors, status, outcom
     await build_gateway(FakeBackend(*errors), MODEL, Settings())(client.scope, client.receive, client.send)
     assert client.sent[0]["status"] == status
     assert [(r.outcome, r.code) for r in records] == [(outcome, code)]
-    assert len(records[0].images) == (1 if outcome is RequestOutcome.DONE else 0)
+    assert len(records[0].image_usages) == (1 if outcome is RequestOutcome.DONE else 0)

@@ -39,7 +39,7 @@ def record(
         key="me",
         model="m",
         num_images=images,
-        images=(USAGE,) * images if is_done else (),
+        image_usages=(USAGE,) * images if is_done else (),
         seconds=2.0,
         ended=1000.0,
     )

@@ -45,7 +45,7 @@ def test_a_report_takes_out_the_events_and_keeps_the_totals() -> None:
     )
     assert second.events == () and second.number == 1
     assert second.totals.open == 0.25 and second.totals.work_left == 4.0
-    meter.drop_open_work()
+    meter.count_open_work_as_lost()
     assert meter.totals.lost == 0.25 and meter.totals.open == meter.totals.work_left == 0.0
 
 
