@@ -59,7 +59,7 @@ class Prediction:
         replicas: replicas of each stage for the targets, each on a device of its own.
         replicas_latency_s: latency at the percentile with these replicas.
         meets_latency_alone: whether an image alone is within the target latency.
-        meets_latency: whether `latency_s` is.
+        meets_latency: whether `latency_s` is within the target latency.
         meets_throughput: whether one device reaches the target throughput.
         max_steps_alone: the most steps with which one device meets the throughput, and an image alone the
             latency; 0 if none do.

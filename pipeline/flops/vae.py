@@ -1,8 +1,8 @@
 """Floating-point operations of autoencoders on one image, by closed formulas.
 
 One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers'
-`config.json`, without torch; an option that it leaves out has diffusers' default. `TypeError` for a class
-without formulas.
+`config.json`, without torch; an option that it leaves out has diffusers' default. The public
+functions raise `TypeError` for a class without formulas.
 
 Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
 """
