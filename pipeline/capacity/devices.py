@@ -87,6 +87,9 @@ class Device(Protocol):
         keep up.
         """
 
+    def mean_wait_seconds(self, cost: ImageCost, rate: float) -> float | None:
+        """The mean of the same delay; None where no formula gives it."""
+
     def denoise_wait_seconds(self, cost: ImageCost, rate: float, share: float, replicas: int) -> float:
         """The same delay for `replicas` devices that only denoise; `rate` is that of all of them."""
 
@@ -112,6 +115,9 @@ class ConstantRateDevice:
 
     def wait_seconds(self, cost: ImageCost, rate: float, share: float) -> float:
         return MDcQueue(rate, self.stage_seconds(cost).total).wait_quantile(share)
+
+    def mean_wait_seconds(self, cost: ImageCost, rate: float) -> float:
+        return MDcQueue(rate, self.stage_seconds(cost).total).mean_wait
 
     def denoise_wait_seconds(self, cost: ImageCost, rate: float, share: float, replicas: int) -> float:
         return paired_wait_seconds(rate, self.stage_seconds(cost).denoise, share, replicas)
@@ -166,6 +172,9 @@ class MeasuredDevice:
         if rate * self.marginal_seconds(cost) >= 1.0:
             return math.inf
         return self._simulated_wait(cost, rate, share, slowdown=1.0 / (1.0 - rate * other_stages))
+
+    def mean_wait_seconds(self, cost: ImageCost, rate: float) -> None:
+        return None
 
     def denoise_wait_seconds(self, cost: ImageCost, rate: float, share: float, replicas: int) -> float:
         """Each replica is taken to get its share of the requests at random, which overestimates the wait."""

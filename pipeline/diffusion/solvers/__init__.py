@@ -12,7 +12,6 @@ from safelight.pipeline.diffusion.solvers.registry import (
 from safelight.pipeline.diffusion.solvers.table import (
     COLUMNS,
     READ,
-    RING,
     STATE,
     GridPoint,
     Plan,
@@ -24,7 +23,6 @@ __all__ = [
     "ALIASES",
     "COLUMNS",
     "READ",
-    "RING",
     "SERVED",
     "SOLVERS",
     "STATE",
