@@ -51,7 +51,7 @@ class Replay(Protocol):
 
 
 def engine_replay(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> Replay:
-    """Serve with this engine: every request joins at the next tick after it arrives."""
+    """A replay by this engine: every request joins at the next tick after it arrives."""
 
     def replay(arrivals: Sequence[TraceArrival], on_done: Callable[[int], None]) -> ReplayResult:
         engine = make_engine()
@@ -86,10 +86,10 @@ def engine_replay(make_engine: Callable[[], Engine], texts: Mapping[str, TextSta
 def diffusers_replay(
     loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_batch: int, max_wait_s: float
 ) -> Replay:
-    """Serve with diffusers and static batching.
+    """A replay by diffusers with static batching.
 
-    A batch is the oldest waiting request with others that are equal in all but prompt and seed.
-    If it is not full, it waits until its oldest request has waited `max_wait_s`.
+    A batch is the oldest waiting request with others that are equal in all but prompt and seed. If it is not
+    full, it waits until its oldest request has waited `max_wait_s`.
     `largest_batch=1, max_wait_s=0` is diffusers with one request at a time.
     """
 
