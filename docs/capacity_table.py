@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from safelight.service import cli
 
 MODELS = ("pixart-sigma", "sd3-medium", "sd3.5-medium", "sd3.5-large", "flux.1-dev")

@@ -1,8 +1,7 @@
 """Error against network evaluations for every solver, on data whose exact network is known.
 
-    python docs/solver_curves.py             writes docs/solvers.png and the generated tables of
-    docs/solvers.md python docs/solver_curves.py --registry  writes only the table of solvers; fast, and
-    without matplotlib
+    python docs/solver_curves.py             writes docs/solvers.png and the tables of docs/solvers.md
+    python docs/solver_curves.py --registry  writes only the table of solvers, fast and without matplotlib
 
 The data are Gaussian mixtures, so scores are exact and only the solvers' discretisation error is measured.
 Needs the extra `docs`.

@@ -21,20 +21,20 @@ def measure_alone(
     """
     engine, params, texts = subject.make_engine(), subject.single_image(), subject.texts
 
-    def draw_with_engine() -> None:
+    def generate_with_engine() -> None:
         engine.add("only", params, texts[params.prompt], texts[""])
         while engine.has_work:
             engine.step()
 
-    ways: dict[str, Callable[[], object]] = {"ours_s": draw_with_engine}
-    ways |= {f"diffusers_{name}_s": partial(loop.draw, [params], texts) for name, loop in loops.items()}
+    ways: dict[str, Callable[[], object]] = {"ours_s": generate_with_engine}
+    ways |= {f"diffusers_{name}_s": partial(loop.generate, [params], texts) for name, loop in loops.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     report = count_progress(progress, "one image alone", REPEATS + 1)
     for repeat in range(-1, REPEATS):  # the first one warms up
         report(repeat + 1)
-        for name, draw in ways.items():
+        for name, generate in ways.items():
             started = time.perf_counter()
-            draw()
+            generate()
             times[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
     return {"diffusers_compiled_s": None} | medians

@@ -41,7 +41,7 @@ class DiffusersLoop:
     latent_scale: int
 
     @torch.inference_mode()
-    def draw(self, batch: Sequence[GenerationParams], texts: Mapping[str, TextStates]) -> Tensor:
+    def generate(self, batch: Sequence[GenerationParams], texts: Mapping[str, TextStates]) -> Tensor:
         """Latents (S, C, H, W) of images that are equal in solver, steps, guidance and size.
 
         `texts` holds the text states by prompt.

@@ -1,4 +1,4 @@
-"""The engine that the benchmark measures, and the request that it draws when it draws one alone."""
+"""The engine that the benchmark measures, and the request of its single image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 @dataclass(frozen=True, slots=True)
 class EngineUnderTest:
-    """What all measurements share. Each makes a fresh engine on the same network and the same cost curve."""
+    """What all measurements share: each makes a new engine with the same network and cost curve."""
 
     model: ModelInfo
     runner: StepRunner
@@ -26,12 +26,10 @@ class EngineUnderTest:
     curve: CostCurve  # measured before anything else
 
     def make_engine(self) -> Engine:
-        engine = engine_on(self.runner, self.model)
-        engine = engine.calibrated(self.curve)
-        return engine
+        return engine_on(self.runner, self.model).calibrated(self.curve)
 
     def single_image(self) -> GenerationParams:
-        """The image that is drawn alone: native size, 20 steps under guidance."""
+        """The image that is measured alone: native size, 20 steps under guidance."""
         width, height = self.model.native_size
         return GenerationParams(PROMPTS[0], "", width, height, 20, 4.0, "dpmpp_2m", 1)
 

@@ -46,7 +46,7 @@ class Fidelity:
 def measure_fidelity(
     model: ModelInfo, on_done: Callable[[int], None], quantization: str = "none"
 ) -> Fidelity:
-    """Draw every prompt four times: by the engine and by diffusers, in float32 and in the fast dtype.
+    """Generate every prompt four times: by the engine and by diffusers, in float32 and in the fast dtype.
 
     The engine uses `quantization` in the fast dtype only. `on_done` is called with the number of images done.
     """
@@ -64,8 +64,8 @@ def measure_fidelity(
         )
         for start in range(0, len(params), BATCH):
             batch = params[start : start + BATCH]
-            latents.setdefault(("diffusers", dtype), []).extend(loop.draw(batch, texts).cpu())
-            latents.setdefault(("engine", dtype), []).extend(_draw(engine, batch, texts))
+            latents.setdefault(("diffusers", dtype), []).extend(loop.generate(batch, texts).cpu())
+            latents.setdefault(("engine", dtype), []).extend(_generate(engine, batch, texts))
             on_done(sum(map(len, latents.values())))
     images = {key: _decode(build_decoder(model, dtype=key[1]), latents[key]) for key in latents}
     expected = images["diffusers", torch.float32]
@@ -106,7 +106,9 @@ def _plan_on_diffusers_grid(loop: DiffusersLoop, model: ModelInfo, params: Gener
     )
 
 
-def _draw(engine: Engine, batch: Sequence[GenerationParams], texts: dict[str, TextStates]) -> list[Tensor]:
+def _generate(
+    engine: Engine, batch: Sequence[GenerationParams], texts: dict[str, TextStates]
+) -> list[Tensor]:
     for params in batch:
         engine.add(str(params.seed), params, texts[params.prompt], texts[""])
     latents: dict[str, Tensor | None] = {}

@@ -1,16 +1,15 @@
 """Full ticks: their model FLOPs utilisation (MFU), and the share of time outside the network."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from safelight.models.networks.interface import PackedNetwork
+from safelight.pipeline.assembly.engine import engine_on
 from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest
 from safelight.pipeline.benchmark.replay import LARGEST_BATCH
 from safelight.pipeline.engine.runner import StepRunner
-from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 
 TICKS = 30
 
@@ -25,54 +24,49 @@ class FullTicks:
 
 def measure_full_ticks(subject: EngineUnderTest, peak: float) -> FullTicks:
     """Run full ticks of equal samples; `peak` is the best matrix product in operations a second."""
-    engine, params, texts = subject.make_engine(), subject.single_image(), subject.texts
-    engine = engine.calibrated(UNKNOWN)  # with this curve the batcher finds no tick too large
+    params, texts, clock = subject.single_image(), subject.texts, NetworkClock()
+    # An engine that is not calibrated: with its unknown curve the batcher finds no tick too large.
+    engine = engine_on(_timed_runner(subject.runner, clock), subject.model)
     for seed in range(LARGEST_BATCH):
         engine.add(str(seed), replace(params, seed=seed, num_steps=TICKS), texts[params.prompt], texts[""])
     seconds, network_seconds, flops = 0.0, 0.0, 0
-    with timed(subject.runner) as clock:
-        for tick in range(TICKS):
-            before = clock.seconds
-            started = time.perf_counter()
-            engine.step()
-            if tick and engine.last_tick:  # the first tick also starts the samples
-                seconds += time.perf_counter() - started
-                network_seconds += clock.seconds - before
-                flops += engine.last_tick.flops
+    for tick in range(TICKS):
+        clock.seconds = 0.0
+        started = time.perf_counter()
+        engine.step()
+        if tick and engine.last_tick:  # the first tick also starts the samples
+            seconds += time.perf_counter() - started
+            network_seconds += clock.seconds
+            flops += engine.last_tick.flops
     return FullTicks(1.0 - network_seconds / seconds, flops / seconds / peak)
 
 
+@dataclass(slots=True)
 class NetworkClock:
-    """Seconds of network evaluations so far."""
+    """Adds up the seconds of network evaluations."""
 
-    seconds = 0.0
+    seconds: float = 0.0
 
 
-@contextmanager
-def timed(runner: StepRunner) -> Iterator[NetworkClock]:
-    """Add up the seconds that `runner`'s network evaluates, while the block runs."""
-    clock, network = NetworkClock(), runner.network
-
-    def predict(*args: Any) -> Any:
-        started = time.perf_counter()
-        out = network.predict(*args)
-        runner.wait()
-        clock.seconds += time.perf_counter() - started
-        return out
-
-    runner.network = _TimedNetwork(network, predict)
-    try:
-        yield clock
-    finally:
-        runner.network = network
+def _timed_runner(runner: StepRunner, clock: NetworkClock) -> StepRunner:
+    """A runner of the same network whose evaluations are added to `clock`."""
+    return StepRunner(_TimedNetwork(runner.network, runner.wait, clock), runner.dtype, runner.device)
 
 
 @dataclass(frozen=True, slots=True)
 class _TimedNetwork:
-    """A network with another `predict`."""
+    """A network whose evaluations are timed."""
 
     network: PackedNetwork
-    predict: Callable[..., Any]
+    wait: Callable[[], None]  # for the device to finish
+    clock: NetworkClock
+
+    def predict(self, *args: Any) -> Any:
+        started = time.perf_counter()
+        out = self.network.predict(*args)
+        self.wait()
+        self.clock.seconds += time.perf_counter() - started
+        return out
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)

@@ -23,7 +23,7 @@ NUM_REQUESTS = 400
 RATES = (4.0, 5.0, 5.5, 6.0)  # requests per second; this curve can serve 6.2
 
 
-def by(
+def fill_tick(
     key: Callable[[SimulatedSample, float], float], running: Samples, queue: Queue, time: float
 ) -> list[SimulatedSample]:
     """As many samples as fit a tick, in the order of `key`."""
@@ -39,7 +39,7 @@ def most_completions(running: Samples, queue: Queue, time: float) -> list[Simula
 
     Short samples run alone where others would slow them down.
     """
-    order = by(lambda sample, _: sample.seconds_left * rows_of([sample]), running, queue, time)
+    order = fill_tick(lambda sample, _: sample.seconds_left * rows_of([sample]), running, queue, time)
     batches = [order[:count] for count in range(1, len(order) + 1)]
     return max(
         batches,
@@ -59,9 +59,9 @@ def response_ratio(sample: SimulatedSample, time: float) -> float:
 
 
 RULES: dict[str, Rule] = {
-    "first come, first served": partial(by, lambda sample, time: sample.workload.arrived),
-    "shortest remaining time": partial(by, lambda sample, time: sample.seconds_left),
-    "highest response ratio": partial(by, lambda sample, time: -response_ratio(sample, time)),
+    "first come, first served": partial(fill_tick, lambda sample, time: sample.workload.arrived),
+    "shortest remaining time": partial(fill_tick, lambda sample, time: sample.seconds_left),
+    "highest response ratio": partial(fill_tick, lambda sample, time: -response_ratio(sample, time)),
     "most completions a second": most_completions,
     "due time (`select_batch`)": partial(select_next_batch, limits=LIMITS, curve=CURVE),
 }

@@ -50,8 +50,8 @@ class Replay(Protocol):
     def __call__(self, arrivals: Sequence[TraceArrival], on_done: Callable[[int], None]) -> ReplayResult: ...
 
 
-def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> Replay:
-    """Serve with this engine: every request joins at the next tick after it arrives."""
+def engine_replay(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]) -> Replay:
+    """A replay by this engine: every request joins at the next tick after it arrives."""
 
     def replay(arrivals: Sequence[TraceArrival], on_done: Callable[[int], None]) -> ReplayResult:
         engine = make_engine()
@@ -83,13 +83,13 @@ def by_engine(make_engine: Callable[[], Engine], texts: Mapping[str, TextStates]
     return replay
 
 
-def by_diffusers(
+def diffusers_replay(
     loop: DiffusersLoop, texts: Mapping[str, TextStates], largest_batch: int, max_wait_s: float
 ) -> Replay:
-    """Serve with diffusers and static batching.
+    """A replay by diffusers with static batching.
 
-    A batch is the oldest waiting request with others that are equal in all but prompt and seed.
-    If it is not full, it waits until its oldest request has waited `max_wait_s`.
+    A batch is the oldest waiting request with others that are equal in all but prompt and seed. If it is not
+    full, it waits until its oldest request has waited `max_wait_s`.
     `largest_batch=1, max_wait_s=0` is diffusers with one request at a time.
     """
 
@@ -104,14 +104,14 @@ def by_diffusers(
             if not waiting:
                 _sleep_until(started + due[-1].at)
                 continue
-            shape = _batch_key(waiting[0].params)
-            batch = [arrival for arrival in waiting if _batch_key(arrival.params) == shape][:largest_batch]
+            key = _batch_key(waiting[0].params)
+            batch = [arrival for arrival in waiting if _batch_key(arrival.params) == key][:largest_batch]
             ready_at = waiting[0].at + max_wait_s
             if len(batch) < largest_batch and due and time.perf_counter() - started < ready_at:
                 _sleep_until(started + min(ready_at, due[-1].at))
                 continue
             waiting = [arrival for arrival in waiting if arrival not in batch]
-            loop.draw([arrival.params for arrival in batch], texts)
+            loop.generate([arrival.params for arrival in batch], texts)
             done_at |= {str(arrival.params.seed): time.perf_counter() - started for arrival in batch}
             on_done(len(done_at))
         return _result(arrivals, done_at)

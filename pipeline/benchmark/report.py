@@ -48,7 +48,7 @@ class Benchmark:
     gemm_peak_gflops: float  # of the best matrix product
     mfu: float  # of full ticks of equal samples
     mfu_under_trace: float  # of all ticks of the trace, many of which are not full
-    batch1: Mapping[str, float | None]  # seconds of one image alone, by way of drawing it
+    batch1: Mapping[str, float | None]  # seconds of one image alone, by way of generating it
     mixed: Mapping[str, TraceResult | None]  # the trace, by way of serving it
     num_requests: int
     requests_per_second: float

@@ -1,6 +1,6 @@
 """The benchmark's requests: Poisson arrivals of mixed images, the same on every machine.
 
-Gaps are drawn for one arrival a second, and the replay scales them, so that one trace serves any load.
+The mean rate is one arrival a second; the replay scales the times, so that one trace serves any load.
 """
 
 import random

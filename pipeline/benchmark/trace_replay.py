@@ -11,8 +11,8 @@ from safelight.pipeline.benchmark.replay import (
     MAX_WAIT_S,
     Replay,
     ReplayResult,
-    by_diffusers,
-    by_engine,
+    diffusers_replay,
+    engine_replay,
 )
 from safelight.pipeline.benchmark.trace import TraceArrival, make_trace
 from safelight.pipeline.calibration.progress import ProgressCallback, count_progress
@@ -44,7 +44,7 @@ def overload_trace(
 ) -> tuple[list[TraceArrival], float]:
     """The trace at `OVERLOAD` times the engine's measured capacity, and its rate in requests per second."""
     trace = make_trace(num_requests, subject.model.sizes)
-    replay = by_engine(subject.make_engine, subject.texts)
+    replay = engine_replay(subject.make_engine, subject.texts)
     result = replay(
         [replace(arrival, at=0.0) for arrival in trace], count_progress(progress, "capacity", num_requests)
     )
@@ -100,14 +100,14 @@ def saturate_engine(
     """The trace at `OVERLOAD` by the engine alone: medians over `rounds`, without diffusers.
 
     Args:
-        model: the model to draw with.
+        model: the model to measure.
         num_requests: length of the trace.
         rounds: how often it is replayed.
         progress: called with what is being measured.
         quantization: of the denoiser.
     """
     subject = prepare_engine(model, quantization, progress)
-    replay = by_engine(subject.make_engine, subject.texts)
+    replay = engine_replay(subject.make_engine, subject.texts)
     arrivals, _ = overload_trace(subject, num_requests, progress)
     return _median_result(
         [
@@ -118,10 +118,10 @@ def saturate_engine(
 
 
 def _ways_of_serving(subject: EngineUnderTest, loops: Mapping[str, DiffusersLoop]) -> dict[str, Replay]:
-    replays: dict[str, Replay] = {"ours": by_engine(subject.make_engine, subject.texts)}
+    replays: dict[str, Replay] = {"ours": engine_replay(subject.make_engine, subject.texts)}
     for name, loop in loops.items():
-        replays[f"serial_{name}"] = by_diffusers(loop, subject.texts, largest_batch=1, max_wait_s=0.0)
-        replays[f"static_{name}"] = by_diffusers(loop, subject.texts, LARGEST_BATCH, MAX_WAIT_S)
+        replays[f"serial_{name}"] = diffusers_replay(loop, subject.texts, largest_batch=1, max_wait_s=0.0)
+        replays[f"static_{name}"] = diffusers_replay(loop, subject.texts, LARGEST_BATCH, MAX_WAIT_S)
     return replays
 
 

@@ -17,7 +17,7 @@ def warm_up(
     texts: Mapping[str, TextStates],
     progress: ProgressCallback,
 ) -> None:
-    """Draw with every batch size, text length and solver that the trace may bring.
+    """Generate with every batch size, text length and solver that the trace may bring.
 
     Solvers count because their schedulers return timesteps of different types.
     """
@@ -35,4 +35,4 @@ def warm_up(
                 image = replace(
                     params, num_steps=2, guidance_scale=guidance_scale, prompt=prompt, solver=solver
                 )
-                loop.draw([image] * batch_size, texts)
+                loop.generate([image] * batch_size, texts)

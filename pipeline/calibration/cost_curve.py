@@ -9,13 +9,13 @@ from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
-# About how long it takes. It runs at every start, because machines and their load differ.
+# About how long measuring takes. It is done at every start, because machines and their load differ.
 SECONDS = 3.0
 TICKS = 3  # of a visit to a size; the first warms it up
 VISITS = 6  # to each size, in turn, so that a busy moment of the machine does not fall on one size alone
 # A size that would take longer is not measured, unless it is one of the first two.
 LONGEST_VISIT = SECONDS / 2
-# Operations; a processor takes seconds for a larger row, so its first image serves to measure.
+# Operations. A processor takes seconds for a larger row, so the first image corrects the curve instead.
 LARGEST_ROW = 1e12
 
 

@@ -1,6 +1,6 @@
 """Runs every check of `safelight doctor` on a model: the acceptance test of a device, above all of a GPU.
 
-Kernels are called, images are drawn, bits are compared. A failure becomes a check's result, not an exception.
+It calls kernels, generates images and compares bits. A failure becomes a check's result, not an exception.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 def diagnose(
     model: ModelInfo, options: DenoiserOptions, progress: ProgressCallback
 ) -> tuple[list[CheckResult], Expectation | None]:
-    """Run all checks with the options of the service. The expectation is None if no image could be drawn."""
+    """Run all checks with the options of the service. The expectation is None if no image was generated."""
     set_threads(options.num_threads)
     checks: dict[str, Callable[[ModelInfo], CheckResult]] = {
         "weights": check_weights,

@@ -1,4 +1,4 @@
-"""Checks that a model draws an image, the same alone and in a batch, and measures how long one takes."""
+"""Checks that a model generates an image, the same alone and in a batch, and measures how long one takes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -54,9 +54,9 @@ class Expectation:
 
 
 def check_images(model: ModelInfo, options: DenoiserOptions) -> tuple[list[CheckResult], Expectation]:
-    """Draw one image alone and in a batch, decode it, and forecast latency and throughput.
+    """Generate one image alone and in a batch, decode it, and forecast latency and throughput.
 
-    Raises `RuntimeError` if the engine fails to draw it.
+    Raises `RuntimeError` if the engine fails to generate it.
     """
     encoder, decoder = build_text_encoder(model), build_decoder(model)
     engine = build_engine(
@@ -72,19 +72,19 @@ def check_images(model: ModelInfo, options: DenoiserOptions) -> tuple[list[Check
         prompts[0], "", width, height, TICKS, model.guidance_scale, model.solver, seed=1
     )
     image = _ExampleImage(engine, model, params, *encoder.encode(list(prompts)))
-    latents = image.draw(num_batch_mates=0)
+    latents = image.generate(num_batch_mates=0)
     invariance = image.check_batch_invariance(latents)
     decoded, decoded_again = decoder.decode([latents])[0], decoder.decode([latents])[0]
-    is_drawn = not isinstance(decoded, InvalidImage)
-    drawn = CheckResult("image", is_drawn, "drawn" if is_drawn else str(decoded))
+    is_decoded = not isinstance(decoded, InvalidImage)
+    image_result = CheckResult("image", is_decoded, "drawn" if is_decoded else str(decoded))
     # The second run is timed: the first one warms up.
     decode_seconds = 0.0 if isinstance(decoded_again, InvalidImage) else decoded_again[1].device_seconds
-    return [invariance, drawn], image.expect(latents, decode_seconds)
+    return [invariance, image_result], image.expect(latents, decode_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class _ExampleImage:
-    """An image, and an engine without other work that draws it."""
+    """An image, and an engine without other work that generates it."""
 
     engine: Engine
     model: ModelInfo
@@ -93,8 +93,8 @@ class _ExampleImage:
     uncond: TextStates
     other_text: TextStates  # of another length, for batch-mates
 
-    def draw(self, num_batch_mates: int) -> torch.Tensor:
-        """Its latents (C, H, W), drawn with batch-mates that differ in steps, guidance, size and text.
+    def generate(self, num_batch_mates: int) -> torch.Tensor:
+        """Its latents (C, H, W), generated with batch-mates that differ in steps, guidance, size and text.
 
         Raises `RuntimeError` if the engine fails.
         """
@@ -117,12 +117,12 @@ class _ExampleImage:
         return latents
 
     def check_batch_invariance(self, alone: torch.Tensor) -> CheckResult:
-        """Whether its latents in a batch have the same bits as `alone` (C, H, W), drawn alone."""
+        """Whether its latents in a batch have the same bits as `alone` (C, H, W)."""
         engine = self.engine
         is_cpu = engine.device.type == "cpu"
         row_flops = engine.row_flops(self.params.width, self.params.height)
         num_batch_mates = engine.limits.max_rows // 2 - 1 if row_flops < LARGEST_ROW or not is_cpu else 1
-        is_same = torch.equal(alone, self.draw(num_batch_mates))
+        is_same = torch.equal(alone, self.generate(num_batch_mates))
         return CheckResult(
             "neighbours",
             # On other devices the service reports `batch_invariant: false`, so a difference only informs.
@@ -131,7 +131,7 @@ class _ExampleImage:
         )
 
     def expect(self, latents: torch.Tensor, decode_seconds: float) -> Expectation:
-        """A forecast by the engine's cost curve, which the images drawn so far have corrected.
+        """A forecast by the engine's cost curve, which the images generated so far have corrected.
 
         For a network too large to be measured at the start, these images are all that is known.
         `latents` (C, H, W) give the size; `decode_seconds` is the time to decode one image.

@@ -41,15 +41,15 @@ def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype,
 
 
 def median_seconds(
-    compute: Callable[[], object], device: torch.device, budget: float, at_least: int = 5
+    compute: Callable[[], object], device: torch.device, budget: float, min_runs: int = 5
 ) -> float:
-    """The median time of `compute`, repeated for about `budget` seconds and `at_least` times.
+    """The median time of `compute`, repeated for about `budget` seconds, at least `min_runs` times.
 
-    Two runs before do not count.
+    The first two runs warm up and do not count.
     """
     times: list[float] = []
-    ends = time.perf_counter() + budget
-    while len(times) < at_least + 2 or time.perf_counter() < ends:
+    deadline = time.perf_counter() + budget
+    while len(times) < min_runs + 2 or time.perf_counter() < deadline:
         started = time.perf_counter()
         compute()
         if device.type == "cuda":

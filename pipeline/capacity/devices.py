@@ -23,8 +23,8 @@ from safelight.pipeline.scheduling.workload import make_workload
 
 STAGES = ("encode", "denoise", "decode")
 REPLICAS_PER_QUEUE = 2
-# A simulated trace has at most so many images, and at most so many ticks in all. One seed: traces differ in
-# rate only.
+# The most images of a simulated trace, the most ticks of them all, and one seed, so that traces differ in
+# their rate only.
 TRACE_IMAGES, TRACE_TICKS, TRACE_SEED = 1500, 100_000, 0
 
 
@@ -33,7 +33,7 @@ class Gpu:
     """A GPU by its data sheet.
 
     Attributes:
-        name: the maker's name of it.
+        name: the maker's name for it.
         peak_flops: dense bfloat16 operations a second, without sparsity.
         eager_mfu: the share of the peak that eager PyTorch reaches in published measurements
             (docs/capacity.md).
@@ -87,8 +87,11 @@ class Device(Protocol):
         keep up.
         """
 
+    def mean_wait_seconds(self, cost: ImageCost, rate: float) -> float | None:
+        """The mean of the same delay; None where no formula gives it."""
+
     def denoise_wait_seconds(self, cost: ImageCost, rate: float, share: float, replicas: int) -> float:
-        """The same delay for `replicas` devices that only denoise."""
+        """The same delay for `replicas` devices that only denoise; `rate` is that of all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,9 @@ class ConstantRateDevice:
 
     def wait_seconds(self, cost: ImageCost, rate: float, share: float) -> float:
         return MDcQueue(rate, self.stage_seconds(cost).total).wait_quantile(share)
+
+    def mean_wait_seconds(self, cost: ImageCost, rate: float) -> float:
+        return MDcQueue(rate, self.stage_seconds(cost).total).mean_wait
 
     def denoise_wait_seconds(self, cost: ImageCost, rate: float, share: float, replicas: int) -> float:
         return paired_wait_seconds(rate, self.stage_seconds(cost).denoise, share, replicas)
@@ -166,6 +172,9 @@ class MeasuredDevice:
         if rate * self.marginal_seconds(cost) >= 1.0:
             return math.inf
         return self._simulated_wait(cost, rate, share, slowdown=1.0 / (1.0 - rate * other_stages))
+
+    def mean_wait_seconds(self, cost: ImageCost, rate: float) -> None:
+        return None
 
     def denoise_wait_seconds(self, cost: ImageCost, rate: float, share: float, replicas: int) -> float:
         """Each replica is taken to get its share of the requests at random, which overestimates the wait."""

@@ -9,15 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from safelight.pipeline.capacity.devices import (
-    STAGES,
-    ConstantRateDevice,
-    Device,
-    StageDurations,
-    paired_wait_seconds,
-)
+from safelight.pipeline.capacity.devices import STAGES, Device, StageDurations, paired_wait_seconds
 from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelProfile, image_cost
-from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.catalog.model_info import MAX_STEPS, MIN_STEPS
 from safelight.pipeline.scheduling.autoscaling import UTILISATION
 
@@ -59,7 +52,7 @@ class Prediction:
         replicas: replicas of each stage for the targets, each on a device of its own.
         replicas_latency_s: latency at the percentile with these replicas.
         meets_latency_alone: whether an image alone is within the target latency.
-        meets_latency: whether `latency_s` is.
+        meets_latency: whether `latency_s` is within the target latency.
         meets_throughput: whether one device reaches the target throughput.
         max_steps_alone: the most steps with which one device meets the throughput, and an image alone the
             latency; 0 if none do.
@@ -93,14 +86,12 @@ def predict(profile: ModelProfile, spec: ImageSpec, device: Device, targets: Tar
     alone, marginal = device.stage_seconds(cost), device.marginal_seconds(cost)
     latency = alone.total + device.wait_seconds(cost, targets.rate, targets.share)
     replicas, replicas_latency = required_replicas(cost, device, targets)
-    mean_latency = None
-    if isinstance(device, ConstantRateDevice):
-        mean_latency = alone.total + MDcQueue(targets.rate, alone.total).mean_wait
+    mean_wait = device.mean_wait_seconds(cost, targets.rate)
     return Prediction(
         cost=cost,
         stage_seconds=alone,
         latency_s=latency,
-        mean_latency_s=mean_latency,
+        mean_latency_s=None if mean_wait is None else alone.total + mean_wait,
         images_per_hour_per_device=HOUR / marginal,
         utilisation=targets.rate * marginal,
         replicas=replicas,

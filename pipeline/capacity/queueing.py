@@ -1,4 +1,4 @@
-"""How long customers wait who arrive at random at c servers with constant service time (M/D/c), exactly.
+"""The exact waiting time in a queue with random arrivals, constant service time and c servers (M/D/c).
 
 Number of customers in the system: Crommelin 1932, "Delay probability formulae when the holding times are
 constant", Post Office Electrical Engineers' Journal 25, 41-50. Distribution of the wait: Franx 2001, "A
@@ -67,7 +67,7 @@ class MDcQueue:
         if seconds < 0.0 or self.utilisation >= MAX_UTILISATION:
             return 0.0
         services = math.floor(seconds / self.service) + 1
-        # Mean number of arrivals in the time that is missing to a whole number of services.
+        # Mean number of arrivals in the time that is missing from a whole number of services.
         mean_arrivals = self.rate * (services * self.service - seconds)
         term, total = math.exp(-mean_arrivals), 0.0
         for number in range(services * self.servers):
@@ -150,9 +150,8 @@ def _solve_stationary(utilisation: float, servers: int) -> StationaryDistributio
         weight = 1.0 if i < size else ratio ** (i - size + 1)
         transition[remaining:, min(i, size - 1)] += weight * arrival_pmf[: size - remaining]
     system = transition - np.eye(size)
-    system[-1] = (
-        1.0  # the balance equations are linearly dependent: the last one becomes "probabilities sum to 1"
-    )
+    # The balance equations are linearly dependent: the last one becomes "probabilities sum to 1".
+    system[-1] = 1.0
     system[-1, -1] = 1.0 / (1.0 - ratio)
     right_side = np.zeros(size)
     right_side[-1] = 1.0

@@ -1,1 +1,1 @@
-"""Which models can be served and what may be asked of them; no torch where the gateway starts."""
+"""Which models can be served, with the limits and defaults of their requests; imports no torch."""

@@ -24,11 +24,11 @@ class ModelInfo:
     family: str
     licence: str
     sizes: tuple[tuple[int, int], ...]  # (width, height) in pixels, the native size first
-    num_steps: int
+    num_steps: int  # this and the next two: defaults of a request
     guidance_scale: float
     solver: str
     solvers: tuple[str, ...]
-    timestep_spacing: str
+    timestep_spacing: str  # the default
     spacings: tuple[str, ...]
     schedule: Schedule
     prediction: str  # a key of `safelight.pipeline.diffusion.prediction.PREDICTIONS`

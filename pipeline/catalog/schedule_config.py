@@ -1,6 +1,6 @@
 """The noise schedule that a checkpoint's files declare.
 
-Imports no torch, because the gateway asks which solvers a model can be served with.
+Imports no torch, because the gateway lists the solvers that a model can be served with.
 """
 
 from collections.abc import Iterable, Mapping

@@ -81,7 +81,7 @@ def elbo(
 def fixed_large(schedule: Schedule, s: float, t: float) -> float:
     """sigma^2_t|s of the step from t to s < t (Ho et al. 2020, section 3.2).
 
-    beta_t on variance-preserving schedules.
+    It is beta_t on variance-preserving schedules.
     """
     (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
     return sigma**2 - (alpha / alpha_s * sigma_s) ** 2
@@ -90,7 +90,7 @@ def fixed_large(schedule: Schedule, s: float, t: float) -> float:
 def fixed_small(schedule: Schedule, s: float, t: float) -> float:
     """The variance of q(x_s | x_t, x), beta tilde_t (Ho et al. 2020, eq. 7).
 
-    At s = 0, where that variance is zero, `fixed_large`.
+    At s = 0, where that variance is zero, it is `fixed_large`.
     """
     sigma, sigma_s = schedule.alpha_sigma(t)[1], schedule.alpha_sigma(s)[1]
     return fixed_large(schedule, s, t) * (sigma_s**2 / sigma**2 if s > 0.0 else 1.0)

@@ -194,7 +194,7 @@ def gaussian(shape: Sequence[int], seed: int) -> Iterator[Tensor]:
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
     """Bits per dimension, -`nats` / (`dims` ln 2), without quantisation.
 
-    Negative where the density is above 1. Raises `InvalidParams` for fewer than one dimension.
+    They are negative where the density is above 1. Raises `InvalidParams` for fewer than one dimension.
     """
     if dims < 1:
         raise InvalidParams("dims", f"data has at least one dimension, got {dims}")

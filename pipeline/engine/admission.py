@@ -1,4 +1,4 @@
-"""From requests to queued samples: what each takes, tick by tick, and whether the engine can take it."""
+"""Turns requests into queued samples with their workload, and refuses those that exceed the limits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from safelight.pipeline.scheduling.workload import SampleWorkload, make_workload
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How an engine takes requests to one network."""
+    """Admits requests to an engine: plans each and computes its workload."""
 
     plans: PlanCache
     config: NetworkConfig
@@ -45,9 +45,12 @@ class Admission:
         arrived: float,
         deadline: float,
     ) -> QueuedSample:
-        """The sample of a request, its workload by the cost curve at present.
+        """The queued sample of a request.
 
-        The other arguments and the errors are those of `Engine.add`.
+        Args:
+            request_id: As in `Engine.add`, as are the arguments that are not listed and the errors.
+            curve: The cost curve at present, which gives the workload its seconds.
+            arrived: When the request arrived, seconds by `time.perf_counter`.
         """
         plan, setup_flops = self.plans.get(params)
         tick_guides = _guides(params, plan.plan)

@@ -36,7 +36,7 @@ class ShapeGroup:
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """What depends only on which samples run together at which guidance; kept while neither changes.
+    """The part of a batch that depends only on its samples and their guidance; kept while neither changes.
 
     The network's rows are the groups one after another.
     Within a group, rows with texts of one length are contiguous.
@@ -173,8 +173,7 @@ def _stored_difference(sample: RunningSample) -> Tensor:
 def update(buffers: UpdateBuffers, out: Tensor) -> Tensor:
     """Apply the solver table to outputs (S, C, H, W) of all samples at once: the new state (S, 5, C, H, W).
 
-    One small matrix a sample, the batch dimension of a batched product.
-    Threads divide the products among themselves.
+    It is a batched product of one small matrix per sample, and threads divide the products among themselves.
     With fewer products than threads they would split products, which changes bits, so one thread does all.
     """
     buffers.read[:, READ.index("out")] = out

@@ -281,6 +281,7 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, selected: Sequence[RunningSample]) -> None:
+        """Advance `selected` by one tick, and correct the cost curve by its seconds."""
         samples = batch.by_shape(selected)
         if not samples:
             self._metering.record_idle_tick()

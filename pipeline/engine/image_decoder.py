@@ -15,7 +15,7 @@ from safelight.models.vae import decode_latents
 from safelight.pipeline.flops.vae import decode_flops
 from safelight.pipeline.params import StageCost
 
-Pixels = np.ndarray
+Pixels = np.ndarray  # (H, W, 3) uint8
 
 
 class InvalidImage(ArithmeticError):

@@ -39,7 +39,7 @@ class QueuedSample:
     cond: TextStates | None  # None if no tick needs it
     uncond: TextStates | None
     workload: SampleWorkload
-    setup_flops: int  # of what it is the first to need: its plan's times and its texts
+    setup_flops: int  # of preparing the plan's times and the texts that this sample is the first to need
     device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # as in `RunningSample`
 

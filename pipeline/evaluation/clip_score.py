@@ -46,7 +46,10 @@ class Mean:
 
 
 def load_scorer(model: ModelInfo) -> Scorer | None:
-    """Load the scorer of `model`, or None without one; `CheckpointError` (a `ValueError`) if it is broken."""
+    """The CLIP scorer of `model`; None if it has none.
+
+    Raises `CheckpointError`, a `ValueError`, if it cannot be loaded.
+    """
     return Scorer.load(model.path) if (model.path / SCORER / CLIP_CONFIG).exists() else None
 
 

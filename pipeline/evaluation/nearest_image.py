@@ -12,7 +12,7 @@ from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt
 
 WHITE = "white"
 FRAME_WIDTH = 3  # pixels at each edge that show the background
-TOP = 5
+TOP = 5  # nearest images that are compared
 
 
 @dataclass(frozen=True, slots=True)

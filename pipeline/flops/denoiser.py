@@ -1,7 +1,7 @@
 """Floating-point operations of denoising networks, by the formulas of their family.
 
-One multiply-add is two operations; elementwise work is not counted. `TypeError` for the configuration of a
-network that no family has. No torch is imported here.
+One multiply-add is two operations; elementwise work is not counted. All functions raise `TypeError` for the
+configuration of a network that no family has. Imports no torch.
 """
 
 from __future__ import annotations

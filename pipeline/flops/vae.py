@@ -1,8 +1,8 @@
 """Floating-point operations of autoencoders on one image, by closed formulas.
 
 One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers'
-`config.json`, without torch; an option that it leaves out has diffusers' default. `TypeError` for a class
-without formulas.
+`config.json`, without torch; an option that it leaves out has diffusers' default. The public
+functions raise `TypeError` for a class without formulas.
 
 Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
 """
@@ -53,30 +53,32 @@ def _decode_kl(config: Config, height: int, width: int) -> int:
     pixels = height * width
     total = _conv(latent, latent, pixels, kernel=1) if config["use_post_quant_conv"] else 0
     total += _conv(latent, widths[0], pixels) + _middle(widths[0], pixels, config["mid_block_add_attention"])
-    before = widths[0]
+    in_channels = widths[0]
     for scale, channels in enumerate(widths):
-        total += _residuals(before, channels, config["layers_per_block"] + 1, pixels)
+        total += _residuals(in_channels, channels, config["layers_per_block"] + 1, pixels)
         if scale < len(widths) - 1:
             pixels *= 4
             total += _conv(channels, channels, pixels)
-        before = channels
-    return total + _conv(before, config["out_channels"], pixels)
+        in_channels = channels
+    return total + _conv(in_channels, config["out_channels"], pixels)
 
 
 def _encode_kl(config: Config, height: int, width: int) -> int:
     """AutoencoderKL in the other direction; its output is a mean and a variance."""
     config = {**KL_DEFAULTS, **config}
     latent, widths = config["latent_channels"], config["block_out_channels"]
-    before = widths[0]
-    total = _conv(config["in_channels"], before, height * width)
+    in_channels = widths[0]
+    total = _conv(config["in_channels"], in_channels, height * width)
     for scale, channels in enumerate(widths):
-        total += _residuals(before, channels, config["layers_per_block"], height * width)
+        total += _residuals(in_channels, channels, config["layers_per_block"], height * width)
         if scale < len(widths) - 1:
             height, width = height // 2, width // 2
             total += _conv(channels, channels, height * width)
-        before = channels
+        in_channels = channels
     pixels = height * width
-    total += _middle(before, pixels, config["mid_block_add_attention"]) + _conv(before, 2 * latent, pixels)
+    total += _middle(in_channels, pixels, config["mid_block_add_attention"]) + _conv(
+        in_channels, 2 * latent, pixels
+    )
     return total + (_conv(2 * latent, 2 * latent, pixels, kernel=1) if config["use_quant_conv"] else 0)
 
 
@@ -119,14 +121,16 @@ def _formulas(config: Config) -> AutoencoderFlops:
     return FORMULAS[name]
 
 
-def _conv(before: int, after: int, pixels: int, kernel: int = 3) -> int:
-    return 2 * kernel**2 * before * after * pixels
+def _conv(in_channels: int, out_channels: int, pixels: int, kernel: int = 3) -> int:
+    return 2 * kernel**2 * in_channels * out_channels * pixels
 
 
-def _residuals(before: int, channels: int, layers: int, pixels: int) -> int:
+def _residuals(in_channels: int, channels: int, layers: int, pixels: int) -> int:
     """Two convolutions a layer, and a shortcut of 1 x 1 where the first one changes the channels."""
-    shortcut = _conv(before, channels, pixels, kernel=1) if before != channels else 0
-    return _conv(before, channels, pixels) + shortcut + (2 * layers - 1) * _conv(channels, channels, pixels)
+    shortcut = _conv(in_channels, channels, pixels, kernel=1) if in_channels != channels else 0
+    return (
+        _conv(in_channels, channels, pixels) + shortcut + (2 * layers - 1) * _conv(channels, channels, pixels)
+    )
 
 
 def _middle(channels: int, pixels: int, has_attention: bool) -> int:

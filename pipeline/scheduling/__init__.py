@@ -1,1 +1,1 @@
-"""Which samples run in the next tick, when each will finish, how many replicas a load needs; no torch."""
+"""Which samples run in the next tick, when each will finish, and how many replicas a load needs. No torch."""

@@ -12,8 +12,8 @@ def target_replicas(work_left: float, offered: float, target_seconds: float) -> 
     """The number of replicas that a stage needs; none without work.
 
     Enough to finish the waiting work within `target_seconds`, and enough to keep up with the arrival rate.
-    The first answers a burst at once.
-    The second keeps the replicas that keep the queue short: by the queue alone they would come and go.
+    The first term reacts to a burst at once. The second keeps replicas while they keep the queue short: by
+    the queue alone, replicas would be started and stopped again and again.
 
     Args:
         work_left: Waiting work in device-seconds.

@@ -38,9 +38,9 @@ class Limits:
 def select_batch(samples: Iterable[S], now: float, limits: Limits, curve: CostCurve) -> list[S]:
     """Select the samples of the next tick, at time `now` in seconds by `time.perf_counter`.
 
-    Samples are taken by `SampleWorkload.priority` while they fit into `limits` and into `curve.best_work`,
+    Samples are selected by `SampleWorkload.priority` while they fit into `limits` and into `curve.best_work`,
     beyond which a larger tick does less work a second.
-    The first is always taken, so no sample that can still meet its deadline starves.
+    The first is always selected, so no sample that can still meet its deadline starves.
     No sample is left out while there is room for it: running short samples alone, in small ticks, costs more
     throughput than it gains (docs/performance.md).
     """

@@ -10,10 +10,10 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 EMA_TICKS = 20  # ticks that the slowdown is averaged over
-SHAPE_RATE = 0.2  # of a tick's correction to the slowdown, what the point nearest to its work takes as well
-PROBE_RATE = 0.3  # of a probe's error, what the point nearest to its work takes; probes are rare
-MAX_ERROR_RATIO = 2.0  # a larger error is a disturbance of the machine, not its speed, and counts as this one
-MIN_RELATIVE_THROUGHPUT = 0.9  # of the best throughput, below which a larger tick is not worth its length
+SHAPE_RATE = 0.2  # share of a tick's correction of the slowdown that also moves the point nearest to its work
+PROBE_RATE = 0.3  # share of a probe's error that moves the point nearest to its work; large: probes are rare
+MAX_ERROR_RATIO = 2.0  # larger errors are disturbances of the machine, not its speed, and are clipped to this
+MIN_RELATIVE_THROUGHPUT = 0.9  # of the best; a larger tick of less throughput is not worth its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class CostCurve:
 
     work: tuple[float, ...]
     seconds: tuple[float, ...]
-    slowdown: float = 1.0  # of the machine, against when the curve was measured
+    slowdown: float = 1.0  # of the machine since the curve was measured
     ticks_seen: int = EMA_TICKS  # averaged into `slowdown`; 0: a guess, which the first tick replaces
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class CostCurve:
         return min(max(error, -math.log(MAX_ERROR_RATIO)), math.log(MAX_ERROR_RATIO))
 
     def _with_point_scaled(self, work: float, factor: float) -> tuple[float, ...]:
-        """`seconds` with the point nearest to `work` scaled, but kept between its neighbours."""
+        """`seconds` with the point nearest to `work` scaled, but kept between the points beside it."""
         hi = min(max(bisect_left(self.work, work), 1), len(self.work) - 1)
         k = hi if work * work > self.work[hi - 1] * self.work[hi] else hi - 1
         lower = self.seconds[k - 1] if k else 0.0

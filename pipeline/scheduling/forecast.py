@@ -14,12 +14,12 @@ STRIDE = 4  # ticks between two selections; the engine selects at every tick
 MIN_ARRIVALS = 5  # requests from which an arrival rate is estimated
 RECENT_ARRIVALS = 16  # samples that the arrival rate is estimated from
 SAME_REQUEST_SECONDS = 0.01  # samples this close together are images of one request and count as one arrival
-EXTRAPOLATION = 4.0  # future arrivals go on for this many times the seconds over which recent ones were seen
+EXTRAPOLATION = 4.0  # arrivals are extrapolated for this many times the duration of the recent ones
 
 
 @dataclass(slots=True, eq=False)
 class ForecastSample:
-    """The progress of a sample, to be advanced; `number` is None for an extrapolated arrival."""
+    """A copy of a sample that the forecast advances; `number` is None for an extrapolated arrival."""
 
     number: int | None
     workload: SampleWorkload

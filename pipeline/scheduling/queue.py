@@ -1,4 +1,4 @@
-"""The waiting samples, sorted by priority, so that a tick looks at a few of them however many wait."""
+"""The waiting samples, sorted by priority, so that a tick inspects only a few of them."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,14 +18,14 @@ class WaitingQueue(Generic[S]):
     """Samples that have not started, sorted by `SampleWorkload.priority` and found by a key.
 
     Args:
-        slowdown: That of the cost curve at present.
+        slowdown: The slowdown of the cost curve at present.
         key: What identifies a sample; by default its `id`.
     """
 
     def __init__(self, slowdown: float = 1.0, key: Callable[[S], Hashable] = id):
         self._slowdown = slowdown  # the one that the samples are sorted by
         self._key = key
-        self._numbers = count()  # of equal samples the first to arrive goes first
+        self._numbers = count()  # among equals the first to arrive goes first
         self._sorted: list[tuple[float, int, S]] = []
         self._arrivals: dict[Hashable, tuple[int, S]] = {}
 

@@ -38,7 +38,7 @@ ArrivalHook = Callable[[SimulatedSample, Samples, Queue, float], None]
 def simulate(
     samples: Iterable[SimulatedSample], rule: Rule, curve: CostCurve, on_arrival: ArrivalHook | None = None
 ) -> list[SimulatedSample]:
-    """Run all `samples` tick by tick, each from its arrival; return them in the order of their ends."""
+    """Run all `samples` tick by tick, each from its arrival; return them in the order of finishing."""
     arrivals = deque(sorted(samples, key=lambda sample: sample.workload.arrived))
     running, queue, done, now = list[SimulatedSample](), Queue(curve.slowdown), list[SimulatedSample](), 0.0
     while arrivals or running or len(queue):

@@ -34,7 +34,7 @@ class SampleWorkload:
 
         A sample is due when MAX_SLOWDOWN times its remaining seconds have passed since it arrived.
         So the shortest go first, and no sample that arrives after the due time of another overtakes it.
-        `slowdown` is that of the cost curve at present.
+        `slowdown` is the slowdown of the cost curve at present.
         """
         remaining = slowdown * self.seconds_left[step]
         return now + remaining > self.deadline, self.arrived + MAX_SLOWDOWN * remaining
@@ -56,7 +56,7 @@ def make_workload(
         tokens: Image tokens of a row.
         curve: The cost curve of the machine.
         arrived: When the sample arrived, seconds by `time.perf_counter`.
-        deadline: When the sample is of no more use, by the same clock.
+        deadline: When the image becomes useless, by the same clock.
 
     Returns:
         The workload; its `seconds_left` do not include the present slowdown of `curve`.

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from safelight.models.denoisers import load_network
 from safelight.models.networks.dit import DiT
-from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine, build_runner
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -80,17 +79,3 @@ def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     latents = drain(fresh_engine)["only"].latents
     assert latents is not None
     return latents
-
-
-__all__ = [
-    "add",
-    "alone",
-    "build_decoder",
-    "drain",
-    "engine",
-    "model",
-    "params",
-    "plain_network",
-    "runner",
-    "states",
-]

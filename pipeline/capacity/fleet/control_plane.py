@@ -1,7 +1,7 @@
 """Which component of the control plane saturates first as a fleet grows.
 
 The unit costs are processor seconds measured on two cores of a server processor (docs/capacity.md); on
-another processor they scale with the speed of a core. There is one process of each component, except of the
+another processor they scale with the speed of a core. There is one process of each component except the
 gateway.
 """
 
@@ -93,7 +93,7 @@ def largest_fleet(
     bytes_per_image: float,
     costs: UnitCosts | None = None,
 ) -> Mapping[str, float]:
-    """The number of denoisers at which each component saturates of which there is only one, by its name.
+    """The number of denoisers at which each component that exists only once saturates, by its name.
 
     Args:
         requests_per_denoiser: requests a second that each denoiser adds.

@@ -1,4 +1,4 @@
-"""What the simulator is given: a fleet of denoisers and the classes of requests that it serves."""
+"""The input of the simulator: a fleet of denoisers and the classes of requests that it serves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What moves in the simulator: images, and the replicas that denoise them."""
+"""The moving parts of the simulator: images, and the replicas that denoise them."""
 
 from dataclasses import dataclass, field
 

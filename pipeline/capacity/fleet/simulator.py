@@ -81,8 +81,8 @@ class Simulator:
         shape: how the rate changes over time, a name in `traffic.SHAPES`.
         seconds: length of the simulated span.
         seed: seed of arrivals, balancing and failures.
-        followed_replicas: replicas to simulate, each of which stands for `fleet.gpus /
-            followed_replicas`; 0: all of them.
+        followed_replicas: replicas to simulate, each of which stands for `fleet.gpus / followed_replicas`;
+            0: all of them.
         recorded: arrivals in ascending order that replace those of `rate` and `shape`.
     """
 
@@ -156,7 +156,7 @@ class Simulator:
         self._send(SimulatedImage(workload, other_stage_seconds=requests.other_stage_seconds), now)
 
     def _send(self, image: SimulatedImage, now: float) -> None:
-        """To a replica with room, else to the end of the queue before the replicas."""
+        """Send an image to a replica with room, else to the end of the queue before the replicas."""
         replica = self._choose_replica()
         if replica is None:
             self._waiting.append(image)

@@ -60,9 +60,20 @@ def generate_one(
 ) -> Tensor:
     """The data (C, H, W), float64, that `solver` generates from the start x (C, H, W).
 
-    `cond` and `uncond` are the network with the prompt and with the negative prompt; `noise(k)` is z of
-    evaluation k. The other arguments mean what they mean in `GenerationParams`. Raises `InvalidParams` for an
-    unknown solver or prediction.
+    Args:
+        cond: the network with the prompt.
+        uncond: the network with the negative prompt.
+        guidance_scale: as in `GenerationParams`, as are the other arguments that are not listed.
+        prediction: the network's prediction type.
+        schedule: the noise schedule that the network was trained on.
+        solver: a key of `UPDATES`, or "ddim".
+        num_steps: solver steps.
+        x: the start, from noise of the scale at t = 1.
+        noise: gives z (C, H, W) of evaluation k.
+        spacing: the rule that places the steps, a key of `SPACINGS`.
+
+    Raises:
+        InvalidParams: the solver, the prediction or the spacing is unknown.
     """
     if solver not in UPDATES and solver != "ddim":
         raise InvalidParams(

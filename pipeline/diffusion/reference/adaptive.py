@@ -40,8 +40,19 @@ def rk45(
     """x (any shape, float64) at `t_end` by the probability-flow ODE, and the number of evaluations.
 
     Integrated in y = x / (alpha + sigma) over tau = sigma / (alpha + sigma), where the paths of every
-    schedule are straight: dy / dtau = eps - x0 = (y - x0) / tau. Starts from `x` at `t`. Raises
-    `InvalidParams` unless 1 >= t > t_end > 0 and the tolerances, relative and absolute, are positive.
+    schedule are straight: dy / dtau = eps - x0 = (y - x0) / tau.
+
+    Args:
+        denoise: predicts x0 from (x, t).
+        schedule: the noise schedule.
+        t: the time of `x`.
+        t_end: the time of the result.
+        x: the start.
+        rtol: relative tolerance of the error of a step.
+        atol: absolute tolerance of the error of a step.
+
+    Raises:
+        InvalidParams: unless 1 >= t > t_end > 0 and both tolerances are positive.
     """
     if not 1.0 >= t > t_end > 0.0:
         raise InvalidParams("grid", f"1 >= t > t_end > 0 is needed, got {t} and {t_end}")

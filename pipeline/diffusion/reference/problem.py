@@ -13,8 +13,8 @@ from safelight.pipeline.diffusion.schedules import Schedule, is_noise, lam
 class Problem:
     """A denoiser on a grid of times of a schedule.
 
-    `denoise(x, t)` predicts x0 (C, H, W), float64, from x (C, H, W) at time t; `noise(k)` is z of evaluation
-    k.
+    `denoise(x, t)` predicts x0 (C, H, W), float64, from x (C, H, W) at time t.
+    `noise(k)` is z (C, H, W) of evaluation k.
     """
 
     denoise: Callable[[Tensor, float], Tensor]

@@ -1,4 +1,4 @@
-"""Solvers as planners: from a schedule and a grid each writes a plan, a table of ticks."""
+"""Solvers as planners: each turns a schedule and a grid into a plan, a table of ticks."""
 
 from safelight.pipeline.diffusion.solvers.execute import execute_plan
 from safelight.pipeline.diffusion.solvers.registry import (
@@ -12,7 +12,6 @@ from safelight.pipeline.diffusion.solvers.registry import (
 from safelight.pipeline.diffusion.solvers.table import (
     COLUMNS,
     READ,
-    RING,
     STATE,
     GridPoint,
     Plan,
@@ -24,7 +23,6 @@ __all__ = [
     "ALIASES",
     "COLUMNS",
     "READ",
-    "RING",
     "SERVED",
     "SOLVERS",
     "STATE",

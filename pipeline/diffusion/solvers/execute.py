@@ -1,9 +1,9 @@
-"""Plain execution of a plan on one sample, for use of the tables without the engine and for tests."""
+"""Executes a plan on one sample without the engine."""
 
 from collections.abc import Callable
 from typing import Protocol, Self, TypeVar
 
-from safelight.pipeline.diffusion.solvers.table import Plan, Tick, Weights
+from safelight.pipeline.diffusion.solvers.table import RING, Plan, Tick, Weights
 from safelight.pipeline.errors import InvalidParams
 
 
@@ -28,7 +28,7 @@ def execute_plan(
     `tick.timestep`, a formula takes `tick.t`. `noise(k)` is z of tick k. Raises `InvalidParams` if a
     stochastic plan gets no noise.
     """
-    y, ring = 0.0 * x, [0.0 * x] * 3
+    y, ring = 0.0 * x, [0.0 * x] * RING
     for k, tick in enumerate(plan.ticks):
         m = [tick.p * x + tick.q * network(x, tick), *ring]
         x_next = _sum(tick.a, x, tick.s, y, tick.b, m)
@@ -39,7 +39,7 @@ def execute_plan(
             x_next = x_next + tick.c * noise(k)
         x = x_next
         if tick.push:
-            ring = m[:3]
+            ring = m[:RING]
     return x
 
 

@@ -85,8 +85,7 @@ def plms(grid: SolverGrid) -> list[Tick]:
     """PNDM with a linear multistep start (Liu et al. 2022, arXiv:2202.09778, as in Stable Diffusion).
 
     N + 1 evaluations: the first step is taken twice, the second time with the mean of the noise at its two
-    ends. A step from pure noise before it is an Euler step. Raises `InvalidParams` if too few steps are left
-    then.
+    ends. Steps from pure noise are Euler steps. Raises `InvalidParams` if fewer than two steps follow them.
     """
     start = grid.num_noise_points
     if len(grid.steps) < start + 2:

@@ -41,7 +41,7 @@ class Solver:
     order: int | None  # of convergence; weak order if stochastic, None if it has none
     evaluations: int  # per step
     source: str  # the paper
-    use: str
+    use: str  # when to choose it
     deterministic: bool = True
     served: bool = True  # offered to requests; the others need too many ticks
     families: tuple[str, ...] = ("vp", "flow", "ve")  # of schedules that it is defined on
@@ -84,7 +84,7 @@ SOLVERS: dict[str, Solver] = {
         2,
         2,
         "Karras et al. 2022, arXiv:2206.00364",
-        "a second order that remembers nothing; 20 steps and more",
+        "second order without history; 20 steps and more",
     ),
     "ipndm": Solver(
         ipndm, 2, 1, "Zhang and Chen 2022, arXiv:2204.13902", "without guidance; on flows from 15 steps on"

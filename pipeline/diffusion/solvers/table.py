@@ -4,10 +4,11 @@ A sample carries x (its state), y (a saved state) and m_1..m_3 (the ring of past
 A tick evaluates the network at `timestep` on x, reads its output as m_0 = p x + q out (data or noise, as the
 solver chooses), and updates
 
-    x' = a x + s y + sum_j b_j m_j + c z        y' = d x + e y + sum_j f_j m_j        j = 0..3, z standard
-    normal
+    x' = a x + s y + sum_j b_j m_j + c z
+    y' = d x + e y + sum_j f_j m_j
 
-then pushes m_0 into the ring if `push`. All solvers share this form, so a batch may mix them.
+with j = 0..3 and standard normal z, then pushes m_0 into the ring if `push`. All solvers share this form, so
+a batch may mix them.
 """
 
 from collections.abc import Sequence

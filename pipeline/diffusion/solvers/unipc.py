@@ -50,7 +50,7 @@ def unipc(order: int) -> Callable[[SolverGrid], list[Tick]]:
 def _past(grid: SolverGrid, step: int, order: int) -> list[GridPoint]:
     """The points before step `step` whose model values it uses, newest first: at most `order` - 1.
 
-    None if the step's h is infinite, and none from where lam is infinite.
+    There are no such points if the step's h is infinite; points where lam is infinite are left out.
     """
     cur, nxt = grid.steps[step]
     if cur.alpha == 0.0 or nxt.is_data:

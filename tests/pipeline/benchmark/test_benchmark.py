@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from safelight.pipeline.benchmark.diffusers_loop import load_loop
-from safelight.pipeline.benchmark.replay import by_diffusers, by_engine
+from safelight.pipeline.benchmark.replay import diffusers_replay, engine_replay
 from safelight.pipeline.benchmark.trace import GUIDANCE, PROMPTS, SOLVERS, STEPS, TraceArrival, make_trace
 from safelight.pipeline.calibration.peak import gemm_peak
 from safelight.pipeline.params import GenerationParams
@@ -48,7 +48,7 @@ def test_diffusers_draws_what_the_engine_draws(solver: str, guidance_scale: floa
     """Latents are close, not equal, because diffusers' time grids end elsewhere."""
     p = params(solver=solver, num_steps=40, guidance_scale=guidance_scale, prompt=PROMPTS[0])
     loop = load_loop(model(), torch.float32, torch.device("cpu"), 8, is_compiled=False)
-    theirs, ours = loop.draw([p, params(num_steps=40, prompt=PROMPTS[1])], TEXTS)[0], alone(p)
+    theirs, ours = loop.generate([p, params(num_steps=40, prompt=PROMPTS[1])], TEXTS)[0], alone(p)
     assert torch.nn.functional.cosine_similarity(theirs.flatten(), ours.flatten(), dim=0) > 0.99
 
 
@@ -58,7 +58,7 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def draw(self, batch: Sequence[GenerationParams], texts: object) -> None:
+    def generate(self, batch: Sequence[GenerationParams], texts: object) -> None:
         self.batches.append([p.seed for p in batch])
         time.sleep(0.01)
 
@@ -76,7 +76,7 @@ def test_static_batches_hold_equal_requests_and_wait_until_they_are_full() -> No
     trace = arrivals(
         (0.0, {}), (0.0, {"num_steps": 9}), (0.02, {}), (0.03, {"num_steps": 9}), (0.04, {}), (0.5, {})
     )
-    replay = by_diffusers(loop, TEXTS, largest_batch=2, max_wait_s=0.2)
+    replay = diffusers_replay(loop, TEXTS, largest_batch=2, max_wait_s=0.2)
     result = replay(trace, lambda done: None)
     assert loop.batches == [[0, 2], [1, 3], [4], [5]]
     assert min(result.latencies) > 0.0
@@ -85,7 +85,7 @@ def test_static_batches_hold_equal_requests_and_wait_until_they_are_full() -> No
 
 def test_one_at_a_time_is_first_come_first_served() -> None:
     loop = Recorder()
-    replay = by_diffusers(loop, TEXTS, largest_batch=1, max_wait_s=0.0)
+    replay = diffusers_replay(loop, TEXTS, largest_batch=1, max_wait_s=0.0)
     replay(arrivals((0.0, {}), (0.0, {}), (0.001, {})), lambda done: None)
     assert loop.batches == [[0], [1], [2]]
 
@@ -93,7 +93,7 @@ def test_one_at_a_time_is_first_come_first_served() -> None:
 def test_the_engine_serves_every_request() -> None:
     done: list[int] = []
     trace = arrivals((0.0, {}), (0.0, {"num_steps": 3}), (0.1, {"guidance_scale": 1.0}))
-    result = by_engine(engine, TEXTS)(trace, done.append)
+    result = engine_replay(engine, TEXTS)(trace, done.append)
     assert done == [1, 2, 3]
     assert len(result.latencies) == 3
     assert result.images_per_hour > 0
