@@ -34,13 +34,14 @@ def make_sets(images: Iterable[data.EmojiImage]) -> dict[str, list[Prompt]]:
     """Make `PER_SET` prompts of each kind.
 
     Returns:
-        `names`: concepts by their plain name.
-        `styled`: (concept, style) pairs that the DiT was trained on. `held-out`: pairs that it was not
-        trained on, repeated as needed, each time with other noise.
-        `backgrounds`: concepts on colours that it may have been trained on. `held-out-backgrounds`: concepts
-        on colours that it was not trained on.
-        `keywords`: two or three keywords of a concept without its name; any concept that has them all is
-            right.
+        The prompts by the name of their set:
+        - `names`: concepts by their plain name;
+        - `styled`: (concept, style) pairs that the DiT was trained on;
+        - `held-out`: pairs that it was not trained on, repeated as needed, each time with other noise;
+        - `backgrounds`: concepts on colours that it may have been trained on;
+        - `held-out-backgrounds`: concepts on colours that it was not trained on;
+        - `keywords`: two or three keywords of a concept without its name. Any concept with all of them is
+          right.
     """
     images = tuple(images)
     concepts = list(dict.fromkeys(image.concept for image in images))

@@ -41,13 +41,16 @@ SCORER_VISION = {
 }
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
-CHECK_IMAGES = 256
-COLOURED_SHARE = 0.25  # of the images have another background than white
+CHECK_IMAGES = 256  # in the batch of `retrieval`
+COLOURED_SHARE = 0.25  # the share of images with another background than white
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSpec:
-    """Where the two CLIPs differ; with `sees_all` images held out from the DiT are trained on as well."""
+    """What differs between the two CLIPs.
+
+    With `sees_all` it is also trained on the images that are held out from the DiT.
+    """
 
     stage: str
     folder: str

@@ -25,10 +25,10 @@ from safelight.models.vae import AutoencoderTiny
 
 WIDTH, LATENT_CHANNELS = 48, 8
 CROP, BATCH = 64, 16
-LATENT_NOISE = 0.05
+LATENT_NOISE = 0.05  # standard deviation
 MSE_WEIGHT = 5.0  # makes the three terms about equal at 27 dB
 MOMENT_WEIGHT = 0.02
-WHITE_SHARE = 0.5  # of the crops; the others have a random plain background
+WHITE_SHARE = 0.5  # the share of crops on white; the others have a random plain background
 
 
 def build() -> AutoencoderTiny:
