@@ -34,7 +34,7 @@ BATCH_MATES = st.lists(
 def plain(dtype: torch.dtype = torch.float32) -> DiT:
     torch.manual_seed(0)
     dit = DiT(CONFIG)
-    dit.draw_tables()
+    dit.init_tables()
     return dit.to(dtype).eval().requires_grad_(False)
 
 
@@ -45,16 +45,14 @@ def packed(backend: str = "fused", dtype: torch.dtype = torch.float32) -> Packed
 def text(
     seed: int, length: int, num_unmasked: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    states = torch.randn(length, CONFIG.caption_channels, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(length, CONFIG.caption_channels, generator=generator).to(dtype)
     return states, torch.arange(length) < num_unmasked
 
 
 def latents(seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(rows, CONFIG.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, CONFIG.in_channels, *shape, generator=generator).to(dtype)
 
 
 def row(network: PackedDiT, states: Tensor, mask: Tensor) -> Row:

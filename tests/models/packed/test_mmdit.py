@@ -39,9 +39,8 @@ def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> 
 def latents(
     config: MMDiTConfig, seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    return torch.randn(rows, config.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, config.in_channels, *shape, generator=generator).to(dtype)
 
 
 def row(network: PackedMMDiT, states: Tensor, pooled: Tensor) -> Row:
