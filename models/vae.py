@@ -17,8 +17,8 @@ from safelight.models.checkpoints.tensors import load_into
 from safelight.models.cuda_runtime import preload_cuda_runtime
 
 preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
-from diffusers import AutoencoderKL as AutoencoderKL  # noqa: E402
-from diffusers import AutoencoderTiny as AutoencoderTiny  # noqa: E402
+# Other modules import `AutoencoderTiny` from here, so that this order holds for them too.
+from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: E402
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 UNSUPPORTED = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor

@@ -62,7 +62,7 @@ class Rows:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases; module names are those of diffusers."""
+    """Multi-head self-attention with biases; module names are diffusers'."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -203,7 +203,7 @@ class DiT(nn.Module):
         )
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
-        """`modulations`, as `Network` calls it."""
+        """The same as `modulations`, under the name in `Network`."""
         return self.modulations(timesteps, size)
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:
