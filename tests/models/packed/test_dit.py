@@ -1,5 +1,7 @@
 """The packed transformer against the plain one, and its batch invariance, in mixed batches."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,6 +42,9 @@ def plain(dtype: torch.dtype = torch.float32) -> DiT:
 
 def packed(backend: str = "fused", dtype: torch.dtype = torch.float32) -> PackedDiT:
     return PackedDiT(plain(dtype), BACKENDS[backend])
+
+
+packed_once = cache(packed)  # for many examples of one test
 
 
 def text(
@@ -91,7 +96,7 @@ def test_rows_of_many_shapes_and_texts_equal_the_plain_network(backend: str) -> 
 def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     backend: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
-    network = NETWORKS[backend, dtype]
+    network = packed_once(backend, dtype)
     shape = data.draw(st.sampled_from(SHAPES))
     tested, x = row(network, *text(9, 16, 5, dtype)), latents(7, 1, shape, dtype)
     [alone] = network.predict([x], network.collate([tested], [shape]), [4])
@@ -111,13 +116,6 @@ def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     shapes = [*other_shapes, *[shape] * len(group_rows)]
     together = network.predict(xs, network.collate(rows, shapes), steps)
     assert torch.equal(together[-1][len(before)], alone[0])
-
-
-NETWORKS = {
-    (name, dtype): packed(name, dtype)
-    for name in ("fused", "products")
-    for dtype in (torch.float32, torch.bfloat16)
-}
 
 
 def test_runs_are_adjacent_rows_of_equal_length() -> None:

@@ -1,5 +1,7 @@
 """The packed MMDiT against the plain one, and its batch invariance, in mixes of sizes."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,9 @@ def plain(config: MMDiTConfig, dtype: torch.dtype = torch.float32) -> MMDiT:
 
 def packed(config: MMDiTConfig, backend: str = "fused", dtype: torch.dtype = torch.float32) -> PackedMMDiT:
     return PackedMMDiT(plain(config, dtype), BACKENDS[backend])
+
+
+packed_once = cache(packed)  # for many examples of one test
 
 
 def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -73,13 +78,6 @@ def test_rows_of_many_shapes_equal_the_plain_network(config: MMDiTConfig, backen
         assert float((output - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-NETWORKS = {
-    (name, dtype): packed(TINY["sd3.5-medium"], name, dtype)
-    for name in ("fused", "products")
-    for dtype in (torch.float32, torch.bfloat16)
-}
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", ["fused", "products"])
@@ -88,7 +86,7 @@ NETWORKS = {
 def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     backend: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
-    network = NETWORKS[backend, dtype]
+    network = packed_once(TINY["sd3.5-medium"], backend, dtype)
     config = network.config
     tested, shape = row(network, *text(config, 9, dtype)), data.draw(st.sampled_from(SHAPES))
     x = latents(config, 7, 1, shape, dtype)
