@@ -158,14 +158,14 @@ def _train(
         WeightAverage(model, 0.9995),
         num_steps,
         folder / "state.ckpt",
-        100,
-        warmup_stable_decay,
+        warmup=100,
+        schedule=warmup_stable_decay,
     )
     run.train(loss_of_step, seed)
     write_part(
         folder / "transformer",
         SMALL.to_diffusers(),
-        {name: p.bfloat16() for name, p in model.dit.state_dict().items()},
+        {name: tensor.bfloat16() for name, tensor in model.dit.state_dict().items()},
     )
     write_index(folder, objective.scheduler)
 

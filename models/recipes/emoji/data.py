@@ -94,12 +94,12 @@ def run(work: Path) -> None:
     np.save(work / "pictures.npy", np.stack(pixels))
     records = [
         {
-            "hexcode": p.concept.hexcode,
-            "label": p.concept.label,
-            "keywords": p.concept.keywords,
-            "style": p.style,
+            "hexcode": image.concept.hexcode,
+            "label": image.concept.label,
+            "keywords": image.concept.keywords,
+            "style": image.style,
         }
-        for p in images
+        for image in images
     ]
     (work / "pictures.json").write_text(json.dumps(records))  # last: it marks the stage as finished
     print(f"data: {len(images)} images of {len(concepts)} concepts")
