@@ -31,7 +31,6 @@ def preload_cuda_runtime() -> None:
 def _load(library: Path) -> None:
     try:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    except (
-        OSError
-    ) as error:  # built for another machine, or truncated: images can be generated without xformers
+    except OSError as error:
+        # Built for another machine, or truncated. Images can be generated without xformers.
         logger.warning("the CUDA runtime for xformers cannot be loaded: %s", error)

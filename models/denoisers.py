@@ -29,22 +29,28 @@ def read_config(folder: Path) -> NetworkConfig:
 
 
 def build_empty(folder: Path) -> nn.Module:
-    """The network in `folder` without its weights, on the meta device."""
+    """The network in `folder` without its weights, on the meta device.
+
+    Raises `CheckpointError` as `read_config` does.
+    """
     spec, config = _read(folder)
     with torch.device("meta"):
         return spec.build(config)
 
 
 def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
-    """The network in `folder`, its weights checked tensor by tensor."""
+    """The network in `folder`, with its weights on `device` in `dtype`.
+
+    Raises `CheckpointError` unless the files hold exactly the tensors of the network.
+    """
     return cast(Network, load_into(build_empty(folder), folder, device, dtype))
 
 
 def pack(network: Network, quantization: str = "none") -> PackedNetwork:
     """`network` in the engine's form, which takes its weights over: `network` must not be used any more.
 
-    With `quantization` "int8" the large layers are those of `safelight.models.packed.int8`. Raises
-    `QuantizationUnavailable` if the device or the network does not support that.
+    With `quantization` "int8" the large layers are those of `safelight.models.packed.int8`.
+    Raises `QuantizationUnavailable` if the device or the network does not support that.
     """
     spec = network_of(network.config)
     if not spec.packs_rows:

@@ -1,6 +1,6 @@
 """Checkpoints by name or folder: the embedded models, the `tiny` preset, and any folder on disk.
 
-No torch is imported here, unless `tiny` is asked for.
+No torch is imported here, except for `tiny`.
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ class Checkpoint:
 
 
 def find_checkpoint(name_or_dir: str) -> Checkpoint:
-    """The checkpoint with the name of an embedded model, `tiny`, or a folder.
+    """The checkpoint of an embedded model's name, of `tiny`, or of a folder.
 
-    Raises `CheckpointError` saying what is wrong and which models there are.
+    Raises `CheckpointError` if there is none, or if no family matches the folder.
     """
     folder = find_folder(name_or_dir)
     family = recognise(folder)

@@ -45,7 +45,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
             sample_size=8, patch_size=2, caption_channels=WIDTH, interpolation_scale=1,
         )  # fmt: skip
         dit = DiT(config)
-        dit.draw_tables()
+        dit.init_tables()
         vae = AutoencoderTiny(
             encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, latent_channels=4,
             num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),

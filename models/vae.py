@@ -17,8 +17,8 @@ from safelight.models.checkpoints.tensors import load_into
 from safelight.models.cuda_runtime import preload_cuda_runtime
 
 preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
-from diffusers import AutoencoderKL as AutoencoderKL  # noqa: E402
-from diffusers import AutoencoderTiny as AutoencoderTiny  # noqa: E402
+# Other modules import `AutoencoderTiny` from here, so that this order holds for them too.
+from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: E402
 
 CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 UNSUPPORTED = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor
@@ -26,7 +26,7 @@ UNSUPPORTED = ("latents_mean", "latents_std")  # statistics by channel, in place
 
 @dataclass(frozen=True, slots=True)
 class VaeOptions:
-    """The options of both classes that are read here or that diffusers would not check until it fails."""
+    """The options of both classes that are read here, or that diffusers does not check."""
 
     scaling_factor: Positive = 1.0
     shift_factor: float | None = None
@@ -76,7 +76,10 @@ def _build(vae_class: type[nn.Module], options: dict[str, Any], path: Path) -> n
 
 
 def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
-    """The autoencoder in `folder`. Raises `CheckpointError` naming what is wrong."""
+    """The autoencoder in `folder`, with its weights on `device` in `dtype`.
+
+    Raises `CheckpointError` as `build_empty` does, and unless the files hold exactly its tensors.
+    """
     return load_into(build_empty(folder), folder, device, dtype)
 
 

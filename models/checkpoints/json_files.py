@@ -12,7 +12,7 @@ class CheckpointError(ValueError):
 
 
 class _DuplicateKey(ValueError):
-    """A key that stands twice in one object: readers would take one value or the other."""
+    """A key that occurs twice in one object. Which of its values counts would depend on the reader."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,7 +40,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def spatial_compression(vae_config: dict[str, Any]) -> int:
-    """Image pixels on a side of one latent pixel, from an autoencoder's `config.json`."""
+    """Image pixels on a side of one latent pixel, from an autoencoder's `config.json`.
+
+    Raises `CheckpointError` if the config does not list its blocks' channels.
+    """
     channels = vae_config.get("block_out_channels") or vae_config.get("decoder_block_out_channels")
     if not isinstance(channels, list) or not channels:
         raise CheckpointError(

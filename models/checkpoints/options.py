@@ -26,8 +26,8 @@ Depth = Annotated[int, MAX_DEPTH]
 def checked(config_class: type[Options], options: Mapping[str, Any], *, minimum: int = 1) -> Options:
     """Build a `config_class` from the entries of `options` that it has fields for.
 
-    Whole numbers must be at least `minimum`, other numbers finite; a list stands for a tuple.
-    Raises `CheckpointError` for a value whose type is not its field's.
+    Whole numbers must be at least `minimum`, other numbers finite. A list is read as a tuple.
+    Raises `CheckpointError` for a value that does not have the type of its field.
     """
     hints = get_type_hints(config_class, include_extras=True)
     values = {

@@ -1,7 +1,7 @@
 """Strict loading of weights: networks are built empty, then filled from safetensors, every tensor checked.
 
-The header of a file names its tensors, so a folder can be checked without reading a weight. No pickle is ever
-read.
+The header of a file names its tensors, so a folder can be checked without reading a weight.
+No pickle is ever read.
 """
 
 import re
@@ -42,9 +42,10 @@ class StoredTensor:
 class PartFiles:
     """The files of one kind of part of a checkpoint, and how to check them.
 
-    `expected_shapes` takes the part's folder to the tensors that its configuration asks for.
-    `canonical_names` takes a file's tensors, by name, to the names in `expected_shapes`. `check_tokenizer`
-    takes the folders of the part and of its tokenizer. All of them raise `CheckpointError`.
+    `expected_shapes` takes the part's folder and returns the tensors that its configuration asks for.
+    `canonical_names` returns a file's tensors under the names in `expected_shapes`.
+    `check_tokenizer` takes the folders of the part and of its tokenizer.
+    All of them raise `CheckpointError`.
     """
 
     weights: str  # file name
@@ -56,8 +57,8 @@ class PartFiles:
 def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, StoredTensor]:
     """All tensors of a part of a checkpoint (one file or a sharded index), from the files' headers.
 
-    Keys are the current names. Raises `CheckpointError` for files that cannot be read or contradict their
-    index.
+    Keys are the names that diffusers uses now.
+    Raises `CheckpointError` for files that cannot be read or contradict their index.
     """
     tensors: dict[str, StoredTensor] = {}
     for file, indexed_names in _weight_files(folder, weights).items():
@@ -71,13 +72,11 @@ def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, StoredTensor
     return tensors
 
 
-def load_tensors(folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS) -> dict[str, Tensor]:
-    """All tensors of a part of a checkpoint, read one by one to `device` in `dtype`."""
-    return read_stored(list_tensors(folder, weights), device, dtype)
-
-
 def read_stored(stored: Mapping[str, StoredTensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read the tensors in `stored`, with its keys, to `device` in `dtype`."""
+    """Read the tensors in `stored` to `device` in `dtype`, under the same keys.
+
+    Raises `CheckpointError` for a file that cannot be read.
+    """
     tensors: dict[str, Tensor] = {}
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
         in_file = {key: tensor for key, tensor in stored.items() if tensor.file == file}
@@ -94,15 +93,15 @@ def differences(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tu
 
     At most three lines: one each for tensors that are missing, are not expected, or have another shape.
     """
-    wrong = [name for name in expected if name in actual and actual[name] != expected[name]]
-    first = f"has shape {actual[wrong[0]]}, expected {expected[wrong[0]]}" if wrong else ""
+    misshapen = [name for name in expected if name in actual and actual[name] != expected[name]]
+    shape = f"has shape {actual[misshapen[0]]}, expected {expected[misshapen[0]]}" if misshapen else ""
     problems = (
         ("is missing", sorted(expected.keys() - actual.keys())),
         ("is not expected", sorted(actual.keys() - expected.keys())),
     )
     return [
         f"tensor {names[0]} {problem}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
-        for problem, names in (*problems, (first, wrong))
+        for problem, names in (*problems, (shape, misshapen))
         if names
     ]
 
@@ -112,18 +111,32 @@ def load_into(
 ) -> nn.Module:
     """Fill `module` with the tensors of a part of a checkpoint.
 
-    Raises `CheckpointError`, before a weight is read, if the files hold other tensors than the module.
+    Args:
+        module: a network, usually on the meta device.
+        folder: the part's folder.
+        device: where the tensors are put.
+        dtype: what they are converted to.
+        weights: the name of the weight file.
+
+    Returns:
+        The module, in evaluation mode and without gradients.
+
+    Raises:
+        CheckpointError: before a weight is read, if the files hold other tensors than the module.
     """
     stored = list_tensors(folder, weights)
-    if wrong := differences(shapes_of(module.state_dict()), shapes_of(stored)):
-        raise CheckpointError(f"{folder}: {wrong[0]}")
+    if faults := differences(shapes_of(module.state_dict()), shapes_of(stored)):
+        raise CheckpointError(f"{folder}: {faults[0]}")
     return fill(module, read_stored(stored, device, dtype), folder)
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-    """Assign `tensors` to `module`; raise `CheckpointError` unless all names and shapes match."""
-    if wrong := differences(shapes_of(module.state_dict()), shapes_of(tensors)):
-        raise CheckpointError(f"{folder}: {wrong[0]}")
+    """Assign `tensors` to `module`, and return it in evaluation mode and without gradients.
+
+    Raises `CheckpointError` about `folder` unless all names and shapes match.
+    """
+    if faults := differences(shapes_of(module.state_dict()), shapes_of(tensors)):
+        raise CheckpointError(f"{folder}: {faults[0]}")
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
@@ -172,12 +185,12 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 
 
 def _current_name(name: str) -> str:
-    """The name that diffusers has now for the tensor that a file calls `name`."""
+    """The name that diffusers uses now for a tensor called `name` in a file."""
     return OLD_ATTENTION.sub(lambda match: f"{match[1]}.{NEW_ATTENTION[match[2]]}.", name)
 
 
 def _weight_files(folder: Path, weights: str) -> dict[Path, list[str]]:
-    """The files to read, each with the names of its tensors where an index lists them."""
+    """The files to read, each with the names that an index lists for it (none without an index)."""
     if (folder / weights).exists():
         return {folder / weights: []}
     if (folder / f"{weights}.index.json").exists():

@@ -33,7 +33,15 @@ def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
 
 
 def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: dict[str, Tensor]) -> None:
-    """Write a CLIP in open_clip's local-dir layout."""
+    """Write a CLIP in open_clip's local-dir layout: a configuration and safetensors.
+
+    Args:
+        folder: where to write; it is created if it is missing.
+        embed_dim: channels of the space that images and texts share.
+        vision: open_clip's `vision_cfg`.
+        text: open_clip's `text_cfg`.
+        state: the state dict of both towers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_cfg": {"embed_dim": embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
@@ -43,10 +51,10 @@ def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: di
 
 
 def write_index(folder: Path, scheduler: dict) -> None:
-    """Write the files that make a folder a `PixArtSigmaPipeline`.
+    """Write `model_index.json` of a `PixArtSigmaPipeline`, and the options of its `scheduler`.
 
-    diffusers cannot load its text parts, so they are null in the index. Call this last: a folder with a
-    `model_index.json` is complete.
+    diffusers cannot load the open_clip text tower, so the text parts are null in the index.
+    Call this last: a folder with a `model_index.json` is complete.
     """
     (folder / "scheduler").mkdir(exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")

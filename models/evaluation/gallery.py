@@ -82,15 +82,16 @@ class Gallery:
         (folder / ENTRIES_FILE).write_text(json.dumps(record))
 
     def points(self, background: str) -> Tensor:
-        """Every clean image on a background, as a point (P, 3 * 32 * 32)."""
+        """Every clean image on a background, as points (P, 3 * 32 * 32) in [0, 1]."""
         flat = torch.tensor(self.backgrounds[background])[:, None, None] / 255.0
         return (self.pixels[:, :3] + flat * (1.0 - self.pixels[:, 3:])).flatten(1)
 
     def nearest(self, images: np.ndarray, background: str, num: int = 1) -> list[list[int]]:
         """Return the indices of each image's `num` nearest clean images on `background`, nearest first.
 
-        A gallery with fewer images gives fewer indices. The distance is Euclidean between colours in
-        [0, 1], pooled to 32x32. It was fixed before any result was seen.
+        `images` are (B, H, W, 3) uint8. A gallery with fewer than `num` images gives fewer indices.
+        The distance is Euclidean between colours in [0, 1], pooled to 32x32. It was fixed before any result
+        was seen.
         """
         distances = torch.cdist(pool_images(images), self.points(background))
         indices: list[list[int]] = distances.topk(min(num, len(self.entries)), largest=False).indices.tolist()

@@ -52,7 +52,7 @@ class ClassDiTSpec(NetworkSpec[ClassDiTConfig]):
     def example_text(
         self, config: ClassDiTConfig, num_states: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """No states, and class 0, whatever `num_states`."""
+        """No states, and class 0; `num_states` is not used."""
         import torch
 
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
@@ -67,7 +67,7 @@ class ClassDiTSpec(NetworkSpec[ClassDiTConfig]):
         return blocks + patch_flops(config, d, config.out_channels, n)
 
     def text_flops(self, config: ClassDiTConfig, text_tokens: int) -> int:
-        """None: a class is prepared together with the times."""
+        """Zero: a class is prepared together with the times (`row_flops`)."""
         return 0
 
     def row_flops(self, config: ClassDiTConfig, text_tokens: int, num_times: int) -> int:

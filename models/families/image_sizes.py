@@ -26,9 +26,9 @@ MAX_SIDE = 4096  # of a native square, in pixels: twice that of the largest publ
 def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
     """The sizes that the checkpoint in `folder` serves: its native square, then its buckets.
 
-    Buckets that are not whole patches, or are larger than a table of positions, are left out. Raises
-    `CheckpointError` for a native square that is not whole patches, or is larger than the table or
-    `MAX_SIDE`.
+    Buckets that are not whole patches, or are larger than a table of positions, are left out.
+    Raises `CheckpointError` for a native square that is not whole patches, or is larger than the table or
+    `MAX_SIDE` pixels.
     """
     transformer = read_transformer(folder)
     compression = spatial_compression(read_json(folder / "vae" / "config.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from safelight.models.networks.interface import PackedNetwork
     from safelight.models.packed.attention import PackedAttention
-    from safelight.models.packed.linear import Layers
+    from safelight.models.packed.linear import LayerFactory
     from safelight.models.text.reading import TextTower
 
 TEXT_ENCODER = "text_encoder"
@@ -59,7 +60,7 @@ class PixArtSpec(NetworkSpec[DiTConfig]):
 
         return DiT(config)
 
-    def pack(self, network: Any, attention: PackedAttention, layers: Layers) -> PackedNetwork:
+    def pack(self, network: Any, attention: PackedAttention, layers: LayerFactory) -> PackedNetwork:
         from safelight.models.packed.dit import PackedDiT
 
         return PackedDiT(network, attention, layers)
@@ -89,7 +90,7 @@ class PixArtSpec(NetworkSpec[DiTConfig]):
         return caption + config.num_layers * 4 * text_tokens * d * d
 
     def row_flops(self, config: DiTConfig, text_tokens: int, num_times: int) -> int:
-        """None: times and text are prepared apart."""
+        """Zero: text and times are prepared separately (`text_flops`, `times_flops`)."""
         return 0
 
     def times_flops(self, config: DiTConfig, num_times: int) -> int:
@@ -110,7 +111,7 @@ class OpenClipConditioning(TextConditioning):
         return "an open_clip text tower"
 
     def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
-        """The tower is small and always in float32 on the processor."""
+        """Load the tower, which is small and always in float32 on the CPU."""
         from safelight.models.text.clip import ClipTextTower
 
         return ClipTextTower(folder / TEXT_ENCODER)
@@ -183,6 +184,22 @@ ALPHA_XL = PublishedPart("PixArt-alpha XL/2", PIXART_XL | {"use_additional_condi
 SIGMA_XL = PublishedPart("PixArt-Sigma XL/2", PIXART_XL | {"use_additional_conditions": False})
 
 NETWORK = PixArtSpec()
+
+# What the two families with a T5 have in common.
+_t5_family = partial(
+    Family,
+    variant="with a T5 text_encoder",
+    matches=has_t5,
+    network=NETWORK,
+    num_steps=20,
+    guidance_scale=4.5,
+    solver="dpmpp_2m",
+    schedule="noise prediction, linear betas",
+    sides=(1024, 512),
+    has_buckets=True,
+    licence="CreativeML Open RAIL++-M",
+    extra="t5",
+)
 FAMILIES = (
     Family(
         name="pixart-clip",
@@ -203,43 +220,21 @@ FAMILIES = (
         licence="Apache-2.0",
         origin=(),
     ),
-    Family(
+    _t5_family(
         name="pixart-alpha",
         pipeline="PixArtAlphaPipeline",
-        variant="with a T5 text_encoder",
-        matches=has_t5,
-        network=NETWORK,
         conditioning=T5Conditioning(120),
-        num_steps=20,
-        guidance_scale=4.5,
-        solver="dpmpp_2m",
-        schedule="noise prediction, linear betas",
-        sides=(1024, 512),
-        has_buckets=True,
         square_only_sides=(512,),
-        licence="CreativeML Open RAIL++-M",
         origin=("PixArt-alpha/PixArt-XL-2-1024-MS", "PixArt-alpha/PixArt-XL-2-512x512"),
-        extra="t5",
         published=PublishedCheckpoint(
             "pixart-alpha", {TEXT_ENCODER: T5_XXL, "transformer": ALPHA_XL, "vae": VAE_4}
         ),
     ),
-    Family(
+    _t5_family(
         name="pixart-sigma",
         pipeline="PixArtSigmaPipeline",
-        variant="with a T5 text_encoder",
-        matches=has_t5,
-        network=NETWORK,
         conditioning=T5Conditioning(300),
-        num_steps=20,
-        guidance_scale=4.5,
-        solver="dpmpp_2m",
-        schedule="noise prediction, linear betas",
-        sides=(1024, 512),
-        has_buckets=True,
-        licence="CreativeML Open RAIL++-M",
         origin=("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "PixArt-alpha/PixArt-Sigma-XL-2-512-MS"),
-        extra="t5",
         published=PublishedCheckpoint(
             "pixart-sigma", {TEXT_ENCODER: T5_XXL, "transformer": SIGMA_XL, "vae": VAE_4}
         ),

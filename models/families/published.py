@@ -1,7 +1,7 @@
 """Parts that several published checkpoints share: text encoders and autoencoders.
 
-The options are those in the published repositories that decide sizes. An option that a `config.json` leaves
-to its default is left out here too.
+Only those options of the published configurations are listed that decide sizes.
+An option that a `config.json` leaves to its default is left out here too.
 """
 
 from safelight.models.families.spec import PartConfig, PublishedPart

@@ -1,7 +1,7 @@
-"""The list of model families, and how a folder or a configuration finds its own.
+"""The list of model families, and the lookup of a folder's family and of a configuration's network.
 
-No torch is imported here. To add a family, write its module and add its `FAMILIES` below
-(docs/adding-a-model.md).
+No torch is imported here.
+To add a family, write its module and add its `FAMILIES` below (docs/adding-a-model.md).
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 from safelight.models.families import class_dit, pixart, sd3
 from safelight.models.families.spec import Family, NetworkSpec, PartConfig, PublishedPart
 
-# The first family that matches a folder has it.
+# If several families match a folder, the first one is used.
 FAMILIES: tuple[Family, ...] = (*pixart.FAMILIES, *sd3.FAMILIES, *class_dit.FAMILIES)
 
 OLD_CLASS = "Transformer2DModel"  # in older folders, where the norm alone identifies the network
@@ -58,7 +58,7 @@ def find_network(config: PartConfig) -> NetworkSpec[Any] | None:
 
 
 def network_of(config: object) -> NetworkSpec[Any]:
-    """The network whose configuration `config` is. Raises `TypeError` if it is no family's."""
+    """The network of a configuration, by its type. Raises `TypeError` if no family has that type."""
     for family in FAMILIES:
         if type(config) is family.network.config_class:
             return family.network

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from safelight.models.networks.interface import PackedNetwork
     from safelight.models.packed.attention import PackedAttention
-    from safelight.models.packed.linear import Layers
+    from safelight.models.packed.linear import LayerFactory
     from safelight.models.text.reading import TextTower
 
 CLIPS = ("text_encoder", "text_encoder_2")  # CLIP-L, then OpenCLIP bigG
@@ -59,7 +59,7 @@ class MMDiTSpec(NetworkSpec[MMDiTConfig]):
 
         return MMDiT(config)
 
-    def pack(self, network: Any, attention: PackedAttention, layers: Layers) -> PackedNetwork:
+    def pack(self, network: Any, attention: PackedAttention, layers: LayerFactory) -> PackedNetwork:
         from safelight.models.packed.mmdit import PackedMMDiT
 
         return PackedMMDiT(network, attention, layers)
@@ -79,8 +79,8 @@ class MMDiTSpec(NetworkSpec[MMDiTConfig]):
     def forward_flops(self, config: MMDiTConfig, height: int, width: int, text_tokens: int) -> int:
         """Operations of one row in one tick.
 
-        A block is 24(N + L)d^2 + 4(N + L)^2d, and 8Nd^2 + 4N^2d more if it is dual; the last block leaves out
-        18Ld^2 of the text.
+        A block is 24(N + L)d^2 + 4(N + L)^2d, and 8Nd^2 + 4N^2d more if it is dual.
+        The last block leaves out 18Ld^2 of the text.
         """
         d, n = config.width, count_image_tokens(config, height, width)
         block = 24 * (n + text_tokens) * d * d + 4 * (n + text_tokens) ** 2 * d
@@ -95,7 +95,7 @@ class MMDiTSpec(NetworkSpec[MMDiTConfig]):
     def row_flops(self, config: MMDiTConfig, text_tokens: int, num_times: int) -> int:
         """Operations of the pooled text's embedding, and of every adaLN at every time."""
         d, duals = config.width, len(config.dual_attention_layers)
-        parts = config.num_layers * 12 - 4 + 3 * duals + 2  # the last block's text has two for six
+        parts = config.num_layers * 12 - 4 + 3 * duals + 2  # the last block's text has two, not six
         return 2 * (config.pooled_projection_dim * d + d * d) + num_times * 2 * parts * d * d
 
     def times_flops(self, config: MMDiTConfig, num_times: int) -> int:

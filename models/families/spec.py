@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from safelight.models.checkpoints.tensors import PartFiles
     from safelight.models.networks.interface import NetworkConfig, PackedNetwork
     from safelight.models.packed.attention import PackedAttention
-    from safelight.models.packed.linear import Layers
+    from safelight.models.packed.linear import LayerFactory
     from safelight.models.text.reading import TextTower
 
 PartConfig = dict[str, Any]  # the configuration file of one part
@@ -73,8 +73,8 @@ class PublishedCheckpoint:
 class NetworkSpec(ABC, Generic[AnyConfig]):
     """A denoising network: how its configuration is read, what is built from it, and what it costs.
 
-    FLOP formulas count a multiply-add as two operations and leave elementwise work out. Shapes in them: N
-    image tokens, L text tokens, d width.
+    FLOP formulas count a multiply-add as two operations and leave elementwise work out.
+    Symbols in them: N image tokens, L text tokens, d width.
     """
 
     class_name: str  # `_class_name` of transformer/config.json
@@ -92,8 +92,11 @@ class NetworkSpec(ABC, Generic[AnyConfig]):
     def build(self, config: AnyConfig) -> nn.Module:
         """The plain network, a `Network`, with random weights, on torch's default device."""
 
-    def pack(self, network: Any, attention: PackedAttention, layers: Layers) -> PackedNetwork:
-        """`network` in the engine's form, which takes its weights over."""
+    def pack(self, network: Any, attention: PackedAttention, layers: LayerFactory) -> PackedNetwork:
+        """`network` in the engine's form, which takes its weights over.
+
+        `attention` and `layers` make the parts that depend on the device. Called only if `packs_rows`.
+        """
         raise NotImplementedError
 
     @abstractmethod
@@ -130,8 +133,8 @@ class TextConditioning(ABC):
     """The text side of a family: its encoders and how a prompt becomes the states that the network reads."""
 
     parts: tuple[Part, ...] = ()  # the text encoders
-    check_needs_sound_parts = False  # whether `check` is left out if a part has a fault
-    checked_file = ""  # file that unexpected errors in `check` are reported about; empty: the folder
+    check_needs_sound_parts = False  # whether `check` is skipped if a part has a fault
+    checked_file = ""  # the file named in reports of unexpected errors in `check`; empty: the folder
 
     @property
     @abstractmethod
@@ -225,7 +228,7 @@ def require_text_width(
         encoders: folders of the text encoders.
         width: channels that the encoders give.
         transformer_width: channels that the transformer reads.
-        text: what the channels are of, in words.
+        text: what the transformer reads, in the words of the error message.
     """
     if width != transformer_width:
         raise CheckpointError(

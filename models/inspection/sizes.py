@@ -1,7 +1,8 @@
 """Parameters and memory of the published checkpoints, computed from empty networks.
 
-`python -m safelight.models.inspection.sizes` prints the tables of docs/models.md. Nothing is downloaded and
-no weight is allocated. The configurations are those of the published checkpoints in `models.families`.
+`python -m safelight.models.inspection.sizes` prints the tables of docs/models.md.
+Nothing is downloaded and no weight is allocated.
+The configurations are those of the published checkpoints in `safelight.models.families`.
 """
 
 import json
@@ -42,7 +43,7 @@ class PartSize:
 
 
 def part_size(files: PartFiles, config: PartConfig) -> PartSize:
-    """The size of the part with `config`."""
+    """The size of the part with `config`, whose tensors are those that `files` expects."""
     with config_folder(config) as folder:
         stored = {name: math.prod(shape) for name, shape in files.expected_shapes(folder).items()}
     network = find_network(config)
@@ -53,8 +54,8 @@ def part_size(files: PartFiles, config: PartConfig) -> PartSize:
 def network_activations(family: Family, published: PublishedCheckpoint) -> int:
     """Bytes in bfloat16 at the peak of one evaluation for one guided image of the native size.
 
-    Counted are the two rows and all tensors of the evaluation. Attention counts its output only, not the
-    workspace of kernels.
+    The two rows and all tensors of the evaluation are counted.
+    Attention counts its output only, not the workspace of kernels.
     """
     with config_folder(published.configs["transformer"]) as folder:
         network = build_empty(folder).to(torch.bfloat16)

@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class Attention(Protocol):
-    """q (B, H, N, K), k and v (B, H, L, K), key_mask (B, L) True = attend, or None for all: (B, H, N, K)."""
+    """Map q (B, H, N, K), k and v (B, H, L, K) to (B, H, N, K).
+
+    `key_mask` (B, L) is True for the keys to attend to; None attends to all of them.
+    """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor: ...
 

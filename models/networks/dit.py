@@ -116,6 +116,18 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, modulation: Tensor, kv: Tensor, mask: Tensor, attention: Attention
     ) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: image tokens (B, N, D).
+            modulation: the modulation that all blocks share (B, 6, D).
+            kv: keys and values of the text in this block (2, B, A, L, K).
+            mask: text tokens to attend to (B, L).
+            attention: the back end.
+
+        Returns:
+            Image tokens (B, N, D).
+        """
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             (self.scale_shift_table[None] + modulation).unsqueeze(2).unbind(1)
         )
@@ -170,7 +182,7 @@ class DiT(nn.Module):
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
-    def draw_tables(self) -> None:
+    def init_tables(self) -> None:
         """Initialise the adaLN tables as PixArt does, for a network whose weights are not loaded."""
         for part in (self, *self.transformer_blocks):
             nn.init.normal_(part.scale_shift_table, std=self.config.width**-0.5)
@@ -178,8 +190,8 @@ class DiT(nn.Module):
     def modulations(self, timesteps: Tensor, size: tuple[int, int] | None = None) -> Modulations:
         """Modulations of `timesteps` (B,), each 1000 t, one row a time.
 
-        `size` is the image's (height, width) in pixels. Raises `ValueError` if it is None and the network
-        reads it.
+        `size` is the image's (height, width) in pixels.
+        Raises `ValueError` if it is None and the network reads it.
         """
         return self.adaln_single(timesteps, size)
 
@@ -191,7 +203,7 @@ class DiT(nn.Module):
         )
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Modulations:
-        """`modulations` under the name that `Network` has for it."""
+        """The same as `modulations`, under the name in `Network`."""
         return self.modulations(timesteps, size)
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Modulations) -> Row:

@@ -1,9 +1,9 @@
 """The interface of a denoising network: `Network` for the plain form, `PackedNetwork` for the engine's.
 
 A network's work is split by how often it must be done: once a plan (`prepare_times`), once a sample and text
-(`prepare_row`), once a set of rows that run together (`collate`), and at every tick (`predict`). Small
-products over rows belong in `prepare_row`, for all times of the plan at once: a row's bits then depend on its
-own request alone.
+(`prepare_row`), once a batch of rows (`collate`), and at every tick (`predict`).
+Small products over rows belong in `prepare_row`, for all times of the plan at once: a row's bits then depend
+on its own request alone.
 
 Shapes: T times of a plan, R rows, L text tokens, C channels, H x W latent pixels.
 """
@@ -101,7 +101,7 @@ class PackedNetwork(Protocol):
         ...
 
     def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
-        """R rows side by side, row r on latents of `shapes[r]` (H, W); equal shapes stand together."""
+        """R rows side by side, row r on latents of `shapes[r]` (H, W); equal shapes must be adjacent."""
         ...
 
     def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:

@@ -13,10 +13,18 @@ from safelight.models.networks.config import TIME_FREQUENCIES
 
 
 def sincos_positions(height: int, width: int, base_size: int, interpolation_scale: float, dim: int) -> Tensor:
-    """2-D sine-cosine positions (height * width, dim), float32.
+    """2-D sine-cosine positions; the first half of the channels encodes the column.
 
-    The first half of the channels encodes the column.
-    A grid whose size is not `base_size` is stretched over the same span (PixArt, arXiv:2310.00426).
+    Args:
+        height: rows of the grid, in patches.
+        width: columns of the grid, in patches.
+        base_size: patches on a side at the trained resolution. A grid of another size is stretched over the
+            same span (PixArt, arXiv:2310.00426).
+        interpolation_scale: what the positions are divided by.
+        dim: channels.
+
+    Returns:
+        Positions (height * width, dim), float32, row by row.
     """
     rows = torch.arange(height, dtype=torch.float32) / (height / base_size) / interpolation_scale
     columns = torch.arange(width, dtype=torch.float32) / (width / base_size) / interpolation_scale
@@ -33,8 +41,8 @@ def _sincos(positions: Tensor, dim: int) -> Tensor:
 def time_frequencies(timesteps: Tensor, freq_shift: int = 0) -> Tensor:
     """Sinusoidal features (B, 256), cosines first, of `timesteps` (B,) in 0..1000 (fractions allowed).
 
-    Frequencies fall from 1 to 1 / 10000: the last one is 1 / 10000 if `freq_shift` is 1, the one after it if
-    0.
+    Frequencies fall from 1 towards 1 / 10000. With `freq_shift` 1 the last one is 1 / 10000; with 0 that
+    would be the one after the last.
     """
     half = TIME_FREQUENCIES // 2
     omega = torch.exp(

@@ -1,12 +1,13 @@
 """The MMDiT of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206).
 
-Image and text tokens are two streams with weights of their own that meet in one attention. The text tokens
-change from block to block, so only two things can be computed once a request: the text's projection
-(`text_tokens`) and the modulations by its pooled vector at every time of its plan (`modulations`). There is
-no text mask: these networks were trained to attend to padding too. The state dict is that of diffusers'
-`SD3Transformer2DModel`.
+Image and text tokens are two streams with weights of their own that meet in one attention.
+The text tokens change from block to block, so only two things can be computed once a request: the text's
+projection (`text_tokens`) and the modulations by its pooled vector at every time of its plan (`modulations`).
+There is no text mask: these networks were trained to attend to padding too.
+The state dict is that of diffusers' `SD3Transformer2DModel`.
 
-Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A.
+Shapes: B rows, C channels, H x W latent pixels, N image tokens, L text tokens, D width, A heads, K = D / A,
+T times of a plan, M modulation channels of all blocks.
 """
 
 from collections.abc import Sequence
@@ -138,7 +139,7 @@ class JointAttention(SelfAttention):
 
 
 class AdaLN(nn.Module):
-    """Conditioning (B, D) to `parts` modulations a channel: shift, scale and gate of each branch in turn."""
+    """Conditioning (B, D) to `parts` modulations (B, D): shift, scale and gate of each branch in turn."""
 
     def __init__(self, width: int, parts: int):
         super().__init__()
@@ -146,7 +147,7 @@ class AdaLN(nn.Module):
         self.linear = nn.Linear(width, parts * width)
 
     def split(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        """The output (B, parts D) of `linear` in its parts (B, 1, D)."""
+        """Split the output of `linear`, (B, parts D), into its parts, (B, 1, D) each."""
         return modulation[:, None].chunk(self.parts, dim=2)
 
 
@@ -180,9 +181,17 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, attention: Attention
     ) -> tuple[Tensor, Tensor]:
-        """Tokens x (B, N, D) and text (B, L, D) after this block; the last one returns the text unchanged.
+        """Run the block; the last one returns the text unchanged.
 
-        `modulation` and `text_modulation` are the outputs of `norm1.linear` and `norm1_context.linear`.
+        Args:
+            x: image tokens (B, N, D).
+            text: text tokens (B, L, D).
+            modulation: the output of `norm1.linear` (B, 6 D), or (B, 9 D) in a dual block.
+            text_modulation: the output of `norm1_context.linear` (B, 6 D), or (B, 2 D) in the last block.
+            attention: the back end.
+
+        Returns:
+            Image tokens (B, N, D) and text tokens (B, L, D).
         """
         shift, scale, gate, *after = self.norm1.split(modulation)
         text_shift, text_scale, *text_after = self.norm1_context.split(text_modulation)
@@ -267,8 +276,8 @@ class MMDiT(nn.Module):
     def forward(self, x: Tensor, modulations: Tensor, text: Tensor) -> Tensor:
         """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W).
 
-        Row b has modulations and a text of its own. Raises `ValueError` if H or W is not whole patches or is
-        larger than the position table.
+        `modulations` (B, M) and `text` (B, L, D) are those of each row.
+        Raises `ValueError` if H or W is not whole patches or is larger than the position table.
         """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x)

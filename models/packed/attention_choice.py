@@ -31,9 +31,9 @@ def select_attention(
 def _select_on_cpu(dtype: torch.dtype, heads: int) -> tuple[PackedAttention, str]:
     """Select by dtype and number of threads.
 
-    A batched product gives each thread whole (row, head) matrices. A single row with fewer heads than threads
-    would have its matrices split between threads, and its bits would differ from those it has in a larger
-    batch.
+    A batched product gives each thread whole (row, head) matrices.
+    A single row with fewer heads than threads would have its matrices split between threads, and its bits
+    would differ from those that it has in a larger batch.
     """
     threads = torch.get_num_threads()
     if dtype != torch.bfloat16:

@@ -1,8 +1,8 @@
 """Matrix products that give a token the same bits in every batch, on any CPU.
 
-A library picks the order of a sum by the shape of the product, from tables of its own for each CPU: with few
-tokens or long sums it may split a sum between threads. So products of all lengths are tried here before one
-is served, and only lengths whose bits agree are used.
+A library picks the order of a sum by the shape of the product, from its own tables for each CPU: with few
+tokens or long sums it may split a sum between threads.
+So products of all lengths are tried before one is used, and only lengths whose bits agree are served.
 
 Shapes: T tokens, D_in and D_out channels.
 """

@@ -1,11 +1,11 @@
 """The PixArt family's transformer as the engine runs it: rows of any size and text length in one evaluation.
 
-The weights are those of `safelight.models.networks.dit`, the plain version. Here one product gives queries,
-keys and values, one product over a text gives the keys and values of all blocks, and the tokens of all rows
-form one matrix.
+The weights are those of `safelight.models.networks.dit`, the plain version.
+Here one product gives queries, keys and values, one product over a text gives the keys and values of all
+blocks, and the tokens of all rows form one matrix.
 
-Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text tokens of all rows, D width, A
-heads, K = D / A, B blocks.
+Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text tokens of all rows, D width,
+A heads, K = D / A, B blocks.
 """
 
 from collections.abc import Sequence

@@ -34,9 +34,9 @@ class QuantizationUnavailable(ValueError):
 class Int8Kernels:
     """The steps around the products, compiled for any number of tokens."""
 
-    quantize: Callable[[Tensor], tuple[Tensor, Tensor]]
-    restore: Callable[..., Tensor]
-    activate: Callable[..., tuple[Tensor, Tensor]]
+    quantize: Callable[[Tensor], tuple[Tensor, Tensor]]  # to integers and each token's largest magnitude
+    restore: Callable[..., Tensor]  # sums to outputs
+    activate: Callable[..., tuple[Tensor, Tensor]]  # sums, through a GELU, to the next layer's integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,7 @@ def _kernels(is_unsigned: bool, dtype: torch.dtype) -> Int8Kernels:
         return integers, largest
 
     def dequantize(sums: Tensor, largest: Tensor, surplus: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        """Turn `QuantizedWeight.sums` into the layer's output (T, D_out), float32."""
         return (sums - surplus).float() * largest * scale + bias
 
     def restore(*sums: Tensor) -> Tensor:

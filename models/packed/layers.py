@@ -31,8 +31,8 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def unpatchify_groups(x: Tensor, latents: Sequence[Tensor], patch: int) -> list[Tensor]:
     """Split the tokens of all rows (T, p p C) into predictions, one tensor for each shape of latents.
 
-    `latents` holds (rows, any, H, W) for each shape in turn; the result holds (rows, C, H, W) in the same
-    order.
+    `latents` holds (rows, any, H, W) for each shape in turn.
+    The result holds (rows, C, H, W) in the same order.
     """
     lengths = [len(group) * (group.shape[2] // patch) * (group.shape[3] // patch) for group in latents]
     return [

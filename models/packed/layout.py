@@ -80,8 +80,8 @@ class Layout:
 def common_runs(layouts: Sequence[Layout]) -> list[tuple[RowRun, ...]]:
     """Split the rows into runs whose lengths are equal in every layout.
 
-    All layouts have the same number of rows. Returns one tuple for each run, with its `RowRun` in each
-    layout.
+    All layouts have the same number of rows.
+    Returns one tuple for each run, with its `RowRun` in each layout.
     """
     runs: list[tuple[RowRun, ...]] = []
     row, starts = 0, [0] * len(layouts)

@@ -24,8 +24,8 @@ ProductFactory = Callable[[Tensor, Tensor, bool], LinearFunction]  # of weight, 
 
 logger = logging.getLogger(__name__)
 
-# oneDNN lays a weight out for an expected number of tokens. It is a constant, so that bits do not depend on
-# the batch.
+# oneDNN lays a weight out for an expected number of tokens.
+# It is a constant, so that bits do not depend on the batch.
 TYPICAL_TOKENS = 1024
 
 
@@ -75,9 +75,19 @@ def _select_product(
 ) -> tuple[ProductFactory, LengthRange | None]:
     """Find the first implementation that is batch-invariant at some length, and its lengths.
 
-    Tried once for each shape, dtype and number of threads; `num_threads` is part of the cache's key only: the
-    library reads torch's setting. Some libraries have kernels for narrow products in which a token's bits
-    depend on its position, at any length.
+    This runs once for each shape, dtype and number of threads.
+    Some libraries have kernels for narrow products in which a token's bits depend on its position, at any
+    length.
+
+    Args:
+        d_out: channels of an output token.
+        d_in: channels of an input token.
+        dtype: of the weight.
+        has_gelu: whether a GELU follows.
+        num_threads: part of the cache's key only; the library reads torch's setting.
+
+    Returns:
+        The implementation and its lengths; `_product_by_token` and None if there is none.
     """
     weight, bias = cancelling_weight(d_out, d_in, dtype), torch.zeros(d_out, dtype=dtype)
     with torch.inference_mode():
@@ -115,8 +125,8 @@ def _product_by_token(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFun
 def _onednn_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     """Multiply through oneDNN: the weight is laid out once, and the GELU is applied in registers.
 
-    These are the operators that torch's compiler calls. They are no public interface, so `_has_onednn` tries
-    them first.
+    These are the operators that torch's compiler calls.
+    They are not a public interface, so `_has_onednn` tries them first.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_TOKENS)
     activation, algorithm = ("gelu", "tanh") if has_gelu else ("none", "")

@@ -1,11 +1,11 @@
 """The MMDiT of Stable Diffusion 3 and 3.5 as the engine runs it: rows of any size in one evaluation.
 
-The weights are those of `safelight.models.networks.mmdit`, the plain version. Here one product gives a
-stream's queries, keys and values, the tokens of all rows form one matrix, and one attention covers each row's
-image and text tokens.
+The weights are those of `safelight.models.networks.mmdit`, the plain version.
+Here one product gives a stream's queries, keys and values, the tokens of all rows form one matrix, and one
+attention covers each row's image and text tokens.
 
-Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text tokens of all rows, J = T + S, D
-width, A heads, K = D / A, M modulation channels of all blocks, P channels of the pooled text.
+Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text tokens of all rows, J = T + S,
+D width, A heads, K = D / A, M modulation channels of all blocks, P channels of the pooled text.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class PerShapeNetwork:
     def predict(
         self, latents: Sequence[Tensor], rows: tuple[Rows, ...], steps: Sequence[int]
     ) -> list[Tensor]:
-        """Map latents, (rows, C, H, W) for each shape in turn, to raw predictions in the same layout.
+        """Map latents, (rows, C, H, W) for each shape in turn, to raw predictions in the same order.
 
         Row r uses the time `steps[r]` of its plan.
         """

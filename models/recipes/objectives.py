@@ -12,8 +12,9 @@ from safelight.pipeline.diffusion.schedules import Schedule
 def logit_normal_times(num: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
     """Draw times (num,) in (0, 1) whose logit is normal with unit variance (SD3, arXiv:2403.03206).
 
-    Most times fall at middle noise levels, where the network has most to learn. They are stratified, one in
-    each of `num` equally likely intervals, so that a small batch covers all of them, and shuffled.
+    With mean 0 most times fall at middle noise levels, where the network has most to learn.
+    They are stratified, one in each of `num` equally likely intervals, so that a small batch covers all of
+    them, and shuffled.
     """
     quantiles = (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
     return torch.sigmoid(mean + torch.special.ndtri(quantiles.clamp(1e-6, 1 - 1e-6)))
@@ -42,7 +43,15 @@ def x0_loss(out: Tensor, x0: Tensor) -> Tensor:
 
 
 def v_loss(out: Tensor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Mean squared error to v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+    """Mean squared error to v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv:2202.00512, section 4).
+
+    Args:
+        out: the network's output (B, C, H, W).
+        x0: clean samples (B, C, H, W).
+        eps: the noise in them (B, C, H, W).
+        t: times (B,).
+        schedule: gives alpha and sigma at a time.
+    """
     alpha, sigma = _alpha_sigma(t, schedule)
     return (out.float() - (alpha * eps - sigma * x0)).square().mean()
 

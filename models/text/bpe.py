@@ -1,7 +1,7 @@
 """CLIP's byte-pair tokenizer as open_clip ships it, and a check that a folder's tokenizer is the same.
 
-A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, spaces are single, letters
-lower case.
+A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, runs of spaces become one, and
+letters become lower case.
 """
 
 from collections.abc import Iterable
@@ -17,20 +17,23 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text
 MAX_CACHED_WORDS = 10_000
-# Start and end of a text: open_clip's spelling to that of all others.
+# The marks for start and end of a text, from open_clip's spelling to the usual one.
 MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
 
 @dataclass(frozen=True, slots=True)
 class FolderTokenizer:
-    """The options of a tokenizer's folder whose vocabulary is CLIP's."""
+    """The options in the folder of a tokenizer with CLIP's vocabulary."""
 
     pad_id: int  # token that fills up a short text
     context_length: int | None  # tokens of the longest text, if the folder says so
 
 
 class BytePairs:
-    """Words to CLIP's tokens. Time grows faster than the length of a word, so callers must bound it."""
+    """Encodes words as CLIP's tokens.
+
+    The time for a word grows faster than its length, so callers must bound the length.
+    """
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer()
@@ -67,11 +70,12 @@ class BytePairs:
         """
         vocabulary, merges = _vocabulary_and_merges(folder)
         if vocabulary != self._ids:
-            odd = next(
+            different = next(
                 token for token in self._ids | vocabulary if self._ids.get(token) != vocabulary.get(token)
             )
             raise CheckpointError(
-                f"{folder} is not CLIP's tokenizer: token {odd!r} is missing, too much or has another number"
+                f"{folder} is not CLIP's tokenizer: "
+                f"token {different!r} is missing, too much or has another number"
             )
         if merges != list(self._tokenizer.bpe_ranks):
             raise CheckpointError(f"{folder} is not CLIP's tokenizer: its merges are not CLIP's")

@@ -26,8 +26,9 @@ class ClipTextTower(nn.Module):
     """The text half of an open_clip CLIP.
 
     `folder` holds `open_clip_config.json` and `open_clip_model.safetensors`.
-    Embedding rows of tokens that training never met are zero. A word with such a token is dropped before the
-    tower and reported, because it would tell the model nothing and shift the positions of the other words.
+    Embedding rows of tokens that do not occur in the training captions are zero. A word with such a token is
+    dropped before the tower and reported: it would carry no information and shift the positions of the other
+    words.
     Raises `CheckpointError` for anything but exactly the tensors that the config asks for.
     """
 

@@ -10,10 +10,10 @@ from safelight.models.checkpoints.options import Depth, Options, Positive, check
 
 T5_ACTIVATIONS = ("relu", "gated-gelu")  # of the MLP: T5 1.0, and 1.1 as PixArt and Stable Diffusion 3 use it
 CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
-# What the configs of older CLIPs say whatever the vocabulary. transformers then pools at the largest id,
-# as open_clip always does.
+# The configs of older CLIPs hold this value, whatever the vocabulary. transformers then pools at the largest
+# id, as open_clip always does.
 LEGACY_EOS_TOKEN_ID = 2
-SD3_T5_TOKENS = 256  # that the T5 of Stable Diffusion 3 reads
+SD3_T5_TOKENS = 256  # context length of the T5 in Stable Diffusion 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Floating-point operations of text encoders on one text, by closed formulas.
 
-One multiply-add is two operations; elementwise work is not counted. The formulas take configurations alone,
-without torch.
+One multiply-add is two operations; elementwise work is not counted.
+The formulas need only configurations. No torch is imported here.
 
 Shapes: L text tokens, D width, I inner width of attention, F width of the MLP.
 """

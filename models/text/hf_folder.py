@@ -36,6 +36,6 @@ def load_exactly(
         CheckpointError: before a weight is read, if the tensors are not exactly those `expected`.
     """
     stored = canonical_names(list_tensors(folder, HF_WEIGHTS))
-    if wrong := differences(expected, shapes_of(stored)):
-        raise CheckpointError(f"{folder}: {wrong[0]}")
+    if faults := differences(expected, shapes_of(stored)):
+        raise CheckpointError(f"{folder}: {faults[0]}")
     return read_stored(stored, str(device), dtype)

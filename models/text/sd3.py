@@ -1,12 +1,14 @@
 """The text encoders of Stable Diffusion 3 and 3.5: two CLIPs and a T5.
 
-The states of both CLIPs stand side by side on channels, those of T5 after them on tokens; the pooled text is
-that of both CLIPs. The states equal those of diffusers' `StableDiffusion3Pipeline` wherever both split a text
-into the same tokens. They differ where open_clip follows CLIP's training: curly quotes and HTML entities are
-undone, and an exclamation mark is a word for bigG too, although its folder pads with one (transformers then
-reads each as padding).
+The states of the two CLIPs are concatenated on channels, and the states of T5 are appended as further tokens.
+The pooled text is the pooled vectors of both CLIPs, concatenated.
 
-Shapes: L text tokens of a CLIP, C channels of both CLIPs together, D of a state as the transformer takes it.
+The states equal those of diffusers' `StableDiffusion3Pipeline` wherever both split a text into the same
+tokens. They differ where open_clip follows CLIP's training: curly quotes and HTML entities are undone, and
+"!" is a word for bigG too. The tokenizer of bigG pads with "!", so transformers reads each one as padding.
+
+Shapes: L text tokens of a CLIP, D channels of a state as the transformer takes it, P channels of the pooled
+text.
 """
 
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ class Sd3Towers:
         self.flops_per_text = sum(encoder.flops_per_text for encoder in encoders)
 
     def read(self, text: str) -> Reading:
-        """States (L + 256, D), all of which are attended to, and the pooled text (P,) of L, then bigG.
+        """States (L + 256, D), all of which are attended to, and the pooled text (P,): CLIP-L, then bigG.
 
         Tokens are counted as CLIP counts them; a text is truncated if any encoder had to cut it.
         """

@@ -2,8 +2,7 @@
 
 transformers is imported only when an encoder is built: models without a T5 do not need it.
 
-Shapes: B texts, L text tokens, D width, I inner width of attention (heads x channels a head), F width of the
-MLP.
+Shapes: B texts, L text tokens, D width.
 """
 
 from __future__ import annotations
@@ -61,10 +60,18 @@ def canonical_names(tensors: dict[str, T]) -> dict[str, T]:
 
 
 class T5Encoder:
-    """A T5 encoder and its tokenizer for `context` tokens, on a device, in float32 or bfloat16.
+    """A T5 encoder and its tokenizer.
 
-    Raises `CheckpointError` for anything but exactly the tensors that the config asks for, for another
-    model's tokenizer, and if transformers is not installed.
+    Args:
+        folder: the encoder.
+        tokenizer: the folder of its tokenizer.
+        context: the length of every text, in tokens.
+        device: where the encoder runs.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        CheckpointError: for anything but exactly the tensors that the config asks for, for another model's
+            tokenizer, and if transformers is not installed.
     """
 
     def __init__(
@@ -108,6 +115,8 @@ class T5Encoder:
 
 class T5Tower:
     """PixArt's text encoding: lower case, no outer spaces, and a mask that ends with the text.
+
+    The arguments are those of `T5Encoder`.
 
     diffusers' pipelines do the same by default, unless BeautifulSoup is installed: then they clean the text
     first (`clean_caption`). The cleaning was written for captions from the web and silently removes brackets,
@@ -174,7 +183,7 @@ def check_tokenizer(folder: Path, tokenizer: Path) -> None:
 
 
 def _checked_shapes(folder: Path) -> Shapes:
-    """`expected_shapes`, and transformers' own check of the options that it alone reads."""
+    """`expected_shapes`, after transformers has checked the options that only it reads."""
     shapes = expected_shapes(folder)
     build_empty(folder)
     return shapes

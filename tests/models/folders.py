@@ -1,7 +1,7 @@
 """Small checkpoint folders of every public family, with random weights from a fixed seed.
 
-Images are 64 x 64. Each function writes a folder and returns diffusers' pipeline, the oracle; nothing is
-fetched.
+Images are 64 x 64. Each function writes a folder and returns diffusers' pipeline, the oracle.
+Nothing is downloaded.
 """
 
 from collections.abc import Iterator
@@ -52,8 +52,7 @@ def write_pixart(folder: Path, kind: str = "sigma", seed: int = 0) -> DiffusionP
     with _seeded(seed):
         transformer = PixArtTransformer2DModel(
             num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=8, num_layers=2,
-            cross_attention_dim=48,
-            sample_size=SAMPLE_SIZE, caption_channels=32, interpolation_scale=1,
+            cross_attention_dim=48, sample_size=SAMPLE_SIZE, caption_channels=32, interpolation_scale=1,
             use_additional_conditions=kind == "alpha",
         )  # fmt: skip
         parts = {"text_encoder": _t5(32), "transformer": transformer, "vae": _vae(4, scaling_factor=0.13025)}
@@ -73,9 +72,8 @@ def write_sd3(folder: Path, kind: str = "sd3", *, with_t5: bool = True, seed: in
     with _seeded(seed):
         transformer = SD3Transformer2DModel(
             sample_size=SAMPLE_SIZE, patch_size=2, in_channels=16, num_layers=3, attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=40, out_channels=16,
-            pos_embed_max_size=12,
+            num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=32,
+            pooled_projection_dim=40, out_channels=16, pos_embed_max_size=12,
             dual_attention_layers=(0,) if kind == "sd3.5-medium" else (),
             qk_norm=None if kind == "sd3" else "rms_norm",
         )  # fmt: skip
@@ -107,8 +105,7 @@ def write_dit(folder: Path, seed: int = 0) -> DiffusionPipeline:
     with _seeded(seed):
         transformer = DiTTransformer2DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2,
-            sample_size=SAMPLE_SIZE,
-            num_embeds_ada_norm=NUM_CLASSES,
+            sample_size=SAMPLE_SIZE, num_embeds_ada_norm=NUM_CLASSES,
         )  # fmt: skip
         parts = {"transformer": transformer, "vae": _vae(4, scaling_factor=0.18215)}
     pipeline = _save(
@@ -143,17 +140,15 @@ def _seeded(seed: int) -> Iterator[None]:
 def _vae(latent_channels: int, **options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1, norm_num_groups=4, latent_channels=latent_channels, sample_size=8 * SAMPLE_SIZE,
-        **options,
+        block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4,
+        latent_channels=latent_channels, sample_size=8 * SAMPLE_SIZE, **options,
     )  # fmt: skip
 
 
 def _t5(width: int) -> T5EncoderModel:
     config = T5Config(
         vocab_size=VOCABULARY, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu",
-        relative_attention_num_buckets=8,
+        feed_forward_proj="gated-gelu", relative_attention_num_buckets=8,
     )  # fmt: skip
     return T5EncoderModel(config)
 
@@ -161,7 +156,6 @@ def _t5(width: int) -> T5EncoderModel:
 def _clip(width: int, hidden_act: str) -> CLIPTextModelWithProjection:
     config = CLIPTextConfig(
         hidden_size=width, intermediate_size=2 * width, projection_dim=width, num_hidden_layers=3,
-        num_attention_heads=2,
-        hidden_act=hidden_act, bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
+        num_attention_heads=2, hidden_act=hidden_act, bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
     )  # fmt: skip
     return CLIPTextModelWithProjection(config)

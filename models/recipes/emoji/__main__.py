@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# in the order in which they are run
+# In the order in which they are run.
 STAGES = (
     "data",
     "text",

@@ -28,9 +28,10 @@ COLOURS = {
     "black": (20, 20, 24),
 }
 BACKGROUND_PHRASES = ("{} on a {} background", "{} on {}", "{}, {} background")
-WHITE_NAMED_SHARE = 0.1  # of the captions of images on white; any other background is always named
+# The share of captions of images on white that name the background; any other background is always named.
+WHITE_NAMED_SHARE = 0.1
 
-STYLED_SHARE = 0.6  # of the captions name the style
+STYLED_SHARE = 0.6  # the share of captions that name the style
 MAX_KEYWORDS = 4
 
 

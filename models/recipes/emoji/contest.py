@@ -34,21 +34,22 @@ from safelight.pipeline.evaluation.nearest_image import Rate, rate_images
 from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
-SMALL = replace(dit.CONFIG, num_attention_heads=2, num_layers=4)  # an eighth of the full model's compute
+# The network of every objective, with an eighth of the full model's compute.
+SMALL = replace(dit.CONFIG, num_attention_heads=2, num_layers=4)
 SET = "names"
 COSINE, LINEAR, STRAIGHT = VariancePreserving("cosine"), VariancePreserving("linear"), Flow()
 
-Times = Callable[[int, torch.Generator], Tensor]
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Schedule], Tensor]  # out, x0, eps, t, schedule
+Times = Callable[[int, torch.Generator], Tensor]  # of the number of samples and the generator
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Schedule], Tensor]  # of out, x0, eps, t, schedule
 
 
 def uniform_times(num: int, generator: torch.Generator) -> Tensor:
-    """Stratified uniform times (num,) in (0, 1), as discrete diffusions draw their steps."""
+    """Draw stratified uniform times (num,) in (0, 1), as discrete diffusion models draw their steps."""
     return (torch.randperm(num, generator=generator) + torch.rand(num, generator=generator)) / num
 
 
 def noisy_times(num: int, generator: torch.Generator) -> Tensor:
-    """Times (num,) as stage `dit` draws them."""
+    """Draw times (num,) as stage `dit` does: more of them near the noise."""
     return objectives.logit_normal_times(num, generator, dit.MEAN_LOGIT_TIME)
 
 
@@ -93,7 +94,15 @@ OBJECTIVES = {
 
 
 def run(work: Path, weights: Path, num_steps: int, limit: int, seed: int = 0) -> None:
-    """Train and rate a small network under every objective; write `weights/objectives.json`."""
+    """Train and rate a small network under every objective; write `weights/objectives.json`.
+
+    Args:
+        work: the recipe's folder.
+        weights: the folder of the exported model, with its gallery and prompts.
+        num_steps: training steps for each objective.
+        limit: the largest number of prompts to rate.
+        seed: of weights and batches.
+    """
     batches = dit.TrainingBatches(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
     rows = {}
     for name, objective in OBJECTIVES.items():
@@ -118,7 +127,15 @@ def run(work: Path, weights: Path, num_steps: int, limit: int, seed: int = 0) ->
 def _train(
     folder: Path, objective: TrainingObjective, batches: dit.TrainingBatches, num_steps: int, seed: int
 ) -> None:
-    """Train under an objective; write its checkpoint folder without the parts that all objectives share."""
+    """Train under an objective, and write its checkpoint without the parts that all objectives share.
+
+    Args:
+        folder: where to write.
+        objective: the objective.
+        batches: the training batches.
+        num_steps: the number of steps.
+        seed: of weights and batches.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = dit.ConditionedDiT(dit.build(SMALL))
@@ -141,14 +158,14 @@ def _train(
         WeightAverage(model, 0.9995),
         num_steps,
         folder / "state.ckpt",
-        100,
-        warmup_stable_decay,
+        warmup=100,
+        schedule=warmup_stable_decay,
     )
     run.train(loss_of_step, seed)
     write_part(
         folder / "transformer",
         SMALL.to_diffusers(),
-        {name: p.bfloat16() for name, p in model.dit.state_dict().items()},
+        {name: tensor.bfloat16() for name, tensor in model.dit.state_dict().items()},
     )
     write_index(folder, objective.scheduler)
 

@@ -26,8 +26,8 @@ PACKAGES = (
     "emojibase-data@17.0.0",  # MIT
     "emojilib@4.0.3",  # MIT
 )
-COMPONENTS, FLAGS = 2, 9  # emojibase groups that are left out
-HELD_OUT_MODULUS = 20
+COMPONENTS, FLAGS = 2, 9  # emojibase groups that are left out: their emoji show no thing of their own
+HELD_OUT_MODULUS = 20  # one in so many is held out
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Dataset:
 
 
 def composite(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Put straight-alpha images (..., 4) over `colour`: (..., 3) uint8."""
+    """Put straight-alpha images (..., 4) uint8 over `colour`: (..., 3) uint8."""
     alpha = rgba[..., 3:].astype(np.float32) / 255.0
     flat = rgba[..., :3].astype(np.float32) * alpha + np.asarray(colour, np.float32) * (1.0 - alpha)
     return (flat + 0.5).astype(np.uint8)
@@ -94,19 +94,19 @@ def run(work: Path) -> None:
     np.save(work / "pictures.npy", np.stack(pixels))
     records = [
         {
-            "hexcode": p.concept.hexcode,
-            "label": p.concept.label,
-            "keywords": p.concept.keywords,
-            "style": p.style,
+            "hexcode": image.concept.hexcode,
+            "label": image.concept.label,
+            "keywords": image.concept.keywords,
+            "style": image.style,
         }
-        for p in images
+        for image in images
     ]
     (work / "pictures.json").write_text(json.dumps(records))  # last: it marks the stage as finished
     print(f"data: {len(images)} images of {len(concepts)} concepts")
 
 
 def load(work: Path) -> Dataset:
-    """Load the data set that `run` wrote."""
+    """Load the data set that `run` wrote; the pixels are read from disk when they are used."""
     records = json.loads((work / "pictures.json").read_text())
     images = tuple(
         EmojiImage(Concept(r["hexcode"], r["label"], tuple(r["keywords"])), r["style"]) for r in records

@@ -1,9 +1,9 @@
 """Stages `dit` and `anneal`: train the diffusion transformer on frozen latents and a frozen text tower.
 
-The objective is flow matching. Stage `dit` trains at a constant learning rate for as long as it helps. Stage
-`anneal` takes a copy of its checkpoint and lowers the rate to zero, which brings out detail (Hägele et al.
-2024, arXiv:2405.18392); every second batch has another size than the native one. The text is dropped in a
-tenth of the samples, so that guidance has an unconditional prediction.
+The objective is flow matching. Stage `dit` trains at a constant learning rate for as long as it helps.
+Stage `anneal` takes a copy of its checkpoint and lowers the rate to zero, which brings out detail (Hägele et
+al. 2024, arXiv:2405.18392); about half of its batches have another size than the native one.
+The text is dropped in a tenth of the samples, so that guidance has an unconditional prediction.
 """
 
 import random
@@ -47,12 +47,12 @@ CONFIG = DiTConfig(
 )
 BATCH = 64  # a step of the optimiser costs as much as 20 samples, at any batch size
 DROPPED_TEXT_SHARE = 0.1
-ANNEALED = "annealed-"
-COLOURED_SHARE = 0.2  # of the samples have another background than white
-OTHER_SIZES_SHARE = 0.5  # of the batches while annealing
+ANNEALED = "annealed-"  # prefix of the checkpoints of stage `anneal`
+COLOURED_SHARE = 0.2  # the share of samples with another background than white
+OTHER_SIZES_SHARE = 0.5  # the share of batches while annealing
 # The concept of an image is decided while t > 0.7: a single prediction from a noised image shows its concept
-# in 97 % of cases at t = 0.6, and in 15 % at 0.9. The usual mean of 0 spends only a fifth of the samples
-# there.
+# in 97 % of cases at t = 0.6, and in 15 % at 0.9. With the usual mean of 0 only a fifth of the samples have
+# such times.
 MEAN_LOGIT_TIME = 1.5
 
 
@@ -71,7 +71,7 @@ def build(config: DiTConfig = CONFIG) -> DiT:
     """Build the untrained DiT, initialised as in PixArt: cross-attention and output start at zero."""
     # At 64 tokens the backward pass of plain attention takes two thirds of the fused one's time.
     dit = DiT(config, attention=BACKENDS["plain"])
-    dit.draw_tables()
+    dit.init_tables()
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -94,7 +94,10 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
 
 
 def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) -> None:
-    """Train a copy of `work/dit.ckpt` for `num_steps` at a falling rate, as `work/annealed-STEP.ckpt`."""
+    """Train a copy of `work/dit.ckpt` for `num_steps` at a falling rate, as `work/annealed-STEP.ckpt`.
+
+    STEP is the number of steps of `dit.ckpt`. Without `other_sizes` all batches have the native size.
+    """
     first = int(torch.load(work / "dit.ckpt", weights_only=True)["step"])
     checkpoint = work / f"{ANNEALED}{first:06d}.ckpt"
     if not checkpoint.exists():
@@ -116,7 +119,7 @@ def latest(work: Path) -> Path:
 
 
 def size_of_batch(generator: torch.Generator) -> tuple[int, int]:
-    """Draw the size of a batch: for `OTHER_SIZES_SHARE` of the batches not the native one."""
+    """Draw the size (width, height) of a batch: for `OTHER_SIZES_SHARE` of the batches not the native one."""
     if torch.rand((), generator=generator) >= OTHER_SIZES_SHARE:
         return views.NATIVE
     return views.OTHERS[int(torch.randint(len(views.OTHERS), (), generator=generator))]

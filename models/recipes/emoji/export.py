@@ -50,14 +50,14 @@ def make_gallery(work: Path, output: Path) -> Gallery:
     dataset = data.load(work)
     entries = tuple(
         GalleryEntry(
-            p.concept.hexcode,
-            p.concept.label,
-            p.concept.keywords,
-            p.style,
-            p.held_out_from_dit,
+            image.concept.hexcode,
+            image.concept.label,
+            image.concept.keywords,
+            image.style,
+            image.held_out_from_dit,
             restored=False,
         )
-        for p in dataset.images
+        for image in dataset.images
     )
     gallery = Gallery(entries, shrink_renders(dataset.rgba), COLOURS)
     vae = load_vae(output / "vae", "cpu", torch.float32)

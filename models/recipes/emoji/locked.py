@@ -1,9 +1,9 @@
 """Stage `locked`: train the text tower alone, against every image at once.
 
-This is locked-image tuning (arXiv:2111.07991). An in-batch contrastive loss separates a caption from 255
-others; the model must separate it from all. The image tower is frozen, so its features of every image on
-every background are computed once, and a step costs only the text tower. Each step contrasts all images on
-white and all images on one other background.
+This is locked-image tuning (arXiv:2111.07991).
+An in-batch contrastive loss compares a caption with 256 images; here it is compared with all of them.
+The image tower is frozen, so its features of every image on every background are computed once, and a step
+costs only the text tower. Each step contrasts all images on white and all images on one other background.
 """
 
 import random

@@ -34,18 +34,19 @@ def make_sets(images: Iterable[data.EmojiImage]) -> dict[str, list[Prompt]]:
     """Make `PER_SET` prompts of each kind.
 
     Returns:
-        `names`: concepts by their plain name.
-        `styled`: (concept, style) pairs that the DiT was trained on. `held-out`: pairs that it was not
-        trained on, repeated as needed, each time with other noise.
-        `backgrounds`: concepts on colours that it may have been trained on. `held-out-backgrounds`: concepts
-        on colours that it was not trained on.
-        `keywords`: two or three keywords of a concept without its name; any concept that has them all is
-            right.
+        The prompts by the name of their set:
+        - `names`: concepts by their plain name;
+        - `styled`: (concept, style) pairs that the DiT was trained on;
+        - `held-out`: pairs that it was not trained on, repeated as needed, each time with other noise;
+        - `backgrounds`: concepts on colours that it may have been trained on;
+        - `held-out-backgrounds`: concepts on colours that it was not trained on;
+        - `keywords`: two or three keywords of a concept without its name. Any concept with all of them is
+          right.
     """
     images = tuple(images)
     concepts = list(dict.fromkeys(image.concept for image in images))
-    trained = [p for p in images if not p.held_out_from_dit]
-    held_out = [p for p in images if p.held_out_from_dit]
+    trained = [image for image in images if not image.held_out_from_dit]
+    held_out = [image for image in images if image.held_out_from_dit]
     coloured = [  # concept, colour, whether it may have been trained
         (c, colour, data.EmojiImage(c, STYLES[0]).shown_on(colour))
         for c in concepts
@@ -54,8 +55,8 @@ def make_sets(images: Iterable[data.EmojiImage]) -> dict[str, list[Prompt]]:
     ]
     return {
         "names": [Prompt(c.label, (c.hexcode,)) for c in _some(concepts)],
-        "styled": [_styled(p) for p in _some(trained)],
-        "held-out": [_styled(p) for p in _repeated(held_out)],
+        "styled": [_styled(image) for image in _some(trained)],
+        "held-out": [_styled(image) for image in _repeated(held_out)],
         "backgrounds": [
             _on_background(c, colour) for c, colour, _ in _some([pair for pair in coloured if pair[2]])
         ],

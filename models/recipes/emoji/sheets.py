@@ -39,10 +39,10 @@ def default_request(prompt: str, seed: int, model: ModelInfo) -> GenerationParam
 
 
 def draw_contact_sheet(renderer: Renderer, model: ModelInfo, gallery: Gallery, path: Path) -> None:
-    """Render 48 prompts, each with a bar below.
+    """Render the images of `PROMPTS`, each with a bar below.
 
-    The bar is green if the nearest clean image has the prompt's concept, red if not, grey if the prompt names
-    no concept.
+    The bar is green if the nearest clean image has the prompt's concept, and red if not.
+    It is grey if the prompt names no concept.
     """
     groups = {
         entry.label: group for entry, group in zip(gallery.entries, gallery.concept_groups, strict=True)
@@ -70,7 +70,15 @@ def draw_common_things(renderer: Renderer, model: ModelInfo, path: Path) -> None
 def _write_page(
     images: Sequence[Image.Image], captions: Sequence[str], colours: Sequence[str], columns: int, path: Path
 ) -> None:
-    """Write images in a grid of `columns`, each with a bar of its colour and its caption below, to `path`."""
+    """Write a grid of images, each with a bar and a caption below.
+
+    Args:
+        images: what to show, in rows from left to right.
+        captions: one for each image.
+        colours: of the bars, one for each image.
+        columns: images in a row.
+        path: the file to write.
+    """
     page = Image.new("RGB", (columns * CELL_W, -(-len(images) // columns) * CELL_H), "white")
     pen = ImageDraw.Draw(page)
     for i, (image, caption, colour) in enumerate(zip(images, captions, colours, strict=True)):

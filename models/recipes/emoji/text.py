@@ -41,13 +41,16 @@ SCORER_VISION = {
 }
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 3, "layers": 3}
 BATCH = 256
-CHECK_IMAGES = 256
-COLOURED_SHARE = 0.25  # of the images have another background than white
+CHECK_IMAGES = 256  # in the batch of `retrieval`
+COLOURED_SHARE = 0.25  # the share of images with another background than white
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSpec:
-    """Where the two CLIPs differ; with `sees_all` images held out from the DiT are trained on as well."""
+    """What differs between the two CLIPs.
+
+    With `sees_all` it is also trained on the images that are held out from the DiT.
+    """
 
     stage: str
     folder: str
@@ -62,7 +65,7 @@ class ClipSpec:
     def training_images(self, dataset: data.Dataset) -> Tensor:
         """The indices of the images that it is trained on."""
         return torch.tensor(
-            [i for i, p in enumerate(dataset.images) if self.sees_all or not p.held_out_from_dit]
+            [i for i, image in enumerate(dataset.images) if self.sees_all or not image.held_out_from_dit]
         )
 
 
@@ -119,7 +122,9 @@ def retrieval(
     trained = spec.training_images(dataset)
     generator = torch.Generator().manual_seed(0)
     picks = trained[torch.randperm(len(trained), generator=generator)[:CHECK_IMAGES]]
-    captions = [f"{p.style} {p.concept.label}" for p in (dataset.images[i] for i in picks.tolist())]
+    captions = [
+        f"{image.style} {image.concept.label}" for image in (dataset.images[i] for i in picks.tolist())
+    ]
     small = small_images(dataset, spec.vision["image_size"])[picks]
     images = clip.encode_image(on_backgrounds(small, [WHITE] * len(picks)), normalize=True)
     texts = clip.encode_text(tokenizer(captions), normalize=True)
@@ -179,7 +184,7 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _zero_untrained_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> None:
-    texts = {word for p in dataset.images for word in (p.concept.label, *p.concept.keywords)}
+    texts = {word for image in dataset.images for word in (image.concept.label, *image.concept.keywords)}
     texts |= {phrase.format("") for phrases in STYLE_PHRASES.values() for phrase in phrases}
     texts |= {"a", "an", ","}
     texts |= {phrase.format("", colour) for phrase in BACKGROUND_PHRASES for colour in COLOURS}

@@ -25,10 +25,10 @@ from safelight.models.vae import AutoencoderTiny
 
 WIDTH, LATENT_CHANNELS = 48, 8
 CROP, BATCH = 64, 16
-LATENT_NOISE = 0.05
+LATENT_NOISE = 0.05  # standard deviation
 MSE_WEIGHT = 5.0  # makes the three terms about equal at 27 dB
 MOMENT_WEIGHT = 0.02
-WHITE_SHARE = 0.5  # of the crops; the others have a random plain background
+WHITE_SHARE = 0.5  # the share of crops on white; the others have a random plain background
 
 
 def build() -> AutoencoderTiny:
@@ -47,7 +47,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     """Train, then write `work/vae` (diffusers layout, float32, averaged weights, measured scaling factor)."""
     torch.manual_seed(seed)
     dataset = data.load(work)
-    trained = torch.tensor([i for i, p in enumerate(dataset.images) if not p.held_out_from_vae])
+    trained = torch.tensor([i for i, image in enumerate(dataset.images) if not image.held_out_from_vae])
     vae = build().to(memory_format=torch.channels_last)
     average = WeightAverage(vae, decay=0.998)
 
@@ -78,7 +78,7 @@ def optimisers(vae: AutoencoderTiny) -> list[torch.optim.Optimizer]:
 
 def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
     """Mean PSNR in dB of decode(encode(x)) over the held-out images on white."""
-    held_out = [i for i, p in enumerate(dataset.images) if p.held_out_from_vae]
+    held_out = [i for i, image in enumerate(dataset.images) if image.held_out_from_vae]
     values = []
     for index in held_out:
         x = torch.from_numpy(dataset.on_background(index)).permute(2, 0, 1)[None].float() / 127.5 - 1.0

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, load_tensors
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, read_stored
 from safelight.models.find_checkpoint import find_checkpoint
 from safelight.models.tiny import ensure_tiny
 from safelight.models.vae import load_vae
@@ -19,6 +19,7 @@ from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from tests.models.text.folders import edit_json
 
 
 @pytest.fixture
@@ -39,10 +40,6 @@ def edit(part: Path, change, weights: str = WEIGHTS) -> None:
     save_file(tensors, part / weights)
 
 
-def edit_json(file: Path, **changes: object) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 def shard(part: Path) -> Path:
     """Split the weights of `part` in two files, with an index."""
     tensors = load_file(part / WEIGHTS)
@@ -56,7 +53,7 @@ def shard(part: Path) -> Path:
     return part
 
 
-def test_a_good_folder_loads(folder: Path) -> None:
+def test_a_complete_folder_loads(folder: Path) -> None:
     load(folder)
 
 
@@ -205,7 +202,7 @@ def test_a_malformed_index_is_refused(tmp_path: Path, index: dict, match: str) -
 
 def test_a_single_variant_is_loaded_and_two_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2).half()}, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
-    assert torch.equal(load_tensors(tmp_path, "cpu", torch.float32)["a"], torch.ones(2))
+    assert torch.equal(read_stored(list_tensors(tmp_path), "cpu", torch.float32)["a"], torch.ones(2))
     save_file({"a": torch.zeros(2).half()}, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
     with pytest.raises(
         CheckpointError,
@@ -222,7 +219,8 @@ def test_the_shards_of_the_only_variant_are_loaded(tmp_path: Path) -> None:
         save_file({f"t{number}": torch.ones(2).half()}, tmp_path / file)
     index = {"weight_map": {f"t{number}": file for number, file in enumerate(files)}}
     (tmp_path / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
-    assert load_tensors(tmp_path, "cpu", torch.bfloat16, "model.safetensors").keys() == {"t0", "t1"}
+    stored = list_tensors(tmp_path, "model.safetensors")
+    assert read_stored(stored, "cpu", torch.bfloat16).keys() == {"t0", "t1"}
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
@@ -283,8 +281,7 @@ def test_a_wrong_file_is_named(folder: Path, file: str, content: str | None, mat
 
 
 def test_a_vae_of_another_class_is_named(folder: Path) -> None:
-    config = json.loads((folder / "vae" / "config.json").read_text())
-    (folder / "vae" / "config.json").write_text(json.dumps(config | {"_class_name": "VQModel"}))
+    edit_json(folder / "vae" / "config.json", _class_name="VQModel")
     with pytest.raises(CheckpointError, match="VQModel.*not supported.*AutoencoderTiny"):
         load(folder)
 

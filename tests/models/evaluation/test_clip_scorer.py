@@ -25,14 +25,14 @@ def clip() -> CustomTextCLIP:
 def test_a_score_is_the_cosine_of_image_and_text(clip: CustomTextCLIP, tmp_path: Path) -> None:
     write_clip(tmp_path / SCORER, 16, VISION, TEXT, clip.state_dict())
     scorer = Scorer.load(tmp_path)
-    drawn = np.random.default_rng(0).integers(0, 256, (130, 64, 64, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (130, 64, 64, 3), dtype=np.uint8)
     texts = [f"image {i}" for i in range(130)]
-    pooled = F.avg_pool2d(torch.from_numpy(drawn).permute(0, 3, 1, 2).float(), 2) / 127.5 - 1.0
+    pooled = F.avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2).float(), 2) / 127.5 - 1.0
     with torch.inference_mode():
         expected = 100.0 * F.cosine_similarity(
             clip.encode_image(pooled), clip.encode_text(scorer.tokenizer(texts))
         )
-    np.testing.assert_allclose(scorer.score(drawn, texts), expected.numpy(), atol=1e-3)
+    np.testing.assert_allclose(scorer.score(images, texts), expected.numpy(), atol=1e-3)
 
 
 def test_an_incomplete_scorer_is_refused(clip: CustomTextCLIP, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def write_json(file: Path, content: dict) -> None:
 
 
 def write_configs(folder: Path, family: str, **transformer: object) -> Path:
-    """The configurations of the published checkpoint of `family`, with `transformer`'s changes."""
+    """Write the configurations of the published checkpoint of `family`, with changes of the transformer's."""
     configs = published_configs(family)
     text = {} if family == "dit" else {"text_encoder": T5 if "pixart" in family else CLIP}
     write_json(folder / "model_index.json", {"_class_name": by_name(family).pipeline} | text)
@@ -71,9 +71,9 @@ def test_the_error_for_an_unknown_folder_lists_what_is_supported_in_one_line(
     tmp_path: Path, index: dict
 ) -> None:
     write_json(tmp_path / "model_index.json", index)
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as error:
         recognise(tmp_path)
-    [line] = str(refused.value).splitlines()
+    [line] = str(error.value).splitlines()
     assert repr(index.get("_class_name")) in line
     assert all(f"{family.pipeline} {family.variant}".strip() in line for family in FAMILIES)
 

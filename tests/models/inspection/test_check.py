@@ -82,19 +82,14 @@ def test_t5_may_be_left_out_but_not_broken(sd3: Path) -> None:
     assert faults_of(sd3) == []
 
 
-def test_nonsense_in_a_configuration_is_one_line_a_file(sigma: Path) -> None:
+def test_wrong_types_in_a_configuration_are_one_fault_a_file(sigma: Path) -> None:
     edit_json(sigma / "transformer" / "config.json", num_layers="many", interpolation_scale="x")
     edit_json(sigma / "vae" / "config.json", norm_num_groups="many")
     faults = faults_of(sigma)
-    assert len(faults) == 2
-    assert (
-        faults[0]
-        == f"{sigma}/transformer/config.json: num_layers is 'many', expected a whole number from 1 to 1000"
-    )
-    assert (
-        faults[1]
-        == f"{sigma}/vae/config.json: norm_num_groups is 'many', expected a whole number, at least 1"
-    )
+    assert faults == [
+        f"{sigma}/transformer/config.json: num_layers is 'many', expected a whole number from 1 to 1000",
+        f"{sigma}/vae/config.json: norm_num_groups is 'many', expected a whole number, at least 1",
+    ]
 
 
 def test_an_option_that_makes_diffusers_fail_is_one_line(sigma: Path) -> None:
@@ -153,12 +148,12 @@ def test_a_checkpoint_of_true_size_is_checked_without_reading_it(tmp_path: Path)
 
 
 def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A sparse safetensors file of float32 tensors of `shapes`."""
+    """Write a sparse safetensors file of float32 tensors of `shapes`."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 4 * torch.Size(shape).numel()
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    words = json.dumps(header).encode()
-    with file.open("wb") as opened:
-        opened.write(len(words).to_bytes(8, "little") + words)
-        opened.truncate(8 + len(words) + end)
+    encoded = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.truncate(8 + len(encoded) + end)

@@ -26,7 +26,7 @@ def test_parameters_are_as_published(name: str) -> None:
     assert size.num_parameters == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.01)
 
 
-def test_the_published_file_is_as_large_as_its_numbers_and_a_header() -> None:
+def test_the_published_file_has_the_size_of_its_numbers_and_a_header() -> None:
     size = part_size(NETWORK_FILES, list_published_parts()["PixArt-Sigma XL/2"].config)
     assert 0 < SIGMA_FILE_BYTES - 4 * size.num_stored < 100_000
 
@@ -52,8 +52,8 @@ def test_the_peak_counts_tensors_that_live_at_one_time() -> None:
 
     def compute() -> torch.Tensor:
         y = x + 1  # 4 kB
-        z = y.double()  # and 8
+        z = y.double()  # 8 kB more: the peak
         del y
-        return z[:500].neg()  # a view, then 4 beside the 8
+        return z[:500].neg()  # the view takes nothing, its negative 4 kB
 
     assert peak_bytes(compute) == 12_000

@@ -9,11 +9,12 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.tensors import fill, load_tensors
+from safelight.models.checkpoints.tensors import load_into, shapes_of
 from safelight.models.networks.attention import BACKENDS
 from safelight.models.networks.class_dit import ClassDiT, Row
 from safelight.models.networks.config import ClassDiTConfig
 from safelight.models.networks.layers import unpatchify
+from tests.models.closeness import assert_near
 
 NULL = 10
 TINY = ClassDiTConfig(
@@ -29,7 +30,7 @@ NO_STATES, NO_MASK = torch.empty(0, 0), torch.empty(0, dtype=torch.bool)
 Networks = tuple[ClassDiT, DiTTransformer2DModel]
 
 
-def draw(module: nn.Module, seed: int) -> None:
+def randomise(module: nn.Module, seed: int) -> None:
     """Fill every parameter from `seed`: gates are open and biases are not zero."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -41,7 +42,7 @@ def draw(module: nn.Module, seed: int) -> None:
 
 def pair(config: ClassDiTConfig) -> Networks:
     theirs = DiTTransformer2DModel.from_config(config.to_diffusers()).eval()
-    draw(theirs, seed=0)
+    randomise(theirs, seed=0)
     ours = ClassDiT(config).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours, theirs
@@ -69,7 +70,7 @@ def row(network: ClassDiT, timesteps: Tensor, class_index: Tensor | None) -> Row
 
 
 def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-    """diffusers arranges the patches of every image in a square; this puts them where they belong."""
+    """diffusers' result. It arranges the patches of every image in a square, which this undoes."""
     with torch.inference_mode():
         square = theirs(x, timestep=t, class_labels=classes, return_dict=False)[0]
     height, width, patch = *x.shape[-2:], theirs.config.patch_size
@@ -84,14 +85,9 @@ def forward_theirs(theirs: DiTTransformer2DModel, x: Tensor, t: Tensor, classes:
     return unpatchify(tokens, height, width, patch)
 
 
-def assert_near(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Assert that the tensors differ by at most `tolerance`, relative to the scale of the expected one."""
-    torch.testing.assert_close(got, expected, atol=tolerance * expected.std().item(), rtol=0)
-
-
-def assert_points_the_same_way(got: Tensor, expected: Tensor) -> None:
-    assert got.dtype == torch.bfloat16
-    assert (torch.cosine_similarity(got.float().flatten(1), expected.flatten(1)) >= 0.999).all()
+def assert_points_the_same_way(actual: Tensor, expected: Tensor) -> None:
+    assert actual.dtype == torch.bfloat16
+    assert (torch.cosine_similarity(actual.float().flatten(1), expected.flatten(1)) >= 0.999).all()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -112,7 +108,7 @@ def test_bfloat16_is_close_in_direction_to_diffusers_in_float32(size: tuple[int,
 
 
 def test_a_block_of_the_true_width_equals_diffusers_in_both_dtypes() -> None:
-    """Includes the embeddings before the block and the last norm."""
+    """The embeddings before the block and the last norm are included."""
     ours, theirs = pair(XL_BLOCK)
     x, t, classes = inputs((8, 8), classes=1000)
     expected = forward_theirs(theirs, x, t, classes)
@@ -123,7 +119,7 @@ def test_a_block_of_the_true_width_equals_diffusers_in_both_dtypes() -> None:
 def test_the_true_network_has_diffusers_tensors_and_the_papers_size() -> None:
     with torch.device("meta"):
         ours, theirs = ClassDiT(XL), DiTTransformer2DModel.from_config(XL.to_diffusers())
-    assert shapes(ours) == shapes(theirs)
+    assert shapes_of(ours.state_dict()) == shapes_of(theirs.state_dict())
     count = sum(parameter.numel() for parameter in ours.parameters())
     embedders = sum(parameter.numel() for parameter in ours.transformer_blocks[0].norm1.emb.parameters())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
@@ -131,16 +127,12 @@ def test_the_true_network_has_diffusers_tensors_and_the_papers_size() -> None:
     assert count - 27 * embedders == pytest.approx(675e6, rel=0.01)
 
 
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
 def test_a_folder_that_diffusers_wrote_is_loaded(networks: Networks, tmp_path: Path) -> None:
     ours, theirs = networks
     theirs.save_pretrained(tmp_path)
     with torch.device("meta"):
         empty = ClassDiT(TINY)
-    loaded = fill(empty, load_tensors(tmp_path, "cpu", torch.float32), tmp_path)
+    loaded = load_into(empty, tmp_path, "cpu", torch.float32)
     assert torch.equal(forward(loaded, *inputs((16, 16))), forward(ours, *inputs((16, 16))))
 
 
@@ -195,24 +187,21 @@ def test_omitted_options_have_diffusers_defaults() -> None:
 
 def test_extra_options_of_old_folders_are_accepted() -> None:
     """The options of `Transformer2DModel`, the class under which these networks were first saved."""
-    said = {
+    options = {
         "_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "attention_bias": True,
-        "attention_type": "default",
-        "cross_attention_dim": None, "double_self_attention": False, "num_vector_embeds": None,
-        "only_cross_attention": False,
-        "use_linear_projection": False, "dropout": 0.0, "norm_num_groups": 32, "caption_channels": None,
+        "attention_type": "default", "cross_attention_dim": None, "double_self_attention": False,
+        "num_vector_embeds": None, "only_cross_attention": False, "use_linear_projection": False,
+        "dropout": 0.0, "norm_num_groups": 32, "caption_channels": None,
     }  # fmt: skip
-    assert ClassDiTConfig.from_diffusers(XL.to_diffusers() | said) == XL
+    assert ClassDiTConfig.from_diffusers(XL.to_diffusers() | options) == XL
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("norm_type", "ada_norm_single"), ("activation_fn", "geglu"), ("norm_elementwise_affine", True),
-        ("attention_bias", False),
-        ("upcast_attention", True), ("attention_type", "gated"), ("num_embeds_ada_norm", None),
-        ("cross_attention_dim", 768),
-        ("quantization_config", {"bits": 4}),
+        ("attention_bias", False), ("upcast_attention", True), ("attention_type", "gated"),
+        ("num_embeds_ada_norm", None), ("cross_attention_dim", 768), ("quantization_config", {"bits": 4}),
     ],
 )  # fmt: skip
 def test_unsupported_configs_are_named(key: str, value: object) -> None:

@@ -13,8 +13,7 @@ from safelight.models.networks.dit import DiT, TextKeyValues
 
 CONFIG = DiTConfig(
     num_attention_heads=4, attention_head_dim=16, in_channels=4, out_channels=4, num_layers=3, sample_size=16,
-    patch_size=2,
-    caption_channels=24, interpolation_scale=1,
+    patch_size=2, caption_channels=24, interpolation_scale=1,
 )  # fmt: skip
 
 
@@ -75,10 +74,10 @@ def test_a_sized_network_equals_diffusers(size: tuple[int, int]) -> None:
             added_cond_kwargs=conditions,
             return_dict=False,
         )[0]
-        got = ours(x, ours.modulations(t, (height, width)), ours.text_key_values(states, mask))
+        actual = ours(x, ours.modulations(t, (height, width)), ours.text_key_values(states, mask))
         other = ours(x, ours.modulations(t, (width // 2, height)), ours.text_key_values(states, mask))
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-    assert not torch.allclose(got, other, atol=1e-4)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(actual, other, atol=1e-4)
     with pytest.raises(ValueError, match="size"):
         ours.modulations(t)
 

@@ -9,14 +9,16 @@ from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.tensors import shapes_of
 from safelight.models.networks.attention import BACKENDS
 from safelight.models.networks.config import MMDiTConfig
 from safelight.models.networks.mmdit import Block, MMDiT
+from tests.models.closeness import assert_near
 
 SD3 = MMDiTConfig(
     sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=4,
-    joint_attention_dim=24,
-    caption_projection_dim=64, pooled_projection_dim=20, out_channels=4, pos_embed_max_size=13,
+    joint_attention_dim=24, caption_projection_dim=64, pooled_projection_dim=20, out_channels=4,
+    pos_embed_max_size=13,
 )  # fmt: skip
 SD35_MEDIUM = replace(SD3, qk_norm="rms_norm", dual_attention_layers=(0, 1))
 SD35_LARGE = replace(SD3, qk_norm="rms_norm")
@@ -37,8 +39,8 @@ Networks = tuple[MMDiT, SD3Transformer2DModel]
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def draw(module: nn.Module, seed: int) -> None:
-    """Fill every parameter and buffer from `seed`: open gates, different norm weights, a table of its own."""
+def randomise(module: nn.Module, seed: int) -> None:
+    """Fill every parameter and buffer from `seed`: open gates, different norm weights, a random table."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -56,7 +58,7 @@ def networks(request: pytest.FixtureRequest) -> Networks:
 
 def pair(config: MMDiTConfig) -> Networks:
     theirs = SD3Transformer2DModel.from_config(config.to_diffusers()).eval()
-    draw(theirs, seed=0)
+    randomise(theirs, seed=0)
     ours = MMDiT(config).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours, theirs
@@ -88,11 +90,6 @@ def forward_theirs(
         )[0]
 
 
-def assert_near(got: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """Assert that the tensors differ by at most `tolerance`, relative to the scale of the expected one."""
-    torch.testing.assert_close(got, expected, atol=tolerance * expected.std().item(), rtol=0)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_equals_diffusers(networks: Networks, size: tuple[int, int]) -> None:
     ours, theirs = networks
@@ -106,17 +103,17 @@ def test_equals_diffusers(networks: Networks, size: tuple[int, int]) -> None:
 def test_bfloat16_is_close_in_direction_to_diffusers_in_float32(name: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(TINY[name])
     x, t, pooled, states = inputs(size)
-    got = forward(ours.bfloat16(), x.bfloat16(), t, pooled.bfloat16(), states.bfloat16())
-    assert got.dtype == torch.bfloat16
+    actual = forward(ours.bfloat16(), x.bfloat16(), t, pooled.bfloat16(), states.bfloat16())
+    assert actual.dtype == torch.bfloat16
     expected = forward_theirs(theirs, x, t, pooled, states)
-    assert (torch.cosine_similarity(got.float().flatten(1), expected.flatten(1)) >= 0.999).all()
+    assert (torch.cosine_similarity(actual.float().flatten(1), expected.flatten(1)) >= 0.999).all()
 
 
 @pytest.mark.parametrize(
     ("config", "is_dual"), [(TRUE_MEDIUM, True), (TRUE_LARGE, False)], ids=["sd3.5-medium", "sd3.5-large"]
 )
 def test_a_block_of_the_true_width_equals_diffusers(config: MMDiTConfig, is_dual: bool) -> None:
-    """Both streams of a block, on one copy of the weights."""
+    """Both streams of a block are compared. Both blocks share one copy of the weights."""
     with torch.device("meta"):
         theirs = JointTransformerBlock(
             config.width,
@@ -127,16 +124,17 @@ def test_a_block_of_the_true_width_equals_diffusers(config: MMDiTConfig, is_dual
         )
         ours = Block(config, is_last=False, is_dual=is_dual)
     theirs.to_empty(device="cpu")
-    draw(theirs, seed=0)
+    randomise(theirs, seed=0)
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     g = torch.Generator().manual_seed(1)
     x, text, embedding = (torch.randn(2, *shape, config.width, generator=g) for shape in ((24,), (9,), ()))
     with torch.inference_mode():
         expected_text, expected = theirs(x, text, embedding)
-        of_norms = [norm.linear(nn.functional.silu(embedding)) for norm in (ours.norm1, ours.norm1_context)]
-        got, got_text = ours(x, text, *of_norms, BACKENDS["sdpa"])
-    assert_near(got, expected)
-    assert_near(got_text, expected_text)
+        norms = (ours.norm1, ours.norm1_context)
+        modulations = [norm.linear(nn.functional.silu(embedding)) for norm in norms]
+        actual, actual_text = ours(x, text, *modulations, BACKENDS["sdpa"])
+    assert_near(actual, expected)
+    assert_near(actual_text, expected_text)
 
 
 @pytest.mark.parametrize(
@@ -147,14 +145,10 @@ def test_a_block_of_the_true_width_equals_diffusers(config: MMDiTConfig, is_dual
 def test_the_true_networks_have_diffusers_tensors(config: MMDiTConfig, billions: float) -> None:
     with torch.device("meta"):
         ours, theirs = MMDiT(config), SD3Transformer2DModel.from_config(config.to_diffusers())
-    assert shapes(ours) == shapes(theirs)
+    assert shapes_of(ours.state_dict()) == shapes_of(theirs.state_dict())
     count = sum(parameter.numel() for parameter in ours.parameters())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
     assert count == pytest.approx(billions * 1e9, rel=0.01)
-
-
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def test_the_initial_position_table_equals_diffusers(networks: Networks) -> None:

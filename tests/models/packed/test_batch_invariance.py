@@ -78,8 +78,8 @@ def test_a_position_dependent_product_has_no_invariant_length() -> None:
 
 
 @pytest.fixture
-def untried() -> Iterator[None]:
-    """No product has been tried yet, and none is remembered afterwards."""
+def empty_cache() -> Iterator[None]:
+    """An empty cache of products, before and after the test."""
     linear._select_product.cache_clear()
     yield
     linear._select_product.cache_clear()
@@ -89,7 +89,7 @@ def untried() -> Iterator[None]:
     "implementations", [(position_dependent, linear._onednn_product), (position_dependent,)]
 )
 def test_another_implementation_replaces_a_position_dependent_one(
-    monkeypatch, untried, caplog, implementations
+    monkeypatch, empty_cache, caplog, implementations
 ) -> None:
     monkeypatch.setattr(linear, "_implementations", lambda dtype: implementations)
     weight, bias = cancelling_weight(7, 33, torch.float32), torch.randn(7)
@@ -108,7 +108,7 @@ def test_linear_layers_are_batch_invariant_on_this_cpu(d_in: int, d_out: int, dt
     weight = cancelling_weight(d_out, d_in, dtype)
     bias = torch.zeros(d_out, dtype=dtype)
     layer = make_linear(weight, bias)
-    # sums with this weight cancel to their rounding errors, so another order of a sum shows
+    # Sums with this weight cancel to their rounding errors, so another order of a sum changes the bits.
     half = torch.randn(1500, d_in // 2, generator=generator)
     x = torch.cat([half, half, torch.zeros(1500, d_in % 2)], 1)[
         :, torch.randperm(d_in, generator=torch.Generator().manual_seed(2))

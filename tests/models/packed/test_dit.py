@@ -1,5 +1,7 @@
 """The packed transformer against the plain one, and its batch invariance, in mixed batches."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ BATCH_MATES = st.lists(
 def plain(dtype: torch.dtype = torch.float32) -> DiT:
     torch.manual_seed(0)
     dit = DiT(CONFIG)
-    dit.draw_tables()
+    dit.init_tables()
     return dit.to(dtype).eval().requires_grad_(False)
 
 
@@ -42,19 +44,20 @@ def packed(backend: str = "fused", dtype: torch.dtype = torch.float32) -> Packed
     return PackedDiT(plain(dtype), BACKENDS[backend])
 
 
+packed_once = cache(packed)  # for many examples of one test
+
+
 def text(
     seed: int, length: int, num_unmasked: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    states = torch.randn(length, CONFIG.caption_channels, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(length, CONFIG.caption_channels, generator=generator).to(dtype)
     return states, torch.arange(length) < num_unmasked
 
 
 def latents(seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(rows, CONFIG.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, CONFIG.in_channels, *shape, generator=generator).to(dtype)
 
 
 def row(network: PackedDiT, states: Tensor, mask: Tensor) -> Row:
@@ -93,7 +96,7 @@ def test_rows_of_many_shapes_and_texts_equal_the_plain_network(backend: str) -> 
 def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     backend: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
-    network = NETWORKS[backend, dtype]
+    network = packed_once(backend, dtype)
     shape = data.draw(st.sampled_from(SHAPES))
     tested, x = row(network, *text(9, 16, 5, dtype)), latents(7, 1, shape, dtype)
     [alone] = network.predict([x], network.collate([tested], [shape]), [4])
@@ -113,13 +116,6 @@ def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     shapes = [*other_shapes, *[shape] * len(group_rows)]
     together = network.predict(xs, network.collate(rows, shapes), steps)
     assert torch.equal(together[-1][len(before)], alone[0])
-
-
-NETWORKS = {
-    (name, dtype): packed(name, dtype)
-    for name in ("fused", "products")
-    for dtype in (torch.float32, torch.bfloat16)
-}
 
 
 def test_runs_are_adjacent_rows_of_equal_length() -> None:

@@ -1,4 +1,4 @@
-"""int8 layers against exact ones, alone and in batches, and networks of them. All are really compiled."""
+"""int8 layers and networks against exact ones, alone and in batches. The kernels are really compiled."""
 
 import pytest
 import torch
@@ -30,9 +30,8 @@ def relative_error(output: Tensor, expected: Tensor) -> float:
 
 
 def layer(width: int, out: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return random_tensor(out, width, seed=seed, dtype=dtype) / width**0.5, random_tensor(
-        out, seed=seed + 1, dtype=dtype
-    )
+    weight = random_tensor(out, width, seed=seed, dtype=dtype) / width**0.5
+    return weight, random_tensor(out, seed=seed + 1, dtype=dtype)
 
 
 @torch.inference_mode()

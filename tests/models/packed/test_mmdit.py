@@ -1,5 +1,7 @@
 """The packed MMDiT against the plain one, and its batch invariance, in mixes of sizes."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,6 +31,9 @@ def packed(config: MMDiTConfig, backend: str = "fused", dtype: torch.dtype = tor
     return PackedMMDiT(plain(config, dtype), BACKENDS[backend])
 
 
+packed_once = cache(packed)  # for many examples of one test
+
+
 def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Random states and pooled text."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,9 +44,8 @@ def text(config: MMDiTConfig, seed: int, dtype: torch.dtype = torch.float32) -> 
 def latents(
     config: MMDiTConfig, seed: int, rows: int, shape: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    return torch.randn(rows, config.in_channels, *shape, generator=torch.Generator().manual_seed(seed)).to(
-        dtype
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, config.in_channels, *shape, generator=generator).to(dtype)
 
 
 def row(network: PackedMMDiT, states: Tensor, pooled: Tensor) -> Row:
@@ -74,13 +78,6 @@ def test_rows_of_many_shapes_equal_the_plain_network(config: MMDiTConfig, backen
         assert float((output - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-NETWORKS = {
-    (name, dtype): packed(TINY["sd3.5-medium"], name, dtype)
-    for name in ("fused", "products")
-    for dtype in (torch.float32, torch.bfloat16)
-}
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", ["fused", "products"])
@@ -89,7 +86,7 @@ NETWORKS = {
 def test_the_bits_of_a_row_do_not_depend_on_its_batch_mates(
     backend: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:
-    network = NETWORKS[backend, dtype]
+    network = packed_once(TINY["sd3.5-medium"], backend, dtype)
     config = network.config
     tested, shape = row(network, *text(config, 9, dtype)), data.draw(st.sampled_from(SHAPES))
     x = latents(config, 7, 1, shape, dtype)

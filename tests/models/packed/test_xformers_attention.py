@@ -84,7 +84,7 @@ def test_torch_is_selected_with_the_reason_where_xformers_is_missing(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("call", "reason"),
     [
         (
             lambda q, k, v, attn_bias: torch.zeros_like(q),
@@ -98,9 +98,9 @@ def test_torch_is_selected_with_the_reason_where_xformers_is_missing(monkeypatch
     ids=["wrong", "failing"],
 )
 def test_a_failing_or_wrong_call_is_refused(
-    ops: Any, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
+    ops: Any, monkeypatch: pytest.MonkeyPatch, call: Any, reason: str
 ) -> None:
-    broken = SimpleNamespace(fmha=ops.fmha, memory_efficient_attention=answer)
+    broken = SimpleNamespace(fmha=ops.fmha, memory_efficient_attention=call)
     monkeypatch.setattr(xformers_attention, "import_ops", lambda: broken)
     with pytest.raises(XformersUnavailable) as raised:
         load_xformers(FAKE_CUDA, torch.float32, 2, 8)

@@ -149,7 +149,7 @@ IMAGES = tuple(
 def test_views_leave_out_held_out_images_and_colours() -> None:
     dataset = data.Dataset(IMAGES, np.zeros((len(IMAGES), 1, 1, 4), np.uint8))
     pairs = views._select_views(dataset, 3, seed=0)
-    assert {i for i, _ in pairs} == {i for i, p in enumerate(IMAGES) if not p.held_out_from_dit}
+    assert {i for i, _ in pairs} == {i for i, image in enumerate(IMAGES) if not image.held_out_from_dit}
     for index in {i for i, _ in pairs}:
         colours = [views.NAMES[c] for i, c in pairs if i == index]
         assert colours[0] == WHITE
@@ -187,16 +187,16 @@ def test_annealing_starts_at_the_full_rate_from_any_step() -> None:
 
 def test_prompt_sets_match_their_names() -> None:
     sets = prompts.make_sets(IMAGES)
-    held_out = {(p.concept.hexcode, p.style) for p in IMAGES if p.held_out_from_dit}
-    assert {(p.concepts[0], p.style) for p in sets["held-out"]} == held_out
-    assert not {(p.concepts[0], p.style) for p in sets["styled"]} & held_out
+    held_out = {(image.concept.hexcode, image.style) for image in IMAGES if image.held_out_from_dit}
+    assert {(prompt.concepts[0], prompt.style) for prompt in sets["held-out"]} == held_out
+    assert not {(prompt.concepts[0], prompt.style) for prompt in sets["styled"]} & held_out
     for prompt in sets["backgrounds"]:
         assert EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["held-out-backgrounds"]:
         assert not EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["keywords"]:
         assert len(prompt.concepts) == len(
-            {p.concept for p in IMAGES if all(k in prompt.text for k in p.concept.keywords)}
+            {image.concept for image in IMAGES if all(k in prompt.text for k in image.concept.keywords)}
         )
     assert prompts.make_sets(IMAGES) == sets
 

@@ -29,7 +29,7 @@ PIECES = [
 ]
 
 
-def draw(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Fill every weight from `seed`: states differ by text and by layer, and no norm is the identity."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():

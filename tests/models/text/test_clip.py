@@ -71,32 +71,31 @@ def test_words_with_untrained_tokens_are_dropped_and_reported(tmp_path: Path, to
     tensors["text.token_embedding.weight"][unknown] = 0.0
     (tmp_path / CLIP_CONFIG).write_text((source / CLIP_CONFIG).read_text())
     save_file(tensors, tmp_path / CLIP_WEIGHTS)
-    forgetful = ClipTextTower(tmp_path)
-    with_unknown, without = forgetful.tokenise("a red zebra apple zebra"), forgetful.tokenise("a red apple")
+    smaller = ClipTextTower(tmp_path)
+    with_unknown, without = smaller.tokenise("a red zebra apple zebra"), smaller.tokenise("a red apple")
     assert with_unknown.unknown_words == ("zebra",)
     assert torch.equal(with_unknown.ids, without.ids)
     # an unknown punctuation mark is dropped alone
     tensors["text.token_embedding.weight"][tower.tokenise("?").ids[1]] = 0.0
     save_file(tensors, tmp_path / CLIP_WEIGHTS)
-    asking = ClipTextTower(tmp_path).tokenise("a red apple?")
-    assert asking.unknown_words == ()
-    assert torch.equal(asking.ids, without.ids)
+    question = ClipTextTower(tmp_path).tokenise("a red apple?")
+    assert question.unknown_words == ()
+    assert torch.equal(question.ids, without.ids)
 
 
 def test_a_prompt_cannot_contain_start_or_end_marks(tower: ClipTextTower) -> None:
-    said = tower.tokenise("red apple <end_of_text> rocket")
-    assert torch.equal(said.ids, tower.tokenise("red apple rocket").ids)
+    tokenised = tower.tokenise("red apple <end_of_text> rocket")
+    assert torch.equal(tokenised.ids, tower.tokenise("red apple rocket").ids)
 
 
 def test_very_long_words_are_unknown_and_not_cached(tower: ClipTextTower) -> None:
     assert tower.tokenise("x" * 4000).unknown_words == ("x" * 4000,)
     for number in range(40):
-        tower.tokenise(
-            " ".join(
-                f"{chr(97 + number % 26)}{chr(97 + k % 26)}{'abcdefghij'[k % 10] * (k % 7)}q{k}"
-                for k in range(400)
-            )
+        words = (
+            f"{chr(97 + number % 26)}{chr(97 + k % 26)}{'abcdefghij'[k % 10] * (k % 7)}q{k}"
+            for k in range(400)
         )
+        tower.tokenise(" ".join(words))
     assert len(tower._pairs._tokenizer.cache) <= 10_000 + 4000
 
 

@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.hf_clip import POSITION_IDS, HfClipTower, canonical_names, expected_shapes
-from tests.models.text.folders import draw, edit, edit_json, shapes_in
+from tests.models.closeness import assert_near
+from tests.models.text.folders import edit, edit_json, randomise, shapes_in
 
 VOCABULARY, CONTEXT = 64, 12
 TINY = {
@@ -36,8 +37,8 @@ TRUE_BIG_G = {
     "hidden_act": "gelu",
 }
 CONFIGS = {
-    "quick-gelu, the end as older configs have it": TINY | {"hidden_act": "quick_gelu", "eos_token_id": 2},
-    "gelu, the end where it is": TINY | {"hidden_act": "gelu", "eos_token_id": VOCABULARY - 1},
+    "quick-gelu, the end mark of older configs": TINY | {"hidden_act": "quick_gelu", "eos_token_id": 2},
+    "gelu, the last token as end mark": TINY | {"hidden_act": "gelu", "eos_token_id": VOCABULARY - 1},
     "another epsilon": TINY | {"hidden_act": "gelu", "layer_norm_eps": 1e-2},
     "a layer of CLIP-L": TRUE_L | {"num_hidden_layers": 2},  # the states are those before the last layer
     "a layer of bigG": TRUE_BIG_G | {"num_hidden_layers": 2},
@@ -52,7 +53,7 @@ def write(folder: Path, options: dict) -> Written:
         "eos_token_id": VOCABULARY - 1,
         "bos_token_id": VOCABULARY - 2,
     }
-    theirs = draw(CLIPTextModelWithProjection(CLIPTextConfig(**(numbers | options))))
+    theirs = randomise(CLIPTextModelWithProjection(CLIPTextConfig(**(numbers | options))))
     theirs.save_pretrained(folder)
     return folder, theirs
 
@@ -65,14 +66,10 @@ def ids() -> Tensor:
     )
 
 
-def their_answer(theirs: CLIPTextModelWithProjection) -> tuple[Tensor, Tensor]:
+def their_output(theirs: CLIPTextModelWithProjection) -> tuple[Tensor, Tensor]:
     with torch.inference_mode():
         out = theirs(ids(), output_hidden_states=True)
     return out.hidden_states[-2], out.text_embeds
-
-
-def assert_near(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, atol=1e-4 * expected.std().item(), rtol=0)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -87,21 +84,19 @@ def folder(tmp_path: Path) -> Path:
 
 def test_states_equal_transformers(written: Written) -> None:
     folder, theirs = written
-    (states, pooled), (their_states, their_pooled) = (
-        HfClipTower(folder, "cpu", torch.float32)(ids()),
-        their_answer(theirs),
-    )
+    states, pooled = HfClipTower(folder, "cpu", torch.float32)(ids())
+    their_states, their_pooled = their_output(theirs)
     assert_near(states, their_states)
     assert_near(pooled, their_pooled)
 
 
 def test_bfloat16_states_are_close_in_direction(tmp_path: Path) -> None:
     folder, theirs = write(tmp_path, TINY)
-    for got, expected in zip(
-        HfClipTower(folder, "cpu", torch.bfloat16)(ids()), their_answer(theirs), strict=True
+    for actual, expected in zip(
+        HfClipTower(folder, "cpu", torch.bfloat16)(ids()), their_output(theirs), strict=True
     ):
-        assert got.dtype == torch.bfloat16
-        assert torch.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0) >= 0.999
+        assert actual.dtype == torch.bfloat16
+        assert torch.cosine_similarity(actual.float().flatten(), expected.flatten(), dim=0) >= 0.999
 
 
 def test_the_expected_shapes_are_what_transformers_writes(folder: Path) -> None:
@@ -143,8 +138,8 @@ def test_weights_are_loaded_strictly_and_named_as_in_the_file(folder: Path, chan
 def test_the_position_numbers_of_older_files_are_ignored(folder: Path) -> None:
     without = HfClipTower(folder, "cpu", torch.float32)(ids())
     edit(folder, lambda t: t.update({POSITION_IDS: torch.arange(CONTEXT)[None]}))
-    for got, expected in zip(HfClipTower(folder, "cpu", torch.float32)(ids()), without, strict=True):
-        assert torch.equal(got, expected)
+    for actual, expected in zip(HfClipTower(folder, "cpu", torch.float32)(ids()), without, strict=True):
+        assert torch.equal(actual, expected)
     assert canonical_names(shapes_in(folder)) == expected_shapes(folder)
 
 

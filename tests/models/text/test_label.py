@@ -14,8 +14,8 @@ from safelight.models.text.reading import UnreadableText
 
 NAMES = {
     0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 2: "great white shark, white shark",
-    3: "crane", 4: "crane",
-    5: "Cardigan, Cardigan Welsh corgi", 6: "cardigan", 7: "maillot", 8: "maillot, tank suit",
+    3: "crane", 4: "crane", 5: "Cardigan, Cardigan Welsh corgi", 6: "cardigan", 7: "maillot",
+    8: "maillot, tank suit",
 }  # fmt: skip
 
 
@@ -36,13 +36,13 @@ def write(folder: Path, id2label: object) -> Path:
     ("text", "number"),
     [
         ("1", 1), (" 9 ", 9), ("", 10), ("  ", 10), ("goldfish", 1), ("Carassius auratus", 1),
-        ("goldfish, Carassius auratus", 1),
-        ("  GoldFish\n", 1), ("TENCH, tinca TINCA", 0), ("white shark", 2), ("tank suit", 8),
-        # the strictest match decides: spelling, then the whole label, then any case
+        ("goldfish, Carassius auratus", 1), ("  GoldFish\n", 1), ("TENCH, tinca TINCA", 0),
+        ("white shark", 2), ("tank suit", 8),
+        # The strictest match decides: the same spelling before any case, the whole label before one name.
         ("maillot", 7), ("Cardigan", 5), ("cardigan", 6), ("CARDIGAN", 6),
     ],
 )  # fmt: skip
-def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
+def test_a_label_is_read_as_its_class(folder: Path, text: str, number: int) -> None:
     tower = LabelTower(folder)
     reading = tower.read(text)
     assert reading.pooled.tolist() == [number]
@@ -78,9 +78,9 @@ def test_a_class_is_found(folder: Path, text: str, number: int) -> None:
 def test_an_unknown_or_ambiguous_label_is_refused_with_suggestions(
     folder: Path, text: str, message: str
 ) -> None:
-    with pytest.raises(UnreadableText) as refused:
+    with pytest.raises(UnreadableText) as error:
         LabelTower(folder).read(text)
-    assert str(refused.value).startswith(message)
+    assert str(error.value).startswith(message)
 
 
 def test_without_names_numbers_are_allowed(tmp_path: Path) -> None:
@@ -126,5 +126,5 @@ def test_names_are_looked_up_without_torch(folder: Path) -> None:
         "from safelight.models.text.label import Labels;"
         f" print(Labels(Path({str(folder)!r})).find('goldfish'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "1", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout.strip() == "1", process.stderr

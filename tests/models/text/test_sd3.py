@@ -25,7 +25,13 @@ from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.text.bpe import BytePairs
 from safelight.models.text.config import SD3_T5_TOKENS
 from safelight.models.text.sd3 import Sd3Towers
-from tests.models.text.folders import VOCABULARY, draw, edit_json, write_clip_tokenizer, write_t5_tokenizer
+from tests.models.text.folders import (
+    VOCABULARY,
+    edit_json,
+    randomise,
+    write_clip_tokenizer,
+    write_t5_tokenizer,
+)
 
 JOINT = 96
 END = 49407
@@ -76,9 +82,8 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=4, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=JOINT, caption_projection_dim=16, pooled_projection_dim=64, out_channels=4,
-            pos_embed_max_size=4,
+            num_attention_heads=2, joint_attention_dim=JOINT, caption_projection_dim=16,
+            pooled_projection_dim=64, out_channels=4, pos_embed_max_size=4,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=None,
@@ -88,7 +93,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Written:
         ),
         text_encoder_2=clip(BIG_G),
         tokenizer_2=CLIPTokenizer.from_pretrained(write_clip_tokenizer(sources / "g", pad_token="!")),
-        text_encoder_3=draw(T5EncoderModel(t5)),
+        text_encoder_3=randomise(T5EncoderModel(t5)),
         tokenizer_3=T5TokenizerFast.from_pretrained(write_t5_tokenizer(sources / "t5")),
     )  # fmt: skip
     pipeline.save_pretrained(folder)
@@ -121,7 +126,7 @@ def folder(complete: Written, tmp_path: Path) -> Path:
 
 
 def clip(options: dict) -> CLIPTextModelWithProjection:
-    return draw(
+    return randomise(
         CLIPTextModelWithProjection(CLIPTextConfig(intermediate_size=64, num_hidden_layers=3, **options))
     )
 
@@ -178,9 +183,9 @@ def test_an_exclamation_mark_is_a_word_as_in_open_clip(without_t5: Written) -> N
     ours = without_t5.ours
     for text in ("a happy dog! wow!!", "it’s “quoted” &amp; ﬁne"):
         assert ours.read(text).num_tokens == len(BytePairs()._tokenizer.encode(text))
-    exclaimed = open_clip.tokenize("a happy dog! wow!!")
+    ids = open_clip.tokenize("a happy dog! wow!!")  # padded with 0, as for bigG
     with torch.inference_mode():
-        expected = ours._clips[1](exclaimed)[1][0]  # padded with 0, as bigG is
+        expected = ours._clips[1](ids)[1][0]
     assert torch.equal(ours.read("a happy dog! wow!!").pooled[L["projection_dim"] :], expected)
 
 
@@ -188,9 +193,9 @@ def test_a_text_cannot_contain_marks_and_long_words_are_split(without_t5: Writte
     ours = without_t5.ours
     for mark in ("<end_of_text>", "<|endoftext|>"):
         assert ours.read(f"red apple {mark} rocket").num_tokens > 3
-    endless = ours.read("東" * 4000)
-    assert endless.truncated
-    assert endless.num_tokens >= 4000
+    long_word = ours.read("東" * 4000)
+    assert long_word.truncated
+    assert long_word.num_tokens >= 4000
 
 
 def test_flops_add_up(complete: Written, without_t5: Written) -> None:
@@ -287,8 +292,8 @@ def test_without_t5_transformers_is_not_needed(without_t5: Written) -> None:
         f"towers = Sd3Towers(Path({str(without_t5.folder)!r}), 'cpu', torch.float32); "
         "print(towers.read('a red apple').num_tokens)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "3", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout.strip() == "3", process.stderr
 
 
 def test_with_t5_transformers_is_needed(complete: Written, monkeypatch: pytest.MonkeyPatch) -> None:

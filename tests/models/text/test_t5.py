@@ -21,7 +21,7 @@ from safelight.models.text.t5 import (
     canonical_names,
     expected_shapes,
 )
-from tests.models.text.folders import VOCABULARY, draw, edit, edit_json, shapes_in, write_t5_tokenizer
+from tests.models.text.folders import VOCABULARY, edit, edit_json, randomise, shapes_in, write_t5_tokenizer
 
 CONTEXT = 20
 TEXTS = ["a red apple on the table", "", "Green APPLE, cooking.", "a  red\n apple " * 20]
@@ -32,7 +32,7 @@ Written = tuple[Path, T5EncoderModel]
 
 
 def write(folder: Path, feed_forward_proj: str) -> Written:
-    theirs = draw(T5EncoderModel(T5Config(**SIZES, feed_forward_proj=feed_forward_proj)))
+    theirs = randomise(T5EncoderModel(T5Config(**SIZES, feed_forward_proj=feed_forward_proj)))
     theirs.save_pretrained(folder / "text_encoder")
     write_t5_tokenizer(folder / "tokenizer")
     return folder, theirs
@@ -65,13 +65,12 @@ def tower(folder: Path, dtype: torch.dtype = torch.float32) -> T5Tower:
 def their_states(folder: Path, theirs: T5EncoderModel, text: str) -> tuple[Tensor, Tensor]:
     """States and mask of `text` by diffusers' PixArt pipelines."""
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
-    asked = tokenizer(
+    encoding = tokenizer(
         [text.lower().strip()], padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     )
+    ids, mask = encoding.input_ids, encoding.attention_mask
     with torch.inference_mode():
-        return theirs(asked.input_ids, attention_mask=asked.attention_mask)[0][0], asked.attention_mask[
-            0
-        ].bool()
+        return theirs(ids, attention_mask=mask)[0][0], mask[0].bool()
 
 
 def test_states_and_mask_equal_transformers(written: Written) -> None:
@@ -88,9 +87,9 @@ def test_bfloat16_states_are_close_in_direction(written: Written) -> None:
     folder, theirs = written
     ours, rounded = tower(folder, torch.bfloat16), copy.deepcopy(theirs).to(torch.bfloat16)
     for text in TEXTS:
-        states, read = their_states(folder, theirs, text)[0], ours.read(text).states
-        assert torch.cosine_similarity(read.flatten(), states.flatten(), dim=0) >= 0.999
-        assert torch.equal(read, their_states(folder, rounded, text)[0].float())
+        expected, states = their_states(folder, theirs, text)[0], ours.read(text).states
+        assert torch.cosine_similarity(states.flatten(), expected.flatten(), dim=0) >= 0.999
+        assert torch.equal(states, their_states(folder, rounded, text)[0].float())
 
 
 def test_long_texts_are_truncated_and_reported(modern: Written) -> None:
@@ -228,8 +227,7 @@ def test_a_sentencepiece_tokenizer_equals_sentencepiece(folder: Path, tmp_path: 
     (tmp_path / "corpus.txt").write_text("a red apple on the green table under a tree, in the house\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=40,
-        hard_vocab_limit=False,
-        model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        hard_vocab_limit=False, model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer" / "tokenizer.json").unlink()
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer" / "spiece.model"))
