@@ -37,7 +37,9 @@ def checked(config_class: type[Options], options: Mapping[str, Any], *, minimum:
     }
     for name, value in values.items():
         if not _has_type(value, hints[name], minimum):
-            raise CheckpointError(f"{name} is {options[name]!r}, expected {_in_words(hints[name], minimum)}")
+            raise CheckpointError(
+                f"{name} is {options[name]!r}, expected {_describe_expected(hints[name], minimum)}"
+            )
     return config_class(**values)
 
 
@@ -71,9 +73,10 @@ def _has_type(value: object, hint: Any, minimum: int) -> bool:
     return type(value) is hint
 
 
-def _in_words(hint: Any, minimum: int) -> str:
+def _describe_expected(hint: Any, minimum: int) -> str:
+    """What a value of type `hint` must be, for an error message."""
     if isinstance(hint, UnionType):
-        return " or ".join(_in_words(option, minimum) for option in get_args(hint))
+        return " or ".join(_describe_expected(option, minimum) for option in get_args(hint))
     if get_origin(hint) is tuple:
         return "a list of whole numbers"
     if hint == Depth:

@@ -45,6 +45,10 @@ def list_sizes(family: Family, folder: Path) -> tuple[Size, ...]:
 
 
 def _list_buckets(family: Family, side: int, patch: int, max_length: int) -> list[Size]:
+    """`BUCKETS` scaled to the native `side`, without those that are not whole patches or are too long.
+
+    All lengths are in pixels.
+    """
     if not family.has_buckets or side in family.square_only_sides:
         return []
     scaled = [(width * side / BUCKET_SIDE, height * side / BUCKET_SIDE) for width, height in BUCKETS]

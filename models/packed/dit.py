@@ -94,7 +94,7 @@ class PackedDiT:
                 [layer for block in dit.transformer_blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
             )
         )
-        self._blocks = [_pack(block, layers) for block in dit.transformer_blocks]
+        self._blocks = [_make_block(block, layers) for block in dit.transformer_blocks]
         tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])
         self._tables = tables[:, None].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
@@ -182,13 +182,14 @@ class PackedDiT:
         return by_row(add_gated, [x, changed], [gate_m])
 
 
-def _pack(block: Block, layers: LayerFactory) -> _Block:
-    attention, text, mlp = block.attn1, block.attn2, block.ff.net
+def _make_block(block: Block, layers: LayerFactory) -> _Block:
+    """The block's layers for inference; `PackedDiT` takes its text keys, values and modulations itself."""
+    attention, text_attention, mlp = block.attn1, block.attn2, block.ff.net
     return _Block(
         to_qkv=layers.linear(*fuse_layers([attention.to_q, attention.to_k, attention.to_v])),
         to_out=layers.linear(*weight_and_bias(attention.to_out[0])),
-        to_text_q=layers.linear(*weight_and_bias(text.to_q)),
-        to_text_out=layers.linear(*weight_and_bias(text.to_out[0])),
+        to_text_q=layers.linear(*weight_and_bias(text_attention.to_q)),
+        to_text_out=layers.linear(*weight_and_bias(text_attention.to_out[0])),
         mlp=layers.feed_forward(weight_and_bias(mlp[0]["proj"]), weight_and_bias(mlp[2])),
         eps=block.eps,
     )

@@ -106,7 +106,7 @@ class PackedMMDiT:
         self._adaln = make_linear(*fuse_layers([adaln.linear for adaln in mmdit.norms()]))
         self._widths = [adaln.linear.out_features for adaln in mmdit.norms()]
         self._patch = make_linear(mmdit.pos_embed.proj.weight.flatten(1), mmdit.pos_embed.proj.bias)
-        self._blocks = [_pack(block, layers) for block in mmdit.transformer_blocks]
+        self._blocks = [_make_block(block, layers) for block in mmdit.transformer_blocks]
         self._final = make_linear(*weight_and_bias(mmdit.proj_out))
         for adaln in mmdit.norms():
             del adaln.linear
@@ -264,7 +264,7 @@ class PackedMMDiT:
         return rows.image.apply_by_row(add_gated, [x, dual.to_out(attended.flatten(1))], [gate])
 
 
-def _pack(block: Block, layers: LayerFactory) -> _Block:
+def _make_block(block: Block, layers: LayerFactory) -> _Block:
     joint = block.attn
     is_last = block.ff_context is None
     return _Block(

@@ -132,10 +132,17 @@ class T5Tower:
     def read(self, text: str) -> Reading:
         """States (context, D) of text, end mark and padding; the mask is False at padding."""
         tokenised = self._encoder.tokenise(text.lower().strip())
-        length = min(tokenised.num_tokens + 1, self._encoder.context)
+        length = min(tokenised.num_tokens + 1, self._encoder.context)  # one more for the end mark
         mask = torch.arange(self._encoder.context) < length
         states = self._encoder(tokenised.ids[None], mask[None])[0].float().cpu()
-        return Reading(states, mask, None, tokenised.num_tokens, tokenised.truncated, tokenised.unknown_words)
+        return Reading(
+            states,
+            mask,
+            pooled=None,
+            num_tokens=tokenised.num_tokens,
+            truncated=tokenised.truncated,
+            unknown_words=tokenised.unknown_words,
+        )
 
 
 def load_tokenizer(folder: Path, config: T5EncoderConfig) -> Any:

@@ -15,7 +15,7 @@ from safelight.models.cuda_runtime import preload_cuda_runtime
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.guidance import needs_uncond
-from safelight.pipeline.engine.runner import bucket
+from safelight.pipeline.engine.runner import padded_length
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 
@@ -74,7 +74,7 @@ class DiffusersLoop:
         """Text states and masks, (rows, L, width) and (rows, L), negative prompts first."""
         negatives = [params.negative_prompt for params in batch] if is_guided else []
         rows = [texts[prompt] for prompt in (*negatives, *(params.prompt for params in batch))]
-        length = max(bucket(row.mask) for row in rows)  # cut as the engine cuts them
+        length = max(padded_length(row.mask) for row in rows)  # cut as the engine cuts them
         states = torch.stack([row.states[:length] for row in rows])
         mask = torch.stack([row.mask[:length] for row in rows])
         return states.to(self.device, self.dtype), mask.to(self.device, self.dtype)

@@ -15,7 +15,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.image_decoder import InvalidImage
-from safelight.pipeline.engine.runner import bucket
+from safelight.pipeline.engine.runner import padded_length
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams
@@ -141,7 +141,9 @@ class _ExampleImage:
         num_ticks = plan_request(replace(self.params, num_steps=model.num_steps), model).nfe
         rows = (self.cond, self.uncond) if model.guidance_scale != 1.0 else (self.cond,)
         _, height, width = latents.shape
-        tick_flops = sum(forward_flops(engine.config, height, width, bucket(text.mask)) for text in rows)
+        tick_flops = sum(
+            forward_flops(engine.config, height, width, padded_length(text.mask)) for text in rows
+        )
         denoise_seconds = num_ticks * curve.seconds_for(tick_flops)
         seconds = self.cond.cost.device_seconds + denoise_seconds + decode_seconds
         full_flops = min(engine.limits.max_rows * tick_flops / len(rows), curve.best_work)

@@ -7,7 +7,7 @@ from safelight.models.networks.interface import NetworkConfig
 from safelight.pipeline.diffusion.guidance import Guide, guides
 from safelight.pipeline.diffusion.solvers import Plan
 from safelight.pipeline.engine.plan_cache import PlanCache
-from safelight.pipeline.engine.runner import bucket
+from safelight.pipeline.engine.runner import padded_length
 from safelight.pipeline.engine.sample import QueuedSample
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
@@ -57,7 +57,7 @@ class Admission:
         texts = _needed_texts(tick_guides, cond, uncond)
         height, width = self.latent_size(params.width, params.height)
         cond_flops, uncond_flops = (
-            0 if text is None else forward_flops(self.config, height, width, bucket(text.mask))
+            0 if text is None else forward_flops(self.config, height, width, padded_length(text.mask))
             for text in texts
         )
         workload = make_workload(

@@ -32,7 +32,7 @@ class StepRunner:
     def is_batch_invariant(self) -> bool:
         """Whether a row's bits are proved to depend on the row alone.
 
-        They are on processors. A GPU's library selects a kernel by the shape of the product, so on a GPU
+        On a CPU they are. A GPU's library selects a kernel by the shape of the product, so on a GPU
         `safelight doctor` measures it.
         """
         return self.device.type == "cpu"
@@ -57,23 +57,23 @@ class StepRunner:
         return self.network.prepare_times(timesteps, size)
 
     @torch.inference_mode()
-    def row(self, text: TextStates, times: Times, plan: Hashable) -> tuple[Row, bool, bool]:
+    def row(self, text: TextStates, times: Times, plan_key: Hashable) -> tuple[Row, bool, bool]:
         """The network's row of a text under the times of a plan.
 
         Each text is computed by itself, so that its bits depend on the text alone.
-        A masked text is cut to `bucket` tokens: rows of equal length share an attention call, and a cut that
-        depends on the text alone does not change its bits.
+        A masked text is cut to `padded_length` tokens: rows of equal length share an attention call, and a
+        cut that depends on the text alone does not change its bits.
         What does not depend on the times is cached for later samples with the same text.
 
         Args:
             text: States of the text.
             times: The plan's, from `times`.
-            plan: The plan's key. Samples under way with the same key and text share the row.
+            plan_key: Samples under way with the same key and text share the row.
 
         Returns:
             The row, whether the text was new, and whether the row was new.
         """
-        length = bucket(text.mask)
+        length = padded_length(text.mask)
         states, mask, pooled = text.states[:length], text.mask[:length], text.pooled
         key = _digest(states, mask, pooled)
         prepared = self._texts.get(key)
@@ -85,9 +85,9 @@ class StepRunner:
                 states.to(self.device, self.dtype), mask.to(self.device), pooled
             )
         self._keep_text(key, prepared)
-        if (row := self._rows.get((key, plan))) is not None:
+        if (row := self._rows.get((key, plan_key))) is not None:
             return row, is_new_text, False
-        self._rows[key, plan] = row = self.network.prepare_row(prepared, times)
+        self._rows[key, plan_key] = row = self.network.prepare_row(prepared, times)
         return row, is_new_text, True
 
     def _keep_text(self, key: bytes, text: Text) -> None:
@@ -116,7 +116,7 @@ class StepRunner:
         return [out[:, : self.network.config.in_channels].float() for out in outputs]
 
 
-def bucket(mask: Tensor) -> int:
+def padded_length(mask: Tensor) -> int:
     """The smallest of 16, 32, 64, ... tokens that covers every True of `mask` (L,), but at most L."""
     num_needed = int(mask.nonzero().max()) + 1 if bool(mask.any()) else 0
     length = MIN_TEXT_TOKENS

@@ -31,7 +31,11 @@ class OfferedLoad:
     _observations: deque[tuple[float, float]] = field(default_factory=deque)
 
     def observe(self, total: float, now: float) -> float:
-        """The mean rate over the last `look_back` seconds, or since the first observation if later."""
+        """Record that `total` device-seconds had arrived by `now`, and return the mean rate.
+
+        The rate is that of the last `look_back` seconds, or since the first observation if that is later. It
+        is never negative: `total` includes estimates, which may be corrected downwards.
+        """
         observations = self._observations
         observations.append((now, total))
         while len(observations) > 2 and observations[1][0] <= now - self.look_back:

@@ -63,7 +63,7 @@ class CostCurve:
         return math.sqrt(self.work[last] * self.work[last + 1]) if last + 1 < len(rates) else math.inf
 
     def uncapped(self) -> CostCurve:
-        """The curve with an infinite `best_work`, for a probe: only a larger tick shows if it is worth it."""
+        """The first point alone, for a probe: time is proportional to work, and `best_work` infinite."""
         return replace(self, work=self.work[:1], seconds=self.seconds[:1])
 
     def updated(self, work: float, seconds: float) -> CostCurve:
@@ -79,7 +79,11 @@ class CostCurve:
         )
 
     def updated_by_probe(self, work: float, seconds: float) -> CostCurve:
-        """The curve after a tick that was allowed to exceed `best_work`: only the shape moves."""
+        """The curve after a probe, a tick that was allowed to exceed `best_work`.
+
+        The point nearest to `work` moves by `PROBE_RATE` of the error; `slowdown` stays. A curve of one point
+        has no shape and stays as it is.
+        """
         if len(self.work) == 1:
             return self
         factor = math.exp(PROBE_RATE * self._error(work, seconds))

@@ -68,7 +68,8 @@ class ConditionedDiT(nn.Module):
 
 
 def build(config: DiTConfig = CONFIG) -> DiT:
-    """Build the untrained DiT, initialised as in PixArt: cross-attention and output start at zero."""
+    """Build the untrained DiT, initialised as in PixArt: the output projections of cross-attention and
+    of the network start at zero."""
     # At 64 tokens the backward pass of plain attention takes two thirds of the fused one's time.
     dit = DiT(config, attention=BACKENDS["plain"])
     dit.init_tables()
@@ -94,9 +95,10 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
 
 
 def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) -> None:
-    """Train a copy of `work/dit.ckpt` for `num_steps` at a falling rate, as `work/annealed-STEP.ckpt`.
+    """Train a copy of `work/dit.ckpt` for `num_steps` more at a falling rate, as `work/annealed-STEP.ckpt`.
 
-    STEP is the number of steps of `dit.ckpt`. Without `other_sizes` all batches have the native size.
+    STEP is the number of steps of `dit.ckpt`; an existing file is resumed. Without `other_sizes` all batches
+    have the native size.
     """
     first = int(torch.load(work / "dit.ckpt", weights_only=True)["step"])
     checkpoint = work / f"{ANNEALED}{first:06d}.ckpt"

@@ -30,7 +30,8 @@ def _orders(problem: Problem, highest: int, final_below: int) -> list[int]:
 def dpmpp(problem: Problem, x: Tensor, order: int, published: bool = True) -> Tensor:
     """DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095): algorithm 2, and the third order of the authors' code.
 
-    `published` leaves out the factor 2 in the last term, without which the solver is not of third order.
+    As `published`, the last term lacks a factor 2 and the solver is of second order; otherwise it is of
+    third order.
     """
     past: list[tuple[float, Tensor]] = []  # (lam, x0), newest first
     for (t, t_next), p in zip(problem.steps, _orders(problem, order, FEW_STEPS), strict=True):
@@ -115,6 +116,7 @@ def _euler(problem: Problem, t: float, t_next: float, x: Tensor, x0: Tensor) -> 
 
 
 def _adams_bashforth(ets: list[Tensor]) -> Tensor:
+    """The Adams-Bashforth combination of one to four noise predictions, newest first, at equal steps."""
     if len(ets) == 1:
         return ets[0]
     if len(ets) == 2:

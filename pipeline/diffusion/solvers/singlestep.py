@@ -2,6 +2,9 @@
 
 Exponential Runge-Kutta in lam with h = lam' - lam. A step from (almost) pure noise or to pure data, where h
 is infinite or almost so, is an Euler step of one evaluation.
+
+A tick computes x' = a x + s y + b . m + c z and y' = d x + e y + f . m, where m are the saved predictions,
+newest first, and `push` says whether its own prediction is saved (`table.py`).
 """
 
 import math
