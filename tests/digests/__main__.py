@@ -37,13 +37,13 @@ def main() -> None:
     parser.add_argument(
         "--safelight", default=str(Path(sys.executable).with_name("safelight")), help="the command to drive"
     )
+    parser.add_argument("--by", choices=("generate", "http"), help="only by this way; default: both")
     args = parser.parse_args()
     command = shlex.split(args.safelight)
     requests = [json.loads(line) for line in REQUESTS.read_text().splitlines()]
-    for source, digests in (
-        ("generate", by_generate(command, requests)),
-        ("http", by_http(command, requests)),
-    ):
+    ways = {"generate": by_generate, "http": by_http}
+    for source in [args.by] if args.by else ways:
+        digests = ways[source](command, requests)
         for number, hexdigests in enumerate(digests, start=1):
             print(f"{source:8} {number:2} {' '.join(hexdigests)}", flush=True)
 
