@@ -140,7 +140,15 @@ def _kernels(is_unsigned: bool, dtype: torch.dtype) -> Int8Kernels:
         return integers, largest
 
     def dequantize(sums: Tensor, largest: Tensor, surplus: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        """Turn `QuantizedWeight.sums` into the layer's output (T, D_out), float32."""
+        """Turn the sums of a product into the layer's output (T, D_out), float32.
+
+        Args:
+            sums: (T, D_out), int32.
+            largest: the largest magnitude of each token (T, 1), float32.
+            surplus: (D_out,), int32: what `UINT8_OFFSET` adds to each sum.
+            scale: of each output channel (D_out,), float32.
+            bias: (D_out,), float32.
+        """
         return (sums - surplus).float() * largest * scale + bias
 
     def restore(*sums: Tensor) -> Tensor:

@@ -125,7 +125,15 @@ class _Guided:
 
 
 def x0_from(prediction: str, out: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """The data (C, H, W) that a raw prediction `out` (C, H, W) of x (C, H, W) stands for."""
+    """The data (C, H, W) that a raw prediction of the network stands for.
+
+    Args:
+        prediction: what the network predicts, one of `prediction.PREDICTIONS`.
+        out: the raw prediction (C, H, W).
+        x: the noisy data (C, H, W) that it was evaluated at.
+        alpha: scale of the data in x.
+        sigma: scale of the noise in x.
+    """
     if prediction == "epsilon":
         return (x - sigma * out) / alpha
     if prediction == "v_prediction":

@@ -147,7 +147,15 @@ class SolverGrid:
         lower_order_final: bool = True,
         inner_times: tuple[tuple[float, ...], ...] | None = None,
     ) -> "SolverGrid":
-        """The grid over `times`, strictly decreasing in 1..0, for a network of type `prediction`."""
+        """The grid over given times.
+
+        Args:
+            schedule: the noise schedule.
+            prediction: what the network predicts, one of `prediction.PREDICTIONS`.
+            times: strictly decreasing in 1 (noise) to 0 (data).
+            lower_order_final: whether multistep solvers end at lower orders.
+            inner_times: of each step, for single-step solvers; None: the solver's own.
+        """
         points = tuple(_point(schedule, prediction, t) for t in times)
         return cls(schedule, prediction, points, lower_order_final, inner_times)
 
