@@ -11,10 +11,10 @@ PROMPTS = (
     "noto smiling cat face",
     "christmas tree",
     "rocket on a blue background",
-    "flat pizza",
+    "green apple",
     "umbrella",
     "sunflower",
-    "ghost",
+    "flat heart",
 )
 SEED = 3
 GAP = 8
