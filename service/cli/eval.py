@@ -154,9 +154,8 @@ def _evaluate(
             check_prompts(gallery, prompts)
         scorer = load_scorer(model)
         renderer = Renderer(model, Path(args.keep) if args.keep else None, quantization)
-    except (
-        ValueError
-    ) as error:  # no gallery, a concept that is not in it, or a checkpoint that cannot be loaded
+    # No gallery, a concept that is not in it, or a checkpoint that cannot be loaded.
+    except ValueError as error:
         raise UserError(str(error)) from None
     results: dict[str, dict[str, Rate | Mean]] = {}
     for name, prompts in sets.items():

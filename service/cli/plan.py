@@ -6,20 +6,16 @@ import argparse
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from safelight.pipeline.capacity.devices import (
     GPUS,
-    STAGES,
     ConstantRateDevice,
-    Device,
     MeasuredDevice,
     measured_device,
 )
 from safelight.pipeline.capacity.image_cost import ImageSpec, ModelProfile, image_cost
 from safelight.pipeline.capacity.model_profiles import list_published, model_profile, published_profile
-from safelight.pipeline.capacity.predict import HOUR, Prediction, Targets, predict
+from safelight.pipeline.capacity.predict import Targets, predict
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.pipeline.errors import InvalidParams
@@ -27,6 +23,12 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.plan_report import as_text
+from safelight.service.cli.plan_values import (
+    DeviceChoice,
+    cost_per_1000,
+    describe_prediction,
+    describe_request,
+)
 from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.fast_imports import gc_frozen_imports
@@ -36,16 +38,6 @@ THIS_MACHINE = "cpu"
 THIS_MACHINE_MFU = 0.5  # share of the best matrix product that full ticks reach (docs/performance.md)
 MAX_PERCENTILE = 99.99
 POSITIVE_FLAGS = ("images_per_hour", "latency_s", "peak_tflops", "price_per_hour")
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceChoice:
-    """The device to predict for; `peak_flops` and `mfu` are None for one that was measured."""
-
-    name: str
-    device: Device
-    peak_flops: float | None = None
-    mfu: float | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,9 +145,9 @@ def run(args: argparse.Namespace) -> int:
         except InvalidParams as error:
             raise UserError(str(as_invalid_request(error))) from None
     report = {
-        **_describe_request(profile, spec, choice, targets, prediction),
-        **_describe_prediction(prediction),
-        "cost_per_1000_images": _cost_per_1000(prediction, args.price_per_hour),
+        **describe_request(profile, spec, choice, targets, prediction),
+        **describe_prediction(prediction),
+        "cost_per_1000_images": cost_per_1000(prediction, args.price_per_hour),
     }
     print(json.dumps(report) if args.json else as_text(report))
     return 0
@@ -288,63 +280,3 @@ def _constant_rate(args: argparse.Namespace, name: str, peak_flops: float, mfu: 
     mfu = mfu if args.mfu is None else args.mfu
     peak_flops = args.peak_tflops * 1e12 if args.peak_tflops else peak_flops
     return DeviceChoice(name, ConstantRateDevice(mfu * peak_flops), peak_flops, mfu)
-
-
-def _describe_request(
-    profile: ModelProfile, spec: ImageSpec, choice: DeviceChoice, targets: Targets, prediction: Prediction
-) -> dict[str, Any]:
-    """The keys of `--json` that describe the request and its cost.
-
-    Args:
-        profile: The model's profile.
-        spec: The image.
-        choice: The device.
-        targets: The targets for throughput and latency.
-        prediction: The prediction, of which only the cost of an image is used.
-    """
-    cost = prediction.cost
-    return {
-        "model": profile.name,
-        "gpu": choice.name,
-        "peak_tflops": None if choice.peak_flops is None else choice.peak_flops / 1e12,
-        "mfu": choice.mfu,
-        "size": f"{spec.size[0]}x{spec.size[1]}",
-        "steps": spec.num_steps,
-        "guidance_scale": spec.guidance_scale,
-        "solver": spec.solver,
-        "nfe": len(cost.ticks),
-        "rows": cost.rows * len(cost.ticks),
-        "targets": asdict(targets),
-        "tflop_per_image": cost.total / 1e12,
-        "stage_tflop": {stage: getattr(cost, stage) / 1e12 for stage in STAGES},
-    }
-
-
-def _describe_prediction(prediction: Prediction) -> dict[str, Any]:
-    """The keys of `--json` that describe the prediction."""
-    return {
-        "service_s": prediction.stage_seconds.total,
-        "stage_s": asdict(prediction.stage_seconds),
-        "latency_s": _finite(prediction.latency_s),
-        "mean_latency_s": _finite(prediction.mean_latency_s),
-        "images_per_hour_per_device": prediction.images_per_hour_per_device,
-        "utilisation": prediction.utilisation,
-        "replicas": dict(prediction.replicas),
-        "replicas_latency_s": _finite(prediction.replicas_latency_s),
-        "meets_latency_alone": prediction.meets_latency_alone,
-        "meets_latency": prediction.meets_latency,
-        "meets_throughput": prediction.meets_throughput,
-        "steps_that_meet": {
-            "alone": prediction.max_steps_alone,
-            "under_load": prediction.max_steps_under_load,
-        },
-    }
-
-
-def _cost_per_1000(prediction: Prediction, price_per_hour: float | None) -> float | None:
-    return None if price_per_hour is None else 1000.0 * price_per_hour * prediction.device_seconds / HOUR
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: the latency of a queue that grows without bound is null."""
-    return None if value is None or math.isinf(value) else value

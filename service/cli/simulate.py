@@ -232,17 +232,7 @@ def _simulate(
     Returns:
         The report of the fleet, with the keys of `--json`.
     """
-    fleet = gpu_fleet(
-        gpus,
-        cost,
-        args.mfu * GPUS[args.gpu].peak_flops,
-        max_rows=args.max_rows,
-        min_gpus=args.least,
-        target_seconds=args.target_seconds,
-        startup_seconds=args.start_seconds,
-        node_mtbf_seconds=args.mean_life_hours * HOUR,
-        scaling_interval_seconds=SCALING_INTERVAL_SECONDS,
-    )
+    fleet = _make_fleet(args, cost, gpus)
     rate = args.rate / HOUR * gpus / args.gpus
     followed = FOLLOWED_REPLICAS if gpus > FOLLOWED_REPLICAS else 0
     simulator = Simulator(fleet, rate, args.trace, args.hours * HOUR, args.seed, followed)
@@ -261,6 +251,20 @@ def _simulate(
         "followed_replicas": round(gpus / result.weight),
         "simulated_in_s": wall_seconds,
     }
+
+
+def _make_fleet(args: argparse.Namespace, cost: ImageCost, gpus: int) -> Fleet:
+    return gpu_fleet(
+        gpus,
+        cost,
+        args.mfu * GPUS[args.gpu].peak_flops,
+        max_rows=args.max_rows,
+        min_gpus=args.least,
+        target_seconds=args.target_seconds,
+        startup_seconds=args.start_seconds,
+        node_mtbf_seconds=args.mean_life_hours * HOUR,
+        scaling_interval_seconds=SCALING_INTERVAL_SECONDS,
+    )
 
 
 def _describe_result(
