@@ -110,7 +110,7 @@ def test_command(command: Command, live_service: LiveService, folder: Path):
     text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}")
     text = text.replace("curl -s ", "curl -s --fail-with-body ")
     done = subprocess.run(
-        [*shell, text], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=240
+        [*shell, text], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     if "--json" in text:
