@@ -72,6 +72,8 @@ def test_the_gateways_span_belongs_under_the_clients_and_goes_with_the_context(
 def test_a_failure_is_recorded_in_the_span(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
     backend = FakeBackend()
     with TestClient(build_gateway(backend, MODEL, Settings(), tracing=tracing)) as client:
+        while not backend.drawn:  # the warm-up image, which must not get the error
+            client.get("/livez")
         backend.errors = [StageFailed()]
         assert client.post(ROUTE, json={"prompt": "a"}).status_code == 503
     [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
