@@ -146,7 +146,7 @@ def affordable(solver: str, schedule: Schedule, spacing: str, nfe: int) -> Plan 
 class PathErrors:
     """Path errors of one case, against ends computed by adaptive Runge-Kutta on a few mixtures."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case) -> None:
         self.case = case
         self.denoise = guided(case.schedule, case.guidance_scale)
         self.start = torch.randn(

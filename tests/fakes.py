@@ -59,7 +59,7 @@ def fake_image(params: GenerationParams, output: ImageFormat) -> bytes:
 class FakeBackend:
     """Answers at once. Raises `errors` first, one per call; while `gate` is closed, calls wait."""
 
-    def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None):
+    def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None) -> None:
         self.errors = list(errors)
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.num_cancelled = 0

@@ -9,7 +9,7 @@ from safelight.service.settings import Settings
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def test_the_page_equals_the_settings_model(monkeypatch):
+def test_the_page_equals_the_settings_model(monkeypatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script extends it
     spec = importlib.util.spec_from_file_location("settings_page", DOCS / "settings_page.py")
     settings_page = importlib.util.module_from_spec(spec)
@@ -19,6 +19,6 @@ def test_the_page_equals_the_settings_model(monkeypatch):
     )
 
 
-def test_every_setting_is_described_in_sentences():
+def test_every_setting_is_described_in_sentences() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description and field.description.endswith("."), name

@@ -40,23 +40,23 @@ def rows(table: str) -> dict[str, list[str]]:
     }
 
 
-def test_the_table_of_solvers_is_the_registry(curves):
+def test_the_table_of_solvers_is_the_registry(curves) -> None:
     assert block("registry") == curves.registry_table(), "python docs/solver_curves.py --registry"
 
 
-def test_the_example_prints_its_comment(capsys):
+def test_the_example_prints_its_comment(capsys) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(code, "docs/solvers.md", "exec"), {})  # noqa: S102
     (expected,) = re.findall(r"print\(f.*# (\S+)$", code, re.MULTILINE)
     assert capsys.readouterr().out.splitlines()[-1] == expected
 
 
-def test_every_spacing_is_explained():
+def test_every_spacing_is_explained() -> None:
     section = PAGE[PAGE.index("## Spacings") : PAGE.index("## What is not served")]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(SPACINGS)
 
 
-def test_every_solver_is_measured(curves):
+def test_every_solver_is_measured(curves) -> None:
     assert (
         set(rows(block("errors")))
         == set(rows(block("orders")))
@@ -67,7 +67,7 @@ def test_every_solver_is_measured(curves):
 
 
 @pytest.mark.parametrize("case", [0, 3, 5])
-def test_the_documented_errors_are_measured(curves, case):
+def test_the_documented_errors_are_measured(curves, case) -> None:
     path_errors = curves.PathErrors(curves.CASES[case])
     tables = block("errors").split("At most ")[1:]
     for solver in ("dpmpp_2m", "unipc_2", "heun", "plms"):
@@ -77,12 +77,12 @@ def test_the_documented_errors_are_measured(curves, case):
             assert path_errors.error(plan) == pytest.approx(float(cell), rel=0.05), solver
 
 
-def test_the_documented_orders_are_measured(curves):
+def test_the_documented_orders_are_measured(curves) -> None:
     for solver, (_, order) in rows(block("orders")).items():
         assert curves.measured_order(solver) == pytest.approx(float(order), abs=0.02), solver
 
 
-def test_the_fast_network_equals_the_oracle(curves):
+def test_the_fast_network_equals_the_oracle(curves) -> None:
     mixtures = [curves.image_like(seed) for seed in range(2)]
     x = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for alpha, sigma in ((0.0, 1.0), (0.7, 0.7), (1.0, 1e-3)):

@@ -150,7 +150,7 @@ class Import:
 class Tree:
     """The Python files under `root`, by module name without the leading `safelight.`."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path) -> None:
         self.root = root
         paths = [path for part in (*PARTS, "loadtests") for path in sorted((root / part).rglob("*.py"))]
         self.files = {_module_name(path.relative_to(root)): path for path in paths}
@@ -364,19 +364,19 @@ def _with_parents(name: str) -> Iterator[str]:
     return (".".join(parts[: n + 1]) for n in range(len(parts)))
 
 
-def test_this_tree_has_no_forbidden_import():
+def test_this_tree_has_no_forbidden_import() -> None:
     assert forbidden_imports(Tree(ROOT)) == []
 
 
-def test_no_circle_of_files():
+def test_no_circle_of_files() -> None:
     assert circles(file_edges(Tree(ROOT))) == []
 
 
-def test_no_circle_of_packages():
+def test_no_circle_of_packages() -> None:
     assert circles(package_edges(Tree(ROOT))) == []
 
 
-def test_no_arrow_is_allowed_that_nothing_uses():
+def test_no_arrow_is_allowed_that_nothing_uses() -> None:
     used = package_edges(Tree(ROOT))
     allowed = {
         package: {n for n in names.split() if not n.endswith("*")} for package, names in ARROWS.items()
@@ -386,11 +386,11 @@ def test_no_arrow_is_allowed_that_nothing_uses():
     } == {}
 
 
-def test_a_circle_is_found():
+def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"]]
 
 
-def test_torch_free_modules_start_without_torch():
+def test_torch_free_modules_start_without_torch() -> None:
     names = [name for name in Tree(ROOT).modules(*TORCH_FREE) if not name.endswith("__main__")]
     imports = [f"import safelight.{name}" for name in names]
     code = "\n".join(
@@ -401,7 +401,7 @@ def test_torch_free_modules_start_without_torch():
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_map_names_every_package(part):
+def test_the_map_names_every_package(part) -> None:
     text = (ROOT / "docs" / "structures.md").read_text()
     section = re.search(rf"^## {part}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section
@@ -492,7 +492,7 @@ def test_the_map_names_every_package(part):
         ),
     ],
 )
-def test_a_wrong_import_is_found(tmp_path, path, source, complaint):
+def test_a_wrong_import_is_found(tmp_path, path, source, complaint) -> None:
     complaints = forbidden_imports(_tree_with(tmp_path, path, source))
     assert any(complaint in line for line in complaints), complaints
 
@@ -514,7 +514,7 @@ def test_a_wrong_import_is_found(tmp_path, path, source, complaint):
         ("service/http/gateway.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],
 )
-def test_a_right_import_passes(tmp_path, path, source):
+def test_a_right_import_passes(tmp_path, path, source) -> None:
     assert forbidden_imports(_tree_with(tmp_path, path, source)) == []
 
 

@@ -65,46 +65,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_has_a_language_that_is_run(page):
+def test_every_block_has_a_language_that_is_run(page) -> None:
     fences = re.findall(r"^```", TEXT[page], re.MULTILINE)
     assert len(fences) == 2 * len(re.findall(r"^```(?:sh|python)$", TEXT[page], re.MULTILINE))
 
 
-def test_the_exempt_commands_are_on_the_pages():
+def test_the_exempt_commands_are_on_the_pages() -> None:
     assert {command.text for command in commands()} >= EXEMPT
 
 
-def test_the_make_targets_are_those_of_the_makefile():
+def test_the_make_targets_are_those_of_the_makefile() -> None:
     (phony,) = re.findall(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z0-9]+)`", TEXT["docs/install.md"])) == set(phony.split())
 
 
-def test_the_commands_are_those_of_the_command_line():
+def test_the_commands_are_those_of_the_command_line() -> None:
     rows = re.findall(
         r"^\| ((?:`\w+`(?:, )?)+) \| ", TEXT["docs/api.md"].split("## The command line")[1], re.MULTILINE
     )
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(COMMANDS)
 
 
-def test_the_readme_is_short():
+def test_the_readme_is_short() -> None:
     assert len(TEXT["README.md"].split()) <= MAX_README_WORDS
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page):
+def test_every_link_leads_somewhere(page) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     local = [link for link in links if not link.startswith(("http://", "https://"))]
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
-def test_the_index_lists_every_page():
+def test_the_index_lists_every_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert {page for page in pages if f"]({page})" not in index} == set()
 
 
 @pytest.mark.parametrize("command", RUNNABLE, ids=lambda command: command.text.splitlines()[0][:60])
-def test_command(command: Command, live_service: LiveService, folder: Path):
+def test_command(command: Command, live_service: LiveService, folder: Path) -> None:
     before = set(folder.iterdir())
     shell = ["bash", "-euo", "pipefail", "-c"] if command.language == "sh" else [sys.executable, "-c"]
     text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}")
@@ -121,7 +121,7 @@ def test_command(command: Command, live_service: LiveService, folder: Path):
         _check_file(path)
 
 
-def test_every_field_of_a_request_is_documented():
+def test_every_field_of_a_request_is_documented() -> None:
     page = TEXT["docs/api.md"].split("## The response")[0]
     documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     (ignored,) = re.findall(r"and ignored: (.*)\.$", page, re.MULTILINE)

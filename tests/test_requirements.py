@@ -18,7 +18,7 @@ OF_TORCH = {"torch", "torchvision"}  # installed first, from TORCH_SPEC
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_every_dependency_is_pinned_to_an_allowed_version(name):
+def test_every_dependency_is_pinned_to_an_allowed_version(name) -> None:
     optional = PROJECT["optional-dependencies"]
     lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS[name] for line in optional[extra])]
     versions = pins(name)
@@ -29,26 +29,26 @@ def test_every_dependency_is_pinned_to_an_allowed_version(name):
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_every_pin_has_hashes(name):
+def test_every_pin_has_hashes(name) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
     assert [line for line in text.splitlines() if line.strip() and "--hash=sha256:" not in line] == []
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_torch_is_left_to_torch_spec(name):
+def test_torch_is_left_to_torch_spec(name) -> None:
     of_torch = {
         package for package in pins(name) if package.startswith(("nvidia-", "cuda-", "triton", "torch"))
     }
     assert of_torch <= {"nvidia-cuda-runtime-cu12"}, "a CPU build of torch needs none of them"
 
 
-def test_files_agree_on_versions():
+def test_files_agree_on_versions() -> None:
     dev = pins("dev")
     for name in ("serve", "image"):
         assert {package: v for package, v in pins(name).items() if dev.get(package) != v} == {}
 
 
-def test_the_makefile_locks_these_files_for_this_torch():
+def test_the_makefile_locks_these_files_for_this_torch() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name, extras in EXTRAS.items():
         options = "".join(f"--extra {extra} " for extra in extras)

@@ -58,7 +58,7 @@ def foreign_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder: Path):
+def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder: Path) -> None:
     names = [f"safelight.{name}" for name in PARTS]
     files = ", ".join(f"{name}.__file__" for name in names)
     code = f"import {', '.join(names)}; print({files})"
@@ -67,7 +67,7 @@ def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder
     assert all(clean_bin.parent in path.parents for path in paths), paths
 
 
-def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
+def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path) -> None:
     argv = ("generate", "a red apple", "--steps", "2", "-o", "apple.png")
     _run(clean_bin / "safelight", *argv, cwd=foreign_folder)
     with Image.open(foreign_folder / "apple.png") as image:
@@ -75,7 +75,7 @@ def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder:
         image.load()
 
 
-def test_the_python_api_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
+def test_the_python_api_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path) -> None:
     code = (
         "import safelight\n"
         "with safelight.Pipeline('tiny') as pipeline:\n"
@@ -86,7 +86,7 @@ def test_the_python_api_draws_beside_foreign_packages(clean_bin: Path, foreign_f
         assert image.size == (64, 64)
 
 
-def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
+def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path) -> None:
     safelight = clean_bin / "safelight"
     with serving(foreign_folder, "--stages", "colocated", safelight=safelight, env=_environment()) as service:
         response = httpx2.post(
@@ -98,7 +98,9 @@ def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Pa
     assert response.json()["data"][0]["b64_json"]
 
 
-def test_serve_refuses_a_broken_checkpoint_beside_foreign_packages(clean_bin: Path, foreign_folder: Path):
+def test_serve_refuses_a_broken_checkpoint_beside_foreign_packages(
+    clean_bin: Path, foreign_folder: Path
+) -> None:
     model = tiny_without("proj_out.weight", foreign_folder)
     process = subprocess.run(
         [clean_bin / "safelight", "serve", "--model", model.name, "--port", "0"],

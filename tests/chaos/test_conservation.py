@@ -39,7 +39,7 @@ class ThreadSampler(threading.Thread):
     Each stage works with one thread here, so these are all the seconds that its replica spends.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
         self._url = url
         self._seconds: dict[tuple[str, int, int], float] = {}  # by stage, process and thread

@@ -41,7 +41,7 @@ def install() -> None:
 class Prometheus:
     """A running server, queried by its HTTP API."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         self._http = httpx2.Client(base_url=f"{url}/api/v1", timeout=10)
 
     def ask(self, query: str) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ templates = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
-def test_kubernetes_understands_every_object(file):
+def test_kubernetes_understands_every_object(file) -> None:
     names = set()
     for document in documents(file):
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", document["metadata"]["name"])
@@ -116,11 +116,11 @@ def test_kubernetes_understands_every_object(file):
 
 
 @templates
-def test_kubernetes_understands_every_pod(template):
+def test_kubernetes_understands_every_pod(template) -> None:
     check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template})
 
 
-def test_a_misspelt_field_would_be_found():
+def test_a_misspelt_field_would_be_found() -> None:
     template = {"spec": {"containers": [{"name": "a", "image": "a", "imagePulPolicy": "Always"}]}}
     with pytest.raises(kubernetes_validate.ValidationError, match="imagePulPolicy"):
         check(
@@ -129,7 +129,7 @@ def test_a_misspelt_field_would_be_found():
 
 
 @services
-def test_kuberay_understands_it(name):
+def test_kuberay_understands_it(name) -> None:
     document = ray_service(name)
     assert document["apiVersion"] == "ray.io/v1"
     spec, cluster = document["spec"], document["spec"]["rayClusterConfig"]
@@ -152,7 +152,7 @@ def test_kuberay_understands_it(name):
 
 
 @services
-def test_the_config_in_it_is_the_file(name):
+def test_the_config_in_it_is_the_file(name) -> None:
     file = DEPLOY / "serve" / f"{SERVICES[name]}.yaml"
     text = ray_service(name)["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -160,7 +160,7 @@ def test_the_config_in_it_is_the_file(name):
 
 
 @services
-def test_versions_are_those_of_the_image(name):
+def test_versions_are_those_of_the_image(name) -> None:
     cluster = ray_service(name)["spec"]["rayClusterConfig"]
     assert {cluster["rayVersion"]} == {pins(file)["ray"] for file in ("image", "image-cuda")}
     (allowed,) = (line for line in PROJECT["dependencies"] if line.startswith("ray["))
@@ -175,13 +175,13 @@ def test_versions_are_those_of_the_image(name):
 
 
 @services
-def test_the_head_draws_nothing(name):
+def test_the_head_draws_nothing(name) -> None:
     assert groups(name)["head"]["rayStartParams"]["num-cpus"] == "0"
     assert ray_service(name)["spec"]["excludeHeadPodFromServeSvc"] is True
 
 
 @services
-def test_ports_have_one_name_and_one_number(name):
+def test_ports_have_one_name_and_one_number(name) -> None:
     named: dict[str, int] = {}
     for group in groups(name).values():
         for port in group["template"]["spec"]["containers"][0]["ports"]:
@@ -193,7 +193,7 @@ def test_ports_have_one_name_and_one_number(name):
 
 
 @templates
-def test_a_pod_asks_for_no_more_than_it_may_have(template):
+def test_a_pod_asks_for_no_more_than_it_may_have(template) -> None:
     for container in template["spec"]["containers"]:
         requests, limits = container["resources"]["requests"], container["resources"]["limits"]
         assert requests.keys() >= {"cpu", "memory"} and "memory" in limits
@@ -205,7 +205,7 @@ def test_a_pod_asks_for_no_more_than_it_may_have(template):
 
 
 @templates
-def test_no_pod_runs_as_root_or_may_become_root(template):
+def test_no_pod_runs_as_root_or_may_become_root(template) -> None:
     pod = template["spec"]["securityContext"]
     assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0 and pod["fsGroup"] == pod["runAsGroup"] > 0
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -215,7 +215,7 @@ def test_no_pod_runs_as_root_or_may_become_root(template):
 
 
 @services
-def test_the_user_is_the_one_of_the_image(name):
+def test_the_user_is_the_one_of_the_image(name) -> None:
     for group in groups(name).values():
         security = group["template"]["spec"]["securityContext"]
         for dockerfile in DOCKERFILES:
@@ -225,7 +225,7 @@ def test_the_user_is_the_one_of_the_image(name):
 
 
 @services
-def test_a_node_that_shuts_down_lets_images_finish(name):
+def test_a_node_that_shuts_down_lets_images_finish(name) -> None:
     """Ray drains longer than a replica; the grace period and the old cluster outlast every request."""
     drain = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")["shutdown_seconds"]
     for group in workers(name).values():
@@ -244,14 +244,14 @@ def test_a_node_that_shuts_down_lets_images_finish(name):
     )
 
 
-def test_ray_has_the_drain_that_the_manifests_set():
+def test_ray_has_the_drain_that_the_manifests_set() -> None:
     from ray._private import ray_constants
 
     assert isinstance(ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, float)
 
 
 @services
-def test_a_worker_is_ready_when_ray_and_its_proxy_are(name):
+def test_a_worker_is_ready_when_ray_and_its_proxy_are(name) -> None:
     for group in workers(name).values():
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         script = probe["exec"]["command"][-1]
@@ -265,7 +265,7 @@ def test_a_worker_is_ready_when_ray_and_its_proxy_are(name):
 
 
 @services
-def test_the_autoscaler_has_room_for_every_replica(name):
+def test_the_autoscaler_has_room_for_every_replica(name) -> None:
     """The most replicas of every stage fit the most pods of every group, the least fit the least."""
     settings = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
     ends = {
@@ -293,7 +293,7 @@ def test_the_autoscaler_has_room_for_every_replica(name):
 
 
 @services
-def test_every_replica_fits_some_node(name):
+def test_every_replica_fits_some_node(name) -> None:
     (application,) = config_of(name)["applications"]
     for deployment in application["deployments"]:
         options = deployment.get("ray_actor_options", {})
@@ -310,7 +310,7 @@ def test_every_replica_fits_some_node(name):
         assert fitting, deployment["name"]
 
 
-def test_gpu_workers_select_and_tolerate_gpu_nodes():
+def test_gpu_workers_select_and_tolerate_gpu_nodes() -> None:
     for group, spec in workers("rayservice-gpu.yaml").items():
         pod = spec["template"]["spec"]
         has_gpu = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
@@ -320,7 +320,7 @@ def test_gpu_workers_select_and_tolerate_gpu_nodes():
 
 
 @services
-def test_redis_is_the_one_that_is_deployed(name):
+def test_redis_is_the_one_that_is_deployed(name) -> None:
     options = ray_service(name)["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
     service, stateful = documents(DEPLOY / "kuberay" / "redis.yaml")
     (port,) = service["spec"]["ports"]
@@ -339,13 +339,13 @@ def test_redis_is_the_one_that_is_deployed(name):
     assert {mount["name"] for mount in container["volumeMounts"]} == claimed
 
 
-def test_no_file_holds_a_password():
+def test_no_file_holds_a_password() -> None:
     for file in FILES:
         assert all(document["kind"] != "Secret" for document in documents(file))
 
 
 @services
-def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name):
+def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name) -> None:
     """With as many required pods as there are, no node could be drained."""
     budgets = [
         document
@@ -369,7 +369,7 @@ def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name):
 
 
 @services
-def test_spread_constraints_select_their_own_pods(name):
+def test_spread_constraints_select_their_own_pods(name) -> None:
     for spec in workers(name).values():
         for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
             assert (

@@ -67,7 +67,7 @@ def wait_until_ready(http: httpx2.Client, process: subprocess.Popen, log: Path) 
         time.sleep(0.5)
 
 
-def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path):
+def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path) -> None:
     port = free_port()
     config = tmp_path / "one-node.yaml"
     config.write_text(

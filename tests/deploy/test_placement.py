@@ -50,14 +50,14 @@ def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
     return json.loads(answer)
 
 
-def test_the_images_make_serve_pack():
+def test_the_images_make_serve_pack() -> None:
     """Serve would spread replicas over all nodes: an encoder on each GPU leaves none for a denoiser."""
     for dockerfile in DOCKERFILES:
         for name, value in PACK.items():
             assert f"{name}={value}" in dockerfile.read_text(encoding="utf-8")
 
 
-def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path):
+def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path) -> None:
     """With as many encoders and decoders as allowed, no more GPUs are used than needed."""
     nodes = [GATEWAY, GATEWAY, GPU, GPU, GPU]
     placement = placed(
@@ -74,14 +74,14 @@ def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path
 
 
 @pytest.mark.long
-def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes(tmp_path):
+def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes(tmp_path) -> None:
     placement = placed(tmp_path, "many-cpus", [{"num_cpus": 4}, {"num_cpus": 4}], denoise_replicas="2")
     assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
     assert placement["nodes"]["Denoiser"] == placement["nodes"]["Gateway"] == [0, 1]
 
 
 @pytest.mark.long
-def test_all_stages_fit_one_gpu(tmp_path):
+def test_all_stages_fit_one_gpu(tmp_path) -> None:
     placement = placed(tmp_path, "one-gpu", [GPU])
     assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
     assert {stage for stage, nodes in placement["nodes"].items() if nodes == [0]} >= {

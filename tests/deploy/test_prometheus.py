@@ -65,13 +65,13 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
         ("test", "rules", "rules_test.yml"),
     ],
 )
-def test_promtool_succeeds(promtool, args):
+def test_promtool_succeeds(promtool, args) -> None:
     done = promtool(*args)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
 
 
-def test_the_rules_tests_detect_an_alert_that_never_fires(promtool, tmp_path):
+def test_the_rules_tests_detect_an_alert_that_never_fires(promtool, tmp_path) -> None:
     """The rules' tests, run on rules whose conditions are never true."""
     rules = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
@@ -83,7 +83,7 @@ def test_the_rules_tests_detect_an_alert_that_never_fires(promtool, tmp_path):
     assert set(re.findall(r"alertname: (\w+)", done.stdout + done.stderr)) == ALERTS
 
 
-def test_every_alert_is_tested_firing_and_silent_and_every_recording_once():
+def test_every_alert_is_tested_firing_and_silent_and_every_recording_once() -> None:
     tests = yaml.safe_load((FOLDER / "rules_test.yml").read_text(encoding="utf-8"))["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == ALERTS
@@ -92,7 +92,7 @@ def test_every_alert_is_tested_firing_and_silent_and_every_recording_once():
     assert {record for record in RECORDS if record not in expressions} == set()
 
 
-def test_every_queried_metric_exists():
+def test_every_queried_metric_exists() -> None:
     queried = {name for expression in EXPRESSIONS for name in re.findall(r"\bsafelight_\w+", expression)}
     series = {name for name, kind in KINDS.items() if kind != "histogram"}
     series |= {
@@ -104,13 +104,13 @@ def test_every_queried_metric_exists():
     assert queried and queried - series == set()
 
 
-def test_every_queried_recording_exists():
+def test_every_queried_recording_exists() -> None:
     assert {
         name for expression in EXPRESSIONS for name in re.findall(r"\bsafelight:[\w:]+", expression)
     } <= RECORDS
 
 
-def test_queried_label_values_exist():
+def test_queried_label_values_exist() -> None:
     label_values = {
         "job": {"safelight"},
         "stage": {"encode", "denoise", "decode"},
@@ -123,7 +123,7 @@ def test_queried_label_values_exist():
             assert set(values.split("|")) <= label_values[label], expression
 
 
-def test_each_metric_is_queried_according_to_its_kind():
+def test_each_metric_is_queried_according_to_its_kind() -> None:
     """Counters and histograms by their rate, gauges directly."""
     for expression in EXPRESSIONS:
         for name, kind in KINDS.items():
@@ -135,7 +135,7 @@ def test_each_metric_is_queried_according_to_its_kind():
                 assert match[2] == "[" or not grows, f"{name} in {expression}"
 
 
-def test_the_rules_use_the_scraped_job():
+def test_the_rules_use_the_scraped_job() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
     assert [job["job_name"] for job in config["scrape_configs"]] == ["safelight"]
     assert [str(FOLDER / file) for file in config["rule_files"]] == [str(FOLDER / "rules.yml")]
@@ -198,14 +198,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.25)
 
 
-def test_images_and_requests_are_counted(scraped):
+def test_images_and_requests_are_counted(scraped) -> None:
     assert scraped.images == IMAGES * 3 * ROUNDS
     assert scraped.prometheus.value("sum(safelight_images_total)") == scraped.images
     assert scraped.prometheus.value('sum(safelight_requests_total{outcome="done"})') == 3 * ROUNDS
     assert scraped.prometheus.value('sum(safelight_requests_total{outcome="refused"})') == ROUNDS
 
 
-def test_every_recording_has_values(scraped):
+def test_every_recording_has_values(scraped) -> None:
     wait_until(lambda: all(rule["health"] == "ok" for rule in scraped.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not has_values(scraped.prometheus, record)})
     assert scraped.prometheus.value("safelight:images_per_hour:rate5m") > 0
@@ -219,7 +219,7 @@ def test_every_recording_has_values(scraped):
 
 
 @pytest.mark.parametrize("query", queries())
-def test_every_query_of_the_dashboard_has_values(scraped, query):
+def test_every_query_of_the_dashboard_has_values(scraped, query) -> None:
     wait_until(lambda: has_values(scraped.prometheus, query.replace("$__rate_interval", "1m")))
 
 
@@ -229,13 +229,13 @@ def has_values(prometheus: Prometheus, query: str) -> bool:
     return bool(values) and "NaN" not in values
 
 
-def test_no_alert_fires_on_a_healthy_service(scraped):
+def test_no_alert_fires_on_a_healthy_service(scraped) -> None:
     alerts = [rule for rule in scraped.prometheus.rules() if rule["type"] == "alerting"]
     assert {rule["name"] for rule in alerts} == ALERTS
     assert {rule["name"] for rule in alerts if rule["state"] == "firing"} == set()
 
 
-def test_no_critical_alert_is_pending(scraped):
+def test_no_critical_alert_is_pending(scraped) -> None:
     """Most alerts are pending for longer than this test takes. On a busy machine single scrapes may fail."""
     wait_until(
         lambda: all(rule["state"] == "inactive" for rule in scraped.prometheus.rules() if is_critical(rule))

@@ -9,7 +9,7 @@ from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, instructions
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_link_leads_somewhere():
+def test_every_link_leads_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert (
         links
@@ -17,7 +17,7 @@ def test_every_link_leads_somewhere():
     )
 
 
-def test_every_file_is_named():
+def test_every_file_is_named() -> None:
     ours = {
         file.relative_to(DEPLOY).as_posix()
         for folder in ("docker", "serve", "kuberay")
@@ -26,7 +26,7 @@ def test_every_file_is_named():
     assert {file for file in ours if file not in README} == set()
 
 
-def test_it_lists_the_build_arguments_of_the_dockerfiles():
+def test_it_lists_the_build_arguments_of_the_dockerfiles() -> None:
     arguments = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert arguments == {
         instruction.value.split("=")[0]
@@ -36,16 +36,16 @@ def test_it_lists_the_build_arguments_of_the_dockerfiles():
     }
 
 
-def test_it_names_the_image_of_this_version():
+def test_it_names_the_image_of_this_version() -> None:
     assert set(re.findall(r"safelight:(\d+\.\d+\.\d+)", README)) == {PROJECT["version"]}
 
 
-def test_the_settings_that_it_names_exist():
+def test_the_settings_that_it_names_exist() -> None:
     named = {name.lower() for name in re.findall(r"SAFELIGHT_([A-Z_]+)", README)}
     assert named and named <= Settings.model_fields.keys()
     mentioned = set(re.findall(r"`(\w+_(?:seconds|replicas|images|bytes))[`:]", README))
     assert mentioned and mentioned <= Settings.model_fields.keys()
 
 
-def test_it_asks_for_the_environment_of_safelight_serve():
+def test_it_asks_for_the_environment_of_safelight_serve() -> None:
     assert f"`RAY_worker_niceness={ENVIRONMENT['RAY_worker_niceness']}`" in README

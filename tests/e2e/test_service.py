@@ -72,7 +72,7 @@ def replica_of(service: LiveService, deployment: str) -> psutil.Process:
     )
 
 
-def test_the_openai_client_draws_an_image(live_service):
+def test_the_openai_client_draws_an_image(live_service) -> None:
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     with client:
         answer = client.images.generate(
@@ -89,7 +89,7 @@ def test_the_openai_client_draws_an_image(live_service):
     assert names == [answer.usage.safelight["model"]]
 
 
-def test_the_openai_client_understands_a_refusal(live_service):
+def test_the_openai_client_understands_a_refusal(live_service) -> None:
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     with client, pytest.raises(openai.BadRequestError) as refused:
         client.images.generate(prompt="a red apple", n=11)
@@ -97,7 +97,7 @@ def test_the_openai_client_understands_a_refusal(live_service):
     assert refused.value.request_id
 
 
-def test_curl_draws_an_image(live_service):
+def test_curl_draws_an_image(live_service) -> None:
     command = [
         "curl",
         "-s",
@@ -110,11 +110,11 @@ def test_curl_draws_an_image(live_service):
 
 
 @pytest.mark.parametrize(("name", "magic"), [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
-def test_images_have_the_requested_format(http, name, magic):
+def test_images_have_the_requested_format(http, name, magic) -> None:
     assert base64.b64decode(draw(http, output_format=name)["data"][0]["b64_json"]).startswith(magic)
 
 
-def test_the_same_request_gives_the_same_bytes_alone_and_in_a_batch(http):
+def test_the_same_request_gives_the_same_bytes_alone_and_in_a_batch(http) -> None:
     alone = draw(http, seed=3)["data"]
     batch_mates = [
         {
@@ -132,7 +132,7 @@ def test_the_same_request_gives_the_same_bytes_alone_and_in_a_batch(http):
     assert together == alone
 
 
-def test_the_command_line_gives_the_same_bytes(http, tmp_path):
+def test_the_command_line_gives_the_same_bytes(http, tmp_path) -> None:
     path = tmp_path / "apple.png"
     served = draw(http, seed=3, n=2)
     model = served["usage"]["safelight"]["model"]
@@ -170,7 +170,7 @@ def test_the_command_line_gives_the_same_bytes(http, tmp_path):
     ],
     ids=["prompt", "size", "solver", "field", "model", "json", "large", "type", "method", "route"],
 )
-def test_a_bad_request_gets_openais_error_object(http, method, path, kwargs, status, param):
+def test_a_bad_request_gets_openais_error_object(http, method, path, kwargs, status, param) -> None:
     answer = http.request(method, path, **kwargs)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param)
@@ -178,13 +178,13 @@ def test_a_bad_request_gets_openais_error_object(http, method, path, kwargs, sta
     assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_the_request_id_comes_back(http):
+def test_the_request_id_comes_back(http) -> None:
     assert http.get("/livez", headers={"x-request-id": "job-17"}).headers.get_list("x-request-id") == [
         "job-17"
     ]
 
 
-def test_a_client_that_disconnects_frees_the_engine(http):
+def test_a_client_that_disconnects_frees_the_engine(http) -> None:
     aborted = metric(http, "safelight_requests_total", outcome="aborted")
     denoised = metric(http, "safelight_stage_images_finished", stage="denoise")
     with pytest.raises(httpx2.ReadTimeout):
@@ -195,7 +195,7 @@ def test_a_client_that_disconnects_frees_the_engine(http):
     assert metric(http, "safelight_stage_images_finished", stage="denoise") == denoised
 
 
-def test_an_image_of_a_replica_that_dies_is_drawn_by_another(live_service, http):
+def test_an_image_of_a_replica_that_dies_is_drawn_by_another(live_service, http) -> None:
     fields = {"num_inference_steps": 100, "solver": "ddpm", "seed": 3, "n": 2}
     expected = draw(http, **fields)["data"]
     with ThreadPoolExecutor(1) as pool:
@@ -210,7 +210,7 @@ def test_an_image_of_a_replica_that_dies_is_drawn_by_another(live_service, http)
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
+def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how) -> None:
     with serving(tmp_path, "--model", "tiny", "--stages", "colocated") as service:
         with httpx2.Client(base_url=service.url, timeout=PATIENCE) as http:
             assert draw(http)["data"]
@@ -226,7 +226,7 @@ def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path, how):
 
 
 @pytest.mark.long
-def test_an_invalid_checkpoint_is_reported_in_one_line(tmp_path):
+def test_an_invalid_checkpoint_is_reported_in_one_line(tmp_path) -> None:
     model = tiny_without("proj_out.weight", tmp_path)
     done = subprocess.run(
         [SAFELIGHT, "serve", "--port", "0", "--model", model],

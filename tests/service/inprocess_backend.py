@@ -11,7 +11,7 @@ from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, Re
 class InProcessBackend:
     """A `Backend` that draws with `pipeline`."""
 
-    def __init__(self, pipeline: InProcessPipeline):
+    def __init__(self, pipeline: InProcessPipeline) -> None:
         self._pipeline = pipeline
 
     async def generate(

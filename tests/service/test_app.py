@@ -13,10 +13,10 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
 
 
 @pytest.mark.parametrize("stages", ["split", "colocated"])
-def test_an_application_is_built_for_each_layout(stages):
+def test_an_application_is_built_for_each_layout(stages) -> None:
     assert app_from_args({"model": "tiny", "stages": stages})._bound_deployment.name == "Gateway"
 
 
-def test_an_unknown_model_is_refused_before_anything_starts():
+def test_an_unknown_model_is_refused_before_anything_starts() -> None:
     with pytest.raises(UnknownModel, match="nosuch"):
         build_app(Settings(model="nosuch"))

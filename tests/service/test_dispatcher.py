@@ -31,13 +31,13 @@ def make_dispatcher(backend: FakeBackend, **settings) -> RequestDispatcher:
 IMAGES = [make_params(image_index=k) for k in range(3)]
 
 
-async def test_images_are_in_the_order_of_the_request():
+async def test_images_are_in_the_order_of_the_request() -> None:
     backend = FakeBackend()
     await make_dispatcher(backend).generate(IMAGES, ImageFormat())
     assert [params.image_index for params, _ in backend.drawn] == [0, 1, 2]
 
 
-async def test_draining_finishes_requests_in_flight_and_refuses_new_ones():
+async def test_draining_finishes_requests_in_flight_and_refuses_new_ones() -> None:
     backend = FakeBackend()
     dispatcher = make_dispatcher(backend)
     backend.gate.clear()
@@ -53,27 +53,27 @@ async def test_draining_finishes_requests_in_flight_and_refuses_new_ones():
     await asyncio.wait_for(draining, 5.0)
 
 
-async def test_a_lost_image_is_retried_once():
+async def test_a_lost_image_is_retried_once() -> None:
     backend = FakeBackend(StageLost())
     images = await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
     assert len(images) == 1
 
 
-async def test_an_image_lost_twice_is_503():
+async def test_an_image_lost_twice_is_503() -> None:
     with pytest.raises(StageLost) as lost:
         await make_dispatcher(FakeBackend(StageLost(), StageLost())).generate(IMAGES[:1], ImageFormat())
     assert (lost.value.status, lost.value.headers) == (503, {"retry-after": "5"})
 
 
 @pytest.mark.parametrize("error", [StageFailed(), QueueFull(), ValueError("x")])
-async def test_other_errors_are_not_retried(error):
+async def test_other_errors_are_not_retried(error) -> None:
     backend = FakeBackend(error)
     with pytest.raises(ServiceError):
         await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
     assert backend.drawn == []
 
 
-async def test_cancelling_a_request_cancels_all_its_images():
+async def test_cancelling_a_request_cancels_all_its_images() -> None:
     backend = FakeBackend()
     backend.gate.clear()
     generating = asyncio.ensure_future(make_dispatcher(backend).generate(IMAGES, ImageFormat()))
@@ -85,7 +85,7 @@ async def test_cancelling_a_request_cancels_all_its_images():
     assert backend.num_cancelled == 3
 
 
-async def test_a_failed_image_cancels_the_others_of_its_request():
+async def test_a_failed_image_cancels_the_others_of_its_request() -> None:
     backend = FakeBackend(StageFailed())
     backend.gate.clear()
     with pytest.raises(StageFailed):
@@ -93,7 +93,7 @@ async def test_a_failed_image_cancels_the_others_of_its_request():
     assert backend.num_cancelled == 2
 
 
-async def test_the_deadline_cancels_every_image():
+async def test_the_deadline_cancels_every_image() -> None:
     backend = FakeBackend()
     backend.gate.clear()
     with pytest.raises(DeadlineExceeded):
@@ -101,7 +101,7 @@ async def test_the_deadline_cancels_every_image():
     assert backend.num_cancelled == 3
 
 
-async def test_more_images_than_max_pictures_are_refused():
+async def test_more_images_than_max_pictures_are_refused() -> None:
     backend = FakeBackend()
     backend.gate.clear()
     dispatcher = make_dispatcher(backend, max_pictures=4)
@@ -117,7 +117,7 @@ async def test_more_images_than_max_pictures_are_refused():
 class Client:
     """One HTTP request to an ASGI app, whose client can disconnect."""
 
-    def __init__(self, body: dict):
+    def __init__(self, body: dict) -> None:
         self.disconnected = asyncio.Event()
         self.sent: list[dict] = []
         self._chunks = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
@@ -152,7 +152,7 @@ def records(monkeypatch) -> list:
     return records
 
 
-async def test_a_client_that_disconnects_cancels_its_images(backend, records):
+async def test_a_client_that_disconnects_cancels_its_images(backend, records) -> None:
     backend.gate.clear()
     client = Client({"prompt": "p", "n": 2})
     answering = asyncio.ensure_future(
@@ -168,7 +168,7 @@ async def test_a_client_that_disconnects_cancels_its_images(backend, records):
     ]
 
 
-async def test_a_cancelled_handler_cancels_its_images(backend, records):
+async def test_a_cancelled_handler_cancels_its_images(backend, records) -> None:
     """Serve cancels the handler when the client disconnects."""
     backend.gate.clear()
     client = Client({"prompt": "p"})
@@ -183,7 +183,7 @@ async def test_a_cancelled_handler_cancels_its_images(backend, records):
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, records):
+async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, records) -> None:
     client = Client({})
     client._chunks = []
     client.disconnected.set()
@@ -191,7 +191,7 @@ async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, re
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(backend, records):
+async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(backend, records) -> None:
     """Serve's proxy then lets `receive` raise one of Ray's exceptions."""
 
     async def broken() -> dict:
@@ -215,7 +215,7 @@ async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(bac
         ({"prompt": "p"}, [KeyError("secret")], 503, RequestOutcome.FAILED, "service_unavailable"),
     ],
 )
-async def test_every_request_has_exactly_one_record(body, errors, status, outcome, code, records):
+async def test_every_request_has_exactly_one_record(body, errors, status, outcome, code, records) -> None:
     client = Client(body)
     await build_gateway(FakeBackend(*errors), MODEL, Settings())(client.scope, client.receive, client.send)
     assert client.sent[0]["status"] == status

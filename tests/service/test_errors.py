@@ -58,7 +58,7 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
         (MemoryError(), ServiceError),
     ],
 )
-def test_every_exception_maps_to_a_service_error(error, kind):
+def test_every_exception_maps_to_a_service_error(error, kind) -> None:
     service_error = as_service_error(error)
     assert type(service_error) is kind
     assert "secret" not in str(service_error)
@@ -67,7 +67,7 @@ def test_every_exception_maps_to_a_service_error(error, kind):
     )
 
 
-def test_a_parameter_has_its_request_name_in_the_error():
+def test_a_parameter_has_its_request_name_in_the_error() -> None:
     error = as_service_error(InvalidParams("num_steps", "num_steps must be at least 3 for plms, got 2"))
     assert error.body()["error"] == {
         "message": "num_inference_steps must be at least 3 for plms, got 2",
@@ -77,14 +77,14 @@ def test_a_parameter_has_its_request_name_in_the_error():
     }
 
 
-def test_a_service_error_survives_pickling():
+def test_a_service_error_survives_pickling() -> None:
     error = UnknownField("steps is not a field", "steps")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), copy.param) == (UnknownField, str(error), "steps")
     assert copy.body() == error.body()
 
 
-def test_the_body_is_openais_error_object():
+def test_the_body_is_openais_error_object() -> None:
     assert ServiceError().body() == {
         "error": {
             "message": "The service could not draw the image; please try again.",

@@ -51,7 +51,7 @@ class PlaidRow:
 class PlaidNetwork(nn.Module):
     """Patches to tokens, a shift by time and text, tokens to patches."""
 
-    def __init__(self, config: PlaidConfig):
+    def __init__(self, config: PlaidConfig) -> None:
         super().__init__()
         self.config = config
         patch = {"kernel_size": config.patch_size, "stride": config.patch_size}

@@ -7,7 +7,7 @@ import torch
 from safelight.pipeline.assembly.device import set_threads
 
 
-def test_another_thread_does_not_change_the_number():
+def test_another_thread_does_not_change_the_number() -> None:
     """Two stages in one process: the second sets its number before the first one multiplies."""
     before, first_is_set, second_is_set, counts = (
         torch.get_num_threads(),

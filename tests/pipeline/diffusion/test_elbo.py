@@ -57,30 +57,30 @@ def exact_variance(c: float) -> Variance:
 
 @pytest.mark.parametrize("num_steps", [1, 10, 50])
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_the_bound_is_tight_with_the_exact_variance(schedule, num_steps):
+def test_the_bound_is_tight_with_the_exact_variance(schedule, num_steps) -> None:
     centred = Mixture.of([1.0], [[0.0]], [[0.25]])
     assert abs(expected_gap(centred, schedule, num_steps, exact_variance(0.25))) < 1e-9
 
 
-def test_beta_is_the_exact_variance_of_unit_data():
+def test_beta_is_the_exact_variance_of_unit_data() -> None:
     unit = Mixture.of([1.0], [[0.0]], [[1.0]])
     assert abs(expected_gap(unit, VP, 10, fixed_large)) < 1e-9
 
 
 @pytest.mark.parametrize(("num_steps", "gap"), [(10, 0.094), (50, 0.021), (200, 0.0054), (1000, 0.0011)])
-def test_the_gap_with_beta_falls_as_one_over_steps(num_steps, gap):
+def test_the_gap_with_beta_falls_as_one_over_steps(num_steps, gap) -> None:
     centred = Mixture.of([1.0], [[0.0]], [[0.25]])
     assert expected_gap(centred, VP, num_steps, fixed_large) == pytest.approx(gap, rel=0.03)
 
 
-def test_the_gap_with_the_posterior_variance_stays():
+def test_the_gap_with_the_posterior_variance_stays() -> None:
     centred = Mixture.of([1.0], [[0.0]], [[0.25]])
     assert [expected_gap(centred, VP, n, fixed_small) for n in (50, 200, 1000)] == pytest.approx(
         [0.802, 0.703, 0.456], abs=1e-3
     )
 
 
-def test_the_bound_of_the_mixture_by_sampling():
+def test_the_bound_of_the_mixture_by_sampling() -> None:
     x = points(EIGHT, 16)
     many = x.repeat_interleave(256, 0)
     bound = elbo(
@@ -95,7 +95,7 @@ def test_the_bound_of_the_mixture_by_sampling():
     assert 3 * error < gap < 1.0
 
 
-def test_the_same_seed_gives_the_same_bound():
+def test_the_same_seed_gives_the_same_bound() -> None:
     x = points(GAUSSIAN, 4)
     first, second = (
         elbo(
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_bound():
         ((1.0, 0.0), gaussian((2, 1), 0), lambda *_: 0.0, "variance"),
     ],
 )
-def test_invalid_arguments_are_named(grid, noise, variance, param):
+def test_invalid_arguments_are_named(grid, noise, variance, param) -> None:
     with pytest.raises(InvalidParams) as caught:
         elbo(denoiser(GAUSSIAN, VP), VP, points(GAUSSIAN, 2), grid, noise=noise, variance=variance)
     assert caught.value.param == param

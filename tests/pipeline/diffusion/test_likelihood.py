@@ -54,7 +54,7 @@ def rms(gap: Tensor) -> float:
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_the_density_of_the_mixture(schedule):
+def test_the_density_of_the_mixture(schedule) -> None:
     x = points(EIGHT)
     result = log_likelihood(denoiser(EIGHT, schedule), schedule, x, num_steps=50, t_min=1e-5)
     assert rms(result.nats - EIGHT.log_density(x)) < 0.02
@@ -62,7 +62,7 @@ def test_the_density_of_the_mixture(schedule):
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=str)
-def test_with_the_exact_prior_only_steps_have_errors(schedule):
+def test_with_the_exact_prior_only_steps_have_errors(schedule) -> None:
     x = points(EIGHT, 8)
     result = log_likelihood(
         denoiser(EIGHT, schedule), schedule, x, num_steps=50, prior=exact_prior(EIGHT, schedule)
@@ -70,7 +70,7 @@ def test_with_the_exact_prior_only_steps_have_errors(schedule):
     assert rms(result.nats - blurred(EIGHT, schedule, x)) < 2e-5
 
 
-def test_a_small_t_min_has_no_blur():
+def test_a_small_t_min_has_no_blur() -> None:
     x = points(EIGHT, 8)
     result = log_likelihood(
         denoiser(EIGHT, VP), VP, x, num_steps=50, t_min=1e-5, prior=exact_prior(EIGHT, VP)
@@ -78,7 +78,7 @@ def test_a_small_t_min_has_no_blur():
     assert rms(result.nats - EIGHT.log_density(x)) < 3e-5
 
 
-def test_the_mismatch_of_the_prior_is_the_one_documented():
+def test_the_mismatch_of_the_prior_is_the_one_documented() -> None:
     alpha, sigma = VP.alpha_sigma(1.0)
     x = points(EIGHT, 4096)
     noised = alpha * x + sigma * next(gaussian(x.shape, 1))
@@ -87,7 +87,7 @@ def test_the_mismatch_of_the_prior_is_the_one_documented():
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_runge_kutta_is_of_order_four(schedule):
+def test_runge_kutta_is_of_order_four(schedule) -> None:
     x, truth = points(EIGHT, 8), blurred(EIGHT, schedule, points(EIGHT, 8))
     prior = exact_prior(EIGHT, schedule)
     errors = [
@@ -98,14 +98,14 @@ def test_runge_kutta_is_of_order_four(schedule):
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_narrow_data_takes_no_more_steps(schedule):
+def test_narrow_data_takes_no_more_steps(schedule) -> None:
     x = points(NARROW, 8)
     prior = exact_prior(NARROW, schedule)
     result = log_likelihood(denoiser(NARROW, schedule), schedule, x, num_steps=40, prior=prior)
     assert rms(result.nats - blurred(NARROW, schedule, x)) < 1e-3
 
 
-def test_hutchinson_is_unbiased_and_estimates_its_error():
+def test_hutchinson_is_unbiased_and_estimates_its_error() -> None:
     x = points(EIGHT, 16)
     exact = log_likelihood(denoiser(EIGHT, VP), VP, x, num_steps=10)
     result = log_likelihood(denoiser(EIGHT, VP), VP, x, num_steps=10, probes=rademacher(64, (8,), 3))
@@ -115,7 +115,7 @@ def test_hutchinson_is_unbiased_and_estimates_its_error():
     assert 0.2 < float(((result.nats - exact.nats) / result.standard_error).square().mean()) < 3
 
 
-def test_new_probes_in_every_step_have_smaller_errors():
+def test_new_probes_in_every_step_have_smaller_errors() -> None:
     x = points(EIGHT, 8)
     kept, new = (
         log_likelihood(denoiser(EIGHT, VP), VP, x, num_steps=20, probes=probes).standard_error.mean()
@@ -124,7 +124,7 @@ def test_new_probes_in_every_step_have_smaller_errors():
     assert float(new) < 0.7 * float(kept)
 
 
-def test_a_row_does_not_depend_on_its_batch_mates():
+def test_a_row_does_not_depend_on_its_batch_mates() -> None:
     x = points(EIGHT, 4)
     together, alone = (
         log_likelihood(denoiser(EIGHT, FLOW), FLOW, rows, num_steps=5, probes=rademacher(2, (8,), 7)).samples
@@ -133,7 +133,7 @@ def test_a_row_does_not_depend_on_its_batch_mates():
     torch.testing.assert_close(together[:, 2:3], alone)
 
 
-def test_rows_of_any_shape_and_progress_of_every_step():
+def test_rows_of_any_shape_and_progress_of_every_step() -> None:
     x, steps = points(EIGHT, 3), []
     flat = log_likelihood(denoiser(EIGHT, VP), VP, x, num_steps=5)
 
@@ -145,7 +145,7 @@ def test_rows_of_any_shape_and_progress_of_every_step():
     assert steps == [1, 2, 3, 4, 5]
 
 
-def test_one_probe_has_no_standard_error():
+def test_one_probe_has_no_standard_error() -> None:
     result = log_likelihood(
         denoiser(EIGHT, FLOW), FLOW, points(EIGHT, 2), num_steps=2, probes=rademacher(1, (8,), 0)
     )
@@ -162,19 +162,19 @@ def test_one_probe_has_no_standard_error():
         ({"probes": rademacher(2, (7,), 0)}, "probes"),
     ],
 )
-def test_invalid_arguments_are_named(options, param):
+def test_invalid_arguments_are_named(options, param) -> None:
     with pytest.raises(InvalidParams) as caught:
         log_likelihood(denoiser(EIGHT, VP), VP, points(EIGHT, 2), **options)
     assert caught.value.param == param
 
 
-def test_no_probes_and_no_dimensions_are_refused():
+def test_no_probes_and_no_dimensions_are_refused() -> None:
     with pytest.raises(InvalidParams, match="at least 1 probe"):
         rademacher(0, (8,), 0)
     with pytest.raises(InvalidParams, match="at least one dimension"):
         bits_per_dim(torch.zeros(1), 0)
 
 
-def test_bits_per_dim():
+def test_bits_per_dim() -> None:
     uniform = torch.full((1,), -8 * 3 * math.log(2.0))  # 3 bits in each of 8 dimensions
     assert float(bits_per_dim(uniform, 8)) == pytest.approx(3.0)

@@ -58,7 +58,7 @@ def image(code: str, style: str, background: str = "white") -> np.ndarray:
     return on_background(disc(COLOURS[code], RADII[style]), background)
 
 
-def test_a_gallery_is_saved_and_loaded(gallery, tmp_path):
+def test_a_gallery_is_saved_and_loaded(gallery, tmp_path) -> None:
     gallery.save(tmp_path)
     loaded = Gallery.load(tmp_path)
     assert (loaded.entries, loaded.backgrounds) == (gallery.entries, gallery.backgrounds)
@@ -66,31 +66,31 @@ def test_a_gallery_is_saved_and_loaded(gallery, tmp_path):
 
 
 @pytest.mark.parametrize("margin", [(0, 32), (32, 0)], ids=["wide", "tall"])
-def test_the_middle_square_of_an_image_is_compared(gallery, margin):
+def test_the_middle_square_of_an_image_is_compared(gallery, margin) -> None:
     rows, columns = margin
     square = np.stack([image(code, style, "blue") for code, style, _ in RENDERS])
     padded = np.pad(square, ((0, 0), (columns, columns), (rows, rows), (0, 0)))
     torch.testing.assert_close(pool_images(padded), pool_images(square))
 
 
-def test_a_missing_gallery_is_reported(tmp_path):
+def test_a_missing_gallery_is_reported(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="no gallery"):
         Gallery.load(tmp_path)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery, background):
+def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery, background) -> None:
     images = np.stack([on_background(rgba, background) for *_, rgba in RENDERS])
     torch.testing.assert_close(pool_images(images), gallery.points(background), atol=1e-6, rtol=0)
     nearest = [row[0] for row in gallery.nearest(images, background)]
     assert [gallery.concept_groups[i] for i in nearest] == [*gallery.concept_groups]
 
 
-def test_indistinguishable_concepts_are_one_group(gallery):
+def test_indistinguishable_concepts_are_one_group(gallery) -> None:
     assert [*gallery.concept_groups] == ["a", "a", "b", "b", "c", "c", "c", "c"]
 
 
-def test_every_rate_counts_its_hits(gallery):
+def test_every_rate_counts_its_hits(gallery) -> None:
     prompts = [
         Prompt("disc a", ("a",)),
         Prompt("flat disc b", ("b",), "flat"),
@@ -132,7 +132,7 @@ class RednessScorer:
         return np.where([text.endswith(" a") for text in texts], red, -red)
 
 
-def test_clip_scores_have_a_ceiling_and_a_floor(gallery):
+def test_clip_scores_have_a_ceiling_and_a_floor(gallery) -> None:
     prompts = [
         Prompt("disc a", ("a",)),
         Prompt("flat disc b", ("b",), "flat"),
@@ -152,18 +152,18 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery):
     assert scores["clip_floor"].value == pytest.approx((-170 - 170 + 1 + 170) / 4)
 
 
-def test_the_interval_of_a_mean():
+def test_the_interval_of_a_mean() -> None:
     mean = Mean.from_scores(np.array([1.0, 2.0, 3.0, 4.0]))
     assert (mean.value, mean.high - mean.value) == (2.5, pytest.approx(1.96 * 1.29099 / 2, rel=1e-4))
     assert Mean.from_scores(np.array([7.0])) == Mean(7.0, 7.0, 7.0, 1)
 
 
-def test_rates_without_prompts_are_left_out(gallery):
+def test_rates_without_prompts_are_left_out(gallery) -> None:
     images = np.stack([image("a", "flat", "blue")])
     assert {*rate_images(gallery, [Prompt("x", background="blue")], images)} == {"background_accuracy"}
 
 
-def test_the_frame_decides_the_background(gallery):
+def test_the_frame_decides_the_background(gallery) -> None:
     assert frame_background(gallery, image("a", "flat", "blue")) == "blue"
     assert frame_background(gallery, image("c", "flat", "white")) == "white"
 
@@ -176,12 +176,12 @@ def test_the_frame_decides_the_background(gallery):
         (Prompt("x", background="odd"), "background"),
     ],
 )
-def test_names_unknown_to_the_gallery_are_refused(gallery, prompt, message):
+def test_names_unknown_to_the_gallery_are_refused(gallery, prompt, message) -> None:
     with pytest.raises(InvalidPrompts, match=message):
         rate_images(gallery, [prompt], np.stack([image("a", "flat")]))
 
 
-def test_wilson_interval():
+def test_wilson_interval() -> None:
     low, high = Rate(20, 100).interval
     assert (low, high) == (pytest.approx(0.1334, abs=1e-3), pytest.approx(0.2888, abs=1e-3))
     assert Rate(0, 10).interval[0] == 0.0
@@ -189,7 +189,7 @@ def test_wilson_interval():
     assert Rate.from_hits([True, False, True]) == Rate(2, 3)
 
 
-def test_prompts_are_written_and_read(tmp_path):
+def test_prompts_are_written_and_read(tmp_path) -> None:
     prompts = (Prompt("a"), Prompt("b", ("1f34e",), "flat", "blue"), Prompt("c", ("1", "2")))
     write_prompts(tmp_path / "prompts" / "mine.jsonl", prompts)
     assert read_prompt_sets(tmp_path) == {"mine": prompts}
@@ -209,14 +209,14 @@ def test_prompts_are_written_and_read(tmp_path):
         ('{"prompt": "a", "concept": [1]}', "concept must be a text"),
     ],
 )
-def test_an_invalid_file_of_prompts_is_refused(tmp_path, content, message):
+def test_an_invalid_file_of_prompts_is_refused(tmp_path, content, message) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(content)
     with pytest.raises(InvalidPrompts, match=message):
         read_prompts(file)
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path) -> None:
     with pytest.raises(InvalidPrompts, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
 
@@ -224,14 +224,14 @@ def test_a_missing_file_is_refused(tmp_path):
 REQUESTS = [params(prompt=f"a {word}", num_steps=2, seed=i) for i, word in enumerate(("cat", "dog", "cat"))]
 
 
-def test_images_come_in_the_order_of_their_prompts_and_equal_single_renders():
+def test_images_come_in_the_order_of_their_prompts_and_equal_single_renders() -> None:
     together = Renderer(model()).render(REQUESTS)
     assert together.shape == (3, 64, 64, 3)
     for i, request in enumerate(REQUESTS):
         assert np.array_equal(Renderer(model()).render([request])[0], together[i])
 
 
-def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch):
+def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch) -> None:
     counts: list[int] = []
     first = Renderer(model(), tmp_path).render(REQUESTS, counts.append)
     assert (counts[0], counts[-1]) == (0, 3)
@@ -243,7 +243,7 @@ def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch):
     assert np.array_equal(resumed.render(REQUESTS), first)
 
 
-def test_a_resumed_run_renders_the_missing_images(tmp_path: Path):
+def test_a_resumed_run_renders_the_missing_images(tmp_path: Path) -> None:
     whole = Renderer(model(), tmp_path).render(REQUESTS)
     next(tmp_path.glob("a-dog*")).unlink()
     counts: list[int] = []
@@ -251,14 +251,14 @@ def test_a_resumed_run_renders_the_missing_images(tmp_path: Path):
     assert counts == [2, 3]
 
 
-def test_more_prompts_than_the_queue_takes(monkeypatch):
+def test_more_prompts_than_the_queue_takes(monkeypatch) -> None:
     monkeypatch.setattr(renderer, "MAX_QUEUED", 1)
     assert np.array_equal(
         Renderer(model()).render(REQUESTS), Renderer(model()).render(REQUESTS[:2] + REQUESTS[2:])
     )
 
 
-def test_an_invalid_request_is_refused_before_any_image(tmp_path):
+def test_an_invalid_request_is_refused_before_any_image(tmp_path) -> None:
     with pytest.raises(InvalidParams):
         Renderer(model(), tmp_path).render([*REQUESTS, params(solver="odd")])
     assert not list(tmp_path.iterdir())

@@ -53,7 +53,7 @@ def refused(capsys, *argv: str) -> str:
     return line
 
 
-def test_the_models_prompt_sets_are_rated(capsys, examined):
+def test_the_models_prompt_sets_are_rated(capsys, examined) -> None:
     result = report(
         capsys, "--model", str(examined), "--steps", "2", "--solver", "euler", "--guidance-scale", "3"
     )
@@ -81,7 +81,7 @@ def test_the_models_prompt_sets_are_rated(capsys, examined):
     assert things["ceiling"]["rate"] == 1.0
 
 
-def test_a_file_of_prompts_and_a_limit(capsys, examined, tmp_path):
+def test_a_file_of_prompts_and_a_limit(capsys, examined, tmp_path) -> None:
     file = tmp_path / "mine.jsonl"
     write_prompts(file, PROMPTS[1:])
     result = report(capsys, "--model", str(examined), "--prompts", str(file), "--limit", "1", "--steps", "1")
@@ -89,14 +89,14 @@ def test_a_file_of_prompts_and_a_limit(capsys, examined, tmp_path):
     assert result["sets"]["mine"]["prompts"] == 1
 
 
-def test_the_text_output(capsys, examined):
+def test_the_text_output(capsys, examined) -> None:
     assert cli.main(["eval", "--model", str(examined), "--steps", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["tiny: 1 steps, guidance 5, dpmpp_2m", "things:"]
     assert any("concept_top5" in line and "100.0%" in line and "3 of 3" in line for line in lines)
 
 
-def test_kept_images_are_not_rendered_again(capsys, examined, tmp_path, monkeypatch):
+def test_kept_images_are_not_rendered_again(capsys, examined, tmp_path, monkeypatch) -> None:
     argv = ("--model", str(examined), "--steps", "1", "--keep", str(tmp_path))
     first = report(capsys, *argv)
     assert len([*tmp_path.glob("*.png")]) == 3
@@ -119,17 +119,17 @@ def test_kept_images_are_not_rendered_again(capsys, examined, tmp_path, monkeypa
         (["--keep", "/nowhere"], "there is no folder /nowhere"),
     ],
 )
-def test_a_user_error_is_one_line(capsys, examined, argv, message):
+def test_a_user_error_is_one_line(capsys, examined, argv, message) -> None:
     assert message in refused(capsys, "--model", str(examined), *argv)
 
 
-def test_names_unknown_to_the_gallery_are_refused(capsys, examined, tmp_path):
+def test_names_unknown_to_the_gallery_are_refused(capsys, examined, tmp_path) -> None:
     file = tmp_path / "mine.jsonl"
     write_prompts(file, [Prompt("x", ("zz",))])
     assert "concept 'zz' is unknown" in refused(capsys, "--model", str(examined), "--prompts", str(file))
 
 
-def test_a_model_without_prompts_or_gallery_is_refused(capsys, tmp_path):
+def test_a_model_without_prompts_or_gallery_is_refused(capsys, tmp_path) -> None:
     assert "brings no prompts" in refused(capsys, "--model", "tiny")
     file = tmp_path / "mine.jsonl"
     write_prompts(file, PROMPTS)

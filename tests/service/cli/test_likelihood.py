@@ -52,7 +52,7 @@ def refused(capsys, *argv: str) -> str:
     return line
 
 
-def test_the_json_report(capsys, image):
+def test_the_json_report(capsys, image) -> None:
     result = report(
         capsys, str(image), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4"
     )
@@ -78,7 +78,7 @@ def test_the_json_report(capsys, image):
     }
 
 
-def test_a_seed_decides_the_estimate(capsys, image):
+def test_a_seed_decides_the_estimate(capsys, image) -> None:
     argv = (str(image), "--prompt", "a red apple", "--steps", "2", "--probes", "2")
     first, again, other = (report(capsys, *argv, "--seed", seed) for seed in ("1", "1", "2"))
     assert first["bits_per_dim"] == again["bits_per_dim"]
@@ -86,7 +86,7 @@ def test_a_seed_decides_the_estimate(capsys, image):
     assert first["bits_per_dim"] != other["bits_per_dim"]
 
 
-def test_a_seed_decides_the_bound_which_differs_from_the_density(capsys, image):
+def test_a_seed_decides_the_bound_which_differs_from_the_density(capsys, image) -> None:
     argv = (str(image), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
     ode, first, again = (
         report(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo")
@@ -95,18 +95,18 @@ def test_a_seed_decides_the_bound_which_differs_from_the_density(capsys, image):
     assert first["standard_error"] > 0
 
 
-def test_the_bound_takes_more_steps_by_default(capsys, image):
+def test_the_bound_takes_more_steps_by_default(capsys, image) -> None:
     assert (
         report(capsys, str(image), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
     )
 
 
-def test_one_probe_has_no_standard_error(capsys, image):
+def test_one_probe_has_no_standard_error(capsys, image) -> None:
     result = report(capsys, str(image), "--prompt", "x", "--steps", "1", "--probes", "1")
     assert result["bits_per_dim"]["standard_error"] is None
 
 
-def test_the_text_output(capsys, image):
+def test_the_text_output(capsys, image) -> None:
     argv = ["--prompt", "apple", "--model", "tiny", "--steps", "2", "--probes", "2"]
     assert cli.main(["likelihood", str(image), *argv]) == 0
     out, err = capsys.readouterr()
@@ -129,7 +129,7 @@ def test_the_text_output(capsys, image):
         ([], "required: --prompt"),
     ],
 )
-def test_an_invalid_flag_is_one_line(capsys, image, options, message):
+def test_an_invalid_flag_is_one_line(capsys, image, options, message) -> None:
     assert message in refused(capsys, str(image), *options)
 
 
@@ -151,18 +151,18 @@ def transparent(path: Path) -> None:
         (transparent, "is transparent in places; put it on a background first"),
     ],
 )
-def test_an_invalid_image_is_one_line(capsys, tmp_path, write, message):
+def test_an_invalid_image_is_one_line(capsys, tmp_path, write, message) -> None:
     path = tmp_path / "x.png"
     write(path)
     assert message in refused(capsys, str(path), "--prompt", "x", "--model", "tiny")
 
 
-def test_a_damaged_file_is_one_line(capsys, image):
+def test_a_damaged_file_is_one_line(capsys, image) -> None:
     image.write_bytes(image.read_bytes()[:200])
     assert "cannot be read: " in refused(capsys, str(image), "--prompt", "x", "--model", "tiny")
 
 
-def test_an_opaque_alpha_channel_changes_nothing(capsys, image, tmp_path):
+def test_an_opaque_alpha_channel_changes_nothing(capsys, image, tmp_path) -> None:
     path = tmp_path / "opaque.png"
     disc(64).convert("RGBA").save(path)
     with_alpha, without = (
@@ -172,12 +172,12 @@ def test_an_opaque_alpha_channel_changes_nothing(capsys, image, tmp_path):
     assert with_alpha == without
 
 
-def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, image, tmp_path):
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, image, tmp_path) -> None:
     broken = str(tiny_without("proj_out.weight", tmp_path))
     assert "proj_out.weight" in refused(capsys, str(image), "--prompt", "x", "--model", broken)
 
 
-def test_ctrl_c_ends_the_integral_at_once(image):
+def test_ctrl_c_ends_the_integral_at_once(image) -> None:
     """It runs on a terminal, where its progress shows that it has started."""
     controller, terminal = pty.openpty()
     argv = (

@@ -8,7 +8,7 @@ from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 from safelight.service import cli
 
 
-def test_json_lists_every_solver_and_alias(capsys):
+def test_json_lists_every_solver_and_alias(capsys) -> None:
     assert cli.main(["solvers", "--json"]) == 0
     entries = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
     assert list(entries) == list(SOLVERS)
@@ -33,7 +33,7 @@ def test_json_lists_every_solver_and_alias(capsys):
     ) == ("weak", False, False, ["ve"])
 
 
-def test_text_lists_order_cost_use_and_aliases(capsys):
+def test_text_lists_order_cost_use_and_aliases(capsys) -> None:
     assert cli.main(["solvers"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")] == list(SOLVERS)
@@ -46,7 +46,7 @@ def test_text_lists_order_cost_use_and_aliases(capsys):
     assert max(map(len, out.splitlines())) <= 140
 
 
-def test_it_starts_without_torch():
+def test_it_starts_without_torch() -> None:
     code = (
         "import sys; from safelight.service import cli; cli.main(['solvers', '--json']);"
         "sys.exit(' '.join({'torch', 'ray', 'numpy'} & set(sys.modules)) or None)"

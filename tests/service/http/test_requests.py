@@ -15,7 +15,7 @@ from tests.service.conftest import ROUTE
 DEFAULT = make_params(prompt="a red apple", seed=7)
 
 
-def test_a_minimal_request_gets_the_models_defaults(client, backend):
+def test_a_minimal_request_gets_the_models_defaults(client, backend) -> None:
     response = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
     assert response.status_code == 200
     body = response.json()
@@ -25,7 +25,7 @@ def test_a_minimal_request_gets_the_models_defaults(client, backend):
     assert isinstance(body["created"], int)
 
 
-def test_every_extension_reaches_the_image(client, backend):
+def test_every_extension_reaches_the_image(client, backend) -> None:
     fields = {
         "prompt": "a red apple",
         "negative_prompt": "blue",
@@ -63,7 +63,7 @@ def test_every_extension_reaches_the_image(client, backend):
     assert calls[0] == (expected, ImageFormat("webp", 40))
 
 
-def test_usage_is_openais_with_safelights_cost(client):
+def test_usage_is_openais_with_safelights_cost(client) -> None:
     usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
@@ -93,7 +93,7 @@ def test_usage_is_openais_with_safelights_cost(client):
     }
 
 
-def test_an_absent_seed_is_random_and_reported(client, backend):
+def test_an_absent_seed_is_random_and_reported(client, backend) -> None:
     seeds = [
         client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)
     ]
@@ -101,7 +101,7 @@ def test_an_absent_seed_is_random_and_reported(client, backend):
     assert seeds == [params.seed for params, _ in backend.drawn[-3:]]
 
 
-def test_null_means_the_default(client, backend):
+def test_null_means_the_default(client, backend) -> None:
     nulls = dict.fromkeys(
         (
             "model",
@@ -120,12 +120,12 @@ def test_null_means_the_default(client, backend):
 
 
 @pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])
-def test_the_model_has_openais_names_as_aliases(client, model):
+def test_the_model_has_openais_names_as_aliases(client, model) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
     assert response.json()["usage"]["safelight"]["model"] == "fake-8"
 
 
-def test_openais_other_fields_are_ignored(client):
+def test_openais_other_fields_are_ignored(client) -> None:
     ignored = {
         "quality": "high",
         "style": "vivid",
@@ -200,7 +200,7 @@ BAD_FIELDS = [
     BAD_FIELDS,
     ids=[f"{param}={str(list(fields.values()))[:20]}" for fields, param, _ in BAD_FIELDS],
 )
-def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, allowed):
+def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, allowed) -> None:
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
     response = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
     error = response.json()["error"]
@@ -211,7 +211,7 @@ def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, al
 
 
 @pytest.mark.parametrize("model", ["gpt-5", "", "../../etc"])
-def test_an_unknown_model_is_404(client, model):
+def test_an_unknown_model_is_404(client, model) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
     assert response.status_code == 404
     error = response.json()["error"]
@@ -234,7 +234,7 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
-def test_a_body_that_is_no_json_object_is_400(client, body):
+def test_a_body_that_is_no_json_object_is_400(client, body) -> None:
     response = client.post(ROUTE, content=body, headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == 400, error
@@ -244,7 +244,7 @@ def test_a_body_that_is_no_json_object_is_400(client, body):
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["guidance_scale", "seed", "n", "num_inference_steps"])
-def test_infinities_and_not_a_number_are_refused(client, field, value):
+def test_infinities_and_not_a_number_are_refused(client, field, value) -> None:
     response = client.post(
         ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"}
     )
@@ -255,7 +255,7 @@ def test_infinities_and_not_a_number_are_refused(client, field, value):
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 )
-def test_a_body_not_declared_as_json_is_415(client, kind):
+def test_a_body_not_declared_as_json_is_415(client, kind) -> None:
     response = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
@@ -265,12 +265,12 @@ def test_a_body_not_declared_as_json_is_415(client, kind):
     "kind",
     ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"],
 )
-def test_every_json_content_type_is_accepted(client, kind):
+def test_every_json_content_type_is_accepted(client, kind) -> None:
     assert client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind}).status_code == 200
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_over_the_limit_is_413(client, declared):
+def test_a_body_over_the_limit_is_413(client, declared) -> None:
     body = b" " * (1 << 20) + b'{"prompt": "p"}'
     chunks = (body[start : start + 65536] for start in range(0, len(body), 65536))
     content = body if declared else chunks
@@ -279,7 +279,7 @@ def test_a_body_over_the_limit_is_413(client, declared):
     assert "1048576" in response.json()["error"]["message"]
 
 
-def test_the_schema_lists_what_this_model_serves(client):
+def test_the_schema_lists_what_this_model_serves(client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     fields = paths[ROUTE]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert fields["additionalProperties"] is False
@@ -291,7 +291,7 @@ def test_the_schema_lists_what_this_model_serves(client):
     assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
 
 
-def test_usage_reports_whether_images_are_batch_invariant():
+def test_usage_reports_whether_images_are_batch_invariant() -> None:
     reports = [
         make_usage([DecodeResult(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
         for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))

@@ -30,7 +30,7 @@ def pipeline() -> Iterator[safelight.Pipeline]:
         yield pipeline
 
 
-def test_the_bytes_are_those_of_the_command_line_and_of_the_service(pipeline, tmp_path: Path):
+def test_the_bytes_are_those_of_the_command_line_and_of_the_service(pipeline, tmp_path: Path) -> None:
     images = pipeline.generate("a red apple", **REQUEST)
     argv = ["generate", "a red apple", "--model", "tiny", "--seed", "5", "--steps", "2"]
     assert cli.main([*argv, "--guidance-scale", "3", "-n", "2", "-o", str(tmp_path / "apple.png")]) == 0
@@ -55,7 +55,7 @@ def test_the_bytes_are_those_of_the_command_line_and_of_the_service(pipeline, tm
     assert usage == expected
 
 
-def test_images_are_a_list_with_their_usage(pipeline, tmp_path: Path):
+def test_images_are_a_list_with_their_usage(pipeline, tmp_path: Path) -> None:
     images = pipeline.generate("a red apple", **REQUEST)
     assert len(images) == 2 and images[0].bytes != images[1].bytes
     assert images.usage.safelight.nfe == 4
@@ -67,7 +67,7 @@ def test_images_are_a_list_with_their_usage(pipeline, tmp_path: Path):
         assert (tmp_path / f"{index}.png").read_bytes() == image.bytes
 
 
-def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline, tmp_path: Path):
+def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline, tmp_path: Path) -> None:
     [image] = pipeline.generate("a red apple", num_inference_steps=1, output_format="webp")
     image.save(tmp_path / "apple.webp")
     assert (tmp_path / "apple.webp").read_bytes()[8:12] == b"WEBP"
@@ -85,7 +85,7 @@ def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline, tmp_path: Path):
         ({"prompt": " "}, "prompt"),
     ],
 )
-def test_an_invalid_option_is_named(pipeline, options: dict, param: str):
+def test_an_invalid_option_is_named(pipeline, options: dict, param: str) -> None:
     with pytest.raises(safelight.SafelightError, match=param) as refusal:
         pipeline.generate(**{"prompt": "a red apple"} | options)
     assert refusal.value.param == param
@@ -99,24 +99,24 @@ def test_an_invalid_option_is_named(pipeline, options: dict, param: str):
         ({"model": "tiny", "colour": "red"}, "colour is not a setting"),
     ],
 )
-def test_a_model_that_cannot_be_loaded_is_refused(arguments: dict, message: str):
+def test_a_model_that_cannot_be_loaded_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(safelight.SafelightError, match=message):
         safelight.Pipeline(**arguments)
 
 
-def test_a_broken_checkpoint_is_refused_with_the_tensors_name(tmp_path: Path):
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(tmp_path: Path) -> None:
     with pytest.raises(safelight.SafelightError, match="proj_out.weight"):
         safelight.Pipeline(tiny_without("proj_out.weight", tmp_path))
 
 
-async def test_it_draws_inside_a_running_event_loop(pipeline):
+async def test_it_draws_inside_a_running_event_loop(pipeline) -> None:
     expected = pipeline.generate("a red apple", **REQUEST)  # on this thread, which the loop waits for
     calls = (asyncio.to_thread(pipeline.generate, "a red apple", **REQUEST) for _ in range(2))
     for images in await asyncio.gather(*calls):
         assert [image.bytes for image in images] == [image.bytes for image in expected]
 
 
-def test_a_closed_pipeline_draws_nothing():
+def test_a_closed_pipeline_draws_nothing() -> None:
     pipeline = safelight.Pipeline("tiny")
     errors: list[BaseException] = []
 
@@ -138,7 +138,7 @@ def test_a_closed_pipeline_draws_nothing():
         pipeline.generate("a red apple")
 
 
-def test_its_options_are_the_fields_of_a_request():
+def test_its_options_are_the_fields_of_a_request() -> None:
     ignored = {
         name
         for name, field in ImageRequest.model_fields.items()
@@ -149,7 +149,7 @@ def test_its_options_are_the_fields_of_a_request():
     assert get_type_hints(safelight.RequestOptions).keys() == expected
 
 
-def test_the_import_alone_loads_no_library():
+def test_the_import_alone_loads_no_library() -> None:
     code = (
         "import sys, safelight; dir(safelight);"
         "sys.exit(' '.join({'torch', 'pydantic', 'numpy', 'asyncio'} & set(sys.modules)) or None)"
@@ -158,7 +158,7 @@ def test_the_import_alone_loads_no_library():
     assert (process.returncode, process.stderr) == (0, "")
 
 
-def test_a_name_that_is_not_exported_is_an_attribute_error():
+def test_a_name_that_is_not_exported_is_an_attribute_error() -> None:
     assert set(safelight.__all__) <= set(dir(safelight))
     with pytest.raises(AttributeError, match="has no attribute 'Painter'"):
         safelight.Painter  # noqa: B018

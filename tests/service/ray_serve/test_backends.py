@@ -17,7 +17,7 @@ with warnings.catch_warnings():  # Serve warns about pydantic
 class Call:
     """Stands in for Serve's `DeploymentResponse`."""
 
-    def __init__(self, *args, result=None):
+    def __init__(self, *args, result=None) -> None:
         self.args = args
         self.cancelled = False
         self.result = result or asyncio.get_running_loop().create_future()
@@ -35,7 +35,7 @@ class Call:
 class Handle:
     """Stands in for Serve's `DeploymentHandle`; keeps its calls."""
 
-    def __init__(self, answer: StageStatus | None = None):
+    def __init__(self, answer: StageStatus | None = None) -> None:
         self.calls: list[Call] = []
         self.answer = answer
 
@@ -49,7 +49,7 @@ class Handle:
         return self.calls[-1]
 
 
-async def test_each_stage_gets_a_reference_to_the_result_before_it():
+async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
     stages = Handle(), Handle(), Handle()
     context = RequestContext("account")
     generating = asyncio.ensure_future(
@@ -67,7 +67,7 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it():
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how):
+async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how) -> None:
     stages = Handle(), Handle(), Handle()
     generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(make_params(), ImageFormat()))
     await asyncio.sleep(0)
@@ -80,7 +80,7 @@ async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how):
     assert all(stage.calls[0].cancelled for stage in stages)
 
 
-async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch):
+async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch) -> None:
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     status = StageStatus(images=2)
     backend = backends.SplitBackend(Handle(status), Handle(), Handle(status))

@@ -10,7 +10,7 @@ from safelight.service.stages.decode import DecodeJob, DecodeStage
 from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
 
 
-async def test_jobs_are_split_into_batches_that_the_decoder_takes():
+async def test_jobs_are_split_into_batches_that_the_decoder_takes() -> None:
     decoder = FakeDecoder()
 
     def write(pixels, output, params):
@@ -46,7 +46,7 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes():
     stage.close()
 
 
-async def test_a_broken_image_does_not_break_its_batch_mates():
+async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
     stage = DecodeStage(FakeDecoder, lambda pixels, output, params: pixels)
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
     denoised = [DenoiseResult(latent, USAGE.text, USAGE.encode, USAGE.denoise) for latent in latents]

@@ -20,20 +20,20 @@ def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
     stage.close()
 
 
-async def test_guidance_encodes_the_negative_prompt_too(stage):
+async def test_guidance_encodes_the_negative_prompt_too(stage) -> None:
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="blue blorp", guidance_scale=4.0))
     assert (answer.cond.text, answer.uncond.text) == ("a cat", "blue blorp")
     assert (answer.text.num_tokens, answer.text.unknown_words) == (4, ("blorp",))
     assert (answer.cost.device_seconds, answer.cost.flops) == (2.0, 20)
 
 
-async def test_without_guidance_the_negative_prompt_is_not_encoded(stage, encoder):
+async def test_without_guidance_the_negative_prompt_is_not_encoded(stage, encoder) -> None:
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="dog", guidance_scale=1.0))
     assert answer.uncond is None
     assert encoder.batches == [["a cat"]]
 
 
-async def test_a_cached_text_is_free(stage, encoder):
+async def test_a_cached_text_is_free(stage, encoder) -> None:
     first = await stage.encode(make_params(prompt="a cat"))
     again = await stage.encode(make_params(prompt="a cat"))
     assert encoder.batches == [["a cat", ""]]
@@ -43,7 +43,7 @@ async def test_a_cached_text_is_free(stage, encoder):
     assert (stage.status().cache_hits, stage.status().cache_misses, stage.status().images) == (2, 2, 2)
 
 
-async def test_images_of_one_batch_share_their_texts(stage, encoder):
+async def test_images_of_one_batch_share_their_texts(stage, encoder) -> None:
     jobs = [EncodeJob(make_params(prompt=prompt)) for prompt in ("a", "a", "b", "c", "d")]
     answers = await stage.run_batch(jobs)
     assert encoder.batches == [["a", ""], ["b", "c"], ["d"]]
@@ -51,17 +51,17 @@ async def test_images_of_one_batch_share_their_texts(stage, encoder):
     assert [answer.cost.flops for answer in answers] == [20, 0, 10, 10, 10]
 
 
-async def test_the_least_recently_used_text_is_dropped(stage, encoder):
+async def test_the_least_recently_used_text_is_dropped(stage, encoder) -> None:
     for prompt in ("a", "b", "a", "c", "a", "b"):
         await stage.encode(make_params(prompt=prompt))
     assert [text for batch in encoder.batches for text in batch] == ["a", "", "b", "c", "b"]
 
 
-async def test_a_truncated_text_is_reported(stage):
+async def test_a_truncated_text_is_reported(stage) -> None:
     assert (await stage.encode(make_params(prompt="one two three four five six"))).text.truncated
 
 
-async def test_an_encoder_that_cannot_be_loaded_raises_its_error():
+async def test_an_encoder_that_cannot_be_loaded_raises_its_error() -> None:
     def make() -> FakeTextEncoder:
         raise ValueError("tensor text.positional_embedding is missing")
 

@@ -70,7 +70,7 @@ def test_a_report_names_the_thread_that_does_the_work() -> None:
 class FlakyLedger:
     """A ledger that refuses the first reports."""
 
-    def __init__(self, refuse: int):
+    def __init__(self, refuse: int) -> None:
         self.refuse = refuse
         self.reports: list[UsageReport] = []
 
