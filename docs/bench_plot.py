@@ -6,6 +6,7 @@
 Needs the extra `docs`.
 """
 
+from typing import Any
 import json
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(path: str) -> None:
     figure.savefig(HERE / "bench.png", dpi=90)
 
 
-def draw_curve(panel, curve: dict) -> None:
+def draw_curve(panel, curve: dict[str, Any]) -> None:
     """Milliseconds per row against rows per tick."""
     rows = [work / curve["work"][0] for work in curve["work"]]
     panel.plot(

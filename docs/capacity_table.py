@@ -1,5 +1,6 @@
 """Prints the tables of docs/capacity.md from `safelight plan`: `.venv/bin/python docs/capacity_table.py`."""
 
+from typing import Any
 import io
 import json
 import sys
@@ -56,7 +57,7 @@ PUBLISHED = (
 )
 
 
-def run_plan(model: str, gpu: str, steps: int, mfu: float) -> dict:
+def run_plan(model: str, gpu: str, steps: int, mfu: float) -> dict[str, Any]:
     """The output of `safelight plan --json`."""
     output = io.StringIO()
     with redirect_stdout(output):
@@ -64,7 +65,7 @@ def run_plan(model: str, gpu: str, steps: int, mfu: float) -> dict:
     return json.loads(output.getvalue())
 
 
-def seconds_table(plans: dict) -> str:
+def seconds_table(plans: dict[str, Any]) -> str:
     """Seconds of an image alone and images an hour, for one device."""
     rows = _head("model", "steps", "TFLOP", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
@@ -77,7 +78,7 @@ def seconds_table(plans: dict) -> str:
     return "\n".join(rows)
 
 
-def steps_table(plans: dict) -> str:
+def steps_table(plans: dict[str, Any]) -> str:
     """The most steps within the targets: of an image alone, and of 95 % of images that arrive at random."""
     rows = _head("model", *(f"{gpu.upper()}, {mfu:.0%}" for gpu in GPUS for mfu in SHARES))
     for model in MODELS:
@@ -116,7 +117,7 @@ def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def all_plans() -> dict:
+def all_plans() -> dict[str, Any]:
     """The plans of the first two tables by model, GPU, steps and MFU."""
     keys = [(model, gpu, steps, mfu) for model in MODELS for gpu in GPUS for steps in STEPS for mfu in SHARES]
     return {key: run_plan(*key) for key in keys}

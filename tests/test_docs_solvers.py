@@ -3,7 +3,9 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ PAGE = (DOCS / "solvers.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def curves():
+def curves() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("solver_curves", DOCS / "solver_curves.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name], path = module, list(sys.path)  # a dataclass looks its module up
@@ -40,11 +42,11 @@ def rows(table: str) -> dict[str, list[str]]:
     }
 
 
-def test_the_table_of_solvers_is_the_registry(curves) -> None:
+def test_the_table_of_solvers_is_the_registry(curves: ModuleType) -> None:
     assert block("registry") == curves.registry_table(), "python docs/solver_curves.py --registry"
 
 
-def test_the_example_prints_its_comment(capsys) -> None:
+def test_the_example_prints_its_comment(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(code, "docs/solvers.md", "exec"), {})  # noqa: S102
     (expected,) = re.findall(r"print\(f.*# (\S+)$", code, re.MULTILINE)
@@ -56,7 +58,7 @@ def test_every_spacing_is_explained() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(SPACINGS)
 
 
-def test_every_solver_is_measured(curves) -> None:
+def test_every_solver_is_measured(curves: ModuleType) -> None:
     assert (
         set(rows(block("errors")))
         == set(rows(block("orders")))
@@ -67,7 +69,7 @@ def test_every_solver_is_measured(curves) -> None:
 
 
 @pytest.mark.parametrize("case", [0, 3, 5])
-def test_the_documented_errors_are_measured(curves, case) -> None:
+def test_the_documented_errors_are_measured(curves: ModuleType, case: int) -> None:
     path_errors = curves.PathErrors(curves.CASES[case])
     tables = block("errors").split("At most ")[1:]
     for solver in ("dpmpp_2m", "unipc_2", "heun", "plms"):
@@ -77,12 +79,12 @@ def test_the_documented_errors_are_measured(curves, case) -> None:
             assert path_errors.error(plan) == pytest.approx(float(cell), rel=0.05), solver
 
 
-def test_the_documented_orders_are_measured(curves) -> None:
+def test_the_documented_orders_are_measured(curves: ModuleType) -> None:
     for solver, (_, order) in rows(block("orders")).items():
         assert curves.measured_order(solver) == pytest.approx(float(order), abs=0.02), solver
 
 
-def test_the_fast_network_equals_the_oracle(curves) -> None:
+def test_the_fast_network_equals_the_oracle(curves: ModuleType) -> None:
     mixtures = [curves.image_like(seed) for seed in range(2)]
     x = torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for alpha, sigma in ((0.0, 1.0), (0.7, 0.7), (1.0, 1e-3)):

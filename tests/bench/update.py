@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from safelight.pipeline.diffusion.solvers import READ, STATE
 from safelight.pipeline.engine import batch
@@ -25,10 +26,10 @@ def main() -> None:
         read, written = torch.randn(SAMPLES, len(READ), *shape), torch.empty(SAMPLES, len(STATE), *shape)
         sums = torch.empty(SAMPLES, 2, *shape)
 
-        def one_update(buffers=buffers, out=out) -> None:
+        def one_update(buffers: batch.UpdateBuffers = buffers, out: Tensor = out) -> None:
             batch.update(buffers, out)
 
-        def one_pass(read=read, written=written, sums=sums) -> None:
+        def one_pass(read: Tensor = read, written: Tensor = written, sums: Tensor = sums) -> None:
             """Seven tensors read, five written: a copy of five, and a sum that reads the other two."""
             written.copy_(read[:, :5])
             torch.sum(read[:, 5:], dim=1, out=sums[:, 0])

@@ -65,13 +65,17 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
         ("test", "rules", "rules_test.yml"),
     ],
 )
-def test_promtool_succeeds(promtool, args) -> None:
+def test_promtool_succeeds(
+    promtool: Callable[..., subprocess.CompletedProcess[str]], args: tuple[str, ...]
+) -> None:
     done = promtool(*args)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
 
 
-def test_the_rules_tests_detect_an_alert_that_never_fires(promtool, tmp_path) -> None:
+def test_the_rules_tests_detect_an_alert_that_never_fires(
+    promtool: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     """The rules' tests, run on rules whose conditions are never true."""
     rules = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
@@ -151,7 +155,7 @@ class ScrapedService:
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory) -> Iterator[ScrapedService]:
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
     prometheus_server.install()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
@@ -198,14 +202,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.25)
 
 
-def test_images_and_requests_are_counted(scraped) -> None:
+def test_images_and_requests_are_counted(scraped: ScrapedService) -> None:
     assert scraped.images == IMAGES * 3 * ROUNDS
     assert scraped.prometheus.value("sum(safelight_images_total)") == scraped.images
     assert scraped.prometheus.value('sum(safelight_requests_total{outcome="done"})') == 3 * ROUNDS
     assert scraped.prometheus.value('sum(safelight_requests_total{outcome="refused"})') == ROUNDS
 
 
-def test_every_recording_has_values(scraped) -> None:
+def test_every_recording_has_values(scraped: ScrapedService) -> None:
     wait_until(lambda: all(rule["health"] == "ok" for rule in scraped.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not has_values(scraped.prometheus, record)})
     assert scraped.prometheus.value("safelight:images_per_hour:rate5m") > 0
@@ -219,7 +223,7 @@ def test_every_recording_has_values(scraped) -> None:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_every_query_of_the_dashboard_has_values(scraped, query) -> None:
+def test_every_query_of_the_dashboard_has_values(scraped: ScrapedService, query: str) -> None:
     wait_until(lambda: has_values(scraped.prometheus, query.replace("$__rate_interval", "1m")))
 
 
@@ -229,13 +233,13 @@ def has_values(prometheus: Prometheus, query: str) -> bool:
     return bool(values) and "NaN" not in values
 
 
-def test_no_alert_fires_on_a_healthy_service(scraped) -> None:
+def test_no_alert_fires_on_a_healthy_service(scraped: ScrapedService) -> None:
     alerts = [rule for rule in scraped.prometheus.rules() if rule["type"] == "alerting"]
     assert {rule["name"] for rule in alerts} == ALERTS
     assert {rule["name"] for rule in alerts if rule["state"] == "firing"} == set()
 
 
-def test_no_critical_alert_is_pending(scraped) -> None:
+def test_no_critical_alert_is_pending(scraped: ScrapedService) -> None:
     """Most alerts are pending for longer than this test takes. On a busy machine single scrapes may fail."""
     wait_until(
         lambda: all(rule["state"] == "inactive" for rule in scraped.prometheus.rules() if is_critical(rule))

@@ -13,7 +13,7 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
 
 
 @pytest.mark.parametrize("stages", ["split", "colocated"])
-def test_an_application_is_built_for_each_layout(stages) -> None:
+def test_an_application_is_built_for_each_layout(stages: str) -> None:
     assert app_from_args({"model": "tiny", "stages": stages})._bound_deployment.name == "Gateway"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,12 @@ from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import ImageFormat
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from safelight.service.usage.records import RequestOutcome
+from safelight.service.usage.records import RequestOutcome, UsageRecord
 from tests.fakes import MODEL, FakeBackend, make_params
 from tests.service.conftest import ROUTE
 
 
-def make_dispatcher(backend: FakeBackend, **settings) -> RequestDispatcher:
+def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
     return RequestDispatcher(backend, Metrics(), Settings(**settings))
 
 
@@ -66,7 +67,7 @@ async def test_an_image_lost_twice_is_503() -> None:
 
 
 @pytest.mark.parametrize("error", [StageFailed(), QueueFull(), ValueError("x")])
-async def test_other_errors_are_not_retried(error) -> None:
+async def test_other_errors_are_not_retried(error: Exception) -> None:
     backend = FakeBackend(error)
     with pytest.raises(ServiceError):
         await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
@@ -117,9 +118,9 @@ async def test_more_images_than_max_pictures_are_refused() -> None:
 class Client:
     """One HTTP request to an ASGI app, whose client can disconnect."""
 
-    def __init__(self, body: dict) -> None:
+    def __init__(self, body: dict[str, Any]) -> None:
         self.disconnected = asyncio.Event()
-        self.sent: list[dict] = []
+        self.sent: list[dict[str, Any]] = []
         self._chunks = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         self.scope = {
             "type": "http",
@@ -134,25 +135,27 @@ class Client:
             "headers": [(b"content-type", b"application/json")],
         }
 
-    async def receive(self) -> dict:
+    async def receive(self) -> dict[str, Any]:
         if self._chunks:
             return self._chunks.pop()
         await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: dict) -> None:
+    async def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
 
 
 @pytest.fixture
-def records(monkeypatch) -> list:
+def records(monkeypatch: pytest.MonkeyPatch) -> list:
     """The usage records of the requests that have ended."""
     records: list = []
     monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
     return records
 
 
-async def test_a_client_that_disconnects_cancels_its_images(backend, records) -> None:
+async def test_a_client_that_disconnects_cancels_its_images(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     backend.gate.clear()
     client = Client({"prompt": "p", "n": 2})
     answering = asyncio.ensure_future(
@@ -168,7 +171,9 @@ async def test_a_client_that_disconnects_cancels_its_images(backend, records) ->
     ]
 
 
-async def test_a_cancelled_handler_cancels_its_images(backend, records) -> None:
+async def test_a_cancelled_handler_cancels_its_images(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     """Serve cancels the handler when the client disconnects."""
     backend.gate.clear()
     client = Client({"prompt": "p"})
@@ -183,7 +188,9 @@ async def test_a_cancelled_handler_cancels_its_images(backend, records) -> None:
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, records) -> None:
+async def test_a_client_that_disconnects_within_its_body_is_recorded(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     client = Client({})
     client._chunks = []
     client.disconnected.set()
@@ -191,10 +198,12 @@ async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, re
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(backend, records) -> None:
+async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     """Serve's proxy then lets `receive` raise one of Ray's exceptions."""
 
-    async def broken() -> dict:
+    async def broken() -> dict[str, Any]:
         raise RuntimeError("the task is canceled before it executes")
 
     client = Client({})
@@ -215,7 +224,14 @@ async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(bac
         ({"prompt": "p"}, [KeyError("secret")], 503, RequestOutcome.FAILED, "service_unavailable"),
     ],
 )
-async def test_every_request_has_exactly_one_record(body, errors, status, outcome, code, records) -> None:
+async def test_every_request_has_exactly_one_record(
+    body: dict[str, str],
+    errors: list[Exception],
+    status: int,
+    outcome: RequestOutcome,
+    code: str,
+    records: list[UsageRecord],
+) -> None:
     client = Client(body)
     await build_gateway(FakeBackend(*errors), MODEL, Settings())(client.scope, client.receive, client.send)
     assert client.sent[0]["status"] == status

@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -122,5 +123,5 @@ def test_every_family_is_served_by_three_deployments(name: str, tmp_path: Path) 
     assert Image.open(io.BytesIO(_images(response.json())[0])).size == (64, 64)
 
 
-def _images(body: dict) -> list[bytes]:
+def _images(body: dict[str, Any]) -> list[bytes]:
     return [base64.b64decode(image["b64_json"]) for image in body["data"]]

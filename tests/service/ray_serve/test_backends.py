@@ -2,6 +2,7 @@
 
 import asyncio
 import warnings
+from collections.abc import Generator
 
 import pytest
 
@@ -17,15 +18,15 @@ with warnings.catch_warnings():  # Serve warns about pydantic
 class Call:
     """Stands in for Serve's `DeploymentResponse`."""
 
-    def __init__(self, *args, result=None) -> None:
+    def __init__(self, *args: object, result: asyncio.Future[object] | None = None) -> None:
         self.args = args
         self.cancelled = False
         self.result = result or asyncio.get_running_loop().create_future()
 
-    def __await__(self):
+    def __await__(self) -> Generator[object, None, object]:
         return self.result.__await__()
 
-    async def _to_object_ref(self):
+    async def _to_object_ref(self) -> "Call":
         return self
 
     def cancel(self) -> None:
@@ -42,7 +43,7 @@ class Handle:
     def __getattr__(self, method: str) -> "Handle":
         return self
 
-    def remote(self, *args) -> Call:
+    def remote(self, *args: object) -> Call:
         self.calls.append(Call(*args))
         if self.answer:
             self.calls[-1].result.set_result(self.answer)
@@ -67,7 +68,7 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how) -> None:
+async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how: str) -> None:
     stages = Handle(), Handle(), Handle()
     generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(make_params(), ImageFormat()))
     await asyncio.sleep(0)
@@ -80,7 +81,9 @@ async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how) -> N
     assert all(stage.calls[0].cancelled for stage in stages)
 
 
-async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch) -> None:
+async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     status = StageStatus(images=2)
     backend = backends.SplitBackend(Handle(status), Handle(), Handle(status))

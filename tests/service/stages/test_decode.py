@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import BrokenImage
 from safelight.service.messages import DenoiseResult, ImageFormat
 from safelight.service.stages.decode import DecodeJob, DecodeStage
@@ -13,7 +14,7 @@ from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
 async def test_jobs_are_split_into_batches_that_the_decoder_takes() -> None:
     decoder = FakeDecoder()
 
-    def write(pixels, output, params):
+    def write(pixels: bytes, output: ImageFormat, params: GenerationParams) -> bytes:
         time.sleep(0.01)
         return pixels + fake_image(params, output)
 

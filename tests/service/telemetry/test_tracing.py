@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -14,8 +15,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.testclient import TestClient
 
+from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
 from safelight.service.settings import BadSetting, Settings
 from safelight.service.telemetry.tracing import Tracing, make_tracing
 from tests.fakes import MODEL, FakeBackend
@@ -44,7 +47,9 @@ class RecordingBackend(FakeBackend):
         super().__init__(*errors)
         self.contexts = []
 
-    async def generate(self, params, output, context=None):
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
         self.contexts.append(context)
         return await super().generate(params, output)
 
@@ -110,7 +115,7 @@ def collector() -> Iterator[tuple[str, list]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *args) -> None:
+        def log_message(self, *args: object) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
@@ -123,7 +128,9 @@ def collector() -> Iterator[tuple[str, list]]:
 
 
 @pytest.mark.long
-async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path, monkeypatch) -> None:
+async def test_one_request_is_one_trace_over_four_processes(
+    collector: tuple[str, list[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endpoint, spans = collector
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
     with serving(tmp_path, "--model", "tiny") as service:
