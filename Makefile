@@ -11,10 +11,10 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check lint type format lock bench e2e chaos load
+.PHONY: help install serve test check coverage lint type format lock bench e2e chaos load
 
 help:
-	@echo "make install | serve | test | check | lint | type | format | lock | bench | e2e | chaos | load"
+	@echo "make install | serve | test | check | coverage | lint | type | format | lock | bench | e2e | chaos | load"
 
 install: $(DEVELOPING)
 
@@ -39,6 +39,15 @@ test: $(DEVELOPING)
 
 # What continuous integration runs. The tests come last, so that their summary is the last line.
 check: lint type test
+
+# Lines and branches that the tests run, also in processes that they start.
+coverage: $(DEVELOPING)
+	mkdir -p build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
 
 lint: $(DEVELOPING)
 	$(BIN)/ruff check .

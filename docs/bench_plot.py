@@ -6,15 +6,16 @@
 Needs the extra `docs`.
 """
 
-from typing import Any
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 HERE = Path(__file__).resolve().parent
 NAMES = {
@@ -46,7 +47,7 @@ def main(path: str) -> None:
     figure.savefig(HERE / "bench.png", dpi=90)
 
 
-def draw_curve(panel, curve: dict[str, Any]) -> None:
+def draw_curve(panel: Axes, curve: dict[str, Any]) -> None:
     """Milliseconds per row against rows per tick."""
     rows = [work / curve["work"][0] for work in curve["work"]]
     panel.plot(
@@ -67,7 +68,7 @@ def draw_curve(panel, curve: dict[str, Any]) -> None:
     panel.grid(alpha=0.3)
 
 
-def draw_bars(panel, values: dict[str, float], title: str) -> None:
+def draw_bars(panel: Axes, values: dict[str, float], title: str) -> None:
     """A bar per value, labelled with its ratio to the first value, which is the engine's."""
     bars = panel.bar(list(values), list(values.values()), color=[OURS, *[OTHERS] * (len(values) - 1)])
     ours = next(iter(values.values()))
@@ -77,7 +78,7 @@ def draw_bars(panel, values: dict[str, float], title: str) -> None:
     panel.tick_params(axis="x", labelsize=8)
 
 
-def draw_latencies(panel, mixed: dict[str, dict[str, float]]) -> None:
+def draw_latencies(panel: Axes, mixed: dict[str, dict[str, float]]) -> None:
     """Median and 95th percentile of latency at the same load."""
     positions = range(len(mixed))
     for offset, name, shade in ((-0.2, "p50_s", "#7fb2d6"), (0.2, "p95_s", "#1b6ca8")):

@@ -1,12 +1,12 @@
 """Prints the tables of docs/capacity.md from `safelight plan`: `.venv/bin/python docs/capacity_table.py`."""
 
-from typing import Any
 import io
 import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from safelight.service import cli
@@ -62,7 +62,8 @@ def run_plan(model: str, gpu: str, steps: int, mfu: float) -> dict[str, Any]:
     output = io.StringIO()
     with redirect_stdout(output):
         cli.main(["plan", "--model", model, "--gpu", gpu, "--steps", str(steps), "--mfu", str(mfu), "--json"])
-    return json.loads(output.getvalue())
+    plan: dict[str, Any] = json.loads(output.getvalue())
+    return plan
 
 
 def seconds_table(plans: dict[str, Any]) -> str:

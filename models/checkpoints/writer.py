@@ -33,7 +33,9 @@ def write_part(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -
     )
 
 
-def write_clip(folder: Path, embed_dim: int, vision: dict[str, Any], text: dict[str, Any], state: dict[str, Tensor]) -> None:
+def write_clip(
+    folder: Path, embed_dim: int, vision: dict[str, Any], text: dict[str, Any], state: dict[str, Tensor]
+) -> None:
     """Write a CLIP in open_clip's local-dir layout: a configuration and safetensors.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safelight.service.local import ENVIRONMENT
-from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, argument, instructions, pins
+from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, Instruction, argument, instructions, pins
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 # Only for `safelight serve`: in a cluster, a stage without a GPU must not see one.
@@ -19,7 +19,7 @@ def values(dockerfile: Path, name: str) -> list[str]:
     return [step.value for step in instructions(dockerfile) if step.name == name]
 
 
-def final_stage(dockerfile: Path) -> list:
+def final_stage(dockerfile: Path) -> list[Instruction]:
     steps = instructions(dockerfile)
     return steps[max(k for k, step in enumerate(steps) if step.name == "FROM") :]
 

@@ -146,9 +146,9 @@ class Client:
 
 
 @pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> list:
+def records(monkeypatch: pytest.MonkeyPatch) -> list[UsageRecord]:
     """The usage records of the requests that have ended."""
-    records: list = []
+    records: list[UsageRecord] = []
     monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
     return records
 

@@ -239,7 +239,9 @@ def test_samples_start_from_the_noise_of_their_schedule() -> None:
         (("euler", Flow(), "flow", 2), {"grid": (0.2, 0.5, 0.0)}, "grid"),
     ],
 )
-def test_invalid_arguments_are_named(arguments: tuple, options: dict[str, Any], param: str) -> None:
+def test_invalid_arguments_are_named(
+    arguments: tuple[str, Schedule, str, int], options: dict[str, Any], param: str
+) -> None:
     with pytest.raises(InvalidParams) as caught:
         make_plan(*arguments, **options)
     assert caught.value.param == param

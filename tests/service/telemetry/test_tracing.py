@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -45,7 +46,7 @@ class RecordingBackend(FakeBackend):
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__(*errors)
-        self.contexts = []
+        self.contexts: list[RequestContext] = []
 
     async def generate(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
@@ -99,9 +100,9 @@ def test_an_endpoint_without_the_library_is_a_bad_setting(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[str, list]]:
+def collector() -> Iterator[tuple[str, list[tuple[str, Span]]]]:
     """An OTLP collector: its endpoint, and the received spans, each with the name of its service."""
-    spans: list[tuple[str, object]] = []
+    spans: list[tuple[str, Span]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -129,7 +130,7 @@ def collector() -> Iterator[tuple[str, list]]:
 
 @pytest.mark.long
 async def test_one_request_is_one_trace_over_four_processes(
-    collector: tuple[str, list[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collector: tuple[str, list[tuple[str, Span]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint, spans = collector
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
