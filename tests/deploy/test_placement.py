@@ -17,6 +17,8 @@ PACK = {"RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1"}
 GATEWAY = {"num_cpus": 2, "resources": {"gateway": 1}}
 GPU = {"num_cpus": 8, "num_gpus": 1}
 
+pytestmark = pytest.mark.ray
+
 
 def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
     """The nodes on which the replicas of a config are placed, if it is run with other `args`."""

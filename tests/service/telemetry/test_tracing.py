@@ -123,6 +123,7 @@ def collector() -> Iterator[tuple[str, list]]:
 
 
 @pytest.mark.long
+@pytest.mark.ray
 async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path, monkeypatch) -> None:
     endpoint, spans = collector
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
