@@ -30,7 +30,7 @@ from tests.deploy import prometheus_server
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.prometheus_server import Prometheus
 from tests.deploy.test_grafana import queries
-from tests.live import LiveService, serving
+from tests.live import LiveService
 
 FOLDER = DEPLOY / "prometheus"
 RULES = [
@@ -47,6 +47,11 @@ KINDS = {
     UNATTRIBUTED_METRIC.name: "counter",  # a gauge that grows like a counter, so it is read by its rate
 }
 PATIENCE = 60.0  # seconds; the machine may be busy
+COUNTS = {
+    "images": "sum(safelight_images_total)",
+    "done": 'sum(safelight_requests_total{outcome="done"})',
+    "refused": 'sum(safelight_requests_total{outcome="refused"})',
+}
 IMAGES = 2  # in one request
 ROUNDS = 2  # a series that starts with its first request has a rate only after the second
 
@@ -149,30 +154,36 @@ def test_the_rules_use_the_scraped_job() -> None:
 class ScrapedService:
     """A service that has generated images, and the Prometheus that scraped it."""
 
-    service: LiveService
     prometheus: Prometheus
     images: int  # received
+    before: dict[str, float]  # `COUNTS` before the requests, which other tests may have raised
+
+    def increase(self, count: str) -> float:
+        """By how much one of `COUNTS` has grown."""
+        return (self.prometheus.value(COUNTS[count]) or 0.0) - self.before[count]
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
+def scraped(live_service: LiveService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
     prometheus_server.install()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
-        serving(folder, "--model", "tiny") as service,
         prometheus_server.running(
-            with_short_intervals(FOLDER / "prometheus.yml", service.port, folder), folder
+            with_short_intervals(FOLDER / "prometheus.yml", live_service.port, folder), folder
         ) as prometheus,
-        httpx2.Client(base_url=service.url, timeout=PATIENCE) as http,
+        httpx2.Client(base_url=live_service.url, timeout=PATIENCE) as http,
     ):
+        wait_until(lambda: prometheus.value(COUNTS["images"]) is not None)
+        before = {name: prometheus.value(query) or 0.0 for name, query in COUNTS.items()}
         images = 0
         for _ in range(ROUNDS):
-            wait_until(lambda expected=images: prometheus.value("sum(safelight_images_total)") == expected)
+            expected = before["images"] + images
+            wait_until(lambda expected=expected: prometheus.value(COUNTS["images"]) == expected)
             for seed in range(3):
                 images += draw(http, seed)
             assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 400
-        wait_until(lambda: prometheus.value("sum(safelight_images_total)") == images)
-        yield ScrapedService(service, prometheus, images)
+        wait_until(lambda: prometheus.value(COUNTS["images"]) == before["images"] + images)
+        yield ScrapedService(prometheus, images, before)
 
 
 def with_short_intervals(config: Path, port: int, folder: Path) -> Path:
@@ -204,9 +215,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_images_and_requests_are_counted(scraped: ScrapedService) -> None:
     assert scraped.images == IMAGES * 3 * ROUNDS
-    assert scraped.prometheus.value("sum(safelight_images_total)") == scraped.images
-    assert scraped.prometheus.value('sum(safelight_requests_total{outcome="done"})') == 3 * ROUNDS
-    assert scraped.prometheus.value('sum(safelight_requests_total{outcome="refused"})') == ROUNDS
+    assert scraped.increase("images") == scraped.images
+    assert scraped.increase("done") == 3 * ROUNDS
+    assert scraped.increase("refused") == ROUNDS
 
 
 def test_every_recording_has_values(scraped: ScrapedService) -> None:
