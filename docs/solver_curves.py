@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -325,8 +325,9 @@ def fill(text: str, name: str, block: str) -> str:
 # -- plot
 # ------------------------------------------------------------------------------------------------------------
 
+LineStyle = Literal["-", "--", ":"]
 # Okabe and Ito's colours, distinct for colour-blind readers; within a colour, line and marker differ.
-STYLES = {
+STYLES: dict[str, tuple[str, LineStyle, str]] = {
     "euler": ("#000000", "-", "o"),
     "heun": ("#000000", "--", "s"),
     "dpmpp_2m": ("#D55E00", "-", "o"),
