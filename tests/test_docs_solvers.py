@@ -20,6 +20,7 @@ PAGE = (DOCS / "solvers.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def curves() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("solver_curves", DOCS / "solver_curves.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name], path = module, list(sys.path)  # a dataclass looks its module up
     spec.loader.exec_module(module)
@@ -29,6 +30,7 @@ def curves() -> Iterator[ModuleType]:
 
 
 def block(name: str) -> str:
+    text: str
     (text,) = re.findall(rf"<!-- generated: {name} -->\n\n(.*?)\n\n<!-- end -->", PAGE, re.DOTALL)
     return text
 

@@ -102,11 +102,11 @@ def peak_bytes(compute: Callable[[], object]) -> int:
     return peak.bytes
 
 
-class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _PeakMemory(TorchDispatchMode):
     """Counts the bytes of storages from their creation until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.bytes = self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 

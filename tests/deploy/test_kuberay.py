@@ -57,7 +57,9 @@ services = pytest.mark.parametrize("name", SERVICES)
 
 
 def quantity(value: object) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(value)).groups()
+    match = re.fullmatch(r"([\d.]+)(\w*)", str(value))
+    assert match is not None
+    number, unit = match.groups()
     return float(number) * UNITS[unit]
 
 
@@ -69,7 +71,8 @@ def ray_service(name: str) -> dict[str, Any]:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+    config: dict[str, Any] = yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+    return config
 
 
 def groups(name: str) -> dict[str, dict[str, Any]]:
@@ -165,7 +168,9 @@ def test_versions_are_those_of_the_image(name: str) -> None:
     cluster = ray_service(name)["spec"]["rayClusterConfig"]
     assert {cluster["rayVersion"]} == {pins(file)["ray"] for file in ("image", "image-cuda")}
     (allowed,) = (line for line in PROJECT["dependencies"] if line.startswith("ray["))
-    low, high = re.search(r">=([\d.]+),<([\d.]+)", allowed).groups()
+    bounds = re.search(r">=([\d.]+),<([\d.]+)", allowed)
+    assert bounds is not None
+    low, high = bounds.groups()
     version = [int(part) for part in cluster["rayVersion"].split(".")]
     assert [int(part) for part in low.split(".")] <= version < [int(part) for part in high.split(".")]
     suffix = "-cuda" if "gpu" in name else ""
@@ -232,13 +237,14 @@ def test_a_node_that_shuts_down_lets_images_finish(name: str) -> None:
     for group in workers(name).values():
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
-        pause = int(re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+        pause = re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])
+        assert pause is not None
         of_ray = next(
             int(variable["value"])
             for variable in container["env"]
             if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
         )
-        assert drain < of_ray < pause + of_ray <= spec["terminationGracePeriodSeconds"] - 20
+        assert drain < of_ray < int(pause[1]) + of_ray <= spec["terminationGracePeriodSeconds"] - 20
     assert (
         ray_service(name)["spec"]["rayClusterDeletionDelaySeconds"]
         > config_of(name)["http_options"]["request_timeout_s"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
@@ -120,7 +121,7 @@ class Client:
 
     def __init__(self, body: dict[str, Any]) -> None:
         self.disconnected = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
+        self.sent: list[MutableMapping[str, Any]] = []
         self._chunks = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         self.scope = {
             "type": "http",
@@ -141,7 +142,7 @@ class Client:
         await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         self.sent.append(message)
 
 

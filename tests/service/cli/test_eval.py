@@ -42,7 +42,8 @@ def report(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert cli.main(["eval", *argv, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    return json.loads(out)
+    report: dict[str, Any] = json.loads(out)
+    return report
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -50,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert cli.main(["eval", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    [line] = err.splitlines()
+    [line] = str(err).splitlines()
     return line
 
 

@@ -27,7 +27,8 @@ SD3_AT_HALF_PEAK = ("--model", "sd3-medium", "--steps", "20", "--mfu", "0.5")
 def run_plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     """The output of `safelight plan --json`."""
     assert cli.main(["plan", "--json", *argv]) == 0
-    return json.loads(capsys.readouterr().out)
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 def test_a_published_model_on_an_a100(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,10 +88,10 @@ def test_a_flag_changes_the_report(
     capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], key: str, factor: float
 ) -> None:
     def value(*argv: str) -> float:
-        report = run_plan(capsys, "--model", "pixart-sigma", *argv)
+        report: Any = run_plan(capsys, "--model", "pixart-sigma", *argv)
         for part in key.split("."):
             report = report[part]
-        return report
+        return float(report)
 
     assert value(*argv) == pytest.approx(factor * value(), rel=1e-3)
 
@@ -172,6 +173,7 @@ def test_a_users_mistake_is_one_line(
     monkeypatch.setattr(
         stage_times, "measure_stage_times", lambda *_, **__: pytest.fail("a machine was measured")
     )
+    code: str | int | None
     try:
         code = cli.main(["plan", *argv])
     except SystemExit as exit_error:

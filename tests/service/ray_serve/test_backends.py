@@ -3,14 +3,17 @@
 import asyncio
 import warnings
 from collections.abc import Generator
+from typing import Any, cast
 
 import pytest
 
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus
-from tests.fakes import make_params
+from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, StageStatus
+from tests.fakes import USAGE, make_params
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
+    from ray.serve.handle import DeploymentHandle
+
     from safelight.service.ray_serve import backends
     from safelight.service.ray_serve.deferred import DeferredResult
 
@@ -33,6 +36,10 @@ class Call:
         self.cancelled = True
 
 
+def split_backend(*stages: "Handle") -> backends.SplitBackend:
+    return backends.SplitBackend(*(cast(DeploymentHandle[Any], stage) for stage in stages))
+
+
 class Handle:
     """Stands in for Serve's `DeploymentHandle`; keeps its calls."""
 
@@ -53,24 +60,23 @@ class Handle:
 async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
     stages = Handle(), Handle(), Handle()
     context = RequestContext("account")
-    generating = asyncio.ensure_future(
-        backends.SplitBackend(*stages).generate(make_params(), ImageFormat(), context)
-    )
+    generating = asyncio.ensure_future(split_backend(*stages).generate(make_params(), ImageFormat(), context))
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
     assert encoding.args == (make_params(), context)
     # wrapped, so that Serve does not await it (service/ray_serve/deferred.py)
     assert denoising.args == (DeferredResult(encoding), make_params(), context)
     assert decoding.args == (DeferredResult(denoising), make_params(), ImageFormat(), context)
-    decoding.result.set_result("image")
-    assert await generating == "image"
+    image = DecodeResult(b"image", USAGE)
+    decoding.result.set_result(image)
+    assert await generating is image
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how: str) -> None:
     stages = Handle(), Handle(), Handle()
-    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(make_params(), ImageFormat()))
+    generating = asyncio.ensure_future(split_backend(*stages).generate(make_params(), ImageFormat()))
     await asyncio.sleep(0)
     if how == "cancelled":
         generating.cancel()
@@ -86,8 +92,8 @@ async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     status = StageStatus(images=2)
-    backend = backends.SplitBackend(Handle(status), Handle(), Handle(status))
+    backend = split_backend(Handle(status), Handle(), Handle(status))
     assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
-    assert await backends.ColocatedBackend(Handle()).status() == dict.fromkeys(
+    assert await backends.ColocatedBackend(cast(DeploymentHandle[Any], Handle())).status() == dict.fromkeys(
         ("encode", "denoise", "decode")
     )

@@ -1,9 +1,11 @@
 """Text encoding: each text is encoded once, and only the first image with it pays."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from safelight.pipeline.engine.text_encoder import TextEncoder
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from tests.fakes import FakeTextEncoder, make_params
 
@@ -15,7 +17,7 @@ def encoder() -> FakeTextEncoder:
 
 @pytest.fixture
 def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
-    stage = EncodeStage(lambda: encoder, "m", cache_bytes=30)
+    stage = EncodeStage(lambda: cast(TextEncoder, encoder), "m", cache_bytes=30)
     yield stage
     stage.close()
 
@@ -64,7 +66,7 @@ async def test_a_truncated_text_is_reported(stage: EncodeStage) -> None:
 
 
 async def test_an_encoder_that_cannot_be_loaded_raises_its_error() -> None:
-    def make() -> FakeTextEncoder:
+    def make() -> TextEncoder:
         raise ValueError("tensor text.positional_embedding is missing")
 
     stage = EncodeStage(make, "m", cache_bytes=30)

@@ -8,7 +8,7 @@ import pytest
 from safelight.pipeline.params import StageCost, UsageAmounts
 from safelight.service.messages import NO_CONTEXT, RequestContext, StageStatus
 from safelight.service.stages.usage_meter import UsageMeter
-from safelight.service.usage.events import UsageEvent, UsageReport
+from safelight.service.usage.events import GatewayReport, UsageEvent, UsageReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 from tests.fakes import USAGE
 from tests.service.usage.test_ledger import record
@@ -68,16 +68,17 @@ def test_a_report_names_the_thread_that_does_the_work() -> None:
 
 
 class FlakyLedger:
-    """A ledger that refuses the first reports."""
+    """A ledger of a gateway that refuses the first reports."""
 
     def __init__(self, refuse: int) -> None:
         self.refuse = refuse
-        self.reports: list[UsageReport] = []
+        self.reports: list[GatewayReport] = []
 
     def send(self, report: UsageReport) -> None:
         if self.refuse:
             self.refuse -= 1
             raise ConnectionError
+        assert isinstance(report, GatewayReport)
         self.reports.append(report)
 
 
