@@ -49,6 +49,10 @@ class Machine:
         return asdict(self)
 
 
+# In place of a machine, where figures are simulated and the same on all of them.
+SIMULATION = Machine("none: a simulation", 0, (), None, {})
+
+
 def identify_machine(peak_flops: float | None = None, cpuinfo: str | None = None) -> Machine:
     """This machine; its best matrix product is measured, which takes seconds, unless `peak_flops` is given.
 
