@@ -31,8 +31,8 @@ from safelight.service.cli.plan_values import (
 )
 from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.errors import as_invalid_request
+from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
-from safelight.service.settings import num_cores
 
 THIS_MACHINE = "cpu"
 THIS_MACHINE_MFU = 0.5  # share of the best matrix product that full ticks reach (docs/performance.md)

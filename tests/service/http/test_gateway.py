@@ -179,8 +179,12 @@ def test_metrics_report_requests_and_stages(client, backend) -> None:
     assert values["safelight_requests_total ok done"] == 1
     assert values["safelight_requests_total invalid_value refused"] == 1
     assert values["safelight_images_total"] == 2
-    assert values["safelight_image_nfe_total"] == 8
-    assert values["safelight_image_device_seconds_total denoise"] == 2.0
+    assert values["safelight_image_nfe_total"] == 10
+    assert values["safelight_image_rows_total"] == 18
+    assert values["safelight_image_tokens_total"] == 306
+    assert values["safelight_image_device_seconds_total denoise"] == 3.5
+    assert values["safelight_image_flops_total denoise"] == 4000
+    assert values["safelight_image_queue_seconds_sum"] == 1.375
     assert values["safelight_stage_images_running denoise"] == 2
     assert values["safelight_stage_images_waiting denoise"] == 1
     assert values["safelight_images_in_flight"] == 0
