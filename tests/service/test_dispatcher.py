@@ -173,7 +173,7 @@ async def fail_after_a_retry(dispatcher: RequestDispatcher, backend: FakeBackend
 
 
 async def finish_after_a_retry(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
-    backend.errors = [StageLost()] * 3
+    backend.errors = [StageLost()]
     await dispatcher.generate(IMAGES, ImageFormat())
 
 

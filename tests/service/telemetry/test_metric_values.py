@@ -102,10 +102,13 @@ def accounting() -> tuple[Metrics, AccountingReport]:
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    """Every sample by its name and its labels' values, without the times at which series were made."""
+    """Every sample by its name and its labels' values in the order of the labels, `le` last.
+
+    The times at which series were made are left out.
+    """
     families = text_string_to_metric_families(metrics.expose().decode())
     return {
-        " ".join((sample.name, *sample.labels.values())): sample.value
+        " ".join((sample.name, *_values(sample.labels))): sample.value
         for family in families
         for sample in family.samples
         if not sample.name.endswith("_created")
@@ -127,9 +130,9 @@ def histogram(name: str, bounds: tuple[float, ...], *values: float) -> dict[str,
 
 def expected_of_requests() -> dict[str, float]:
     return {
-        "safelight_requests_total done ok": 2,
-        "safelight_requests_total refused queue_full": 1,
-        "safelight_requests_total failed stage_lost": 1,
+        "safelight_requests_total ok done": 2,
+        "safelight_requests_total queue_full refused": 1,
+        "safelight_requests_total stage_lost failed": 1,
         **histogram("safelight_request_duration_seconds done", BUCKETS, 0.2, 40.0),
         **histogram("safelight_request_duration_seconds refused", BUCKETS, 0.05),
         **histogram("safelight_request_duration_seconds failed", BUCKETS, 400.0),
@@ -156,13 +159,9 @@ def by_stage(name: str, encode: float, denoise: float, decode: float) -> dict[st
 def unattributed(
     stage: str, warm_up: float, starting: float, lost: float, overhead: float
 ) -> dict[str, float]:
-    name = f"safelight_stage_unattributed_seconds {stage}"
-    return {
-        f"{name} warm_up": warm_up,
-        f"{name} starting": starting,
-        f"{name} lost": lost,
-        f"{name} overhead": overhead,
-    }
+    seconds = {"warm_up": warm_up, "starting": starting, "lost": lost, "overhead": overhead}
+    name = "safelight_stage_unattributed_seconds"
+    return {f"{name} {reason} {stage}": value for reason, value in seconds.items()}
 
 
 def expected_of_stages() -> dict[str, float]:
@@ -231,6 +230,10 @@ def test_an_unknown_mfu_is_not_a_number() -> None:
     metrics.observe_snapshot(snapshot(Ledger()), mfu=None)
     value = samples(metrics)["safelight_mfu_ratio"]
     assert value != value
+
+
+def _values(labels: Mapping[str, str]) -> list[str]:
+    return [labels[name] for name in sorted(labels, key=lambda name: (name == "le", name))]
 
 
 def _of_stages(values: Mapping[str, float], name: str) -> dict[str, float]:
