@@ -151,9 +151,7 @@ RAW_RENDERERS: dict[str, Callable[[Run], list[str]]] = {"update": _update, "http
 
 def newest_bench(runs: Sequence[Run]) -> Run:
     """The newest run of `safelight bench` that compares with compiled diffusers too."""
-    complete = [
-        run for run in runs if run.name == "bench" and run.figures["mixed"].get("serial_compiled")
-    ]
+    complete = [run for run in runs if run.name == "bench" and run.figures["mixed"].get("serial_compiled")]
     return max(complete, key=lambda run: run.record["date"])
 
 

@@ -45,4 +45,3 @@ def _kind(annotation: object) -> str:
         return " or ".join(f"`{choice}`" for choice in choices)
     kinds: dict[object, str] = {int: "whole number", float: "number", SecretStr: "secret text"}
     return kinds.get(annotation, "text")
-
