@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from safelight.service.settings import BadSetting, Settings, num_cores, read_settings
+from safelight.service.settings import BadSetting, Settings, read_settings
 
 
 def test_values_precede_the_environment_and_the_environment_precedes_defaults(
@@ -90,7 +90,3 @@ def test_an_update_is_validated() -> None:
     assert settings.updated(port="2") == Settings(port=2, admin_key="hidden")
     with pytest.raises(BadSetting, match="port must be between"):
         settings.updated(port=-1)
-
-
-def test_there_is_a_core_to_run_on() -> None:
-    assert num_cores() >= 1

@@ -18,6 +18,9 @@ from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.text.hf_folder import HF_WEIGHTS
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.service import cli
+from safelight.service.cli import serve
+from tests.broken import tiny_without
+from tests.live import SAFELIGHT
 from tests.models.folders import write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer
 
@@ -311,3 +314,38 @@ def test_serve_refuses_a_broken_folder_before_it_starts_anything(
     (folder / "vae" / WEIGHTS).unlink()
     assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
     assert capsys.readouterr().err == f"safelight serve: {folder}/vae/{WEIGHTS} is missing\n"
+
+
+def test_serve_checks_a_folder_whatever_the_working_directory_holds(tmp_path: Path) -> None:
+    """Here it holds a package of the same name, which must not be imported."""
+    (tmp_path / "safelight").mkdir()
+    (tmp_path / "safelight" / "__init__.py").write_text("raise ImportError('not this one')")
+    model = tiny_without("proj_out.weight", tmp_path)
+    command = [SAFELIGHT, "serve", "--model", str(model), "--port", "0"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == f"safelight serve: {model}/transformer: tensor proj_out.weight is missing\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("raise RuntimeError('no more memory')", "RuntimeError: no more memory"), ("exit(7)", "exit status 7")],
+)
+def test_serve_refuses_a_folder_whose_check_fails_by_itself(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(serve, "CHECK", (sys.executable, "-c", code))
+    monkeypatch.setattr(serve, "_serve", lambda *_: pytest.fail("a service was started"))
+    assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
+    assert capsys.readouterr().err == f"safelight serve: {folder} cannot be checked: {reason}\n"
+
+
+def test_serve_starts_a_sound_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(serve, "_serve", lambda settings, model: started.append(settings.model))
+    assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 0
+    assert started == [str(folder)]

@@ -59,7 +59,7 @@ def test_the_bytes_are_those_of_the_command_line_and_of_the_service(
 
 def test_images_are_a_list_with_their_usage(pipeline: safelight.Pipeline, tmp_path: Path) -> None:
     images = pipeline.generate("a red apple", **REQUEST)
-    assert len(images) == 2 and images[0].bytes != images[1].bytes
+    assert len(images) == 2 and images[0].pil.tobytes() != images[1].pil.tobytes()
     assert images.usage.safelight.nfe == 4
     for index, image in enumerate(images):
         assert (image.seed, image.width, image.height, image.format) == (5, 64, 64, "png")
