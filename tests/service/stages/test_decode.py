@@ -1,31 +1,39 @@
 """Decoding: every image gets its own bytes and its usage in all stages."""
 
+from typing import Any, cast
+
 import pytest
 from torch import Tensor
 
+from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.params import GenerationParams, StageCost, UsageAmounts
 from safelight.service.errors import BrokenImage
 from safelight.service.messages import DenoiseResult, ImageFormat, RequestContext
 from safelight.service.stages import batched_stage, decode
-from safelight.service.stages.decode import DecodeJob, DecodeStage
+from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
 from safelight.service.usage.events import UsageEvent
 from tests.clock import ManualClock
 from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
+
+
+def denoised(latents: object) -> DenoiseResult:
+    """The result of denoising with `latents` for `FakeDecoder`, which returns them."""
+    return DenoiseResult(cast(Tensor, latents), USAGE.text, USAGE.encode, USAGE.denoise)
 
 
 async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, clock = FakeDecoder(), ManualClock(now=100.0)
     clock.install(monkeypatch, decode, batched_stage)
 
-    def write(pixels: bytes, output: ImageFormat, params: GenerationParams) -> bytes:
+    def write(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
         clock.advance(0.25)
-        return pixels + fake_image(params, output)
+        return bytes(pixels) + fake_image(params, output)
 
     stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
     images = [make_params(image_index=k) for k in range(3)]
     jobs = [
         DecodeJob(
-            DenoiseResult(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise),
+            denoised(bytes([k])),
             p,
             ImageFormat("webp", k),
             RequestContext(f"record {k}"),
@@ -33,7 +41,7 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
         )
         for k, p in enumerate(images)
     ]
-    results = await stage.run_batch(jobs)
+    results = [image_or_raise(result) for result in await stage.run_batch(jobs)]
     assert [len(batch) for batch in decoder.batches] == [2, 1]
     assert [result.image for result in results] == [
         bytes([k]) + fake_image(p, ImageFormat("webp", k)) for k, p in enumerate(images)
@@ -66,6 +74,6 @@ async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
     assert (broken.status, broken.headers) == (503, {})  # no retry-after
     assert len(stage.meter.collect_report("s", 0, stage.status()).events) == 2
     with pytest.raises(BrokenImage):
-        await stage.decode(denoised[1], make_params(), ImageFormat())
+        await stage.decode(jobs[1].denoised, make_params(), ImageFormat())
     assert stage.meter.collect_report("s", 1, stage.status()).events == ()
     stage.close()
