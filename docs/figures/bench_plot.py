@@ -64,17 +64,6 @@ def digest(drawn: Content) -> str:
     return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
 
 
-def digest_in(png: Path) -> str | None:
-    """The digest that a plot carries; None if it is not there or carries none."""
-    from PIL import Image
-
-    if not png.exists():
-        return None
-    with Image.open(png) as image:
-        text = image.info.get(DIGEST)
-    return str(text) if text is not None else None
-
-
 def draw(drawn: Content, png: Path) -> None:
     """Draw the plot, with the digest of what it shows."""
     import matplotlib as mpl

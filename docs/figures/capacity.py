@@ -41,9 +41,7 @@ class PublishedTime:
 
 def published_times(runs: Sequence[Run]) -> tuple[PublishedTime, ...]:
     """The rows of docs/data/published/times.json."""
-    return tuple(
-        PublishedTime(**row) for row in find_run(list(runs), "published", "times").figures["times"]
-    )
+    return tuple(PublishedTime(**row) for row in find_run(runs, "published", "times").figures["times"])
 
 
 def blocks(runs: Sequence[Run]) -> dict[str, str]:
@@ -114,7 +112,16 @@ def published_table(runs: Sequence[Run]) -> str:
                 published.source,
             )
         )
-    header = ("model", "device", "steps", "published, s", "implied MFU", "predicted at it, s", "how", "source")
+    header = (
+        "model",
+        "device",
+        "steps",
+        "published, s",
+        "implied MFU",
+        "predicted at it, s",
+        "how",
+        "source",
+    )
     return table(header, rows)
 
 
@@ -123,7 +130,14 @@ def forecasts(runs: Sequence[Run]) -> str:
     parts = []
     for run in _of_machines(runs, "forecasts"):
         rows = [
-            (row["load"], row["figure"], row["by"], _short(row["told"]), _short(row["seen"]), f"{row['off']:+.0%}")
+            (
+                row["load"],
+                row["figure"],
+                row["by"],
+                _short(row["told"]),
+                _short(row["seen"]),
+                f"{row['off']:+.0%}",
+            )
             for row in run.figures["comparisons"]
         ]
         verdicts = judge(FORECAST_BARS, run.figures, run.kind)
@@ -155,7 +169,7 @@ def _of_machines(runs: Sequence[Run], name: str) -> list[Run]:
 
 
 def _simulated(runs: Sequence[Run], name: str) -> str:
-    run = find_run(list(runs), "simulated", name)
+    run = find_run(runs, "simulated", name)
     return run_section(run).partition("\n\n")[2]  # the page has its own heading
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from docs.figures.data import Run
+from docs.figures.data import Run, find_run
 from docs.figures.markdown import table
 from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
@@ -34,7 +34,11 @@ Figures = Mapping[str, Any]
 
 def blocks(runs: Sequence[Run]) -> dict[str, str]:
     """The blocks of docs/performance.md."""
-    return {"bars": bars_table(), "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES)}
+    return {
+        "bars": bars_table(),
+        "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
+        "policies": _policies(runs),
+    }
 
 
 def bars_table() -> str:
@@ -67,6 +71,11 @@ def run_section(run: Run) -> str:
     parts += RENDERERS.get(run.name.rstrip("-0123456789"), _generic)(run)
     parts += ["\n".join(f"- {note}" for note in run.record.get("notes", ()))]
     return "\n\n".join(filter(None, parts))
+
+
+def _policies(runs: Sequence[Run]) -> str:
+    run = find_run(runs, "simulated", "policies")
+    return "\n\n".join([run.provenance, *_generic(run)])
 
 
 def _generic(run: Run) -> list[str]:
@@ -151,9 +160,7 @@ RAW_RENDERERS: dict[str, Callable[[Run], list[str]]] = {"update": _update, "http
 
 def newest_bench(runs: Sequence[Run]) -> Run:
     """The newest run of `safelight bench` that compares with compiled diffusers too."""
-    complete = [
-        run for run in runs if run.name == "bench" and run.figures["mixed"].get("serial_compiled")
-    ]
+    complete = [run for run in runs if run.name == "bench" and run.figures["mixed"].get("serial_compiled")]
     return max(complete, key=lambda run: run.record["date"])
 
 

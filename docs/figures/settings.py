@@ -44,4 +44,3 @@ def _kind(annotation: object) -> str:
     if choices := get_args(annotation):
         return " or ".join(f"`{choice}`" for choice in choices)
     return {int: "whole number", float: "number", SecretStr: "secret text"}.get(annotation, "text")
-
