@@ -99,9 +99,13 @@ def _draw_bars(axis: "Axes", values: Mapping[str, float]) -> None:
     """A bar per value, labelled with the value and its ratio to the first one, which is the engine's."""
     bars = axis.bar(list(values), list(values.values()), color=[OURS, *[OTHERS] * (len(values) - 1)])
     ours = next(iter(values.values()))
-    axis.bar_label(bars, [f"{value:,.4g}\n({value / ours:.2f})" for value in values.values()], fontsize=8)
+    axis.bar_label(bars, [_label(value, ours) for value in values.values()], fontsize=8)
     axis.margins(y=0.2)
     axis.tick_params(axis="x", labelsize=8)
+
+
+def _label(value: float, ours: float) -> str:
+    return f"{value:,.0f}\n({value / ours:.2f})" if value >= 100 else f"{value:.3f}\n({value / ours:.2f})"
 
 
 def _draw_latencies(axis: "Axes", values: Mapping[str, Mapping[str, float]]) -> None:
