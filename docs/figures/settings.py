@@ -43,4 +43,5 @@ def _row(name: str, field: FieldInfo) -> str:
 def _kind(annotation: object) -> str:
     if choices := get_args(annotation):
         return " or ".join(f"`{choice}`" for choice in choices)
-    return {int: "whole number", float: "number", SecretStr: "secret text"}.get(annotation, "text")
+    kinds: dict[object, str] = {int: "whole number", float: "number", SecretStr: "secret text"}
+    return kinds.get(annotation, "text")

@@ -12,6 +12,7 @@ from safelight.models.checkpoints.options import checked
 from safelight.models.families.encoders import open_clip_files, t5_files
 from safelight.models.families.published import T5_XXL, VAE_4
 from safelight.models.families.spec import (
+    FLOAT32_BYTES,
     Configs,
     Family,
     NetworkSpec,
@@ -72,6 +73,9 @@ class PixArtSpec(NetworkSpec[DiTConfig]):
 
         length = EXAMPLE_STATES if num_states is None else num_states
         return torch.ones(length, config.caption_channels), torch.ones(length, dtype=torch.bool), None
+
+    def text_bytes(self, config: DiTConfig, num_states: int) -> int:
+        return num_states * (FLOAT32_BYTES * config.caption_channels + 1)
 
     def forward_flops(self, config: DiTConfig, height: int, width: int, text_tokens: int) -> int:
         """Operations of one row in one tick.

@@ -91,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{model.id} is of the family {model.family}; diffusers is run on {' and '.join(FAMILIES)} only"
         )
+    if args.engine_only and args.no_compile:
+        raise UserError(
+            "--no-compile has no effect with --engine-only, which never runs diffusers; leave it out"
+        )
     if args.requests < 2 or args.rounds < 1:
         raise UserError(
             f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}"

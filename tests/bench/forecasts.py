@@ -229,7 +229,7 @@ async def _poll_curves(url: str, schedule: Sequence[ScheduledRequest]) -> list[C
             polled.append(
                 {
                     stage: CostCurve(tuple(curve["work_flops"]), tuple(curve["seconds"]), curve["factor"])
-                    for stage, curve in curves.items()
+                    for stage, curve in ((stage, curves[stage]) for stage in STAGES)
                 }
             )
     await replaying
