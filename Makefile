@@ -11,11 +11,11 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long check check-long coverage lint type format lock bench e2e chaos load
+.PHONY: help install serve test test-long check check-long coverage lint type format lock bench e2e chaos load docs
 
 help:
 	@echo "make install | serve | test | test-long | check | check-long | coverage | lint | type | format | lock"
-	@echo "     bench | load | e2e | chaos"
+	@echo "     bench | load | e2e | chaos | docs"
 
 install: $(DEVELOPING)
 
@@ -91,7 +91,11 @@ e2e chaos: $(DEVELOPING)
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
-	$(BIN)/safelight bench
+	$(BIN)/safelight bench --check
 
 load: $(DEVELOPING)
 	$(BIN)/python -m loadtests
+
+# Tables and plots of README.md and docs/, from docs/data and from the code.
+docs: $(DEVELOPING)
+	$(BIN)/python -m docs.figures
