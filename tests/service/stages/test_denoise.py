@@ -138,6 +138,18 @@ async def test_the_engine_does_not_tick_without_work(stage, factory) -> None:
     assert stage.status().ticks == ticks + 3
 
 
+async def test_status_and_totals_are_those_of_the_engines_ticks(stage: DenoiseStage) -> None:
+    await generate(stage, num_steps=3)
+    status, totals, tick = stage.status(), stage.meter.totals, FakeEngine.last_tick
+    assert (status.images, status.running, status.waiting) == (1, 0, 0)
+    assert (status.ticks, status.rows) == (3, 3 * tick.rows)
+    assert (status.attention, status.peak_flops) == (FakeEngine.attention, FakeEngine.peak_flops)
+    assert (totals.open, totals.work_left) == (FakeEngine.open_seconds, FakeEngine.work_left)
+    assert [data.total for data in (totals.ticks.rows, totals.ticks.tokens)] == [6, 96]
+    assert totals.ticks.seconds.total == pytest.approx(3 * tick.seconds)
+    assert totals.ticks.forecast.total == pytest.approx(3 * tick.seconds / tick.expected_seconds)
+
+
 async def test_invalid_parameters_are_the_callers_fault(stage) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await generate(stage, prompt="refuse")
@@ -162,6 +174,7 @@ async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(stage, 
             await sample
     assert (await generate(stage)).latents == "latents"
     assert len(factory.engines) == 2
+    assert stage.meter.totals.lost == FakeEngine.open_seconds
     stage.check()
 
 

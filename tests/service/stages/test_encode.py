@@ -73,6 +73,15 @@ async def test_the_least_recently_used_text_is_dropped(stage, encoder) -> None:
     assert [text for batch in encoder.batches for text in batch] == ["a", "", "b", "c", "b"]
 
 
+async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> None:
+    stage = EncodeStage(lambda: encoder, "m", cache_bytes=0)
+    for _ in range(2):
+        await stage.encode(make_params(prompt="a", guidance_scale=1.0))
+    assert encoder.batches == [["a"], ["a"]]
+    assert (stage.status().cache_hits, stage.status().cache_misses) == (0, 2)
+    stage.close()
+
+
 async def test_a_truncated_text_is_reported(stage) -> None:
     assert (await stage.encode(make_params(prompt="one two three four five six"))).text.truncated
 
