@@ -60,7 +60,7 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
         (MemoryError(), ServiceError),
     ],
 )
-def test_every_exception_maps_to_a_service_error(error, kind) -> None:
+def test_every_exception_maps_to_a_service_error(error: BaseException, kind: type[ServiceError]) -> None:
     service_error = as_service_error(error)
     assert type(service_error) is kind
     assert "secret" not in str(service_error)

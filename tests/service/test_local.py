@@ -30,18 +30,20 @@ safelight.models.checkpoints.json_files.CheckpointError: /x/transformer: tensor 
         (("", "Deploying failed.\nThe cluster is full."), "The cluster is full."),
     ],
 )
-def test_the_first_cause_is_the_innermost_message_of_serves_reports(reports, cause) -> None:
+def test_the_first_cause_is_the_innermost_message_of_serves_reports(
+    reports: tuple[str, ...], cause: str
+) -> None:
     assert local.first_cause(*reports) == cause
 
 
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
 )
-def test_the_url_can_be_opened_on_this_machine(host, url) -> None:
+def test_the_url_can_be_opened_on_this_machine(host: str, url: str) -> None:
     assert local.url_of(Settings(host=host)) == url
 
 
-def test_waiting_ends_after_the_time_limit(monkeypatch) -> None:
+def test_waiting_ends_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "READY_SECONDS", 0.01)
     monkeypatch.setattr(local, "POLL_SECONDS", 0.0)
     with pytest.raises(local.CannotServe, match="not ready after"):
@@ -57,7 +59,7 @@ def test_waiting_ends_after_the_time_limit(monkeypatch) -> None:
         ("[]", None),
     ],
 )
-def test_waiting_ends_when_the_model_cannot_draw(readiness, reason) -> None:
+def test_waiting_ends_when_the_model_cannot_draw(readiness: str, reason: str | None) -> None:
     assert local.reason_to_give_up(readiness) == reason
 
 

@@ -18,7 +18,7 @@ STAGE = DeploymentID("Denoiser", "safelight")
 
 
 def context(
-    *replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict | None = None
+    *replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict[str, Any] | None = None
 ) -> AutoscalingContext:
     """Serve's context for a policy; each of `replicas` is what one replica reported last."""
     ids = [ReplicaID(str(k), STAGE) for k in range(len(replicas))]
