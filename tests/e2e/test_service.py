@@ -41,7 +41,8 @@ def draw(http: httpx2.Client, **fields: Any) -> dict[str, Any]:
         "/v1/images/generations", json={"prompt": "a red apple", "num_inference_steps": 4, **fields}
     )
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    body: dict[str, Any] = answer.json()
+    return body
 
 
 def metric(http: httpx2.Client, name: str, **labels: str) -> float:

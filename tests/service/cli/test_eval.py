@@ -45,7 +45,8 @@ def report(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert cli.main(["eval", *argv, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    return json.loads(out)
+    result: dict[str, Any] = json.loads(out)
+    return result
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -35,7 +35,8 @@ SD3_AT_HALF_PEAK = ("--model", "sd3-medium", "--steps", "20", "--mfu", "0.5")
 def run_plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     """The output of `safelight plan --json`."""
     assert cli.main(["plan", "--json", *argv]) == 0
-    return json.loads(capsys.readouterr().out)
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 def test_a_published_model_on_an_a100(capsys: pytest.CaptureFixture[str]) -> None:
