@@ -11,7 +11,7 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check lint type format lock bench e2e chaos load
+.PHONY: help install serve test check lint type format lock bench e2e chaos load mutants
 
 help:
 	@echo "make install | serve | test | check | lint | type | format | lock | bench | e2e | chaos | load"
@@ -74,3 +74,6 @@ bench: $(DEVELOPING)
 
 load: $(DEVELOPING)
 	$(BIN)/python -m loadtests
+
+mutants: $(DEVELOPING)
+	$(BIN)/python -m tests.mutants

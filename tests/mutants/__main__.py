@@ -17,7 +17,6 @@ import fnmatch
 import os
 import signal
 import sys
-from pathlib import Path
 
 from tests.mutants.catalogue import ROOT, load_mutants
 from tests.mutants.results import Results

@@ -1,7 +1,6 @@
 """Imports the large libraries once, in the process whose children run the tests.
 
-No module of the product, because those are changed, and no tensor: threads do not survive a fork. The
-environment is that of tests/conftest.py, because some libraries read it when they are imported.
+No module of the product, because those are changed, and no tensor: threads do not survive a fork.
 """
 
 import contextlib

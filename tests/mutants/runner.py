@@ -30,7 +30,13 @@ from tests.mutants.workspace import Workspace
 # Of what the unchanged code takes, and at least: a hang must not be mistaken for a slow moment.
 TIME_LIMIT_RATIO, MIN_TIME_LIMIT = 8.0, 90.0
 BASELINE_TIME_LIMIT = 1200.0
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+# As in tests/conftest.py, for libraries that read it when they are imported.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_WAIT_POLICY": "passive",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def run_tests(tree: Path, temporary: Path, log: Path, tests: Sequence[str]) -> N
 
 
 def write_tiny(tree: Path, temporary: Path, log: Path) -> None:
-    """Write the checkpoint `tiny`, which tests find in the folder for temporary files, with unchanged code."""
+    """Write the checkpoint `tiny` with unchanged code; tests find it in the folder for temporary files."""
     _enter(tree, temporary, log)
     from safelight.models.tiny import ensure_tiny
 
