@@ -4,12 +4,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 from safelight.service.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def test_the_page_equals_the_settings_model(monkeypatch) -> None:
+def test_the_page_equals_the_settings_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))  # the script extends it
     spec = importlib.util.spec_from_file_location("settings_page", DOCS / "settings_page.py")
     settings_page = importlib.util.module_from_spec(spec)

@@ -99,7 +99,7 @@ ARROWS: dict[str, str] = {
         "service.telemetry service.usage"
     ),
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
-    "service.local": "service.app service.settings",
+    "service.local": "pipeline.capacity pipeline.catalog service.app service.settings",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.
@@ -401,7 +401,7 @@ def test_torch_free_modules_start_without_torch() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_map_names_every_package(part) -> None:
+def test_the_map_names_every_package(part: str) -> None:
     text = (ROOT / "docs" / "structures.md").read_text()
     section = re.search(rf"^## {part}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section
@@ -492,7 +492,7 @@ def test_the_map_names_every_package(part) -> None:
         ),
     ],
 )
-def test_a_wrong_import_is_found(tmp_path, path, source, complaint) -> None:
+def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, complaint: str) -> None:
     complaints = forbidden_imports(_tree_with(tmp_path, path, source))
     assert any(complaint in line for line in complaints), complaints
 
@@ -514,7 +514,7 @@ def test_a_wrong_import_is_found(tmp_path, path, source, complaint) -> None:
         ("service/http/gateway.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],
 )
-def test_a_right_import_passes(tmp_path, path, source) -> None:
+def test_a_right_import_passes(tmp_path: Path, path: str, source: str) -> None:
     assert forbidden_imports(_tree_with(tmp_path, path, source)) == []
 
 

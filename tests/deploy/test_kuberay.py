@@ -1,56 +1,23 @@
 """The Kubernetes manifests: valid by Kubernetes' own schemas, and consistent with each other."""
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from tests.deploy import ray_service_fields
 from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, documents, pins, settings_of
 
 KUBERNETES = "1.37"
 FILES = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 SERVICES = {"rayservice-cpu.yaml": "many-cpus", "rayservice-gpu.yaml": "many-gpus"}
 UNITS = {"m": 1e-3, "": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
-
-# The fields of a RayService that we use, from KubeRay 1.7's definition. It drops misspelt fields silently.
-RAY_SERVICE = {
-    "upgradeStrategy",
-    "rayClusterDeletionDelaySeconds",
-    "excludeHeadPodFromServeSvc",
-    "serveConfigV2",
-    "rayClusterConfig",
-}
-RAY_CLUSTER = {
-    "rayVersion",
-    "authOptions",
-    "enableInTreeAutoscaling",
-    "autoscalerOptions",
-    "gcsFaultToleranceOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
-}
-HEAD_GROUP = {"rayStartParams", "template"}
-WORKER_GROUP = {
-    "groupName",
-    "replicas",
-    "minReplicas",
-    "maxReplicas",
-    "resources",
-    "rayStartParams",
-    "template",
-}
-AUTOSCALER = {
-    "version",
-    "upscalingMode",
-    "idleTimeoutSeconds",
-    "imagePullPolicy",
-    "resources",
-    "securityContext",
-}
 
 services = pytest.mark.parametrize("name", SERVICES)
 
@@ -129,26 +96,63 @@ def test_a_misspelt_field_would_be_found() -> None:
 
 
 @services
-def test_kuberay_understands_it(name) -> None:
+def test_kuberay_understands_it(name: str) -> None:
     document = ray_service(name)
+    assert document.keys() == {"apiVersion", "kind", "metadata", "spec"}
     assert document["apiVersion"] == "ray.io/v1"
-    spec, cluster = document["spec"], document["spec"]["rayClusterConfig"]
-    assert spec.keys() == RAY_SERVICE
-    assert cluster.keys() == RAY_CLUSTER
-    assert cluster["headGroupSpec"].keys() == HEAD_GROUP
-    assert all(group.keys() <= WORKER_GROUP for group in cluster["workerGroupSpecs"])
-    assert cluster["autoscalerOptions"].keys() <= AUTOSCALER
+    assert ray_service_fields.faults(document["spec"]) == []
+
+
+def test_the_table_of_kuberays_fields_has_no_others() -> None:
+    used = {field.path for name in SERVICES for field in ray_service_fields.fields(ray_service(name)["spec"])}
+    assert used == ray_service_fields.TYPES.keys()
+
+
+def test_the_table_is_of_the_version_that_the_readme_installs() -> None:
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"--version (\S+)$", readme, re.MULTILINE) == [ray_service_fields.KUBERAY]
+    assert set(re.findall(r"KubeRay (\d[\d.]*\d)", readme)) == {ray_service_fields.KUBERAY}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("rayClusterDeletionDelaySecond", 1, "is not in the table of fields"),
+        ("rayClusterConfig.autoscalerOptions.idleTimeoutSeconds", "300", "no int32"),
+        ("rayClusterConfig.enableInTreeAutoscaling", "true", "no boolean"),
+        ("rayClusterConfig.rayVersion", 2.6, "no string"),
+        ("rayClusterConfig.headGroupSpec.rayStartParams.num-cpus", 0, "no string"),
+        ("rayClusterConfig.autoscalerOptions.version", "v3", "none of ['v1', 'v2']"),
+        ("rayClusterConfig.autoscalerOptions.resources.limits.cpu", "half", "no quantity"),
+        ("rayClusterDeletionDelaySeconds", -1, "less than 0"),
+        ("rayClusterConfig.workerGroupSpecs", [{}], "[0].groupName is missing"),
+        ("rayClusterConfig.workerGroupSpecs", {}, "no array"),
+    ],
+)
+def test_a_field_that_kuberay_would_drop_or_refuse_is_found(path: str, value: object, fault: str) -> None:
+    spec = copy.deepcopy(ray_service("rayservice-gpu.yaml")["spec"])
+    *parents, key = path.split(".")
+    reduce(dict.__getitem__, parents, spec)[key] = value
+    faults = ray_service_fields.faults(spec)
+    assert faults and fault in faults[0] and all(path in sentence for sentence in faults)
+
+
+@services
+def test_the_cluster_is_as_the_operator_demands(name: str) -> None:
+    """What KubeRay 1.7.0's operator checks beyond types, of what these manifests use."""
+    spec = ray_service(name)["spec"]
+    cluster = spec["rayClusterConfig"]
     assert spec["upgradeStrategy"] == {"type": "NewCluster"}
-    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["authOptions"] == {"mode": "token"}  # needs Ray 2.52
+    assert [int(part) for part in cluster["rayVersion"].split(".")] >= [2, 52, 0]
     assert cluster["enableInTreeAutoscaling"] is True
     for group in groups(name).values():
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), (
-            "KubeRay takes text only"
-        )
         duplicated = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
-        assert not (duplicated and group.get("resources")), (
-            "KubeRay takes Ray's resources from one place only"
-        )
+        assert not (duplicated and group.get("resources")), "Ray's resources come from one place only"
+        assert not {"labels", "redis-password", "redis-username"} & group["rayStartParams"].keys()
+        assert group["template"]["spec"].get("restartPolicy", "Never") == "Never", "with autoscaler v2"
+        names = {variable["name"] for variable in group["template"]["spec"]["containers"][0].get("env", ())}
+        assert not names & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS", "RAY_enable_autoscaler_v2"}
 
 
 @services

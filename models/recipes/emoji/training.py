@@ -80,12 +80,13 @@ class FilterMuon(torch.optim.Muon):
         self._filters = list(filters)
         super().__init__([nn.Parameter(_as_matrix(p.data)) for p in self._filters], **options)
 
-    def step(self, closure: None = None) -> None:
+    # Without a closure: it would make new gradients after the copying.
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
             if p.data_ptr() != matrix.data_ptr():
                 raise RuntimeError("a filter was moved: its matrix is no longer a view of it")
             matrix.grad = None if p.grad is None else _as_matrix(p.grad)
-        super().step()
+        super().step()  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -134,7 +135,7 @@ class TrainingRun:
 
     def _step(self, step: int, loss: Tensor) -> float:
         """Update the parameters and their average; return the loss."""
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()

@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, read_stored
@@ -34,7 +37,7 @@ def load(folder: Path) -> None:
     build_decoder(model, dtype=torch.float32)
 
 
-def edit(part: Path, change, weights: str = WEIGHTS) -> None:
+def edit(part: Path, change: Callable[[dict[str, Tensor]], object], weights: str = WEIGHTS) -> None:
     tensors = load_file(part / weights)
     change(tensors)
     save_file(tensors, part / weights)
@@ -101,7 +104,9 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     ],
     ids=["missing", "extra", "shape"],
 )
-def test_the_text_tower_is_loaded_strictly(folder: Path, change, match: str) -> None:
+def test_the_text_tower_is_loaded_strictly(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], match: str
+) -> None:
     edit(folder / "text_encoder", change, CLIP_WEIGHTS)
     with pytest.raises(CheckpointError, match=match):
         load(folder)
@@ -137,7 +142,9 @@ def test_a_text_tower_without_weights_or_with_a_pickle_is_refused(folder: Path) 
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_named(folder: Path, file: str, changes: dict, match: str) -> None:
+def test_parts_that_do_not_fit_are_named(
+    folder: Path, file: str, changes: dict[str, Any], match: str
+) -> None:
     edit_json(folder / file, **changes)
     with pytest.raises((CheckpointError, UnknownModel), match=match):
         load(folder)
@@ -194,7 +201,7 @@ def test_an_index_with_a_repeated_key_is_refused(folder: Path) -> None:
         ),
     ],
 )
-def test_a_malformed_index_is_refused(tmp_path: Path, index: dict, match: str) -> None:
+def test_a_malformed_index_is_refused(tmp_path: Path, index: dict[str, Any], match: str) -> None:
     (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=match):
         list_tensors(tmp_path)

@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -125,7 +127,7 @@ def folder(complete: Written, tmp_path: Path) -> Path:
     )
 
 
-def clip(options: dict) -> CLIPTextModelWithProjection:
+def clip(options: dict[str, Any]) -> CLIPTextModelWithProjection:
     return randomise(
         CLIPTextModelWithProjection(CLIPTextConfig(intermediate_size=64, num_hidden_layers=3, **options))
     )
@@ -247,7 +249,9 @@ def other_merges(folder: Path) -> None:
     ],
     ids=["vocabulary", "merges", "few words", "no vocabulary", "no merges", "no config", "padding", "length"],
 )
-def test_a_tokenizer_that_is_not_clips_is_named(folder: Path, change, match: str) -> None:
+def test_a_tokenizer_that_is_not_clips_is_named(
+    folder: Path, change: Callable[[Path], object], match: str
+) -> None:
     shutil.rmtree(folder / "tokenizer")
     change(write_clip_tokenizer(folder / "tokenizer", pad_token="<|endoftext|>"))
     with pytest.raises(CheckpointError, match=match):
@@ -277,7 +281,7 @@ def test_a_tokenizer_that_is_not_clips_is_named(folder: Path, change, match: str
     ],
 )
 def test_parts_that_do_not_fit_are_named(
-    complete: Written, tmp_path: Path, file: str, changes: dict, match: str
+    complete: Written, tmp_path: Path, file: str, changes: dict[str, Any], match: str
 ) -> None:
     folder = shutil.copytree(complete.folder, tmp_path / "model")
     edit_json(folder / file, **changes)

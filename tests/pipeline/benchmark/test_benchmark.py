@@ -108,7 +108,7 @@ def test_the_command_prints_all_figures(capsys: pytest.CaptureFixture[str]) -> N
         cli.main(["bench", "--model", "tiny", "--requests", "3", "--rounds", "1", "--no-compile", "--json"])
         == 0
     )
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)["figures"]
     assert {
         "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line",
         "curve", "peak_memory_bytes", "model", "device", "dtype", "mfu_under_trace", "head_of_line_crowded",

@@ -1,6 +1,7 @@
 """Prediction types: golden values, and every type against an exact network."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_learned_variance_runs_from_the_posterior_to_beta() -> None:
         lambda: learned_log_variance(0.5, 0.1, -1.0),
     ],
 )
-def test_invalid_arguments_are_named(call) -> None:
+def test_invalid_arguments_are_named(call: Callable[[], object]) -> None:
     with pytest.raises(InvalidParams) as caught:
         call()
     assert caught.value.param == "prediction"

@@ -1,5 +1,7 @@
 """The adaptive reference solution, and the reference loop as a whole."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,7 +70,7 @@ def test_rk45_names_invalid_arguments(t: float, t_end: float, rtol: float, param
     assert caught.value.param == param
 
 
-def draw(**options) -> Tensor:
+def draw(**options: Any) -> Tensor:
     """A (2, 2, 2) image of the mixture, under guidance."""
 
     def network(x: Tensor, timestep: float) -> Tensor:

@@ -1,6 +1,8 @@
 """Solver plans: golden values of one step, comparison with the reference, cost, and invalid arguments."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from safelight.pipeline.diffusion.solvers import (
 )
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
 from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
+from safelight.pipeline.diffusion.solvers.table import Tick
 from safelight.pipeline.diffusion.spacing import SPACINGS, make_grid
 from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import EIGHT, execute
@@ -39,7 +42,9 @@ def noise(k: int) -> Tensor:
     return torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
 
 
-def one_step(planner, before: float, after: float, beta_z: float) -> float:
+def one_step(
+    planner: Callable[[SolverGrid], list[Tick]], before: float, after: float, beta_z: float
+) -> float:
     """A golden step from alpha_bar `before` to `after`: x = 0.8 with noise `beta_z`, or x = 1 without."""
     points = [
         GridPoint(
@@ -234,7 +239,9 @@ def test_samples_start_from_the_noise_of_their_schedule() -> None:
         (("euler", Flow(), "flow", 2), {"grid": (0.2, 0.5, 0.0)}, "grid"),
     ],
 )
-def test_invalid_arguments_are_named(arguments: tuple, options: dict, param: str) -> None:
+def test_invalid_arguments_are_named(
+    arguments: tuple[str, Schedule, str, int], options: dict[str, Any], param: str
+) -> None:
     with pytest.raises(InvalidParams) as caught:
         make_plan(*arguments, **options)
     assert caught.value.param == param

@@ -16,9 +16,10 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner, engine_on
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.engine.image_decoder import InvalidImage
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
-from safelight.pipeline.engine.text_encoder import TextStates
+from safelight.pipeline.engine.runner import StepRunner
+from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -54,15 +55,15 @@ class Parts:
             getattr(self, name)
 
     @cached_property
-    def encoder(self):
+    def encoder(self) -> TextEncoder:
         return build_text_encoder(self.model, dtype=self.dtype)
 
     @cached_property
-    def runner(self):
+    def runner(self) -> StepRunner:
         return build_runner(self.model, dtype=self.dtype)
 
     @cached_property
-    def decoder(self):
+    def decoder(self) -> ImageDecoder:
         return build_decoder(self.model, dtype=self.dtype)
 
     def alone(self, number: int) -> bytes:

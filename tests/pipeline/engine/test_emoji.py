@@ -6,13 +6,19 @@ import torch
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine.engine import Engine
+from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.engine.image_files import encode_image
+from safelight.pipeline.engine.text_encoder import TextEncoder
 from safelight.pipeline.params import FinishReason, GenerationParams
+
+Parts = tuple[ModelInfo, TextEncoder, Engine, ImageDecoder]
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def parts(request):
+def parts(request: pytest.FixtureRequest) -> Parts:
     model = find_model("emoji-128")
     return (
         model,
@@ -26,7 +32,7 @@ def params(prompt: str, num_steps: int, guidance_scale: float, solver: str, seed
     return GenerationParams(prompt, "", 128, 128, num_steps, guidance_scale, solver, seed)
 
 
-def generate(parts, requests: list[GenerationParams]) -> list[bytes]:
+def generate(parts: Parts, requests: list[GenerationParams]) -> list[bytes]:
     """The files of all requests, which run at the same time."""
     model, encoder, engine, decoder = parts
     states = [encoder.encode([p.prompt])[0] for p in requests]
@@ -41,7 +47,7 @@ def generate(parts, requests: list[GenerationParams]) -> list[bytes]:
     return [encode_image(px, "png", 100, p, model.id) for (px, _), p in zip(pixels, requests, strict=True)]
 
 
-def test_bytes_are_the_same_alone_and_in_a_full_mixed_batch(parts) -> None:
+def test_bytes_are_the_same_alone_and_in_a_full_mixed_batch(parts: Parts) -> None:
     mixed = [
         params("a red apple", 20, 4.0, "dpmpp_2m", 1),
         params("rocket", 8, 1.0, "euler", 2),

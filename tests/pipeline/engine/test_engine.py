@@ -1,7 +1,9 @@
 """The engine against the reference loop and against itself alone, with samples that join, leave and abort."""
 
 import itertools
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from safelight.pipeline.params import FinishReason, GenerationParams
 from tests.pipeline.parts import add, alone, drain, engine, model, params, plain_network, states
 
 
-def network(prompt: str):
+def network(prompt: str) -> Callable[[Tensor, float], Tensor]:
     dit = plain_network()
     text = states(prompt)
 
@@ -27,7 +29,8 @@ def network(prompt: str):
         with torch.inference_mode():
             t = torch.tensor([timestep], dtype=torch.float32)
             kv = dit.text_key_values(text.states[None], text.mask[None])
-            return dit(x[None].float(), dit.modulations(t), kv)[0]
+            prediction: Tensor = dit(x[None].float(), dit.modulations(t), kv)[0]
+            return prediction
 
     return evaluate
 
@@ -76,7 +79,7 @@ def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
     ],
     ids=str,
 )
-def test_every_option_equals_reference(changed: dict) -> None:
+def test_every_option_equals_reference(changed: dict[str, Any]) -> None:
     p = params(**({"num_steps": 7, "seed": 3, "negative_prompt": "blue"} | changed))
     torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
     if "width" not in changed:

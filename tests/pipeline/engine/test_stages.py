@@ -13,18 +13,19 @@ from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.engine.image_files import FORMATS, encode_image, parameters_text
+from safelight.pipeline.engine.text_encoder import TextEncoder
 from tests.pipeline.parts import model, params
 
 TEXTS = ["a red apple", "", "cat", "a green car on a blue road", "dog", "x", "3d rocket", "heart"]
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder() -> TextEncoder:
     return build_text_encoder(model())
 
 
 @pytest.mark.parametrize("position", [0, 3, 7])
-def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder, position: int) -> None:
+def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder: TextEncoder, position: int) -> None:
     alone = encoder.encode([TEXTS[0]])[0]
     batch = [*TEXTS[1 : position + 1], TEXTS[0], *TEXTS[position + 1 :]][:8]
     batched = encoder.encode(batch)[batch.index(TEXTS[0])]
@@ -32,7 +33,7 @@ def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder, position: int) ->
     assert torch.equal(alone.mask, batched.mask)
 
 
-def test_the_encoder_reports_tokens_and_truncation(encoder) -> None:
+def test_the_encoder_reports_tokens_and_truncation(encoder: TextEncoder) -> None:
     long = encoder.encode(["apple " * 100])[0]
     assert (long.report.num_tokens, long.report.truncated) == (100, True)
     assert bool(long.mask.all())
@@ -41,7 +42,7 @@ def test_the_encoder_reports_tokens_and_truncation(encoder) -> None:
     assert empty.cost.flops > 0
 
 
-def test_too_many_texts_at_once_are_refused(encoder) -> None:
+def test_too_many_texts_at_once_are_refused(encoder: TextEncoder) -> None:
     with pytest.raises(ValueError, match="at most 8"):
         encoder.encode(["a"] * 9)
 

@@ -58,7 +58,7 @@ def image(code: str, style: str, background: str = "white") -> np.ndarray:
     return on_background(disc(COLOURS[code], RADII[style]), background)
 
 
-def test_a_gallery_is_saved_and_loaded(gallery, tmp_path) -> None:
+def test_a_gallery_is_saved_and_loaded(gallery: Gallery, tmp_path: Path) -> None:
     gallery.save(tmp_path)
     loaded = Gallery.load(tmp_path)
     assert (loaded.entries, loaded.backgrounds) == (gallery.entries, gallery.backgrounds)
@@ -66,31 +66,31 @@ def test_a_gallery_is_saved_and_loaded(gallery, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("margin", [(0, 32), (32, 0)], ids=["wide", "tall"])
-def test_the_middle_square_of_an_image_is_compared(gallery, margin) -> None:
+def test_the_middle_square_of_an_image_is_compared(gallery: Gallery, margin: tuple[int, int]) -> None:
     rows, columns = margin
     square = np.stack([image(code, style, "blue") for code, style, _ in RENDERS])
     padded = np.pad(square, ((0, 0), (columns, columns), (rows, rows), (0, 0)))
     torch.testing.assert_close(pool_images(padded), pool_images(square))
 
 
-def test_a_missing_gallery_is_reported(tmp_path) -> None:
+def test_a_missing_gallery_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no gallery"):
         Gallery.load(tmp_path)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery, background) -> None:
+def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery: Gallery, background: str) -> None:
     images = np.stack([on_background(rgba, background) for *_, rgba in RENDERS])
     torch.testing.assert_close(pool_images(images), gallery.points(background), atol=1e-6, rtol=0)
     nearest = [row[0] for row in gallery.nearest(images, background)]
     assert [gallery.concept_groups[i] for i in nearest] == [*gallery.concept_groups]
 
 
-def test_indistinguishable_concepts_are_one_group(gallery) -> None:
+def test_indistinguishable_concepts_are_one_group(gallery: Gallery) -> None:
     assert [*gallery.concept_groups] == ["a", "a", "b", "b", "c", "c", "c", "c"]
 
 
-def test_every_rate_counts_its_hits(gallery) -> None:
+def test_every_rate_counts_its_hits(gallery: Gallery) -> None:
     prompts = [
         Prompt("disc a", ("a",)),
         Prompt("flat disc b", ("b",), "flat"),
@@ -132,7 +132,7 @@ class RednessScorer:
         return np.where([text.endswith(" a") for text in texts], red, -red)
 
 
-def test_clip_scores_have_a_ceiling_and_a_floor(gallery) -> None:
+def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
     prompts = [
         Prompt("disc a", ("a",)),
         Prompt("flat disc b", ("b",), "flat"),
@@ -158,12 +158,12 @@ def test_the_interval_of_a_mean() -> None:
     assert Mean.from_scores(np.array([7.0])) == Mean(7.0, 7.0, 7.0, 1)
 
 
-def test_rates_without_prompts_are_left_out(gallery) -> None:
+def test_rates_without_prompts_are_left_out(gallery: Gallery) -> None:
     images = np.stack([image("a", "flat", "blue")])
     assert {*rate_images(gallery, [Prompt("x", background="blue")], images)} == {"background_accuracy"}
 
 
-def test_the_frame_decides_the_background(gallery) -> None:
+def test_the_frame_decides_the_background(gallery: Gallery) -> None:
     assert frame_background(gallery, image("a", "flat", "blue")) == "blue"
     assert frame_background(gallery, image("c", "flat", "white")) == "white"
 
@@ -176,7 +176,7 @@ def test_the_frame_decides_the_background(gallery) -> None:
         (Prompt("x", background="odd"), "background"),
     ],
 )
-def test_names_unknown_to_the_gallery_are_refused(gallery, prompt, message) -> None:
+def test_names_unknown_to_the_gallery_are_refused(gallery: Gallery, prompt: Prompt, message: str) -> None:
     with pytest.raises(InvalidPrompts, match=message):
         rate_images(gallery, [prompt], np.stack([image("a", "flat")]))
 
@@ -189,7 +189,7 @@ def test_wilson_interval() -> None:
     assert Rate.from_hits([True, False, True]) == Rate(2, 3)
 
 
-def test_prompts_are_written_and_read(tmp_path) -> None:
+def test_prompts_are_written_and_read(tmp_path: Path) -> None:
     prompts = (Prompt("a"), Prompt("b", ("1f34e",), "flat", "blue"), Prompt("c", ("1", "2")))
     write_prompts(tmp_path / "prompts" / "mine.jsonl", prompts)
     assert read_prompt_sets(tmp_path) == {"mine": prompts}
@@ -209,14 +209,14 @@ def test_prompts_are_written_and_read(tmp_path) -> None:
         ('{"prompt": "a", "concept": [1]}', "concept must be a text"),
     ],
 )
-def test_an_invalid_file_of_prompts_is_refused(tmp_path, content, message) -> None:
+def test_an_invalid_file_of_prompts_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(content)
     with pytest.raises(InvalidPrompts, match=message):
         read_prompts(file)
 
 
-def test_a_missing_file_is_refused(tmp_path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidPrompts, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
 
@@ -231,7 +231,7 @@ def test_images_come_in_the_order_of_their_prompts_and_equal_single_renders() ->
         assert np.array_equal(Renderer(model()).render([request])[0], together[i])
 
 
-def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch) -> None:
+def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     first = Renderer(model(), tmp_path).render(REQUESTS, counts.append)
     assert (counts[0], counts[-1]) == (0, 3)
@@ -251,14 +251,14 @@ def test_a_resumed_run_renders_the_missing_images(tmp_path: Path) -> None:
     assert counts == [2, 3]
 
 
-def test_more_prompts_than_the_queue_takes(monkeypatch) -> None:
+def test_more_prompts_than_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "MAX_QUEUED", 1)
     assert np.array_equal(
         Renderer(model()).render(REQUESTS), Renderer(model()).render(REQUESTS[:2] + REQUESTS[2:])
     )
 
 
-def test_an_invalid_request_is_refused_before_any_image(tmp_path) -> None:
+def test_an_invalid_request_is_refused_before_any_image(tmp_path: Path) -> None:
     with pytest.raises(InvalidParams):
         Renderer(model(), tmp_path).render([*REQUESTS, params(solver="odd")])
     assert not list(tmp_path.iterdir())

@@ -3,13 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
 from safelight.models.find_checkpoint import find_checkpoint
 from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
+from safelight.pipeline.evaluation.renderer import Renderer
+from safelight.pipeline.params import GenerationParams
 from safelight.service import cli
 
 BACKGROUNDS = {"white": (255, 255, 255), "blue": (50, 110, 210)}
@@ -79,6 +83,32 @@ def test_the_models_prompt_sets_are_rated(capsys, examined) -> None:
         assert things[name]["low"] <= things[name]["rate"] <= things[name]["high"]
     assert things["concept_top5"]["rate"] == 1.0  # the gallery has only two images
     assert things["ceiling"]["rate"] == 1.0
+
+
+@pytest.mark.parametrize(("flags", "first_seed"), [((), 0), (("--seed", "40"), 40)])
+def test_every_prompt_of_a_set_has_the_next_seed(
+    capsys: pytest.CaptureFixture[str],
+    examined: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    first_seed: int,
+) -> None:
+    rendered: list[GenerationParams] = []
+    render = Renderer.render
+
+    def render_and_record(self: Renderer, requests: list[GenerationParams], *rest: Any) -> np.ndarray:
+        rendered.extend(requests)
+        return render(self, requests, *rest)
+
+    monkeypatch.setattr(Renderer, "render", render_and_record)
+    file = tmp_path / "same.jsonl"
+    write_prompts(file, [PROMPTS[0]] * 3)
+    flags = ("--prompts", str(file), "--steps", "1", "--keep", str(tmp_path), *flags)
+    assert report(capsys, "--model", str(examined), *flags)["seed"] == first_seed
+    assert [params.seed for params in rendered] == [first_seed, first_seed + 1, first_seed + 2]
+    images = [Image.open(path).tobytes() for path in tmp_path.glob("*.png")]
+    assert len(images) == len({*images}) == 3  # one prompt, three noises
 
 
 def test_a_file_of_prompts_and_a_limit(capsys, examined, tmp_path) -> None:

@@ -4,10 +4,17 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from torch import Tensor
 
 from safelight.pipeline.calibration import stage_times
+from safelight.pipeline.capacity.image_cost import ImageSpec, image_cost
+from safelight.pipeline.capacity.model_profiles import model_profile
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import StageCost
+from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service import cli
 
 KEYS = {
@@ -121,6 +128,35 @@ def test_this_machine_is_measured(capsys, monkeypatch) -> None:
     # batch-mates never make an image slower
     assert report["images_per_hour_per_device"] >= 3600 / report["service_s"] * 0.999
     assert report["latency_s"] >= report["service_s"]
+
+
+class FakeNetwork:
+    """A text encoder and an image decoder whose runs take these seconds, one after the other."""
+
+    def __init__(self, *seconds: float) -> None:
+        self._seconds = iter(seconds)
+
+    def encode(self, texts: list[str]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(cost=StageCost(next(self._seconds), 1)) for _ in texts]
+
+    def decode(self, latents: list[Tensor]) -> list[tuple[None, StageCost]]:
+        assert {tuple(latent.shape) for latent in latents} == {(4, 8, 8)}
+        return [(None, StageCost(next(self._seconds), 1)) for _ in latents]
+
+
+def test_a_measured_machine_takes_the_medians_and_the_curve(capsys, monkeypatch) -> None:
+    """The first run of each stage, which is slow, does not count."""
+    curve = CostCurve((1e6, 1e9), (0.01, 0.04))
+    monkeypatch.setattr(stage_times, "build_text_encoder", lambda *_: FakeNetwork(9.0, 0.3, 0.1, 0.2))
+    monkeypatch.setattr(stage_times, "build_decoder", lambda *_: FakeNetwork(9.0, 0.7, 0.5, 0.6))
+    monkeypatch.setattr(stage_times, "measure_curve", lambda *_: curve)
+    report = run_plan(capsys, "--model", "tiny", "--gpu", "cpu", "--steps", "4", "--images-per-hour", "10")
+    profile = model_profile(find_model("tiny"))
+    cost = image_cost(profile, ImageSpec((64, 64), 4, profile.guidance_scale, profile.solver))
+    assert report["stage_s"] == pytest.approx(
+        {"encode": 2 * 0.2, "denoise": sum(map(curve.seconds_for, cost.ticks)), "decode": 0.6}
+    )
+    assert report["gpu"] == "this machine, measured"
 
 
 def test_a_model_too_large_to_measure_uses_the_matrix_product_peak(capsys, monkeypatch) -> None:

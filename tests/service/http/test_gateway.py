@@ -75,7 +75,14 @@ def test_the_cost_curve_and_the_attention_back_end_are_reported(client, backend)
     curve = CostCurve((1e9, 4e9), (0.01, 0.03), 1.5)
     backend.stages = {**backend.stages, "denoise": StageStatus(images=1, attention="products", curve=curve)}
     measured = {"work_flops": [1e9, 4e9], "seconds": [0.01, 0.03], "factor": 1.5}
-    assert client.get("/v1/curve").json() == {"encode": None, "denoise": measured, "decode": None}
+    assert client.get("/v1/curve").json() == {
+        "model": "fake-8",
+        "max_rows": 16,
+        "max_tokens": 0,
+        "encode": None,
+        "denoise": measured,
+        "decode": None,
+    }
     assert client.get("/v1/models").json()["data"][0]["attention"] == "products"
     values = metrics(client)
     assert values["safelight_attention_info products"] == 1
@@ -88,7 +95,7 @@ def test_the_gateway_is_alive_and_ready(client) -> None:
     assert response.status_code == 200
     assert response.json() == {
         "ready": True,
-        "stages": dict.fromkeys(STAGES, {"ready": True, "pictures": 1}),
+        "stages": dict.fromkeys(STAGES, {"ready": True, "asleep": False, "pictures": 1}),
         "reason": None,
         "failed": False,
     }
@@ -131,8 +138,32 @@ def test_not_ready_while_a_stage_does_not_answer(client, backend) -> None:
     backend.stages = {**backend.stages, "denoise": None}
     response = client.get("/readyz")
     assert response.status_code == 503
-    assert response.json()["stages"]["denoise"] == {"ready": False, "pictures": 0}
+    assert response.json()["stages"]["denoise"] == {
+        "ready": False,
+        "asleep": False,
+        "pictures": 0,
+    }
     assert metrics(client)["safelight_stage_up denoise"] == 0
+
+
+def test_a_stage_that_sleeps_is_ready_and_says_so(backend: FakeBackend) -> None:
+    """The backend does not ask a stage that may have no replica, and the ledger knows of none."""
+    with TestClient(build_gateway(backend, MODEL, Settings(encode_replicas="0-2"))) as client:
+        assert wait_for(lambda: client.get("/readyz").status_code == 200)
+        backend.stages = {**backend.stages, "encode": None}
+        response = client.get("/readyz")
+        assert response.status_code == 200
+        assert response.json()["stages"] == {
+            "encode": {"ready": True, "asleep": True, "pictures": 0},
+            "denoise": {"ready": True, "asleep": False, "pictures": 1},
+            "decode": {"ready": True, "asleep": False, "pictures": 1},
+        }
+        backend.stages = {**backend.stages, "denoise": None}  # which may not sleep
+        assert client.get("/readyz").json()["stages"]["denoise"] == {
+            "ready": False,
+            "asleep": False,
+            "pictures": 0,
+        }
 
 
 def test_not_ready_without_the_backends_status(client, backend, monkeypatch) -> None:
@@ -179,8 +210,12 @@ def test_metrics_report_requests_and_stages(client, backend) -> None:
     assert values["safelight_requests_total ok done"] == 1
     assert values["safelight_requests_total invalid_value refused"] == 1
     assert values["safelight_images_total"] == 2
-    assert values["safelight_image_nfe_total"] == 8
-    assert values["safelight_image_device_seconds_total denoise"] == 2.0
+    assert values["safelight_image_nfe_total"] == 10
+    assert values["safelight_image_rows_total"] == 18
+    assert values["safelight_image_tokens_total"] == 306
+    assert values["safelight_image_device_seconds_total denoise"] == 3.5
+    assert values["safelight_image_flops_total denoise"] == 4000
+    assert values["safelight_image_queue_seconds_sum"] == 1.375
     assert values["safelight_stage_images_running denoise"] == 2
     assert values["safelight_stage_images_waiting denoise"] == 1
     assert values["safelight_images_in_flight"] == 0

@@ -5,11 +5,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from starlette.testclient import TestClient
 
 from safelight.pipeline.catalog.model_info import MAX_SEED
 from safelight.service.http.translation import make_usage
-from safelight.service.messages import DecodeResult, ImageFormat
-from tests.fakes import MODEL, USAGE, fake_image, make_params
+from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage
+from tests.fakes import MODEL, USAGE, FakeBackend, fake_image, make_params
 from tests.service.conftest import ROUTE
 
 DEFAULT = make_params(prompt="a red apple", seed=7)
@@ -67,8 +68,8 @@ def test_usage_is_openais_with_safelights_cost(client) -> None:
     usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
-    assert usage["output_tokens"] == 32
-    assert usage["total_tokens"] == 38
+    assert usage["output_tokens"] == 34
+    assert usage["total_tokens"] == 40
     cost = usage["safelight"]
     assert cost.pop("seconds") > 0
     assert cost == {
@@ -82,11 +83,11 @@ def test_usage_is_openais_with_safelights_cost(client) -> None:
         "guidance_interval": [0.0, 1.0],
         "guidance_stride": 1,
         "guidance_rescale": 0.0,
-        "nfe": 8,
-        "rows": 16,
-        "flops": 2220,
-        "device_seconds": {"encode": 0.5, "denoise": 2.0, "decode": 1.0},
-        "queue_seconds": 1.25,
+        "nfe": 10,
+        "rows": 18,
+        "flops": 4260,
+        "device_seconds": {"encode": 0.5, "denoise": 3.5, "decode": 0.75},
+        "queue_seconds": 1.375,
         "truncated": False,
         "unknown_words": ["blorp"],
         "batch_invariant": True,
@@ -291,9 +292,33 @@ def test_the_schema_lists_what_this_model_serves(client) -> None:
     assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
 
 
-def test_usage_reports_whether_images_are_batch_invariant() -> None:
-    reports = [
-        make_usage([DecodeResult(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
-        for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))
-    ]
-    assert reports == [True, False]
+VARIANT = replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False))
+TRUNCATED = replace(USAGE, text=replace(USAGE.text, truncated=True, unknown_words=("zzz", "blorp")))
+
+
+@pytest.mark.parametrize(
+    ("usages", "batch_invariant", "truncated", "unknown_words"),
+    [
+        ((USAGE, USAGE), True, False, ["blorp"]),
+        ((USAGE, VARIANT), False, False, ["blorp"]),
+        ((USAGE, TRUNCATED), True, True, ["blorp", "zzz"]),
+        ((TRUNCATED, USAGE), True, True, ["zzz", "blorp"]),
+    ],
+)
+def test_usage_tells_what_is_true_of_any_image(
+    usages: tuple[ImageUsage, ...], batch_invariant: bool, truncated: bool, unknown_words: list[str]
+) -> None:
+    results = [DecodeResult(b"", usage) for usage in usages]
+    cost = make_usage(results, [make_params()] * len(usages), MODEL, 1.0).safelight
+    assert (cost.batch_invariant, cost.truncated, cost.unknown_words) == (
+        batch_invariant,
+        truncated,
+        unknown_words,
+    )
+
+
+def test_a_text_that_was_cut_is_told_over_http(
+    client: TestClient, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.fakes.USAGE", TRUNCATED)
+    assert client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["truncated"] is True

@@ -1,11 +1,13 @@
 """The autoscaling policy on Serve's own context, and the deployments that the settings lead to."""
 
 import warnings
+from typing import Any
 
 import pytest
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
+    from ray.serve import Application, Deployment
     from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
     from ray.serve.config import AutoscalingContext
 
@@ -18,7 +20,7 @@ STAGE = DeploymentID("Denoiser", "safelight")
 
 
 def context(
-    *replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict | None = None
+    *replicas: dict[str, float], queued: float = 0.0, total: float = 0.0, state: dict[str, Any] | None = None
 ) -> AutoscalingContext:
     """Serve's context for a policy; each of `replicas` is what one replica reported last."""
     ids = [ReplicaID(str(k), STAGE) for k in range(len(replicas))]
@@ -112,16 +114,16 @@ def test_replicas_request_the_gpus_in_the_settings() -> None:
         {"target_seconds": 0.0},
     ],
 )
-def test_an_invalid_setting_is_refused_by_name(choices: dict) -> None:
+def test_an_invalid_setting_is_refused_by_name(choices: dict[str, Any]) -> None:
     with pytest.raises(BadSetting, match=next(iter(choices))):
         Settings(**choices)
 
 
-def _deployments(app) -> list:
+def _deployments(app: Application) -> list[Deployment]:
     """The deployment of an application and, once each, those bound into it."""
     deployments, visited = [], set()
 
-    def visit(node) -> None:
+    def visit(node: Application) -> None:
         if id(node) in visited:
             return
         visited.add(id(node))

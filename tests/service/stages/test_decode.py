@@ -1,27 +1,34 @@
 """Decoding: every image gets its own bytes and its usage in all stages."""
 
-import time
-
 import pytest
 
+from safelight.pipeline.params import GenerationParams, StageCost, UsageAmounts
 from safelight.service.errors import BrokenImage
-from safelight.service.messages import DenoiseResult, ImageFormat
+from safelight.service.messages import DenoiseResult, ImageFormat, RequestContext
+from safelight.service.stages import batched_stage, decode
 from safelight.service.stages.decode import DecodeJob, DecodeStage
+from safelight.service.usage.events import UsageEvent
+from tests.clock import ManualClock
 from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
 
 
-async def test_jobs_are_split_into_batches_that_the_decoder_takes() -> None:
-    decoder = FakeDecoder()
+async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, clock = FakeDecoder(), ManualClock(now=100.0)
+    clock.install(monkeypatch, decode, batched_stage)
 
-    def write(pixels, output, params):
-        time.sleep(0.01)
+    def write(pixels: bytes, output: ImageFormat, params: GenerationParams) -> bytes:
+        clock.advance(0.25)
         return pixels + fake_image(params, output)
 
     stage = DecodeStage(lambda: decoder, write)
     images = [make_params(image_index=k) for k in range(3)]
     jobs = [
         DecodeJob(
-            DenoiseResult(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise), p, ImageFormat("webp", k)
+            DenoiseResult(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise),
+            p,
+            ImageFormat("webp", k),
+            RequestContext(f"record {k}"),
+            arrived=97.0 + k,
         )
         for k, p in enumerate(images)
     ]
@@ -35,12 +42,12 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes() -> None:
         USAGE.encode,
         USAGE.denoise,
     )
-    assert 2.01 < results[0].usage.decode.device_seconds < 3.0  # of the network, and of writing the file
-    assert results[0].usage.decode.flops == 20
-    events = stage.meter.collect_report("s", 0, stage.status()).events
-    assert [event.amounts.device_seconds for event in events] == [
-        result.usage.decode.device_seconds for result in results
-    ]
+    # the decoder's 2 s and the 0.25 s of writing the file, after a wait since the job arrived
+    costs = [StageCost(2.25, 20, queue_seconds=3.0 - k) for k in range(3)]
+    assert [result.usage.decode for result in results] == costs
+    assert stage.meter.collect_report("s", 0, stage.status()).events == tuple(
+        UsageEvent(f"record {k}", UsageAmounts(2.25, 3.0 - k, 20)) for k in range(3)
+    )
     assert stage.status().images == 3
     assert stage.status().curve.seconds_for(20) == pytest.approx(2.0)
     stage.close()
@@ -56,6 +63,8 @@ async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
     assert (first.image, third.image) == (b"a", b"c")
     assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
     assert (broken.status, broken.headers) == (503, {})  # no retry-after
+    assert len(stage.meter.collect_report("s", 0, stage.status()).events) == 2
     with pytest.raises(BrokenImage):
         await stage.decode(denoised[1], make_params(), ImageFormat())
+    assert stage.meter.collect_report("s", 1, stage.status()).events == ()
     stage.close()

@@ -5,8 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from safelight.service.errors import InvalidRequest, StageFailed
+from safelight.pipeline.params import UsageAmounts
+from safelight.service.errors import DeadlineExceeded, InvalidRequest, StageFailed
+from safelight.service.messages import RequestContext
+from safelight.service.stages import denoise
 from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.usage.events import UsageEvent
+from tests.clock import ManualClock
 from tests.fakes import USAGE, FakeEngine, make_conditioning, make_params
 
 
@@ -51,6 +56,50 @@ async def test_samples_leave_when_their_steps_are_done(stage) -> None:
         sample.add_done_callback(lambda _, steps=steps: order.append(steps))
     await asyncio.gather(*samples)
     assert order == [10, 20, 30]
+
+
+async def test_the_deadline_counts_the_time_in_the_text_encoder(
+    factory: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock(now=1000.0)
+    clock.install(monkeypatch, denoise)
+    stage = DenoiseStage(factory, deadline_seconds=100.0)
+    stage.wait()
+    await generate(stage)
+    # the text waited for USAGE.encode.queue_seconds, and was encoded in USAGE.encode.device_seconds
+    assert factory.engines[0].times == [(1000.0, 1000.0 + 100.0 - 0.5 - 0.25)]
+    stage.close()
+
+
+async def test_an_expired_sample_is_a_deadline_that_was_exceeded(stage: DenoiseStage) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await generate(stage, prompt="expire")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_events", "num_done"), [("x", 1, 1), ("diverge", 1, 0), ("expire", 1, 0), ("refuse", 0, 0)]
+)
+async def test_every_sample_is_charged_once_however_it_ends(
+    stage: DenoiseStage, prompt: str, num_events: int, num_done: int
+) -> None:
+    context = RequestContext("record")
+    await asyncio.gather(
+        stage.generate(make_conditioning(), make_params(prompt=prompt), context), return_exceptions=True
+    )
+    usage = USAGE.denoise
+    event = UsageEvent("record", UsageAmounts(1.75, 0.125, 2000, usage.nfe, usage.rows, usage.tokens))
+    assert stage.meter.collect_report("s", 0, stage.status()).events == (event,) * num_events
+    assert stage.status().images == num_done
+
+
+async def test_a_cancelled_sample_is_charged_for_what_it_has_used(stage: DenoiseStage) -> None:
+    context = RequestContext("record")
+    call = asyncio.ensure_future(stage.generate(make_conditioning(), make_params(num_steps=10**9), context))
+    await running(stage, 1)
+    call.cancel()
+    await asyncio.wait({call})
+    [event] = stage.meter.collect_report("s", 0, stage.status()).events
+    assert (event.record_id, event.amounts.device_seconds) == ("record", 1.75)
 
 
 async def test_equal_requests_are_separate_samples(stage) -> None:
@@ -125,6 +174,8 @@ async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy() -
         stage.wait()
     with pytest.raises(StageFailed):
         await generate(stage)
+    with pytest.raises(ValueError, match="pos_embed"):
+        stage.check()
     stage.close()
 
 

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from safelight.pipeline.params import UsageAmounts
+from safelight.service.messages import RequestContext
+from safelight.service.stages import batched_stage
 from safelight.service.stages.encode import EncodeJob, EncodeStage
+from safelight.service.usage.events import UsageEvent
+from tests.clock import ManualClock
 from tests.fakes import FakeTextEncoder, make_params
 
 
@@ -43,9 +48,20 @@ async def test_a_cached_text_is_free(stage, encoder) -> None:
     assert (stage.status().cache_hits, stage.status().cache_misses, stage.status().images) == (2, 2, 2)
 
 
-async def test_images_of_one_batch_share_their_texts(stage, encoder) -> None:
-    jobs = [EncodeJob(make_params(prompt=prompt)) for prompt in ("a", "a", "b", "c", "d")]
+async def test_images_of_one_batch_share_their_texts(
+    stage: EncodeStage, encoder: FakeTextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ManualClock(now=10.0).install(monkeypatch, batched_stage)
+    jobs = [
+        EncodeJob(make_params(prompt=prompt), RequestContext(f"record {k}"), arrived=9.0 - k)
+        for k, prompt in enumerate(("a", "a", "b", "c", "d"))
+    ]
     answers = await stage.run_batch(jobs)
+    # each job is charged once, and as much as its result says
+    assert stage.meter.collect_report("s", 0, stage.status()).events == tuple(
+        UsageEvent(f"record {k}", UsageAmounts(cost.device_seconds, 1.0 + k, cost.flops))
+        for k, cost in enumerate(answer.cost for answer in answers)
+    )
     assert encoder.batches == [["a", ""], ["b", "c"], ["d"]]
     assert [answer.cond.text for answer in answers] == ["a", "a", "b", "c", "d"]
     assert [answer.cost.flops for answer in answers] == [20, 0, 10, 10, 10]

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +29,7 @@ class Clock:
 
 
 def record(
-    record_id: str, outcome: RequestOutcome = RequestOutcome.DONE, images: int = 1, **changes
+    record_id: str, outcome: RequestOutcome = RequestOutcome.DONE, images: int = 1, **changes: Any
 ) -> UsageRecord:
     is_done = outcome is RequestOutcome.DONE
     default = UsageRecord(
@@ -46,7 +47,7 @@ def record(
     return replace(default, **changes)
 
 
-def event(record_id: str, device_seconds: float, flops: int = 1, **amounts) -> UsageEvent:
+def event(record_id: str, device_seconds: float, flops: int = 1, **amounts: Any) -> UsageEvent:
     return UsageEvent(record_id, UsageAmounts(device_seconds=device_seconds, flops=flops, **amounts))
 
 
