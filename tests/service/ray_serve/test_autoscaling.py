@@ -85,6 +85,7 @@ def test_a_range_of_replicas_scales_by_work_and_a_number_is_fixed() -> None:
         app = build_app(settings)
     deployments = {d.name: d for d in _deployments(app)}
     scaling = deployments["Denoiser"]._deployment_config.autoscaling_config
+    assert scaling is not None
     assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (0, 8, 9.0)
     assert scaling.policy.policy_kwargs == {"target_seconds": 7.0}
     assert deployments["Denoiser"]._deployment_config.graceful_shutdown_timeout_s == settings.deadline_seconds
@@ -97,7 +98,7 @@ def test_replicas_request_the_gpus_in_the_settings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         app = build_app(Settings(denoise_gpus=1.0, encode_gpus=0.25))
-    gpus = {d.name: d.ray_actor_options.get("num_gpus", 0) for d in _deployments(app)}
+    gpus = {d.name: (d.ray_actor_options or {}).get("num_gpus", 0) for d in _deployments(app)}
     assert gpus == {"Gateway": 0, "Ledger": 0, "TextEncoder": 0.25, "Denoiser": 1.0, "VaeDecoder": 0}
 
 
