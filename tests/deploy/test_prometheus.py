@@ -226,7 +226,8 @@ def test_images_and_requests_are_counted(scraped: ScrapedService) -> None:
 def test_every_recording_has_values(scraped: ScrapedService) -> None:
     wait_until(lambda: all(rule["health"] == "ok" for rule in scraped.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not has_values(scraped.prometheus, record)})
-    assert scraped.prometheus.value("safelight:images_per_hour:rate5m") > 0
+    rate = scraped.prometheus.value("safelight:images_per_hour:rate5m")
+    assert rate is not None and rate > 0
     assert {
         sample["metric"]["stage"] for sample in scraped.prometheus.ask("safelight:stage_replicas:max")
     } == {

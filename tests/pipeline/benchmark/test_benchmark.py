@@ -4,12 +4,12 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from safelight.pipeline.benchmark.diffusers_loop import load_loop
+from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
 from safelight.pipeline.benchmark.replay import diffusers_replay, engine_replay
 from safelight.pipeline.benchmark.trace import GUIDANCE, PROMPTS, SOLVERS, STEPS, TraceArrival, make_trace
 from safelight.pipeline.calibration.peak import gemm_peak
@@ -76,7 +76,7 @@ def test_static_batches_hold_equal_requests_and_wait_until_they_are_full() -> No
     trace = arrivals(
         (0.0, {}), (0.0, {"num_steps": 9}), (0.02, {}), (0.03, {"num_steps": 9}), (0.04, {}), (0.5, {})
     )
-    replay = diffusers_replay(loop, TEXTS, largest_batch=2, max_wait_s=0.2)
+    replay = diffusers_replay(cast(DiffusersLoop, loop), TEXTS, largest_batch=2, max_wait_s=0.2)
     result = replay(trace, lambda done: None)
     assert loop.batches == [[0, 2], [1, 3], [4], [5]]
     assert min(result.latencies) > 0.0
@@ -85,7 +85,7 @@ def test_static_batches_hold_equal_requests_and_wait_until_they_are_full() -> No
 
 def test_one_at_a_time_is_first_come_first_served() -> None:
     loop = Recorder()
-    replay = diffusers_replay(loop, TEXTS, largest_batch=1, max_wait_s=0.0)
+    replay = diffusers_replay(cast(DiffusersLoop, loop), TEXTS, largest_batch=1, max_wait_s=0.0)
     replay(arrivals((0.0, {}), (0.0, {}), (0.001, {})), lambda done: None)
     assert loop.batches == [[0], [1], [2]]
 

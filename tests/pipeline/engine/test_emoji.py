@@ -9,10 +9,11 @@ from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
-from safelight.pipeline.engine.image_decoder import ImageDecoder
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.text_encoder import TextEncoder
 from safelight.pipeline.params import FinishReason, GenerationParams
+from tests.pipeline.parts import latents_of
 
 Parts = tuple[ModelInfo, TextEncoder, Engine, ImageDecoder]
 
@@ -43,8 +44,12 @@ def generate(parts: Parts, requests: list[GenerationParams]) -> list[bytes]:
     while engine.has_work:
         outcomes |= {int(o.request_id): o for o in engine.step()}
     assert all(o.reason is FinishReason.DONE for o in outcomes.values())
-    pixels = decoder.decode([outcomes[n].latents for n in range(len(requests))])
-    return [encode_image(px, "png", 100, p, model.id) for (px, _), p in zip(pixels, requests, strict=True)]
+    images = decoder.decode([latents_of(outcomes[n]) for n in range(len(requests))])
+    files = []
+    for image, p in zip(images, requests, strict=True):
+        assert not isinstance(image, InvalidImage)
+        files.append(encode_image(image[0], "png", 100, p, model.id))
+    return files
 
 
 def test_bytes_are_the_same_alone_and_in_a_full_mixed_batch(parts: Parts) -> None:
