@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,3 +80,9 @@ def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     latents = drain(fresh_engine)["only"].latents
     assert latents is not None
     return latents
+
+
+def assert_rounded(pixels: np.ndarray, expected: np.ndarray) -> None:
+    """Assert that `pixels` (H, W, 3) are `expected` in 0..1 as the nearest of 256 levels."""
+    assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
+    assert np.abs(pixels - 255.0 * expected).max() < 0.51  # a convolution may sum in another order
