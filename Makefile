@@ -11,10 +11,12 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check lint type format lock bench e2e chaos load
+.PHONY: help install serve test test-long check check-long coverage mutants lint type format lock
+.PHONY: docs bench load e2e chaos
 
 help:
-	@echo "make install | serve | test | check | lint | type | format | lock | bench | e2e | chaos | load"
+	@echo "make install | serve | test | test-long | check | check-long | coverage | mutants | lint | type | format"
+	@echo "     lock | docs | bench | load | e2e | chaos"
 
 install: $(DEVELOPING)
 
@@ -34,11 +36,31 @@ $(DEVELOPING): $(SERVING) requirements/dev.txt
 serve: $(SERVING)
 	$(BIN)/safelight serve
 
+# Whole files go to a worker (tests/conftest.py); TEST_WORKERS=0 runs everything in one process.
+TEST_WORKERS ?= 2
+PARALLEL = --numprocesses $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/pytest $(PARALLEL)
+
 test: $(DEVELOPING)
-	$(BIN)/pytest
+	$(PYTEST)
+
+# All tests in their long forms.
+test-long: $(DEVELOPING)
+	$(PYTEST) --long
 
 # What continuous integration runs. The tests come last, so that their summary is the last line.
 check: lint type test
+
+check-long: lint type test-long
+
+# Lines and branches that the tests run, also in processes that they start.
+coverage: $(DEVELOPING)
+	mkdir -p build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PARALLEL)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
 
 lint: $(DEVELOPING)
 	$(BIN)/ruff check .
@@ -64,13 +86,20 @@ lock: $(DEVELOPING)
 	$(LOCK) --extra otel --extra t5 -o requirements/image.txt
 	$(LOCK) --extra cuda --extra otel --extra t5 -o requirements/image-cuda.txt
 
-# The long forms of what `make test` runs in short.
+# A part of `make test-long`.
 e2e chaos: $(DEVELOPING)
 	$(BIN)/pytest tests/$@ --long
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
-	$(BIN)/safelight bench
+	$(BIN)/safelight bench --check
 
 load: $(DEVELOPING)
 	$(BIN)/python -m loadtests
+
+# Tables and plots of README.md and docs/, from docs/data and from the code.
+docs: $(DEVELOPING)
+	$(BIN)/python -m docs.figures
+
+mutants: $(DEVELOPING)
+	$(BIN)/python -m tests.mutants

@@ -1,17 +1,16 @@
 """Error against network evaluations for every solver, on data whose exact network is known.
 
-    python docs/solver_curves.py             writes docs/solvers.png and the tables of docs/solvers.md
-    python docs/solver_curves.py --registry  writes only the table of solvers, fast and without matplotlib
+    python docs/solver_curves.py           measures, writes docs/data/solvers.json, and draws docs/solvers.png
+    python docs/solver_curves.py --tables  measures nothing; both write the tables of docs/solvers.md
 
 The data are Gaussian mixtures, so scores are exact and only the solvers' discretisation error is measured.
-Needs the extra `docs`.
+The figure needs the extra `docs`.
 """
 
 import argparse
 import math
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,25 +19,32 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from docs.solver_plot import draw
+from docs.solver_tables import (
+    DETERMINISTIC,
+    PAGE,
+    STOCHASTIC,
+    Curve,
+    Measurements,
+    Points,
+    fill_page,
+    read_data,
+    write_data,
+)
 from safelight.pipeline.diffusion.reference.adaptive import rk45
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
-from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS, Plan, Tick, execute_plan, make_plan
+from safelight.pipeline.diffusion.solvers import SOLVERS, Plan, Tick, execute_plan, make_plan
 from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import GAUSSIAN, MODES, Mixture, gaussian_map
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from rich.progress import Progress
 
 Denoise = Callable[[Tensor, float], Tensor]
-Curve = dict[int, tuple[int, float]]  # budget of evaluations to (evaluations used, error)
-Points = list[tuple[int, float]]  # (evaluations, error)
 
 NFES = (5, 6, 8, 10, 12, 15, 20, 30, 40, 60)
-TABLED = (10, 15, 20)
 STOCHASTIC_NFES = (5, 10, 20, 50, 100, 200)
 LANGEVIN_LEVELS = (5, 10)  # of annealed Langevin, 100 evaluations each
 ORDER_STEPS = (160, 320)
@@ -49,9 +55,6 @@ NUM_DRAWS = 2**15
 SIDE = 8
 COMPONENTS = 32
 NUM_PROMPTED = 4  # components that the prompt selects
-
-DETERMINISTIC = tuple(name for name, solver in SOLVERS.items() if solver.deterministic)
-STOCHASTIC = tuple(name for name, solver in SOLVERS.items() if not solver.deterministic)
 
 
 @dataclass(frozen=True)
@@ -225,13 +228,18 @@ def _deviation() -> float:
     return float((MODES.weights * (MODES.variances + (MODES.means - mean) ** 2)[:, 0]).sum().sqrt())
 
 
-def distribution_curves() -> Iterator[tuple[str, Points]]:
-    """The stochastic solvers, and two deterministic ones for comparison, on VP; annealed Langevin on VE."""
-    for solver in (*STOCHASTIC, "euler", "dpmpp_2m"):
-        if "vp" in SOLVERS[solver].families:
-            yield solver, [distribution_error(solver, SD, n) for n in STOCHASTIC_NFES]
-        else:
-            yield solver, [distribution_error(solver, VarianceExploding(), n) for n in LANGEVIN_LEVELS]
+def distribution_points(solver: str) -> Points:
+    """Distances on VP; of annealed Langevin on VE."""
+    schedule, step_counts = distribution_setting(solver)
+    errors = (distribution_error(solver, schedule, num_steps) for num_steps in step_counts)
+    return [(nfe, _rounded(error)) for nfe, error in errors]
+
+
+def distribution_setting(solver: str) -> tuple[Schedule, tuple[int, ...]]:
+    """The schedule and the numbers of steps at which the distribution of a solver's samples is measured."""
+    if "vp" in SOLVERS[solver].families:
+        return SD, STOCHASTIC_NFES
+    return VarianceExploding(), LANGEVIN_LEVELS
 
 
 def measured_order(solver: str) -> float:
@@ -253,191 +261,24 @@ def measured_order(solver: str) -> float:
     return math.log2(errors[-2] / errors[-1])
 
 
-# -- tables
-# -----------------------------------------------------------------------------------------------------------
-
-
-def registry_table() -> str:
-    """Every solver, one row each."""
-    rows = [
-        "| solver | order | evaluations a step | kind | place | schedules | source | use |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, solver in SOLVERS.items():
-        kind, weak = ("deterministic", "") if solver.deterministic else ("stochastic", "weak ")
-        order = "none" if solver.order is None else f"{weak}{solver.order}"
-        place, families = "served" if solver.served else "offline", ", ".join(solver.families)
-        cells = (f"`{name}`", order, solver.evaluations, kind, place, families, solver.source, solver.use)
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    aliases = "; ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
-    return "\n".join([*rows, "", f"Aliases, which are not counted as solvers: {aliases}."])
-
-
-def error_tables(curves: list[dict[str, Curve]]) -> str:
-    """A table for each budget: solvers down, cases across, the smallest error of each case in bold."""
-    parts = []
-    for nfe in TABLED:
-        parts.append(f"At most {nfe} evaluations (in brackets: those used, if fewer):\n")
-        parts.append(f"| solver | {' | '.join(case.title for case in CASES)} |\n|---|{'---|' * len(CASES)}")
-        smallest = [min(curve[nfe][1] for curve in by_solver.values()) for by_solver in curves]
-        for solver in DETERMINISTIC:
-            cells = []
-            for by_solver, best in zip(curves, smallest, strict=True):
-                used, error = by_solver[solver][nfe]
-                text = _three_digits(error)
-                cells.append(
-                    (f"**{text}**" if error == best else text) + ("" if used == nfe else f" ({used})")
-                )
-            parts.append(f"| `{solver}` | {' | '.join(cells)} |")
-        parts.append("")
-    return "\n".join(parts[:-1])
-
-
-def distribution_table(curves: dict[str, Points], floor: float) -> str:
-    rows = ["| solver | schedule | evaluations: distance |", "|---|---|---|"]
-    for solver, points in curves.items():
-        schedule = "vp" if "vp" in SOLVERS[solver].families else "ve"
-        rows.append(
-            f"| `{solver}` | {schedule} | {', '.join(f'{nfe}: {error:.4f}' for nfe, error in points)} |"
-        )
-    return "\n".join([*rows, "", f"As many exact samples ({NUM_DRAWS:,}) score {floor:.4f}."])
-
-
-def order_table(orders: dict[str, float]) -> str:
-    rows = ["| solver | order | measured |", "|---|---|---|"]
-    return "\n".join(
-        [*rows, *(f"| `{name}` | {SOLVERS[name].order} | {slope:.2f} |" for name, slope in orders.items())]
-    )
-
-
-def _three_digits(error: float) -> str:
-    return "over 10" if not error < 10.0 else f"{error:.3f}" if error >= 0.01 else f"{error:.4f}"
-
-
-def fill(text: str, name: str, block: str) -> str:
-    """`text` with `block` between the markers of `name`."""
-    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"docs/solvers.md has no block {name!r}")
-    return pattern.sub(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)
-
-
-# -- plot
-# ------------------------------------------------------------------------------------------------------------
-
-# Okabe and Ito's colours, distinct for colour-blind readers; within a colour, line and marker differ.
-STYLES = {
-    "euler": ("#000000", "-", "o"),
-    "heun": ("#000000", "--", "s"),
-    "dpmpp_2m": ("#D55E00", "-", "o"),
-    "dpmpp_3m": ("#D55E00", "--", "s"),
-    "dpmpp_3m_order3": ("#D55E00", ":", "^"),
-    "unipc_2": ("#0072B2", "-", "o"),
-    "unipc_3": ("#0072B2", "--", "s"),
-    "dpmpp_2s": ("#009E73", "-", "o"),
-    "dpm_2s": ("#009E73", "--", "s"),
-    "dpm_3s": ("#009E73", ":", "^"),
-    "ipndm": ("#CC79A7", "-", "o"),
-    "plms": ("#CC79A7", "--", "s"),
-    "ddpm": ("#E69F00", "-", "D"),
-    "ddpm_fixed_large": ("#E69F00", "--", "v"),
-    "sde_dpmpp_2m": ("#56B4E9", "-", "D"),
-    "euler_maruyama": ("#56B4E9", "--", "v"),
-    "langevin": ("#8A8A8A", "-", "D"),
-}
-
-
-def draw(curves: list[dict[str, Curve]], distributions: dict[str, Points], floor: float) -> None:
-    """Write docs/solvers.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(4, 2, figsize=(11, 15.5), layout="constrained")
-    panels = list(axes.flat)
-    for axis, case, by_solver in zip(panels, CASES, curves, strict=False):
-        _draw_path_errors(axis, case, by_solver)
-    _draw_distribution_errors(panels[6], distributions, floor)
-    _draw_legend(panels[7])
-    figure.savefig(HERE / "solvers.png", dpi=110)
-
-
-def _draw_path_errors(axis: "Axes", case: Case, curves: dict[str, Curve]) -> None:
-    for solver in DETERMINISTIC:
-        _draw_line(axis, solver, sorted(set(curves[solver].values())))
-    _label(axis, case.title, (5, 8, 10, 15, 20, 30, 40, 60), "relative RMS path error")
-    axis.set(xlim=(4.6, 66), ylim=(3e-4, 2.0))
-
-
-def _draw_distribution_errors(axis: "Axes", curves: dict[str, Points], floor: float) -> None:
-    for solver, points in curves.items():
-        _draw_line(axis, solver, points)
-    axis.axhline(floor, color="#8A8A8A", linewidth=1, linestyle=(0, (1, 2)))
-    axis.annotate(
-        "exact samples", (5, floor), xytext=(0, 3), textcoords="offset points", fontsize=9, color="#555555"
-    )
-    title = "distribution, no guidance: VP trailing (langevin: VE)"
-    _label(axis, title, (5, 10, 20, 50, 100, 200, 1000), "W1 / standard deviation")
-
-
-def _draw_line(axis: "Axes", solver: str, points: Points) -> None:
-    colour, style, marker = STYLES[solver]
-    x, y = zip(*points, strict=True)
-    axis.plot(x, y, color=colour, linestyle=style, marker=marker, markersize=4.5, linewidth=1.5)
-
-
-def _label(axis: "Axes", title: str, ticks: tuple[int, ...], ylabel: str) -> None:
-    """Title, scales, ticks and grid of a panel."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    xlabel = "network evaluations (NFE)"
-    axis.set(xscale="log", yscale="log", title=title, xlabel=xlabel, ylabel=ylabel, xticks=ticks)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(True, which="major", color="#CCCCCC", linewidth=0.7)
-    axis.grid(True, which="minor", axis="y", color="#EEEEEE", linewidth=0.4)
-    axis.set_axisbelow(True)
-
-
-def _draw_legend(axis: "Axes") -> None:
-    from matplotlib.lines import Line2D
-
-    axis.axis("off")
-    handles = [
-        Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=5, linewidth=1.5, label=name)
-        for name, (colour, style, marker) in STYLES.items()
-    ]
-    axis.legend(
-        handles=handles, loc="center", ncols=2, fontsize=11, frameon=False, handlelength=3.2, labelspacing=0.9
-    )
-
-
-# -- command
-# ----------------------------------------------------------------------------------------------------------
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--registry", action="store_true", help="only the table of solvers")
-    page = HERE / "solvers.md"
-    blocks = {"registry": registry_table()}
-    if not parser.parse_args().registry:
+    parser.add_argument("--tables", action="store_true", help="only the page's tables, without measuring")
+    if not parser.parse_args().tables:
         try:
-            blocks |= measure()
+            measurements = measure()
         except KeyboardInterrupt:
             return 130
-    text = page.read_text(encoding="utf-8")
-    for name, block in blocks.items():
-        text = fill(text, name, block)
-    page.write_text(text, encoding="utf-8")
+        write_data(measurements)
+        draw(measurements)
+    PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8"), read_data()), encoding="utf-8")
     return 0
 
 
-def measure() -> dict[str, str]:
-    """The measured tables by name; also draws the figure. Nothing is written before all is measured."""
+def measure() -> Measurements:
+    """Everything behind the page."""
     torch.set_num_threads(1)
     total = len(CASES) * (len(DETERMINISTIC) + 1) + len(STOCHASTIC) + 2 + len(DETERMINISTIC)
     with _progress_bar() as progress:
@@ -446,21 +287,15 @@ def measure() -> dict[str, str]:
         def report(description: str) -> None:
             progress.update(task, description=description, advance=1)
 
-        curves = [_case_curves(case, report) for case in CASES]
-        distributions, orders = {}, {}
-        for solver, points in distribution_curves():
-            distributions[solver] = points
+        path_errors = {case.title: _case_curves(case, report) for case in CASES}
+        distribution_errors, orders = {}, {}
+        for solver in (*STOCHASTIC, "euler", "dpmpp_2m"):
+            distribution_errors[solver] = distribution_points(solver)
             report("distribution")
         for solver in DETERMINISTIC:
-            orders[solver] = measured_order(solver)
+            orders[solver] = _rounded(measured_order(solver))
             report("order of convergence")
-    floor = distribution_floor()
-    draw(curves, distributions, floor)
-    return {
-        "errors": error_tables(curves),
-        "distribution": distribution_table(distributions, floor),
-        "orders": order_table(orders),
-    }
+    return Measurements(path_errors, distribution_errors, NUM_DRAWS, _rounded(distribution_floor()), orders)
 
 
 def _case_curves(case: Case, report: Callable[[str], None]) -> dict[str, Curve]:
@@ -469,9 +304,15 @@ def _case_curves(case: Case, report: Callable[[str], None]) -> dict[str, Curve]:
     report(f"{case.title}: reference")
     curves = {}
     for solver in DETERMINISTIC:
-        curves[solver] = path_errors.curve(solver)
+        curve = path_errors.curve(solver)
+        curves[solver] = {budget: (used, _rounded(error)) for budget, (used, error) in curve.items()}
         report(case.title)
     return curves
+
+
+def _rounded(value: float) -> float:
+    """`value` with five significant digits."""
+    return float(f"{value:.5g}")
 
 
 def _progress_bar() -> "Progress":

@@ -7,6 +7,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from loadtests.metrics_sampler import MetricsSeries
 from loadtests.results import Phase
@@ -77,7 +78,7 @@ def _line_plot(lines: Sequence[tuple[str, list[tuple[float, float]]]], ylabel: s
     return _png(figure)
 
 
-def _png(figure) -> bytes:
+def _png(figure: Figure) -> bytes:
     figure.tight_layout()
     out = io.BytesIO()
     figure.savefig(out, dpi=90)

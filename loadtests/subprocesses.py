@@ -26,7 +26,7 @@ def bench_engine(model: str, folder: Path) -> float:
     if done.returncode:
         raise CannotStart(f"safelight bench ended with status {done.returncode}")
     (folder / "bench.json").write_text(done.stdout)
-    return float(json.loads(done.stdout)["mixed"]["ours"]["images_per_hour"])
+    return float(json.loads(done.stdout)["figures"]["mixed"]["ours"]["images_per_hour"])
 
 
 def run_spike(url: str, seconds: float, folder: Path, sizes: Sequence[str]) -> bool:

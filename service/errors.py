@@ -72,6 +72,10 @@ class Unauthorized(InvalidRequest):
     code = "invalid_api_key"
     message = "This route is the operator's: send the header authorization: Bearer KEY, with the admin key."
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}  # RFC 9110: every 401 names its scheme
+
 
 class ModelNotFound(InvalidRequest):
     status = 404

@@ -11,8 +11,9 @@ from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
-from safelight.service.settings import Settings, num_cores
+from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.stages.encode import EncodeStage

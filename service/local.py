@@ -3,26 +3,35 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from safelight.service.settings import Settings
+from safelight.pipeline.capacity.model_profiles import model_profile
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.service.settings import Settings, replica_range
 
 APPLICATION = "safelight"
 READY_SECONDS = 300.0
 # Ray's time limits at start are short for a busy machine or a cold disk.
 RAY_ATTEMPTS = 3
 POLL_SECONDS = 0.1
-# Ray's object store, which holds latents and text states: they are small.
-OBJECT_STORE_BYTES = 128 << 20
+FLOAT32_BYTES = 4
+MIN_STORE_BYTES = 128 << 20
+# Share of the object store beyond which Ray moves objects to disk.
+SPILLING_SHARE = 0.8
+SHARED_MEMORY = Path("/dev/shm")  # where Ray keeps the object store
 # Defaults for the processes of the service; variables that are set already stay.
 ENVIRONMENT = {
     # Ray's default of 15 would let any other process take the CPU from the stages.
@@ -53,7 +62,7 @@ def running_service(settings: Settings, report_progress: ProgressCallback) -> It
         os.environ.setdefault(name, value)
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            _start_ray(report_progress)
+            _start_ray(report_progress, object_store_bytes(settings))
             report_progress(f"starting the stages, {settings.stages}")
             _deploy(settings)
             report_progress("drawing the warm-up image")
@@ -74,7 +83,7 @@ def try_ray() -> str:
         import ray
 
         try:
-            _start_ray(lambda text: None)
+            _start_ray(lambda text: None, MIN_STORE_BYTES)
             version: str = ray.get(
                 ray.remote(num_cpus=0)(lambda: ray.__version__).remote(), timeout=READY_SECONDS
             )
@@ -87,14 +96,44 @@ def try_ray() -> str:
             ray.shutdown()
 
 
-def _start_ray(report_progress: ProgressCallback) -> None:
+def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) -> int:
+    """The size of Ray's object store: for all images in flight, as far as this machine's memory goes.
+
+    Beyond it Ray moves objects to disk, which is slower. Memory is taken as it is used, not at the start.
+    """
+    model = find_model(settings.model)
+    _, num_gateways = replica_range("gateway_replicas", settings.gateway_replicas)
+    needed = num_gateways * settings.max_pictures * _image_bytes(model, settings.stages == "split")
+    try:
+        available = shutil.disk_usage(shared_memory).free
+    except OSError:  # not Linux
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
+    return max(MIN_STORE_BYTES, min(math.ceil(needed / SPILLING_SHARE), available * 9 // 10))
+
+
+def _image_bytes(model: ModelInfo, is_split: bool) -> int:
+    """The most that one image leaves in the object store until it is answered.
+
+    Between split stages these are the states of its two texts and its latents; in any layout its file, which
+    is at most its pixels.
+    """
+    profile = model_profile(model)
+    pixels = max(width * height for width, height in model.sizes)
+    file = 3 * pixels
+    if not is_split:
+        return file
+    latents = FLOAT32_BYTES * profile.latent_channels * pixels // profile.scale**2
+    return 2 * profile.text_bytes + latents + file
+
+
+def _start_ray(report_progress: ProgressCallback, store_bytes: int) -> None:
     import ray
 
     report_progress("starting Ray")
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # the exception is reported instead
     for attempts_left in reversed(range(RAY_ATTEMPTS)):
         try:
-            _init_ray()
+            _init_ray(store_bytes)
             break
         except Exception as error:  # Ray raises plain `Exception`s
             ray.shutdown()
@@ -104,7 +143,7 @@ def _start_ray(report_progress: ProgressCallback) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # replaces the handler of ray.init
 
 
-def _init_ray() -> None:
+def _init_ray(store_bytes: int) -> None:
     import ray
 
     ray.init(
@@ -112,7 +151,7 @@ def _init_ray() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.CRITICAL,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=store_bytes,
     )
 
 
@@ -128,7 +167,7 @@ def _stop() -> None:
         contextlib.redirect_stderr(devnull),
     ):
         if ray.is_initialized():  # else Serve would start Ray in order to shut it down
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            serve.shutdown()
         ray.shutdown()
 
 

@@ -276,16 +276,6 @@ def replica_range(name: str, text: str, min_replicas: int = 0) -> tuple[int, int
     return minimum, maximum
 
 
-def num_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The cores that this process may use: its CPU affinity, or its container's quota if that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = quota_file.read_text().split()
-        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup of version 2
-        return cores
-
-
 def _sentence(error: ValidationError) -> str:
     """The first fault in `error`, as one sentence that names the setting."""
     fault = error.errors(include_url=False)[0]

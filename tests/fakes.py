@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import Flow
+from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
@@ -39,11 +40,18 @@ MODEL = ModelInfo(
     schedule=Flow(),
     prediction="flow",
 )
+# All numbers differ, so that one in the place of another is seen; seconds are exact in binary.
 USAGE = ImageUsage(
     text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),
-    encode=StageCost(0.25, 100, 0.5),
-    denoise=DenoiseUsage(ticks=4, nfe=4, rows=8, tokens=128, cost=StageCost(1.0, 1000, 0.125)),
-    decode=StageCost(0.5, 10),
+    encode=StageCost(device_seconds=0.25, flops=100, queue_seconds=0.5),
+    denoise=DenoiseUsage(
+        ticks=6,
+        nfe=5,
+        rows=9,
+        tokens=153,
+        cost=StageCost(device_seconds=1.75, flops=2000, queue_seconds=0.125),
+    ),
+    decode=StageCost(device_seconds=0.375, flops=30, queue_seconds=0.0625),
 )
 
 
@@ -57,10 +65,14 @@ def fake_image(params: GenerationParams, output: ImageFormat) -> bytes:
 
 
 class FakeBackend:
-    """Answers at once. Raises `errors` first, one per call; while `gate` is closed, calls wait."""
+    """Answers at once. Raises `errors` first, one per call; while `gate` is closed, calls wait.
+
+    `calls` holds the arguments of every call, also of those that raise; `drawn` those of finished images.
+    """
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None) -> None:
         self.errors = list(errors)
+        self.calls: list[tuple[GenerationParams, ImageFormat, RequestContext]] = []
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.num_cancelled = 0
         self.waiting = asyncio.Semaphore(0)  # released once for every call that has begun
@@ -71,6 +83,7 @@ class FakeBackend:
     async def generate(
         self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
     ) -> DecodeResult:
+        self.calls.append((params, output, context))
         if self.errors:
             raise self.errors.pop(0)
         self.waiting.release()
@@ -86,6 +99,10 @@ class FakeBackend:
         return self.stages
 
 
+# How a sample of FakeEngine ends, by its prompt.
+ENDS = {"diverge": FinishReason.FAILED, "expire": FinishReason.EXPIRED}
+
+
 @dataclass
 class FakeSample:
     params: GenerationParams
@@ -93,7 +110,10 @@ class FakeSample:
 
 
 class FakeEngine:
-    """Counts ticks. The prompts `refuse` and `stumble` fail `add`, `crash` the tick, `diverge` the sample."""
+    """Counts ticks, and keeps when each sample arrived and by when it must be done.
+
+    The prompts `refuse` and `stumble` fail `add`, `crash` the tick, `diverge` and `expire` the sample.
+    """
 
     last_tick = SimpleNamespace(rows=2, tokens=32, seconds=0.03, expected_seconds=0.02)
     attention = "by hand"
@@ -104,6 +124,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.samples: dict[str, FakeSample] = {}
+        self.times: list[tuple[float, float]] = []  # arrival and deadline of every sample that was added
         self.aborted: list[Any] = []
         self.may_tick = threading.Event()
         self.may_tick.set()
@@ -131,6 +152,7 @@ class FakeEngine:
             raise InvalidParams("solver", "no")
         if params.prompt == "stumble":
             raise RuntimeError("shape mismatch")
+        self.times.append((arrived, deadline))
         self.samples[request_id] = FakeSample(params, params.num_steps)
 
     def abort(self, request_id: str) -> None:
@@ -146,8 +168,8 @@ class FakeEngine:
             sample.ticks_left -= 1
             if not sample.ticks_left:
                 del self.samples[request_id]
-                diverges = sample.params.prompt == "diverge"
-                outcomes.append(_outcome(request_id, FinishReason.FAILED if diverges else FinishReason.DONE))
+                reason = ENDS.get(sample.params.prompt, FinishReason.DONE)
+                outcomes.append(_outcome(request_id, reason))
         return outcomes
 
 
@@ -158,7 +180,8 @@ def _outcome(request_id: str, reason: FinishReason) -> Any:
 
 
 def make_conditioning() -> EncodeResult:
-    return EncodeResult(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)
+    cond, uncond = cast(TextStates, "cond"), cast(TextStates, "uncond")
+    return EncodeResult(cond, uncond, text=USAGE.text, cost=USAGE.encode)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ ARROWS: dict[str, str] = {
         "service.telemetry service.usage"
     ),
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
-    "service.local": "service.app service.settings",
+    "service.local": "pipeline.capacity pipeline.catalog service.app service.settings",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.
@@ -165,7 +165,9 @@ class Tree:
         for node, when in _walk(self.syntax[name], "import"):
             for target in self._targets(name, node):
                 ours = target.removeprefix("safelight.")
-                yield Import(ours if ours.partition(".")[0] in PARTS else target, node.lineno, when)
+                yield Import(
+                    ours if ours.partition(".")[0] in PARTS else target, getattr(node, "lineno", 0), when
+                )
 
     def _targets(self, name: str, node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
@@ -314,7 +316,8 @@ def _torch_paths(tree: Tree) -> Iterator[str]:
 
 
 def _eager_path_to_torch(tree: Tree, start: str) -> tuple[str, ...] | None:
-    paths, visited = [(start,)], {start}
+    paths: list[tuple[str, ...]] = [(start,)]
+    visited = {start}
     for path in paths:  # breadth first: the list grows while it is walked
         for target in (i.target for i in tree.imports.get(path[-1], ()) if i.when == "import"):
             if target.partition(".")[0] in TORCH_LIBRARIES or target == "safetensors.torch":
@@ -401,7 +404,7 @@ def test_torch_free_modules_start_without_torch() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_map_names_every_package(part) -> None:
+def test_the_map_names_every_package(part: str) -> None:
     text = (ROOT / "docs" / "structures.md").read_text()
     section = re.search(rf"^## {part}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section
@@ -492,7 +495,7 @@ def test_the_map_names_every_package(part) -> None:
         ),
     ],
 )
-def test_a_wrong_import_is_found(tmp_path, path, source, complaint) -> None:
+def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, complaint: str) -> None:
     complaints = forbidden_imports(_tree_with(tmp_path, path, source))
     assert any(complaint in line for line in complaints), complaints
 
@@ -514,7 +517,7 @@ def test_a_wrong_import_is_found(tmp_path, path, source, complaint) -> None:
         ("service/http/gateway.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],
 )
-def test_a_right_import_passes(tmp_path, path, source) -> None:
+def test_a_right_import_passes(tmp_path: Path, path: str, source: str) -> None:
     assert forbidden_imports(_tree_with(tmp_path, path, source)) == []
 
 

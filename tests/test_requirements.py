@@ -18,7 +18,7 @@ OF_TORCH = {"torch", "torchvision"}  # installed first, from TORCH_SPEC
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_every_dependency_is_pinned_to_an_allowed_version(name) -> None:
+def test_every_dependency_is_pinned_to_an_allowed_version(name: str) -> None:
     optional = PROJECT["optional-dependencies"]
     lines = [*PROJECT["dependencies"], *(line for extra in EXTRAS[name] for line in optional[extra])]
     versions = pins(name)
@@ -29,13 +29,13 @@ def test_every_dependency_is_pinned_to_an_allowed_version(name) -> None:
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_every_pin_has_hashes(name) -> None:
+def test_every_pin_has_hashes(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
     assert [line for line in text.splitlines() if line.strip() and "--hash=sha256:" not in line] == []
 
 
 @pytest.mark.parametrize("name", EXTRAS)
-def test_torch_is_left_to_torch_spec(name) -> None:
+def test_torch_is_left_to_torch_spec(name: str) -> None:
     of_torch = {
         package for package in pins(name) if package.startswith(("nvidia-", "cuda-", "triton", "torch"))
     }

@@ -69,7 +69,9 @@ def _has_type(value: object, hint: Any, minimum: int) -> bool:
     if hint == Depth:
         return type(value) is int and minimum <= value <= MAX_DEPTH
     if hint is float or hint == Positive:
-        return type(value) in (int, float) and math.isfinite(value) and (hint is float or value > 0)
+        if type(value) is int or type(value) is float:
+            return math.isfinite(value) and (hint is float or value > 0)
+        return False
     return type(value) is hint
 
 

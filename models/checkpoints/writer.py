@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +22,7 @@ FLOW_SCHEDULER = {
 }
 
 
-def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
+def write_part(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Write a network in diffusers' layout: `config.json` and safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -32,7 +33,9 @@ def write_part(folder: Path, config: dict, state: dict[str, Tensor]) -> None:
     )
 
 
-def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: dict[str, Tensor]) -> None:
+def write_clip(
+    folder: Path, embed_dim: int, vision: dict[str, Any], text: dict[str, Any], state: dict[str, Tensor]
+) -> None:
     """Write a CLIP in open_clip's local-dir layout: a configuration and safetensors.
 
     Args:
@@ -50,7 +53,7 @@ def write_clip(folder: Path, embed_dim: int, vision: dict, text: dict, state: di
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / CLIP_WEIGHTS)
 
 
-def write_index(folder: Path, scheduler: dict) -> None:
+def write_index(folder: Path, scheduler: dict[str, Any]) -> None:
     """Write `model_index.json` of a `PixArtSigmaPipeline`, and the options of its `scheduler`.
 
     diffusers cannot load the open_clip text tower, so the text parts are null in the index.

@@ -55,12 +55,12 @@ class Scorer:
         image_features = torch.cat(
             [
                 self.clip.encode_image(self._preprocess(batch), normalize=True)
-                for batch in pixels.split(BATCH_SIZE)
+                for batch in torch.split(pixels, BATCH_SIZE)
             ]
         )
         ids = self.tokenizer(list(texts))
         text_features = torch.cat(
-            [self.clip.encode_text(batch, normalize=True) for batch in ids.split(BATCH_SIZE)]
+            [self.clip.encode_text(batch, normalize=True) for batch in torch.split(ids, BATCH_SIZE)]
         )
         scores: np.ndarray = (100.0 * (image_features * text_features).sum(dim=1)).numpy()
         return scores

@@ -57,6 +57,9 @@ class ClassDiTSpec(NetworkSpec[ClassDiTConfig]):
 
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
 
+    def text_bytes(self, config: ClassDiTConfig, num_states: int) -> int:
+        return 8  # the class, an int64
+
     def is_learned(self, tensor: str) -> bool:
         return not COPIED_EMBEDDERS.match(tensor)
 

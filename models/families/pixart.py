@@ -12,6 +12,7 @@ from safelight.models.checkpoints.options import checked
 from safelight.models.families.encoders import open_clip_files, t5_files
 from safelight.models.families.published import T5_XXL, VAE_4
 from safelight.models.families.spec import (
+    FLOAT32_BYTES,
     Configs,
     Family,
     NetworkSpec,
@@ -72,6 +73,9 @@ class PixArtSpec(NetworkSpec[DiTConfig]):
 
         length = EXAMPLE_STATES if num_states is None else num_states
         return torch.ones(length, config.caption_channels), torch.ones(length, dtype=torch.bool), None
+
+    def text_bytes(self, config: DiTConfig, num_states: int) -> int:
+        return num_states * (FLOAT32_BYTES * config.caption_channels + 1)
 
     def forward_flops(self, config: DiTConfig, height: int, width: int, text_tokens: int) -> int:
         """Operations of one row in one tick.
@@ -209,8 +213,8 @@ FAMILIES = (
         network=NETWORK,
         conditioning=OpenClipConditioning(),
         # docs/solvers.md: of the solvers never worse than Euler from ten evaluations on, dpmpp_2m and unipc_2
-        # are the most exact. On 150 names with earlier weights they were equally good, and so were the
-        # guidance scales 3, 5 and 7, with 5 the highest.
+        # are the most exact. The embedded model draws equally well with both, and about so at guidance 3 to 8
+        # (models/weights/emoji-128/curves.json).
         num_steps=20,
         guidance_scale=5.0,
         solver="dpmpp_2m",

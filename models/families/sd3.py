@@ -11,6 +11,7 @@ from safelight.models.checkpoints.options import checked
 from safelight.models.families.encoders import hf_clip_files, t5_files
 from safelight.models.families.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE_16
 from safelight.models.families.spec import (
+    FLOAT32_BYTES,
     Configs,
     Family,
     NetworkSpec,
@@ -72,6 +73,10 @@ class MMDiTSpec(NetworkSpec[MMDiTConfig]):
         length = CLIP_CONTEXT + SD3_T5_TOKENS if num_states is None else num_states
         states = torch.ones(length, config.joint_attention_dim)
         return states, torch.ones(length, dtype=torch.bool), torch.zeros(config.pooled_projection_dim)
+
+    def text_bytes(self, config: MMDiTConfig, num_states: int) -> int:
+        states = num_states * (FLOAT32_BYTES * config.joint_attention_dim + 1)
+        return states + FLOAT32_BYTES * config.pooled_projection_dim
 
     def is_learned(self, tensor: str) -> bool:
         return tensor != POSITION_TABLE

@@ -45,6 +45,7 @@ class Part:
     config_file: str = "config.json"
 
 
+FLOAT32_BYTES = 4
 TRANSFORMER, VAE = Part("transformer"), Part("vae")
 
 
@@ -107,6 +108,14 @@ class NetworkSpec(ABC, Generic[AnyConfig]):
 
         L is `num_states`, or a typical length if that is None.
         """
+
+    def text_bytes(self, config: AnyConfig, num_states: int) -> int:
+        """Bytes of one text of `num_states` as it travels: float32 states, mask, pooled text.
+
+        Families override this with a formula that needs no torch.
+        """
+        tensors = self.example_text(config, num_states)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def is_learned(self, tensor: str) -> bool:
         """Whether the stored `tensor` counts as parameters in the papers."""

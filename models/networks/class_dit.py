@@ -10,6 +10,7 @@ M = (6 blocks + 2) D modulations: every block's six, side by side, then the last
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from safelight.models.networks.layers import (
     FeedForward,
     PatchEmbed,
     TwoLayer,
+    TypedModuleList,
     modulate,
     sincos_positions,
     time_frequencies,
@@ -64,11 +66,13 @@ class AdaLNZero(nn.Module):
 
     def embedded_times(self, frequencies: Tensor) -> Tensor:
         """Time frequencies (T, 256), float32, to (T, D)."""
-        return self.emb["timestep_embedder"](frequencies.to(self.linear.weight.dtype))
+        times: Tensor = self.emb["timestep_embedder"](frequencies.to(self.linear.weight.dtype))
+        return times
 
     def conditioning(self, times: Tensor, class_index: Tensor) -> Tensor:
         """Embedded `times` (T, D) and a class (1,) to (T, D); adaLN's leading SiLU is applied."""
-        return F.silu(times + self.emb["class_embedder"]["embedding_table"](class_index))
+        embedder = cast(nn.ModuleDict, self.emb["class_embedder"])
+        return F.silu(times + embedder["embedding_table"](class_index))
 
 
 class Block(nn.Module):
@@ -97,7 +101,7 @@ class ClassDiT(nn.Module):
         self.attention = attention
         width = config.width
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
-        self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.transformer_blocks = TypedModuleList([Block(config) for _ in range(config.num_layers)])
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.patch_size**2 * config.out_channels)
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
@@ -131,7 +135,8 @@ class ClassDiT(nn.Module):
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
         """`forward` with row r at time `steps[r]` of its plan."""
         current = [modulations[step] for modulations, step in zip(rows.modulations, steps, strict=True)]
-        return self(x, torch.stack(current))
+        prediction: Tensor = self(x, torch.stack(current))
+        return prediction
 
     def forward(self, x: Tensor, modulations: Tensor) -> Tensor:
         """Latents x (B, C, H, W) and `modulations` (B, M) to the raw prediction (B, out_channels, H, W).
@@ -140,9 +145,8 @@ class ClassDiT(nn.Module):
         """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x) + self.positions(height, width, x)
-        *by_block, shift, scale = modulations.split(
-            [6 * self.config.width] * self.config.num_layers + [self.config.width] * 2, dim=1
-        )
+        widths = [6 * self.config.width] * self.config.num_layers + [self.config.width] * 2
+        *by_block, shift, scale = torch.split(modulations, widths, dim=1)
         for block, modulation in zip(self.transformer_blocks, by_block, strict=True):
             tokens = block(tokens, modulation, self.attention)
         tokens = modulate(_norm(tokens, NORM_EPS), shift[:, None], scale[:, None])

@@ -20,6 +20,7 @@ from safelight.models.networks.layers import (
     FeedForward,
     PatchEmbed,
     TwoLayer,
+    TypedModuleList,
     merge_heads,
     modulate,
     sincos_positions,
@@ -70,11 +71,12 @@ class SelfAttention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_out = TypedModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
         q, k, v = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](merge_heads(attention(q, k, v)))
+        output: Tensor = self.to_out[0](merge_heads(attention(q, k, v)))
+        return output
 
 
 class CrossAttention(nn.Module):
@@ -86,7 +88,7 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_out = TypedModuleList([nn.Linear(width, width)])
 
     def key_values(self, text: Tensor) -> Tensor:
         """Projected caption (B, L, D) to (2, B, A, L, K)."""
@@ -96,7 +98,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, kv: Tensor, mask: Tensor, attention: Attention) -> Tensor:
         q = split_heads(self.to_q(x), self.heads)
-        return self.to_out[0](merge_heads(attention(q, kv[0], kv[1], mask)))
+        output: Tensor = self.to_out[0](merge_heads(attention(q, kv[0], kv[1], mask)))
+        return output
 
 
 class Block(nn.Module):
@@ -159,7 +162,7 @@ class AdaLNSingle(nn.Module):
             resolution = self._embedded("resolution_embedder", timesteps.new_tensor([height, width]))
             aspect = self._embedded("aspect_ratio_embedder", timesteps.new_tensor([height / width]))
             final = final + torch.cat([resolution.flatten(), aspect.flatten()])
-        return Modulations(self.linear(F.silu(final)).unflatten(1, (6, -1)), final)
+        return Modulations(torch.unflatten(self.linear(F.silu(final)), 1, (6, -1)), final)
 
     def _embedded(self, name: str, values: Tensor) -> Tensor:
         embedded: Tensor = self.emb[name](time_frequencies(values).to(self.linear.weight.dtype))
@@ -177,7 +180,7 @@ class DiT(nn.Module):
         self.pos_embed = PatchEmbed(config.in_channels, width, config.patch_size)
         self.adaln_single = AdaLNSingle(width, config.is_sized)
         self.caption_projection = TwoLayer(config.caption_channels, width, nn.GELU(approximate="tanh"))
-        self.transformer_blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.transformer_blocks = TypedModuleList([Block(config) for _ in range(config.num_layers)])
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
@@ -193,7 +196,8 @@ class DiT(nn.Module):
         `size` is the image's (height, width) in pixels.
         Raises `ValueError` if it is None and the network reads it.
         """
-        return self.adaln_single(timesteps, size)
+        modulations: Modulations = self.adaln_single(timesteps, size)
+        return modulations
 
     def text_key_values(self, states: Tensor, mask: Tensor) -> TextKeyValues:
         """Text `states` (B, L, caption_channels) and `mask` (B, L) to every block's keys and values."""
@@ -221,7 +225,8 @@ class DiT(nn.Module):
         current = list(zip(rows.modulations, steps, strict=True))
         blocks = torch.stack([modulations.blocks[step] for modulations, step in current])
         final = torch.stack([modulations.final[step] for modulations, step in current])
-        return self(x, Modulations(blocks, final), rows.text)
+        prediction: Tensor = self(x, Modulations(blocks, final), rows.text)
+        return prediction
 
     def forward(self, x: Tensor, modulations: Modulations, text: TextKeyValues) -> Tensor:
         """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W).

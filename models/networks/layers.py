@@ -4,12 +4,32 @@ Shapes: B rows, C channels, H x W latent pixels, p patch, N = HW/p^2 tokens, D w
 """
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safelight.models.networks.config import TIME_FREQUENCIES
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class TypedModuleList(nn.ModuleList, Generic[AnyModule]):
+    """A `ModuleList` whose modules are all of one class, which type checkers then know."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[AnyModule]: ...
+
+        @overload
+        def __getitem__(self, idx: int) -> AnyModule: ...
+
+        @overload
+        def __getitem__(self, idx: slice) -> "TypedModuleList[AnyModule]": ...
+
+        def __getitem__(self, idx: int | slice) -> "AnyModule | TypedModuleList[AnyModule]": ...
 
 
 def sincos_positions(height: int, width: int, base_size: int, interpolation_scale: float, dim: int) -> Tensor:
@@ -62,13 +82,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def unpatchify(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
     """Tokens (B, N, p p C) to latents (B, C, height, width); inverse of the patch convolution's layout."""
     rows, columns = height // patch, width // patch
-    x = tokens.unflatten(1, (rows, columns)).unflatten(3, (patch, patch, -1))  # B h w p q C
+    grid = torch.unflatten(tokens, 1, (rows, columns))
+    x = torch.unflatten(grid, 3, (patch, patch, -1))  # B h w p q C
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, D) to (B, A, N, K)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(x, 2, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -84,7 +105,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel_size=patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        patches: Tensor = self.proj(x)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class TwoLayer(nn.Module):
@@ -97,7 +119,8 @@ class TwoLayer(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(self.act(self.linear_1(x)))
+        output: Tensor = self.linear_2(self.act(self.linear_1(x)))
+        return output
 
 
 class FeedForward(nn.Module):
@@ -109,5 +132,16 @@ class FeedForward(nn.Module):
             [nn.ModuleDict({"proj": nn.Linear(width, 4 * width)}), nn.Identity(), nn.Linear(4 * width, width)]
         )
 
+    @property
+    def up(self) -> nn.Linear:
+        """The layer D -> 4D."""
+        return cast(nn.Linear, cast(nn.ModuleDict, self.net[0])["proj"])
+
+    @property
+    def down(self) -> nn.Linear:
+        """The layer 4D -> D."""
+        return cast(nn.Linear, self.net[2])
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0]["proj"](x), approximate="tanh"))
+        output: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return output

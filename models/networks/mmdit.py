@@ -12,6 +12,7 @@ T times of a plan, M modulation channels of all blocks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from safelight.models.networks.layers import (
     FeedForward,
     PatchEmbed,
     TwoLayer,
+    TypedModuleList,
     merge_heads,
     modulate,
     sincos_positions,
@@ -57,6 +59,8 @@ class Rows:
 class PositionedPatchEmbed(PatchEmbed):
     """Latents to tokens with positions, which are cut from the middle of a square table in the checkpoint."""
 
+    pos_embed: Tensor
+
     def __init__(self, config: MMDiTConfig):
         super().__init__(config.in_channels, config.width, config.patch_size)
         self.patch, self.side = config.patch_size, config.pos_embed_max_size
@@ -80,12 +84,15 @@ class PositionedPatchEmbed(PatchEmbed):
                 f"at most {self.side} on a side"
             )
         min_row, min_column = (self.side - rows) // 2, (self.side - columns) // 2
-        table = self.pos_embed.unflatten(1, (self.side, self.side))
+        table = torch.unflatten(self.pos_embed, 1, (self.side, self.side))
         return table[:, min_row : min_row + rows, min_column : min_column + columns].flatten(1, 2)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases and an optional norm of queries and keys, in diffusers' names."""
+class ImageAttention(nn.Module):
+    """The image's side of an attention: projections with biases, and an optional norm of queries and keys.
+
+    The module names are diffusers'.
+    """
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
@@ -95,18 +102,23 @@ class SelfAttention(nn.Module):
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
         self.norm_q, self.norm_k = _head_norm(config), _head_norm(config)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_out = TypedModuleList([nn.Linear(width, width)])
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image tokens (B, N, D) to queries, keys and values (B, A, N, K)."""
         q, k, v = (split_heads(project(x), self.heads) for project in (self.to_q, self.to_k, self.to_v))
         return self.norm_q(q), self.norm_k(k), v
 
+
+class SelfAttention(ImageAttention):
+    """Multi-head attention of the image tokens to themselves."""
+
     def forward(self, x: Tensor, attention: Attention) -> Tensor:
-        return self.to_out[0](merge_heads(attention(*self.query_key_value(x))))
+        output: Tensor = self.to_out[0](merge_heads(attention(*self.query_key_value(x))))
+        return output
 
 
-class JointAttention(SelfAttention):
+class JointAttention(ImageAttention):
     """One attention over image and text tokens; each stream has its own projections and norms."""
 
     def __init__(self, config: MMDiTConfig, is_last: bool):
@@ -116,7 +128,7 @@ class JointAttention(SelfAttention):
         self.add_k_proj = nn.Linear(width, width)
         self.add_v_proj = nn.Linear(width, width)
         self.norm_added_q, self.norm_added_k = _head_norm(config), _head_norm(config)
-        self.to_add_out = nn.Identity() if is_last else nn.Linear(width, width)
+        self.to_add_out: nn.Identity | nn.Linear = nn.Identity() if is_last else nn.Linear(width, width)
 
     def text_query_key_value(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Text tokens (B, L, D) to queries, keys and values (B, A, L, K)."""
@@ -134,7 +146,7 @@ class JointAttention(SelfAttention):
         streams = zip(self.query_key_value(x), self.text_query_key_value(text), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in streams)
         joint = merge_heads(attention(q, k, v))
-        image, context = joint.split([x.shape[1], text.shape[1]], dim=1)
+        image, context = torch.split(joint, [x.shape[1], text.shape[1]], dim=1)
         return self.to_out[0](image), self.to_add_out(context)
 
 
@@ -226,7 +238,7 @@ class MMDiT(nn.Module):
             }
         )
         self.context_embedder = nn.Linear(config.joint_attention_dim, width)
-        self.transformer_blocks = nn.ModuleList(
+        self.transformer_blocks = TypedModuleList(
             [
                 Block(config, is_last=i == last, is_dual=i in config.dual_attention_layers)
                 for i in range(config.num_layers)
@@ -237,8 +249,9 @@ class MMDiT(nn.Module):
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
         """Embedded `timesteps` (T,), each 1000 t, as (T, D); this family does not read the image's `size`."""
-        embedder = self.time_text_embed["timestep_embedder"]
-        return embedder(time_frequencies(timesteps).to(embedder.linear_1.weight.dtype))
+        embedder = cast(TwoLayer, self.time_text_embed["timestep_embedder"])
+        times: Tensor = embedder(time_frequencies(timesteps).to(embedder.linear_1.weight.dtype))
+        return times
 
     def prepare_row(self, states: Tensor, mask: Tensor, pooled: Tensor | None, times: Tensor) -> Row:
         """One text, `states` (L, joint_attention_dim) and `pooled` (pooled_projection_dim,), at `times`.
@@ -256,7 +269,8 @@ class MMDiT(nn.Module):
     def predict(self, x: Tensor, rows: Rows, steps: Sequence[int]) -> Tensor:
         """`forward` with row r at time `steps[r]` of its plan."""
         current = [modulations[step] for modulations, step in zip(rows.modulations, steps, strict=True)]
-        return self(x, torch.stack(current), rows.text)
+        prediction: Tensor = self(x, torch.stack(current), rows.text)
+        return prediction
 
     def conditioning(self, times: Tensor, pooled: Tensor) -> Tensor:
         """Conditioning (B, D) of embedded `times` (B, D) and `pooled` text (B or 1, pooled_projection_dim).
@@ -271,7 +285,8 @@ class MMDiT(nn.Module):
 
     def text_tokens(self, states: Tensor) -> Tensor:
         """Text `states` (B, L, joint_attention_dim) to text tokens (B, L, D) for the first block."""
-        return self.context_embedder(states)
+        tokens: Tensor = self.context_embedder(states)
+        return tokens
 
     def forward(self, x: Tensor, modulations: Tensor, text: Tensor) -> Tensor:
         """Latents x (B, C, H, W) to the raw prediction (B, out_channels, H, W).
@@ -281,7 +296,8 @@ class MMDiT(nn.Module):
         """
         height, width = x.shape[-2:]
         tokens = self.pos_embed(x)
-        *by_block, final = modulations.split([norm.linear.out_features for norm in self.norms()], dim=1)
+        widths = [norm.linear.out_features for norm in self.norms()]
+        *by_block, final = torch.split(modulations, widths, dim=1)
         for block, image_modulation, text_modulation in zip(
             self.transformer_blocks, by_block[::2], by_block[1::2], strict=True
         ):
@@ -293,8 +309,8 @@ class MMDiT(nn.Module):
 
     def norms(self) -> list[AdaLN]:
         """Every adaLN, in the order of `modulations`."""
-        in_blocks = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
-        return [*in_blocks, self.norm_out]
+        norms = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+        return [*norms, self.norm_out]
 
 
 def _head_norm(config: MMDiTConfig) -> nn.Module:

@@ -106,7 +106,7 @@ def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     else:
         start, beta = bias.expand(rows, heads, 1, -1).reshape(rows * heads, 1, -1), 1.0
     scores = torch.baddbmm(start, q, k.transpose(1, 2), beta=beta, alpha=1.0 / math.sqrt(channels))
-    return torch.bmm(scores.softmax(dim=-1), v).unflatten(0, (rows, heads))
+    return torch.unflatten(torch.bmm(scores.softmax(dim=-1), v), 0, (rows, heads))
 
 
 def _bias(mask: Tensor | None, keys: RowRun, dtype: torch.dtype) -> Tensor | None:

@@ -44,7 +44,7 @@ def batch_invariant(product: Product, lengths: LengthRange) -> Product:
     return lambda x: (
         padded(x)
         if len(x) <= lengths.max_tokens
-        else torch.cat([padded(chunk) for chunk in x.split(lengths.max_tokens)])
+        else torch.cat([padded(chunk) for chunk in torch.split(x, lengths.max_tokens)])
     )
 
 
@@ -73,7 +73,7 @@ def cancelling_weight(d_out: int, d_in: int, dtype: torch.dtype) -> Tensor:
 def _token_bits(output: Tensor) -> bytes:
     """The bits of the distinct tokens; empty if one has other bits at another place of the same product."""
     first = output[:DISTINCT_TOKENS]
-    is_same = all(torch.equal(chunk, first[: len(chunk)]) for chunk in output.split(DISTINCT_TOKENS))
+    is_same = all(torch.equal(chunk, first[: len(chunk)]) for chunk in torch.split(output, DISTINCT_TOKENS))
     return first.contiguous().view(torch.uint8).numpy().tobytes() if is_same else b""
 
 

@@ -21,6 +21,7 @@ from safelight.models.packed.attention import AttentionMetadata, PackedAttention
 from safelight.models.packed.layers import (
     add_gated,
     fuse_layers,
+    patch_weight_and_bias,
     patchify,
     unpatchify_groups,
     weight_and_bias,
@@ -88,7 +89,7 @@ class PackedDiT:
         self.attention = attention
         self._dit = dit
         self._heads = dit.config.num_attention_heads
-        self._patch = make_linear(dit.pos_embed.proj.weight.flatten(1), dit.pos_embed.proj.bias)
+        self._patch = make_linear(*patch_weight_and_bias(dit.pos_embed.proj))
         self._text = make_linear(
             *fuse_layers(
                 [layer for block in dit.transformer_blocks for layer in (block.attn2.to_k, block.attn2.to_v)]
@@ -111,8 +112,8 @@ class PackedDiT:
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
         """Prepare one text: `states` (L, caption_channels), `mask` (L,); this family reads no pooled text."""
-        key_values = self._text(self._dit.caption_projection(states)).unflatten(
-            1, (len(self._blocks), 2, self._heads, -1)
+        key_values = torch.unflatten(
+            self._text(self._dit.caption_projection(states)), 1, (len(self._blocks), 2, self._heads, -1)
         )
         return Text(key_values.permute(1, 2, 0, 3, 4).contiguous(), mask)
 
@@ -169,28 +170,25 @@ class PackedDiT:
         """
         by_row = rows.image.apply_by_row
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
-        q, k, v = (
-            block.to_qkv(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_a, scale_a]))
-            .unflatten(1, (3, self._heads, -1))
-            .unbind(1)
-        )
+        qkv = block.to_qkv(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_a, scale_a]))
+        q, k, v = torch.unflatten(qkv, 1, (3, self._heads, -1)).unbind(1)
         attended = block.to_out(self.attention(q, k, v, rows.self_attention).flatten(1))
         x = by_row(add_gated, [x, attended], [gate_a])
-        q = block.to_text_q(x).unflatten(1, (self._heads, -1))
-        x = x + block.to_text_out(self.attention(q, *key_values, rows.cross_attention).flatten(1))
+        q, (k, v) = torch.unflatten(block.to_text_q(x), 1, (self._heads, -1)), key_values.unbind(0)
+        x = x + block.to_text_out(self.attention(q, k, v, rows.cross_attention).flatten(1))
         changed = block.mlp(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_m, scale_m]))
         return by_row(add_gated, [x, changed], [gate_m])
 
 
 def _make_block(block: Block, layers: LayerFactory) -> _Block:
     """The block's layers for inference; `PackedDiT` takes its text keys, values and modulations itself."""
-    attention, text_attention, mlp = block.attn1, block.attn2, block.ff.net
+    attention, text_attention, mlp = block.attn1, block.attn2, block.ff
     return _Block(
         to_qkv=layers.linear(*fuse_layers([attention.to_q, attention.to_k, attention.to_v])),
         to_out=layers.linear(*weight_and_bias(attention.to_out[0])),
         to_text_q=layers.linear(*weight_and_bias(text_attention.to_q)),
         to_text_out=layers.linear(*weight_and_bias(text_attention.to_out[0])),
-        mlp=layers.feed_forward(weight_and_bias(mlp[0]["proj"]), weight_and_bias(mlp[2])),
+        mlp=layers.feed_forward(weight_and_bias(mlp.up), weight_and_bias(mlp.down)),
         eps=block.eps,
     )
 

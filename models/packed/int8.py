@@ -101,7 +101,7 @@ class Int8:
             lambda x: (
                 mlp(x)
                 if len(x) <= MLP_CHUNK
-                else torch.cat([_with_min_tokens(mlp)(chunk) for chunk in x.split(MLP_CHUNK)])
+                else torch.cat([_with_min_tokens(mlp)(chunk) for chunk in torch.split(x, MLP_CHUNK)])
             )
         )
 
@@ -159,4 +159,8 @@ def _kernels(is_unsigned: bool, dtype: torch.dtype) -> Int8Kernels:
         # The GELU (tanh) through a sigmoid: tanh took two thirds of this pass, and of the product's time.
         return quantize(x * torch.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
-    return Int8Kernels(*(torch.compile(step, dynamic=True) for step in (quantize, restore, activate)))
+    return Int8Kernels(
+        torch.compile(quantize, dynamic=True),
+        torch.compile(restore, dynamic=True),
+        torch.compile(activate, dynamic=True),
+    )

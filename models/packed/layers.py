@@ -8,12 +8,19 @@ from torch import Tensor, nn
 from safelight.models.networks.layers import unpatchify
 
 
-def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer."""
+def weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer that has both."""
+    assert layer.bias is not None
     return layer.weight, layer.bias
 
 
-def fuse_layers(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+def patch_weight_and_bias(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a patch convolution as a linear layer on the output of `patchify`."""
+    weight, bias = weight_and_bias(layer)
+    return weight.flatten(1), bias
+
+
+def fuse_layers(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
     """Weight and bias of one linear layer whose output is the concatenated outputs of `layers`."""
     return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
 
@@ -36,8 +43,8 @@ def unpatchify_groups(x: Tensor, latents: Sequence[Tensor], patch: int) -> list[
     """
     lengths = [len(group) * (group.shape[2] // patch) * (group.shape[3] // patch) for group in latents]
     return [
-        unpatchify(tokens.unflatten(0, (len(group), -1)), *group.shape[2:], patch)
-        for tokens, group in zip(x.split(lengths), latents, strict=True)
+        unpatchify(torch.unflatten(tokens, 0, (len(group), -1)), group.shape[2], group.shape[3], patch)
+        for tokens, group in zip(torch.split(x, lengths), latents, strict=True)
     ]
 
 

@@ -119,7 +119,7 @@ def _torch_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFuncti
 def _product_by_token(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     """Multiply each token alone: slow, and batch-invariant by construction."""
     product = _torch_product(weight, bias, has_gelu)
-    return lambda x: torch.cat([product(token) for token in x.split(1)])
+    return lambda x: torch.cat([product(token) for token in torch.split(x, 1)])
 
 
 def _onednn_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from safelight.models.networks.layers import FeedForward, modulate
-from safelight.models.networks.mmdit import AdaLN, Block, MMDiT, SelfAttention, norm
+from safelight.models.networks.mmdit import AdaLN, Block, ImageAttention, MMDiT, norm
 from safelight.models.packed.attention import AttentionMetadata, PackedAttention
 from safelight.models.packed.layers import (
     add_gated,
     fuse_layers,
+    patch_weight_and_bias,
     patchify,
     unpatchify_groups,
     weight_and_bias,
@@ -79,7 +80,7 @@ class _Stream:
 
     def query_key_value(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Map tokens (T, D) to queries, keys and values (T, A, K)."""
-        q, k, v = self.to_qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
+        q, k, v = torch.unflatten(self.to_qkv(x), 1, (3, heads, -1)).unbind(1)
         return self.norm_q(q), self.norm_k(k), v
 
 
@@ -105,7 +106,7 @@ class PackedMMDiT:
         self._mmdit = mmdit
         self._adaln = make_linear(*fuse_layers([adaln.linear for adaln in mmdit.norms()]))
         self._widths = [adaln.linear.out_features for adaln in mmdit.norms()]
-        self._patch = make_linear(mmdit.pos_embed.proj.weight.flatten(1), mmdit.pos_embed.proj.bias)
+        self._patch = make_linear(*patch_weight_and_bias(mmdit.pos_embed.proj))
         self._blocks = [_make_block(block, layers) for block in mmdit.transformer_blocks]
         self._final = make_linear(*weight_and_bias(mmdit.proj_out))
         for adaln in mmdit.norms():
@@ -157,7 +158,7 @@ class PackedMMDiT:
         """
         patch = self.config.patch_size
         modulations = torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)])
-        *block_modulations, final = modulations.split(self._widths, dim=1)
+        *block_modulations, final = torch.split(modulations, self._widths, dim=1)
         x = self._patch(torch.cat([patchify(group, patch) for group in latents])) + rows.positions
         text = rows.tokens
         for block, image_modulation, text_modulation in zip(
@@ -266,13 +267,13 @@ class PackedMMDiT:
 
 def _make_block(block: Block, layers: LayerFactory) -> _Block:
     joint = block.attn
-    is_last = block.ff_context is None
+    text_out = joint.to_add_out
     return _Block(
         norms=(block.norm1, block.norm1_context),
         image=_stream(joint, layers),
         text=_Stream(
             to_qkv=layers.linear(*fuse_layers([joint.add_q_proj, joint.add_k_proj, joint.add_v_proj])),
-            to_out=None if is_last else layers.linear(*weight_and_bias(joint.to_add_out)),
+            to_out=layers.linear(*weight_and_bias(text_out)) if isinstance(text_out, nn.Linear) else None,
             norm_q=joint.norm_added_q,
             norm_k=joint.norm_added_k,
         ),
@@ -282,7 +283,7 @@ def _make_block(block: Block, layers: LayerFactory) -> _Block:
     )
 
 
-def _stream(attention: SelfAttention, layers: LayerFactory) -> _Stream:
+def _stream(attention: ImageAttention, layers: LayerFactory) -> _Stream:
     return _Stream(
         to_qkv=layers.linear(*fuse_layers([attention.to_q, attention.to_k, attention.to_v])),
         to_out=layers.linear(*weight_and_bias(attention.to_out[0])),
@@ -292,7 +293,7 @@ def _stream(attention: SelfAttention, layers: LayerFactory) -> _Stream:
 
 
 def _mlp(ff: FeedForward, layers: LayerFactory) -> LinearFunction:
-    return layers.feed_forward(weight_and_bias(ff.net[0]["proj"]), weight_and_bias(ff.net[2]))
+    return layers.feed_forward(weight_and_bias(ff.up), weight_and_bias(ff.down))
 
 
 def _split(adaln: AdaLN, modulation: Tensor) -> tuple[Tensor, ...]:
@@ -321,7 +322,7 @@ def _separate(joint: Tensor, runs: Sequence[tuple[RowRun, ...]]) -> tuple[Tensor
     images, texts, start = list[Tensor](), list[Tensor](), 0
     for image_run, text_run in runs:
         rows, length = image_run.num_rows, image_run.length + text_run.length
-        tokens = joint[start : start + rows * length].unflatten(0, (rows, length))
+        tokens = torch.unflatten(joint[start : start + rows * length], 0, (rows, length))
         images.append(tokens[:, : image_run.length].flatten(0, 1))
         texts.append(tokens[:, image_run.length :].flatten(0, 1))
         start += rows * length

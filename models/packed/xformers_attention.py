@@ -48,7 +48,8 @@ class XformersAttention:
         key_lengths, key_indices = list(keys.lengths), None
         if mask is not None and not bool(mask.all()):
             key_indices = mask.nonzero()[:, 0]
-            key_lengths = [int(row_mask.sum()) for row_mask in mask.cpu().split(list(keys.lengths))]
+            row_masks = torch.split(mask.cpu(), list(keys.lengths))
+            key_lengths = [int(row_mask.sum()) for row_mask in row_masks]
         device = None if mask is None else mask.device
         bias = self.ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
             list(queries.lengths), key_lengths, device=device

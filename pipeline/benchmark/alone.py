@@ -1,13 +1,15 @@
-"""The latency of one image with nothing else running, by this engine and by diffusers."""
+"""The latency of one image with nothing else running, by this engine and by diffusers, and its decoding."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
+from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop
 from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest
 from safelight.pipeline.calibration.progress import ProgressCallback, count_progress
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
 
 REPEATS = 5
 
@@ -38,3 +40,22 @@ def measure_alone(
             times[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
     return {"diffusers_compiled_s": None} | medians
+
+
+def measure_decoding(subject: EngineUnderTest) -> float:
+    """Median seconds of decoding the image that `measure_alone` denoises."""
+    engine, params, texts = subject.make_engine(), subject.single_image(), subject.texts
+    engine.add("only", params, texts[params.prompt], texts[""])
+    latents = [outcome.latents for outcome in _outcomes(engine) if outcome.latents is not None]
+    decoder = build_decoder(subject.model)
+    times = []
+    for _ in range(REPEATS + 1):  # the first one warms up
+        started = time.perf_counter()
+        decoder.decode(latents)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def _outcomes(engine: Engine) -> Iterator[SampleOutcome]:
+    while engine.has_work:
+        yield from engine.step()

@@ -1,15 +1,18 @@
-"""Compares scheduling policies by simulation: `python -m safelight.pipeline.benchmark.policies`.
+"""Compares scheduling policies by simulation: `python -m safelight.pipeline.benchmark.policies [--json]`.
 
 Simulated on a cost curve, because policies differ by less than two runs in real time do.
 Deterministic, takes a minute.
 """
 
+import json
 import random
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from safelight.pipeline.benchmark.machine import SIMULATION
+from safelight.pipeline.benchmark.record import benchmark_record
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import select_next_batch
@@ -20,6 +23,7 @@ from safelight.pipeline.scheduling.workload import make_workload
 CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.130))
 LIMITS = Limits(16, 16 * 64)
 NUM_REQUESTS = 400
+COLUMNS = ("requests/s", "policy", "latency mean, s", "latency p95, s", "slowdown p95", "slowdown max")
 RATES = (4.0, 5.0, 5.5, 6.0)  # requests per second; this curve can serve 6.2
 
 
@@ -80,16 +84,24 @@ def trace(rate: float, seed: int) -> list[SimulatedSample]:
 
 
 def main() -> None:
-    sys.stdout.write(
-        "| requests/s | policy | latency mean, s | latency p95, s | slowdown p95 | slowdown max |\n"
-        "|---|---|---|---|---|---|\n"
-    )
-    for rate in RATES:
+    """Print the table, or with `--json` its record for docs/data."""
+    if "--json" in sys.argv[1:]:
+        command = "python -m safelight.pipeline.benchmark.policies"
+        figures = {"tables": [{"columns": COLUMNS, "rows": list(rows(RATES))}]}
+        sys.stdout.write(json.dumps(benchmark_record(SIMULATION, command, figures), indent=1) + "\n")
+        return
+    sys.stdout.write(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n")
+    for row in rows(RATES):
+        sys.stdout.write(f"| {' | '.join(row)} |\n")
+    sys.stdout.write("\nslowdown: latency over the time that the request takes alone\n")
+
+
+def rows(rates: Sequence[float]) -> Iterator[list[str]]:
+    """The table's rows: every rule at every rate."""
+    for rate in rates:
         for name, rule in RULES.items():
             runs = [simulate(trace(rate, seed), rule, CURVE) for seed in (0, 1, 2)]
-            cells = " | ".join(f"{figure:.2f}" for figure in _figures(runs))
-            sys.stdout.write(f"| {rate:g} | {name} | {cells} |\n")
-    sys.stdout.write("\nslowdown: latency over the time that the request takes alone\n")
+            yield [f"{rate:g}", name, *(f"{figure:.2f}" for figure in _figures(runs))]
 
 
 def _figures(runs: Sequence[Samples]) -> list[float]:

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 import torch
 
 from safelight.models.checkpoints.json_files import read_json, spatial_compression
-from safelight.pipeline.benchmark.alone import measure_alone
+from safelight.pipeline.benchmark.alone import measure_alone, measure_decoding
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop, load_loop
 from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest, prepare_engine
 from safelight.pipeline.benchmark.fidelity import NUM_IMAGES, Fidelity, measure_fidelity
 from safelight.pipeline.benchmark.full_ticks import measure_full_ticks
 from safelight.pipeline.benchmark.head_of_line import measure_head_of_line
+from safelight.pipeline.benchmark.machine import Machine, identify_machine
 from safelight.pipeline.benchmark.trace_replay import TraceResult, compare_on_trace, overload_trace
 from safelight.pipeline.benchmark.warm_up import warm_up
 from safelight.pipeline.calibration.curve_json import curve_as_dict
@@ -40,6 +41,7 @@ class BenchmarkOptions:
 class Benchmark:
     """Figures of one run on one machine. Times are only comparable with each other."""
 
+    machine: Machine
     model: str
     device: str
     dtype: str
@@ -49,6 +51,7 @@ class Benchmark:
     mfu: float  # of full ticks of equal samples
     mfu_under_trace: float  # of all ticks of the trace, many of which are not full
     batch1: Mapping[str, float | None]  # seconds of one image alone, by way of generating it
+    decode_share: float  # seconds of decoding one image over those of denoising it alone
     mixed: Mapping[str, TraceResult | None]  # the trace, by way of serving it
     num_requests: int
     requests_per_second: float
@@ -60,9 +63,11 @@ class Benchmark:
     bookkeeping_share: float  # of a full tick, outside the network's evaluation
     peak_memory_bytes: int
 
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self) | {"curve": curve_as_dict(self.curve)}
+    def figures(self) -> dict[str, object]:
+        """For JSON, without the machine, which a benchmark's record holds apart."""
+        figures = asdict(self) | {"curve": curve_as_dict(self.curve)}
+        del figures["machine"]
+        return figures
 
 
 def run_benchmark(model: ModelInfo, options: BenchmarkOptions, progress: ProgressCallback) -> Benchmark:
@@ -74,6 +79,7 @@ def run_benchmark(model: ModelInfo, options: BenchmarkOptions, progress: Progres
     loops = _load_loops(subject, options.with_compiled)
     warm_up(loops, subject.single_image(), subject.texts, progress)
     batch1 = measure_alone(subject, loops, progress)
+    decode_share = measure_decoding(subject) / (batch1["ours_s"] or 1.0)
     arrivals, rate = overload_trace(subject, options.num_requests, progress)
     comparison = compare_on_trace(subject, loops, arrivals, options.rounds, progress)
     progress("head-of-line blocking and full ticks")
@@ -82,6 +88,7 @@ def run_benchmark(model: ModelInfo, options: BenchmarkOptions, progress: Progres
     on_done = count_progress(progress, "fidelity", NUM_IMAGES)
     fidelity = measure_fidelity(model, on_done, options.quantization)
     return Benchmark(
+        machine=identify_machine(peak),
         model=model.id,
         device=_device_name(runner),
         dtype=str(runner.dtype).removeprefix("torch."),
@@ -91,6 +98,7 @@ def run_benchmark(model: ModelInfo, options: BenchmarkOptions, progress: Progres
         mfu=full_ticks.mfu,
         mfu_under_trace=comparison.flops_per_second / peak,
         batch1=batch1,
+        decode_share=decode_share,
         mixed=comparison.results,
         num_requests=options.num_requests,
         requests_per_second=rate,

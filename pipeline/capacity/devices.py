@@ -205,7 +205,7 @@ def measured_device(
     """A running service as a device, from the cost curves of its stages (`/v1/curve`).
 
     Args:
-        curves: the cost curve of each stage.
+        curves: the cost curve of each stage; "encode" may be missing for a model without text encoders.
         profile: the model that the service serves.
         size: (width, height) of the images in pixels.
         max_rows: rows of a tick.
@@ -215,7 +215,8 @@ def measured_device(
     native = [side // profile.scale // profile.patch for side in profile.native_size]
     return MeasuredDevice(
         curve=curves["denoise"],
-        text_seconds=curves["encode"].seconds_for(max(profile.text, 1.0)),
+        # a class label is looked up, so there is no curve of it
+        text_seconds=curves["encode"].seconds_for(profile.text) if profile.text else 0.0,
         decode_seconds=curves["decode"].seconds_for(profile.decode(height, width)),
         limits=Limits(max_rows, max_tokens or max_rows * native[0] * native[1]),
         stages_take_turns=False,

@@ -39,6 +39,8 @@ class ModelProfile:
         scale: pixels on the side of a latent pixel.
         patch: latent pixels on the side of a token.
         sizes: the only sizes that the model serves; empty if it serves every multiple of a token.
+        text_bytes: bytes of a text's states as they go from stage to stage; 0 for a model that is not served.
+        latent_channels: channels of a latent pixel.
     """
 
     name: str
@@ -56,6 +58,8 @@ class ModelProfile:
     scale: int = 8
     patch: int = 2
     sizes: tuple[Size, ...] = ()
+    text_bytes: int = 0
+    latent_channels: int = 4
 
 
 @dataclass(frozen=True, slots=True)

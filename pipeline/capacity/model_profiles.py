@@ -100,4 +100,6 @@ def _profile(
         scale=spatial_compression(configs["vae"]),
         patch=config.patch_size,
         sizes=sizes,
+        text_bytes=network.text_bytes(config, states),
+        latent_channels=config.in_channels,
     )

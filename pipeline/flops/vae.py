@@ -26,7 +26,7 @@ def decode_flops(config: Config, height: int, width: int) -> int:
 
     Raises `TypeError` for a class without a formula.
     """
-    name = config.get("_class_name")
+    name = str(config.get("_class_name"))
     if name not in FORMULAS:
         raise TypeError(f"no formula for {name!r}, only for {', '.join(FORMULAS)}")
     return FORMULAS[name](config, height, width)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, add_quantization
@@ -16,8 +18,13 @@ from safelight.service.cli.tables import format_table
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
+    from safelight.pipeline.benchmark.bars import Verdict
+    from safelight.pipeline.benchmark.machine import Machine
     from safelight.pipeline.benchmark.report import Benchmark
     from safelight.pipeline.benchmark.trace_replay import TraceResult
+    from safelight.pipeline.calibration.progress import ProgressCallback
+    from safelight.pipeline.catalog.model_info import ModelInfo
+    from safelight.service.settings import Settings
 
 FAMILIES = ("pixart-clip", "pixart-sigma")  # those that the diffusers loop of the benchmark can run
 ALONE_TITLES = {
@@ -65,7 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine-only", action="store_true", help="only replay the trace, and only on the engine"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="judge the figures by their bars: a table of verdicts, and exit status 1 if one was missed",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object on stdout, with machine, commit and date; the table of --check goes to stderr",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,30 +91,74 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{model.id} is of the family {model.family}; diffusers is run on {' and '.join(FAMILIES)} only"
         )
+    if args.engine_only and args.no_compile:
+        raise UserError(
+            "--no-compile has no effect with --engine-only, which never runs diffusers; leave it out"
+        )
     if args.requests < 2 or args.rounds < 1:
         raise UserError(
             f"--requests must be at least 2 and --rounds at least 1, got {args.requests} and {args.rounds}"
         )
     with progress("loading the model") as say:
         with gc_frozen_imports():
-            from safelight.pipeline.benchmark.report import BenchmarkOptions, run_benchmark
-            from safelight.pipeline.benchmark.trace_replay import saturate_engine
+            from safelight.pipeline.benchmark.bars import BENCH_BARS, exit_status, judge
+            from safelight.pipeline.benchmark.record import benchmark_record
         try:
             if args.engine_only:
-                result = saturate_engine(model, args.requests, args.rounds, say, settings.quantization)
-                report: dict[str, object] = {"model": model.id, "mixed": {"ours": asdict(result)}}
-                text = f"{model.id}: {args.requests} mixed requests under overload\n"
-                text += _serving_table({"ours": result})
+                machine, figures, text = _measure_engine(args, settings, model, say)
             else:
-                options = BenchmarkOptions(
-                    args.requests, args.rounds, not args.no_compile, settings.quantization
-                )
-                benchmark = run_benchmark(model, options, say)
-                report, text = benchmark.as_dict(), _as_text(benchmark)
+                machine, figures, text = _measure(args, settings, model, say)
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
-    print(json.dumps(report) if args.json else text)
-    return 0
+    print(json.dumps(benchmark_record(machine, _command(args), figures), indent=1) if args.json else text)
+    if not args.check:
+        return 0
+    verdicts = judge(BENCH_BARS, figures, machine.kind)
+    print("\n" + _verdict_table(verdicts), file=sys.stderr if args.json else sys.stdout)
+    return exit_status(verdicts)
+
+
+def _measure(
+    args: argparse.Namespace, settings: Settings, model: ModelInfo, progress: ProgressCallback
+) -> tuple[Machine, Mapping[str, Any], str]:
+    """The machine, everything that was measured on it, and that as text."""
+    from safelight.pipeline.benchmark.report import BenchmarkOptions, run_benchmark
+
+    options = BenchmarkOptions(args.requests, args.rounds, not args.no_compile, settings.quantization)
+    benchmark = run_benchmark(model, options, progress)
+    return benchmark.machine, benchmark.figures(), _as_text(benchmark)
+
+
+def _measure_engine(
+    args: argparse.Namespace, settings: Settings, model: ModelInfo, progress: ProgressCallback
+) -> tuple[Machine, Mapping[str, Any], str]:
+    """The same for `--engine-only`."""
+    from safelight.pipeline.benchmark.machine import identify_machine
+    from safelight.pipeline.benchmark.trace_replay import saturate_engine
+
+    progress("matrix products")
+    machine = identify_machine()
+    result = saturate_engine(model, args.requests, args.rounds, progress, settings.quantization)
+    text = f"{model.id}: {args.requests} mixed requests under overload\n" + _serving_table({"ours": result})
+    return machine, {"model": model.id, "mixed": {"ours": asdict(result)}}, text
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that measures again what these flags measured; flags of the output are left out."""
+    words = ["safelight", "bench"]
+    for flag in ("model", "quantization"):
+        if value := getattr(args, flag):
+            words += [f"--{flag}", value]
+    words += ["--requests", str(args.requests), "--rounds", str(args.rounds)]
+    words += [f"--{flag}" for flag in ("no-compile", "engine-only") if getattr(args, flag.replace("-", "_"))]
+    return shlex.join(words)
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> str:
+    from safelight.pipeline.benchmark.bars import VERDICT_HEADER, reasons
+
+    table = format_table(VERDICT_HEADER, [verdict.cells for verdict in verdicts])
+    return "\n\n".join([table, *reasons(verdicts)])
 
 
 def _as_text(benchmark: Benchmark) -> str:
@@ -158,6 +218,7 @@ def _metric_table(benchmark: Benchmark) -> str:
         ("MFU, full ticks", f"{100 * benchmark.mfu:.1f} %"),
         ("MFU, all ticks of the trace", f"{100 * benchmark.mfu_under_trace:.1f} %"),
         ("time outside the network, full ticks", f"{100 * benchmark.bookkeeping_share:.1f} %"),
+        ("decoding, share of the time of one image", f"{100 * benchmark.decode_share:.1f} %"),
         ("forecast error of latency, median", f"{100 * benchmark.forecast_error:.0f} %"),
         ("slowdown behind 4 long requests", f"{benchmark.head_of_line:.2f}"),
         ("slowdown behind 40 long requests", f"{benchmark.head_of_line_crowded:.2f}"),

@@ -11,8 +11,9 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
+from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
-from safelight.service.settings import Settings, num_cores
+from safelight.service.settings import Settings
 
 if TYPE_CHECKING:
     from safelight.pipeline.calibration.checks import CheckResult

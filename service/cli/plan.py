@@ -6,9 +6,11 @@ import argparse
 import json
 import math
 import re
+from pathlib import Path
 
 from safelight.pipeline.capacity.devices import (
     GPUS,
+    STAGES,
     ConstantRateDevice,
     MeasuredDevice,
     measured_device,
@@ -31,8 +33,8 @@ from safelight.service.cli.plan_values import (
 )
 from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.errors import as_invalid_request
+from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
-from safelight.service.settings import num_cores
 
 THIS_MACHINE = "cpu"
 THIS_MACHINE_MFU = 0.5  # share of the best matrix product that full ticks reach (docs/performance.md)
@@ -154,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.service is not None and args.gpu != THIS_MACHINE:
-        raise UserError("--service needs --gpu cpu")
+    if args.service is not None:
+        _check_service(args)
     if args.gpu not in (*GPUS, THIS_MACHINE):
         raise UserError(f"--gpu must be one of {', '.join((*GPUS, THIS_MACHINE))}, got {args.gpu!r}")
     for name in POSITIVE_FLAGS:
@@ -168,6 +170,18 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--percentile must be more than 0 and at most {MAX_PERCENTILE}, got {args.percentile}"
         )
+
+
+def _check_service(args: argparse.Namespace) -> None:
+    """Raise `UserError` for flags that `--service` would leave without effect."""
+    if args.gpu != THIS_MACHINE:
+        raise UserError("--service needs --gpu cpu")
+    for name in ("mfu", "peak_tflops"):
+        if getattr(args, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} has no effect with --service, which measures its own speed; leave it out"
+            )
 
 
 def _find_profile(name: str) -> tuple[ModelInfo | None, ModelProfile]:
@@ -220,7 +234,7 @@ def _choose_device(
         gpu = GPUS[args.gpu]
         return _constant_rate(args, gpu.name, gpu.peak_flops, gpu.eager_mfu)
     if args.service is not None:
-        return DeviceChoice(f"the service at {args.service}", _service_device(args, profile, spec))
+        return DeviceChoice(f"the service at {args.service}", _service_device(args, model, profile, spec))
     if args.peak_tflops:
         return _constant_rate(args, "this machine", args.peak_tflops, THIS_MACHINE_MFU)
     if model is not None and args.mfu is None and (device := _measure(args, model, spec, say)) is not None:
@@ -257,22 +271,31 @@ def _num_threads(args: argparse.Namespace) -> int:
     return settings_of(model=args.model).denoise_threads or num_cores()
 
 
-def _service_device(args: argparse.Namespace, profile: ModelProfile, spec: ImageSpec) -> MeasuredDevice:
-    """The running service at `--service`, by the cost curves of its stages."""
+def _service_device(
+    args: argparse.Namespace, model: ModelInfo | None, profile: ModelProfile, spec: ImageSpec
+) -> MeasuredDevice:
+    """The running service at `--service`, by the cost curves of its stages and its own limits of a tick."""
     import httpx2
 
     try:
-        response = httpx2.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
+        answer = httpx2.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
+        served, limits = answer["model"], (int(answer["max_rows"]), int(answer["max_tokens"]))
         curves = {
             stage: CostCurve(tuple(curve["work_flops"]), tuple(curve["seconds"]), curve["factor"])
-            for stage, curve in response.items()
+            for stage in STAGES
+            if (curve := answer[stage]) is not None
         }
-        settings = settings_of(model=args.model)
-        return measured_device(curves, profile, spec.size, settings.max_rows, settings.max_tokens)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--service {args.service} has no cost curves: {error or type(error).__name__}"
-        ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--service {args.service} has no cost curves: {reason}") from None
+    # A folder or a published checkpoint may be served under another name; the user says that it is the same.
+    is_asserted = model is None or (args.model is not None and Path(args.model).is_dir())
+    if served != profile.name and not is_asserted:
+        raise UserError(f"--service {args.service} serves {served!r}, not {profile.name!r}; give its --model")
+    try:
+        return measured_device(curves, profile, spec.size, *limits)
+    except KeyError as error:
+        raise UserError(f"--service {args.service} has not measured its stage {error} yet") from None
 
 
 def _constant_rate(args: argparse.Namespace, name: str, peak_flops: float, mfu: float) -> DeviceChoice:

@@ -16,6 +16,9 @@ from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.settings import Settings
 
+# -P: Python would look for packages in the working directory first, which may hold others of these names.
+CHECK = (sys.executable, "-P", "-m", "safelight.service.cli", "check")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
@@ -44,10 +47,14 @@ def _check_folder(folder: str) -> None:
     of its own, because its libraries are large and this process lives as long as the service.
     """
     with progress(f"checking {folder}"):
-        command = [sys.executable, "-m", "safelight.service.cli", "check", folder, "--json"]
-        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if process.returncode and process.stdout:
-        raise UserError("; ".join(json.loads(process.stdout)["faults"]))
+        process = subprocess.run([*CHECK, folder, "--json"], capture_output=True, text=True, check=False)
+    try:
+        faults = json.loads(process.stdout)["faults"]
+    except ValueError:  # the check itself has failed, and says why in its last line
+        reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise UserError(f"{folder} cannot be checked: {reason}") from None
+    if faults:
+        raise UserError("; ".join(faults))
 
 
 def _serve(settings: Settings, model: ModelInfo) -> None:

@@ -225,7 +225,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:
-        return describe_curves(await gateway.dispatcher.status())
+        return describe_curves(await gateway.dispatcher.status(), gateway.model, gateway.settings)
 
 
 def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:

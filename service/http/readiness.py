@@ -42,6 +42,7 @@ class WarmUp:
         stages = {
             name: StageReadiness(
                 ready=stage is not None and (self._is_done or stage.images > 0),
+                asleep=stage is not None and stage.is_asleep,
                 pictures=stage.images if stage else 0,
             )
             for name, stage in status.items()

@@ -216,6 +216,11 @@ class Curve(BaseModel):
 class Curves(BaseModel):
     """The cost curve of a text, of a denoiser's tick and of a decoded image; null until one was measured."""
 
+    model: str = Field(description="The id of the model that they belong to.")
+    max_rows: int = Field(description="Most rows of the network in a tick.")
+    max_tokens: int = Field(
+        description="Most image tokens in a tick; 0: those of `max_rows` rows at the model's native size."
+    )
     encode: Curve | None
     denoise: Curve
     decode: Curve | None
@@ -232,6 +237,7 @@ class StageReadiness(BaseModel):
     """Whether a stage answers, and the images that it has finished."""
 
     ready: bool
+    asleep: bool = Field(description="Whether it has no replica until the next image comes.")
     pictures: int
 
 

@@ -24,6 +24,7 @@ from safelight.service.http.schemas import (
     Usage,
 )
 from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
+from safelight.service.settings import Settings
 
 # Model names that OpenAI's clients hard-code.
 ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")
@@ -136,8 +137,11 @@ def check_model(name: str, model: ModelInfo) -> None:
         )
 
 
-def describe_curves(stages: Mapping[str, StageStatus | None]) -> Curves:
-    """The cost curve of each stage. Raises `StageFailed` while the denoiser has not measured its own."""
+def describe_curves(stages: Mapping[str, StageStatus | None], model: ModelInfo, settings: Settings) -> Curves:
+    """The cost curve of each stage, and the limits of a tick.
+
+    Raises `StageFailed` while the denoiser has not measured its own curve.
+    """
     curves = {
         stage: _curve(status.curve)
         for stage, status in stages.items()
@@ -145,7 +149,14 @@ def describe_curves(stages: Mapping[str, StageStatus | None]) -> Curves:
     }
     if "denoise" not in curves:
         raise StageFailed("The denoiser has not measured itself yet.")
-    return Curves(encode=curves.get("encode"), denoise=curves["denoise"], decode=curves.get("decode"))
+    return Curves(
+        model=model.id,
+        max_rows=settings.max_rows,
+        max_tokens=settings.max_tokens,
+        encode=curves.get("encode"),
+        denoise=curves["denoise"],
+        decode=curves.get("decode"),
+    )
 
 
 def _curve(curve: CostCurve) -> Curve:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,9 @@ GONE = "gone"  # the client stopped waiting
 SETTLING_SECONDS = 3.0  # after which the last report has arrived at the ledger
 OUTCOMES = {200: "done", 400: "refused", 429: "refused"}
 
-Records = set[tuple[str, str]]  # request id and outcome
+pytestmark = pytest.mark.ray
+
+Records = set[tuple[str, str, int]]  # request id, outcome and images sent
 
 
 class ThreadSampler(threading.Thread):
@@ -53,12 +55,12 @@ class ThreadSampler(threading.Thread):
                 polled = time.monotonic()
             self._read()
 
-    def stop(self) -> Counter[str]:
+    def stop(self) -> dict[str, float]:
         """Stop, and return seconds by stage since each thread began."""
         self._done.set()
         self.join()
         self._read()
-        by_stage = Counter[str]()
+        by_stage: defaultdict[str, float] = defaultdict(float)
         for (stage, _, _), seconds in self._seconds.items():
             by_stage[stage] += seconds
         return by_stage
@@ -112,7 +114,7 @@ def _check_conservation(service: LiveService, seconds: float) -> None:
         f"thread seconds: {dict(thread_seconds)}, balance: {accounting['balance']}\n"
     )
     _check_requests(load, requests)
-    assert accounting["images"] >= load.num_images
+    assert accounting["images"] == _count_images(load)
     _check_seconds(accounting["balance"], sum(thread_seconds.values()), is_long=seconds >= LONG)
 
 
@@ -121,7 +123,7 @@ def _check_requests(load: "ChaosLoad", requests: Mapping[str, int]) -> None:
 
     `requests` are the service's numbers by outcome.
     """
-    records = dict(load.records)
+    records = {request_id: outcome for request_id, outcome, _ in load.records}
     assert {200, 400, 429, GONE} <= set(load.answers.values())
     assert len(records) == len(load.records) == sum(requests.values())  # one record each
     num_aborted = 0
@@ -133,6 +135,20 @@ def _check_requests(load: "ChaosLoad", requests: Mapping[str, int]) -> None:
             assert answer == GONE, (request_id, answer)
             num_aborted += outcome == "aborted"
     assert requests["aborted"] == num_aborted
+
+
+def _count_images(load: "ChaosLoad") -> int:
+    """The images of all requests that were done, each record's checked against its request.
+
+    A request whose client left may have been done just before: nobody saw its images, which were made.
+    """
+    for request_id, outcome, images in load.records:
+        assert images == (load.sizes[request_id] if outcome == "done" else 0), request_id
+    done = sum(images for _, _, images in load.records)
+    unseen = {request_id for request_id, outcome, _ in load.records if outcome == "done"}
+    unseen -= {request_id for request_id, answer in load.answers.items() if answer == 200}
+    assert done == load.num_images + sum(load.sizes[request_id] for request_id in unseen)
+    return done
 
 
 def _check_seconds(balance: Mapping[str, Any], thread_seconds: float, is_long: bool) -> None:
@@ -157,6 +173,7 @@ class ChaosLoad:
 
     service: LiveService
     answers: dict[str, object] = field(default_factory=dict)  # by request id: a status, or GONE
+    sizes: dict[str, int] = field(default_factory=dict)  # images requested, by request id
     num_images: int = 0  # that arrived
     records: Records = field(default_factory=set)  # that the service lists
     rng: random.Random = field(default_factory=lambda: random.Random(7))
@@ -182,6 +199,7 @@ class ChaosLoad:
 
     async def _send(self, client: httpx2.AsyncClient, request_id: str) -> None:
         body, timeout = self._random_request()
+        self.sizes[request_id] = body["n"]
         try:
             response = await asyncio.wait_for(
                 client.post(ROUTE, json=body, headers={"x-request-id": request_id}), timeout
@@ -193,11 +211,11 @@ class ChaosLoad:
         if response.status_code == 200:
             self.num_images += len(response.json()["data"])
 
-    def _random_request(self) -> tuple[dict[str, object], float | None]:
+    def _random_request(self) -> tuple[dict[str, Any], float | None]:
         """A body, one in ten invalid, and for some the seconds after which the client leaves."""
         rng = self.rng
         kind = rng.random()
-        body: dict[str, object] = {
+        body: dict[str, Any] = {
             "prompt": rng.choice(["a red apple", "rocket", "cat face", f"{rng.randrange(1000)} umbrellas"]),
             "n": rng.choice([1, 1, 1, 4]),
             "num_inference_steps": rng.choice([8, 20, 30, 40]),
@@ -214,11 +232,11 @@ async def _read_records(client: httpx2.AsyncClient) -> Records:
     """The last thousand records of this load; asserts that no request has two."""
     latest = (await client.get("/v1/accounting", params={"latest": 1000})).json()["latest"]
     records = [
-        (record["request_id"], record["outcome"])
+        (record["request_id"], record["outcome"], record["images"])
         for record in latest
         if record["request_id"].startswith("chaos-")
     ]
-    assert len({request_id for request_id, _ in records}) == len(records)
+    assert len({request_id for request_id, *_ in records}) == len(records)
     return set(records)
 
 

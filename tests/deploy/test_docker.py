@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safelight.service.local import ENVIRONMENT
-from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, argument, instructions, pins
+from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, Instruction, argument, instructions, pins
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 # Only for `safelight serve`: in a cluster, a stage without a GPU must not see one.
@@ -19,7 +19,7 @@ def values(dockerfile: Path, name: str) -> list[str]:
     return [step.value for step in instructions(dockerfile) if step.name == name]
 
 
-def final_stage(dockerfile: Path) -> list:
+def final_stage(dockerfile: Path) -> list[Instruction]:
     steps = instructions(dockerfile)
     return steps[max(k for k, step in enumerate(steps) if step.name == "FROM") :]
 
@@ -29,7 +29,7 @@ def environment(dockerfile: Path) -> dict[str, str]:
     return {name: value.strip('"') for name, value in (pair.split("=", 1) for pair in pairs)}
 
 
-def test_every_base_image_has_a_version(dockerfile) -> None:
+def test_every_base_image_has_a_version(dockerfile: Path) -> None:
     stages: set[str] = set()
     bases = [value.split() for value in values(dockerfile, "FROM")]
     assert len(bases) == 2, "one stage that builds, one that runs"
@@ -43,7 +43,7 @@ def test_every_base_image_has_a_version(dockerfile) -> None:
     )
 
 
-def test_the_container_does_not_run_as_root(dockerfile) -> None:
+def test_the_container_does_not_run_as_root(dockerfile: Path) -> None:
     stage = final_stage(dockerfile)
     (user,) = (step.value for step in stage if step.name == "USER")
     assert user == "10001:10001"
@@ -53,7 +53,7 @@ def test_the_container_does_not_run_as_root(dockerfile) -> None:
     assert "--uid 10001 --gid 10001 --create-home" in adding and "groupadd --gid 10001" in adding
 
 
-def test_it_serves_on_all_interfaces_and_receives_signals(dockerfile) -> None:
+def test_it_serves_on_all_interfaces_and_receives_signals(dockerfile: Path) -> None:
     assert json.loads(values(dockerfile, "CMD")[-1]) == ["safelight", "serve", "--host", "0.0.0.0"]
     assert json.loads(values(dockerfile, "ENTRYPOINT")[-1]) == ["tini", "--"], (
         "signals go to the service, not to a shell"
@@ -61,7 +61,7 @@ def test_it_serves_on_all_interfaces_and_receives_signals(dockerfile) -> None:
     assert values(dockerfile, "EXPOSE") == ["8000"]
 
 
-def test_its_health_check_asks_for_readiness(dockerfile) -> None:
+def test_its_health_check_asks_for_readiness(dockerfile: Path) -> None:
     (check,) = values(dockerfile, "HEALTHCHECK")
     command = json.loads(check[check.index("[") :])
     assert command[:2] == ["bash", "-c"]
@@ -69,7 +69,7 @@ def test_its_health_check_asks_for_readiness(dockerfile) -> None:
     assert "--start-period=300s" in check
 
 
-def test_the_shell_of_the_health_check_takes_the_port_from_the_environment(dockerfile) -> None:
+def test_the_shell_of_the_health_check_takes_the_port_from_the_environment(dockerfile: Path) -> None:
     (check,) = values(dockerfile, "HEALTHCHECK")
     script = json.loads(check[check.index("[") :])[2].replace("curl", "echo")
     done = subprocess.run(
@@ -81,7 +81,7 @@ def test_the_shell_of_the_health_check_takes_the_port_from_the_environment(docke
     assert done.stdout.split()[-1] == "http://127.0.0.1:81/readyz"
 
 
-def test_copied_files_exist_and_are_not_ignored(dockerfile) -> None:
+def test_copied_files_exist_and_are_not_ignored(dockerfile: Path) -> None:
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     allowed = {line[1:] for line in ignore if line.startswith("!")}
     assert "*" in ignore
@@ -97,7 +97,7 @@ def test_copied_files_exist_and_are_not_ignored(dockerfile) -> None:
     assert copied >= {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]}
 
 
-def test_versions_are_those_of_the_project(dockerfile) -> None:
+def test_versions_are_those_of_the_project(dockerfile: Path) -> None:
     assert f"TORCH_SPEC ?= {argument(dockerfile, 'TORCH_SPEC')}\n" in (ROOT / "Makefile").read_text(
         encoding="utf-8"
     )
@@ -106,7 +106,7 @@ def test_versions_are_those_of_the_project(dockerfile) -> None:
     assert f'image.licenses="{PROJECT["license"]}"' in label
 
 
-def test_the_dependencies_are_pinned_by_hash(dockerfile) -> None:
+def test_the_dependencies_are_pinned_by_hash(dockerfile: Path) -> None:
     """tests/test_requirements.py holds the pinned versions to the project's dependencies."""
     (source,) = (value.split()[0] for value in values(dockerfile, "COPY") if "/requirements.txt" in value)
     assert source == f"requirements/image{'-cuda' if dockerfile.suffix == '.cuda' else ''}.txt"
@@ -115,12 +115,12 @@ def test_the_dependencies_are_pinned_by_hash(dockerfile) -> None:
     assert "pip install --no-deps ." in runs
 
 
-def test_no_development_tools_are_installed(dockerfile) -> None:
+def test_no_development_tools_are_installed(dockerfile: Path) -> None:
     installed = set(pins("image-cuda" if dockerfile.suffix == ".cuda" else "image"))
     assert not {"pytest", "mypy", "ruff", "locust", "matplotlib"} & installed
 
 
-def test_files_that_only_installation_needs_are_removed(dockerfile) -> None:
+def test_files_that_only_installation_needs_are_removed(dockerfile: Path) -> None:
     stage = final_stage(dockerfile)
     assert not any("pip install" in step.value for step in stage)
     installing = [
@@ -132,7 +132,7 @@ def test_files_that_only_installation_needs_are_removed(dockerfile) -> None:
     assert "PIP_NO_CACHE_DIR=1" in " ".join(values(dockerfile, "ENV"))
 
 
-def test_the_image_has_the_commands_that_kuberay_calls(dockerfile) -> None:
+def test_the_image_has_the_commands_that_kuberay_calls(dockerfile: Path) -> None:
     (installing,) = (
         step.value for step in final_stage(dockerfile) if step.name == "RUN" and "apt-get" in step.value
     )
@@ -144,7 +144,7 @@ def test_the_image_has_the_commands_that_kuberay_calls(dockerfile) -> None:
     assert "/opt/safelight/bin:$PATH" in profile
 
 
-def test_ray_has_the_environment_of_safelight_serve(dockerfile) -> None:
+def test_ray_has_the_environment_of_safelight_serve(dockerfile: Path) -> None:
     inside = environment(dockerfile)
     assert inside["PYTHONUNBUFFERED"] == "1"
     assert {name: inside.get(name) for name in ENVIRONMENT.keys() - SERVE_ONLY} == {
@@ -152,11 +152,13 @@ def test_ray_has_the_environment_of_safelight_serve(dockerfile) -> None:
     }
 
 
-def test_the_python_of_the_image_is_allowed(dockerfile) -> None:
+def test_the_python_of_the_image_is_allowed(dockerfile: Path) -> None:
     (base,) = {value.split()[0] for value in values(dockerfile, "FROM")}
     python = re.search(r"python:(3\.\d+)-", base)
     version = python[1] if python else {"ubuntu24.04": "3.12"}[base.rsplit("-", 1)[1]]
-    low, high = re.fullmatch(r">=(3\.\d+),<(3\.\d+)", PROJECT["requires-python"]).groups()
+    bounds = re.fullmatch(r">=(3\.\d+),<(3\.\d+)", PROJECT["requires-python"])
+    assert bounds is not None
+    low, high = bounds.groups()
     assert (
         tuple(map(int, low.split(".")))
         <= tuple(map(int, version.split(".")))
@@ -164,7 +166,7 @@ def test_the_python_of_the_image_is_allowed(dockerfile) -> None:
     )
 
 
-def test_the_two_dockerfiles_differ_in_the_gpu_only(dockerfile) -> None:
+def test_the_two_dockerfiles_differ_in_the_gpu_only(dockerfile: Path) -> None:
     """A change of one must be made in both."""
     (other,) = (file for file in DOCKERFILES if file != dockerfile)
     ours, theirs = ({(step.name, step.value) for step in instructions(file)} for file in (dockerfile, other))

@@ -1,14 +1,18 @@
 """The Kubernetes manifests: valid by Kubernetes' own schemas, and consistent with each other."""
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from tests.deploy import ray_service_fields
 from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, documents, pins, settings_of
 
 KUBERNETES = "1.37"
@@ -16,47 +20,13 @@ FILES = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 SERVICES = {"rayservice-cpu.yaml": "many-cpus", "rayservice-gpu.yaml": "many-gpus"}
 UNITS = {"m": 1e-3, "": 1.0, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 
-# The fields of a RayService that we use, from KubeRay 1.7's definition. It drops misspelt fields silently.
-RAY_SERVICE = {
-    "upgradeStrategy",
-    "rayClusterDeletionDelaySeconds",
-    "excludeHeadPodFromServeSvc",
-    "serveConfigV2",
-    "rayClusterConfig",
-}
-RAY_CLUSTER = {
-    "rayVersion",
-    "authOptions",
-    "enableInTreeAutoscaling",
-    "autoscalerOptions",
-    "gcsFaultToleranceOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
-}
-HEAD_GROUP = {"rayStartParams", "template"}
-WORKER_GROUP = {
-    "groupName",
-    "replicas",
-    "minReplicas",
-    "maxReplicas",
-    "resources",
-    "rayStartParams",
-    "template",
-}
-AUTOSCALER = {
-    "version",
-    "upscalingMode",
-    "idleTimeoutSeconds",
-    "imagePullPolicy",
-    "resources",
-    "securityContext",
-}
-
 services = pytest.mark.parametrize("name", SERVICES)
 
 
 def quantity(value: object) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(value)).groups()
+    match = re.fullmatch(r"([\d.]+)(\w*)", str(value))
+    assert match is not None
+    number, unit = match.groups()
     return float(number) * UNITS[unit]
 
 
@@ -68,7 +38,8 @@ def ray_service(name: str) -> dict[str, Any]:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+    config: dict[str, Any] = yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+    return config
 
 
 def groups(name: str) -> dict[str, dict[str, Any]]:
@@ -105,7 +76,7 @@ templates = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
-def test_kubernetes_understands_every_object(file) -> None:
+def test_kubernetes_understands_every_object(file: Path) -> None:
     names = set()
     for document in documents(file):
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", document["metadata"]["name"])
@@ -116,7 +87,7 @@ def test_kubernetes_understands_every_object(file) -> None:
 
 
 @templates
-def test_kubernetes_understands_every_pod(template) -> None:
+def test_kubernetes_understands_every_pod(template: dict[str, Any]) -> None:
     check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template})
 
 
@@ -129,30 +100,67 @@ def test_a_misspelt_field_would_be_found() -> None:
 
 
 @services
-def test_kuberay_understands_it(name) -> None:
+def test_kuberay_understands_it(name: str) -> None:
     document = ray_service(name)
+    assert document.keys() == {"apiVersion", "kind", "metadata", "spec"}
     assert document["apiVersion"] == "ray.io/v1"
-    spec, cluster = document["spec"], document["spec"]["rayClusterConfig"]
-    assert spec.keys() == RAY_SERVICE
-    assert cluster.keys() == RAY_CLUSTER
-    assert cluster["headGroupSpec"].keys() == HEAD_GROUP
-    assert all(group.keys() <= WORKER_GROUP for group in cluster["workerGroupSpecs"])
-    assert cluster["autoscalerOptions"].keys() <= AUTOSCALER
-    assert spec["upgradeStrategy"] == {"type": "NewCluster"}
-    assert cluster["authOptions"] == {"mode": "token"}
-    assert cluster["enableInTreeAutoscaling"] is True
-    for group in groups(name).values():
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), (
-            "KubeRay takes text only"
-        )
-        duplicated = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
-        assert not (duplicated and group.get("resources")), (
-            "KubeRay takes Ray's resources from one place only"
-        )
+    assert ray_service_fields.faults(document["spec"]) == []
+
+
+def test_the_table_of_kuberays_fields_has_no_others() -> None:
+    used = {field.path for name in SERVICES for field in ray_service_fields.fields(ray_service(name)["spec"])}
+    assert used == ray_service_fields.TYPES.keys()
+
+
+def test_the_table_is_of_the_version_that_the_readme_installs() -> None:
+    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"--version (\S+)$", readme, re.MULTILINE) == [ray_service_fields.KUBERAY]
+    assert set(re.findall(r"KubeRay (\d[\d.]*\d)", readme)) == {ray_service_fields.KUBERAY}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("rayClusterDeletionDelaySecond", 1, "is not in the table of fields"),
+        ("rayClusterConfig.autoscalerOptions.idleTimeoutSeconds", "300", "no int32"),
+        ("rayClusterConfig.enableInTreeAutoscaling", "true", "no boolean"),
+        ("rayClusterConfig.rayVersion", 2.6, "no string"),
+        ("rayClusterConfig.headGroupSpec.rayStartParams.num-cpus", 0, "no string"),
+        ("rayClusterConfig.autoscalerOptions.version", "v3", "none of ['v1', 'v2']"),
+        ("rayClusterConfig.autoscalerOptions.resources.limits.cpu", "half", "no quantity"),
+        ("rayClusterDeletionDelaySeconds", -1, "less than 0"),
+        ("rayClusterConfig.workerGroupSpecs", [{}], "[0].groupName is missing"),
+        ("rayClusterConfig.workerGroupSpecs", {}, "no array"),
+    ],
+)
+def test_a_field_that_kuberay_would_drop_or_refuse_is_found(path: str, value: object, fault: str) -> None:
+    spec = copy.deepcopy(ray_service("rayservice-gpu.yaml")["spec"])
+    *parents, key = path.split(".")
+    reduce(dict.__getitem__, parents, spec)[key] = value
+    faults = ray_service_fields.faults(spec)
+    assert faults and fault in faults[0] and all(path in sentence for sentence in faults)
 
 
 @services
-def test_the_config_in_it_is_the_file(name) -> None:
+def test_the_cluster_is_as_the_operator_demands(name: str) -> None:
+    """What KubeRay 1.7.0's operator checks beyond types, of what these manifests use."""
+    spec = ray_service(name)["spec"]
+    cluster = spec["rayClusterConfig"]
+    assert spec["upgradeStrategy"] == {"type": "NewCluster"}
+    assert cluster["authOptions"] == {"mode": "token"}  # needs Ray 2.52
+    assert [int(part) for part in cluster["rayVersion"].split(".")] >= [2, 52, 0]
+    assert cluster["enableInTreeAutoscaling"] is True
+    for group in groups(name).values():
+        duplicated = {"num-cpus", "num-gpus", "memory", "resources"} & group["rayStartParams"].keys()
+        assert not (duplicated and group.get("resources")), "Ray's resources come from one place only"
+        assert not {"labels", "redis-password", "redis-username"} & group["rayStartParams"].keys()
+        assert group["template"]["spec"].get("restartPolicy", "Never") == "Never", "with autoscaler v2"
+        names = {variable["name"] for variable in group["template"]["spec"]["containers"][0].get("env", ())}
+        assert not names & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS", "RAY_enable_autoscaler_v2"}
+
+
+@services
+def test_the_config_in_it_is_the_file(name: str) -> None:
     file = DEPLOY / "serve" / f"{SERVICES[name]}.yaml"
     text = ray_service(name)["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -160,11 +168,13 @@ def test_the_config_in_it_is_the_file(name) -> None:
 
 
 @services
-def test_versions_are_those_of_the_image(name) -> None:
+def test_versions_are_those_of_the_image(name: str) -> None:
     cluster = ray_service(name)["spec"]["rayClusterConfig"]
     assert {cluster["rayVersion"]} == {pins(file)["ray"] for file in ("image", "image-cuda")}
     (allowed,) = (line for line in PROJECT["dependencies"] if line.startswith("ray["))
-    low, high = re.search(r">=([\d.]+),<([\d.]+)", allowed).groups()
+    bounds = re.search(r">=([\d.]+),<([\d.]+)", allowed)
+    assert bounds is not None
+    low, high = bounds.groups()
     version = [int(part) for part in cluster["rayVersion"].split(".")]
     assert [int(part) for part in low.split(".")] <= version < [int(part) for part in high.split(".")]
     suffix = "-cuda" if "gpu" in name else ""
@@ -175,13 +185,13 @@ def test_versions_are_those_of_the_image(name) -> None:
 
 
 @services
-def test_the_head_draws_nothing(name) -> None:
+def test_the_head_draws_nothing(name: str) -> None:
     assert groups(name)["head"]["rayStartParams"]["num-cpus"] == "0"
     assert ray_service(name)["spec"]["excludeHeadPodFromServeSvc"] is True
 
 
 @services
-def test_ports_have_one_name_and_one_number(name) -> None:
+def test_ports_have_one_name_and_one_number(name: str) -> None:
     named: dict[str, int] = {}
     for group in groups(name).values():
         for port in group["template"]["spec"]["containers"][0]["ports"]:
@@ -193,7 +203,7 @@ def test_ports_have_one_name_and_one_number(name) -> None:
 
 
 @templates
-def test_a_pod_asks_for_no_more_than_it_may_have(template) -> None:
+def test_a_pod_asks_for_no_more_than_it_may_have(template: dict[str, Any]) -> None:
     for container in template["spec"]["containers"]:
         requests, limits = container["resources"]["requests"], container["resources"]["limits"]
         assert requests.keys() >= {"cpu", "memory"} and "memory" in limits
@@ -205,7 +215,7 @@ def test_a_pod_asks_for_no_more_than_it_may_have(template) -> None:
 
 
 @templates
-def test_no_pod_runs_as_root_or_may_become_root(template) -> None:
+def test_no_pod_runs_as_root_or_may_become_root(template: dict[str, Any]) -> None:
     pod = template["spec"]["securityContext"]
     assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0 and pod["fsGroup"] == pod["runAsGroup"] > 0
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -215,7 +225,7 @@ def test_no_pod_runs_as_root_or_may_become_root(template) -> None:
 
 
 @services
-def test_the_user_is_the_one_of_the_image(name) -> None:
+def test_the_user_is_the_one_of_the_image(name: str) -> None:
     for group in groups(name).values():
         security = group["template"]["spec"]["securityContext"]
         for dockerfile in DOCKERFILES:
@@ -225,19 +235,20 @@ def test_the_user_is_the_one_of_the_image(name) -> None:
 
 
 @services
-def test_a_node_that_shuts_down_lets_images_finish(name) -> None:
+def test_a_node_that_shuts_down_lets_images_finish(name: str) -> None:
     """Ray drains longer than a replica; the grace period and the old cluster outlast every request."""
     drain = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")["shutdown_seconds"]
     for group in workers(name).values():
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
-        pause = int(re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+        pause = re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])
+        assert pause is not None
         of_ray = next(
             int(variable["value"])
             for variable in container["env"]
             if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
         )
-        assert drain < of_ray < pause + of_ray <= spec["terminationGracePeriodSeconds"] - 20
+        assert drain < of_ray < int(pause[1]) + of_ray <= spec["terminationGracePeriodSeconds"] - 20
     assert (
         ray_service(name)["spec"]["rayClusterDeletionDelaySeconds"]
         > config_of(name)["http_options"]["request_timeout_s"]
@@ -251,7 +262,7 @@ def test_ray_has_the_drain_that_the_manifests_set() -> None:
 
 
 @services
-def test_a_worker_is_ready_when_ray_and_its_proxy_are(name) -> None:
+def test_a_worker_is_ready_when_ray_and_its_proxy_are(name: str) -> None:
     for group in workers(name).values():
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         script = probe["exec"]["command"][-1]
@@ -265,7 +276,7 @@ def test_a_worker_is_ready_when_ray_and_its_proxy_are(name) -> None:
 
 
 @services
-def test_the_autoscaler_has_room_for_every_replica(name) -> None:
+def test_the_autoscaler_has_room_for_every_replica(name: str) -> None:
     """The most replicas of every stage fit the most pods of every group, the least fit the least."""
     settings = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
     ends = {
@@ -293,7 +304,7 @@ def test_the_autoscaler_has_room_for_every_replica(name) -> None:
 
 
 @services
-def test_every_replica_fits_some_node(name) -> None:
+def test_every_replica_fits_some_node(name: str) -> None:
     (application,) = config_of(name)["applications"]
     for deployment in application["deployments"]:
         options = deployment.get("ray_actor_options", {})
@@ -320,7 +331,7 @@ def test_gpu_workers_select_and_tolerate_gpu_nodes() -> None:
 
 
 @services
-def test_redis_is_the_one_that_is_deployed(name) -> None:
+def test_redis_is_the_one_that_is_deployed(name: str) -> None:
     options = ray_service(name)["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
     service, stateful = documents(DEPLOY / "kuberay" / "redis.yaml")
     (port,) = service["spec"]["ports"]
@@ -345,7 +356,7 @@ def test_no_file_holds_a_password() -> None:
 
 
 @services
-def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name) -> None:
+def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name: str) -> None:
     """With as many required pods as there are, no node could be drained."""
     budgets = [
         document
@@ -369,7 +380,7 @@ def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name) -> No
 
 
 @services
-def test_spread_constraints_select_their_own_pods(name) -> None:
+def test_spread_constraints_select_their_own_pods(name: str) -> None:
     for spec in workers(name).values():
         for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
             assert (

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -23,8 +24,10 @@ CONFIG = DEPLOY / "serve" / "one-node.yaml"
 SERVE = Path(sys.executable).with_name("serve")
 REQUEST = {"prompt": "a red apple", "seed": 1, "num_inference_steps": 2}
 
+pytestmark = pytest.mark.ray
 
-def small_and_local(config: dict, port: int) -> dict:
+
+def small_and_local(config: dict[str, Any], port: int) -> dict[str, Any]:
     """The config with the test model, on a free port of this machine."""
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     config["applications"][0]["args"] |= {"model": "tiny", "denoise_threads": 1}
@@ -67,7 +70,7 @@ def wait_until_ready(http: httpx2.Client, process: subprocess.Popen, log: Path) 
         time.sleep(0.5)
 
 
-def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path) -> None:
+def test_the_config_for_one_machine_draws_an_image_and_stops(tmp_path: Path) -> None:
     port = free_port()
     config = tmp_path / "one-node.yaml"
     config.write_text(

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,11 +16,13 @@ from tests.live import free_port
 
 SECONDS = 240.0
 PACK = {"RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1"}
-GATEWAY = {"num_cpus": 2, "resources": {"gateway": 1}}
-GPU = {"num_cpus": 8, "num_gpus": 1}
+GATEWAY: dict[str, Any] = {"num_cpus": 2, "resources": {"gateway": 1}}
+GPU: dict[str, Any] = {"num_cpus": 8, "num_gpus": 1}
+
+pytestmark = pytest.mark.ray
 
 
-def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
+def placed(tmp_path: Path, name: str, nodes: list[dict[str, Any]], **args: str) -> dict[str, Any]:
     """The nodes on which the replicas of a config are placed, if it is run with other `args`."""
     config = yaml.safe_load((DEPLOY / "serve" / f"{name}.yaml").read_text(encoding="utf-8"))
     config["applications"][0]["args"] |= {"model": "tiny"} | args
@@ -47,7 +51,8 @@ def placed(tmp_path, name: str, nodes: list[dict], **args: str) -> dict:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         assert process.returncode == 0, (tmp_path / "log").read_text()[-4000:]
-    return json.loads(answer)
+    placement: dict[str, Any] = json.loads(answer)
+    return placement
 
 
 def test_the_images_make_serve_pack() -> None:
@@ -57,7 +62,7 @@ def test_the_images_make_serve_pack() -> None:
             assert f"{name}={value}" in dockerfile.read_text(encoding="utf-8")
 
 
-def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path) -> None:
+def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path: Path) -> None:
     """With as many encoders and decoders as allowed, no more GPUs are used than needed."""
     nodes = [GATEWAY, GATEWAY, GPU, GPU, GPU]
     placement = placed(
@@ -74,14 +79,14 @@ def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path
 
 
 @pytest.mark.long
-def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes(tmp_path) -> None:
+def test_denoisers_and_gateways_of_a_cluster_without_gpus_are_on_different_nodes(tmp_path: Path) -> None:
     placement = placed(tmp_path, "many-cpus", [{"num_cpus": 4}, {"num_cpus": 4}], denoise_replicas="2")
     assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
     assert placement["nodes"]["Denoiser"] == placement["nodes"]["Gateway"] == [0, 1]
 
 
 @pytest.mark.long
-def test_all_stages_fit_one_gpu(tmp_path) -> None:
+def test_all_stages_fit_one_gpu(tmp_path: Path) -> None:
     placement = placed(tmp_path, "one-gpu", [GPU])
     assert placement["status"] == "RUNNING" and placement["image"] == 200, placement
     assert {stage for stage, nodes in placement["nodes"].items() if nodes == [0]} >= {

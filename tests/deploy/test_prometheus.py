@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.deploy import prometheus_server
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.prometheus_server import Prometheus
 from tests.deploy.test_grafana import queries
-from tests.live import LiveService, serving
+from tests.live import LiveService
 
 FOLDER = DEPLOY / "prometheus"
 RULES = [
@@ -47,6 +48,11 @@ KINDS = {
     UNATTRIBUTED_METRIC.name: "counter",  # a gauge that grows like a counter, so it is read by its rate
 }
 PATIENCE = 60.0  # seconds; the machine may be busy
+COUNTS = {
+    "images": "sum(safelight_images_total)",
+    "done": 'sum(safelight_requests_total{outcome="done"})',
+    "refused": 'sum(safelight_requests_total{outcome="refused"})',
+}
 IMAGES = 2  # in one request
 ROUNDS = 2  # a series that starts with its first request has a rate only after the second
 
@@ -65,13 +71,17 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
         ("test", "rules", "rules_test.yml"),
     ],
 )
-def test_promtool_succeeds(promtool, args) -> None:
+def test_promtool_succeeds(
+    promtool: Callable[..., subprocess.CompletedProcess[str]], args: tuple[str, ...]
+) -> None:
     done = promtool(*args)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
 
 
-def test_the_rules_tests_detect_an_alert_that_never_fires(promtool, tmp_path) -> None:
+def test_the_rules_tests_detect_an_alert_that_never_fires(
+    promtool: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     """The rules' tests, run on rules whose conditions are never true."""
     rules = yaml.safe_load((FOLDER / "rules.yml").read_text(encoding="utf-8"))
     for rule in (rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule):
@@ -111,7 +121,7 @@ def test_every_queried_recording_exists() -> None:
 
 
 def test_queried_label_values_exist() -> None:
-    label_values = {
+    label_values: dict[str, set[str]] = {
         "job": {"safelight"},
         "stage": {"encode", "denoise", "decode"},
         "reason": set(UNATTRIBUTED_REASONS),
@@ -145,30 +155,40 @@ def test_the_rules_use_the_scraped_job() -> None:
 class ScrapedService:
     """A service that has generated images, and the Prometheus that scraped it."""
 
-    service: LiveService
     prometheus: Prometheus
     images: int  # received
+    before: dict[str, float]  # `COUNTS` before the requests, which other tests may have raised
+
+    def increase(self, count: str) -> float:
+        """By how much one of `COUNTS` has grown."""
+        return (self.prometheus.value(COUNTS[count]) or 0.0) - self.before[count]
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory) -> Iterator[ScrapedService]:
+def scraped(live_service: LiveService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
     prometheus_server.install()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
-        serving(folder, "--model", "tiny") as service,
         prometheus_server.running(
-            with_short_intervals(FOLDER / "prometheus.yml", service.port, folder), folder
+            with_short_intervals(FOLDER / "prometheus.yml", live_service.port, folder), folder
         ) as prometheus,
-        httpx2.Client(base_url=service.url, timeout=PATIENCE) as http,
+        httpx2.Client(base_url=live_service.url, timeout=PATIENCE) as http,
     ):
+        wait_until(lambda: prometheus.value(COUNTS["images"]) is not None)
+        before = {name: prometheus.value(query) or 0.0 for name, query in COUNTS.items()}
         images = 0
         for _ in range(ROUNDS):
-            wait_until(lambda expected=images: prometheus.value("sum(safelight_images_total)") == expected)
+            expected = before["images"] + images
+            wait_until(partial(has_value, prometheus, COUNTS["images"], expected))
             for seed in range(3):
                 images += draw(http, seed)
             assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 400
-        wait_until(lambda: prometheus.value("sum(safelight_images_total)") == images)
-        yield ScrapedService(service, prometheus, images)
+        wait_until(lambda: prometheus.value(COUNTS["images"]) == before["images"] + images)
+        yield ScrapedService(prometheus, images, before)
+
+
+def has_value(prometheus: prometheus_server.Prometheus, query: str, expected: float) -> bool:
+    return prometheus.value(query) == expected
 
 
 def with_short_intervals(config: Path, port: int, folder: Path) -> Path:
@@ -198,14 +218,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.25)
 
 
-def test_images_and_requests_are_counted(scraped) -> None:
+def test_images_and_requests_are_counted(scraped: ScrapedService) -> None:
     assert scraped.images == IMAGES * 3 * ROUNDS
-    assert scraped.prometheus.value("sum(safelight_images_total)") == scraped.images
-    assert scraped.prometheus.value('sum(safelight_requests_total{outcome="done"})') == 3 * ROUNDS
-    assert scraped.prometheus.value('sum(safelight_requests_total{outcome="refused"})') == ROUNDS
+    assert scraped.increase("images") == scraped.images
+    assert scraped.increase("done") == 3 * ROUNDS
+    assert scraped.increase("refused") == ROUNDS
 
 
-def test_every_recording_has_values(scraped) -> None:
+def test_every_recording_has_values(scraped: ScrapedService) -> None:
     wait_until(lambda: all(rule["health"] == "ok" for rule in scraped.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not has_values(scraped.prometheus, record)})
     assert scraped.prometheus.value("safelight:images_per_hour:rate5m") > 0
@@ -219,7 +239,7 @@ def test_every_recording_has_values(scraped) -> None:
 
 
 @pytest.mark.parametrize("query", queries())
-def test_every_query_of_the_dashboard_has_values(scraped, query) -> None:
+def test_every_query_of_the_dashboard_has_values(scraped: ScrapedService, query: str) -> None:
     wait_until(lambda: has_values(scraped.prometheus, query.replace("$__rate_interval", "1m")))
 
 
@@ -229,13 +249,13 @@ def has_values(prometheus: Prometheus, query: str) -> bool:
     return bool(values) and "NaN" not in values
 
 
-def test_no_alert_fires_on_a_healthy_service(scraped) -> None:
+def test_no_alert_fires_on_a_healthy_service(scraped: ScrapedService) -> None:
     alerts = [rule for rule in scraped.prometheus.rules() if rule["type"] == "alerting"]
     assert {rule["name"] for rule in alerts} == ALERTS
     assert {rule["name"] for rule in alerts if rule["state"] == "firing"} == set()
 
 
-def test_no_critical_alert_is_pending(scraped) -> None:
+def test_no_critical_alert_is_pending(scraped: ScrapedService) -> None:
     """Most alerts are pending for longer than this test takes. On a busy machine single scrapes may fail."""
     wait_until(
         lambda: all(rule["state"] == "inactive" for rule in scraped.prometheus.rules() if is_critical(rule))
@@ -243,7 +263,7 @@ def test_no_critical_alert_is_pending(scraped) -> None:
 
 
 def is_critical(rule: dict[str, Any]) -> bool:
-    return rule["type"] == "alerting" and rule["labels"]["severity"] == "critical"
+    return bool(rule["type"] == "alerting" and rule["labels"]["severity"] == "critical")
 
 
 def _with_subclasses(error: type[Any]) -> Iterator[type[Any]]:

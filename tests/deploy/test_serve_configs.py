@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ STAGES = ("encode", "denoise", "decode")
 pytestmark = pytest.mark.parametrize("config", SERVE_CONFIGS, ids=lambda path: path.stem)
 
 
-def parsed(config):
+def parsed(config: Path) -> ServeDeploySchema:
     return ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
 
 
@@ -35,7 +36,7 @@ def max_replicas(replicas: object) -> int:
     return int(str(replicas).split("-")[-1])
 
 
-def test_serve_understands_it(config) -> None:
+def test_serve_understands_it(config: Path) -> None:
     schema = parsed(config)
     (application,) = schema.applications
     assert application.name == "safelight" and application.route_prefix == "/"
@@ -44,12 +45,12 @@ def test_serve_understands_it(config) -> None:
     assert schema.proxy_location == "EveryNode"
 
 
-def test_safelight_understands_it(config) -> None:
+def test_safelight_understands_it(config: Path) -> None:
     settings = read_settings(settings_of(config))
     assert {name: getattr(settings, name) for name in settings_of(config)} == settings_of(config)
 
 
-def test_the_deployments_that_it_names_are_those_of_the_application(config) -> None:
+def test_the_deployments_that_it_names_are_those_of_the_application(config: Path) -> None:
     bound = build_app(Settings(model="tiny", stages=settings_of(config)["stages"]))._bound_deployment
     names = {
         bound.name,
@@ -63,7 +64,7 @@ def test_the_deployments_that_it_names_are_those_of_the_application(config) -> N
     assert {deployment.name for deployment in application.deployments} <= STAGE_OF_DEPLOYMENT.keys() <= names
 
 
-def test_its_overrides_leave_the_stages_their_gpus(config) -> None:
+def test_its_overrides_leave_the_stages_their_gpus(config: Path) -> None:
     """`ray_actor_options` of a Serve config replace all of ours, the share of a GPU included."""
     (application,) = parsed(config).applications
     for deployment in application.deployments:
@@ -73,7 +74,7 @@ def test_its_overrides_leave_the_stages_their_gpus(config) -> None:
             )
 
 
-def test_the_gateway_answers_before_serve_does(config) -> None:
+def test_the_gateway_answers_before_serve_does(config: Path) -> None:
     """Serve's own timeout answers in plain text and leaves no usage record."""
     settings = Settings()
     arguments = settings_of(config)
@@ -83,7 +84,7 @@ def test_the_gateway_answers_before_serve_does(config) -> None:
     assert parsed(config).http_options.request_timeout_s >= longest + 20
 
 
-def test_shares_of_a_gpu_can_be_packed(config) -> None:
+def test_shares_of_a_gpu_can_be_packed(config: Path) -> None:
     """Shares are whole GPUs, or fractions that fit one GPU at the maximum of replicas."""
     arguments = settings_of(config)
     gpus = {stage: arguments.get(f"{stage}_gpus", 0) for stage in STAGES}
@@ -95,7 +96,7 @@ def test_shares_of_a_gpu_can_be_packed(config) -> None:
     assert any(gpus.values()) == ("gpu" in config.stem)
 
 
-def test_ranges_are_text(config) -> None:
+def test_ranges_are_text(config: Path) -> None:
     for name, value in settings_of(config).items():
         if name.endswith("_replicas"):
             assert isinstance(value, str), f"{name} is quoted: YAML must not make a number or a date of it"

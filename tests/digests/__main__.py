@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 REQUESTS = Path(__file__).with_name("requests.jsonl")
 READY_SECONDS = 240.0
@@ -48,7 +49,7 @@ def main() -> None:
             print(f"{source:8} {number:2} {' '.join(hexdigests)}", flush=True)
 
 
-def by_generate(command: list[str], requests: list[dict]) -> Iterator[list[str]]:
+def by_generate(command: list[str], requests: list[dict[str, Any]]) -> Iterator[list[str]]:
     """The digests of the files that `safelight generate` writes, request by request."""
     for request in requests:
         with tempfile.TemporaryDirectory() as folder:
@@ -61,13 +62,13 @@ def by_generate(command: list[str], requests: list[dict]) -> Iterator[list[str]]
             yield [_digest(path.read_bytes()) for path in sorted(Path(folder).iterdir())]
 
 
-def by_http(command: list[str], requests: list[dict]) -> Iterator[list[str]]:
+def by_http(command: list[str], requests: list[dict[str, Any]]) -> Iterator[list[str]]:
     """The digests of a service's images. All requests are sent at once, so that they share batches."""
     with _service(command) as url, ThreadPoolExecutor(len(requests)) as pool:
         yield from pool.map(lambda request: _post(url, request), requests)
 
 
-def _arguments(request: dict) -> list[str]:
+def _arguments(request: dict[str, Any]) -> list[str]:
     arguments = []
     for field, value in request.items():
         if field == "prompt":
@@ -105,7 +106,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen) -> None:
     raise SystemExit("the service did not become ready")
 
 
-def _post(url: str, request: dict) -> list[str]:
+def _post(url: str, request: dict[str, Any]) -> list[str]:
     body = urllib.request.Request(url, json.dumps(request).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(body, timeout=REQUEST_SECONDS) as response:
         return [_digest(base64.b64decode(image["b64_json"])) for image in json.load(response)["data"]]

@@ -12,8 +12,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from safelight.service.local import ENVIRONMENT, wait_until_ready
@@ -36,7 +36,7 @@ from safelight.service.settings import Settings  # noqa: E402
 MAX_DENOISERS = 3
 STEPS = 150
 ROUTE = "/v1/images/generations"
-NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 << 20}
 
 
 async def main(port: int) -> dict[str, object]:
@@ -44,7 +44,7 @@ async def main(port: int) -> dict[str, object]:
     with running_cluster(port) as cluster:
         await asyncio.to_thread(wait_until_ready, url)
         # Fills the head node, so that further denoisers go to other nodes.
-        placeholder = ray.remote(num_cpus=0.5)(Placeholder).remote()
+        placeholder: Any = ray.remote(num_cpus=0.5)(Placeholder).remote()
         await placeholder.__ray_ready__.remote()
         workers = [cluster.add_node(**NODE) for _ in range(2)]
         limits = httpx2.Limits(max_connections=None)
@@ -73,19 +73,17 @@ async def observe(client: httpx2.AsyncClient, cluster: Cluster, workers: list[An
     """Numbers of denoisers at rest, under load, after a node died, and after the load; and the accounting."""
     observed: dict[str, object] = {"at_rest": len(denoisers())}
     answers = Counter[str]()
-    loading = asyncio.ensure_future(load(client, answers, users=48, seconds=40.0))
-    observed["loaded"] = await until(lambda: len(denoisers()) == MAX_DENOISERS, 60)
-    before = await asyncio.to_thread(denoisers)
-    victim = next(worker for worker in workers if worker.node_id in before.values())
-    await asyncio.to_thread(kill_node, cluster, victim)
-    lost = {actor for actor, node in before.items() if node == victim.node_id}
-    observed["lost"] = len(lost)
-    observed["after_the_node"] = await until(lambda: len(denoisers().keys() - lost) == MAX_DENOISERS, 60)
-    await loading
+    async with under_load(client, answers, users=48):
+        observed["loaded"] = await until(lambda: len(denoisers()) == MAX_DENOISERS, 60)
+        before = await asyncio.to_thread(denoisers)
+        victim = next(worker for worker in workers if worker.node_id in before.values())
+        await asyncio.to_thread(kill_node, cluster, victim)
+        lost = {actor for actor, node in before.items() if node == victim.node_id}
+        observed["lost"] = len(lost)
+        observed["after_the_node"] = await until(lambda: len(denoisers().keys() - lost) == MAX_DENOISERS, 60)
     # One user goes on while replicas are removed.
-    light_load = asyncio.ensure_future(load(client, answers, users=1, seconds=25.0))
-    observed["unloaded"] = await until(lambda: len(denoisers()) == 1, 60)
-    await light_load
+    async with under_load(client, answers, users=1):
+        observed["unloaded"] = await until(lambda: len(denoisers()) == 1, 60)
     await asyncio.sleep(2.0)  # the last usage events are on their way
     accounting = (await client.get("/v1/accounting")).json()
     return observed | {
@@ -95,12 +93,16 @@ async def observe(client: httpx2.AsyncClient, cluster: Cluster, workers: list[An
     }
 
 
-async def load(client: httpx2.AsyncClient, answers: Counter[str], users: int, seconds: float) -> None:
-    """Users who request the same image again and again. Counts answers by image digest, or by error."""
-    ends = time.monotonic() + seconds
+@asynccontextmanager
+async def under_load(client: httpx2.AsyncClient, answers: Counter[str], users: int) -> AsyncIterator[None]:
+    """Users who request the same image again and again, until the block ends and all are answered.
+
+    Counts answers by image digest, or by error.
+    """
+    is_over = asyncio.Event()
 
     async def use() -> None:
-        while time.monotonic() < ends:
+        while not is_over.is_set():
             answer = await client.post(ROUTE, json={"prompt": "a", "seed": 1, "num_inference_steps": STEPS})
             if answer.status_code == 200:
                 image = answer.json()["data"][0]["b64_json"]
@@ -108,7 +110,13 @@ async def load(client: httpx2.AsyncClient, answers: Counter[str], users: int, se
             else:
                 answers[answer.text[:300]] += 1
 
-    await asyncio.gather(*(use() for _ in range(users)))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(users):
+            group.create_task(use())
+        try:
+            yield
+        finally:
+            is_over.set()
 
 
 async def until(holds: Callable[[], bool], seconds: float) -> int:
@@ -123,7 +131,9 @@ def denoisers() -> dict[str, str]:
     """The node of each live denoiser, by its actor."""
     actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
     return {
-        actor.actor_id: actor.node_id for actor in actors if "Denoiser" in (actor.name or actor.class_name)
+        actor.actor_id: actor.node_id or ""
+        for actor in actors
+        if "Denoiser" in (actor.name or actor.class_name)
     }
 
 

@@ -1,7 +1,8 @@
 """The dispatcher: all images of a request or none, deadline, retry and cancellation."""
 
 import asyncio
-import json
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -16,16 +17,21 @@ from safelight.service.errors import (
     StageLost,
 )
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import ImageFormat
+from safelight.service.messages import ImageFormat, RequestContext
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from safelight.service.usage.records import RequestOutcome
+from safelight.service.usage.records import RequestOutcome, UsageRecord
 from tests.fakes import MODEL, FakeBackend, make_params
-from tests.service.conftest import ROUTE
+from tests.service.asgi import AsgiClient
+from tests.virtual_time import run_in_virtual_time
 
 
-def make_dispatcher(backend: FakeBackend, **settings) -> RequestDispatcher:
+def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
     return RequestDispatcher(backend, Metrics(), Settings(**settings))
+
+
+def metric(dispatcher: RequestDispatcher, name: str) -> float | None:
+    return dispatcher._metrics.registry.get_sample_value(name)
 
 
 IMAGES = [make_params(image_index=k) for k in range(3)]
@@ -33,8 +39,9 @@ IMAGES = [make_params(image_index=k) for k in range(3)]
 
 async def test_images_are_in_the_order_of_the_request() -> None:
     backend = FakeBackend()
-    await make_dispatcher(backend).generate(IMAGES, ImageFormat())
+    results = await make_dispatcher(backend).generate(IMAGES, ImageFormat())
     assert [params.image_index for params, _ in backend.drawn] == [0, 1, 2]
+    assert [f"image_index={k}" in result.image.decode() for k, result in enumerate(results)] == [True] * 3
 
 
 async def test_draining_finishes_requests_in_flight_and_refuses_new_ones() -> None:
@@ -53,24 +60,39 @@ async def test_draining_finishes_requests_in_flight_and_refuses_new_ones() -> No
     await asyncio.wait_for(draining, 5.0)
 
 
-async def test_a_lost_image_is_retried_once() -> None:
+async def test_a_lost_image_is_sent_again_with_the_same_arguments_and_counted() -> None:
     backend = FakeBackend(StageLost())
-    images = await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
-    assert len(images) == 1
+    dispatcher = make_dispatcher(backend)
+    image = make_params(image_index=2, seed=9, solver="ddim", eta=0.5, guidance_interval=(0.25, 0.75))
+    output, context = ImageFormat("webp", 40), RequestContext("record", "00-trace-span-01")
+    [result] = await dispatcher.generate([image], output, context)
+    assert backend.calls == [(image, output, context)] * 2
+    assert backend.drawn == [(image, output)]
+    assert str(image) in result.image.decode()
+    assert metric(dispatcher, "safelight_images_retried_total") == 1
+
+
+async def test_only_the_lost_image_of_a_request_is_sent_again() -> None:
+    backend = FakeBackend(StageLost())
+    results = await make_dispatcher(backend).generate(IMAGES, ImageFormat())
+    assert sorted(params.image_index for params, *_ in backend.calls) == [0, 0, 1, 2]
+    assert [f"image_index={k}" in result.image.decode() for k, result in enumerate(results)] == [True] * 3
 
 
 async def test_an_image_lost_twice_is_503() -> None:
+    backend = FakeBackend(StageLost(), StageLost(), StageLost())
     with pytest.raises(StageLost) as lost:
-        await make_dispatcher(FakeBackend(StageLost(), StageLost())).generate(IMAGES[:1], ImageFormat())
+        await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
     assert (lost.value.status, lost.value.headers) == (503, {"retry-after": "5"})
+    assert len(backend.calls) == 2
 
 
 @pytest.mark.parametrize("error", [StageFailed(), QueueFull(), ValueError("x")])
-async def test_other_errors_are_not_retried(error) -> None:
+async def test_other_errors_are_not_retried(error: Exception) -> None:
     backend = FakeBackend(error)
     with pytest.raises(ServiceError):
         await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
-    assert backend.drawn == []
+    assert len(backend.calls) == 1 and backend.drawn == []
 
 
 async def test_cancelling_a_request_cancels_all_its_images() -> None:
@@ -93,12 +115,117 @@ async def test_a_failed_image_cancels_the_others_of_its_request() -> None:
     assert backend.num_cancelled == 2
 
 
-async def test_the_deadline_cancels_every_image() -> None:
+def test_the_deadline_cancels_every_image() -> None:
     backend = FakeBackend()
     backend.gate.clear()
-    with pytest.raises(DeadlineExceeded):
-        await make_dispatcher(backend, deadline_seconds=0.01).generate(IMAGES, ImageFormat())
+
+    async def generate() -> float:
+        with pytest.raises(DeadlineExceeded):
+            await make_dispatcher(backend, deadline_seconds=300.0).generate(IMAGES, ImageFormat())
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(generate()) == pytest.approx(300.0)
     assert backend.num_cancelled == 3
+
+
+def test_an_image_that_is_sent_again_has_no_new_deadline() -> None:
+    backend = SlowlyLosingBackend()
+
+    async def generate() -> float:
+        with pytest.raises(DeadlineExceeded):
+            await make_dispatcher(backend, deadline_seconds=300.0).generate(IMAGES[:1], ImageFormat())
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(generate()) == pytest.approx(300.0)
+    assert len(backend.calls) == 2
+
+
+class SlowlyLosingBackend(FakeBackend):
+    """Loses the first image after 200 seconds, and never answers after that."""
+
+    async def generate(self, *args: Any) -> Any:
+        self.calls.append(args)
+        await asyncio.sleep(200.0 if len(self.calls) == 1 else 1e9)
+        raise StageLost
+
+
+async def finish(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    await dispatcher.generate(IMAGES, ImageFormat())
+
+
+async def fail(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    backend.errors = [StageFailed()]
+    with pytest.raises(StageFailed):
+        await dispatcher.generate(IMAGES, ImageFormat())
+
+
+async def fail_by_a_bug(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    backend.errors = [KeyError("x")]
+    with pytest.raises(ServiceError):
+        await dispatcher.generate(IMAGES, ImageFormat())
+
+
+async def fail_after_a_retry(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    backend.errors = [StageLost()] * 6
+    with pytest.raises(StageLost):
+        await dispatcher.generate(IMAGES, ImageFormat())
+    backend.errors = []
+
+
+async def finish_after_a_retry(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    backend.errors = [StageLost()]
+    await dispatcher.generate(IMAGES, ImageFormat())
+
+
+async def be_cancelled(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    backend.gate.clear()
+    generating = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
+    await backend.waiting.acquire()
+    assert metric(dispatcher, "safelight_images_in_flight") == 3
+    generating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await generating
+    backend.gate.set()
+
+
+async def exceed_the_deadline(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    backend.gate.clear()
+    with pytest.raises(DeadlineExceeded):
+        await dispatcher.generate(IMAGES, ImageFormat())
+    backend.gate.set()
+
+
+async def be_refused(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
+    with pytest.raises(QueueFull):
+        await dispatcher.generate([*IMAGES, *IMAGES], ImageFormat())
+    assert backend.calls == []
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        finish,
+        finish_after_a_retry,
+        fail,
+        fail_by_a_bug,
+        fail_after_a_retry,
+        be_cancelled,
+        exceed_the_deadline,
+        be_refused,
+    ],
+)
+def test_a_request_leaves_its_room_to_the_next_however_it_ends(
+    leave: Callable[[RequestDispatcher, FakeBackend], Awaitable[None]],
+) -> None:
+    async def leave_and_fill() -> None:
+        backend = FakeBackend()
+        dispatcher = make_dispatcher(backend, max_pictures=len(IMAGES))
+        await leave(dispatcher, backend)
+        assert metric(dispatcher, "safelight_images_in_flight") == 0
+        assert len(await dispatcher.generate(IMAGES, ImageFormat())) == len(IMAGES)
+        assert metric(dispatcher, "safelight_images_in_flight") == 0
+
+    run_in_virtual_time(leave_and_fill())
 
 
 async def test_more_images_than_max_pictures_are_refused() -> None:
@@ -109,55 +236,25 @@ async def test_more_images_than_max_pictures_are_refused() -> None:
     await backend.waiting.acquire()
     with pytest.raises(QueueFull):
         await dispatcher.generate(IMAGES[:2], ImageFormat())
+    second = asyncio.ensure_future(dispatcher.generate(IMAGES[:1], ImageFormat()))  # the last place
     backend.gate.set()
-    await first
-    assert len(await dispatcher.generate(IMAGES, ImageFormat())) == 3
-
-
-class Client:
-    """One HTTP request to an ASGI app, whose client can disconnect."""
-
-    def __init__(self, body: dict) -> None:
-        self.disconnected = asyncio.Event()
-        self.sent: list[dict] = []
-        self._chunks = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-        self.scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "path": ROUTE,
-            "raw_path": ROUTE.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-        }
-
-    async def receive(self) -> dict:
-        if self._chunks:
-            return self._chunks.pop()
-        await self.disconnected.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict) -> None:
-        self.sent.append(message)
+    assert [len(await first), len(await second)] == [3, 1]
 
 
 @pytest.fixture
-def records(monkeypatch) -> list:
+def records(monkeypatch: pytest.MonkeyPatch) -> list[UsageRecord]:
     """The usage records of the requests that have ended."""
-    records: list = []
+    records: list[UsageRecord] = []
     monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
     return records
 
 
-async def test_a_client_that_disconnects_cancels_its_images(backend, records) -> None:
+async def test_a_client_that_disconnects_cancels_its_images(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     backend.gate.clear()
-    client = Client({"prompt": "p", "n": 2})
-    answering = asyncio.ensure_future(
-        build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send)
-    )
+    client = AsgiClient.of({"prompt": "p", "n": 2})
+    answering = asyncio.ensure_future(client.call(build_gateway(backend, MODEL, Settings())))
     await backend.waiting.acquire()
     await backend.waiting.acquire()
     client.disconnected.set()
@@ -168,13 +265,13 @@ async def test_a_client_that_disconnects_cancels_its_images(backend, records) ->
     ]
 
 
-async def test_a_cancelled_handler_cancels_its_images(backend, records) -> None:
+async def test_a_cancelled_handler_cancels_its_images(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     """Serve cancels the handler when the client disconnects."""
     backend.gate.clear()
-    client = Client({"prompt": "p"})
-    answering = asyncio.ensure_future(
-        build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send)
-    )
+    client = AsgiClient.of({"prompt": "p"})
+    answering = asyncio.ensure_future(client.call(build_gateway(backend, MODEL, Settings())))
     await backend.waiting.acquire()
     answering.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -183,21 +280,24 @@ async def test_a_cancelled_handler_cancels_its_images(backend, records) -> None:
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_a_client_that_disconnects_within_its_body_is_recorded(backend, records) -> None:
-    client = Client({})
-    client._chunks = []
+async def test_a_client_that_disconnects_within_its_body_is_recorded(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
+    client = AsgiClient(b"{", is_whole=False)
     client.disconnected.set()
-    await build_gateway(backend, MODEL, Settings())(client.scope, client.receive, client.send)
+    await client.call(build_gateway(backend, MODEL, Settings()))
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
-async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(backend, records) -> None:
+async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(
+    backend: FakeBackend, records: list[UsageRecord]
+) -> None:
     """Serve's proxy then lets `receive` raise one of Ray's exceptions."""
 
-    async def broken() -> dict:
+    async def broken() -> dict[str, Any]:
         raise RuntimeError("the task is canceled before it executes")
 
-    client = Client({})
+    client = AsgiClient.of({})
     await build_gateway(backend, MODEL, Settings())(client.scope, broken, client.send)
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
@@ -215,9 +315,16 @@ async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(bac
         ({"prompt": "p"}, [KeyError("secret")], 503, RequestOutcome.FAILED, "service_unavailable"),
     ],
 )
-async def test_every_request_has_exactly_one_record(body, errors, status, outcome, code, records) -> None:
-    client = Client(body)
-    await build_gateway(FakeBackend(*errors), MODEL, Settings())(client.scope, client.receive, client.send)
-    assert client.sent[0]["status"] == status
+async def test_every_request_has_exactly_one_record(
+    body: dict[str, str],
+    errors: list[Exception],
+    status: int,
+    outcome: RequestOutcome,
+    code: str,
+    records: list[UsageRecord],
+) -> None:
+    client = AsgiClient.of(body)
+    await client.call(build_gateway(FakeBackend(*errors), MODEL, Settings()))
+    assert client.status == status
     assert [(r.outcome, r.code) for r in records] == [(outcome, code)]
     assert len(records[0].image_usages) == (1 if outcome is RequestOutcome.DONE else 0)

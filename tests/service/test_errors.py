@@ -1,11 +1,13 @@
 """Every exception maps to a service error, and no details leak."""
 
 import pickle
+import re
 import warnings
 
 import pytest
 
 from safelight.pipeline.errors import InvalidParams
+from safelight.service import errors
 from safelight.service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -58,13 +60,55 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
         (MemoryError(), ServiceError),
     ],
 )
-def test_every_exception_maps_to_a_service_error(error, kind) -> None:
+def test_every_exception_maps_to_a_service_error(error: BaseException, kind: type[ServiceError]) -> None:
     service_error = as_service_error(error)
     assert type(service_error) is kind
     assert "secret" not in str(service_error)
-    assert (service_error.status >= 500) == (
-        service_error.retry_after is not None and service_error.status != 429
-    )
+
+
+# Every class of the tree: status, type, code, and the seconds of Retry-After.
+TREE = {
+    "ServiceError": (503, "server_error", "service_unavailable", 5),
+    "InvalidRequest": (400, "invalid_request_error", "invalid_value", None),
+    "MalformedBody": (400, "invalid_request_error", "invalid_json", None),
+    "UnknownField": (400, "invalid_request_error", "unknown_parameter", None),
+    "Unauthorized": (401, "authentication_error", "invalid_api_key", None),
+    "ModelNotFound": (404, "invalid_request_error", "model_not_found", None),
+    "RouteNotFound": (404, "invalid_request_error", "not_found", None),
+    "MethodNotAllowed": (405, "invalid_request_error", "method_not_allowed", None),
+    "BodyTooSlow": (408, "invalid_request_error", "request_timeout", None),
+    "BodyTooLarge": (413, "invalid_request_error", "request_too_large", None),
+    "WrongContentType": (415, "invalid_request_error", "unsupported_media_type", None),
+    "ClientGone": (499, "server_error", "client_gone", None),
+    "QueueFull": (429, "rate_limit_error", "queue_full", 2),
+    "DeadlineExceeded": (503, "server_error", "deadline_exceeded", 10),
+    "ShuttingDown": (503, "server_error", "shutting_down", 10),
+    "StageFailed": (503, "server_error", "stage_failed", 5),
+    "BrokenImage": (503, "server_error", "broken_picture", None),
+    "StageLost": (503, "server_error", "stage_lost", 5),
+}
+
+
+def all_errors(kind: type[ServiceError] = ServiceError) -> list[type[ServiceError]]:
+    """`kind` and every class under it; Ray derives classes of its own from them."""
+    children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+    return [kind, *(error for child in children for error in all_errors(child))]
+
+
+def test_every_error_has_its_status_code_and_retry_after() -> None:
+    assert {
+        kind.__name__: (kind.status, kind.type, kind.code, kind().retry_after) for kind in all_errors()
+    } == TREE
+    for kind in all_errors():
+        seconds = TREE[kind.__name__][3]
+        assert kind().headers.get("retry-after") == (None if seconds is None else str(seconds))
+
+
+def test_the_module_describes_its_tree() -> None:
+    described = re.findall(r"(\w+) +(\d{3})\b", str(errors.__doc__))
+    assert {name: int(status) for name, status in described} == {
+        name: status for name, (status, *_) in TREE.items()
+    }
 
 
 def test_a_parameter_has_its_request_name_in_the_error() -> None:

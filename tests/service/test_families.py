@@ -5,9 +5,12 @@ import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -17,9 +20,12 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.evaluation.renderer import Renderer
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
 from safelight.service.http.gateway import build_gateway
+from safelight.service.http.schemas import ImageRequest
+from safelight.service.http.translation import make_params
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
 from safelight.service.settings import Settings
@@ -32,30 +38,43 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, which writes 
 
 
 @pytest.fixture(params=[*FAMILIES])
-def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TestClient]:
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> ModelInfo:
     FAMILIES[request.param](tmp_path / request.param.replace(" ", "-"))
-    model = find_model(str(tmp_path / request.param.replace(" ", "-")))
-    pipeline = InProcessPipeline(model, Settings())
+    return find_model(str(tmp_path / request.param.replace(" ", "-")))
+
+
+@pytest.fixture
+def client(model: ModelInfo) -> Iterator[TestClient]:
+    # as many threads as torch takes by itself, because another number may round differently
+    threads = {f"{stage}_threads": torch.get_num_threads() for stage in STAGES}
+    settings = Settings(**threads)
+    pipeline = InProcessPipeline(model, settings)
     pipeline.wait()
-    with TestClient(build_gateway(InProcessBackend(pipeline), model, Settings())) as client:
+    with TestClient(build_gateway(InProcessBackend(pipeline), model, settings)) as client:
         yield client
     pipeline.close()
 
 
-def test_every_family_draws(client: TestClient) -> None:
-    model = client.get("/v1/models").json()["data"][0]
-    prompt = "golden retriever" if model["id"] == "dit" else "a red apple"
-    body = {"prompt": prompt, "seed": 3, "n": 2, "num_inference_steps": 4}
-    responses = [
-        client.post(ROUTE, json=body | changes)
-        for changes in ({}, {}, {"guidance_scale": 1.0}, {"size": model["sizes"][-1]})
-    ]
-    assert [response.status_code for response in responses] == [200] * 4, [r.text for r in responses]
-    first, repeated, unguided, resized = (response.json() for response in responses)
-    assert _images(first) == _images(repeated)
-    assert len({*_images(first), *_images(unguided)}) == 4
-    width, height = Image.open(io.BytesIO(_images(resized)[0])).size
-    assert f"{width}x{height}" == model["sizes"][-1]
+@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, {"size": "last"}], ids=str)
+def test_every_family_draws_the_engines_own_pixels(
+    client: TestClient, model: ModelInfo, changes: dict[str, object]
+) -> None:
+    """Two images of one request over HTTP, and each of them by the engine alone."""
+    sizes = client.get("/v1/models").json()["data"][0]["sizes"]
+    body = {"prompt": "golden retriever" if model.labels else "a red apple", "seed": 3, "n": 2}
+    body |= {"num_inference_steps": 4, **changes}
+    if "size" in changes:
+        body["size"] = sizes[-1]
+    response = client.post(ROUTE, json=body)
+    assert response.status_code == 200, response.text
+    images = [_pixels(image) for image in _images(response.json())]
+    renderer = Renderer(model)
+    for image, params in zip(images, make_params(ImageRequest.model_validate(body), model), strict=True):
+        [expected] = renderer.render([params])
+        assert np.array_equal(image, expected)
+    height, width, _ = images[0].shape
+    assert f"{width}x{height}" == response.json()["size"] == body.get("size", sizes[0])
+    assert not np.array_equal(*images)
 
 
 def test_every_family_becomes_ready_by_a_warm_up_image(client: TestClient) -> None:
@@ -110,6 +129,7 @@ class UnreachableBackend:
 
 
 @pytest.mark.long
+@pytest.mark.ray
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_served_by_three_deployments(name: str, tmp_path: Path) -> None:
     FAMILIES[name](tmp_path / "model")
@@ -122,5 +142,9 @@ def test_every_family_is_served_by_three_deployments(name: str, tmp_path: Path) 
     assert Image.open(io.BytesIO(_images(response.json())[0])).size == (64, 64)
 
 
-def _images(body: dict) -> list[bytes]:
+def _images(body: dict[str, Any]) -> list[bytes]:
     return [base64.b64decode(image["b64_json"]) for image in body["data"]]
+
+
+def _pixels(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image)))

@@ -1,9 +1,18 @@
 """Starting a local service, as far as it can be tested without Ray."""
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from safelight.models.families.registry import list_families
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.capacity.model_profiles import model_profile, published_profile
+from safelight.pipeline.catalog.served_models import find_model
 from safelight.service import local
 from safelight.service.settings import Settings
+from tests.pipeline.engine.test_public_pipelines import FAMILIES
 
 REPORT = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
 ray::ServeReplica:safelight:Denoiser.initialize_and_get_metadata() (pid=3253, ip=192.0.2.2)
@@ -21,18 +30,20 @@ safelight.models.checkpoints.json_files.CheckpointError: /x/transformer: tensor 
         (("", "Deploying failed.\nThe cluster is full."), "The cluster is full."),
     ],
 )
-def test_the_first_cause_is_the_innermost_message_of_serves_reports(reports, cause) -> None:
+def test_the_first_cause_is_the_innermost_message_of_serves_reports(
+    reports: tuple[str, ...], cause: str
+) -> None:
     assert local.first_cause(*reports) == cause
 
 
 @pytest.mark.parametrize(
     ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
 )
-def test_the_url_can_be_opened_on_this_machine(host, url) -> None:
+def test_the_url_can_be_opened_on_this_machine(host: str, url: str) -> None:
     assert local.url_of(Settings(host=host)) == url
 
 
-def test_waiting_ends_after_the_time_limit(monkeypatch) -> None:
+def test_waiting_ends_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "READY_SECONDS", 0.01)
     monkeypatch.setattr(local, "POLL_SECONDS", 0.0)
     with pytest.raises(local.CannotServe, match="not ready after"):
@@ -48,5 +59,78 @@ def test_waiting_ends_after_the_time_limit(monkeypatch) -> None:
         ("[]", None),
     ],
 )
-def test_waiting_ends_when_the_model_cannot_draw(readiness, reason) -> None:
+def test_waiting_ends_when_the_model_cannot_draw(readiness: str, reason: str | None) -> None:
     assert local.reason_to_give_up(readiness) == reason
+
+
+GB = 10**9
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how much shared memory is free."""
+
+    def set_free(free: int) -> None:
+        monkeypatch.setattr(local.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+
+    set_free(100 * GB)
+    return set_free
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize(
+    ("settings", "image_bytes"),
+    [
+        # two texts of 78 states of 512 numbers with a mask, latents of 4 x 16 x 16, a file of 128 x 128
+        ({"max_pictures": 1000}, 2 * 78 * (512 * 4 + 1) + 4 * 4 * 16 * 16 + 3 * 128 * 128),
+        ({"max_pictures": 5000, "stages": "colocated"}, 3 * 128 * 128),
+    ],
+)
+def test_the_object_store_holds_all_images_in_flight(settings: dict[str, object], image_bytes: int) -> None:
+    values = Settings(**settings)
+    expected = values.max_pictures * image_bytes / local.SPILLING_SHARE
+    assert expected > local.MIN_STORE_BYTES
+    assert local.object_store_bytes(values) == pytest.approx(expected, abs=1)
+    doubled = values.updated(gateway_replicas="1-2")
+    assert local.object_store_bytes(doubled) == pytest.approx(2 * expected, abs=1)
+
+
+def test_the_object_store_is_bounded_by_shared_memory(memory: Callable[[int], None]) -> None:
+    settings = Settings(max_pictures=10_000)
+    memory(GB)
+    assert local.object_store_bytes(settings) == 0.9 * GB
+    memory(64 << 20)  # Docker's default
+    assert local.object_store_bytes(settings) == local.MIN_STORE_BYTES
+
+
+def test_without_shared_memory_it_is_bounded_by_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 3_000_000}
+    monkeypatch.setattr(local.os, "sysconf", pages.__getitem__)
+    assert local.object_store_bytes(Settings(max_pictures=10_000), Path("/nowhere")) == 0.9 * GB
+
+
+@pytest.mark.usefixtures("memory")
+def test_the_embedded_model_needs_little() -> None:
+    assert local.object_store_bytes(Settings()) == local.MIN_STORE_BYTES
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore")  # of diffusers, which writes the folders: deprecations
+def test_the_bytes_of_a_text_are_those_of_its_states(tmp_path: Path, name: str) -> None:
+    FAMILIES[name](tmp_path)
+    model = find_model(str(tmp_path))
+    [text] = build_text_encoder(model).encode(["golden retriever" if model.labels else "a red apple"])
+    assert model_profile(model).text_bytes == text.num_bytes
+
+
+def test_the_bytes_of_published_texts_are_those_of_an_example() -> None:
+    for family in list_families():
+        if family.published is not None:
+            configs = family.published.configs
+            config, states = (
+                family.network.read_config(configs["transformer"]),
+                family.conditioning.num_states(configs),
+            )
+            tensors = family.network.example_text(config, states)
+            nbytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+            assert published_profile(family.published.name).text_bytes == nbytes

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from safelight.service.settings import BadSetting, Settings, num_cores, read_settings
+from safelight.service.settings import BadSetting, Settings, read_settings
 
 
-def test_values_precede_the_environment_and_the_environment_precedes_defaults(monkeypatch) -> None:
+def test_values_precede_the_environment_and_the_environment_precedes_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in {"SAFELIGHT_PORT": "9000", "SAFELIGHT_HOST": "0.0.0.0", "PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     settings = read_settings({"port": "9001", "model": None})
@@ -33,21 +35,23 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(mo
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],
 )
-def test_a_bad_setting_is_refused_by_name(values, complaint) -> None:
+def test_a_bad_setting_is_refused_by_name(values: dict[str, str], complaint: str) -> None:
     with pytest.raises(BadSetting, match=complaint):
         read_settings(values)
     with pytest.raises(BadSetting, match=complaint):
         Settings(**values)
 
 
-def test_a_bad_environment_variable_is_refused_by_the_settings_name(monkeypatch) -> None:
+def test_a_bad_environment_variable_is_refused_by_the_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_MAX_ROWS", "many")
     with pytest.raises(BadSetting, match="^max_rows must be a whole number, got 'many'$"):
         Settings()
 
 
 @pytest.mark.parametrize("is_in_environment", [False, True])
-def test_secrets_are_read_from_mounted_files(tmp_path: Path, monkeypatch, is_in_environment: bool) -> None:
+def test_secrets_are_read_from_mounted_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_environment: bool
+) -> None:
     """In the layout of a Kubernetes Secret: every file is a link into a folder of the version."""
     version = tmp_path / "..2026_01_01"
     version.mkdir()
@@ -71,7 +75,7 @@ def test_the_admin_key_is_never_shown() -> None:
     assert str(refusal.value) == "admin_key must be text"
 
 
-def test_settings_are_immutable_hashable_and_travel_whole(monkeypatch) -> None:
+def test_settings_are_immutable_hashable_and_travel_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(port=1, admin_key="hidden", denoise_replicas="0-2")
     monkeypatch.setenv("SAFELIGHT_HOST", "0.0.0.0")  # of the process that unpickles them
     copy = pickle.loads(pickle.dumps(settings))
@@ -86,7 +90,3 @@ def test_an_update_is_validated() -> None:
     assert settings.updated(port="2") == Settings(port=2, admin_key="hidden")
     with pytest.raises(BadSetting, match="port must be between"):
         settings.updated(port=-1)
-
-
-def test_there_is_a_core_to_run_on() -> None:
-    assert num_cores() >= 1

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -138,7 +139,7 @@ def _read_concepts(packages: Path) -> list[Concept]:
     ]
 
 
-def _keywords(entry: dict, emojilib_words: tuple[str, ...]) -> tuple[str, ...]:
+def _keywords(entry: dict[str, Any], emojilib_words: tuple[str, ...]) -> tuple[str, ...]:
     words = [*entry.get("tags", ()), *(w.replace("_", " ") for w in emojilib_words)]
     keywords = [w.lower() for w in words if any(c.isalpha() for c in w) and not w.startswith(":")]
     return tuple(dict.fromkeys(w for w in keywords if w != entry["label"].lower()))

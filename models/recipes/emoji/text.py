@@ -128,7 +128,7 @@ def retrieval(
     small = small_images(dataset, spec.vision["image_size"])[picks]
     images = clip.encode_image(on_backgrounds(small, [WHITE] * len(picks)), normalize=True)
     texts = clip.encode_text(tokenizer(captions), normalize=True)
-    return ((texts @ images.T).argmax(1) == torch.arange(len(picks))).float().mean().item()
+    return float(((texts @ images.T).argmax(1) == torch.arange(len(picks))).float().mean())
 
 
 def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:

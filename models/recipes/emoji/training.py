@@ -80,7 +80,8 @@ class FilterMuon(torch.optim.Muon):
         self._filters = list(filters)
         super().__init__([nn.Parameter(_as_matrix(p.data)) for p in self._filters], **options)
 
-    def step(self, closure: None = None) -> None:
+    # Without a closure: it would make new gradients after the copying.
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
             if p.data_ptr() != matrix.data_ptr():
                 raise RuntimeError("a filter was moved: its matrix is no longer a view of it")

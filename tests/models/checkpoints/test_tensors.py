@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, read_stored
@@ -18,6 +21,7 @@ from safelight.models.vae import load_vae
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from tests.models.text.folders import edit_json
 
@@ -34,7 +38,7 @@ def load(folder: Path) -> None:
     build_decoder(model, dtype=torch.float32)
 
 
-def edit(part: Path, change, weights: str = WEIGHTS) -> None:
+def edit(part: Path, change: Callable[[dict[str, Tensor]], object], weights: str = WEIGHTS) -> None:
     tensors = load_file(part / weights)
     change(tensors)
     save_file(tensors, part / weights)
@@ -101,7 +105,9 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
     ],
     ids=["missing", "extra", "shape"],
 )
-def test_the_text_tower_is_loaded_strictly(folder: Path, change, match: str) -> None:
+def test_the_text_tower_is_loaded_strictly(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], match: str
+) -> None:
     edit(folder / "text_encoder", change, CLIP_WEIGHTS)
     with pytest.raises(CheckpointError, match=match):
         load(folder)
@@ -137,7 +143,9 @@ def test_a_text_tower_without_weights_or_with_a_pickle_is_refused(folder: Path) 
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_named(folder: Path, file: str, changes: dict, match: str) -> None:
+def test_parts_that_do_not_fit_are_named(
+    folder: Path, file: str, changes: dict[str, Any], match: str
+) -> None:
     edit_json(folder / file, **changes)
     with pytest.raises((CheckpointError, UnknownModel), match=match):
         load(folder)
@@ -194,7 +202,7 @@ def test_an_index_with_a_repeated_key_is_refused(folder: Path) -> None:
         ),
     ],
 )
-def test_a_malformed_index_is_refused(tmp_path: Path, index: dict, match: str) -> None:
+def test_a_malformed_index_is_refused(tmp_path: Path, index: dict[str, Any], match: str) -> None:
     (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=match):
         list_tensors(tmp_path)
@@ -252,7 +260,11 @@ def test_each_stage_loads_its_own_part_only(folder: Path) -> None:
     weights = {"text_encoder": folder / "text_encoder" / CLIP_WEIGHTS} | {
         part: folder / part / WEIGHTS for part in ("transformer", "vae")
     }
-    stages = {"text_encoder": build_text_encoder, "transformer": build_engine, "vae": build_decoder}
+    stages: dict[str, Callable[[ModelInfo], object]] = {
+        "text_encoder": build_text_encoder,
+        "transformer": build_engine,
+        "vae": build_decoder,
+    }
     for stage, build in stages.items():
         moved = {
             part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != stage

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def published_configs(name: str) -> Configs:
     return published.configs
 
 
-def write_json(file: Path, content: dict) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
 
@@ -68,7 +69,7 @@ def test_an_open_clip_tower_distinguishes_the_embedded_family_from_sigma(tmp_pat
     ],
 )
 def test_the_error_for_an_unknown_folder_lists_what_is_supported_in_one_line(
-    tmp_path: Path, index: dict
+    tmp_path: Path, index: dict[str, Any]
 ) -> None:
     write_json(tmp_path / "model_index.json", index)
     with pytest.raises(CheckpointError) as error:

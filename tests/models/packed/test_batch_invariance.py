@@ -1,6 +1,6 @@
 """A token's bits do not depend on its batch, whatever the CPU's library does at other lengths."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from safelight.models.packed.batch_invariance import (
     cancelling_weight,
     find_invariant_lengths,
 )
-from safelight.models.packed.linear import LinearFunction, make_linear
+from safelight.models.packed.linear import LinearFunction, ProductFactory, make_linear
 
 WIDTH = 96
 
@@ -26,16 +26,19 @@ def sum_in_halves(weight: Tensor, x: Tensor) -> Tensor:
     return x[:, :middle] @ weight[:, :middle].T + x[:, middle:] @ weight[:, middle:].T
 
 
-def product_with_split_sums(is_split) -> tuple[list[int], object]:
+def product_with_split_sums(is_split: Callable[[int], bool]) -> tuple[list[int], LinearFunction]:
     """A list of the lengths at which a product was called, and the product.
 
     It uses `sum_in_halves` at the lengths for which `is_split` is true, and one plain sum elsewhere.
     """
-    weight, lengths = cancelling_weight(24, WIDTH, torch.float64).float(), []
+    weight = cancelling_weight(24, WIDTH, torch.float64).float()
+    lengths: list[int] = []
 
     def product(x: Tensor) -> Tensor:
         lengths.append(len(x))
-        halves, whole = sum_in_halves(weight, x), sum(x[:, k : k + 1] * weight[:, k] for k in range(WIDTH))
+        halves, whole = sum_in_halves(weight, x), torch.zeros(len(x), len(weight))
+        for k in range(WIDTH):
+            whole += x[:, k : k + 1] * weight[:, k]
         return halves if is_split(len(x)) else whole
 
     return lengths, product
@@ -51,7 +54,9 @@ def product_with_split_sums(is_split) -> tuple[list[int], object]:
         (lambda length: length < 300 or length > 700, LengthRange(320, 640)),
     ],
 )
-def test_only_lengths_with_equal_bits_are_used(is_split, expected: LengthRange) -> None:
+def test_only_lengths_with_equal_bits_are_used(
+    is_split: Callable[[int], bool], expected: LengthRange
+) -> None:
     called_lengths, product = product_with_split_sums(is_split)
     lengths = find_invariant_lengths(product, WIDTH, torch.float32)
     assert lengths == expected
@@ -89,7 +94,10 @@ def empty_cache() -> Iterator[None]:
     "implementations", [(position_dependent, linear._onednn_product), (position_dependent,)]
 )
 def test_another_implementation_replaces_a_position_dependent_one(
-    monkeypatch, empty_cache, caplog, implementations
+    monkeypatch: pytest.MonkeyPatch,
+    empty_cache: None,
+    caplog: pytest.LogCaptureFixture,
+    implementations: tuple[ProductFactory, ...],
 ) -> None:
     monkeypatch.setattr(linear, "_implementations", lambda dtype: implementations)
     weight, bias = cancelling_weight(7, 33, torch.float32), torch.randn(7)

@@ -1,5 +1,7 @@
 """int8 layers and networks against exact ones, alone and in batches. The kernels are really compiled."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,10 +9,11 @@ from torch import Tensor
 
 from safelight.models.denoisers import pack
 from safelight.models.networks.class_dit import ClassDiT
-from safelight.models.networks.config import ClassDiTConfig
+from safelight.models.networks.config import ClassDiTConfig, MMDiTConfig
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import MIN_TOKENS, MLP_CHUNK, Int8, QuantizationUnavailable, _kernels
+from safelight.models.packed.linear import LinearFunction
 from safelight.models.packed.mmdit import PackedMMDiT
 from tests.models.networks.test_mmdit import TINY
 from tests.models.packed import test_dit as dits
@@ -115,7 +118,9 @@ def test_a_dit_in_int8_is_close_to_the_plain_one_in_every_batch(dtype: torch.dty
 @torch.inference_mode()
 @DTYPES
 @pytest.mark.parametrize("config", TINY.values(), ids=TINY)
-def test_an_mmdit_in_int8_is_close_to_the_exact_one_in_every_batch(config, dtype: torch.dtype) -> None:
+def test_an_mmdit_in_int8_is_close_to_the_exact_one_in_every_batch(
+    config: MMDiTConfig, dtype: torch.dtype
+) -> None:
     exact = mmdits.packed(config, dtype=dtype)
     network = PackedMMDiT(mmdits.plain(config, dtype), BACKENDS["fused"], Int8.on(CPU, dtype))
     x = mmdits.latents(config, 7, 1, (16, 16), dtype)
@@ -156,11 +161,11 @@ def test_small_layers_stay_exact() -> None:
     shapes: list[tuple[int, ...]] = []
 
     class RecordingFactory:
-        def linear(self, weight: Tensor, bias: Tensor):
+        def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
             shapes.append(tuple(weight.shape))
             return lambda x: F.linear(x, weight, bias)
 
-        def feed_forward(self, up, down):
+        def feed_forward(self, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> LinearFunction:
             shapes.extend((tuple(up[0].shape), tuple(down[0].shape)))
             return lambda x: F.linear(F.gelu(F.linear(x, *up), approximate="tanh"), *down)
 
@@ -171,8 +176,13 @@ def test_small_layers_stay_exact() -> None:
 
 
 def test_kernels_are_compiled_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
+    compiled: list[Callable[..., object]] = []
+
+    def record(step: Callable[..., object], **_: object) -> Callable[..., object]:
+        compiled.append(step)
+        return step
+
+    monkeypatch.setattr(torch, "compile", record)
     _kernels.cache_clear()
     try:
         for width in (24, 48):

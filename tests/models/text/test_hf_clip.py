@@ -1,7 +1,9 @@
 """CLIP towers in transformers' layout equal transformers' own, and faults of folders are named."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +48,7 @@ CONFIGS = {
 Written = tuple[Path, CLIPTextModelWithProjection]
 
 
-def write(folder: Path, options: dict) -> Written:
+def write(folder: Path, options: dict[str, Any]) -> Written:
     numbers = {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": CONTEXT,
@@ -129,7 +131,9 @@ def test_flops_equal_the_counter_of_torch(folder: Path) -> None:
     ],
     ids=["projection", "one of three", "extra", "shape"],
 )
-def test_weights_are_loaded_strictly_and_named_as_in_the_file(folder: Path, change, match: str) -> None:
+def test_weights_are_loaded_strictly_and_named_as_in_the_file(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], match: str
+) -> None:
     edit(folder, change)
     with pytest.raises(CheckpointError, match=match):
         HfClipTower(folder, "cpu", torch.float32)
@@ -157,7 +161,7 @@ def test_the_position_numbers_of_older_files_are_ignored(folder: Path) -> None:
         ({"hidden_size": "32"}, "hidden_size is '32', expected a whole number, at least 0"),
     ],
 )
-def test_an_unsupported_config_is_named(folder: Path, changes: dict, match: str) -> None:
+def test_an_unsupported_config_is_named(folder: Path, changes: dict[str, Any], match: str) -> None:
     edit_json(folder / "config.json", **changes)
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{match}"):
         HfClipTower(folder, "cpu", torch.float32)

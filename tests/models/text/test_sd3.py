@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -41,14 +43,14 @@ TEXTS = [
     "It's 3D: naïve café 東京 🦊 <end_of_text>",
     "a red apple on a green table " * 60,
 ]
-L = {
+L: dict[str, Any] = {
     "hidden_size": 32,
     "projection_dim": 24,
     "num_attention_heads": 4,
     "hidden_act": "quick_gelu",
     "eos_token_id": 2,
 }
-BIG_G = {
+BIG_G: dict[str, Any] = {
     "hidden_size": 48,
     "projection_dim": 40,
     "num_attention_heads": 6,
@@ -115,7 +117,8 @@ def without_t5(complete: Written, tmp_path_factory: pytest.TempPathFactory) -> W
 
 @pytest.fixture(params=["complete", "without_t5"])
 def written(request: pytest.FixtureRequest) -> Written:
-    return request.getfixturevalue(request.param)
+    written: Written = request.getfixturevalue(request.param)
+    return written
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def folder(complete: Written, tmp_path: Path) -> Path:
     )
 
 
-def clip(options: dict) -> CLIPTextModelWithProjection:
+def clip(options: dict[str, Any]) -> CLIPTextModelWithProjection:
     return randomise(
         CLIPTextModelWithProjection(CLIPTextConfig(intermediate_size=64, num_hidden_layers=3, **options))
     )
@@ -158,6 +161,7 @@ def test_bfloat16_states_are_close_in_direction(written: Written) -> None:
         towers(written.folder, torch.bfloat16).read(TEXTS[0]),
         their_reading(written.pipeline, TEXTS[0]),
     )
+    assert reading.pooled is not None
     for actual, expected_tensor in zip((reading.states, reading.pooled), expected, strict=True):
         assert actual.dtype == torch.float32
         assert torch.cosine_similarity(actual.flatten(), expected_tensor.flatten(), dim=0) >= 0.999
@@ -174,6 +178,7 @@ def test_tokens_are_counted_as_clip_counts_them(written: Written) -> None:
     fits, cut = ours.read("apple " * 75), ours.read("apple " * 76)
     assert (fits.num_tokens, fits.truncated) == (75, False)
     assert (cut.num_tokens, cut.truncated) == (76, True)
+    assert fits.pooled is not None and cut.pooled is not None
     assert torch.equal(fits.pooled, cut.pooled)
     assert (ours.read("").num_tokens, ours.read("").truncated) == (0, False)
 
@@ -186,7 +191,8 @@ def test_an_exclamation_mark_is_a_word_as_in_open_clip(without_t5: Written) -> N
     ids = open_clip.tokenize("a happy dog! wow!!")  # padded with 0, as for bigG
     with torch.inference_mode():
         expected = ours._clips[1](ids)[1][0]
-    assert torch.equal(ours.read("a happy dog! wow!!").pooled[L["projection_dim"] :], expected)
+    pooled = ours.read("a happy dog! wow!!").pooled
+    assert pooled is not None and torch.equal(pooled[L["projection_dim"] :], expected)
 
 
 def test_a_text_cannot_contain_marks_and_long_words_are_split(without_t5: Written) -> None:
@@ -202,6 +208,7 @@ def test_flops_add_up(complete: Written, without_t5: Written) -> None:
     """The encoders' own tests compare their counts with torch's counter."""
     all_three, two = complete.ours, without_t5.ours
     assert two.flops_per_text == sum(tower.flops_per_text for tower in two._clips)
+    assert all_three._t5 is not None
     assert all_three.flops_per_text == two.flops_per_text + all_three._t5.flops_per_text
 
 
@@ -247,7 +254,9 @@ def other_merges(folder: Path) -> None:
     ],
     ids=["vocabulary", "merges", "few words", "no vocabulary", "no merges", "no config", "padding", "length"],
 )
-def test_a_tokenizer_that_is_not_clips_is_named(folder: Path, change, match: str) -> None:
+def test_a_tokenizer_that_is_not_clips_is_named(
+    folder: Path, change: Callable[[Path], object], match: str
+) -> None:
     shutil.rmtree(folder / "tokenizer")
     change(write_clip_tokenizer(folder / "tokenizer", pad_token="<|endoftext|>"))
     with pytest.raises(CheckpointError, match=match):
@@ -277,7 +286,7 @@ def test_a_tokenizer_that_is_not_clips_is_named(folder: Path, change, match: str
     ],
 )
 def test_parts_that_do_not_fit_are_named(
-    complete: Written, tmp_path: Path, file: str, changes: dict, match: str
+    complete: Written, tmp_path: Path, file: str, changes: dict[str, Any], match: str
 ) -> None:
     folder = shutil.copytree(complete.folder, tmp_path / "model")
     edit_json(folder / file, **changes)

@@ -3,7 +3,9 @@
 import copy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +52,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(params=["modern", "original"])
 def written(request: pytest.FixtureRequest) -> Written:
-    return request.getfixturevalue(request.param)
+    written: Written = request.getfixturevalue(request.param)
+    return written
 
 
 @pytest.fixture
@@ -132,7 +135,9 @@ def test_flops_equal_the_counter_of_torch(written: Written) -> None:
     ],
     ids=["missing", "no embedding", "extra", "shape"],
 )
-def test_weights_are_loaded_strictly(folder: Path, change, match: str) -> None:
+def test_weights_are_loaded_strictly(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], match: str
+) -> None:
     edit(folder / "text_encoder", change)
     with pytest.raises(CheckpointError, match=match):
         tower(folder)
@@ -191,7 +196,7 @@ def test_a_pickle_is_refused(folder: Path) -> None:
         ("text_encoder/config.json", {"eos_token_id": 7}, "tokenizer is not this encoder's tokenizer"),
     ],
 )
-def test_a_wrong_config_is_named(folder: Path, file: str, changes: dict, match: str) -> None:
+def test_a_wrong_config_is_named(folder: Path, file: str, changes: dict[str, Any], match: str) -> None:
     edit_json(folder / file, **changes)
     with pytest.raises(CheckpointError, match=match):
         tower(folder)

@@ -58,7 +58,7 @@ def test_the_command_prints_all_figures(
         benchmark_report, "run_benchmark", lambda *args: results.append(run(*args)) or results[-1]
     )
     assert cli.main([*command, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)["figures"]
     assert {
         "gemm_peak_gflops", "mfu", "batch1", "mixed", "bookkeeping_share", "forecast_error", "head_of_line",
         "curve", "peak_memory_bytes", "model", "device", "dtype", "mfu_under_trace", "head_of_line_crowded",

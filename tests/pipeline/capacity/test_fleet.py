@@ -4,6 +4,7 @@ import random
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ FLEET = Fleet(
 )
 
 
-def run(fleet: Fleet, rate: float, seconds: float, shape: str = "steady", **options: int) -> SimulationResult:
+def run(fleet: Fleet, rate: float, seconds: float, shape: str = "steady", **options: Any) -> SimulationResult:
     return Simulator(fleet, rate, shape, seconds, **options).run()
 
 
@@ -96,8 +97,11 @@ def test_scaling_delay_is_that_of_ray_serve() -> None:
     rng = random.Random(3)
     for min_replicas in (0, 1):
         scaler = Scaler(min_replicas, 9, 5.0, 3.0, 7.0)
-        config = SimpleNamespace(upscale_delay_s=3.0, downscale_delay_s=7.0, downscale_to_zero_delay_s=None)
-        serve_target, serve_state, requested = scaler.target, {}, min_replicas
+        config: Any = SimpleNamespace(
+            upscale_delay_s=3.0, downscale_delay_s=7.0, downscale_to_zero_delay_s=None
+        )
+        serve_target, requested = scaler.target, min_replicas
+        serve_state: dict[str, Any] = {}
         for second in range(3000):
             if rng.random() < 0.15:
                 requested = rng.randint(min_replicas, 9)

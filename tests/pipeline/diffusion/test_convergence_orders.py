@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def error(
     return float((end - gaussian_map(GAUSSIAN, schedule, grid[0], grid[-1], START)).abs())
 
 
-def slope(solver: str, schedule: Schedule, num_steps: int, **options) -> float:
+def slope(solver: str, schedule: Schedule, num_steps: int, **options: Any) -> float:
     return math.log2(
         error(solver, schedule, num_steps // 2, **options) / error(solver, schedule, num_steps, **options)
     )

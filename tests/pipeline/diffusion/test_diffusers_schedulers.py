@@ -6,6 +6,7 @@ is, and the test says how it differs.
 """
 
 import warnings
+from typing import Any
 
 import diffusers
 import pytest
@@ -47,7 +48,7 @@ class Noise:
         return torch.randn(SHAPE, dtype=self.dtype, generator=self.generator).double()
 
 
-def run(scheduler, times: list[float], x: Tensor = START, **options) -> Tensor:
+def run(scheduler: Any, times: list[float], x: Tensor = START, **options: Any) -> Tensor:
     """diffusers' loop, with `times[i]` given to the network in evaluation i."""
     assert len(times) == len(scheduler.timesteps)
     if hasattr(scheduler, "set_begin_index"):
@@ -68,7 +69,7 @@ def check(ours: Tensor, theirs: Tensor) -> None:
     assert float((ours - theirs).abs().max()) <= 1e-4 * scale
 
 
-def make_scheduler(name: str, num_steps: int, **config):
+def make_scheduler(name: str, num_steps: int, **config: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = getattr(diffusers, name)(**config)
@@ -245,7 +246,7 @@ def test_unipc(num_steps: int, spacing: str, order: int) -> None:
     check(execute(plan, network, START), run(scheduler, times_of(plan)))
 
 
-def singlestep(order: int, evaluations: int, **config):
+def singlestep(order: int, evaluations: int, **config: Any) -> tuple[Any, list[float]]:
     """diffusers' single-step scheduler, whose N counts evaluations, and the times of all evaluations."""
     scheduler = make_scheduler(
         "DPMSolverSinglestepScheduler", evaluations, **BETAS, solver_order=order, **config
@@ -321,7 +322,7 @@ def test_flow_match_heun(num_steps: int, shift: float) -> None:
     ],
 )
 def test_exponential_solvers_on_flows(
-    num_steps: int, shift: float, name: str, solver: str, config: dict
+    num_steps: int, shift: float, name: str, solver: str, config: dict[str, Any]
 ) -> None:
     """On diffusers' flow grids, which start a little below 1."""
     scheduler = make_scheduler(

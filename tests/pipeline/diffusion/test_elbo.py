@@ -1,5 +1,6 @@
 """The evidence lower bound, against densities that are known exactly."""
 
+from collections.abc import Iterator
 from itertools import repeat
 
 import pytest
@@ -57,7 +58,7 @@ def exact_variance(c: float) -> Variance:
 
 @pytest.mark.parametrize("num_steps", [1, 10, 50])
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_the_bound_is_tight_with_the_exact_variance(schedule, num_steps) -> None:
+def test_the_bound_is_tight_with_the_exact_variance(schedule: Schedule, num_steps: int) -> None:
     centred = Mixture.of([1.0], [[0.0]], [[0.25]])
     assert abs(expected_gap(centred, schedule, num_steps, exact_variance(0.25))) < 1e-9
 
@@ -68,7 +69,7 @@ def test_beta_is_the_exact_variance_of_unit_data() -> None:
 
 
 @pytest.mark.parametrize(("num_steps", "gap"), [(10, 0.094), (50, 0.021), (200, 0.0054), (1000, 0.0011)])
-def test_the_gap_with_beta_falls_as_one_over_steps(num_steps, gap) -> None:
+def test_the_gap_with_beta_falls_as_one_over_steps(num_steps: int, gap: float) -> None:
     centred = Mixture.of([1.0], [[0.0]], [[0.25]])
     assert expected_gap(centred, VP, num_steps, fixed_large) == pytest.approx(gap, rel=0.03)
 
@@ -109,7 +110,9 @@ def test_the_same_seed_gives_the_same_bound() -> None:
         ((1.0, 0.0), gaussian((2, 1), 0), lambda *_: 0.0, "variance"),
     ],
 )
-def test_invalid_arguments_are_named(grid, noise, variance, param) -> None:
+def test_invalid_arguments_are_named(
+    grid: tuple[float, ...], noise: Iterator[Tensor], variance: Variance, param: str
+) -> None:
     with pytest.raises(InvalidParams) as caught:
         elbo(denoiser(GAUSSIAN, VP), VP, points(GAUSSIAN, 2), grid, noise=noise, variance=variance)
     assert caught.value.param == param

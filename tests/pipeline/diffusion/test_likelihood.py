@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import repeat
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def rms(gap: Tensor) -> float:
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_the_density_of_the_mixture(schedule) -> None:
+def test_the_density_of_the_mixture(schedule: Schedule) -> None:
     x = points(EIGHT)
     result = log_likelihood(denoiser(EIGHT, schedule), schedule, x, num_steps=50, t_min=1e-5)
     assert rms(result.nats - EIGHT.log_density(x)) < 0.02
@@ -62,7 +63,7 @@ def test_the_density_of_the_mixture(schedule) -> None:
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=str)
-def test_with_the_exact_prior_only_steps_have_errors(schedule) -> None:
+def test_with_the_exact_prior_only_steps_have_errors(schedule: Schedule) -> None:
     x = points(EIGHT, 8)
     result = log_likelihood(
         denoiser(EIGHT, schedule), schedule, x, num_steps=50, prior=exact_prior(EIGHT, schedule)
@@ -87,7 +88,7 @@ def test_the_mismatch_of_the_prior_is_the_one_documented() -> None:
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_runge_kutta_is_of_order_four(schedule) -> None:
+def test_runge_kutta_is_of_order_four(schedule: Schedule) -> None:
     x, truth = points(EIGHT, 8), blurred(EIGHT, schedule, points(EIGHT, 8))
     prior = exact_prior(EIGHT, schedule)
     errors = [
@@ -98,7 +99,7 @@ def test_runge_kutta_is_of_order_four(schedule) -> None:
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=str)
-def test_narrow_data_takes_no_more_steps(schedule) -> None:
+def test_narrow_data_takes_no_more_steps(schedule: Schedule) -> None:
     x = points(NARROW, 8)
     prior = exact_prior(NARROW, schedule)
     result = log_likelihood(denoiser(NARROW, schedule), schedule, x, num_steps=40, prior=prior)
@@ -134,7 +135,8 @@ def test_a_row_does_not_depend_on_its_batch_mates() -> None:
 
 
 def test_rows_of_any_shape_and_progress_of_every_step() -> None:
-    x, steps = points(EIGHT, 3), []
+    x = points(EIGHT, 3)
+    steps: list[int] = []
     flat = log_likelihood(denoiser(EIGHT, VP), VP, x, num_steps=5)
 
     def folded(x: Tensor, t: float) -> Tensor:
@@ -162,7 +164,7 @@ def test_one_probe_has_no_standard_error() -> None:
         ({"probes": rademacher(2, (7,), 0)}, "probes"),
     ],
 )
-def test_invalid_arguments_are_named(options, param) -> None:
+def test_invalid_arguments_are_named(options: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidParams) as caught:
         log_likelihood(denoiser(EIGHT, VP), VP, points(EIGHT, 2), **options)
     assert caught.value.param == param

@@ -1,6 +1,7 @@
 """Prediction types: golden values, and every type against an exact network."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_conversions_are_right_and_invertible_in_float32(
         lambda: convert("flow", "odd", 0.5, 0.5),
     ],
 )
-def test_invalid_arguments_are_named(call) -> None:
+def test_invalid_arguments_are_named(call: Callable[[], object]) -> None:
     with pytest.raises(InvalidParams) as caught:
         call()
     assert caught.value.param == "prediction"

@@ -1,5 +1,7 @@
 """The adaptive reference solution, and the reference loop as a whole."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,14 +70,14 @@ def test_rk45_names_invalid_arguments(t: float, t_end: float, rtol: float, param
     assert caught.value.param == param
 
 
-def draw(**options) -> Tensor:
+def draw(**options: Any) -> Tensor:
     """A (2, 2, 2) image of the mixture, under guidance."""
 
     def network(x: Tensor, timestep: float) -> Tensor:
         return EIGHT.out("flow", x.reshape(1, 8), *Flow().alpha_sigma(timestep / 1000)).reshape(2, 2, 2)
 
     x = start(1, 8).reshape(2, 2, 2)
-    arguments = {"guidance_scale": 3.0, "solver": "euler", "num_steps": 6} | options
+    arguments: dict[str, Any] = {"guidance_scale": 3.0, "solver": "euler", "num_steps": 6} | options
     return generate_one(
         network,
         lambda x, t: 0.5 * network(x, t),

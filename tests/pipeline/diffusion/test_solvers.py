@@ -1,6 +1,8 @@
 """Solver plans: golden values of one step, comparison with the reference, cost, and invalid arguments."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from safelight.pipeline.diffusion.solvers import (
 )
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS
 from safelight.pipeline.diffusion.solvers.onestep import ddpm, ddpm_fixed_large, euler
+from safelight.pipeline.diffusion.solvers.table import Tick
 from safelight.pipeline.diffusion.spacing import SPACINGS, make_grid
 from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.oracle import EIGHT, execute
@@ -39,7 +42,9 @@ def noise(k: int) -> Tensor:
     return torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
 
 
-def one_step(planner, before: float, after: float, beta_z: float) -> float:
+def one_step(
+    planner: Callable[[SolverGrid], list[Tick]], before: float, after: float, beta_z: float
+) -> float:
     """A golden step from alpha_bar `before` to `after`: x = 0.8 with noise `beta_z`, or x = 1 without."""
     points = [
         GridPoint(
@@ -49,7 +54,7 @@ def one_step(planner, before: float, after: float, beta_z: float) -> float:
     ]
     (tick,) = planner(SolverGrid(LINEAR, "epsilon", tuple(points)))
     x, eps = (0.8, 0.6) if beta_z else (1.0, 0.4)
-    return tick.a * x + tick.b[0] * (tick.p * x + tick.q * eps) + tick.c * beta_z
+    return float(tick.a * x + tick.b[0] * (tick.p * x + tick.q * eps) + tick.c * beta_z)
 
 
 def test_golden_steps() -> None:
@@ -176,13 +181,19 @@ EVALUATIONS = {  # on flow (no signal at t = 1) and on VP (a little signal)
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_plans_count_their_evaluations(solver: str) -> None:
-    for schedule, nfe in zip((Flow(), LINEAR), EVALUATIONS[solver], strict=True):
+    schedules: tuple[Schedule, ...] = (Flow(), LINEAR)
+    for schedule, nfe in zip(schedules, EVALUATIONS[solver], strict=True):
         if nfe is None:
             continue
-        calls = []
+        times: list[float] = []
+
+        def network(x: Tensor, t: float, times: list[float] = times) -> Tensor:
+            times.append(t)
+            return x
+
         plan = make_plan(solver, schedule, "v_prediction", N)
-        execute(plan, lambda x, t, calls=calls: calls.append(t) or x, noise(0), noise)
-        assert (plan.num_steps, plan.nfe, len(calls)) == (N, nfe, nfe)
+        execute(plan, network, noise(0), noise)
+        assert (plan.num_steps, plan.nfe, len(times)) == (N, nfe, nfe)
         assert nfe <= N * SOLVERS[solver].evaluations + (solver == "plms")
 
 
@@ -234,7 +245,9 @@ def test_samples_start_from_the_noise_of_their_schedule() -> None:
         (("euler", Flow(), "flow", 2), {"grid": (0.2, 0.5, 0.0)}, "grid"),
     ],
 )
-def test_invalid_arguments_are_named(arguments: tuple, options: dict, param: str) -> None:
+def test_invalid_arguments_are_named(
+    arguments: tuple[str, Schedule, str, int], options: dict[str, Any], param: str
+) -> None:
     with pytest.raises(InvalidParams) as caught:
         make_plan(*arguments, **options)
     assert caught.value.param == param

@@ -22,9 +22,10 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.spacing import SPACINGS
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.engine.image_decoder import InvalidImage
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
-from safelight.pipeline.engine.text_encoder import TextStates
+from safelight.pipeline.engine.runner import StepRunner
+from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -61,15 +62,15 @@ class Parts:
             getattr(self, name)
 
     @cached_property
-    def encoder(self):
+    def encoder(self) -> TextEncoder:
         return build_text_encoder(self.model, dtype=self.dtype)
 
     @cached_property
-    def runner(self):
+    def runner(self) -> StepRunner:
         return build_runner(self.model, dtype=self.dtype)
 
     @cached_property
-    def decoder(self):
+    def decoder(self) -> ImageDecoder:
         return build_decoder(self.model, dtype=self.dtype)
 
     def alone(self, request: GenerationParams) -> bytes:
@@ -185,7 +186,8 @@ def check(parts: Parts, schedules: int) -> None:
 
 @pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+    dtype: torch.dtype = request.param
+    return dtype
 
 
 def test_200_random_schedules_change_no_byte(dtype: torch.dtype) -> None:

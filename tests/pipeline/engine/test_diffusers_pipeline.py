@@ -16,6 +16,7 @@ from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.schedules import Flow
 from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.engine.engine import Engine
+from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
 from tests.pipeline.parts import assert_rounded, drain
@@ -34,7 +35,9 @@ def their_plan(pipe: PixArtSigmaPipeline) -> Plan:
     return replace(exact, ticks=ticks, start_scale=1.0)
 
 
-def our_latents(model: ModelInfo, table: Plan, params: GenerationParams, cond, uncond) -> torch.Tensor:
+def our_latents(
+    model: ModelInfo, table: Plan, params: GenerationParams, cond: TextStates, uncond: TextStates | None
+) -> torch.Tensor:
     engine = Engine(
         build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6)
     )

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,19 @@ from hypothesis import strategies as st
 
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.diffusion.solvers import ALIASES
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
+from safelight.pipeline.engine.metering import TickRecord
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import text_flops, times_flops
 from safelight.pipeline.params import FinishReason, GenerationParams
-from tests.pipeline.parts import add, alone, drain, engine, model, params, states
+from tests.pipeline.parts import add, alone, drain, engine, latents_of, model, params, states
 from tests.pipeline.reference_loop import reference
+
+
+def last_tick(engine: Engine) -> TickRecord:
+    assert engine.last_tick is not None
+    return engine.last_tick
+
 
 LONG_PROMPT = "a very long prompt about a green car on a blue road, with many more words than sixteen"
 
@@ -49,7 +58,7 @@ def test_engine_equals_reference(solver: str, guidance_scale: float) -> None:
     ],
     ids=str,
 )
-def test_every_option_equals_reference(changed: dict) -> None:
+def test_every_option_equals_reference(changed: dict[str, Any]) -> None:
     p = params(**({"num_steps": 7, "seed": 3, "negative_prompt": "blue"} | changed))
     torch.testing.assert_close(alone(p).double(), reference(p), atol=1e-4, rtol=0)
     if "width" not in changed:
@@ -96,7 +105,7 @@ def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject)
             outcomes |= {outcome.request_id: outcome for outcome in (busy.step() if busy.has_work else ())}
     outcomes |= drain(busy)
     for number, (request, _) in enumerate(arrivals):
-        assert torch.equal(outcomes[str(number)].latents, alone(request, dtype)), request
+        assert torch.equal(latents_of(outcomes[str(number)]), alone(request, dtype)), request
 
 
 def test_samples_leave_after_their_own_last_tick() -> None:
@@ -126,7 +135,7 @@ def test_rows_are_limited_and_filled_with_what_fits() -> None:
     rows = []
     while shared.has_work:
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [3, 3, 2, 2]
 
 
@@ -138,7 +147,7 @@ def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     rows = []
     for _ in range(5):
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 2, 2, 2, 3]
     early = drain(shared)["early"].usage
     assert (early.ticks, early.rows) == (8, 12)
@@ -148,10 +157,11 @@ def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
     shared = engine(max_rows=3)
     add(shared, "strides", params(num_steps=6, guidance_stride=3))  # ticks 0 and 3 have two rows
     add(shared, "next", params(num_steps=30))
-    rows, outcomes = [], []
+    rows: list[int] = []
+    outcomes: list[SampleOutcome] = []
     while not outcomes:
         outcomes = shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 3, 3, 2, 3, 3]
     assert (outcomes[0].request_id, outcomes[0].usage.rows) == ("strides", 8)
 
@@ -164,7 +174,7 @@ def test_rows_that_guidance_needs_later_are_used_until_then() -> None:
     rows = []
     while shared.has_work:
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 2, 2, 2]
 
 
@@ -177,7 +187,7 @@ def test_a_short_request_overtakes_a_long_one_that_keeps_its_state() -> None:
     outcomes = drain(shared)
     assert list(outcomes) == ["short", "long"]
     assert outcomes["long"].usage.ticks == 30
-    assert torch.equal(outcomes["long"].latents, alone(long, torch.float32))
+    assert torch.equal(latents_of(outcomes["long"]), alone(long, torch.float32))
 
 
 def test_tokens_of_a_tick_are_limited() -> None:
@@ -188,7 +198,7 @@ def test_tokens_of_a_tick_are_limited() -> None:
     tokens = []
     while shared.has_work:
         shared.step()
-        tokens.append(shared.last_tick.tokens)
+        tokens.append(last_tick(shared).tokens)
     assert max(tokens) == 80
     with pytest.raises(InvalidParams, match="128x128 takes 128 tokens in a tick, and this engine at most 80"):
         add(shared, "larger", params(width=128, height=128))
@@ -297,7 +307,7 @@ def test_a_diverged_sample_fails_alone() -> None:
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED
     assert "not finite" in (outcomes["bad"].error or "")
-    assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
+    assert torch.equal(latents_of(outcomes["good"]), alone(params(num_steps=2)))
 
 
 def test_the_seconds_in_the_queue_end_with_the_first_tick(monkeypatch: pytest.MonkeyPatch) -> None:

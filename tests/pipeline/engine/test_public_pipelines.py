@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,11 +65,9 @@ def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tens
     engine = Engine(
         build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6)
     )
-    engine.add(
-        "only",
-        params,
-        *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]),
-    )
+    encoder = build_text_encoder(model, dtype=torch.float32)
+    cond, uncond = encoder.encode([params.prompt, params.negative_prompt])
+    engine.add("only", params, cond, uncond)
     latents = drain(engine)["only"].latents
     assert latents is not None
     return latents
@@ -80,14 +79,15 @@ def their_image(
     """Their final latents (C, h, w), taken before their decoder, and their pixels (H, W, 3) in 0..1."""
     inputs: list[Tensor] = []
     decode = pipe.vae.decode
-    monkeypatch.setattr(
-        pipe.vae, "decode", lambda latents, **options: inputs.append(latents) or decode(latents, **options)
-    )
-    options = {
-        "num_inference_steps": STEPS,
-        "guidance_scale": params.guidance_scale,
-        "output_type": "np",
-    }
+
+    def record_and_decode(latents: Tensor, **options: Any) -> Any:
+        inputs.append(latents)
+        return decode(latents, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", record_and_decode)
+    options: dict[str, Any] = {
+        "num_inference_steps": STEPS, "guidance_scale": params.guidance_scale, "output_type": "np",
+    }  # fmt: skip
     if isinstance(pipe, DiTPipeline):  # it draws its own noise
         monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda **_: start)
         pixels = pipe(class_labels=[int(params.prompt)], **options).images[0]

@@ -8,23 +8,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.diffusion import noise
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.image_files import FORMATS, encode_image, parameters_text
+from safelight.pipeline.engine.text_encoder import TextEncoder
 from tests.pipeline.parts import model, params
 
 TEXTS = ["a red apple", "", "cat", "a green car on a blue road", "dog", "x", "3d rocket", "heart"]
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder() -> TextEncoder:
     return build_text_encoder(model())
 
 
 @pytest.mark.parametrize("position", [0, 3, 7])
-def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder, position: int) -> None:
+def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder: TextEncoder, position: int) -> None:
     alone = encoder.encode([TEXTS[0]])[0]
     batch = [*TEXTS[1 : position + 1], TEXTS[0], *TEXTS[position + 1 :]][:8]
     batched = encoder.encode(batch)[batch.index(TEXTS[0])]
@@ -32,7 +35,7 @@ def test_a_text_encodes_to_the_same_bits_in_any_batch(encoder, position: int) ->
     assert torch.equal(alone.mask, batched.mask)
 
 
-def test_the_encoder_reports_tokens_and_truncation(encoder) -> None:
+def test_the_encoder_reports_tokens_and_truncation(encoder: TextEncoder) -> None:
     long = encoder.encode(["apple " * 100])[0]
     assert (long.report.num_tokens, long.report.truncated) == (100, True)
     assert bool(long.mask.all())
@@ -41,7 +44,7 @@ def test_the_encoder_reports_tokens_and_truncation(encoder) -> None:
     assert empty.cost.flops > 0
 
 
-def test_too_many_texts_at_once_are_refused(encoder) -> None:
+def test_too_many_texts_at_once_are_refused(encoder: TextEncoder) -> None:
     with pytest.raises(ValueError, match="at most 8"):
         encoder.encode(["a"] * 9)
 
@@ -51,8 +54,11 @@ def test_a_latent_decodes_to_the_same_bits_in_any_batch(dtype: torch.dtype) -> N
     decoder = build_decoder(model(), dtype=dtype)
     latents = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
     together = decoder.decode(latents)
-    for latent, (pixels, cost) in zip(latents, together, strict=True):
-        assert np.array_equal(decoder.decode([latent])[0][0], pixels)
+    for latent, image in zip(latents, together, strict=True):
+        (alone,) = decoder.decode([latent])
+        assert not isinstance(image, InvalidImage) and not isinstance(alone, InvalidImage)
+        pixels, cost = image
+        assert np.array_equal(alone[0], pixels)
         assert pixels.shape == (64, 64, 3)
         assert cost.flops > 0
 
@@ -77,6 +83,7 @@ def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str)
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format.upper(), (64, 48))
     if format == "png":
+        assert isinstance(image, PngImageFile)
         assert image.text == {"parameters": parameters_text(request, "tiny")}
         assert np.array_equal(np.asarray(image), pixels)
     else:

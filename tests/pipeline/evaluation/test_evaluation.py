@@ -2,15 +2,17 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
@@ -61,7 +63,7 @@ def image(code: str, style: str, background: str = "white") -> np.ndarray:
     return on_background(disc(COLOURS[code], RADII[style]), background)
 
 
-def test_a_gallery_is_saved_and_loaded(gallery, tmp_path) -> None:
+def test_a_gallery_is_saved_and_loaded(gallery: Gallery, tmp_path: Path) -> None:
     gallery.save(tmp_path)
     loaded = Gallery.load(tmp_path)
     assert (loaded.entries, loaded.backgrounds) == (gallery.entries, gallery.backgrounds)
@@ -69,31 +71,31 @@ def test_a_gallery_is_saved_and_loaded(gallery, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("margin", [(0, 32), (32, 0)], ids=["wide", "tall"])
-def test_the_middle_square_of_an_image_is_compared(gallery, margin) -> None:
+def test_the_middle_square_of_an_image_is_compared(gallery: Gallery, margin: tuple[int, int]) -> None:
     rows, columns = margin
     square = np.stack([image(code, style, "blue") for code, style, _ in RENDERS])
     padded = np.pad(square, ((0, 0), (columns, columns), (rows, rows), (0, 0)))
     torch.testing.assert_close(pool_images(padded), pool_images(square))
 
 
-def test_a_missing_gallery_is_reported(tmp_path) -> None:
+def test_a_missing_gallery_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no gallery"):
         Gallery.load(tmp_path)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery, background) -> None:
+def test_a_clean_image_is_nearest_to_itself_on_any_background(gallery: Gallery, background: str) -> None:
     images = np.stack([on_background(rgba, background) for *_, rgba in RENDERS])
     torch.testing.assert_close(pool_images(images), gallery.points(background), atol=1e-6, rtol=0)
     nearest = [row[0] for row in gallery.nearest(images, background)]
     assert [gallery.concept_groups[i] for i in nearest] == [*gallery.concept_groups]
 
 
-def test_indistinguishable_concepts_are_one_group(gallery) -> None:
+def test_indistinguishable_concepts_are_one_group(gallery: Gallery) -> None:
     assert [*gallery.concept_groups] == ["a", "a", "b", "b", "c", "c", "c", "c"]
 
 
-def test_every_rate_counts_its_hits(gallery) -> None:
+def test_every_rate_counts_its_hits(gallery: Gallery) -> None:
     prompts = [
         Prompt("disc a", ("a",)),
         Prompt("flat disc b", ("b",), "flat"),
@@ -129,13 +131,14 @@ def test_every_rate_counts_its_hits(gallery) -> None:
 class RednessScorer:
     """Scores an image by the redness of its centre if the text ends with `a`, else by the negative."""
 
-    def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         middle = images[:, images.shape[1] // 2, images.shape[2] // 2].astype(float)
         red = middle[:, 0] - middle[:, 1]
-        return np.where([text.endswith(" a") for text in texts], red, -red)
+        scores: np.ndarray = np.where([text.endswith(" a") for text in texts], red, -red)
+        return scores
 
 
-def test_clip_scores_have_a_ceiling_and_a_floor(gallery) -> None:
+def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
     prompts = [
         Prompt("disc a", ("a",)),
         Prompt("flat disc b", ("b",), "flat"),
@@ -143,7 +146,7 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery) -> None:
         Prompt("odd disc a", ("a",), "odd"),
     ]
     images = np.stack([image("a", "round"), image("b", "round"), image("d", "flat"), image("b", "flat")])
-    scores = clip_scores(RednessScorer(), gallery, prompts, images)
+    scores = clip_scores(cast(Scorer, RednessScorer()), gallery, prompts, images)
     assert {name: mean.count for name, mean in scores.items()} == {
         "clip_score": 4,
         "clip_floor": 4,
@@ -157,16 +160,16 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery) -> None:
 
 def test_the_interval_of_a_mean() -> None:
     mean = Mean.from_scores(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert (mean.value, mean.high - mean.value) == (2.5, pytest.approx(1.96 * 1.29099 / 2, rel=1e-4))
+    assert mean.value == 2.5 and mean.high - mean.value == pytest.approx(1.96 * 1.29099 / 2, rel=1e-4)
     assert Mean.from_scores(np.array([7.0])) == Mean(7.0, 7.0, 7.0, 1)
 
 
-def test_rates_without_prompts_are_left_out(gallery) -> None:
+def test_rates_without_prompts_are_left_out(gallery: Gallery) -> None:
     images = np.stack([image("a", "flat", "blue")])
     assert {*rate_images(gallery, [Prompt("x", background="blue")], images)} == {"background_accuracy"}
 
 
-def test_the_frame_decides_the_background(gallery) -> None:
+def test_the_frame_decides_the_background(gallery: Gallery) -> None:
     assert frame_background(gallery, image("a", "flat", "blue")) == "blue"
     assert frame_background(gallery, image("c", "flat", "white")) == "white"
 
@@ -179,20 +182,19 @@ def test_the_frame_decides_the_background(gallery) -> None:
         (Prompt("x", background="odd"), "background"),
     ],
 )
-def test_names_unknown_to_the_gallery_are_refused(gallery, prompt, message) -> None:
+def test_names_unknown_to_the_gallery_are_refused(gallery: Gallery, prompt: Prompt, message: str) -> None:
     with pytest.raises(InvalidPrompts, match=message):
         rate_images(gallery, [prompt], np.stack([image("a", "flat")]))
 
 
 def test_wilson_interval() -> None:
-    low, high = Rate(20, 100).interval
-    assert (low, high) == (pytest.approx(0.1334, abs=1e-3), pytest.approx(0.2888, abs=1e-3))
+    assert Rate(20, 100).interval == pytest.approx((0.1334, 0.2888), abs=1e-3)
     assert Rate(0, 10).interval[0] == 0.0
     assert Rate(10, 10).interval[1] == 1.0
     assert Rate.from_hits([True, False, True]) == Rate(2, 3)
 
 
-def test_prompts_are_written_and_read(tmp_path) -> None:
+def test_prompts_are_written_and_read(tmp_path: Path) -> None:
     prompts = (Prompt("a"), Prompt("b", ("1f34e",), "flat", "blue"), Prompt("c", ("1", "2")))
     write_prompts(tmp_path / "prompts" / "mine.jsonl", prompts)
     assert read_prompt_sets(tmp_path) == {"mine": prompts}
@@ -212,14 +214,14 @@ def test_prompts_are_written_and_read(tmp_path) -> None:
         ('{"prompt": "a", "concept": [1]}', "concept must be a text"),
     ],
 )
-def test_an_invalid_file_of_prompts_is_refused(tmp_path, content, message) -> None:
+def test_an_invalid_file_of_prompts_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(content)
     with pytest.raises(InvalidPrompts, match=message):
         read_prompts(file)
 
 
-def test_a_missing_file_is_refused(tmp_path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidPrompts, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
 
@@ -234,7 +236,7 @@ def test_images_come_in_the_order_of_their_prompts_and_equal_single_renders() ->
         assert np.array_equal(Renderer(model()).render([request])[0], together[i])
 
 
-def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch) -> None:
+def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     first = Renderer(model(), tmp_path).render(REQUESTS, counts.append)
     assert (counts[0], counts[-1]) == (0, 3)
@@ -273,7 +275,7 @@ def test_more_prompts_than_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(num_waiting) == len(requests) and max(num_waiting) == 2
 
 
-def test_an_invalid_request_is_refused_before_any_image(tmp_path) -> None:
+def test_an_invalid_request_is_refused_before_any_image(tmp_path: Path) -> None:
     with pytest.raises(InvalidParams):
         Renderer(model(), tmp_path).render([*REQUESTS, params(solver="odd")])
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ POINTS = EIGHT.draw(16, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("schedule", [VariancePreserving(), Flow()], ids=str)
-def test_the_bound_is_below_the_density_and_approaches_it(schedule) -> None:
+def test_the_bound_is_below_the_density_and_approaches_it(schedule: Flow | VariancePreserving) -> None:
     def nats(method: str, num_steps: int, num_probes: int) -> float:
         samples = METHODS[method](denoise, schedule, POINTS, num_steps, num_probes, 0, shares.append)
         assert samples.shape == (num_probes, len(POINTS))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.text.hf_folder import HF_WEIGHTS
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.service import cli
+from safelight.service.cli import serve
+from tests.broken import tiny_without
+from tests.live import SAFELIGHT
 from tests.models.folders import write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer
 
@@ -112,7 +116,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("damage", "fault"), BROKEN)
 def test_each_fault_is_reported_in_one_line(
-    capsys, folder: Path, damage: Callable[[Path], None], fault: str
+    capsys: pytest.CaptureFixture[str], folder: Path, damage: Callable[[Path], None], fault: str
 ) -> None:
     damage(folder)
     assert cli.main(["check", str(folder), "--json"]) == 1
@@ -122,7 +126,9 @@ def test_each_fault_is_reported_in_one_line(
     assert capsys.readouterr().out.splitlines()[-2:] == [line, "1 fault"]
 
 
-def test_faults_of_several_parts_are_reported_together(capsys, folder: Path) -> None:
+def test_faults_of_several_parts_are_reported_together(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     for damage in (remove_a_tensor, add_a_tensor, reshape_a_tensor):
         damage(folder)
     edit_json(folder / "scheduler" / "scheduler_config.json", beta_schedule="odd")
@@ -158,7 +164,7 @@ def test_faults_of_several_parts_are_reported_together(capsys, folder: Path) -> 
     ],
 )
 def test_an_unsupported_scheduler_option_is_reported_in_one_line(
-    capsys, folder: Path, part: str, changed: dict, fault: str
+    capsys: pytest.CaptureFixture[str], folder: Path, part: str, changed: dict[str, Any], fault: str
 ) -> None:
     edit_json(folder / part, **changed)
     assert cli.main(["check", str(folder), "--json"]) == 1
@@ -167,7 +173,9 @@ def test_an_unsupported_scheduler_option_is_reported_in_one_line(
         find_model(str(folder))
 
 
-def test_an_autoencoder_without_widths_is_reported_in_one_line(capsys, folder: Path) -> None:
+def test_an_autoencoder_without_widths_is_reported_in_one_line(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     edit_json(folder / "vae" / "config.json", block_out_channels=8)
     assert cli.main(["check", str(folder), "--json"]) == 1
     [line] = json.loads(capsys.readouterr().out)["faults"]
@@ -176,7 +184,9 @@ def test_an_autoencoder_without_widths_is_reported_in_one_line(capsys, folder: P
         find_model(str(folder))
 
 
-def test_parts_that_do_not_fit_together_are_reported(capsys, folder: Path) -> None:
+def test_parts_that_do_not_fit_together_are_reported(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=16).save_pretrained(
         folder / "vae"
     )
@@ -198,7 +208,7 @@ def test_parts_that_do_not_fit_together_are_reported(capsys, folder: Path) -> No
     ids=["sigma", "alpha", "sd3", "sd3.5-medium", "sd3.5-large", "dit"],
 )
 def test_a_sound_folder_of_every_family_passes(
-    capsys, tmp_path: Path, write: Callable[[Path], object], family: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, write: Callable[[Path], object], family: str
 ) -> None:
     write(tmp_path)
     capsys.readouterr()
@@ -216,7 +226,7 @@ def test_a_sound_folder_of_every_family_passes(
         assert part["bytes_on_disk"] == file.stat().st_size
 
 
-def test_the_text_output_is_a_table(capsys, folder: Path) -> None:
+def test_the_text_output_is_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert cli.main(["check", str(folder)]) == 0
     title, *rows, verdict = capsys.readouterr().out.splitlines()
     assert (title, verdict) == (f"{folder}: pixart-sigma", "sound")
@@ -225,7 +235,7 @@ def test_the_text_output_is_a_table(capsys, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji-128", "tiny"])
-def test_the_embedded_models_are_sound(capsys, name: str) -> None:
+def test_the_embedded_models_are_sound(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert cli.main(["check", name, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["family"], report["faults"]) == ("pixart-clip", [])
@@ -238,7 +248,7 @@ def test_the_embedded_models_are_sound(capsys, name: str) -> None:
         assert part["bytes_on_disk"] > 0
 
 
-def test_a_missing_folder_is_a_users_mistake(capsys) -> None:
+def test_a_missing_folder_is_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "nowhere"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -286,19 +296,56 @@ def test_models_and_families_are_listed_without_torch() -> None:
     assert max(map(len, lines)) <= 150
 
 
-def test_a_missing_folder_is_reported_as_json(capsys, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["check", str(tmp_path / "gone"), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["family"], report["parts"]) == (None, [])
     assert report["faults"] == [f"model '{tmp_path / 'gone'}' is neither a folder nor one of emoji-128, tiny"]
 
 
-def test_a_file_is_not_a_folder(capsys, folder: Path) -> None:
+def test_a_file_is_not_a_folder(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert cli.main(["check", str(folder / "model_index.json")]) == 2
     assert "is a file, a checkpoint is a folder" in capsys.readouterr().err
 
 
-def test_serve_refuses_a_broken_folder_before_it_starts_anything(capsys, folder: Path) -> None:
+def test_serve_refuses_a_broken_folder_before_it_starts_anything(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     (folder / "vae" / WEIGHTS).unlink()
     assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
     assert capsys.readouterr().err == f"safelight serve: {folder}/vae/{WEIGHTS} is missing\n"
+
+
+def test_serve_checks_a_folder_whatever_the_working_directory_holds(tmp_path: Path) -> None:
+    """Here it holds a package of the same name, which must not be imported."""
+    (tmp_path / "safelight").mkdir()
+    (tmp_path / "safelight" / "__init__.py").write_text("raise ImportError('not this one')")
+    model = tiny_without("proj_out.weight", tmp_path)
+    command = [SAFELIGHT, "serve", "--model", str(model), "--port", "0"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == f"safelight serve: {model}/transformer: tensor proj_out.weight is missing\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("raise RuntimeError('no more memory')", "RuntimeError: no more memory"), ("exit(7)", "exit status 7")],
+)
+def test_serve_refuses_a_folder_whose_check_fails_by_itself(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(serve, "CHECK", (sys.executable, "-c", code))
+    monkeypatch.setattr(serve, "_serve", lambda *_: pytest.fail("a service was started"))
+    assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
+    assert capsys.readouterr().err == f"safelight serve: {folder} cannot be checked: {reason}\n"
+
+
+def test_serve_starts_a_sound_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(serve, "_serve", lambda settings, model: started.append(settings.model))
+    assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 0
+    assert started == [str(folder)]

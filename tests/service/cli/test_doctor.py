@@ -2,12 +2,14 @@
 
 import json
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from safelight.models.packed import attention_choice
-from safelight.models.packed.attention import PerLengthAttention
+from safelight.models.packed.attention import BACKENDS, PerLengthAttention
 from safelight.pipeline.calibration import checks
 from safelight.service import cli
 from safelight.service.cli import doctor
@@ -17,19 +19,19 @@ SOUND = {"weights", "attention", "network", "neighbours", "image", "ray", "port"
 
 
 @pytest.fixture
-def without_ray(monkeypatch) -> None:
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the check of Ray, which takes ten seconds and is run in one test."""
     monkeypatch.setattr(doctor, "_check_ray", lambda: checks.CheckResult("ray", True, "skipped"))
 
 
-def run_doctor(capsys, *argv: str) -> tuple[int, dict, dict]:
+def run_doctor(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """The exit status, the JSON report, and its findings by name."""
     code = cli.main(["doctor", "--port", "0", "--json", *argv])
     report = json.loads(capsys.readouterr().out)
     return code, report, {finding["name"]: finding for finding in report["findings"]}
 
 
-def test_a_sound_machine_and_model(capsys) -> None:
+def test_a_sound_machine_and_model(capsys: pytest.CaptureFixture[str]) -> None:
     code, report, findings = run_doctor(capsys, "--model", "tiny")
     assert (code, report["sound"]) == (0, True)
     assert {name for name, finding in findings.items() if finding["is_sound"]} == SOUND
@@ -41,14 +43,18 @@ def test_a_sound_machine_and_model(capsys) -> None:
     assert 2 <= len(report["prognosis"]["curve"]["work"]) <= 5  # 1, 2, 4, 8, 16 rows if time allows
 
 
-def test_a_broken_checkpoint_fails(capsys, without_ray, tmp_path) -> None:
+def test_a_broken_checkpoint_fails(
+    capsys: pytest.CaptureFixture[str], without_ray: None, tmp_path: Path
+) -> None:
     code, report, findings = run_doctor(capsys, "--model", str(tiny_without("proj_out.weight", tmp_path)))
     assert (code, report["sound"], report["prognosis"]) == (1, False, None)
     assert "proj_out.weight is missing" in findings["weights"]["says"]
     assert findings["network"]["is_sound"] is False
 
 
-def test_a_wrong_kernel_fails(capsys, without_ray, monkeypatch) -> None:
+def test_a_wrong_kernel_fails(
+    capsys: pytest.CaptureFixture[str], without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = PerLengthAttention("wrong", lambda q, k, v, bias: torch.zeros_like(q))
     monkeypatch.setattr(checks, "select_attention", lambda *_: (wrong, "of a test"))
     code, _, findings = run_doctor(capsys, "--model", "tiny")
@@ -57,22 +63,28 @@ def test_a_wrong_kernel_fails(capsys, without_ray, monkeypatch) -> None:
     assert "wrong 1.0e+00" in findings["attention"]["says"]
 
 
-def test_a_kernel_that_gives_nan_fails(capsys, without_ray, monkeypatch) -> None:
+def test_a_kernel_that_gives_nan_fails(
+    capsys: pytest.CaptureFixture[str], without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = PerLengthAttention("broken", lambda q, k, v, bias: torch.full_like(q, float("nan")))
-    monkeypatch.setitem(checks.BACKENDS, "broken", broken)
+    monkeypatch.setitem(BACKENDS, "broken", broken)
     code, _, findings = run_doctor(capsys, "--model", "tiny")
     assert (code, findings["attention"]["is_sound"]) == (1, False)
     assert "broken nan" in findings["attention"]["says"]
 
 
-def test_a_network_that_computes_something_else_fails(capsys, without_ray, monkeypatch) -> None:
+def test_a_network_that_computes_something_else_fails(
+    capsys: pytest.CaptureFixture[str], without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = PerLengthAttention("wrong", lambda q, k, v, bias: -q)
     monkeypatch.setattr("safelight.models.denoisers.select_attention", lambda *_: (wrong, "of a test"))
     code, _, findings = run_doctor(capsys, "--model", "tiny")
     assert (code, findings["network"]["is_sound"]) == (1, False)
 
 
-def test_a_taken_port_fails_and_is_named_in_the_text(capsys, without_ray) -> None:
+def test_a_taken_port_fails_and_is_named_in_the_text(
+    capsys: pytest.CaptureFixture[str], without_ray: None
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert cli.main(["doctor", "--model", "tiny", "--port", str(taken.getsockname()[1])]) == 1
     out = capsys.readouterr().out

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -33,26 +35,28 @@ def disc(side: int) -> Image.Image:
     return image
 
 
-def report(capsys, *argv: str) -> dict:
+def report(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert cli.main(["likelihood", *argv, "--model", "tiny", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    return json.loads(out)
+    report: dict[str, Any] = json.loads(out)
+    return report
 
 
-def refused(capsys, *argv: str) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The one line on stderr with which `argv` is refused."""
+    code: str | int | None
     try:
         code = cli.main(["likelihood", *argv])
     except SystemExit as ended:
         code = ended.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    [line] = err.splitlines()
+    [line] = str(err).splitlines()
     return line
 
 
-def test_the_json_report(capsys, image) -> None:
+def test_the_json_report(capsys: pytest.CaptureFixture[str], image: Path) -> None:
     result = report(
         capsys, str(image), "--prompt", "a red xqzzy", "--steps", "3", "--probes", "2", "--seed", "4"
     )
@@ -78,7 +82,7 @@ def test_the_json_report(capsys, image) -> None:
     }
 
 
-def test_a_seed_decides_the_estimate(capsys, image) -> None:
+def test_a_seed_decides_the_estimate(capsys: pytest.CaptureFixture[str], image: Path) -> None:
     argv = (str(image), "--prompt", "a red apple", "--steps", "2", "--probes", "2")
     first, again, other = (report(capsys, *argv, "--seed", seed) for seed in ("1", "1", "2"))
     assert first["bits_per_dim"] == again["bits_per_dim"]
@@ -86,7 +90,9 @@ def test_a_seed_decides_the_estimate(capsys, image) -> None:
     assert first["bits_per_dim"] != other["bits_per_dim"]
 
 
-def test_a_seed_decides_the_bound_which_differs_from_the_density(capsys, image) -> None:
+def test_a_seed_decides_the_bound_which_differs_from_the_density(
+    capsys: pytest.CaptureFixture[str], image: Path
+) -> None:
     argv = (str(image), "--prompt", "a red apple", "--probes", "2", "--steps", "5")
     ode, first, again = (
         report(capsys, *argv, "--method", method)["bits_per_dim"] for method in ("ode", "elbo", "elbo")
@@ -95,18 +101,18 @@ def test_a_seed_decides_the_bound_which_differs_from_the_density(capsys, image) 
     assert first["standard_error"] > 0
 
 
-def test_the_bound_takes_more_steps_by_default(capsys, image) -> None:
+def test_the_bound_takes_more_steps_by_default(capsys: pytest.CaptureFixture[str], image: Path) -> None:
     assert (
         report(capsys, str(image), "--prompt", "x", "--probes", "1", "--method", "elbo")["num_steps"] == 200
     )
 
 
-def test_one_probe_has_no_standard_error(capsys, image) -> None:
+def test_one_probe_has_no_standard_error(capsys: pytest.CaptureFixture[str], image: Path) -> None:
     result = report(capsys, str(image), "--prompt", "x", "--steps", "1", "--probes", "1")
     assert result["bits_per_dim"]["standard_error"] is None
 
 
-def test_the_text_output(capsys, image) -> None:
+def test_the_text_output(capsys: pytest.CaptureFixture[str], image: Path) -> None:
     argv = ["--prompt", "apple", "--model", "tiny", "--steps", "2", "--probes", "2"]
     assert cli.main(["likelihood", str(image), *argv]) == 0
     out, err = capsys.readouterr()
@@ -129,7 +135,9 @@ def test_the_text_output(capsys, image) -> None:
         ([], "required: --prompt"),
     ],
 )
-def test_an_invalid_flag_is_one_line(capsys, image, options, message) -> None:
+def test_an_invalid_flag_is_one_line(
+    capsys: pytest.CaptureFixture[str], image: Path, options: list[str], message: str
+) -> None:
     assert message in refused(capsys, str(image), *options)
 
 
@@ -151,18 +159,22 @@ def transparent(path: Path) -> None:
         (transparent, "is transparent in places; put it on a background first"),
     ],
 )
-def test_an_invalid_image_is_one_line(capsys, tmp_path, write, message) -> None:
+def test_an_invalid_image_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, write: Callable[[Path], object], message: str
+) -> None:
     path = tmp_path / "x.png"
     write(path)
     assert message in refused(capsys, str(path), "--prompt", "x", "--model", "tiny")
 
 
-def test_a_damaged_file_is_one_line(capsys, image) -> None:
+def test_a_damaged_file_is_one_line(capsys: pytest.CaptureFixture[str], image: Path) -> None:
     image.write_bytes(image.read_bytes()[:200])
     assert "cannot be read: " in refused(capsys, str(image), "--prompt", "x", "--model", "tiny")
 
 
-def test_an_opaque_alpha_channel_changes_nothing(capsys, image, tmp_path) -> None:
+def test_an_opaque_alpha_channel_changes_nothing(
+    capsys: pytest.CaptureFixture[str], image: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "opaque.png"
     disc(64).convert("RGBA").save(path)
     with_alpha, without = (
@@ -172,12 +184,14 @@ def test_an_opaque_alpha_channel_changes_nothing(capsys, image, tmp_path) -> Non
     assert with_alpha == without
 
 
-def test_a_broken_checkpoint_is_refused_with_the_tensors_name(capsys, image, tmp_path) -> None:
+def test_a_broken_checkpoint_is_refused_with_the_tensors_name(
+    capsys: pytest.CaptureFixture[str], image: Path, tmp_path: Path
+) -> None:
     broken = str(tiny_without("proj_out.weight", tmp_path))
     assert "proj_out.weight" in refused(capsys, str(image), "--prompt", "x", "--model", broken)
 
 
-def test_ctrl_c_ends_the_integral_at_once(image) -> None:
+def test_ctrl_c_ends_the_integral_at_once(image: Path) -> None:
     """It runs on a terminal, where its progress shows that it has started."""
     controller, terminal = pty.openpty()
     argv = (

@@ -1,6 +1,7 @@
 """`safelight simulate`: its reports for programs and for people, growing fleets, and refusals."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,10 +16,11 @@ KEYS = {
 }  # fmt: skip
 
 
-def simulate(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+def simulate(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
     """The output of `safelight simulate --json`."""
     assert main(["simulate", *args, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 def test_the_report_of_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 from safelight.service import cli
 
 
-def test_json_lists_every_solver_and_alias(capsys) -> None:
+def test_json_lists_every_solver_and_alias(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["solvers", "--json"]) == 0
     entries = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
     assert list(entries) == list(SOLVERS)
@@ -33,7 +35,7 @@ def test_json_lists_every_solver_and_alias(capsys) -> None:
     ) == ("weak", False, False, ["ve"])
 
 
-def test_text_lists_order_cost_use_and_aliases(capsys) -> None:
+def test_text_lists_order_cost_use_and_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["solvers"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if not line.startswith(" ")] == list(SOLVERS)

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from starlette.testclient import TestClient
 
 from safelight.service.http.docs import ASSETS_URL
 
@@ -20,7 +21,7 @@ class LinkCollector(HTMLParser):
         self.links += [value for name, value in attrs if name in ("src", "href") and value]
 
 
-def test_docs_load_everything_from_the_service(client) -> None:
+def test_docs_load_everything_from_the_service(client: TestClient) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
     assert re.findall(r"(?:https?:)?//[a-z]", page.text) == []  # the page names no other origin
@@ -32,22 +33,22 @@ def test_docs_load_everything_from_the_service(client) -> None:
         assert asset.status_code == 200 and len(asset.content) > 1000, link
 
 
-def test_the_stylesheet_loads_nothing(client) -> None:
+def test_the_stylesheet_loads_nothing(client: TestClient) -> None:
     style = client.get(f"{ASSETS_URL}/swagger-ui.css").text
     assert "@import" not in style
     assert all(address.startswith("data:") for address in re.findall(r"url\(['\"]?([^)]*)", style))
 
 
-def test_the_schema_is_not_sent_to_a_validator(client) -> None:
+def test_the_schema_is_not_sent_to_a_validator(client: TestClient) -> None:
     assert '"validatorUrl": null' in client.get("/docs").text
 
 
 @pytest.mark.parametrize("path", ["/redoc", f"{ASSETS_URL}/nothing.js"])
-def test_pages_and_assets_that_do_not_exist_are_404(client, path) -> None:
+def test_pages_and_assets_that_do_not_exist_are_404(client: TestClient, path: str) -> None:
     assert client.get(path).json()["error"]["code"] == "not_found"
 
 
-def test_accounting_declares_its_bearer_key(client) -> None:
+def test_accounting_declares_its_bearer_key(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     scheme = schema["components"]["securitySchemes"]["admin_key"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")

@@ -5,17 +5,18 @@ import json
 from dataclasses import replace
 
 import pytest
+from starlette.testclient import TestClient
 
 from safelight.pipeline.catalog.model_info import MAX_SEED
 from safelight.service.http.translation import make_usage
-from safelight.service.messages import DecodeResult, ImageFormat
-from tests.fakes import MODEL, USAGE, fake_image, make_params
+from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage
+from tests.fakes import MODEL, USAGE, FakeBackend, fake_image, make_params
 from tests.service.conftest import ROUTE
 
 DEFAULT = make_params(prompt="a red apple", seed=7)
 
 
-def test_a_minimal_request_gets_the_models_defaults(client, backend) -> None:
+def test_a_minimal_request_gets_the_models_defaults(client: TestClient, backend: FakeBackend) -> None:
     response = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
     assert response.status_code == 200
     body = response.json()
@@ -25,7 +26,7 @@ def test_a_minimal_request_gets_the_models_defaults(client, backend) -> None:
     assert isinstance(body["created"], int)
 
 
-def test_every_extension_reaches_the_image(client, backend) -> None:
+def test_every_extension_reaches_the_image(client: TestClient, backend: FakeBackend) -> None:
     fields = {
         "prompt": "a red apple",
         "negative_prompt": "blue",
@@ -63,12 +64,12 @@ def test_every_extension_reaches_the_image(client, backend) -> None:
     assert calls[0] == (expected, ImageFormat("webp", 40))
 
 
-def test_usage_is_openais_with_safelights_cost(client) -> None:
+def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
     usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
-    assert usage["output_tokens"] == 32
-    assert usage["total_tokens"] == 38
+    assert usage["output_tokens"] == 34
+    assert usage["total_tokens"] == 40
     cost = usage["safelight"]
     assert cost.pop("seconds") > 0
     assert cost == {
@@ -82,18 +83,18 @@ def test_usage_is_openais_with_safelights_cost(client) -> None:
         "guidance_interval": [0.0, 1.0],
         "guidance_stride": 1,
         "guidance_rescale": 0.0,
-        "nfe": 8,
-        "rows": 16,
-        "flops": 2220,
-        "device_seconds": {"encode": 0.5, "denoise": 2.0, "decode": 1.0},
-        "queue_seconds": 1.25,
+        "nfe": 10,
+        "rows": 18,
+        "flops": 4260,
+        "device_seconds": {"encode": 0.5, "denoise": 3.5, "decode": 0.75},
+        "queue_seconds": 1.375,
         "truncated": False,
         "unknown_words": ["blorp"],
         "batch_invariant": True,
     }
 
 
-def test_an_absent_seed_is_random_and_reported(client, backend) -> None:
+def test_an_absent_seed_is_random_and_reported(client: TestClient, backend: FakeBackend) -> None:
     seeds = [
         client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)
     ]
@@ -101,7 +102,7 @@ def test_an_absent_seed_is_random_and_reported(client, backend) -> None:
     assert seeds == [params.seed for params, _ in backend.drawn[-3:]]
 
 
-def test_null_means_the_default(client, backend) -> None:
+def test_null_means_the_default(client: TestClient, backend: FakeBackend) -> None:
     nulls = dict.fromkeys(
         (
             "model",
@@ -120,12 +121,12 @@ def test_null_means_the_default(client, backend) -> None:
 
 
 @pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])
-def test_the_model_has_openais_names_as_aliases(client, model) -> None:
+def test_the_model_has_openais_names_as_aliases(client: TestClient, model: str) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
     assert response.json()["usage"]["safelight"]["model"] == "fake-8"
 
 
-def test_openais_other_fields_are_ignored(client) -> None:
+def test_openais_other_fields_are_ignored(client: TestClient) -> None:
     ignored = {
         "quality": "high",
         "style": "vivid",
@@ -200,7 +201,9 @@ BAD_FIELDS = [
     BAD_FIELDS,
     ids=[f"{param}={str(list(fields.values()))[:20]}" for fields, param, _ in BAD_FIELDS],
 )
-def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, allowed) -> None:
+def test_an_invalid_field_is_named_with_what_it_allows(
+    client: TestClient, fields: dict[str, object], param: str | None, allowed: str
+) -> None:
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
     response = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
     error = response.json()["error"]
@@ -211,7 +214,7 @@ def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, al
 
 
 @pytest.mark.parametrize("model", ["gpt-5", "", "../../etc"])
-def test_an_unknown_model_is_404(client, model) -> None:
+def test_an_unknown_model_is_404(client: TestClient, model: str) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
     assert response.status_code == 404
     error = response.json()["error"]
@@ -234,7 +237,7 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
-def test_a_body_that_is_no_json_object_is_400(client, body) -> None:
+def test_a_body_that_is_no_json_object_is_400(client: TestClient, body: bytes) -> None:
     response = client.post(ROUTE, content=body, headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == 400, error
@@ -244,7 +247,7 @@ def test_a_body_that_is_no_json_object_is_400(client, body) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["guidance_scale", "seed", "n", "num_inference_steps"])
-def test_infinities_and_not_a_number_are_refused(client, field, value) -> None:
+def test_infinities_and_not_a_number_are_refused(client: TestClient, field: str, value: str) -> None:
     response = client.post(
         ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"}
     )
@@ -255,7 +258,7 @@ def test_infinities_and_not_a_number_are_refused(client, field, value) -> None:
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 )
-def test_a_body_not_declared_as_json_is_415(client, kind) -> None:
+def test_a_body_not_declared_as_json_is_415(client: TestClient, kind: str) -> None:
     response = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
@@ -265,12 +268,12 @@ def test_a_body_not_declared_as_json_is_415(client, kind) -> None:
     "kind",
     ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"],
 )
-def test_every_json_content_type_is_accepted(client, kind) -> None:
+def test_every_json_content_type_is_accepted(client: TestClient, kind: str) -> None:
     assert client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind}).status_code == 200
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_over_the_limit_is_413(client, declared) -> None:
+def test_a_body_over_the_limit_is_413(client: TestClient, declared: bool) -> None:
     body = b" " * (1 << 20) + b'{"prompt": "p"}'
     chunks = (body[start : start + 65536] for start in range(0, len(body), 65536))
     content = body if declared else chunks
@@ -279,7 +282,7 @@ def test_a_body_over_the_limit_is_413(client, declared) -> None:
     assert "1048576" in response.json()["error"]["message"]
 
 
-def test_the_schema_lists_what_this_model_serves(client) -> None:
+def test_the_schema_lists_what_this_model_serves(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     fields = paths[ROUTE]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert fields["additionalProperties"] is False
@@ -291,9 +294,33 @@ def test_the_schema_lists_what_this_model_serves(client) -> None:
     assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
 
 
-def test_usage_reports_whether_images_are_batch_invariant() -> None:
-    reports = [
-        make_usage([DecodeResult(b"", usage)], [make_params()], MODEL, 1.0).safelight.batch_invariant
-        for usage in (USAGE, replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False)))
-    ]
-    assert reports == [True, False]
+VARIANT = replace(USAGE, denoise=replace(USAGE.denoise, is_batch_invariant=False))
+TRUNCATED = replace(USAGE, text=replace(USAGE.text, truncated=True, unknown_words=("zzz", "blorp")))
+
+
+@pytest.mark.parametrize(
+    ("usages", "batch_invariant", "truncated", "unknown_words"),
+    [
+        ((USAGE, USAGE), True, False, ["blorp"]),
+        ((USAGE, VARIANT), False, False, ["blorp"]),
+        ((USAGE, TRUNCATED), True, True, ["blorp", "zzz"]),
+        ((TRUNCATED, USAGE), True, True, ["zzz", "blorp"]),
+    ],
+)
+def test_usage_tells_what_is_true_of_any_image(
+    usages: tuple[ImageUsage, ...], batch_invariant: bool, truncated: bool, unknown_words: list[str]
+) -> None:
+    results = [DecodeResult(b"", usage) for usage in usages]
+    cost = make_usage(results, [make_params()] * len(usages), MODEL, 1.0).safelight
+    assert (cost.batch_invariant, cost.truncated, cost.unknown_words) == (
+        batch_invariant,
+        truncated,
+        unknown_words,
+    )
+
+
+def test_a_text_that_was_cut_is_told_over_http(
+    client: TestClient, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.fakes.USAGE", TRUNCATED)
+    assert client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["truncated"] is True

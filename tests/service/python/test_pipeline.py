@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from starlette.testclient import TestClient
@@ -30,7 +30,9 @@ def pipeline() -> Iterator[safelight.Pipeline]:
         yield pipeline
 
 
-def test_the_bytes_are_those_of_the_command_line_and_of_the_service(pipeline, tmp_path: Path) -> None:
+def test_the_bytes_are_those_of_the_command_line_and_of_the_service(
+    pipeline: safelight.Pipeline, tmp_path: Path
+) -> None:
     images = pipeline.generate("a red apple", **REQUEST)
     argv = ["generate", "a red apple", "--model", "tiny", "--seed", "5", "--steps", "2"]
     assert cli.main([*argv, "--guidance-scale", "3", "-n", "2", "-o", str(tmp_path / "apple.png")]) == 0
@@ -55,9 +57,9 @@ def test_the_bytes_are_those_of_the_command_line_and_of_the_service(pipeline, tm
     assert usage == expected
 
 
-def test_images_are_a_list_with_their_usage(pipeline, tmp_path: Path) -> None:
+def test_images_are_a_list_with_their_usage(pipeline: safelight.Pipeline, tmp_path: Path) -> None:
     images = pipeline.generate("a red apple", **REQUEST)
-    assert len(images) == 2 and images[0].bytes != images[1].bytes
+    assert len(images) == 2 and images[0].pil.tobytes() != images[1].pil.tobytes()
     assert images.usage.safelight.nfe == 4
     for index, image in enumerate(images):
         assert (image.seed, image.width, image.height, image.format) == (5, 64, 64, "png")
@@ -67,7 +69,7 @@ def test_images_are_a_list_with_their_usage(pipeline, tmp_path: Path) -> None:
         assert (tmp_path / f"{index}.png").read_bytes() == image.bytes
 
 
-def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline, tmp_path: Path) -> None:
+def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline: safelight.Pipeline, tmp_path: Path) -> None:
     [image] = pipeline.generate("a red apple", num_inference_steps=1, output_format="webp")
     image.save(tmp_path / "apple.webp")
     assert (tmp_path / "apple.webp").read_bytes()[8:12] == b"WEBP"
@@ -85,7 +87,9 @@ def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline, tmp_path: Path) 
         ({"prompt": " "}, "prompt"),
     ],
 )
-def test_an_invalid_option_is_named(pipeline, options: dict, param: str) -> None:
+def test_an_invalid_option_is_named(
+    pipeline: safelight.Pipeline, options: dict[str, Any], param: str
+) -> None:
     with pytest.raises(safelight.SafelightError, match=param) as refusal:
         pipeline.generate(**{"prompt": "a red apple"} | options)
     assert refusal.value.param == param
@@ -99,7 +103,7 @@ def test_an_invalid_option_is_named(pipeline, options: dict, param: str) -> None
         ({"model": "tiny", "colour": "red"}, "colour is not a setting"),
     ],
 )
-def test_a_model_that_cannot_be_loaded_is_refused(arguments: dict, message: str) -> None:
+def test_a_model_that_cannot_be_loaded_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(safelight.SafelightError, match=message):
         safelight.Pipeline(**arguments)
 
@@ -109,7 +113,7 @@ def test_a_broken_checkpoint_is_refused_with_the_tensors_name(tmp_path: Path) ->
         safelight.Pipeline(tiny_without("proj_out.weight", tmp_path))
 
 
-async def test_it_draws_inside_a_running_event_loop(pipeline) -> None:
+async def test_it_draws_inside_a_running_event_loop(pipeline: safelight.Pipeline) -> None:
     expected = pipeline.generate("a red apple", **REQUEST)  # on this thread, which the loop waits for
     calls = (asyncio.to_thread(pipeline.generate, "a red apple", **REQUEST) for _ in range(2))
     for images in await asyncio.gather(*calls):

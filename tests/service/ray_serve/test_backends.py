@@ -1,90 +1,143 @@
-"""The backend on Serve's handles: calls are chained by reference and cancelled together."""
+"""The backends and the ledger's client on Serve's handles, by the methods of the real deployments."""
 
 import asyncio
 import warnings
+from typing import Any
 
 import pytest
 
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import NO_CONTEXT, ImageFormat, RequestContext, StageStatus
+from safelight.service.usage.events import GatewayReport
 from tests.fakes import make_params
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
     from safelight.service.ray_serve import backends
     from safelight.service.ray_serve.deferred import DeferredResult
+    from safelight.service.ray_serve.deployments import (
+        ColocatedDeployment,
+        DecodeDeployment,
+        DenoiseDeployment,
+        EncodeDeployment,
+        LedgerDeployment,
+    )
+
+from tests.service.ray_serve.handles import FakeCall, make_handle
+
+STAGES = ("encode", "denoise", "decode")
+PARAMS, OUTPUT, CONTEXT = make_params(), ImageFormat("webp", 40), RequestContext("account")
 
 
-class Call:
-    """Stands in for Serve's `DeploymentResponse`."""
-
-    def __init__(self, *args, result=None) -> None:
-        self.args = args
-        self.cancelled = False
-        self.result = result or asyncio.get_running_loop().create_future()
-
-    def __await__(self):
-        return self.result.__await__()
-
-    async def _to_object_ref(self):
-        return self
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class Handle:
-    """Stands in for Serve's `DeploymentHandle`; keeps its calls."""
-
-    def __init__(self, answer: StageStatus | None = None) -> None:
-        self.calls: list[Call] = []
-        self.answer = answer
-
-    def __getattr__(self, method: str) -> "Handle":
-        return self
-
-    def remote(self, *args) -> Call:
-        self.calls.append(Call(*args))
-        if self.answer:
-            self.calls[-1].result.set_result(self.answer)
-        return self.calls[-1]
+def stage_handles() -> tuple[Any, Any, Any]:
+    return make_handle(EncodeDeployment), make_handle(DenoiseDeployment), make_handle(DecodeDeployment)
 
 
 async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
-    stages = Handle(), Handle(), Handle()
-    context = RequestContext("account")
-    generating = asyncio.ensure_future(
-        backends.SplitBackend(*stages).generate(make_params(), ImageFormat(), context)
-    )
+    stages = stage_handles()
+    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT))
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
-    assert encoding.args == (make_params(), context)
+    assert [call.method for call in (encoding, denoising, decoding)] == ["encode", "generate", "decode"]
+    assert encoding.arguments == {"params": PARAMS, "context": CONTEXT}
     # wrapped, so that Serve does not await it (service/ray_serve/deferred.py)
-    assert denoising.args == (DeferredResult(encoding), make_params(), context)
-    assert decoding.args == (DeferredResult(denoising), make_params(), ImageFormat(), context)
-    decoding.result.set_result("image")
+    assert denoising.arguments == {
+        "conditioning": DeferredResult(encoding),
+        "params": PARAMS,
+        "context": CONTEXT,
+    }
+    assert decoding.arguments == {
+        "denoised": DeferredResult(denoising),
+        "params": PARAMS,
+        "output": OUTPUT,
+        "context": CONTEXT,
+    }
+    decoding.answer.set_result("image")
     assert await generating == "image"
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how) -> None:
-    stages = Handle(), Handle(), Handle()
-    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(make_params(), ImageFormat()))
+async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how: str) -> None:
+    stages = stage_handles()
+    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(PARAMS, OUTPUT))
     await asyncio.sleep(0)
-    if how == "cancelled":
-        generating.cancel()
-    else:
-        stages[-1].calls[0].result.set_exception(RuntimeError("x"))
-    with pytest.raises((asyncio.CancelledError, RuntimeError)):
-        await generating
+    await _end(generating, stages[-1].calls[0], how)
     assert all(stage.calls[0].cancelled for stage in stages)
 
 
-async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(monkeypatch) -> None:
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str) -> None:
+    handle = make_handle(ColocatedDeployment)
+    generating = asyncio.ensure_future(backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT))
+    await asyncio.sleep(0)
+    [call] = handle.calls
+    assert (call.method, call.arguments) == (
+        "generate",
+        {"params": PARAMS, "output": OUTPUT, "context": NO_CONTEXT},
+    )
+    await _end(generating, call, how)
+    assert call.cancelled
+
+
+async def test_a_colocated_image_is_the_answer_of_its_call() -> None:
+    handle = make_handle(ColocatedDeployment, answer="image")
+    assert await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT) == "image"
+    assert handle.calls[0].arguments["context"] == CONTEXT and not handle.calls[0].cancelled
+
+
+async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     status = StageStatus(images=2)
-    backend = backends.SplitBackend(Handle(status), Handle(), Handle(status))
+    encoder, decoder = make_handle(EncodeDeployment, status), make_handle(DecodeDeployment, status)
+    backend = backends.SplitBackend(encoder, make_handle(DenoiseDeployment), decoder)
     assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
-    assert await backends.ColocatedBackend(Handle()).status() == dict.fromkeys(
-        ("encode", "denoise", "decode")
+    assert [handle.calls[0].method for handle in (encoder, decoder)] == ["status"] * 2
+    silent = make_handle(ColocatedDeployment)
+    assert await backends.ColocatedBackend(silent).status() == dict.fromkeys(STAGES)
+    statuses = {stage: StageStatus(images=k) for k, stage in enumerate(STAGES)}
+    assert await backends.ColocatedBackend(make_handle(ColocatedDeployment, statuses)).status() == statuses
+
+
+async def test_a_stage_that_may_sleep_is_not_woken_by_a_question() -> None:
+    status = StageStatus(images=2)
+    encoder, denoiser = make_handle(EncodeDeployment, status), make_handle(DenoiseDeployment, status)
+    backend = backends.SplitBackend(
+        encoder, denoiser, make_handle(DecodeDeployment, status), frozenset({"denoise"})
     )
+    assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
+    assert denoiser.calls == []
+    colocated = make_handle(ColocatedDeployment)
+    sleepy = backends.ColocatedBackend(colocated, frozenset(STAGES))
+    assert await sleepy.status() == dict.fromkeys(STAGES) and colocated.calls == []
+
+
+async def test_the_ledgers_client_calls_the_ledgers_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Any] = {"status": {"denoise": StageStatus()}, "snapshot": {}, "report": "report"}
+    for method, answer in answers.items():
+        handle = make_handle(LedgerDeployment, answer)
+        client = backends.RemoteLedger(handle)
+        arguments = {"window": 60.0, "latest": 5} if method == "report" else {}
+        result = await getattr(client, method)(*arguments.values())
+        assert result == (answer or {})
+        assert [(call.method, call.arguments) for call in handle.calls] == [(method, arguments)]
+    monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
+    assert await backends.RemoteLedger(make_handle(LedgerDeployment)).status() == dict.fromkeys(STAGES)
+
+
+def test_a_report_is_delivered_when_the_ledger_has_recorded_it() -> None:
+    handle, report = make_handle(LedgerDeployment, answer="recorded"), GatewayReport("gateway", 0, ())
+    backends.RemoteLedger(handle).send(report)
+    [call] = handle.calls
+    assert (call.method, call.arguments) == ("receive", {"report": report})
+    assert call.timeouts == [backends.SEND_SECONDS]
+
+
+async def _end(generating: "asyncio.Future[Any]", call: FakeCall, how: str) -> None:
+    if how == "cancelled":
+        generating.cancel()
+    else:
+        call.answer.set_exception(RuntimeError("x"))
+    with pytest.raises((asyncio.CancelledError, RuntimeError)):
+        await generating

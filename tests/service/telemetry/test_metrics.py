@@ -77,8 +77,8 @@ def test_exactly_the_tables_are_exposed(metrics: Metrics) -> None:
     assert all(family.documentation for family in families)
     for metric in (*GATEWAY_METRICS, *STAGE_METRICS, UNATTRIBUTED_METRIC):
         assert by_name[metric.name].type == metric.kind
-    for metric in TICK_METRICS:
-        assert by_name[metric.name].type == "histogram"
+    for tick_metric in TICK_METRICS:
+        assert by_name[tick_metric.name].type == "histogram"
 
 
 def test_replicas_add_up(metrics: Metrics) -> None:

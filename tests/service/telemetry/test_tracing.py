@@ -5,17 +5,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.testclient import TestClient
 
+from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
 from safelight.service.settings import BadSetting, Settings
 from safelight.service.telemetry.tracing import Tracing, make_tracing
 from tests.fakes import MODEL, FakeBackend
@@ -42,9 +46,11 @@ class RecordingBackend(FakeBackend):
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__(*errors)
-        self.contexts = []
+        self.contexts: list[RequestContext] = []
 
-    async def generate(self, params, output, context=None):
+    async def generate(
+        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> DecodeResult:
         self.contexts.append(context)
         return await super().generate(params, output)
 
@@ -60,6 +66,7 @@ def test_the_gateways_span_belongs_under_the_clients_and_goes_with_the_context(
         )
     [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
     assert f"{span.context.trace_id:032x}" == CLIENT_SPAN.split("-")[1]
+    assert span.parent is not None and span.attributes is not None
     assert f"{span.parent.span_id:016x}" == CLIENT_SPAN.split("-")[2]
     assert span.attributes["safelight.images"] == 2 and span.attributes["safelight.model"] == MODEL.id
     # the warm-up has neither a record nor a trace
@@ -94,9 +101,9 @@ def test_an_endpoint_without_the_library_is_a_bad_setting(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[str, list]]:
+def collector() -> Iterator[tuple[str, list[tuple[str, Span]]]]:
     """An OTLP collector: its endpoint, and the received spans, each with the name of its service."""
-    spans: list[tuple[str, object]] = []
+    spans: list[tuple[str, Span]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -110,7 +117,7 @@ def collector() -> Iterator[tuple[str, list]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *args) -> None:
+        def log_message(self, *args: object) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
@@ -123,7 +130,10 @@ def collector() -> Iterator[tuple[str, list]]:
 
 
 @pytest.mark.long
-async def test_one_request_is_one_trace_over_four_processes(collector, tmp_path, monkeypatch) -> None:
+@pytest.mark.ray
+async def test_one_request_is_one_trace_over_four_processes(
+    collector: tuple[str, list[tuple[str, Span]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endpoint, spans = collector
     monkeypatch.setenv("SAFELIGHT_TRACE_ENDPOINT", endpoint)
     with serving(tmp_path, "--model", "tiny") as service:

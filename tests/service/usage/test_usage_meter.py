@@ -1,35 +1,41 @@
 """The usage meter of a stage, and the delivery of its reports to the ledger."""
 
 import threading
-import time
 
 import pytest
 
 from safelight.pipeline.params import StageCost, UsageAmounts
 from safelight.service.messages import NO_CONTEXT, RequestContext, StageStatus
+from safelight.service.stages import usage_meter
 from safelight.service.stages.usage_meter import UsageMeter
-from safelight.service.usage.events import UsageEvent, UsageReport
+from safelight.service.usage.events import GatewayReport, UsageEvent, UsageReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
+from tests.clock import ManualClock
 from tests.fakes import USAGE
 from tests.service.usage.test_ledger import record
 
 
-def test_busy_seconds_are_the_time_at_work_only() -> None:
+def test_busy_seconds_are_the_time_at_work_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    clock.install(monkeypatch, usage_meter)
     meter = UsageMeter("denoise")
     assert meter.totals.busy == 0.0
-    started = time.perf_counter()
+    clock.advance(100.0)
     with meter.busy():
-        time.sleep(0.02)
+        clock.advance(1.0)
         with meter.idle():
-            time.sleep(0.3)
+            clock.advance(30.0)
+            assert meter.totals.busy == 1.0
         with meter.starting():
-            time.sleep(0.02)
-        inside = meter.totals
-    elapsed = time.perf_counter() - started
-    after = meter.totals
-    assert 0.02 <= inside.starting <= inside.busy <= after.busy < elapsed - 0.3 + 0.01
-    time.sleep(0.05)
-    assert meter.totals == after
+            clock.advance(4.0)
+        clock.advance(0.5)
+        assert (meter.totals.busy, meter.totals.starting) == (5.5, 4.0)
+        clock.advance(0.25)
+    clock.advance(100.0)
+    assert (meter.totals.busy, meter.totals.starting) == (5.75, 4.0)
+    with meter.busy():
+        clock.advance(2.0)
+    assert meter.totals.busy == 7.75
 
 
 def test_a_report_takes_out_the_events_and_keeps_the_totals() -> None:
@@ -40,7 +46,7 @@ def test_a_report_takes_out_the_events_and_keeps_the_totals() -> None:
     first = meter.collect_report("s", 0, StageStatus())
     second = meter.collect_report("s", 1, StageStatus())
     assert first.events == (
-        UsageEvent("a", UsageAmounts(1.0, 0.5, 10, nfe=4, rows=8, tokens=128)),
+        UsageEvent("a", UsageAmounts(1.0, 0.5, 10, nfe=5, rows=9, tokens=153)),
         UsageEvent("", UsageAmounts(2.0, 0.0, 20)),
     )
     assert second.events == () and second.number == 1
@@ -55,8 +61,25 @@ def test_work_left_follows_the_jobs_in_the_stage() -> None:
     with meter.count_jobs(3):
         assert meter.work_left == pytest.approx(1.5)
         meter.record_duration(1.0, jobs=1)
-        assert 1.5 < meter.work_left < 3.0
+        assert meter.work_left == pytest.approx(3 * (0.5 + usage_meter.SMOOTHING * 0.5))
+        meter.set_open_work(open_seconds=7.0, work_left=4.0)
+        assert meter.work_left == pytest.approx(4.0 + 1.65)
+    meter.set_open_work(open_seconds=0.0, work_left=0.0)
     assert meter.work_left == 0.0
+
+
+def test_autoscaling_reads_the_work_left_and_the_rate_at_which_work_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = ManualClock(now=50.0)
+    clock.install(monkeypatch, usage_meter)
+    meter = UsageMeter("denoise")
+    assert meter.autoscaling_stats() == {"work_left": 0.0, "offered": 0.0, "seconds_a_job": 0.0}
+    clock.advance(4.0)
+    meter.record_usage(NO_CONTEXT, StageCost(1.0, 10))  # done,
+    meter.set_open_work(open_seconds=2.0, work_left=5.0)  # begun and still to do: 8 s of work in 4 s
+    meter.record_duration(1.0, jobs=2)
+    assert meter.autoscaling_stats() == {"work_left": 5.0, "offered": 2.0, "seconds_a_job": 0.5}
 
 
 def test_a_report_names_the_thread_that_does_the_work() -> None:
@@ -68,17 +91,20 @@ def test_a_report_names_the_thread_that_does_the_work() -> None:
 
 
 class FlakyLedger:
-    """A ledger that refuses the first reports."""
+    """A ledger that refuses the first reports; `delivered` is set when one has arrived."""
 
     def __init__(self, refuse: int) -> None:
         self.refuse = refuse
         self.reports: list[UsageReport] = []
+        self.delivered = threading.Event()
 
     def send(self, report: UsageReport) -> None:
         if self.refuse:
             self.refuse -= 1
             raise ConnectionError
+        assert isinstance(report, GatewayReport)
         self.reports.append(report)
+        self.delivered.set()
 
 
 def test_the_reporter_delivers_in_order_despite_failures() -> None:
@@ -100,10 +126,7 @@ def test_the_reporter_delivers_in_the_background_and_once_more_when_stopped() ->
     reporter = UsageReporter(outbox.collect, ledger.send, interval=0.01)
     outbox.put(record("a"))
     reporter.start()
-    for _ in range(500):
-        if ledger.reports:
-            break
-        time.sleep(0.01)
+    assert ledger.delivered.wait(60.0)
     assert [r.record_id for r in ledger.reports[0].records] == ["a"]
     outbox.put(record("b"))
     reporter.stop()

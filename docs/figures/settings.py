@@ -1,19 +1,15 @@
-"""Writes docs/settings.md from the settings model: `.venv/bin/python docs/settings_page.py`."""
+"""The page docs/settings.md, from the settings model."""
 
-import sys
-from pathlib import Path
 from typing import get_args
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from safelight.service.settings import PREFIX, Settings
 
-PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = f"""# Settings
 
-Every setting of the service. This page is generated from `service/settings.py` by `docs/settings_page.py`.
+Every setting of the service. `make docs` writes this page from `service/settings.py`.
 A value is taken from the first of these that has one:
 
 1. the flags of `safelight serve` (`--model`, `--host`, `--port`, `--stages`), the arguments of
@@ -47,8 +43,5 @@ def _row(name: str, field: FieldInfo) -> str:
 def _kind(annotation: object) -> str:
     if choices := get_args(annotation):
         return " or ".join(f"`{choice}`" for choice in choices)
-    return {int: "whole number", float: "number", SecretStr: "secret text"}.get(annotation, "text")
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    kinds: dict[object, str] = {int: "whole number", float: "number", SecretStr: "secret text"}
+    return kinds.get(annotation, "text")

@@ -1,0 +1,139 @@
+"""The deployments' classes with the tiny model, without Ray: Serve calls nothing but their methods."""
+
+import asyncio
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import GenerationParams
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import ImageFormat, RequestContext
+from safelight.service.settings import Settings
+from safelight.service.telemetry.tracing import Tracing
+from safelight.service.usage.events import StageReport
+
+with warnings.catch_warnings():  # Serve warns about pydantic
+    warnings.simplefilter("ignore")
+    from ray import serve
+
+    from safelight.service.ray_serve.deferred import ReadyResult
+    from safelight.service.ray_serve.deployments import ColocatedDeployment, LedgerDeployment
+
+from tests.service.ray_serve.handles import FakeHandle
+
+on_one_loop = pytest.mark.asyncio(loop_scope="module")  # as in a replica: `serve.batch` keeps its loop
+MODEL, SETTINGS = find_model("tiny"), Settings(model="tiny", peak_tflops=1.0)
+PARAMS = GenerationParams("a red apple", "", 64, 64, 2, 3.0, "euler", seed=5)
+OUTPUT, CONTEXT = ImageFormat("webp", 60), RequestContext("record")
+
+
+@pytest.fixture(scope="module")
+def ledger() -> FakeHandle:
+    return FakeHandle(LedgerDeployment, answer="recorded")
+
+
+@pytest.fixture(scope="module")
+def deployment(ledger: FakeHandle) -> Iterator[ColocatedDeployment]:
+    replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "get_replica_context", lambda: replica)  # `serve.batch` asks for its limit
+        deployment = ColocatedDeployment(MODEL, SETTINGS, ledger)  # type: ignore[arg-type]
+        yield deployment
+        deployment.__del__()
+
+
+def stages(deployment: ColocatedDeployment) -> tuple[Any, Any, Any]:
+    return deployment._encoder, deployment._denoiser, deployment._decoder
+
+
+@on_one_loop
+async def test_an_image_is_that_of_the_stages_in_one_process(deployment: ColocatedDeployment) -> None:
+    pipeline = InProcessPipeline(MODEL, SETTINGS)
+    expected = await pipeline.generate(PARAMS, OUTPUT)
+    pipeline.close()
+    assert (await deployment.generate(PARAMS, OUTPUT, CONTEXT)).image == expected.image
+    encoder, denoiser, decoder = stages(deployment)
+    encoded = await encoder.encode(PARAMS, CONTEXT)
+    denoised = await denoiser.generate(ReadyResult(encoded), PARAMS, CONTEXT)
+    result = await decoder.decode(ReadyResult(denoised), PARAMS, OUTPUT, CONTEXT)
+    assert result.image == expected.image
+    assert (result.usage.denoise.nfe, result.usage.denoise.rows) == (2, 4)
+
+
+@on_one_loop
+async def test_images_of_one_request_are_encoded_and_decoded_in_batches(
+    deployment: ColocatedDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[str, int]] = []
+    for part in (deployment._encoder, deployment._decoder):
+        stage: Any = part._stage
+
+        async def run_batch(jobs: Any, stage: Any = stage, run: Any = stage.run_batch) -> Any:
+            sizes.append((stage.meter.stage, len(jobs)))
+            return await run(jobs)
+
+        monkeypatch.setattr(stage, "run_batch", run_batch)
+    await asyncio.gather(*(deployment.generate(PARAMS, OUTPUT, CONTEXT) for _ in range(3)))
+    assert ("encode", 3) in sizes and sum(size for name, size in sizes if name == "decode") == 3
+
+
+@on_one_loop
+async def test_the_status_is_that_of_each_stage(deployment: ColocatedDeployment) -> None:
+    await deployment.generate(PARAMS, OUTPUT, CONTEXT)
+    status = await deployment.status()
+    assert status == {part._stage.meter.stage: part._stage.status() for part in stages(deployment)}
+    assert status["encode"].cache_hits > 0 and status["denoise"].ticks > 0 and status["decode"].images > 0
+    assert deployment.record_autoscaling_stats().keys() == {"work_left", "offered", "seconds_a_job"}
+
+
+@on_one_loop
+async def test_each_stage_opens_a_span_under_the_requests(
+    deployment: ColocatedDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for part in stages(deployment):
+        monkeypatch.setattr(part, "_tracing", Tracing(provider.get_tracer("test")))
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # W3C's own example
+    result = await deployment.generate(PARAMS, OUTPUT, RequestContext("record", f"00-{trace}-{parent}-01"))
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["encode", "denoise", "decode"]
+    for span, cost in zip(spans, result.usage.stages.values(), strict=True):
+        assert span.parent is not None and span.attributes is not None
+        assert (f"{span.parent.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace, parent)
+        assert span.attributes["safelight.queue_seconds"] == cost.queue_seconds
+        assert span.attributes["safelight.device_seconds"] == cost.device_seconds
+    assert spans[1].attributes is not None and spans[2].attributes is not None
+    assert (spans[1].attributes["safelight.nfe"], spans[1].attributes["safelight.rows"]) == (2, 4)
+    assert spans[2].attributes["safelight.format"] == "webp"
+
+
+@on_one_loop
+async def test_every_image_is_reported_to_the_ledger(
+    deployment: ColocatedDeployment, ledger: FakeHandle
+) -> None:
+    context = RequestContext("reported")
+    await deployment.generate(PARAMS, OUTPUT, context)
+    for part in stages(deployment):
+        assert part._reporter.deliver()
+    reports: list[StageReport] = [call.arguments["report"] for call in ledger.calls]
+    assert {call.method for call in ledger.calls} == {"receive"}
+    charged = [report.stage for report in reports for event in report.events if event.record_id == "reported"]
+    assert sorted(charged) == ["decode", "denoise", "encode"]  # each once
+
+
+def test_a_denoiser_without_an_engine_is_unhealthy(deployment: ColocatedDeployment) -> None:
+    """Serve then replaces the replica. This ends the engine, so it is the last test."""
+    deployment.check_health()
+    deployment._denoiser.check_health()
+    deployment._denoiser._stage.close()
+    for part in (deployment, deployment._denoiser):
+        with pytest.raises(Exception, match="was stopped"):
+            part.check_health()

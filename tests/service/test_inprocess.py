@@ -1,0 +1,75 @@
+"""How the stages are made from the settings."""
+
+from typing import Any
+
+import pytest
+
+from safelight.pipeline.assembly import decoder, encoder, engine
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.service import inprocess
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.settings import Settings
+
+BUILDERS = {
+    "encode": (encoder, "build_text_encoder"),
+    "denoise": (engine, "build_engine"),
+    "decode": (decoder, "build_decoder"),
+}
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """The keyword arguments with which each stage builds its part, which is built for real."""
+    options: dict[str, dict[str, Any]] = {}
+
+    def record(stage: str) -> None:
+        module, name = BUILDERS[stage]
+        build = getattr(module, name)
+
+        def build_and_record(*args: Any, **kwargs: Any) -> Any:
+            options[stage] = kwargs
+            return build(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, build_and_record)
+
+    for stage in BUILDERS:
+        record(stage)
+    return options
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [
+        ({}, {"encode": 1, "denoise": 3, "decode": 1}),  # a text and an image of `tiny` are little work
+        ({"encode_threads": 2, "decode_threads": 4}, {"encode": 2, "denoise": 3, "decode": 4}),
+        ({"denoise_threads": 1, "max_rows": 6, "max_tokens": 999}, {"encode": 1, "denoise": 1, "decode": 1}),
+    ],
+)
+def test_stages_are_built_as_the_settings_say(
+    built: dict[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, int],
+    threads: dict[str, int],
+) -> None:
+    monkeypatch.setattr(inprocess, "num_cores", lambda: 3)
+    values = Settings(model="tiny", peak_tflops=2.0, **settings)
+    pipeline = InProcessPipeline(find_model("tiny"), values)
+    pipeline.wait()
+    assert pipeline.denoiser.status().peak_flops == 2e12
+    pipeline.close()
+    assert {stage: options["num_threads"] for stage, options in built.items()} == threads
+    assert (built["denoise"]["max_rows"], built["denoise"]["max_tokens"]) == (
+        values.max_rows,
+        values.max_tokens,
+    )
+
+
+def test_a_stage_of_much_work_uses_every_core(
+    built: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inprocess, "num_cores", lambda: 3)
+    monkeypatch.setattr(inprocess, "SMALL_FLOPS", 1.0)
+    pipeline = InProcessPipeline(find_model("tiny"), Settings(model="tiny", peak_tflops=2.0))
+    pipeline.wait()
+    pipeline.close()
+    assert {options["num_threads"] for options in built.values()} == {3}

@@ -1,0 +1,116 @@
+"""What real stages of the tiny model report: to the client, to Prometheus and to the ledger, the same."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
+from safelight.service.http.gateway import build_gateway
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.settings import Settings
+from safelight.service.usage.client import LocalLedger
+from tests.service.conftest import ROUTE
+from tests.service.inprocess_backend import InProcessBackend
+
+SETTINGS = Settings(model="tiny", peak_tflops=1.0)
+BODY = {"prompt": "a red apple", "negative_prompt": "blue", "n": 2, "num_inference_steps": 3, "seed": 1}
+STAGES = ("encode", "denoise", "decode")
+
+
+class Service:
+    """A gateway over real stages in this process, whose reports go to the gateway's ledger."""
+
+    def __init__(self, pipeline: InProcessPipeline) -> None:
+        self._pipeline = pipeline
+        self._ledger = LocalLedger(SETTINGS)
+        app = build_gateway(InProcessBackend(pipeline), find_model("tiny"), SETTINGS, self._ledger)
+        self.client = TestClient(app)  # without lifespan: no warm-up image
+        self._reports = 0
+
+    def accounting(self) -> dict[str, Any]:
+        """The accounting report after every stage has reported."""
+        for stage in self._pipeline.stages:
+            meter = stage.meter
+            self._ledger.send(meter.collect_report(meter.stage, self._reports, stage.status()))
+        self._reports += 1
+        report: dict[str, Any] = self.client.get("/v1/accounting", params={"latest": 5}).json()
+        return report
+
+    def metrics(self) -> dict[str, float]:
+        families = text_string_to_metric_families(self.client.get("/metrics").text)
+        return {
+            " ".join((sample.name, *sample.labels.values())): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    pipeline = InProcessPipeline(find_model("tiny"), SETTINGS)
+    pipeline.wait()
+    yield Service(pipeline)
+    pipeline.close()
+
+
+def test_client_metrics_and_ledger_agree(service: Service) -> None:
+    responses = [service.client.post(ROUTE, json=BODY | {"seed": seed}) for seed in (1, 2)]
+    costs = [response.json()["usage"]["safelight"] for response in responses]
+    accounting, metrics = service.accounting(), service.metrics()
+
+    def total(name: str) -> float:
+        return sum(float(cost[name]) for cost in costs)
+
+    assert (total("nfe"), total("rows")) == (12, 24)  # 4 images of 3 steps, under guidance
+    for name in ("nfe", "rows"):
+        assert accounting[name] == metrics[f"safelight_image_{name}_total"] == total(name)
+    assert accounting["tokens"] == metrics["safelight_image_tokens_total"] == 24 * 16
+    assert accounting["images"] == metrics["safelight_images_total"] == 4
+    flops = {stage: metrics[f"safelight_image_flops_total {stage}"] for stage in STAGES}
+    [account] = accounting["accounts"]
+    assert {stage: account["stages"][stage]["flops"] for stage in STAGES} == flops
+    assert accounting["flops"] == total("flops") == sum(flops.values())
+    for stage in STAGES:
+        seconds = metrics[f"safelight_image_device_seconds_total {stage}"]
+        assert accounting["device_seconds"][stage] == pytest.approx(seconds)
+        assert seconds == pytest.approx(sum(cost["device_seconds"][stage] for cost in costs))
+        assert metrics[f"safelight_stage_attributed_seconds_total {stage}"] == pytest.approx(seconds)
+    waited = sum(account["stages"][stage]["queue_seconds"] for stage in STAGES)
+    assert waited == pytest.approx(metrics["safelight_image_queue_seconds_sum"])
+    assert waited == pytest.approx(total("queue_seconds"))
+    # each of the two texts is encoded once; three of the four images find both in the cache
+    assert metrics["safelight_stage_cache_misses encode"] == 2
+    assert metrics["safelight_stage_cache_hits encode"] == 6
+    assert metrics["safelight_stage_rows denoise"] == 24
+
+
+def test_an_image_that_cannot_be_decoded_is_charged_once_where_it_was_made(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text was encoded and the image denoised; the decoder made nothing, so it is charged nothing."""
+    expected = service.client.post(ROUTE, json=BODY | {"n": 1}).json()["usage"]["safelight"]
+    before = service.accounting()
+
+    def decode_nothing(decoder: ImageDecoder, latents: list[object]) -> list[InvalidImage]:
+        return [InvalidImage("no numbers") for _ in latents]
+
+    monkeypatch.setattr(ImageDecoder, "decode", decode_nothing)
+    body = BODY | {"n": 1, "prompt": "a green pear"}
+    response = service.client.post(ROUTE, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "broken_picture")
+    after = service.accounting()
+    assert after["requests"] == {"done": 1, "refused": 0, "aborted": 0, "failed": 1}
+    assert after["images"] == before["images"] == 1
+    assert (after["nfe"], after["rows"]) == (2 * expected["nfe"], 2 * expected["rows"])
+    [failed, _] = after["latest"]
+    assert (failed["outcome"], failed["images"]) == ("failed", 0)
+    assert (failed["stages"]["denoise"]["nfe"], failed["stages"]["denoise"]["rows"]) == (3, 6)
+    [account] = after["accounts"]
+    first_text = before["accounts"][0]["stages"]["encode"]["flops"] // 2
+    assert failed["stages"]["encode"]["flops"] == first_text  # its prompt; "blue" was in the cache
+    assert account["stages"]["encode"]["flops"] == 3 * first_text
+    assert failed["stages"]["decode"] == dict.fromkeys(failed["stages"]["decode"], 0)
