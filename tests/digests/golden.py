@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from safelight.pipeline.assembly.device import fast_dtype
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.params import GenerationParams
+from tests.pipeline.parts import decode, drain, latents_of
 
 MODEL = "emoji-128"
 RECORD = Path(__file__).with_name("golden.json")
@@ -80,14 +81,9 @@ def draw(requests: tuple[GenerationParams, ...]) -> np.ndarray:
         decoder = build_decoder(model)
         for number, params in enumerate(requests):
             engine.add(str(number), params, *encoder.encode([params.prompt, params.negative_prompt]))
-        outcomes = {}
-        while engine.has_work:
-            outcomes |= {outcome.request_id: outcome for outcome in engine.step()}
-        decoded = decoder.decode([outcomes[str(number)].latents for number in range(len(requests))])
-    errors = [result for result in decoded if isinstance(result, InvalidImage)]
-    if errors:
-        raise errors[0]
-    return np.stack([pixels for pixels, _ in decoded])
+        outcomes = drain(engine)
+        latents = [latents_of(outcomes[str(number)]) for number in range(len(requests))]
+        return np.stack(decode(decoder, latents))
 
 
 def digests_of(images: np.ndarray) -> list[str]:
@@ -98,7 +94,7 @@ def digests_of(images: np.ndarray) -> list[str]:
 def halved(images: np.ndarray) -> np.ndarray:
     """The mean of every four pixels (N, H / 2, W / 2, 3) uint8."""
     count, height, width, _ = images.shape
-    means = images.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4))
+    means: np.ndarray = images.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4))
     return means.round().astype(np.uint8)
 
 
@@ -118,8 +114,8 @@ def reference_images() -> np.ndarray:
     return sheet.reshape(-1, side, COLUMNS, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
 
 
-def _read_request(fields: dict) -> GenerationParams:
-    defaults = {"negative_prompt": "", "width": SIDE, "height": SIDE, "guidance_scale": 5.0}
+def _read_request(fields: dict[str, Any]) -> GenerationParams:
+    defaults: dict[str, Any] = {"negative_prompt": "", "width": SIDE, "height": SIDE, "guidance_scale": 5.0}
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return GenerationParams(**defaults | fields)
 

@@ -16,7 +16,7 @@ from tests.models.folders import make_vae
 SHAPE = (1, 3, 40, 64)
 
 
-def write_kl(folder: Path, **options: float) -> AutoencoderKL:
+def write_kl(folder: Path, **options: float | None) -> AutoencoderKL:
     vae = make_vae(4, **options).eval()
     vae.save_pretrained(folder)
     return vae
@@ -25,7 +25,8 @@ def write_kl(folder: Path, **options: float) -> AutoencoderKL:
 def pixels() -> Tensor:
     """Pixels in [-1, 1] as diffusers makes them of a file."""
     levels = torch.randint(0, 256, (40, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return VaeImageProcessor().preprocess(Image.fromarray(levels.numpy()))
+    scaled: Tensor = VaeImageProcessor().preprocess(Image.fromarray(levels.numpy()))
+    return scaled
 
 
 @pytest.mark.parametrize(

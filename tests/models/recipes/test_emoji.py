@@ -227,7 +227,8 @@ def read_card() -> str:
 
 
 def read_results(name: str) -> dict[str, Any]:
-    return json.loads((WEIGHTS / f"{name}.json").read_text())
+    results: dict[str, Any] = json.loads((WEIGHTS / f"{name}.json").read_text())
+    return results
 
 
 def test_the_model_card_holds_the_evaluation() -> None:
@@ -248,7 +249,7 @@ def test_the_model_card_holds_the_curves() -> None:
         assert [float(x) for x in rates] == [*columns.get(name, curves.STEPS)]
 
     def loss(solver: str) -> float:
-        return 100 * (points[solver]["50"]["rate"] - points[solver]["10"]["rate"])
+        return 100 * float(points[solver]["50"]["rate"] - points[solver]["10"]["rate"])
 
     worst = max(loss(solver) for solver in curves.SOLVERS)
     summary = f"10 steps lose at most {worst:.1f} points against 50 (`dpmpp_2m` {loss('dpmpp_2m'):.1f})"

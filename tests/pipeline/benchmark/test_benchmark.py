@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -54,9 +55,12 @@ def test_the_command_prints_all_figures(
     command = ["bench", "--model", "tiny", "--requests", "3", "--rounds", "1", "--no-compile"]
     results: list[Benchmark] = []
     run = benchmark_report.run_benchmark
-    monkeypatch.setattr(
-        benchmark_report, "run_benchmark", lambda *args: results.append(run(*args)) or results[-1]
-    )
+
+    def run_and_record(*args: Any) -> Benchmark:
+        results.append(run(*args))
+        return results[-1]
+
+    monkeypatch.setattr(benchmark_report, "run_benchmark", run_and_record)
     assert cli.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)["figures"]
     assert {

@@ -5,13 +5,14 @@ The bars are those of docs/performance.md.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from safelight.models.packed.dit import PackedDiT
+from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop
 from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest
 from safelight.pipeline.benchmark.full_ticks import TICKS, measure_full_ticks
 from safelight.pipeline.benchmark.head_of_line import measure_head_of_line
@@ -20,6 +21,7 @@ from safelight.pipeline.benchmark.trace import PROMPTS, TraceArrival
 from safelight.pipeline.benchmark.trace_replay import compare_on_trace, overload_trace
 from safelight.pipeline.calibration import peak
 from safelight.pipeline.calibration.peak import gemm_peak
+from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams
@@ -60,6 +62,11 @@ class Recorder:
         self.batches.append([p.seed for p in batch])
         self.clock.now += SECONDS
 
+    @property
+    def loop(self) -> DiffusersLoop:
+        """Itself, as the type that a replay takes."""
+        return cast(DiffusersLoop, self)
+
 
 def arrivals(*requests: tuple[float, dict[str, Any]]) -> list[TraceArrival]:
     """A trace from pairs of a time and the parameters that differ from the default."""
@@ -70,12 +77,12 @@ def arrivals(*requests: tuple[float, dict[str, Any]]) -> list[TraceArrival]:
 
 
 def test_static_batches_hold_equal_requests_and_wait_until_they_are_full(clock: Clock) -> None:
-    loop = Recorder(clock)
-    other = {"num_steps": 9}
+    recorder = Recorder(clock)
+    other: dict[str, Any] = {"num_steps": 9}
     trace = arrivals((0.0, {}), (0.0, other), (0.5, {}), (0.6, other), (0.7, {}), (9.0, {}))
     done: list[int] = []
-    result = diffusers_replay(loop, TEXTS, largest_batch=2, max_wait_s=2.0)(trace, done.append)
-    assert loop.batches == [[0, 2], [1, 3], [4], [5]]
+    result = diffusers_replay(recorder.loop, TEXTS, largest_batch=2, max_wait_s=2.0)(trace, done.append)
+    assert recorder.batches == [[0, 2], [1, 3], [4], [5]]
     assert done == [2, 4, 5, 6]
     # The fifth waits for two seconds in vain, the last knows that nobody comes.
     assert result.latencies == pytest.approx((0.75, 1.0, 0.25, 0.4, 2.25, SECONDS))
@@ -86,18 +93,25 @@ def test_static_batches_hold_equal_requests_and_wait_until_they_are_full(clock: 
 
 
 def test_requests_that_differ_in_what_a_batch_shares_are_not_batched(clock: Clock) -> None:
-    loop = Recorder(clock)
-    changes = ({}, {"solver": "euler"}, {"guidance_scale": 1.0}, {"width": 96}, {"height": 96}, {})
+    recorder = Recorder(clock)
+    changes: Sequence[dict[str, Any]] = (
+        {},
+        {"solver": "euler"},
+        {"guidance_scale": 1.0},
+        {"width": 96},
+        {"height": 96},
+        {},
+    )
     trace = arrivals(*((0.0, change) for change in changes))
-    diffusers_replay(loop, TEXTS, largest_batch=8, max_wait_s=0.0)(trace, ignore_progress)
-    assert loop.batches == [[0, 5], [1], [2], [3], [4]]
+    diffusers_replay(recorder.loop, TEXTS, largest_batch=8, max_wait_s=0.0)(trace, ignore_progress)
+    assert recorder.batches == [[0, 5], [1], [2], [3], [4]]
 
 
 def test_one_at_a_time_is_first_come_first_served(clock: Clock) -> None:
-    loop = Recorder(clock)
-    replay = diffusers_replay(loop, TEXTS, largest_batch=1, max_wait_s=0.0)
+    recorder = Recorder(clock)
+    replay = diffusers_replay(recorder.loop, TEXTS, largest_batch=1, max_wait_s=0.0)
     result = replay(arrivals((0.0, {}), (0.0, {}), (0.1, {})), ignore_progress)
-    assert loop.batches == [[0], [1], [2]]
+    assert recorder.batches == [[0], [1], [2]]
     assert result.latencies == pytest.approx((SECONDS, 2 * SECONDS, 3 * SECONDS - 0.1))
 
 
@@ -121,7 +135,7 @@ def test_forecasts_are_right_within_their_bar(subject: EngineUnderTest, clock: C
     trace, rate = overload_trace(subject, 40, ignore_progress)
     assert trace[-1].at == pytest.approx(40 / rate, rel=0.5)
     recorder = Recorder(clock)
-    comparison = compare_on_trace(subject, {"eager": recorder}, trace, 1, ignore_progress)
+    comparison = compare_on_trace(subject, {"eager": recorder.loop}, trace, 1, ignore_progress)
     assert 0.0 < comparison.forecast_error < 0.15
     assert {name for name, result in comparison.results.items() if result} == {
         "ours", "serial_eager", "static_best",
@@ -138,18 +152,21 @@ def test_shares_of_a_full_tick(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
     """A network of three quarters of a tick: the rest is overhead, and both count for the MFU."""
     clock.replace_time(monkeypatch, "benchmark.full_ticks")
     network = runner().network
-    predict = type(network).predict
+    assert isinstance(network, PackedDiT)
+    predict = PackedDiT.predict
 
     def timed_predict(self: PackedDiT, *args: Any) -> list[Tensor]:
         clock.now += 0.03
         return predict(self, *args)
 
-    monkeypatch.setattr(type(network), "predict", timed_predict)
-    forward = TimedRunner.__mro__[1].forward
-    monkeypatch.setattr(
-        "safelight.pipeline.engine.runner.StepRunner.forward",
-        lambda *args: clock.sleep(0.01) or forward(*args),
-    )
+    monkeypatch.setattr(PackedDiT, "predict", timed_predict)
+    forward = StepRunner.forward
+
+    def timed_forward(self: StepRunner, *args: Any) -> list[Tensor]:
+        clock.now += 0.01
+        return forward(self, *args)
+
+    monkeypatch.setattr(StepRunner, "forward", timed_forward)
     subject = EngineUnderTest(model(), runner(), TEXTS, CURVE)
     full_ticks = measure_full_ticks(subject, peak=1e12)
     assert TICKS > 2
@@ -167,5 +184,5 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
         clock.now += seconds[(*x.shape, len(weight))]
         return x @ weight.T
 
-    monkeypatch.setattr(peak.F, "linear", linear)
+    monkeypatch.setattr("safelight.pipeline.calibration.peak.F.linear", linear)
     assert gemm_peak(torch.device("cpu"), torch.float32) == pytest.approx(2 * 16**3 / 0.001)

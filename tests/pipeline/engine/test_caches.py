@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from safelight.models.networks.interface import Times
+from safelight.models.packed.dit import Text
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
@@ -17,7 +19,7 @@ from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams, StageCost, TextReport
 from tests.models.folders import write_pixart
-from tests.pipeline.parts import add, drain, engine, model, params, states
+from tests.pipeline.parts import add, drain, engine, latents_of, model, params, states
 from tests.pipeline.parts import runner as tiny_runner
 from tests.pipeline.reference_loop import reference
 
@@ -50,7 +52,7 @@ def test_requests_that_differ_in_one_field_share_nothing_that_it_changes() -> No
     for number, p in enumerate(requests):
         add(shared, str(number), p)
     outcomes = drain(shared)
-    latents = {p: outcomes[str(number)].latents for number, p in enumerate(requests)}
+    latents = {p: latents_of(outcomes[str(number)]) for number, p in enumerate(requests)}
     for name, (first, second) in pairs.items():
         for p in (first, second):
             torch.testing.assert_close(latents[p].double(), reference(p), atol=1e-4, rtol=0, msg=f"{name}")
@@ -77,7 +79,7 @@ def test_a_network_that_reads_the_size_gets_that_of_its_image(tmp_path: Path) ->
         for number in numbers:
             alone.add(str(number), requests[number], text, text)
         outcomes = drain(alone)
-        return [outcomes[str(number)].latents for number in numbers]
+        return [latents_of(outcomes[str(number)]) for number in numbers]
 
     together = latents(0, 1)
     for number in (0, 1):
@@ -107,7 +109,7 @@ def fresh_runner() -> StepRunner:
     return replace(tiny_runner(), _texts=OrderedDict())
 
 
-def text_times(step_runner: StepRunner, tiny: ModelInfo) -> object:
+def text_times(step_runner: StepRunner, tiny: ModelInfo) -> Times:
     return step_runner.times(plan_request(params(), tiny), (64, 64))
 
 
@@ -121,6 +123,7 @@ def test_texts_on_the_device_stay_within_their_bytes(
 
     assert is_new("cat")
     [prepared] = fresh_runner._texts.values()
+    assert isinstance(prepared, Text)
     assert prepared.num_bytes == prepared.key_values.nbytes + prepared.mask.nbytes > 0
     monkeypatch.setattr(runner, "TEXT_BYTES", 3 * prepared.num_bytes)
     assert is_new("dog") and is_new("car")

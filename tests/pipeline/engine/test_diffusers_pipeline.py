@@ -1,6 +1,7 @@
 """Latents and pixels against diffusers' own pipeline on the same folder, which uses none of our code."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
-from tests.pipeline.parts import assert_rounded, drain
+from tests.pipeline.parts import assert_rounded, decode, drain
 
 STEPS = 20
 
@@ -58,8 +59,13 @@ def test_latents_and_pixels_equal_diffusers(name: str, monkeypatch: pytest.Monke
     pipe.set_progress_bar_config(disable=True)
     shape = (pipe.transformer.config.in_channels, height // 8, width // 8)
     latents: list[torch.Tensor] = []
-    decode = pipe.vae.decode
-    monkeypatch.setattr(pipe.vae, "decode", lambda z, **options: latents.append(z) or decode(z, **options))
+    their_decode = pipe.vae.decode
+
+    def record_and_decode(z: torch.Tensor, **options: Any) -> Any:
+        latents.append(z)
+        return their_decode(z, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", record_and_decode)
     their_pixels = pipe(
         negative_prompt=None,
         prompt_embeds=cond.states[None],
@@ -78,6 +84,6 @@ def test_latents_and_pixels_equal_diffusers(name: str, monkeypatch: pytest.Monke
     theirs = latents[0][0] * pipe.vae.config.scaling_factor
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     assert their_pixels.std() > 0.05
-    (from_ours, _), (from_theirs, _) = build_decoder(model, dtype=torch.float32).decode([ours, theirs])
+    from_ours, from_theirs = decode(build_decoder(model, dtype=torch.float32), [ours, theirs])
     assert_rounded(from_theirs, their_pixels)
     assert np.abs(from_ours - 255.0 * their_pixels).max() < 1.5  # the latents differ in their last digits

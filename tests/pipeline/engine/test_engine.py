@@ -98,7 +98,7 @@ def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject)
     """Of any of the requests, wherever it stands in the order of arrival."""
     arrivals = data.draw(st.lists(st.tuples(REQUESTS, st.integers(0, 6)), min_size=2, max_size=7))
     busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
-    outcomes = {}
+    outcomes: dict[str, SampleOutcome] = {}
     for number, (request, ticks) in enumerate(arrivals):
         add(busy, str(number), request)
         for _ in range(ticks):
@@ -318,7 +318,7 @@ def test_the_seconds_in_the_queue_end_with_the_first_tick(monkeypatch: pytest.Mo
     shared, text = engine(max_rows=2), states("cat")
     for name, arrived in (("first", 97.5), ("second", None), ("aborted", 99.0)):
         shared.add(name, params(num_steps=2, solver="euler"), text, text, arrived=arrived)
-    outcomes = {}
+    outcomes: dict[str, SampleOutcome] = {}
     for _ in range(4):
         clock.now += 10.0
         outcomes |= {outcome.request_id: outcome for outcome in shared.step()}

@@ -1,6 +1,7 @@
 """From the decoder's numbers to levels of 255, and what is refused."""
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ class Passthrough(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32).config
+        embedded: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
+        config = embedded.config
         self.config = type(config)({**config, "scaling_factor": 0.5})
 
     def decode(self, latents: Tensor) -> SimpleNamespace:
@@ -33,7 +35,7 @@ def levels(decoder: ImageDecoder, pixels: Tensor) -> list[list[list[int]]]:
     """The levels (H, W, 3) of pixels (3, H, W)."""
     [result] = decoder.decode([0.5 * pixels])
     assert not isinstance(result, InvalidImage)
-    return result[0].tolist()
+    return cast(list[list[list[int]]], result[0].tolist())
 
 
 def test_minus_one_to_one_become_0_to_255_at_the_nearest_level(decoder: ImageDecoder) -> None:
@@ -54,7 +56,7 @@ def test_red_green_blue_rows_and_columns_keep_their_places(decoder: ImageDecoder
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_not_finite_are_refused_by_the_stage_that_left_them(value: float) -> None:
     """The embedded decoder makes finite pixels of an infinite latent, and a clamp of infinite pixels."""
-    vae = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
+    vae: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
     decoder = ImageDecoder(vae, torch.float32, torch.device("cpu"))
     good = torch.zeros(8, 2, 3)
     bad = good.clone()

@@ -26,7 +26,7 @@ from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
 from tests.models.folders import SAMPLE_SIZE, write_dit, write_pixart, write_sd3
-from tests.pipeline.parts import assert_rounded, drain
+from tests.pipeline.parts import assert_rounded, decode, drain
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' deprecation warnings
 
@@ -136,7 +136,7 @@ def test_latents_and_pixels_equal_diffusers(
     assert float(theirs.std()) > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     decoder = build_decoder(model, dtype=torch.float32)
-    (from_ours, _), (from_theirs, _) = decoder.decode([ours, theirs])
+    from_ours, from_theirs = decode(decoder, [ours, theirs])
     assert_rounded(from_theirs, their_pixels)
     assert np.abs(from_ours - 255.0 * their_pixels).max() < 1.5  # the latents differ in their last digits
     assert_any_shape_decodes_as_diffusers_does(pipe, decoder)
@@ -150,6 +150,6 @@ def assert_any_shape_decodes_as_diffusers_does(pipe: DiffusionPipeline, decoder:
         decoded = pipe.vae.decode(latents[None] / config.scaling_factor + (config.shift_factor or 0.0)).sample
     expected = VaeImageProcessor().postprocess(decoded, output_type="np")[0]
     assert expected.std() > 0.05
-    [(pixels, _)] = decoder.decode([latents])
+    [pixels] = decode(decoder, [latents])
     assert pixels.shape == (32, 56, 3)
     assert_rounded(pixels, expected)
