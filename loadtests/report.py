@@ -71,11 +71,12 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def targets_table(verdicts: Sequence[Verdict]) -> Table:
+    words = {True: "yes", False: "**no**", None: "not reachable here"}
     rows = [
-        [verdict.name, verdict.required, verdict.measured, "yes" if verdict.is_met else "**no**"]
+        [verdict.name, verdict.required, verdict.measured, words[verdict.is_met], verdict.reason]
         for verdict in verdicts
     ]
-    return Table("Targets", ["target", "required", "measured", "met"], rows)
+    return Table("Targets", ["target", "required", "measured", "met", "reason"], rows)
 
 
 def phases_table(phases: Sequence[Phase]) -> Table:
