@@ -1,6 +1,7 @@
 """Parts of the `tiny` model for engine tests: real networks with random weights, float32 or bfloat16."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
     return build_engine(model(), max_rows=max_rows, max_tokens=10**6, dtype=dtype)
 
 
-def params(**changes: object) -> GenerationParams:
-    defaults = {
+def params(**changes: Any) -> GenerationParams:
+    defaults: dict[str, Any] = {
         "prompt": "a red apple",
         "negative_prompt": "",
         "width": 64,
@@ -66,16 +67,20 @@ def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
 
 
 def drain(engine: Engine) -> dict[str, SampleOutcome]:
-    outcomes = {}
+    outcomes: dict[str, SampleOutcome] = {}
     while engine.has_work:
         outcomes |= {o.request_id: o for o in engine.step()}
     return outcomes
+
+
+def latents_of(outcome: SampleOutcome) -> Tensor:
+    """The latents of a sample that has them."""
+    assert outcome.latents is not None
+    return outcome.latents
 
 
 def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The latents of `p` in an engine of its own."""
     fresh_engine = engine(dtype=dtype)
     add(fresh_engine, "only", p)
-    latents = drain(fresh_engine)["only"].latents
-    assert latents is not None
-    return latents
+    return latents_of(drain(fresh_engine)["only"])

@@ -44,9 +44,11 @@ def run(work: Path, weights: Path, limit: int) -> None:
         )
         for curve, x, point_requests in _points(requests):
             start = bar.tasks[task].completed
-            images = renderer.render(
-                point_requests, lambda num, start=start: bar.update(task, completed=start + num)
-            )
+
+            def report_progress(num: int, start: float = start) -> None:
+                bar.update(task, completed=start + num)
+
+            images = renderer.render(point_requests, report_progress)
             rate = rate_images(gallery, prompts, images)["concept_top1"]
             points.setdefault(curve, {})[f"{x:g}"] = rate.as_dict()
     report = {"set": SET, "prompts": len(prompts), "default": default_settings(requests[0]), "points": points}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji import card, sheets
@@ -36,9 +36,11 @@ def run(work: Path, weights: Path, limit: int) -> None:
         with Progress() as bar:
             task = bar.add_task(name, total=len(prompts))
             requests = [default_request(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
-            images = renderer.render(
-                requests, lambda num, bar=bar, task=task: bar.update(task, completed=num)
-            )
+
+            def report_progress(num: int, bar: Progress = bar, task: TaskID = task) -> None:
+                bar.update(task, completed=num)
+
+            images = renderer.render(requests, report_progress)
         results = {
             **rate_images(gallery, prompts, images),
             **(clip_scores(scorer, gallery, prompts, images) if scorer else {}),

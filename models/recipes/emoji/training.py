@@ -86,7 +86,7 @@ class FilterMuon(torch.optim.Muon):
             if p.data_ptr() != matrix.data_ptr():
                 raise RuntimeError("a filter was moved: its matrix is no longer a view of it")
             matrix.grad = None if p.grad is None else _as_matrix(p.grad)
-        super().step()  # type: ignore[no-untyped-call]
+        super().step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -135,7 +135,7 @@ class TrainingRun:
 
     def _step(self, step: int, loss: Tensor) -> float:
         """Update the parameters and their average; return the loss."""
-        torch.autograd.backward(loss)
+        loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -191,8 +192,10 @@ def test_prompt_sets_match_their_names() -> None:
     assert {(prompt.concepts[0], prompt.style) for prompt in sets["held-out"]} == held_out
     assert not {(prompt.concepts[0], prompt.style) for prompt in sets["styled"]} & held_out
     for prompt in sets["backgrounds"]:
+        assert prompt.background is not None
         assert EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["held-out-backgrounds"]:
+        assert prompt.background is not None
         assert not EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["keywords"]:
         assert len(prompt.concepts) == len(
@@ -256,10 +259,17 @@ def test_filters_are_stepped_as_matrices() -> None:
     torch.manual_seed(0)
     convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(6, 36).clone())
-    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    ours, theirs = FilterMuon([convolution.weight], **options), torch.optim.Muon([matrix], **options)
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "weight_decay": 0.0,
+        "momentum": 0.9,
+        "adjust_lr_fn": "match_rms_adamw",
+    }
+    filters = [cast(nn.Parameter, convolution.weight)]
+    ours, theirs = FilterMuon(filters, **options), torch.optim.Muon([matrix], **options)
     for _ in range(2):
         convolution(torch.randn(2, 4, 8, 8)).square().sum().backward()
+        assert convolution.weight.grad is not None
         matrix.grad = convolution.weight.grad.permute(0, 2, 3, 1).reshape(6, 36).clone()
         ours.step()
         theirs.step()
@@ -268,7 +278,7 @@ def test_filters_are_stepped_as_matrices() -> None:
         torch.testing.assert_close(convolution.weight.permute(0, 2, 3, 1).reshape(6, 36), matrix)
 
 
-def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
+def train(folder: Path, *stops: int) -> dict[str, Any]:
     """Train 6 steps, interrupted at each of `stops` and resumed from the checkpoint alone."""
     folder.mkdir()
     for stop in stops:
@@ -290,13 +300,15 @@ def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
         ) -> torch.Tensor:
             if step == stop:
                 raise KeyboardInterrupt
-            return net(torch.randn(8, 4, generator=generator)).square().mean()
+            output: torch.Tensor = net(torch.randn(8, 4, generator=generator))
+            return output.square().mean()
 
         try:
             run.train(loss, seed=5)
         except KeyboardInterrupt:
             continue
-    return torch.load(folder / "toy.ckpt", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(folder / "toy.ckpt", weights_only=True)
+    return checkpoint
 
 
 def test_an_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
@@ -312,6 +324,6 @@ def test_gradients_reach_the_float32_parameters() -> None:
     torch.func.functional_call(
         net, bfloat16_copies(net), (torch.ones(1, 4, dtype=torch.bfloat16),)
     ).float().sum().backward()
-    assert net.weight.grad is not None
+    assert net.weight.grad is not None and net.bias.grad is not None
     assert net.weight.grad.dtype == torch.float32
     assert torch.equal(net.bias.grad, torch.ones(2))

@@ -40,7 +40,8 @@ def denoiser(schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
             logits.append(gap.square() * (-0.5 / spread) + math.log(weight / math.sqrt(spread)))
         largest = logits[0].maximum(logits[1]).maximum(logits[2])
         shares = [(logit - largest).exp() for logit in logits]
-        return sum(share * value for share, value in zip(shares, posteriors, strict=True)) / sum(shares)
+        weighted = [share * value for share, value in zip(shares, posteriors, strict=True)]
+        return torch.stack(weighted).sum(0) / torch.stack(shares).sum(0)
 
     return x0
 

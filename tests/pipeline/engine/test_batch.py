@@ -66,7 +66,7 @@ class Elementwise:
         times = times[:, None, None, None]
         texts = torch.tensor([row.text for row in rows])[:, None, None, None]
         lengths = [len(x) for x in latents]
-        groups = zip(latents, times.split(lengths), texts.split(lengths), strict=True)
+        groups = zip(latents, torch.split(times, lengths), torch.split(texts, lengths), strict=True)
         return [network(*group) for group in groups]
 
 

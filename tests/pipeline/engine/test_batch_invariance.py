@@ -123,6 +123,7 @@ def generate(parts: Parts, requests: list[GenerationParams], rng: random.Random)
         first = engine._running.get("0")
         if first is not None and first.step_index > step:
             ticks += 1
+            assert engine.last_tick is not None
             shared += engine.last_tick.rows > first.workload.rows[step]
     return Generated(decode_files(parts, requests, latents, rng), ticks, shared)
 
@@ -171,7 +172,8 @@ def check(parts: Parts, schedules: int) -> None:
 
 @pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+    dtype: torch.dtype = request.param
+    return dtype
 
 
 def test_200_random_schedules_change_no_byte(dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.engine.engine import Engine
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.text_encoder import TextEncoder
@@ -39,7 +39,7 @@ def generate(parts: Parts, requests: list[GenerationParams]) -> list[bytes]:
     empty = encoder.encode([""])[0]
     for number, p in enumerate(requests):
         engine.add(str(number), p, states[number], empty)
-    outcomes = {}
+    outcomes: dict[int, SampleOutcome] = {}
     while engine.has_work:
         outcomes |= {int(o.request_id): o for o in engine.step()}
     assert all(o.reason is FinishReason.DONE for o in outcomes.values())

@@ -15,10 +15,17 @@ from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.reference import generate_one
 from safelight.pipeline.diffusion.solvers import ALIASES
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
+from safelight.pipeline.engine.metering import TickRecord
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import text_flops, times_flops
 from safelight.pipeline.params import FinishReason, GenerationParams
-from tests.pipeline.parts import add, alone, drain, engine, model, params, plain_network, states
+from tests.pipeline.parts import add, alone, drain, engine, latents_of, model, params, plain_network, states
+
+
+def last_tick(engine: Engine) -> TickRecord:
+    assert engine.last_tick is not None
+    return engine.last_tick
 
 
 def network(prompt: str) -> Callable[[Tensor, float], Tensor]:
@@ -120,7 +127,7 @@ def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject)
         for _ in range(ticks):
             for outcome in busy.step() if busy.has_work else ():
                 latents = outcome.latents if outcome.request_id == "subject" else latents
-    latents = drain(busy)["subject"].latents if latents is None else latents
+    latents = latents_of(drain(busy)["subject"]) if latents is None else latents
     assert torch.equal(latents, alone(subject, dtype))
 
 
@@ -151,7 +158,7 @@ def test_rows_are_limited_and_filled_with_what_fits() -> None:
     rows = []
     while shared.has_work:
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [3, 3, 2, 2]
 
 
@@ -163,7 +170,7 @@ def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     rows = []
     for _ in range(5):
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 2, 2, 2, 3]
     early = drain(shared)["early"].usage
     assert (early.ticks, early.rows) == (8, 12)
@@ -173,10 +180,11 @@ def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
     shared = engine(max_rows=3)
     add(shared, "strides", params(num_steps=6, guidance_stride=3))  # ticks 0 and 3 have two rows
     add(shared, "next", params(num_steps=30))
-    rows, outcomes = [], []
+    rows: list[int] = []
+    outcomes: list[SampleOutcome] = []
     while not outcomes:
         outcomes = shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 3, 3, 2, 3, 3]
     assert (outcomes[0].request_id, outcomes[0].usage.rows) == ("strides", 8)
 
@@ -189,7 +197,7 @@ def test_rows_that_guidance_needs_later_are_used_until_then() -> None:
     rows = []
     while shared.has_work:
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 2, 2, 2]
 
 
@@ -202,7 +210,7 @@ def test_a_short_request_overtakes_a_long_one_that_keeps_its_state() -> None:
     outcomes = drain(shared)
     assert list(outcomes) == ["short", "long"]
     assert outcomes["long"].usage.ticks == 30
-    assert torch.equal(outcomes["long"].latents, alone(long, torch.float32))
+    assert torch.equal(latents_of(outcomes["long"]), alone(long, torch.float32))
 
 
 def test_tokens_of_a_tick_are_limited() -> None:
@@ -213,7 +221,7 @@ def test_tokens_of_a_tick_are_limited() -> None:
     tokens = []
     while shared.has_work:
         shared.step()
-        tokens.append(shared.last_tick.tokens)
+        tokens.append(last_tick(shared).tokens)
     assert max(tokens) == 80
     with pytest.raises(InvalidParams, match="128x128 takes 128 tokens in a tick, and this engine at most 80"):
         add(shared, "larger", params(width=128, height=128))
@@ -322,7 +330,7 @@ def test_a_diverged_sample_fails_alone() -> None:
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED
     assert "not finite" in (outcomes["bad"].error or "")
-    assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
+    assert torch.equal(latents_of(outcomes["good"]), alone(params(num_steps=2)))
 
 
 def test_a_duplicate_id_is_refused() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,11 +61,9 @@ def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tens
     engine = Engine(
         build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6)
     )
-    engine.add(
-        "only",
-        params,
-        *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]),
-    )
+    encoder = build_text_encoder(model, dtype=torch.float32)
+    cond, uncond = encoder.encode([params.prompt, params.negative_prompt])
+    engine.add("only", params, cond, uncond)
     latents = drain(engine)["only"].latents
     assert latents is not None
     return latents
@@ -73,21 +72,28 @@ def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tens
 def their_latents(
     pipe: DiffusionPipeline, params: GenerationParams, start: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> Tensor:
-    options = {"num_inference_steps": STEPS, "guidance_scale": params.guidance_scale}
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": params.guidance_scale}
     if isinstance(pipe, DiTPipeline):  # it draws its own noise and returns only pixels
         decoded: list[Tensor] = []
         monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda **_: start)
         decode = pipe.vae.decode
-        monkeypatch.setattr(pipe.vae, "decode", lambda latents: decoded.append(latents) or decode(latents))
+
+        def record_and_decode(latents: Tensor) -> Any:
+            decoded.append(latents)
+            return decode(latents)
+
+        monkeypatch.setattr(pipe.vae, "decode", record_and_decode)
         pipe(class_labels=[int(params.prompt)], output_type="np", **options)
-        return decoded[0][0] * pipe.vae.config.scaling_factor
+        scaled: Tensor = decoded[0][0] * pipe.vae.config.scaling_factor
+        return scaled
     if isinstance(pipe, PixArtAlphaPipeline):
         _pass_the_size(pipe, params, monkeypatch)
     if not isinstance(pipe, StableDiffusion3Pipeline):
         options |= {"use_resolution_binning": False, "clean_caption": False}
     options |= {"height": params.height, "width": params.width, "output_type": "latent"}
     prompts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
-    return pipe(**prompts, latents=start, **options).images[0]
+    latents: Tensor = pipe(**prompts, latents=start, **options).images[0]
+    return latents
 
 
 def _pass_the_size(

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.diffusion import noise
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.image_files import FORMATS, encode_image, parameters_text
 from safelight.pipeline.engine.text_encoder import TextEncoder
 from tests.pipeline.parts import model, params
@@ -52,8 +54,11 @@ def test_a_latent_decodes_to_the_same_bits_in_any_batch(dtype: torch.dtype) -> N
     decoder = build_decoder(model(), dtype=dtype)
     latents = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
     together = decoder.decode(latents)
-    for latent, (pixels, cost) in zip(latents, together, strict=True):
-        assert np.array_equal(decoder.decode([latent])[0][0], pixels)
+    for latent, image in zip(latents, together, strict=True):
+        (alone,) = decoder.decode([latent])
+        assert not isinstance(image, InvalidImage) and not isinstance(alone, InvalidImage)
+        pixels, cost = image
+        assert np.array_equal(alone[0], pixels)
         assert pixels.shape == (64, 64, 3)
         assert cost.flops > 0
 
@@ -78,6 +83,7 @@ def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str)
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format.upper(), (64, 48))
     if format == "png":
+        assert isinstance(image, PngImageFile)
         assert image.text == {"parameters": parameters_text(request, "tiny")}
         assert np.array_equal(np.asarray(image), pixels)
     else:

@@ -1,13 +1,16 @@
 """Prompts, rates and renderer, on a gallery of plain discs whose nearest images are known."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
@@ -126,10 +129,11 @@ def test_every_rate_counts_its_hits(gallery: Gallery) -> None:
 class RednessScorer:
     """Scores an image by the redness of its centre if the text ends with `a`, else by the negative."""
 
-    def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         middle = images[:, images.shape[1] // 2, images.shape[2] // 2].astype(float)
         red = middle[:, 0] - middle[:, 1]
-        return np.where([text.endswith(" a") for text in texts], red, -red)
+        scores: np.ndarray = np.where([text.endswith(" a") for text in texts], red, -red)
+        return scores
 
 
 def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
@@ -140,7 +144,7 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
         Prompt("odd disc a", ("a",), "odd"),
     ]
     images = np.stack([image("a", "round"), image("b", "round"), image("d", "flat"), image("b", "flat")])
-    scores = clip_scores(RednessScorer(), gallery, prompts, images)
+    scores = clip_scores(cast(Scorer, RednessScorer()), gallery, prompts, images)
     assert {name: mean.count for name, mean in scores.items()} == {
         "clip_score": 4,
         "clip_floor": 4,
@@ -154,7 +158,7 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
 
 def test_the_interval_of_a_mean() -> None:
     mean = Mean.from_scores(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert (mean.value, mean.high - mean.value) == (2.5, pytest.approx(1.96 * 1.29099 / 2, rel=1e-4))
+    assert mean.value == 2.5 and mean.high - mean.value == pytest.approx(1.96 * 1.29099 / 2, rel=1e-4)
     assert Mean.from_scores(np.array([7.0])) == Mean(7.0, 7.0, 7.0, 1)
 
 
@@ -182,8 +186,7 @@ def test_names_unknown_to_the_gallery_are_refused(gallery: Gallery, prompt: Prom
 
 
 def test_wilson_interval() -> None:
-    low, high = Rate(20, 100).interval
-    assert (low, high) == (pytest.approx(0.1334, abs=1e-3), pytest.approx(0.2888, abs=1e-3))
+    assert Rate(20, 100).interval == pytest.approx((0.1334, 0.2888), abs=1e-3)
     assert Rate(0, 10).interval[0] == 0.0
     assert Rate(10, 10).interval[1] == 1.0
     assert Rate.from_hits([True, False, True]) == Rate(2, 3)

@@ -25,20 +25,22 @@ def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
     stage.close()
 
 
-async def test_guidance_encodes_the_negative_prompt_too(stage) -> None:
+async def test_guidance_encodes_the_negative_prompt_too(stage: EncodeStage) -> None:
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="blue blorp", guidance_scale=4.0))
     assert (answer.cond.text, answer.uncond.text) == ("a cat", "blue blorp")
     assert (answer.text.num_tokens, answer.text.unknown_words) == (4, ("blorp",))
     assert (answer.cost.device_seconds, answer.cost.flops) == (2.0, 20)
 
 
-async def test_without_guidance_the_negative_prompt_is_not_encoded(stage, encoder) -> None:
+async def test_without_guidance_the_negative_prompt_is_not_encoded(
+    stage: EncodeStage, encoder: FakeTextEncoder
+) -> None:
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="dog", guidance_scale=1.0))
     assert answer.uncond is None
     assert encoder.batches == [["a cat"]]
 
 
-async def test_a_cached_text_is_free(stage, encoder) -> None:
+async def test_a_cached_text_is_free(stage: EncodeStage, encoder: FakeTextEncoder) -> None:
     first = await stage.encode(make_params(prompt="a cat"))
     again = await stage.encode(make_params(prompt="a cat"))
     assert encoder.batches == [["a cat", ""]]
@@ -67,13 +69,22 @@ async def test_images_of_one_batch_share_their_texts(
     assert [answer.cost.flops for answer in answers] == [20, 0, 10, 10, 10]
 
 
-async def test_the_least_recently_used_text_is_dropped(stage, encoder) -> None:
+async def test_the_least_recently_used_text_is_dropped(stage: EncodeStage, encoder: FakeTextEncoder) -> None:
     for prompt in ("a", "b", "a", "c", "a", "b"):
         await stage.encode(make_params(prompt=prompt))
     assert [text for batch in encoder.batches for text in batch] == ["a", "", "b", "c", "b"]
 
 
-async def test_a_truncated_text_is_reported(stage) -> None:
+async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> None:
+    stage = EncodeStage(lambda: encoder, "m", cache_bytes=0)
+    for _ in range(2):
+        await stage.encode(make_params(prompt="a", guidance_scale=1.0))
+    assert encoder.batches == [["a"], ["a"]]
+    assert (stage.status().cache_hits, stage.status().cache_misses) == (0, 2)
+    stage.close()
+
+
+async def test_a_truncated_text_is_reported(stage: EncodeStage) -> None:
     assert (await stage.encode(make_params(prompt="one two three four five six"))).text.truncated
 
 
