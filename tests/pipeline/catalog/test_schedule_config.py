@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.pipeline.catalog.schedule_config import CLASSES, FLOW_CLASS, NEUTRAL_OPTIONS, read_schedule
+from safelight.pipeline.catalog.schedule_config import read_schedule
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
 
 COSINE = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
@@ -17,7 +17,7 @@ SCALED = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
 }
-FLOW = {"_class_name": FLOW_CLASS}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 SIGMAS = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}
 
 
@@ -53,17 +53,41 @@ def test_a_declared_schedule_is_read(
     assert read(tmp_path, config) == (schedule, prediction)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name != FLOW_CLASS])
-def test_the_supported_classes_share_the_schedule(tmp_path: Path, name: str) -> None:
-    assert read(tmp_path, LINEAR | {"_class_name": name})[0] == VariancePreserving("linear")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete"),
+        *("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"),
+    ],
+)
+def test_the_supported_classes_share_the_schedule(tmp_path: Path, kind: str) -> None:
+    config = LINEAR | {"_class_name": f"{kind}Scheduler"}
+    assert read(tmp_path, config) == (VariancePreserving("linear"), "epsilon")
 
 
-@pytest.mark.parametrize("option", NEUTRAL_OPTIONS)
-def test_an_option_that_would_change_the_schedule_is_refused(tmp_path: Path, option: str) -> None:
-    value = 500 if option == "num_train_timesteps" else [0.1] if option == "trained_betas" else True
+@pytest.mark.parametrize(
+    ("option", "harmful", "neutral"),
+    [
+        ("num_train_timesteps", 500, 1000),
+        ("trained_betas", [0.1, 0.2], None),
+        ("shift_terminal", 0.1, None),
+        *(
+            (option, True, False)
+            for option in (
+                *("rescale_betas_zero_snr", "invert_sigmas", "use_dynamic_shifting", "use_karras_sigmas"),
+                *("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding"),
+                "clip_sample",
+            )
+        ),
+    ],
+)
+def test_an_option_that_would_change_the_schedule_is_refused(
+    tmp_path: Path, option: str, harmful: object, neutral: object
+) -> None:
     with pytest.raises(CheckpointError, match=option):
-        read(tmp_path, LINEAR | {option: value})
-    assert read(tmp_path, LINEAR | {option: NEUTRAL_OPTIONS[option]})[0] == VariancePreserving("linear")
+        read(tmp_path, LINEAR | {option: harmful})
+    for value in (neutral, neutral or None):  # null means false
+        assert read(tmp_path, LINEAR | {option: value})[0] == VariancePreserving("linear")
 
 
 @pytest.mark.parametrize(
