@@ -45,8 +45,8 @@ def report(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert cli.main(["eval", *argv, "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    report: dict[str, Any] = json.loads(out)
-    return report
+    result: dict[str, Any] = json.loads(out)
+    return result
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -54,7 +54,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert cli.main(["eval", *argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    [line] = str(err).splitlines()
+    [line] = err.splitlines()
     return line
 
 

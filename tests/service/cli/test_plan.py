@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from safelight.pipeline.calibration import stage_times
+from safelight.pipeline.capacity import devices
 from safelight.pipeline.capacity.image_cost import ImageSpec, image_cost
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.served_models import find_model
@@ -130,6 +131,7 @@ def test_this_machine_is_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAFELIGHT_DENOISE_THREADS", "1")
+    monkeypatch.setattr(devices, "TRACE_IMAGES", 10)
     report = run_plan(capsys, "--model", "tiny", "--gpu", "cpu", "--steps", "4", "--images-per-hour", "10")
     assert (report["mfu"], report["peak_tflops"], report["mean_latency_s"]) == (None, None, None)
     assert all(seconds > 0 for seconds in report["stage_s"].values())
@@ -157,6 +159,7 @@ def test_a_measured_machine_takes_the_medians_and_the_curve(
 ) -> None:
     """The first run of each stage, which is slow, does not count."""
     curve = CostCurve((1e6, 1e9), (0.01, 0.04))
+    monkeypatch.setattr(devices, "TRACE_IMAGES", 10)
     monkeypatch.setattr(stage_times, "build_text_encoder", lambda *_: FakeNetwork(9.0, 0.3, 0.1, 0.2))
     monkeypatch.setattr(stage_times, "build_decoder", lambda *_: FakeNetwork(9.0, 0.7, 0.5, 0.6))
     monkeypatch.setattr(stage_times, "measure_curve", lambda *_: curve)

@@ -229,5 +229,5 @@ def test_metrics_report_requests_and_stages(client: TestClient, backend: FakeBac
     assert values["safelight_images_in_flight"] == 0
 
 
-def wait_for(condition: Callable[[], object], tries: int = 1000) -> bool:
+def wait_for(condition: Callable[[], bool], tries: int = 1000) -> bool:
     return any(condition() for _ in range(tries))

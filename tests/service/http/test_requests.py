@@ -3,7 +3,6 @@
 import base64
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -146,7 +145,7 @@ def test_openais_other_fields_are_ignored(client: TestClient) -> None:
     assert client.post(ROUTE, json={"prompt": "p", **ignored}).status_code == 200
 
 
-BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
+BAD_FIELDS = [
     ({}, "prompt", "required"),
     ({"prompt": ""}, "prompt", "1 to 4000 characters"),
     ({"prompt": "  \n"}, "prompt", "not blank"),
@@ -203,7 +202,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ids=[f"{param}={str(list(fields.values()))[:20]}" for fields, param, _ in BAD_FIELDS],
 )
 def test_an_invalid_field_is_named_with_what_it_allows(
-    client: TestClient, fields: dict[str, Any], param: str, allowed: str
+    client: TestClient, fields: dict[str, object], param: str | None, allowed: str
 ) -> None:
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
     response = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.errors import DeadlineExceeded, InvalidRequest, StageFailed
 from safelight.service.messages import DenoiseResult, RequestContext
@@ -23,9 +22,9 @@ class EngineFactory:
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
 
-    def __call__(self) -> Engine:
+    def __call__(self) -> FakeEngine:
         self.engines.append(FakeEngine())
-        return cast(Engine, self.engines[-1])
+        return self.engines[-1]
 
 
 @pytest.fixture
@@ -55,11 +54,7 @@ async def test_samples_leave_when_their_steps_are_done(stage: DenoiseStage) -> N
     order: list[int] = []
     samples = [generate(stage, num_steps=steps) for steps in (30, 10, 20)]
     for steps, sample in zip((30, 10, 20), samples, strict=True):
-
-        def record_end(_: "asyncio.Future[DenoiseResult]", steps: int = steps) -> None:
-            order.append(steps)
-
-        sample.add_done_callback(record_end)
+        sample.add_done_callback(lambda _, steps=steps: order.append(steps))
     await asyncio.gather(*samples)
     assert order == [10, 20, 30]
 
@@ -148,6 +143,18 @@ async def test_the_engine_does_not_tick_without_work(stage: DenoiseStage, factor
     assert stage.status().ticks == ticks + 3
 
 
+async def test_status_and_totals_are_those_of_the_engines_ticks(stage: DenoiseStage) -> None:
+    await generate(stage, num_steps=3)
+    status, totals, tick = stage.status(), stage.meter.totals, FakeEngine.last_tick
+    assert (status.images, status.running, status.waiting) == (1, 0, 0)
+    assert (status.ticks, status.rows) == (3, 3 * tick.rows)
+    assert (status.attention, status.peak_flops) == (FakeEngine.attention, FakeEngine.peak_flops)
+    assert (totals.open, totals.work_left) == (FakeEngine.open_seconds, FakeEngine.work_left)
+    assert [data.total for data in (totals.ticks.rows, totals.ticks.tokens)] == [6, 96]
+    assert totals.ticks.seconds.total == pytest.approx(3 * tick.seconds)
+    assert totals.ticks.forecast.total == pytest.approx(3 * tick.seconds / tick.expected_seconds)
+
+
 async def test_invalid_parameters_are_the_callers_fault(stage: DenoiseStage) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await generate(stage, prompt="refuse")
@@ -176,11 +183,12 @@ async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(
             await sample
     assert (await generate(stage)).latents == "latents"
     assert len(factory.engines) == 2
+    assert stage.meter.totals.lost == FakeEngine.open_seconds
     stage.check()
 
 
 async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy() -> None:
-    def make() -> Engine:
+    def make() -> FakeEngine:
         raise ValueError("tensor pos_embed is missing")
 
     stage = DenoiseStage(make)

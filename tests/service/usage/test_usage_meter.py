@@ -61,8 +61,25 @@ def test_work_left_follows_the_jobs_in_the_stage() -> None:
     with meter.count_jobs(3):
         assert meter.work_left == pytest.approx(1.5)
         meter.record_duration(1.0, jobs=1)
-        assert 1.5 < meter.work_left < 3.0
+        assert meter.work_left == pytest.approx(3 * (0.5 + usage_meter.SMOOTHING * 0.5))
+        meter.set_open_work(open_seconds=7.0, work_left=4.0)
+        assert meter.work_left == pytest.approx(4.0 + 1.65)
+    meter.set_open_work(open_seconds=0.0, work_left=0.0)
     assert meter.work_left == 0.0
+
+
+def test_autoscaling_reads_the_work_left_and_the_rate_at_which_work_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = ManualClock(now=50.0)
+    clock.install(monkeypatch, usage_meter)
+    meter = UsageMeter("denoise")
+    assert meter.autoscaling_stats() == {"work_left": 0.0, "offered": 0.0, "seconds_a_job": 0.0}
+    clock.advance(4.0)
+    meter.record_usage(NO_CONTEXT, StageCost(1.0, 10))  # done,
+    meter.set_open_work(open_seconds=2.0, work_left=5.0)  # begun and still to do: 8 s of work in 4 s
+    meter.record_duration(1.0, jobs=2)
+    assert meter.autoscaling_stats() == {"work_left": 5.0, "offered": 2.0, "seconds_a_job": 0.5}
 
 
 def test_a_report_names_the_thread_that_does_the_work() -> None:
