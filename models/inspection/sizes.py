@@ -106,7 +106,7 @@ class _PeakMemory(TorchDispatchMode):
     """Counts the bytes of storages from their creation until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
