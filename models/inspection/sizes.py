@@ -97,7 +97,8 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
     On the meta device nothing is computed.
     """
-    with _FusedAttention(), _PeakMemory() as peak, torch.inference_mode():
+    peak = _PeakMemory()
+    with _FusedAttention(), peak, torch.inference_mode():
         compute()
     return peak.bytes
 
