@@ -122,4 +122,4 @@ def test_under_95_percent_fail_the_run() -> None:
     assert faults(outcomes[:-1] + [Outcome(mutant_with(), caught)]) == []
     lines = summary(outcomes).splitlines()
     assert lines[1].split() == ["list", "94", "of", "100", "106", "94%"]
-    assert lines[-1] == "SURVIVED: list/name: a reason"
+    assert lines[-1] == "survives: list/name: a reason"

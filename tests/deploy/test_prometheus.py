@@ -59,7 +59,6 @@ ROUNDS = 2  # a series that starts with its first request has a rate only after 
 
 @pytest.fixture(scope="module")
 def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
-    prometheus_server.install()
     return lambda *args: subprocess.run(["promtool", *args], cwd=FOLDER, capture_output=True, text=True)
 
 
@@ -166,7 +165,6 @@ class ScrapedService:
 
 @pytest.fixture(scope="module")
 def scraped(live_service: LiveService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
-    prometheus_server.install()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         prometheus_server.running(

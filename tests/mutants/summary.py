@@ -21,15 +21,14 @@ class Outcome:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Caught and all mutants of every list with the seconds that they took, then the survivors."""
+    """Caught and all mutants of every list, the seconds that they took, and the reasons of survivors."""
     lines = [f"{'list':<16}{'caught':>12}{'seconds':>10}"]
     for group, rows in groupby(outcomes, key=lambda outcome: outcome.mutant.group):
         lines.append(_line(group, list(rows)))
     lines.append(_line("all", outcomes))
     for outcome in outcomes:
-        if not outcome.verdict.is_caught:
-            reason = outcome.mutant.survives or "no reason is given"
-            lines.append(f"{outcome.verdict.verdict}: {outcome.mutant.title}: {reason}")
+        if outcome.mutant.survives and not outcome.verdict.is_caught:
+            lines.append(f"survives: {outcome.mutant.title}: {outcome.mutant.survives}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ from safelight.service.http import middleware
 from safelight.service.http.gateway import build_gateway
 from safelight.service.http.middleware import Envelope
 from safelight.service.settings import Settings
-from safelight.service.usage import records
 from tests.clock import ManualClock
 from tests.fakes import MODEL, FakeBackend
 from tests.service.conftest import ROUTE

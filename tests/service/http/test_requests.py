@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -118,6 +119,15 @@ def test_null_means_the_default(client: TestClient, backend: FakeBackend) -> Non
         )
     )
     assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
+
+
+def test_zero_is_not_the_default(client: TestClient, backend: FakeBackend) -> None:
+    fields = {"prompt": "p", "guidance_scale": 0, "seed": 0, "output_format": "jpeg", "output_compression": 0}
+    assert client.post(ROUTE, json=fields).status_code == 200
+    assert backend.drawn[-1] == (
+        make_params(prompt="p", guidance_scale=0.0, seed=0),
+        ImageFormat("jpeg", 0),
+    )
 
 
 @pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])

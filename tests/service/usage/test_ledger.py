@@ -13,6 +13,7 @@ from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from safelight.service.usage import ledger as ledger_module
 from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent, UsageReport
+from safelight.service.usage.histograms import TickHistograms
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.report import build_report, percentiles
@@ -177,9 +178,37 @@ def test_a_steady_rate_is_the_same_in_every_window(window: float | None) -> None
     assert (window or 0.0) <= report.window_seconds + 1e-6 or is_whole
 
 
+def test_the_minutes_add_up_to_the_whole() -> None:
+    clock = Clock()
+    ledger = Ledger(clock)
+    ticks = TickHistograms()
+    for number in range(5):
+        clock.time += 45.0
+        ticks.observe(0.01, 2, 64, 0.02)
+        ledger.receive(
+            gateway_report(number, record(str(number), list(RequestOutcome)[number % 4], images=2))
+        )
+        ledger.receive(
+            stage_report(
+                number,
+                event(str(number), 1.0, 7, queue_seconds=0.5, nfe=1, rows=2, tokens=3),
+                event("", 0.25),
+                busy=4.0 * number,
+                starting=0.5 * number,
+                lost=0.125 * number,
+                ticks=ticks.data,
+            )
+        )
+    denoise = ledger.totals.stages["denoise"]
+    assert (denoise.alive, denoise.lost, denoise.warm_up, denoise.ticks.rows.counts[1]) == (180, 0.5, 1.25, 5)
+    assert ledger.window_totals(3600.0) == ledger.totals
+    assert ledger.window_totals(50.0) != ledger.totals
+
+
 def test_images_per_hour_and_device_count_the_hours_that_devices_were_alive() -> None:
     clock = Clock()
     ledger = Ledger(clock)
+    clock.time += 60.0  # without a device
     ledger.receive(stage_report(0, source="one"))
     clock.time += 100.0
     ledger.receive(stage_report(1, source="one"))
