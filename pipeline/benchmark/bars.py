@@ -201,7 +201,11 @@ BENCH_BARS = (
 
 
 def _update(shape: str) -> Callable[[Figures], float | None]:
-    return lambda figures: figures["update_over_pass"][shape]
+    def ratio(figures: Figures) -> float | None:
+        value: float | None = figures["update_over_pass"][shape]
+        return value
+
+    return ratio
 
 
 UPDATE_BARS = tuple(

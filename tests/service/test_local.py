@@ -1,6 +1,8 @@
 """Starting a local service, as far as it can be tested without Ray."""
 
+import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +141,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how much shared memory is free."""
 
     def set_free(free: int) -> None:
-        monkeypatch.setattr(local.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
     set_free(100 * GB)
     return set_free
@@ -173,7 +175,7 @@ def test_the_object_store_is_bounded_by_shared_memory(memory: Callable[[int], No
 
 def test_without_shared_memory_it_is_bounded_by_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 3_000_000}
-    monkeypatch.setattr(local.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert local.object_store_bytes(Settings(max_pictures=10_000), Path("/nowhere")) == 0.9 * GB
 
 
