@@ -92,7 +92,7 @@ REQUESTS = st.builds(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
     """Of any of the requests, wherever it stands in the order of arrival."""
