@@ -11,11 +11,12 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-lowest check check-long coverage lint type format lock bench e2e chaos load
+.PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
+.PHONY: docs bench load e2e chaos
 
 help:
-	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | lint | type | format | lock"
-	@echo "     bench | load | e2e | chaos"
+	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants | lint | type"
+	@echo "     format | lock | docs | bench | load | e2e | chaos"
 
 install: $(DEVELOPING)
 
@@ -108,7 +109,14 @@ e2e chaos: $(DEVELOPING)
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
-	$(BIN)/safelight bench
+	$(BIN)/safelight bench --check
 
 load: $(DEVELOPING)
 	$(BIN)/python -m loadtests
+
+# Tables and plots of README.md and docs/, from docs/data and from the code.
+docs: $(DEVELOPING)
+	$(BIN)/python -m docs.figures
+
+mutants: $(DEVELOPING)
+	$(BIN)/python -m tests.mutants

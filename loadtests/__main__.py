@@ -18,7 +18,7 @@ from loadtests import plots
 from loadtests.accounting import compare
 from loadtests.measure import Load, Measurement, measure
 from loadtests.replay import was_behind_schedule
-from loadtests.report import phases_table, targets_table, write_report
+from loadtests.report import phases_table, targets_table, write_record, write_report
 from loadtests.service import CannotStart, Service, service
 from loadtests.subprocesses import bench_engine, run_spike
 from loadtests.traces import InvalidTrace, ScheduledRequest, read_trace
@@ -74,6 +74,8 @@ def _run(
         spike = "passed" if run_spike(running.url, args.seconds / 4, folder, measurement.sizes) else "failed"
     verdicts = _judge(args, measurement, engine_images_per_hour)
     _report(folder, measurement, verdicts, spike)
+    if engine_images_per_hour is not None:
+        write_record(folder, " ".join(("python -m loadtests", *sys.argv[1:])), measurement.phases, verdicts)
     return 0 if spike != "failed" and all(verdict.is_met is not False for verdict in verdicts) else MISSED
 
 

@@ -11,7 +11,7 @@ from loadtests.core_seconds import CoreSeconds
 from loadtests.results import Phase
 
 # A denoiser that shares each of its cores with one other process has half of its speed.
-LEAST_REACHABLE = 0.5
+MIN_REACHABLE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class EngineAlone:
         if self.core_seconds.others <= 0.0:
             return 1.0
         seconds = 3600.0 * images / self.images_per_hour
-        return max(LEAST_REACHABLE, seconds / (seconds + self.core_seconds.others))
+        return max(MIN_REACHABLE_SHARE, seconds / (seconds + self.core_seconds.others))
 
     def reason(self, images: int) -> str:
         used = self.core_seconds

@@ -67,7 +67,7 @@ def pipeline() -> Iterator[safelight.Pipeline]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_has_a_language_that_is_run(page: Path) -> None:
+def test_every_block_has_a_language_that_is_run(page: str) -> None:
     fences = re.findall(r"^```", TEXT[page], re.MULTILINE)
     assert len(fences) == 2 * len(re.findall(r"^```(?:sh|python)$", TEXT[page], re.MULTILINE))
 
@@ -77,8 +77,8 @@ def test_the_exempt_commands_are_on_the_pages() -> None:
 
 
 def test_the_make_targets_are_those_of_the_makefile() -> None:
-    (phony,) = re.findall(r"^\.PHONY: help (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"`make ([a-z0-9-]+)`", TEXT["docs/install.md"])) == set(phony.split())
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z0-9-]+)`", TEXT["docs/install.md"])) == set(phony.split()) - {"help"}
 
 
 def test_the_commands_are_those_of_the_command_line() -> None:

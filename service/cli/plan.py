@@ -286,9 +286,8 @@ def _service_device(
             if (curve := answer[stage]) is not None
         }
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--service {args.service} has no cost curves: {error or type(error).__name__}"
-        ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--service {args.service} has no cost curves: {reason}") from None
     # A folder or a published checkpoint may be served under another name; the user says that it is the same.
     is_asserted = model is None or (args.model is not None and Path(args.model).is_dir())
     if served != profile.name and not is_asserted:

@@ -1,1 +1,1 @@
-"""Helpers for every process of the service: faster imports, and cancelling asyncio tasks."""
+"""Helpers for every process of the service: faster imports, cancelling asyncio tasks, the number of cores."""

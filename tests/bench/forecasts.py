@@ -253,7 +253,11 @@ def _image_spec(body: Body) -> ImageSpec:
 
 def _measure(url: str, name: str, schedule: Sequence[ScheduledRequest]) -> Phase:
     bar = iter(track(range(len(schedule)), description=name, console=Console(stderr=True)))
-    results = asyncio.run(replay(url, schedule, progress=lambda _: next(bar, None)))
+
+    def advance(_: int) -> None:
+        next(bar, None)
+
+    results = asyncio.run(replay(url, schedule, progress=advance))
     next(bar, None)
     phase = Phase(name, 0.0, tuple(results))
     if phase.faults:

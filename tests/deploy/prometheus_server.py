@@ -25,7 +25,8 @@ class Prometheus:
         """The samples of an instant query."""
         answer = self._http.get("/query", params={"query": query}).json()
         assert answer["status"] == "success", f"{query}: {answer}"
-        return answer["data"]["result"]
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
 
     def value(self, query: str) -> float | None:
         """The value of the only sample; None if there is none yet."""

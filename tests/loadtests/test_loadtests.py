@@ -26,7 +26,7 @@ from loadtests import metrics_sampler, plots, traces
 from loadtests.accounting import AccountingSnapshot, compare
 from loadtests.core_seconds import CoreClock, CoreSeconds, name_of
 from loadtests.image_checks import fault_of
-from loadtests.metrics_sampler import MetricsSeries, sample_metrics
+from loadtests.metrics_sampler import MetricsSample, MetricsSeries, sample_metrics
 from loadtests.replay import replay, was_behind_schedule
 from loadtests.report import write_report
 from loadtests.results import Phase, RequestResult, percentile
@@ -182,6 +182,16 @@ def test_latency_counts_from_the_scheduled_time() -> None:
     assert late.latency == late.done + 60.0 > late.done - late.sent + 60.0
 
 
+def test_answers_that_are_not_good_do_not_count() -> None:
+    refused = result(9.0, status=429)
+    wrong = replace(result(9.0, images=5), fault="an image of one colour")
+    phase = Phase("steady", 0.0, (result(1.0, images=2), wrong, refused, result(10.0)))
+    assert [outcome.latency for outcome in phase.good] == [1.0, 10.0]
+    assert phase.latencies == [1.0, 10.0]
+    assert phase.images_per_hour == pytest.approx(3600.0 * 3 / 10.0)
+    assert phase.faults == {"an image of one colour": 1, "queue_full": 1}
+
+
 def test_refusals_and_missing_answers_are_results() -> None:
     with server(refuse_every=2) as url:
         results = asyncio.run(replay(url, [ScheduledRequest(0.0, BODY)] * 4))
@@ -217,6 +227,22 @@ def test_every_threshold_can_fail() -> None:
     assert BUSY.images_per_hour == 900.0
     missed = judge(Thresholds(901.0, 4.8, 2.5, 0, 0.96), ALONE, BUSY, STEADY, [], engine(950.0))
     assert [verdict.is_met for verdict in missed] == [False] * 5
+    with_a_burst = judge(Thresholds(max_failures=1), ALONE, BUSY, STEADY, [BUSY], None)
+    assert [(verdict.measured, verdict.is_met) for verdict in with_a_burst] == [("2", False)]
+
+
+def test_rates_and_ratios_are_those_of_the_intervals() -> None:
+    rows, ticks = ("rows", "denoise"), ("ticks", "denoise")
+    series = MetricsSeries(
+        [
+            MetricsSample(1.0, {rows: 10.0, ticks: 2.0}),
+            MetricsSample(3.0, {rows: 40.0, ticks: 5.0}),
+            MetricsSample(3.0, {rows: 41.0, ticks: 5.0}),
+            MetricsSample(7.0, {rows: 61.0, ticks: 9.0}),
+        ]
+    )
+    assert series.rates("rows", "denoise") == [(3.0, 15.0), (7.0, 5.0)]
+    assert series.ratios("rows", "ticks", "denoise") == [(3.0, 10.0), (7.0, 5.0)]
 
 
 @pytest.mark.parametrize(

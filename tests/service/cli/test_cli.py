@@ -5,27 +5,36 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
+from safelight.pipeline.assembly.encoder import build_text_encoder
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import GenerationParams
 from safelight.service import cli
+from safelight.service.messages import DecodeResult, ImageFormat
+from safelight.service.settings import Settings
 from tests.broken import tiny_without
+from tests.fakes import USAGE
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The line on stderr with which `argv` is refused."""
+    code: str | int | None
     try:
         code = cli.main(argv)
     except SystemExit as exit_call:
         code = exit_call.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    [line] = err.splitlines()
+    [line] = str(err).splitlines()
     return line
 
 
@@ -58,6 +67,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
             "'nosuch' is neither a folder nor one of",
         ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
+        (["bench", "--engine-only", "--no-compile"], "--no-compile has no effect with --engine-only"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
         (["serve", "--stages", "one"], "stages must be one of split, colocated"),
         (["serve", "--model", "nosuch", "--port", "0"], "'nosuch' is neither a folder nor one of"),
@@ -98,7 +108,56 @@ def test_json_reports_the_images_that_are_written(capsys: pytest.CaptureFixture[
     images = [Image.open(tmp_path / f"apple-{k}.png") for k in range(2)]
     assert {image.format for image in images} == {"PNG"}
     # a file holds its own parameters, so two files differ whatever they show
-    assert not np.array_equal(*map(np.asarray, images))
+    first, second = map(np.asarray, images)
+    assert not np.array_equal(first, second)
+
+
+def test_every_flag_of_generate_reaches_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[tuple[Sequence[GenerationParams], ImageFormat]] = []
+
+    async def draw(
+        model: ModelInfo,
+        settings: Settings,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        _: object,
+    ) -> list[DecodeResult]:
+        drawn.append((images, output))
+        return [DecodeResult(b"image", USAGE) for _ in images]
+
+    monkeypatch.setattr("safelight.service.cli.generate._draw", draw)
+    flags = (
+        "--negative-prompt blue --model tiny --size 64x64 --steps 9 --solver ddim "
+        "--timestep-spacing linspace --eta 0.5 --seed 5 --guidance-scale 2.5 --guidance-interval 0.25 0.75 "
+        "--guidance-stride 3 --guidance-rescale 0.7 -n 2"
+    )
+    argv = ["generate", "a red apple", *flags.split(), "-o", str(tmp_path / "apple.webp")]
+    assert cli.main(argv) == 0
+    [(images, output)] = drawn
+    assert images == [
+        GenerationParams(
+            prompt="a red apple",
+            negative_prompt="blue",
+            width=64,
+            height=64,
+            num_steps=9,
+            guidance_scale=2.5,
+            solver="ddim",
+            seed=5,
+            image_index=index,
+            timestep_spacing="linspace",
+            eta=0.5,
+            guidance_interval=(0.25, 0.75),
+            guidance_stride=3,
+            guidance_rescale=0.7,
+        )
+        for index in range(2)
+    ]
+    assert output == ImageFormat("webp", 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apple-0.webp", "apple-1.webp"]
+    assert "seed 5" in capsys.readouterr().out
 
 
 def test_the_seed_is_printed_and_the_suffix_selects_the_format(
@@ -125,9 +184,10 @@ def test_text_states_and_their_mask_are_written_as_safetensors(tmp_path: Path) -
     assert cli.main(["encode", "a red apple", "--model", "tiny", "-o", str(path)]) == 0
     with safe_open(path, "pt") as file:
         states, mask = file.get_tensor("states"), file.get_tensor("mask")
+    [expected] = build_text_encoder(find_model("tiny")).encode(["a red apple"])
     assert str(states.dtype) == "torch.float32"
-    assert states.shape[:2] == mask.shape
-    assert states.shape[0] == 1
+    assert states.shape == (1, *expected.states.shape) and torch.equal(states[0], expected.states)
+    assert mask.shape == (1, *expected.mask.shape) and torch.equal(mask[0], expected.mask)
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

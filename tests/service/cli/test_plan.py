@@ -5,11 +5,13 @@ import math
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import Tensor
 
 from safelight.pipeline.calibration import stage_times
+from safelight.pipeline.capacity import devices
 from safelight.pipeline.capacity.image_cost import ImageSpec, image_cost
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.served_models import find_model
@@ -30,13 +32,14 @@ KEYS = {
 SD3_AT_HALF_PEAK = ("--model", "sd3-medium", "--steps", "20", "--mfu", "0.5")
 
 
-def run_plan(capsys, *argv: str) -> dict:
+def run_plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     """The output of `safelight plan --json`."""
     assert cli.main(["plan", "--json", *argv]) == 0
-    return json.loads(capsys.readouterr().out)
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
-def test_a_published_model_on_an_a100(capsys) -> None:
+def test_a_published_model_on_an_a100(capsys: pytest.CaptureFixture[str]) -> None:
     report = run_plan(
         capsys,
         "--model",
@@ -66,7 +69,7 @@ def test_a_published_model_on_an_a100(capsys) -> None:
     assert (report["nfe"], report["rows"]) == (20, 40)
 
 
-def test_defaults_come_from_the_model_and_the_targets(capsys) -> None:
+def test_defaults_come_from_the_model_and_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
     report = run_plan(capsys, "--model", "sd3-medium")
     assert (report["steps"], report["guidance_scale"], report["solver"]) == (28, 7.0, "euler")
     assert (report["mfu"], report["peak_tflops"]) == (0.4, 312)
@@ -89,17 +92,19 @@ def test_defaults_come_from_the_model_and_the_targets(capsys) -> None:
         (("--gpu", "l40s"), "service_s", 312 / 362),
     ],
 )
-def test_a_flag_changes_the_report(capsys, argv, key, factor) -> None:
+def test_a_flag_changes_the_report(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], key: str, factor: float
+) -> None:
     def value(*argv: str) -> float:
-        report = run_plan(capsys, "--model", "pixart-sigma", *argv)
+        report: Any = run_plan(capsys, "--model", "pixart-sigma", *argv)
         for part in key.split("."):
             report = report[part]
-        return report
+        return float(report)
 
     assert value(*argv) == pytest.approx(factor * value(), rel=1e-3)
 
 
-def test_higher_targets_need_more_replicas(capsys) -> None:
+def test_higher_targets_need_more_replicas(capsys: pytest.CaptureFixture[str]) -> None:
     few = run_plan(capsys, *SD3_AT_HALF_PEAK)
     many = run_plan(capsys, *SD3_AT_HALF_PEAK, "--images-per-hour", "10000", "--percentile", "99")
     assert few["replicas"]["denoise"] == 2
@@ -110,7 +115,9 @@ def test_higher_targets_need_more_replicas(capsys) -> None:
     assert faster["steps_that_meet"]["alone"] < 30
 
 
-def test_a_folder_is_planned_from_its_configs(capsys, monkeypatch) -> None:
+def test_a_folder_is_planned_from_its_configs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No weights are read; this machine's speed is given."""
     monkeypatch.setattr(
         "safelight.models.checkpoints.tensors.read_stored", lambda *_: pytest.fail("weights were read")
@@ -120,8 +127,11 @@ def test_a_folder_is_planned_from_its_configs(capsys, monkeypatch) -> None:
     assert report["service_s"] == pytest.approx(report["tflop_per_image"] / 0.4 / 0.5)
 
 
-def test_this_machine_is_measured(capsys, monkeypatch) -> None:
+def test_this_machine_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SAFELIGHT_DENOISE_THREADS", "1")
+    monkeypatch.setattr(devices, "TRACE_IMAGES", 10)
     report = run_plan(capsys, "--model", "tiny", "--gpu", "cpu", "--steps", "4", "--images-per-hour", "10")
     assert (report["mfu"], report["peak_tflops"], report["mean_latency_s"]) == (None, None, None)
     assert all(seconds > 0 for seconds in report["stage_s"].values())
@@ -144,9 +154,12 @@ class FakeNetwork:
         return [(None, StageCost(next(self._seconds), 1)) for _ in latents]
 
 
-def test_a_measured_machine_takes_the_medians_and_the_curve(capsys, monkeypatch) -> None:
+def test_a_measured_machine_takes_the_medians_and_the_curve(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first run of each stage, which is slow, does not count."""
     curve = CostCurve((1e6, 1e9), (0.01, 0.04))
+    monkeypatch.setattr(devices, "TRACE_IMAGES", 10)
     monkeypatch.setattr(stage_times, "build_text_encoder", lambda *_: FakeNetwork(9.0, 0.3, 0.1, 0.2))
     monkeypatch.setattr(stage_times, "build_decoder", lambda *_: FakeNetwork(9.0, 0.7, 0.5, 0.6))
     monkeypatch.setattr(stage_times, "measure_curve", lambda *_: curve)
@@ -159,7 +172,9 @@ def test_a_measured_machine_takes_the_medians_and_the_curve(capsys, monkeypatch)
     assert report["gpu"] == "this machine, measured"
 
 
-def test_a_model_too_large_to_measure_uses_the_matrix_product_peak(capsys, monkeypatch) -> None:
+def test_a_model_too_large_to_measure_uses_the_matrix_product_peak(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage_times, "quick_gemm_peak", lambda *_: 2e12)
     report = run_plan(capsys, "--model", "pixart-sigma", "--gpu", "cpu")
     assert (report["peak_tflops"], report["mfu"]) == (2.0, 0.5)
@@ -193,10 +208,13 @@ def test_a_model_too_large_to_measure_uses_the_matrix_product_peak(capsys, monke
         (("--peak-tflops", "0"), "--peak-tflops must be more than 0 and finite, got 0"),
     ],
 )
-def test_a_users_mistake_is_one_line(capsys, monkeypatch, argv, complaint) -> None:
+def test_a_users_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], complaint: str
+) -> None:
     monkeypatch.setattr(
         stage_times, "measure_stage_times", lambda *_, **__: pytest.fail("a machine was measured")
     )
+    code: str | int | None
     try:
         code = cli.main(["plan", *argv])
     except SystemExit as exit_error:
@@ -232,12 +250,12 @@ cost of 1000 images                                  0.9958
 """
 
 
-def test_the_text_report(capsys) -> None:
+def test_the_text_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--model", "pixart-sigma", "--mfu", "0.5", "--price-per-hour", "2"]) == 0
     assert capsys.readouterr().out == PIXART_SIGMA
 
 
-def test_a_latency_without_bound_misses_its_target(capsys) -> None:
+def test_a_latency_without_bound_misses_its_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--model", "flux.1-dev"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "latency p95 of one device, s at most 5 unbounded missed" in lines

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from safelight.pipeline.calibration import stage_times
+from safelight.pipeline.capacity import devices
 from safelight.pipeline.capacity.devices import measured_device
 from safelight.pipeline.capacity.image_cost import ImageSpec, image_cost
 from safelight.pipeline.capacity.model_profiles import model_profile
@@ -55,7 +56,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+def _only_the_services_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "TRACE_IMAGES", 10)  # of each simulated queue, for speed
     monkeypatch.setattr(
         stage_times, "measure_stage_times", lambda *_, **__: pytest.fail("this machine was measured")
     )

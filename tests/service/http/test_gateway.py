@@ -1,5 +1,8 @@
 """Routes other than image generation, and what every response has in common."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -7,6 +10,7 @@ from starlette.testclient import TestClient
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.backend import STAGES
 from safelight.service.errors import BrokenImage, StageFailed
+from safelight.service.http import middleware
 from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
@@ -24,7 +28,7 @@ def metrics(client: TestClient) -> dict[str, float]:
     }
 
 
-def test_the_served_model_is_listed_with_its_choices(client) -> None:
+def test_the_served_model_is_listed_with_its_choices(client: TestClient) -> None:
     models = client.get("/v1/models").json()
     assert models["object"] == "list"
     [model] = models["data"]
@@ -41,11 +45,11 @@ def test_the_served_model_is_listed_with_its_choices(client) -> None:
 
 
 @pytest.mark.parametrize("name", ["fake-8", "gpt-image-1"])
-def test_one_model_is_found_by_its_id_and_its_aliases(client, name) -> None:
+def test_one_model_is_found_by_its_id_and_its_aliases(client: TestClient, name: str) -> None:
     assert client.get(f"/v1/models/{name}").json()["id"] == "fake-8"
 
 
-def test_a_model_that_is_not_served_is_404(client) -> None:
+def test_a_model_that_is_not_served_is_404(client: TestClient) -> None:
     response = client.get("/v1/models/sdxl")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
@@ -55,7 +59,9 @@ def test_a_model_that_is_not_served_is_404(client) -> None:
     ("method", "path", "allow"),
     [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET"), ("POST", "/readyz", "GET")],
 )
-def test_a_wrong_method_is_405_and_names_the_allowed_one(client, method, path, allow) -> None:
+def test_a_wrong_method_is_405_and_names_the_allowed_one(
+    client: TestClient, method: str, path: str, allow: str
+) -> None:
     response = client.request(method, path)
     assert response.status_code == 405
     assert response.headers["allow"] == allow
@@ -63,13 +69,15 @@ def test_a_wrong_method_is_405_and_names_the_allowed_one(client, method, path, a
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/images/edits", "/v1/models/", "/v2/models"])
-def test_an_unknown_route_is_404(client, path) -> None:
+def test_an_unknown_route_is_404(client: TestClient, path: str) -> None:
     response = client.get(path)
     assert response.status_code == 404
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_the_cost_curve_and_the_attention_back_end_are_reported(client, backend) -> None:
+def test_the_cost_curve_and_the_attention_back_end_are_reported(
+    client: TestClient, backend: FakeBackend
+) -> None:
     assert client.get("/v1/curve").status_code == 503  # not measured yet
     assert client.get("/v1/models").json()["data"][0]["attention"] is None
     curve = CostCurve((1e9, 4e9), (0.01, 0.03), 1.5)
@@ -89,7 +97,7 @@ def test_the_cost_curve_and_the_attention_back_end_are_reported(client, backend)
     assert values["safelight_tick_slowdown_ratio"] == 1.5
 
 
-def test_the_gateway_is_alive_and_ready(client) -> None:
+def test_the_gateway_is_alive_and_ready(client: TestClient) -> None:
     assert client.get("/livez").json() == {"alive": True}
     response = client.get("/readyz")
     assert response.status_code == 200
@@ -116,7 +124,7 @@ def test_not_ready_before_the_warm_up_image_is_drawn() -> None:
         }
 
 
-def test_a_failed_warm_up_is_retried(monkeypatch) -> None:
+def test_a_failed_warm_up_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safelight.service.http.readiness.RETRY_SECONDS", 0.0)
     backend = FakeBackend(StageFailed(), ValueError("a bug"))
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
@@ -124,7 +132,7 @@ def test_a_failed_warm_up_is_retried(monkeypatch) -> None:
     assert len(backend.drawn) == 1
 
 
-def test_a_model_that_cannot_draw_is_reported_and_not_retried(monkeypatch) -> None:
+def test_a_model_that_cannot_draw_is_reported_and_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safelight.service.http.readiness.RETRY_SECONDS", 0.0)
     backend = FakeBackend(BrokenImage("The model drew no image."))
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
@@ -134,7 +142,7 @@ def test_a_model_that_cannot_draw_is_reported_and_not_retried(monkeypatch) -> No
     assert backend.drawn == []
 
 
-def test_not_ready_while_a_stage_does_not_answer(client, backend) -> None:
+def test_not_ready_while_a_stage_does_not_answer(client: TestClient, backend: FakeBackend) -> None:
     backend.stages = {**backend.stages, "denoise": None}
     response = client.get("/readyz")
     assert response.status_code == 503
@@ -166,7 +174,9 @@ def test_a_stage_that_sleeps_is_ready_and_says_so(backend: FakeBackend) -> None:
         }
 
 
-def test_not_ready_without_the_backends_status(client, backend, monkeypatch) -> None:
+def test_not_ready_without_the_backends_status(
+    client: TestClient, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken() -> None:
         raise RuntimeError("no cluster")
 
@@ -174,27 +184,33 @@ def test_not_ready_without_the_backends_status(client, backend, monkeypatch) -> 
     assert client.get("/readyz").status_code == 503
 
 
-def test_a_valid_request_id_is_echoed(client) -> None:
+def test_a_valid_request_id_is_echoed(client: TestClient) -> None:
     assert client.get("/livez", headers={"x-request-id": "job-17.a"}).headers["x-request-id"] == "job-17.a"
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-id": "a b"}, {"x-request-id": "x" * 129}])
-def test_other_requests_get_a_random_id(client, headers) -> None:
+def test_other_requests_get_a_random_id(client: TestClient, headers: dict[str, str]) -> None:
     ids = {client.get("/nowhere", headers=headers).headers["x-request-id"] for _ in range(2)}
     assert len(ids) == 2
     assert all(len(request_id) == 32 for request_id in ids)
 
 
-def test_behind_serves_proxy_the_id_is_added_by_the_proxy(backend) -> None:
+def test_behind_serves_proxy_the_id_is_added_by_the_proxy(backend: FakeBackend) -> None:
     app = build_gateway(backend, MODEL, Settings(), proxied=True)
     assert "x-request-id" not in TestClient(app).get("/livez").headers
 
 
-def test_every_response_has_its_processing_time(client) -> None:
+def test_every_response_has_its_processing_time(client: TestClient) -> None:
     assert int(client.get("/nowhere").headers["openai-processing-ms"]) >= 0
 
 
-def test_a_bug_in_a_route_is_503_without_details(client, monkeypatch) -> None:
+def test_the_processing_time_is_in_milliseconds(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([10.0, 11.25])
+    monkeypatch.setattr(middleware, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    assert client.get("/livez").headers["openai-processing-ms"] == "1250"
+
+
+def test_a_bug_in_a_route_is_503_without_details(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safelight.service.http.gateway.parse_request", lambda _: 1 / 0)
     response = client.post(ROUTE, json={"prompt": "p"})
     assert response.status_code == 503
@@ -202,7 +218,7 @@ def test_a_bug_in_a_route_is_503_without_details(client, monkeypatch) -> None:
     assert "zero" not in response.text
 
 
-def test_metrics_report_requests_and_stages(client, backend) -> None:
+def test_metrics_report_requests_and_stages(client: TestClient, backend: FakeBackend) -> None:
     client.post(ROUTE, json={"prompt": "p", "n": 2})
     client.post(ROUTE, json={"prompt": ""})
     backend.stages = {**backend.stages, "denoise": StageStatus(images=3, running=2, waiting=1)}
@@ -221,5 +237,5 @@ def test_metrics_report_requests_and_stages(client, backend) -> None:
     assert values["safelight_images_in_flight"] == 0
 
 
-def wait_for(condition, tries: int = 1000) -> bool:
+def wait_for(condition: Callable[[], bool], tries: int = 1000) -> bool:
     return any(condition() for _ in range(tries))

@@ -37,7 +37,7 @@ def read(client: AsgiClient, seconds: float) -> tuple[bytes, float]:
 
 def test_a_body_in_parts_is_joined() -> None:
     body, time = read(AsgiClient(b'{"a"', b": 1", b"}", pause=pause_for(1.0)), seconds=20.0)
-    assert (body, time) == (b'{"a": 1}', pytest.approx(3.0))
+    assert body == b'{"a": 1}' and time == pytest.approx(3.0)
 
 
 def test_a_body_just_in_time_is_read_and_one_a_moment_later_is_not() -> None:
@@ -87,6 +87,15 @@ def test_the_limit_is_the_last_byte_allowed() -> None:
 def test_a_body_too_large_is_refused_before_the_rest_of_it_arrives() -> None:
     with pytest.raises(BodyTooLarge):
         read(AsgiClient(b" " * (LIMIT + 1), is_whole=False), seconds=1.0)
+
+
+def test_a_body_that_is_declared_too_large_is_refused_before_any_of_it_arrives() -> None:
+    silent, allowed = AsgiClient(b"{}"), AsgiClient(b"{}")
+    silent.scope["headers"] += [(b"content-length", str(LIMIT + 1).encode())]
+    with pytest.raises(BodyTooLarge, match=f"larger than {LIMIT} bytes"):
+        read(silent, seconds=1.0)
+    allowed.scope["headers"] += [(b"content-length", str(LIMIT).encode())]
+    assert read(allowed, seconds=1.0)[0] == b"{}"
 
 
 def test_a_client_that_goes_away_within_its_body_is_gone() -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,7 +17,7 @@ from tests.service.conftest import ROUTE
 DEFAULT = make_params(prompt="a red apple", seed=7)
 
 
-def test_a_minimal_request_gets_the_models_defaults(client, backend) -> None:
+def test_a_minimal_request_gets_the_models_defaults(client: TestClient, backend: FakeBackend) -> None:
     response = client.post(ROUTE, json={"prompt": "a red apple", "seed": 7})
     assert response.status_code == 200
     body = response.json()
@@ -26,7 +27,7 @@ def test_a_minimal_request_gets_the_models_defaults(client, backend) -> None:
     assert isinstance(body["created"], int)
 
 
-def test_every_extension_reaches_the_image(client, backend) -> None:
+def test_every_extension_reaches_the_image(client: TestClient, backend: FakeBackend) -> None:
     fields = {
         "prompt": "a red apple",
         "negative_prompt": "blue",
@@ -64,7 +65,7 @@ def test_every_extension_reaches_the_image(client, backend) -> None:
     assert calls[0] == (expected, ImageFormat("webp", 40))
 
 
-def test_usage_is_openais_with_safelights_cost(client) -> None:
+def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
     usage = client.post(ROUTE, json={"prompt": "a blorp", "seed": 7, "n": 2}).json()["usage"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
@@ -94,7 +95,7 @@ def test_usage_is_openais_with_safelights_cost(client) -> None:
     }
 
 
-def test_an_absent_seed_is_random_and_reported(client, backend) -> None:
+def test_an_absent_seed_is_random_and_reported(client: TestClient, backend: FakeBackend) -> None:
     seeds = [
         client.post(ROUTE, json={"prompt": "p"}).json()["usage"]["safelight"]["seeds"][0] for _ in range(3)
     ]
@@ -102,7 +103,7 @@ def test_an_absent_seed_is_random_and_reported(client, backend) -> None:
     assert seeds == [params.seed for params, _ in backend.drawn[-3:]]
 
 
-def test_null_means_the_default(client, backend) -> None:
+def test_null_means_the_default(client: TestClient, backend: FakeBackend) -> None:
     nulls = dict.fromkeys(
         (
             "model",
@@ -120,13 +121,22 @@ def test_null_means_the_default(client, backend) -> None:
     assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
 
 
+def test_zero_is_not_the_default(client: TestClient, backend: FakeBackend) -> None:
+    fields = {"prompt": "p", "guidance_scale": 0, "seed": 0, "output_format": "jpeg", "output_compression": 0}
+    assert client.post(ROUTE, json=fields).status_code == 200
+    assert backend.drawn[-1] == (
+        make_params(prompt="p", guidance_scale=0.0, seed=0),
+        ImageFormat("jpeg", 0),
+    )
+
+
 @pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])
-def test_the_model_has_openais_names_as_aliases(client, model) -> None:
+def test_the_model_has_openais_names_as_aliases(client: TestClient, model: str) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
     assert response.json()["usage"]["safelight"]["model"] == "fake-8"
 
 
-def test_openais_other_fields_are_ignored(client) -> None:
+def test_openais_other_fields_are_ignored(client: TestClient) -> None:
     ignored = {
         "quality": "high",
         "style": "vivid",
@@ -145,7 +155,7 @@ def test_openais_other_fields_are_ignored(client) -> None:
     assert client.post(ROUTE, json={"prompt": "p", **ignored}).status_code == 200
 
 
-BAD_FIELDS = [
+BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "prompt", "required"),
     ({"prompt": ""}, "prompt", "1 to 4000 characters"),
     ({"prompt": "  \n"}, "prompt", "not blank"),
@@ -201,7 +211,9 @@ BAD_FIELDS = [
     BAD_FIELDS,
     ids=[f"{param}={str(list(fields.values()))[:20]}" for fields, param, _ in BAD_FIELDS],
 )
-def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, allowed) -> None:
+def test_an_invalid_field_is_named_with_what_it_allows(
+    client: TestClient, fields: dict[str, object], param: str | None, allowed: str
+) -> None:
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
     response = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
     error = response.json()["error"]
@@ -212,7 +224,7 @@ def test_an_invalid_field_is_named_with_what_it_allows(client, fields, param, al
 
 
 @pytest.mark.parametrize("model", ["gpt-5", "", "../../etc"])
-def test_an_unknown_model_is_404(client, model) -> None:
+def test_an_unknown_model_is_404(client: TestClient, model: str) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
     assert response.status_code == 404
     error = response.json()["error"]
@@ -235,7 +247,7 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
-def test_a_body_that_is_no_json_object_is_400(client, body) -> None:
+def test_a_body_that_is_no_json_object_is_400(client: TestClient, body: bytes) -> None:
     response = client.post(ROUTE, content=body, headers={"content-type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == 400, error
@@ -245,7 +257,7 @@ def test_a_body_that_is_no_json_object_is_400(client, body) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize("field", ["guidance_scale", "seed", "n", "num_inference_steps"])
-def test_infinities_and_not_a_number_are_refused(client, field, value) -> None:
+def test_infinities_and_not_a_number_are_refused(client: TestClient, field: str, value: str) -> None:
     response = client.post(
         ROUTE, content=f'{{"prompt": "p", "{field}": {value}}}', headers={"content-type": "application/json"}
     )
@@ -256,22 +268,23 @@ def test_infinities_and_not_a_number_are_refused(client, field, value) -> None:
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 )
-def test_a_body_not_declared_as_json_is_415(client, kind) -> None:
+def test_a_body_not_declared_as_json_is_415(client: TestClient, kind: str) -> None:
     response = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
+    assert client.post(ROUTE, content=b'{"prompt": "p"}').status_code == 415  # not declared at all
 
 
 @pytest.mark.parametrize(
     "kind",
     ["application/json", "application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"],
 )
-def test_every_json_content_type_is_accepted(client, kind) -> None:
+def test_every_json_content_type_is_accepted(client: TestClient, kind: str) -> None:
     assert client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind}).status_code == 200
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_over_the_limit_is_413(client, declared) -> None:
+def test_a_body_over_the_limit_is_413(client: TestClient, declared: bool) -> None:
     body = b" " * (1 << 20) + b'{"prompt": "p"}'
     chunks = (body[start : start + 65536] for start in range(0, len(body), 65536))
     content = body if declared else chunks
@@ -280,7 +293,7 @@ def test_a_body_over_the_limit_is_413(client, declared) -> None:
     assert "1048576" in response.json()["error"]["message"]
 
 
-def test_the_schema_lists_what_this_model_serves(client) -> None:
+def test_the_schema_lists_what_this_model_serves(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     fields = paths[ROUTE]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert fields["additionalProperties"] is False

@@ -1,4 +1,4 @@
-"""The autoscaling policy on Serve's own context, and the deployments that the settings lead to."""
+"""The autoscaling policy on Serve's own context, and which stages it may scale to none."""
 
 import warnings
 from typing import Any
@@ -7,11 +7,9 @@ import pytest
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
-    from ray.serve import Application, Deployment
     from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
     from ray.serve.config import AutoscalingContext
 
-    from safelight.service.app import build_app
     from safelight.service.ray_serve.autoscaling import ByWork
 
 from safelight.service.settings import BadSetting, Settings, may_sleep
@@ -76,29 +74,18 @@ def test_requests_queued_at_handles_count_with_the_last_known_seconds_a_job() ->
     assert policy(context(queued=20.0, total=20.0))[0] == 1  # and there is no earlier report
 
 
-def test_a_range_of_replicas_scales_by_work_and_a_number_is_fixed() -> None:
-    settings = Settings(
-        denoise_replicas="0-8", encode_replicas="2", target_seconds=7.0, downscale_delay_seconds=9.0
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        app = build_app(settings)
-    deployments = {d.name: d for d in _deployments(app)}
-    scaling = deployments["Denoiser"]._deployment_config.autoscaling_config
-    assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (0, 8, 9.0)
-    assert scaling.policy.policy_kwargs == {"target_seconds": 7.0}
-    assert deployments["Denoiser"]._deployment_config.graceful_shutdown_timeout_s == settings.deadline_seconds
-    assert deployments["TextEncoder"].num_replicas == 2 and deployments["VaeDecoder"].num_replicas == 1
-    assert may_sleep(settings) == {"denoise"}
-    assert may_sleep(Settings(stages="colocated", denoise_replicas="0-2")) == {"encode", "denoise", "decode"}
-
-
-def test_replicas_request_the_gpus_in_the_settings() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        app = build_app(Settings(denoise_gpus=1.0, encode_gpus=0.25))
-    gpus = {d.name: d.ray_actor_options.get("num_gpus", 0) for d in _deployments(app)}
-    assert gpus == {"Gateway": 0, "Ledger": 0, "TextEncoder": 0.25, "Denoiser": 1.0, "VaeDecoder": 0}
+@pytest.mark.parametrize(
+    ("choices", "asleep"),
+    [
+        ({}, set()),
+        ({"denoise_replicas": "0-8", "encode_replicas": "2"}, {"denoise"}),
+        ({"encode_replicas": "0-1", "decode_replicas": "0-1"}, {"encode", "decode"}),
+        ({"stages": "colocated", "denoise_replicas": "0-2"}, {"encode", "denoise", "decode"}),
+        ({"stages": "colocated", "encode_replicas": "0-2"}, set()),
+    ],
+)
+def test_stages_whose_range_starts_at_none_may_sleep(choices: dict[str, str], asleep: set[str]) -> None:
+    assert may_sleep(Settings(**choices)) == asleep
 
 
 @pytest.mark.parametrize(
@@ -117,20 +104,3 @@ def test_replicas_request_the_gpus_in_the_settings() -> None:
 def test_an_invalid_setting_is_refused_by_name(choices: dict[str, Any]) -> None:
     with pytest.raises(BadSetting, match=next(iter(choices))):
         Settings(**choices)
-
-
-def _deployments(app: Application) -> list[Deployment]:
-    """The deployment of an application and, once each, those bound into it."""
-    deployments, visited = [], set()
-
-    def visit(node: Application) -> None:
-        if id(node) in visited:
-            return
-        visited.add(id(node))
-        deployments.append(node._bound_deployment)
-        for arg in node._bound_deployment.init_args:
-            if hasattr(arg, "_bound_deployment"):
-                visit(arg)
-
-    visit(app)
-    return deployments

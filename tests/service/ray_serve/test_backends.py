@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from safelight.service.messages import NO_CONTEXT, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
 from safelight.service.usage.events import GatewayReport
-from tests.fakes import make_params
+from tests.fakes import USAGE, make_params
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
@@ -22,14 +22,15 @@ with warnings.catch_warnings():  # Serve warns about pydantic
         LedgerDeployment,
     )
 
-from tests.service.ray_serve.handles import FakeCall, FakeHandle
+from tests.service.ray_serve.handles import FakeCall, make_handle
 
 STAGES = ("encode", "denoise", "decode")
+IMAGE = DecodeResult(b"image", USAGE)
 PARAMS, OUTPUT, CONTEXT = make_params(), ImageFormat("webp", 40), RequestContext("account")
 
 
-def stage_handles() -> tuple[FakeHandle, FakeHandle, FakeHandle]:
-    return FakeHandle(EncodeDeployment), FakeHandle(DenoiseDeployment), FakeHandle(DecodeDeployment)
+def stage_handles() -> tuple[Any, Any, Any]:
+    return make_handle(EncodeDeployment), make_handle(DenoiseDeployment), make_handle(DecodeDeployment)
 
 
 async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
@@ -51,8 +52,8 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
         "output": OUTPUT,
         "context": CONTEXT,
     }
-    decoding.answer.set_result("image")
-    assert await generating == "image"
+    decoding.answer.set_result(IMAGE)
+    assert await generating is IMAGE
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
 
 
@@ -67,7 +68,7 @@ async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how: str)
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str) -> None:
-    handle = FakeHandle(ColocatedDeployment)
+    handle = make_handle(ColocatedDeployment)
     generating = asyncio.ensure_future(backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT))
     await asyncio.sleep(0)
     [call] = handle.calls
@@ -80,8 +81,8 @@ async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str)
 
 
 async def test_a_colocated_image_is_the_answer_of_its_call() -> None:
-    handle = FakeHandle(ColocatedDeployment, answer="image")
-    assert await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT) == "image"
+    handle = make_handle(ColocatedDeployment, answer=IMAGE)
+    assert await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT) is IMAGE
     assert handle.calls[0].arguments["context"] == CONTEXT and not handle.calls[0].cancelled
 
 
@@ -90,25 +91,25 @@ async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     status = StageStatus(images=2)
-    encoder, decoder = FakeHandle(EncodeDeployment, status), FakeHandle(DecodeDeployment, status)
-    backend = backends.SplitBackend(encoder, FakeHandle(DenoiseDeployment), decoder)
+    encoder, decoder = make_handle(EncodeDeployment, status), make_handle(DecodeDeployment, status)
+    backend = backends.SplitBackend(encoder, make_handle(DenoiseDeployment), decoder)
     assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
     assert [handle.calls[0].method for handle in (encoder, decoder)] == ["status"] * 2
-    silent = FakeHandle(ColocatedDeployment)
+    silent = make_handle(ColocatedDeployment)
     assert await backends.ColocatedBackend(silent).status() == dict.fromkeys(STAGES)
     statuses = {stage: StageStatus(images=k) for k, stage in enumerate(STAGES)}
-    assert await backends.ColocatedBackend(FakeHandle(ColocatedDeployment, statuses)).status() == statuses
+    assert await backends.ColocatedBackend(make_handle(ColocatedDeployment, statuses)).status() == statuses
 
 
 async def test_a_stage_that_may_sleep_is_not_woken_by_a_question() -> None:
     status = StageStatus(images=2)
-    encoder, denoiser = FakeHandle(EncodeDeployment, status), FakeHandle(DenoiseDeployment, status)
+    encoder, denoiser = make_handle(EncodeDeployment, status), make_handle(DenoiseDeployment, status)
     backend = backends.SplitBackend(
-        encoder, denoiser, FakeHandle(DecodeDeployment, status), frozenset({"denoise"})
+        encoder, denoiser, make_handle(DecodeDeployment, status), frozenset({"denoise"})
     )
     assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
     assert denoiser.calls == []
-    colocated = FakeHandle(ColocatedDeployment)
+    colocated = make_handle(ColocatedDeployment)
     sleepy = backends.ColocatedBackend(colocated, frozenset(STAGES))
     assert await sleepy.status() == dict.fromkeys(STAGES) and colocated.calls == []
 
@@ -116,18 +117,18 @@ async def test_a_stage_that_may_sleep_is_not_woken_by_a_question() -> None:
 async def test_the_ledgers_client_calls_the_ledgers_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: dict[str, Any] = {"status": {"denoise": StageStatus()}, "snapshot": {}, "report": "report"}
     for method, answer in answers.items():
-        handle = FakeHandle(LedgerDeployment, answer)
+        handle = make_handle(LedgerDeployment, answer)
         client = backends.RemoteLedger(handle)
         arguments = {"window": 60.0, "latest": 5} if method == "report" else {}
         result = await getattr(client, method)(*arguments.values())
         assert result == (answer or {})
         assert [(call.method, call.arguments) for call in handle.calls] == [(method, arguments)]
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
-    assert await backends.RemoteLedger(FakeHandle(LedgerDeployment)).status() == dict.fromkeys(STAGES)
+    assert await backends.RemoteLedger(make_handle(LedgerDeployment)).status() == dict.fromkeys(STAGES)
 
 
 def test_a_report_is_delivered_when_the_ledger_has_recorded_it() -> None:
-    handle, report = FakeHandle(LedgerDeployment, answer="recorded"), GatewayReport("gateway", 0, ())
+    handle, report = make_handle(LedgerDeployment, answer="recorded"), GatewayReport("gateway", 0, ())
     backends.RemoteLedger(handle).send(report)
     [call] = handle.calls
     assert (call.method, call.arguments) == ("receive", {"report": report})

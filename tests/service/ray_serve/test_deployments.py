@@ -7,12 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import GenerationParams
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import ImageFormat, RequestContext
 from safelight.service.settings import Settings
+from safelight.service.telemetry.tracing import Tracing
 from safelight.service.usage.events import StageReport
 
 with warnings.catch_warnings():  # Serve warns about pydantic
@@ -87,6 +91,28 @@ async def test_the_status_is_that_of_each_stage(deployment: ColocatedDeployment)
     assert status == {part._stage.meter.stage: part._stage.status() for part in stages(deployment)}
     assert status["encode"].cache_hits > 0 and status["denoise"].ticks > 0 and status["decode"].images > 0
     assert deployment.record_autoscaling_stats().keys() == {"work_left", "offered", "seconds_a_job"}
+
+
+@on_one_loop
+async def test_each_stage_opens_a_span_under_the_requests(
+    deployment: ColocatedDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for part in stages(deployment):
+        monkeypatch.setattr(part, "_tracing", Tracing(provider.get_tracer("test")))
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # W3C's own example
+    result = await deployment.generate(PARAMS, OUTPUT, RequestContext("record", f"00-{trace}-{parent}-01"))
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["encode", "denoise", "decode"]
+    for span, cost in zip(spans, result.usage.stages.values(), strict=True):
+        assert span.parent is not None and span.attributes is not None
+        assert (f"{span.parent.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace, parent)
+        assert span.attributes["safelight.queue_seconds"] == cost.queue_seconds
+        assert span.attributes["safelight.device_seconds"] == cost.device_seconds
+    assert spans[1].attributes is not None and spans[2].attributes is not None
+    assert (spans[1].attributes["safelight.nfe"], spans[1].attributes["safelight.rows"]) == (2, 4)
+    assert spans[2].attributes["safelight.format"] == "webp"
 
 
 @on_one_loop

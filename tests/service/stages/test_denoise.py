@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
+from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.errors import DeadlineExceeded, InvalidRequest, StageFailed
-from safelight.service.messages import RequestContext
+from safelight.service.messages import DenoiseResult, RequestContext
 from safelight.service.stages import denoise
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.usage.events import UsageEvent
@@ -21,9 +23,9 @@ class EngineFactory:
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
 
-    def __call__(self) -> FakeEngine:
+    def __call__(self) -> Engine:
         self.engines.append(FakeEngine())
-        return self.engines[-1]
+        return cast(Engine, self.engines[-1])
 
 
 @pytest.fixture
@@ -39,21 +41,25 @@ def stage(factory: EngineFactory) -> Iterator[DenoiseStage]:
     stage.close()
 
 
-def generate(stage: DenoiseStage, **params) -> "asyncio.Future":
+def generate(stage: DenoiseStage, **params: Any) -> "asyncio.Future[DenoiseResult]":
     return asyncio.ensure_future(stage.generate(make_conditioning(), make_params(**params)))
 
 
-async def test_a_result_has_latents_and_usage(stage) -> None:
+async def test_a_result_has_latents_and_usage(stage: DenoiseStage) -> None:
     denoised = await generate(stage)
     assert denoised.latents == "latents"
     assert (denoised.text, denoised.encode, denoised.denoise) == (USAGE.text, USAGE.encode, USAGE.denoise)
 
 
-async def test_samples_leave_when_their_steps_are_done(stage) -> None:
+async def test_samples_leave_when_their_steps_are_done(stage: DenoiseStage) -> None:
     order: list[int] = []
     samples = [generate(stage, num_steps=steps) for steps in (30, 10, 20)]
     for steps, sample in zip((30, 10, 20), samples, strict=True):
-        sample.add_done_callback(lambda _, steps=steps: order.append(steps))
+
+        def record_end(_: object, steps: int = steps) -> None:
+            order.append(steps)
+
+        sample.add_done_callback(record_end)
     await asyncio.gather(*samples)
     assert order == [10, 20, 30]
 
@@ -102,11 +108,13 @@ async def test_a_cancelled_sample_is_charged_for_what_it_has_used(stage: Denoise
     assert (event.record_id, event.amounts.device_seconds) == ("record", 1.75)
 
 
-async def test_equal_requests_are_separate_samples(stage) -> None:
+async def test_equal_requests_are_separate_samples(stage: DenoiseStage) -> None:
     assert len(await asyncio.gather(*(generate(stage) for _ in range(5)))) == 5
 
 
-async def test_a_cancelled_call_returns_after_its_sample_has_left_the_engine(stage, factory) -> None:
+async def test_a_cancelled_call_returns_after_its_sample_has_left_the_engine(
+    stage: DenoiseStage, factory: EngineFactory
+) -> None:
     cancelled, other = generate(stage, num_steps=10**9), generate(stage, num_steps=10**9)
     await running(stage, 2)
     cancelled.cancel()
@@ -118,7 +126,9 @@ async def test_a_cancelled_call_returns_after_its_sample_has_left_the_engine(sta
     assert factory.engines[0].num_running == 0
 
 
-async def test_a_call_cancelled_twice_still_removes_its_sample(stage, factory) -> None:
+async def test_a_call_cancelled_twice_still_removes_its_sample(
+    stage: DenoiseStage, factory: EngineFactory
+) -> None:
     sample = generate(stage, num_steps=10**9)
     await running(stage, 1)
     factory.engines[0].may_tick.clear()
@@ -131,21 +141,35 @@ async def test_a_call_cancelled_twice_still_removes_its_sample(stage, factory) -
     await running(stage, 0)
 
 
-async def test_the_engine_does_not_tick_without_work(stage, factory) -> None:
-    await generate(stage, num_steps=3)
-    ticks = stage.status().ticks
-    await generate(stage, num_steps=3)
-    assert stage.status().ticks == ticks + 3
+async def test_the_engine_does_not_tick_without_work(stage: DenoiseStage, factory: EngineFactory) -> None:
+    for _ in range(2):
+        await generate(stage, num_steps=3)
+    stage.close()  # an engine that ticked on would have done so until now
+    assert stage.status().ticks == 6
 
 
-async def test_invalid_parameters_are_the_callers_fault(stage) -> None:
+async def test_status_and_totals_are_those_of_the_engines_ticks(stage: DenoiseStage) -> None:
+    await generate(stage, num_steps=3)
+    status, totals, tick = stage.status(), stage.meter.totals, FakeEngine.last_tick
+    assert (status.images, status.running, status.waiting) == (1, 0, 0)
+    assert (status.ticks, status.rows) == (3, 3 * tick.rows)
+    assert (status.attention, status.peak_flops) == (FakeEngine.attention, FakeEngine.peak_flops)
+    assert (totals.open, totals.work_left) == (FakeEngine.open_seconds, FakeEngine.work_left)
+    assert [data.total for data in (totals.ticks.rows, totals.ticks.tokens)] == [6, 96]
+    assert totals.ticks.seconds.total == pytest.approx(3 * tick.seconds)
+    assert totals.ticks.forecast.total == pytest.approx(3 * tick.seconds / tick.expected_seconds)
+
+
+async def test_invalid_parameters_are_the_callers_fault(stage: DenoiseStage) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await generate(stage, prompt="refuse")
     assert refused.value.param == "solver"
 
 
 @pytest.mark.parametrize("prompt", ["stumble", "diverge"])
-async def test_a_failed_sample_does_not_break_its_batch_mates(stage, factory, prompt) -> None:
+async def test_a_failed_sample_does_not_break_its_batch_mates(
+    stage: DenoiseStage, factory: EngineFactory, prompt: str
+) -> None:
     batch_mate = generate(stage, num_steps=50)
     with pytest.raises(StageFailed):
         await generate(stage, prompt=prompt)
@@ -153,7 +177,9 @@ async def test_a_failed_sample_does_not_break_its_batch_mates(stage, factory, pr
     assert len(factory.engines) == 1
 
 
-async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(stage, factory) -> None:
+async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(
+    stage: DenoiseStage, factory: EngineFactory
+) -> None:
     batch_mate = generate(stage, num_steps=10**9)
     await running(stage, 1)
     crashing = generate(stage, prompt="crash")
@@ -162,11 +188,12 @@ async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(stage, 
             await sample
     assert (await generate(stage)).latents == "latents"
     assert len(factory.engines) == 2
+    assert stage.meter.totals.lost == FakeEngine.open_seconds
     stage.check()
 
 
 async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy() -> None:
-    def make() -> FakeEngine:
+    def make() -> Engine:
         raise ValueError("tensor pos_embed is missing")
 
     stage = DenoiseStage(make)
@@ -179,7 +206,7 @@ async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy() -
     stage.close()
 
 
-async def test_closing_a_stage_fails_its_calls(factory) -> None:
+async def test_closing_a_stage_fails_its_calls(factory: EngineFactory) -> None:
     stage = DenoiseStage(factory)
     sample = generate(stage, num_steps=10**9)
     await running(stage, 1)
@@ -190,7 +217,7 @@ async def test_closing_a_stage_fails_its_calls(factory) -> None:
         await generate(stage)
 
 
-def test_a_closed_event_loop_does_not_break_the_engine(stage) -> None:
+def test_a_closed_event_loop_does_not_break_the_engine(stage: DenoiseStage) -> None:
     async def abandon_a_call() -> None:
         generate(stage, num_steps=10**9)
         await running(stage, 1)

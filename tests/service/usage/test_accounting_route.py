@@ -6,6 +6,9 @@ from starlette.testclient import TestClient
 from safelight.service.errors import QueueFull, StageFailed
 from safelight.service.http.gateway import build_gateway
 from safelight.service.settings import Settings
+from safelight.service.usage.client import LocalLedger
+from safelight.service.usage.report_schema import AccountingReport
+from safelight.service.usage.stage_snapshot import Snapshot
 from tests.fakes import MODEL, FakeBackend
 from tests.service.conftest import ROUTE
 
@@ -39,11 +42,39 @@ def test_every_request_has_one_record_however_it_ends() -> None:
     assert report["accounts"][0]["key"] == "anonymous" and report["accounts"][0]["model"] == MODEL.id
 
 
+def test_the_window_and_the_number_of_requests_reach_the_ledger() -> None:
+    queries: list[tuple[float | None, int]] = []
+
+    class RecordingLedger(LocalLedger):
+        async def report(self, window: float | None, latest: int) -> AccountingReport:
+            queries.append((window, latest))
+            return await super().report(window, latest)
+
+    ledger = RecordingLedger(Settings())
+    client = TestClient(build_gateway(FakeBackend(), MODEL, Settings(), ledger))
+    for query in ("", "?window=90.5&latest=7"):
+        assert client.get(f"/v1/accounting{query}").status_code == 200
+    assert queries == [(None, 0), (90.5, 7)]
+
+
+def test_metrics_are_served_without_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(self: LocalLedger) -> Snapshot:
+        raise TimeoutError
+
+    monkeypatch.setattr(LocalLedger, "snapshot", broken)
+    client = TestClient(build_gateway(FakeBackend(), MODEL, Settings()))
+    assert client.post(ROUTE, json={"prompt": "x", "n": 2}).status_code == 200
+    response = client.get("/metrics")
+    assert response.status_code == 200 and "safelight_images_total 2.0" in response.text
+
+
 @pytest.mark.parametrize(
     ("header", "status"),
     [
         (None, 401),
         ("Bearer wrong", 401),
+        ("Bearer secre", 401),
+        ("Bearer secretly", 401),
         ("Basic secret", 401),
         ("Bearer secret", 200),
         ("bearer  secret", 200),

@@ -8,7 +8,7 @@ from safelight.pipeline.params import StageCost, UsageAmounts
 from safelight.service.messages import NO_CONTEXT, RequestContext, StageStatus
 from safelight.service.stages import usage_meter
 from safelight.service.stages.usage_meter import UsageMeter
-from safelight.service.usage.events import UsageEvent, UsageReport
+from safelight.service.usage.events import GatewayReport, UsageEvent, UsageReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 from tests.clock import ManualClock
 from tests.fakes import USAGE
@@ -61,8 +61,25 @@ def test_work_left_follows_the_jobs_in_the_stage() -> None:
     with meter.count_jobs(3):
         assert meter.work_left == pytest.approx(1.5)
         meter.record_duration(1.0, jobs=1)
-        assert 1.5 < meter.work_left < 3.0
+        assert meter.work_left == pytest.approx(3 * (0.5 + usage_meter.SMOOTHING * 0.5))
+        meter.set_open_work(open_seconds=7.0, work_left=4.0)
+        assert meter.work_left == pytest.approx(4.0 + 1.65)
+    meter.set_open_work(open_seconds=0.0, work_left=0.0)
     assert meter.work_left == 0.0
+
+
+def test_autoscaling_reads_the_work_left_and_the_rate_at_which_work_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = ManualClock(now=50.0)
+    clock.install(monkeypatch, usage_meter)
+    meter = UsageMeter("denoise")
+    assert meter.autoscaling_stats() == {"work_left": 0.0, "offered": 0.0, "seconds_a_job": 0.0}
+    clock.advance(4.0)
+    meter.record_usage(NO_CONTEXT, StageCost(1.0, 10))  # done,
+    meter.set_open_work(open_seconds=2.0, work_left=5.0)  # begun and still to do: 8 s of work in 4 s
+    meter.record_duration(1.0, jobs=2)
+    assert meter.autoscaling_stats() == {"work_left": 5.0, "offered": 2.0, "seconds_a_job": 0.5}
 
 
 def test_a_report_names_the_thread_that_does_the_work() -> None:
@@ -78,13 +95,14 @@ class FlakyLedger:
 
     def __init__(self, refuse: int) -> None:
         self.refuse = refuse
-        self.reports: list[UsageReport] = []
+        self.reports: list[GatewayReport] = []
         self.delivered = threading.Event()
 
     def send(self, report: UsageReport) -> None:
         if self.refuse:
             self.refuse -= 1
             raise ConnectionError
+        assert isinstance(report, GatewayReport)
         self.reports.append(report)
         self.delivered.set()
 
