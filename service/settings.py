@@ -173,8 +173,8 @@ class Settings(BaseSettings):
     )
     text_cache_bytes: Count = Field(
         256 << 20,
-        description="Memory of the cache of encoded texts, in bytes; the default holds about 4,000 texts "
-        "of emoji-128 or 48 of Stable Diffusion 3. 0 turns the cache off.",
+        description="Memory of the cache of encoded texts, in bytes; the default holds about 11,000 texts "
+        "of emoji-128 or 49 of Stable Diffusion 3. 0 turns the cache off.",
     )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_pictures: PositiveInt = Field(

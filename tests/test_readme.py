@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_has_a_language_that_is_run(page: Path) -> None:
+def test_every_block_has_a_language_that_is_run(page: str) -> None:
     fences = re.findall(r"^```", TEXT[page], re.MULTILINE)
     assert len(fences) == 2 * len(re.findall(r"^```(?:sh|python)$", TEXT[page], re.MULTILINE))
 

@@ -59,7 +59,6 @@ ROUNDS = 2  # a series that starts with its first request has a rate only after 
 
 @pytest.fixture(scope="module")
 def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
-    prometheus_server.install()
     return lambda *args: subprocess.run(["promtool", *args], cwd=FOLDER, capture_output=True, text=True)
 
 
@@ -166,7 +165,6 @@ class ScrapedService:
 
 @pytest.fixture(scope="module")
 def scraped(live_service: LiveService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
-    prometheus_server.install()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         prometheus_server.running(
@@ -228,7 +226,8 @@ def test_images_and_requests_are_counted(scraped: ScrapedService) -> None:
 def test_every_recording_has_values(scraped: ScrapedService) -> None:
     wait_until(lambda: all(rule["health"] == "ok" for rule in scraped.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not has_values(scraped.prometheus, record)})
-    assert scraped.prometheus.value("safelight:images_per_hour:rate5m") > 0
+    rate = scraped.prometheus.value("safelight:images_per_hour:rate5m")
+    assert rate is not None and rate > 0
     assert {
         sample["metric"]["stage"] for sample in scraped.prometheus.ask("safelight:stage_replicas:max")
     } == {

@@ -1,8 +1,11 @@
 """Starting a local service, as far as it can be tested without Ray."""
 
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,11 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.service import local
 from safelight.service.settings import Settings
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
+
+with warnings.catch_warnings():  # Serve warns about pydantic
+    warnings.simplefilter("ignore")
+    import ray
+    from ray import serve
 
 REPORT = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
 ray::ServeReplica:safelight:Denoiser.initialize_and_get_metadata() (pid=3253, ip=192.0.2.2)
@@ -63,6 +71,66 @@ def test_waiting_ends_when_the_model_cannot_draw(readiness: str, reason: str | N
     assert local.reason_to_give_up(readiness) == reason
 
 
+@pytest.fixture
+def ray_inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options with which Ray would have been started; nothing is started."""
+    inits: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "init", lambda **options: inits.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(local.signal, "signal", lambda *_: None)
+    return inits
+
+
+def test_ray_gets_the_object_store_of_the_settings(
+    ray_inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the deployment, which is not made."""
+    monkeypatch.setattr(local, "_deploy", lambda settings: pytest.fail("reached", pytrace=False))
+    monkeypatch.setattr(local, "_drain", lambda seconds: None)
+    monkeypatch.setattr(local, "_stop", lambda: None)
+    monkeypatch.setattr(local, "ENVIRONMENT", {})
+    monkeypatch.setattr(local, "object_store_bytes", lambda settings: settings.max_pictures)
+    with (
+        pytest.raises(pytest.fail.Exception, match="reached"),
+        local.running_service(Settings(max_pictures=77), lambda text: None),
+    ):
+        pass
+    [options] = ray_inits
+    assert options["object_store_memory"] == 77
+    assert (options["address"], options["include_dashboard"]) == ("local", False)
+
+
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
+def test_ray_is_started_again_twice_if_it_fails(
+    ray_inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, num_failures: int
+) -> None:
+    def start(**options: Any) -> None:
+        ray_inits.append(options)
+        if len(ray_inits) <= num_failures:
+            raise RuntimeError("the disk is cold")
+
+    monkeypatch.setattr(ray, "init", start)
+    if num_failures == 3:
+        with pytest.raises(local.CannotServe, match="^Ray did not start: the disk is cold$"):
+            local._start_ray(lambda text: None, 1)
+    else:
+        local._start_ray(lambda text: None, 1)
+    assert len(ray_inits) == min(num_failures + 1, 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_serves_own_time_limit_is_longer_than_the_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve answers a timeout in plain text."""
+    started: list[Any] = []
+    monkeypatch.setattr(serve, "start", lambda **options: started.append(options["http_options"]))
+    monkeypatch.setattr(serve, "run", lambda app, **options: started.append(options))
+    local._deploy(Settings(model="tiny", host="0.0.0.0", port=81, body_seconds=7.0, deadline_seconds=50.0))
+    [http, run] = started
+    assert (http.host, http.port) == ("0.0.0.0", 81)
+    assert http.request_timeout_s > 7.0 + 50.0
+    assert run == {"name": "safelight", "route_prefix": "/"}
+
+
 GB = 10**9
 
 
@@ -81,8 +149,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     ("settings", "image_bytes"),
     [
-        # two texts of 78 states of 512 numbers with a mask, latents of 4 x 16 x 16, a file of 128 x 128
-        ({"max_pictures": 1000}, 2 * 78 * (512 * 4 + 1) + 4 * 4 * 16 * 16 + 3 * 128 * 128),
+        # two texts of 32 states of 192 numbers with a mask, latents of 8 x 16 x 16, a file of 128 x 128
+        ({"max_pictures": 5000}, 2 * 32 * (192 * 4 + 1) + 4 * 8 * 16 * 16 + 3 * 128 * 128),
         ({"max_pictures": 5000, "stages": "colocated"}, 3 * 128 * 128),
     ],
 )
@@ -134,3 +202,12 @@ def test_the_bytes_of_published_texts_are_those_of_an_example() -> None:
             tensors = family.network.example_text(config, states)
             nbytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
             assert published_profile(family.published.name).text_bytes == nbytes
+
+
+def test_the_text_cache_holds_as_many_texts_as_its_description_says() -> None:
+    field = Settings.model_fields["text_cache_bytes"]
+    numbers = re.search(r"about ([\d,]+) texts of emoji-128 or (\d+) of", str(field.description))
+    assert numbers is not None
+    emoji, sd3 = model_profile(find_model("emoji-128")), published_profile("sd3-medium")
+    assert int(numbers[1].replace(",", "")) == round(field.default / emoji.text_bytes, -3)
+    assert int(numbers[2]) == field.default // sd3.text_bytes

@@ -10,7 +10,13 @@ from safelight.service.stages import batched_stage
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.usage.events import UsageEvent
 from tests.clock import ManualClock
-from tests.fakes import FakeTextEncoder, make_params
+from tests.fakes import FakeStates, FakeTextEncoder, make_params
+
+
+def text_of(states: object) -> str:
+    """The text that `FakeTextEncoder` encoded as `states`."""
+    assert isinstance(states, FakeStates)
+    return states.text
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
 
 async def test_guidance_encodes_the_negative_prompt_too(stage: EncodeStage) -> None:
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="blue blorp", guidance_scale=4.0))
-    assert (answer.cond.text, answer.uncond.text) == ("a cat", "blue blorp")
+    assert (text_of(answer.cond), text_of(answer.uncond)) == ("a cat", "blue blorp")
     assert (answer.text.num_tokens, answer.text.unknown_words) == (4, ("blorp",))
     assert (answer.cost.device_seconds, answer.cost.flops) == (2.0, 20)
 
@@ -46,7 +52,8 @@ async def test_a_cached_text_is_free(stage: EncodeStage, encoder: FakeTextEncode
     assert encoder.batches == [["a cat", ""]]
     assert (again.cond, again.uncond) == (first.cond, first.uncond)
     assert again.cost.flops == again.cost.device_seconds == 0
-    assert stage.status().curve.seconds_for(10) == pytest.approx(1.0)
+    curve = stage.status().curve
+    assert curve is not None and curve.seconds_for(10) == pytest.approx(1.0)
     assert (stage.status().cache_hits, stage.status().cache_misses, stage.status().images) == (2, 2, 2)
 
 
@@ -65,7 +72,7 @@ async def test_images_of_one_batch_share_their_texts(
         for k, cost in enumerate(answer.cost for answer in answers)
     )
     assert encoder.batches == [["a", ""], ["b", "c"], ["d"]]
-    assert [answer.cond.text for answer in answers] == ["a", "a", "b", "c", "d"]
+    assert [text_of(answer.cond) for answer in answers] == ["a", "a", "b", "c", "d"]
     assert [answer.cost.flops for answer in answers] == [20, 0, 10, 10, 10]
 
 
