@@ -85,11 +85,14 @@ def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) as the denoiser leaves them to pixels (B, 3, H, W) in [-1, 1]."""
+    """Latents (B, C, h, w) as the denoiser leaves them to pixels (B, 3, H, W) in about [-1, 1].
+
+    They are not clamped, so that an overflow can still be seen.
+    """
     autoencoder: Any = vae  # diffusers' classes have no types
     shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
     pixels: Tensor = autoencoder.decode(latents / autoencoder.config.scaling_factor + shift).sample
-    return pixels.clamp(-1.0, 1.0)
+    return pixels
 
 
 def encode_pixels(vae: nn.Module, pixels: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Parts of the `tiny` model for engine tests: real networks with random weights, float32 or bfloat16."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
@@ -84,3 +87,18 @@ def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     fresh_engine = engine(dtype=dtype)
     add(fresh_engine, "only", p)
     return latents_of(drain(fresh_engine)["only"])
+
+
+def decode(decoder: ImageDecoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
+    """The pixels (H, W, 3) uint8 of latents, all of which can be decoded."""
+    images: list[np.ndarray] = []
+    for result in decoder.decode(latents):
+        assert not isinstance(result, InvalidImage), result
+        images.append(result[0])
+    return images
+
+
+def assert_rounded(pixels: np.ndarray, expected: np.ndarray) -> None:
+    """Assert that `pixels` (H, W, 3) are `expected` in 0..1 as the nearest of 256 levels."""
+    assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
+    assert np.abs(pixels - 255.0 * expected).max() < 0.51  # a convolution may sum in another order

@@ -89,7 +89,9 @@ def test_ray_gets_the_object_store_of_the_settings(
 ) -> None:
     """Up to the deployment, which is not made."""
     monkeypatch.setattr(local, "_deploy", lambda settings: pytest.fail("reached", pytrace=False))
+    monkeypatch.setattr(local, "_drain", lambda seconds: None)
     monkeypatch.setattr(local, "_stop", lambda: None)
+    monkeypatch.setattr(local, "ENVIRONMENT", {})
     monkeypatch.setattr(local, "object_store_bytes", lambda settings: settings.max_pictures)
     with (
         pytest.raises(pytest.fail.Exception, match="reached"),
@@ -150,8 +152,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     ("settings", "image_bytes"),
     [
-        # two texts of 32 states of 192 numbers with a mask, latents of 4 x 16 x 16, a file of 128 x 128
-        ({"max_pictures": 5000}, 2 * 32 * (192 * 4 + 1) + 4 * 4 * 16 * 16 + 3 * 128 * 128),
+        # two texts of 32 states of 192 numbers with a mask, latents of 8 x 16 x 16, a file of 128 x 128
+        ({"max_pictures": 5000}, 2 * 32 * (192 * 4 + 1) + 4 * 8 * 16 * 16 + 3 * 128 * 128),
         ({"max_pictures": 5000, "stages": "colocated"}, 3 * 128 * 128),
     ],
 )
@@ -207,8 +209,8 @@ def test_the_bytes_of_published_texts_are_those_of_an_example() -> None:
 
 def test_the_text_cache_holds_as_many_texts_as_its_description_says() -> None:
     field = Settings.model_fields["text_cache_bytes"]
-    numbers = [
-        int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*\d\b", str(field.description))
-    ]
+    numbers = re.search(r"about ([\d,]+) texts of emoji-128 or (\d+) of", str(field.description))
+    assert numbers is not None
     emoji, sd3 = model_profile(find_model("emoji-128")), published_profile("sd3-medium")
-    assert numbers[:2] == [round(field.default / emoji.text_bytes, -3), field.default // sd3.text_bytes]
+    assert int(numbers[1].replace(",", "")) == round(field.default / emoji.text_bytes, -3)
+    assert int(numbers[2]) == field.default // sd3.text_bytes

@@ -108,6 +108,34 @@ def test_lossless_webp_and_unknown_formats() -> None:
         encode_image(pixels, "gif", 100, params(), "tiny")
 
 
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_quality_is_paid_in_bytes(format: str) -> None:
+    """A better quality is a larger file nearer to the pixels; PNG is lossless and does not know it."""
+    pixels = textured_pixels()
+    files = {quality: encode_image(pixels, format, quality, params(), "tiny") for quality in (0, 30, 75, 99)}
+    sizes = [len(file) for file in files.values()]
+    errors = [np.square(decoded(file) - pixels).mean() for file in files.values()]
+    assert sizes == sorted(sizes) and sizes[-1] > 3 * sizes[0]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 3 * errors[-1] > 0.0
+    assert errors[-1] < 150.0  # of 255 squared: colours have half the resolution
+    png = encode_image(pixels, "png", 100, params(), "tiny")
+    assert png == encode_image(pixels, "png", 0, params(), "tiny")
+    assert np.array_equal(decoded(png), pixels)
+
+
+def textured_pixels() -> np.ndarray:
+    """Waves of every colour and some noise (H, W, 3) uint8, as an image that is no square."""
+    y, x = np.mgrid[:48, :80]
+    waves = np.stack([np.sin(x / 7.0), np.sin(y / 5.0), np.sin((x + 2 * y) / 9.0)], axis=-1)
+    noisy = 127.5 + 100.0 * waves + np.random.default_rng(0).normal(0.0, 12.0, waves.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def decoded(file: bytes) -> np.ndarray:
+    """The pixels (H, W, 3) of an image file, as whole numbers that can be negative."""
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
+
+
 def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
     """They and torch's compiler take several times as long to import as torch does."""
     program = (

@@ -1,9 +1,11 @@
 """Prompts, rates and renderer, on a gallery of plain discs whose nearest images are known."""
 
+import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -255,10 +257,22 @@ def test_a_resumed_run_renders_the_missing_images(tmp_path: Path) -> None:
 
 
 def test_more_prompts_than_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "MAX_QUEUED", 1)
-    assert np.array_equal(
-        Renderer(model()).render(REQUESTS), Renderer(model()).render(REQUESTS[:2] + REQUESTS[2:])
-    )
+    """Of unequal steps, so that they finish in another order; each is the image that it is alone."""
+    requests = [replace(request, num_steps=8 - i, seed=7 + i) for i, request in enumerate(REQUESTS * 2)]
+    alone = [Renderer(model()).render([request])[0] for request in requests]
+    for first, second in itertools.combinations(alone, 2):
+        assert not np.array_equal(first, second)
+    limited = Renderer(model())
+    monkeypatch.setattr(renderer, "MAX_QUEUED", 2)
+    add, num_waiting = limited._engine.add, list[int]()
+
+    def counted_add(*args: Any) -> None:
+        add(*args)
+        num_waiting.append(limited._engine.num_waiting)
+
+    monkeypatch.setattr(limited._engine, "add", counted_add)
+    assert np.array_equal(limited.render(requests), np.stack(alone))
+    assert len(num_waiting) == len(requests) and max(num_waiting) == 2
 
 
 def test_an_invalid_request_is_refused_before_any_image(tmp_path: Path) -> None:

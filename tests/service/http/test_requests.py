@@ -272,6 +272,7 @@ def test_a_body_not_declared_as_json_is_415(client: TestClient, kind: str) -> No
     response = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
+    assert client.post(ROUTE, content=b'{"prompt": "p"}').status_code == 415  # not declared at all
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,13 @@ async def test_the_least_recently_used_text_is_dropped(stage: EncodeStage, encod
     assert [text for batch in encoder.batches for text in batch] == ["a", "", "b", "c", "b"]
 
 
+async def test_the_cache_stays_as_full_as_it_may_be(stage: EncodeStage, encoder: FakeTextEncoder) -> None:
+    """Three texts fit. When a fourth has come, each of the last three is still there."""
+    for prompt in ("a", "b", "c", "d", "b", "c", "d", "b", "c", "d"):
+        await stage.encode(make_params(prompt=prompt, guidance_scale=1.0))
+    assert encoder.batches == [["a"], ["b"], ["c"], ["d"]]
+
+
 async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> None:
     stage = EncodeStage(lambda: cast(TextEncoder, encoder), "m", cache_bytes=0)
     for _ in range(2):
@@ -94,7 +101,10 @@ async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> No
 
 
 async def test_a_truncated_text_is_reported(stage: EncodeStage) -> None:
-    assert (await stage.encode(make_params(prompt="one two three four five six"))).text.truncated
+    long = "one two three four five six"
+    for prompt, negative_prompt, is_cut in ((long, "", True), ("one", long, True), ("one", "two", False)):
+        answer = await stage.encode(make_params(prompt=prompt, negative_prompt=negative_prompt))
+        assert answer.text.truncated == is_cut
 
 
 async def test_an_encoder_that_cannot_be_loaded_raises_its_error() -> None:

@@ -225,6 +225,26 @@ def test_the_accounting_report_has_the_same_sums(accounting: tuple[Metrics, Acco
     assert accounting_report.mfu == pytest.approx(values["safelight_mfu_ratio"])
 
 
+def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
+    counts = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
+    statuses = [
+        StageStatus(
+            attention=f"kernel {replica}",
+            peak_flops=float(replica),
+            curve=replace(CURVE, slowdown=float(replica)),
+            **{name: 10 * number + replica for number, name in enumerate(counts)},
+        )
+        for replica in (1, 2)
+    ]
+    ledger = Ledger()
+    for source, status in zip("ab", statuses, strict=True):
+        ledger.receive(StageReport(source, 0, "denoise", (), StageTotals(work_left=1.5), status, 1, 2))
+    stage = snapshot(ledger)["denoise"]
+    assert (stage.replicas, stage.work_left) == (2, 3.0)
+    sums = {name: 20 * number + 3 for number, name in enumerate(counts)}
+    assert stage.status == replace(statuses[0], **sums)
+
+
 def test_an_unknown_mfu_is_not_a_number() -> None:
     metrics = Metrics()
     metrics.observe_snapshot(snapshot(Ledger()), mfu=None)
