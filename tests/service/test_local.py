@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ def ray_inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     inits: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "init", lambda **options: inits.append(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(local.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return inits
 
 
