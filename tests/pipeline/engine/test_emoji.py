@@ -127,8 +127,8 @@ def test_the_golden_record_is_whole() -> None:
 
 
 NAMES, STEPS, SEED = 40, 8, 1000
-# On a processor with AVX2, in float32, 37 of the 40 images are right. Of the same images mirrored 19 are, with
-# red and blue exchanged 12, upside down 5, and each with the next prompt none.
+# On a processor with AVX2, in float32, 37 of the 40 images are right. Of the same images mirrored 19 are,
+# with red and blue exchanged 12, upside down 5, and each with the next prompt none.
 HITS = 32
 
 
