@@ -104,7 +104,7 @@ def test_images_are_the_golden_ones(images: np.ndarray) -> None:
 
 
 def test_on_an_unknown_kind_of_processor_images_are_compared_and_it_is_said(images: np.ndarray) -> None:
-    with pytest.warns(UserWarning, match=r"no golden digests for abacus: .* golden adds them"):
+    with pytest.warns(UserWarning, match=r"no golden digests for abacus: .*golden adds them"):
         check_golden(images, "abacus")
     nearly = (images.astype(int) + 3).clip(0, 255).astype(np.uint8)
     with pytest.warns(UserWarning, match="no golden digests"):
