@@ -5,7 +5,7 @@ It tells how much of the machine a denoiser can have: on one machine all of them
 
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class CoreClock:
 
     def read(self) -> CoreSeconds:
         """The core-seconds since this clock was made. Processes that have ended are not counted."""
-        totals: Counter[str] = Counter()
+        totals: defaultdict[str, float] = defaultdict(float)
         for key, (name, seconds) in self._read().items():
             totals[name] += seconds - self._before.get(key, (name, 0.0))[1]
         return CoreSeconds(dict(totals), os.cpu_count() or 1)

@@ -94,7 +94,7 @@ def measure(service: Service, recorded: Sequence[ScheduledRequest] | None, load:
         overload = OVERLOAD * burst.images_per_hour / 3600.0
         clock = None if service.pid is None else CoreClock(service.pid)
         saturated = run("saturated", arrivals(overload, load.seconds / 3, sizes, SEED + 1), overload)
-        core_seconds = clock and clock.read()
+        core_seconds = None if clock is None else clock.read()
         rate = load.steady_share * saturated.images_per_hour / 3600.0
         steady = run(f"at {load.steady_share:.0%}", arrivals(rate, load.seconds / 2, sizes, SEED + 2), rate)
     after = read_settled_snapshot(url, key)

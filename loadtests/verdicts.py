@@ -109,8 +109,9 @@ def _judge_throughput(
     measured, num_images = saturated.images_per_hour, sum(result.images for result in saturated.good)
     if thresholds.min_images_per_hour is not None:
         required = thresholds.min_images_per_hour
-        reachable = engine and engine.images_per_hour * engine.reachable_share(num_images)
-        is_reachable = reachable is None or required <= reachable
+        is_reachable = engine is None or required <= engine.images_per_hour * engine.reachable_share(
+            num_images
+        )
         yield Verdict(
             "throughput, saturated",
             f"at least {required:.0f} images/h",

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import ServiceError
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_output, make_params
 from safelight.service.http.validation import parse_request
+from safelight.service.messages import ImageFormat
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/api.md").read_text(encoding="utf-8")
 FIELDS_SECTION = PAGE.split("## The response")[0]
@@ -53,7 +55,7 @@ def allowed_by(schema: dict[str, Any]) -> str:
     }[schema["title"].lower().replace(" ", "_")]
 
 
-def request(**fields: object) -> tuple[object, object]:
+def request(**fields: object) -> tuple[list[GenerationParams], ImageFormat]:
     """What is drawn, and the format of the files."""
     parsed = parse_request(json.dumps({"prompt": "a red apple", "seed": 1} | fields).encode())
     return make_params(parsed, MODEL), make_output(parsed)

@@ -113,4 +113,4 @@ def png_text(png: Path) -> Mapping[str, object]:
     if not png.exists():
         return {}
     with Image.open(png) as image:
-        return {str(key): value for key, value in image.info.items()}
+        return {str(name): text for name, text in image.info.items()}

@@ -60,7 +60,7 @@ def main() -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = Settings(model="tiny", host="127.0.0.1", port=port)
-    with running_service(settings, _note) as url:
+    with running_service(settings, _report) as url:
         figures = {"gateway_request": request_cost(url)} | ledger_costs()
         figures |= {"controller_replica": replica_cost()}
     if args.json:
@@ -71,8 +71,8 @@ def main() -> int:
     return 0
 
 
-def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+def _report(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def request_cost(url: str) -> float:

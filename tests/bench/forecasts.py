@@ -92,9 +92,12 @@ def main() -> int:
     args = parser.parse_args()
     model = find_model(args.model)
     comparisons: list[ForecastComparison] = []
-    with tempfile.TemporaryDirectory() as folder, service(args.model, Path(folder) / "service.log") as url:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        service(args.model, Path(folder) / "service.log") as running,
+    ):
         for name, body in (("alike", _equal_body(model)), ("unlike", None)):
-            comparisons += _Load(url, name, body, model).compare(args.seconds)
+            comparisons += _Load(running.url, name, body, model).compare(args.seconds)
     _print(comparisons)
     figures = {
         "model": model.id,
