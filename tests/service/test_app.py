@@ -51,7 +51,7 @@ def build(**settings: Any) -> dict[str, Deployment]:
     return deployments_of(build_app(Settings(model="tiny", **settings)))
 
 
-def bound(deployment: Deployment) -> list[object]:
+def bound(deployment: Deployment) -> list[Any]:
     """What a deployment is constructed with; other deployments by their names."""
     return [
         arg._bound_deployment.name if isinstance(arg, Application) else arg for arg in deployment.init_args
@@ -83,7 +83,8 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], b
     asleep = {"denoise"} if layout == "split" else {"encode", "denoise", "decode"}
     assert make_backend.keywords == {"may_sleep": asleep}
     assert parts == [model, settings, "Ledger", *stages]
-    assert issubclass(found["Gateway"].func_or_class, classes.GatewayDeployment)
+    gateway: Any = found["Gateway"].func_or_class
+    assert issubclass(gateway, classes.GatewayDeployment)
     assert bound(found["Ledger"]) == [settings]
     for stage in stages:
         assert bound(found[stage]) == [model, settings, "Ledger"]
@@ -128,7 +129,7 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
 def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: int) -> None:
     settings: dict[str, Any] = {setting: "1-8", "max_rows": 12, "max_pictures": 100, "deadline_seconds": 50.0}
     found = build(**settings, **RANGES)
-    config = found[name]._deployment_config
+    config: Any = found[name]._deployment_config
     scaling = config.autoscaling_config
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
     assert scaling.policy.policy_kwargs == {"target_seconds": 7.0}
@@ -139,7 +140,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
 
 
 def test_gateways_scale_by_requests_in_flight() -> None:
-    config = build(gateway_replicas="1-8", **RANGES)["Gateway"]._deployment_config
+    config: Any = build(gateway_replicas="1-8", **RANGES)["Gateway"]._deployment_config
     scaling = config.autoscaling_config
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
     assert scaling.target_ongoing_requests == 64
@@ -148,8 +149,9 @@ def test_gateways_scale_by_requests_in_flight() -> None:
 
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
     found = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
-    assert (found["Colocated"].num_replicas, found["Colocated"].ray_actor_options["num_gpus"]) == (3, 0.5)
-    scaled = build(stages="colocated", denoise_replicas="0-2")["Colocated"]._deployment_config
+    colocated = options(found["Colocated"])
+    assert (colocated["num_replicas"], colocated["ray_actor_options"]["num_gpus"]) == (3, 0.5)
+    scaled: Any = build(stages="colocated", denoise_replicas="0-2")["Colocated"]._deployment_config
     assert (scaled.autoscaling_config.min_replicas, scaled.autoscaling_config.max_replicas) == (0, 2)
 
 
