@@ -70,8 +70,8 @@ async def _send(client: httpx2.AsyncClient, request: ScheduledRequest, started: 
     try:
         response = await client.post(ROUTE, json=request.body)
     except httpx2.HTTPError as error:
-        done, fault = time.perf_counter() - started, f"no answer: {type(error).__name__}"
-        return RequestResult(request.at, sent, done, 0, fault, 0, 0.0, 0)
+        no_answer = f"no answer: {type(error).__name__}"
+        return RequestResult(request.at, sent, time.perf_counter() - started, 0, no_answer, 0, 0.0, 0)
     done = time.perf_counter() - started  # taken before the image is checked, which is the client's time
     result = partial(RequestResult, request.at, sent, done, response.status_code)
     try:

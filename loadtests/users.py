@@ -48,7 +48,7 @@ if "SHAPE" in os.environ:
         shape = staticmethod(SHAPES[os.environ["SHAPE"]])
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def fail_the_run(environment: Environment, **_: object) -> None:
     """Set locust's exit status to 1 if a threshold was missed."""
     total = environment.stats.total

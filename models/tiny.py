@@ -14,6 +14,8 @@ from safelight.models.networks.dit import DiT
 from safelight.models.vae import AutoencoderTiny
 
 WIDTH, CONTEXT = 16, 15
+# Of the decoder's last layer: without them all pixels of all images would be clamped to black.
+CONTRAST, BRIGHTNESS = 20.0, (-0.35, 1.24, 0.73)
 VISION = {"image_size": 16, "layers": 1, "width": WIDTH, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": 1}
 
@@ -33,7 +35,7 @@ def ensure_tiny() -> Path:
 
 def tiny_folder() -> Path:
     """Where `ensure_tiny` writes: one folder for each user and format."""
-    return Path(tempfile.gettempdir()) / f"safelight-tiny-v2-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"safelight-tiny-v3-{os.getuid()}"
 
 
 def write_tiny(folder: Path, seed: int = 0) -> None:
@@ -50,8 +52,17 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
             encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, latent_channels=4,
             num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
         )  # fmt: skip
+        _brighten(vae)
         clip = CustomTextCLIP(WIDTH, CLIPVisionCfg(**VISION), CLIPTextCfg(**TEXT))
     write_part(folder / "transformer", config.to_diffusers(), dit.state_dict())
     vae.save_pretrained(folder / "vae")
     write_clip(folder / "text_encoder", WIDTH, VISION, TEXT, clip.state_dict())
     write_index(folder, FLOW_SCHEDULER)
+
+
+@torch.no_grad()
+def _brighten(vae: AutoencoderTiny) -> None:
+    """Spread the decoder's pixels over the range of colours."""
+    last = vae.decoder.layers[-1]
+    last.weight.mul_(CONTRAST)
+    last.bias.copy_(torch.tensor(BRIGHTNESS))

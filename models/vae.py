@@ -18,9 +18,10 @@ from safelight.models.cuda_runtime import preload_cuda_runtime
 
 preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
 # Other modules import `AutoencoderTiny` from here, so that this order holds for them too.
-from diffusers import AutoencoderKL, AutoencoderTiny  # noqa: E402
+from diffusers import AutoencoderKL  # noqa: E402
+from diffusers import AutoencoderTiny as AutoencoderTiny  # noqa: E402
 
-CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+CLASSES: dict[str, type[nn.Module]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 UNSUPPORTED = ("latents_mean", "latents_std")  # statistics by channel, in place of one scaling factor
 
 
@@ -84,10 +85,14 @@ def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents (B, C, h, w) as the denoiser leaves them to pixels (B, 3, H, W) in [-1, 1]."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    pixels: Tensor = vae.decode(latents / vae.config.scaling_factor + shift).sample
-    return pixels.clamp(-1.0, 1.0)
+    """Latents (B, C, h, w) as the denoiser leaves them to pixels (B, 3, H, W) in about [-1, 1].
+
+    They are not clamped, so that an overflow can still be seen.
+    """
+    autoencoder: Any = vae  # diffusers' classes have no types
+    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
+    pixels: Tensor = autoencoder.decode(latents / autoencoder.config.scaling_factor + shift).sample
+    return pixels
 
 
 def encode_pixels(vae: nn.Module, pixels: Tensor) -> Tensor:
@@ -95,7 +100,9 @@ def encode_pixels(vae: nn.Module, pixels: Tensor) -> Tensor:
 
     A posterior over latents is replaced by its mode.
     """
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    encoded = vae.encode(pixels)
+    autoencoder: Any = vae
+    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
+    encoded = autoencoder.encode(pixels)
     latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    return (latents - shift) * vae.config.scaling_factor
+    scaled: Tensor = (latents - shift) * autoencoder.config.scaling_factor
+    return scaled

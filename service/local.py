@@ -167,7 +167,7 @@ def _stop() -> None:
         contextlib.redirect_stderr(devnull),
     ):
         if ray.is_initialized():  # else Serve would start Ray in order to shut it down
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            serve.shutdown()
         ray.shutdown()
 
 

@@ -24,6 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.live import LiveService, serving  # noqa: E402
 
+pytest_plugins = ("tests.needs", "tests.skips")
 TESTS = Path(__file__).parent
 # The group of the tests that start Ray. It begins first, because it takes longest and mostly waits.
 RAY_GROUP = "ray"

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import Flow
+from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
@@ -179,7 +180,8 @@ def _outcome(request_id: str, reason: FinishReason) -> Any:
 
 
 def make_conditioning() -> EncodeResult:
-    return EncodeResult(cond="cond", uncond="uncond", text=USAGE.text, cost=USAGE.encode)
+    cond, uncond = cast(TextStates, "cond"), cast(TextStates, "uncond")
+    return EncodeResult(cond, uncond, text=USAGE.text, cost=USAGE.encode)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ class Tree:
         for node, when in _walk(self.syntax[name], "import"):
             for target in self._targets(name, node):
                 ours = target.removeprefix("safelight.")
-                yield Import(ours if ours.partition(".")[0] in PARTS else target, node.lineno, when)
+                yield Import(
+                    ours if ours.partition(".")[0] in PARTS else target, getattr(node, "lineno", 0), when
+                )
 
     def _targets(self, name: str, node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
@@ -314,7 +316,8 @@ def _torch_paths(tree: Tree) -> Iterator[str]:
 
 
 def _eager_path_to_torch(tree: Tree, start: str) -> tuple[str, ...] | None:
-    paths, visited = [(start,)], {start}
+    paths: list[tuple[str, ...]] = [(start,)]
+    visited = {start}
     for path in paths:  # breadth first: the list grows while it is walked
         for target in (i.target for i in tree.imports.get(path[-1], ()) if i.when == "import"):
             if target.partition(".")[0] in TORCH_LIBRARIES or target == "safetensors.torch":

@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from docs.figures import bench_plot
 from docs.figures.data import ROOT, load_runs
-from docs.figures.pages import is_plot_stale, stale
+from docs.figures.pages import stale, stale_plots
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -15,16 +14,16 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page differs")
     is_check = parser.parse_args(arguments).check
     runs = load_runs(root / "docs" / "data")
-    pages, is_stale = stale(root, runs), is_plot_stale(root, runs)
-    names = [*pages, *(["docs/bench.png"] if is_stale else [])]
+    pages, plots = stale(root, runs), stale_plots(root, runs)
+    names = [*pages, *plots]
     if is_check:
         for name in names:
             print(f"{name} differs from its data; run make docs")
         return int(bool(names))
     for path, text in pages.items():
         (root / path).write_text(text, encoding="utf-8")
-    if is_stale:
-        bench_plot.draw(bench_plot.content(runs), root / "docs" / "bench.png")
+    for draw in plots.values():
+        draw()
     print("\n".join(f"wrote {name}" for name in names) or "nothing differs from its data")
     return 0
 

@@ -64,17 +64,6 @@ def digest(drawn: Content) -> str:
     return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
 
 
-def digest_in(png: Path) -> str | None:
-    """The digest that a plot carries; None if it is not there or carries none."""
-    from PIL import Image
-
-    if not png.exists():
-        return None
-    with Image.open(png) as image:
-        text = image.info.get(DIGEST)
-    return str(text) if text is not None else None
-
-
 def draw(drawn: Content, png: Path) -> None:
     """Draw the plot, with the digest of what it shows."""
     import matplotlib as mpl
@@ -110,9 +99,13 @@ def _draw_bars(axis: "Axes", values: Mapping[str, float]) -> None:
     """A bar per value, labelled with the value and its ratio to the first one, which is the engine's."""
     bars = axis.bar(list(values), list(values.values()), color=[OURS, *[OTHERS] * (len(values) - 1)])
     ours = next(iter(values.values()))
-    axis.bar_label(bars, [f"{value:,.4g}\n({value / ours:.2f})" for value in values.values()], fontsize=8)
+    axis.bar_label(bars, [_label(value, ours) for value in values.values()], fontsize=8)
     axis.margins(y=0.2)
     axis.tick_params(axis="x", labelsize=8)
+
+
+def _label(value: float, ours: float) -> str:
+    return f"{value:,.0f}\n({value / ours:.2f})" if value >= 100 else f"{value:.3f}\n({value / ours:.2f})"
 
 
 def _draw_latencies(axis: "Axes", values: Mapping[str, Mapping[str, float]]) -> None:

@@ -41,7 +41,7 @@ class PublishedTime:
 
 def published_times(runs: Sequence[Run]) -> tuple[PublishedTime, ...]:
     """The rows of docs/data/published/times.json."""
-    return tuple(PublishedTime(**row) for row in find_run(list(runs), "published", "times").figures["times"])
+    return tuple(PublishedTime(**row) for row in find_run(runs, "published", "times").figures["times"])
 
 
 def blocks(runs: Sequence[Run]) -> dict[str, str]:
@@ -169,7 +169,7 @@ def _of_machines(runs: Sequence[Run], name: str) -> list[Run]:
 
 
 def _simulated(runs: Sequence[Run], name: str) -> str:
-    run = find_run(list(runs), "simulated", name)
+    run = find_run(runs, "simulated", name)
     return run_section(run).partition("\n\n")[2]  # the page has its own heading
 
 

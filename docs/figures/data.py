@@ -1,7 +1,7 @@
 """The figures in `docs/data`: a folder for each machine, a file for each run of a benchmark."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def load_runs(data: Path = DATA) -> list[Run]:
     ]
 
 
-def find_run(runs: list[Run], folder: str, name: str) -> Run:
+def find_run(runs: Sequence[Run], folder: str, name: str) -> Run:
     """The run of this folder and name."""
     (run,) = (run for run in runs if (run.folder, run.name) == (folder, name))
     return run

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from docs.figures.data import Run
+from docs.figures.data import Run, find_run
 from docs.figures.markdown import table
 from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
@@ -29,24 +29,41 @@ ALONE = {
     "serial_eager": "diffusers_eager_s",
     "serial_compiled": "diffusers_compiled_s",
 }
+# Figures without a bar, and those that are shown of earlier runs: name, key, whether it is a share.
+OTHER_FIGURES = (
+    ("MFU, all ticks of the trace", "mfu_under_trace", True),
+    ("slowdown behind 40 long requests", "head_of_line_crowded", False),
+)
+MAIN_FIGURES = (
+    ("MFU, full ticks", "mfu", True),
+    ("time outside the network, full ticks", "bookkeeping_share", True),
+)
 Figures = Mapping[str, Any]
 
 
 def blocks(runs: Sequence[Run]) -> dict[str, str]:
     """The blocks of docs/performance.md."""
-    return {"bars": bars_table(), "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES)}
+    return {
+        "bars": bars_table(),
+        "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
+        "policies": _policies(runs),
+    }
 
 
 def bars_table() -> str:
-    """Every bar, and the kinds of machines on which it is known to be out of reach."""
-    rows = []
-    for bar in (*BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS):
-        misses = "; ".join(
-            f"{kind}: {bar.as_text(miss.limit)}, because {miss.reason}"
-            for kind, miss in bar.known_misses.items()
-        )
-        rows.append((bar.name, bar.as_text(), misses))
-    return table(("figure", "bar", "held to instead"), rows)
+    """Every bar, and a second table of those that are out of reach on some kind of machine."""
+    bars = (*BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS)
+    misses = [
+        (bar.name, kind, bar.as_text(miss.limit), miss.reason)
+        for bar in bars
+        for kind, miss in bar.known_misses.items()
+    ]
+    return "\n\n".join(
+        [
+            table(("figure", "bar"), [(bar.name, bar.as_text()) for bar in bars]),
+            table(("out of reach", "on machines with", "held to", "because"), misses),
+        ]
+    )
 
 
 def _machine(runs: Sequence[Run], folder: str) -> str:
@@ -69,6 +86,11 @@ def run_section(run: Run) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def _policies(runs: Sequence[Run]) -> str:
+    run = find_run(runs, "simulated", "policies")
+    return "\n\n".join([run.provenance, *_generic(run)])
+
+
 def _generic(run: Run) -> list[str]:
     if "tables" not in run.figures:
         return RAW_RENDERERS[run.name](run)
@@ -76,20 +98,19 @@ def _generic(run: Run) -> list[str]:
 
 
 def _bench(run: Run) -> list[str]:
-    parts = [comparison_table(run.figures), _verdicts(run)]
-    others = [
-        ("MFU, all ticks of the trace", "mfu_under_trace", 0),
-        ("slowdown behind 40 long requests", "head_of_line_crowded", None),
-    ]
+    """The newest run of a machine is judged by every bar; of earlier ones, the main figures are shown."""
+    figures, is_newest = run.figures, run.name == "bench"
+    chosen = OTHER_FIGURES if is_newest else MAIN_FIGURES
     rows = [
-        (name, f"{100 * run.figures[key]:.{digits}f} %" if digits is not None else f"{run.figures[key]:.2f}")
-        for name, key, digits in others
-        if key in run.figures
+        (name, f"{100 * figures[key]:.3g} %" if is_share else f"{figures[key]:.2f}")
+        for name, key, is_share in chosen
+        if key in figures
     ]
-    if fidelity := run.figures.get("fidelity"):
-        dtype = run.figures["dtype"]
-        rows.append((f"PSNR of diffusers itself in {dtype}", f"{fidelity['diffusers_psnr_db']:.1f} dB"))
-    return [*parts, table(("other figures", "measured"), rows)] if rows else parts
+    if fidelity := figures.get("fidelity"):
+        name = f"PSNR of diffusers itself in {figures['dtype']}"
+        rows.append((name, f"{fidelity['diffusers_psnr_db']:.1f} dB"))
+    parts = [comparison_table(figures), _verdicts(run) if is_newest else ""]
+    return [*parts, table(("other figures" if is_newest else "figure", "measured"), rows)]
 
 
 def comparison_table(figures: Figures) -> str:

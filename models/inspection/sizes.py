@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from safelight.models.denoisers import build_empty, example_text
 from safelight.models.families.registry import find_network, list_families, list_published_parts
 from safelight.models.families.spec import Family, PartConfig, PublishedCheckpoint
 from safelight.models.inspection.expected_tensors import files_of
+from safelight.models.networks.interface import Network
 from safelight.models.vae import CLASSES, decode_latents
 
 NUM_TIMES = 30  # of the plan whose modulations a row holds
@@ -58,8 +59,8 @@ def network_activations(family: Family, published: PublishedCheckpoint) -> int:
     Attention counts its output only, not the workspace of kernels.
     """
     with config_folder(published.configs["transformer"]) as folder:
-        network = build_empty(folder).to(torch.bfloat16)
-    config: Any = network.config
+        network = cast(Network, build_empty(folder).to(torch.bfloat16))
+    config = network.config
     with torch.device("meta"):
         states, mask, pooled = example_text(config, family.conditioning.num_states(published.configs))
         states = states.bfloat16()
@@ -79,9 +80,8 @@ def decoding_activations(published: PublishedCheckpoint) -> int:
     """Bytes in bfloat16 at the peak of decoding one image of the native size."""
     config, side = published.configs["vae"], published.configs["transformer"]["sample_size"]
     with torch.device("meta"):
-        vae = CLASSES[config["_class_name"]](
-            **{key: value for key, value in config.items() if key != "_class_name"}
-        ).bfloat16()
+        options = {key: value for key, value in config.items() if key != "_class_name"}
+        vae = CLASSES[config["_class_name"]](**options).bfloat16()
         latents = torch.empty(1, config["latent_channels"], side, side, dtype=torch.bfloat16)
         return peak_bytes(lambda: decode_latents(vae, latents))
 
@@ -89,7 +89,7 @@ def decoding_activations(published: PublishedCheckpoint) -> int:
 def native_side(published: PublishedCheckpoint) -> int:
     """Pixels on a side of the native square."""
     configs = published.configs
-    return configs["transformer"]["sample_size"] * spatial_compression(configs["vae"])
+    return int(configs["transformer"]["sample_size"]) * spatial_compression(configs["vae"])
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
@@ -97,7 +97,8 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
     On the meta device nothing is computed.
     """
-    with _FusedAttention(), _PeakMemory() as peak, torch.inference_mode():
+    peak = _PeakMemory()
+    with _FusedAttention(), peak, torch.inference_mode():
         compute()
     return peak.bytes
 
@@ -106,7 +107,7 @@ class _PeakMemory(TorchDispatchMode):
     """Counts the bytes of storages from their creation until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 

@@ -96,11 +96,11 @@ class PackedNetwork(Protocol):
         """The part of `prepare_row` that does not depend on the times; shapes as in `Network.prepare_row`."""
         ...
 
-    def prepare_row(self, text: Text, times: Times) -> Row:
-        """One prepared text at `times`."""
+    def prepare_row(self, text: Any, times: Times) -> Row:
+        """One `text`, of this network's `prepare_text`, at `times`."""
         ...
 
-    def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> Rows:
+    def collate(self, rows: Sequence[Any], shapes: Sequence[tuple[int, int]]) -> Rows:
         """R rows side by side, row r on latents of `shapes[r]` (H, W); equal shapes must be adjacent."""
         ...
 

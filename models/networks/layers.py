@@ -4,7 +4,7 @@ Shapes: B rows, C channels, H x W latent pixels, p patch, N = HW/p^2 tokens, D w
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 
 import torch
@@ -21,13 +21,15 @@ class TypedModuleList(nn.ModuleList, Generic[AnyModule]):
 
     if TYPE_CHECKING:
 
+        def __init__(self, modules: Iterable[AnyModule]) -> None: ...
+
         def __iter__(self) -> Iterator[AnyModule]: ...
 
         @overload
-        def __getitem__(self, idx: int) -> AnyModule: ...
+        def __getitem__(self, idx: slice) -> "TypedModuleList[AnyModule]": ...
 
         @overload
-        def __getitem__(self, idx: slice) -> "TypedModuleList[AnyModule]": ...
+        def __getitem__(self, idx: int) -> AnyModule: ...
 
         def __getitem__(self, idx: int | slice) -> "AnyModule | TypedModuleList[AnyModule]": ...
 

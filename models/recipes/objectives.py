@@ -37,11 +37,6 @@ def simple_loss(out: Tensor, eps: Tensor) -> Tensor:
     return (out.float() - eps).square().mean()
 
 
-def x0_loss(out: Tensor, x0: Tensor) -> Tensor:
-    """Mean squared error to the data (Ho et al. 2020, section 3.2)."""
-    return (out.float() - x0).square().mean()
-
-
 def v_loss(out: Tensor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """Mean squared error to v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv:2202.00512, section 4).
 
@@ -54,13 +49,6 @@ def v_loss(out: Tensor, x0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) 
     """
     alpha, sigma = _alpha_sigma(t, schedule)
     return (out.float() - (alpha * eps - sigma * x0)).square().mean()
-
-
-def min_snr_weights(t: Tensor, schedule: Schedule, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) / SNR (B,), for losses on the noise (Hang et al. 2023, arXiv:2303.09556)."""
-    alpha, sigma = _alpha_sigma(t, schedule)
-    snr = (alpha / sigma).square().flatten()
-    return snr.clamp(max=gamma) / snr
 
 
 def flow_matching_loss(out: Tensor, x0: Tensor, eps: Tensor) -> Tensor:

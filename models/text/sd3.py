@@ -44,8 +44,8 @@ class Sd3Towers:
         self._pads = _read_pads(self._pairs, folder, self._context)
         self._clips = [HfClipTower(folder / part, device, dtype) for part in CLIPS]
         self._t5 = _load_t5(folder, device, dtype) if has_t5(folder) else None
-        encoders = [*self._clips, self._t5] if self._t5 else self._clips
-        self.flops_per_text = sum(encoder.flops_per_text for encoder in encoders)
+        t5_flops = self._t5.flops_per_text if self._t5 else 0
+        self.flops_per_text = sum(clip.flops_per_text for clip in self._clips) + t5_flops
 
     def read(self, text: str) -> Reading:
         """States (L + 256, D), all of which are attended to, and the pooled text (P,): CLIP-L, then bigG.

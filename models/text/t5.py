@@ -210,7 +210,8 @@ def _import_transformers() -> ModuleType:
         import transformers
     except ImportError:
         raise CheckpointError(f"a T5 text encoder needs transformers: {INSTALL}") from None
-    return transformers
+    module: ModuleType = transformers
+    return module
 
 
 def _require_sentencepiece(model: Path) -> None:

@@ -87,15 +87,6 @@ def fixed_large(schedule: Schedule, s: float, t: float) -> float:
     return sigma**2 - (alpha / alpha_s * sigma_s) ** 2
 
 
-def fixed_small(schedule: Schedule, s: float, t: float) -> float:
-    """The variance of q(x_s | x_t, x), beta tilde_t (Ho et al. 2020, eq. 7).
-
-    At s = 0, where that variance is zero, it is `fixed_large`.
-    """
-    sigma, sigma_s = schedule.alpha_sigma(t)[1], schedule.alpha_sigma(s)[1]
-    return fixed_large(schedule, s, t) * (sigma_s**2 / sigma**2 if s > 0.0 else 1.0)
-
-
 def _denoising_error(denoise: Denoise, schedule: Schedule, x: Tensor, z: Tensor, t: float) -> Tensor:
     """x minus its prediction (N, ...), after noising x (N, ...) with z (N, ...) to time t."""
     z = z.to(x)

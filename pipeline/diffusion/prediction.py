@@ -5,16 +5,9 @@ x = alpha x0 + sigma eps. v is alpha eps - sigma x0; the flow velocity eps - x0 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
 
 from safelight.pipeline.errors import InvalidParams
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Value = TypeVar("Value", "float", "Tensor")
 
 PREDICTIONS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "epsilon": lambda alpha, sigma: (1.0 / alpha, -sigma / alpha),
@@ -68,16 +61,3 @@ def convert(target: str, source: str, alpha: float, sigma: float) -> tuple[float
     u, w = out_coefficients(target, alpha, sigma)
     p, q = x0_coefficients(source, alpha, sigma)
     return u + w * p, w * q
-
-
-def learned_log_variance(fraction: Value, beta: float, posterior: float) -> Value:
-    """The log variance that ADM predicts: log `beta` where `fraction` is 1, log `posterior` where it is 0.
-
-    Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 15; the second half of the network's channels is 2
-    `fraction` - 1. `fraction` may have any shape. The variance differs between elements, so a plan cannot
-    hold it: the engine drops these channels, and `reference.onestep.ddpm_learned` samples with them offline.
-    Raises `InvalidParams` unless both variances are positive.
-    """
-    if not (beta > 0 and posterior > 0):
-        raise InvalidParams("prediction", f"variances must be positive, got {beta} and {posterior}")
-    return fraction * math.log(beta) + (1.0 - fraction) * math.log(posterior)

@@ -189,32 +189,6 @@ def noise_fraction(schedule: Schedule, t: float) -> float:
     return sigma / (alpha + sigma)
 
 
-def resolution_shift(
-    num_tokens: int, base: tuple[int, float] = (256, 0.5), largest: tuple[int, float] = (4096, 1.15)
-) -> float:
-    """The shift of a flow for an image of `num_tokens` tokens.
-
-    The exponential of the line through `base` and `largest`, each (tokens, log shift). The defaults are
-    FLUX.1's and SD3.5's (`base_shift`, `max_shift` of diffusers' `FlowMatchEulerDiscreteScheduler`). Raises
-    `InvalidParams` for fewer than one token.
-    """
-    if num_tokens < 1:
-        raise InvalidParams("size", f"an image has at least one token, got {num_tokens}")
-    slope = (largest[1] - base[1]) / (largest[0] - base[0])
-    return math.exp(base[1] + slope * (num_tokens - base[0]))
-
-
-def area_shift(num_pixels: int, trained_pixels: int, shift: float = 1.0) -> float:
-    """The shift for images of `num_pixels`: `shift` sqrt(num_pixels / trained_pixels).
-
-    It keeps the uncertainty about a constant image equal at both sizes (Esser et al. 2024, SD3,
-    arXiv:2403.03206, eq. 23). Raises `InvalidParams` for areas that are not positive.
-    """
-    if num_pixels < 1 or trained_pixels < 1:
-        raise InvalidParams("size", f"areas must be positive, got {num_pixels} and {trained_pixels}")
-    return shift * math.sqrt(num_pixels / trained_pixels)
-
-
 def _linear_betas() -> list[float]:
     return [1e-4 + (0.02 - 1e-4) * i / (NUM_TRAIN_STEPS - 1) for i in range(NUM_TRAIN_STEPS)]
 

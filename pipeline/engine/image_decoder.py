@@ -19,7 +19,7 @@ Pixels = np.ndarray  # (H, W, 3) uint8
 
 
 class InvalidImage(ArithmeticError):
-    """Pixels that are not finite: broken weights, or a network that overflows."""
+    """Latents or pixels that are not finite: broken weights, or a network that overflows."""
 
 
 class ImageDecoder:
@@ -48,11 +48,12 @@ class ImageDecoder:
     @torch.inference_mode()
     def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | InvalidImage:
         started = time.perf_counter()
+        if not latent.isfinite().all():  # some decoders make finite pixels of an infinite latent
+            return InvalidImage("the denoiser left numbers that are not finite")
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
-            stage = "decoder" if latent.isfinite().all() else "denoiser"
-            return InvalidImage(f"the {stage} left numbers that are not finite")
-        quantized = pixels.add(1.0).mul(127.5).round_().to(torch.uint8)
+            return InvalidImage("the decoder left numbers that are not finite")
+        quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
         array = quantized.permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))

@@ -1,46 +1,35 @@
-"""Floating-point operations of autoencoders on one image, by closed formulas.
+"""Floating-point operations of decoding one image by an autoencoder, by closed formulas.
 
 One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers'
-`config.json`, without torch; an option that it leaves out has diffusers' default. The public
-functions raise `TypeError` for a class without formulas.
+`config.json`, without torch; an option that it leaves out has diffusers' default.
 
 Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Config = Mapping[str, Any]
 
 KL_DEFAULTS = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 1,
-    "block_out_channels": (64,), "mid_block_add_attention": True, "use_quant_conv": True,
-    "use_post_quant_conv": True,
+    "out_channels": 3, "latent_channels": 4, "layers_per_block": 1, "block_out_channels": (64,),
+    "mid_block_add_attention": True, "use_post_quant_conv": True,
 }  # fmt: skip
 TINY_DEFAULTS = {
-    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "encoder_block_out_channels": (64,) * 4,
-    "decoder_block_out_channels": (64,) * 4, "num_encoder_blocks": (1, 3, 3, 3),
+    "out_channels": 3, "latent_channels": 4, "decoder_block_out_channels": (64,) * 4,
     "num_decoder_blocks": (3, 3, 3, 1), "upsampling_scaling_factor": 2,
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class AutoencoderFlops:
-    """The formulas of one class, by config and by height and width of latents or pixels."""
-
-    decode: Callable[[Config, int, int], int]
-    encode: Callable[[Config, int, int], int]
-
-
 def decode_flops(config: Config, height: int, width: int) -> int:
-    """Operations of decoding one image from latents of `height` x `width`."""
-    return _formulas(config).decode(config, height, width)
+    """Operations of decoding one image from latents of `height` x `width`.
 
-
-def encode_flops(config: Config, height: int, width: int) -> int:
-    """Operations of encoding one image of `height` x `width` pixels."""
-    return _formulas(config).encode(config, height, width)
+    Raises `TypeError` for a class without a formula.
+    """
+    name = str(config.get("_class_name"))
+    if name not in FORMULAS:
+        raise TypeError(f"no formula for {name!r}, only for {', '.join(FORMULAS)}")
+    return FORMULAS[name](config, height, width)
 
 
 def _decode_kl(config: Config, height: int, width: int) -> int:
@@ -63,25 +52,6 @@ def _decode_kl(config: Config, height: int, width: int) -> int:
     return total + _conv(in_channels, config["out_channels"], pixels)
 
 
-def _encode_kl(config: Config, height: int, width: int) -> int:
-    """AutoencoderKL in the other direction; its output is a mean and a variance."""
-    config = {**KL_DEFAULTS, **config}
-    latent, widths = config["latent_channels"], config["block_out_channels"]
-    in_channels = widths[0]
-    total = _conv(config["in_channels"], in_channels, height * width)
-    for scale, channels in enumerate(widths):
-        total += _residuals(in_channels, channels, config["layers_per_block"], height * width)
-        if scale < len(widths) - 1:
-            height, width = height // 2, width // 2
-            total += _conv(channels, channels, height * width)
-        in_channels = channels
-    pixels = height * width
-    total += _middle(in_channels, pixels, config["mid_block_add_attention"]) + _conv(
-        in_channels, 2 * latent, pixels
-    )
-    return total + (_conv(2 * latent, 2 * latent, pixels, kernel=1) if config["use_quant_conv"] else 0)
-
-
 def _decode_tiny(config: Config, height: int, width: int) -> int:
     """AutoencoderTiny: blocks of three convolutions, and one convolution to the next scale or to pixels."""
     config = {**TINY_DEFAULTS, **config}
@@ -95,30 +65,10 @@ def _decode_tiny(config: Config, height: int, width: int) -> int:
     return total
 
 
-def _encode_tiny(config: Config, height: int, width: int) -> int:
-    """AutoencoderTiny in the other direction."""
-    config = {**TINY_DEFAULTS, **config}
-    widths: Sequence[int] = config["encoder_block_out_channels"]
-    total = 0
-    for scale, (channels, blocks) in enumerate(zip(widths, config["num_encoder_blocks"], strict=True)):
-        if scale:
-            height, width = (height + 1) // 2, (width + 1) // 2
-        total += _conv(channels if scale else config["in_channels"], channels, height * width)
-        total += blocks * 3 * _conv(channels, channels, height * width)
-    return total + _conv(widths[-1], config["latent_channels"], height * width)
-
-
-FORMULAS = {
-    "AutoencoderKL": AutoencoderFlops(_decode_kl, _encode_kl),
-    "AutoencoderTiny": AutoencoderFlops(_decode_tiny, _encode_tiny),
+FORMULAS: Mapping[str, Callable[[Config, int, int], int]] = {
+    "AutoencoderKL": _decode_kl,
+    "AutoencoderTiny": _decode_tiny,
 }
-
-
-def _formulas(config: Config) -> AutoencoderFlops:
-    name = config.get("_class_name")
-    if name not in FORMULAS:
-        raise TypeError(f"no formulas for {name!r}, only for {', '.join(FORMULAS)}")
-    return FORMULAS[name]
 
 
 def _conv(in_channels: int, out_channels: int, pixels: int, kernel: int = 3) -> int:

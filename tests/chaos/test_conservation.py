@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,12 +55,12 @@ class ThreadSampler(threading.Thread):
                 polled = time.monotonic()
             self._read()
 
-    def stop(self) -> Counter[str]:
+    def stop(self) -> dict[str, float]:
         """Stop, and return seconds by stage since each thread began."""
         self._done.set()
         self.join()
         self._read()
-        by_stage = Counter[str]()
+        by_stage: defaultdict[str, float] = defaultdict(float)
         for (stage, _, _), seconds in self._seconds.items():
             by_stage[stage] += seconds
         return by_stage

@@ -62,4 +62,5 @@ def documents(file: Path) -> list[dict[str, Any]]:
 def settings_of(config: Path) -> dict[str, Any]:
     """The `args` of a Serve config."""
     (application,) = yaml.safe_load(config.read_text(encoding="utf-8"))["applications"]
-    return application["args"]
+    settings: dict[str, Any] = application["args"]
+    return settings

@@ -1,7 +1,5 @@
-"""Debian's Prometheus for tests: installed if it is missing, and run on loopback."""
+"""A Prometheus for tests, run on loopback. tests/needs.py says what is missing without one."""
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,32 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 
 from tests.live import free_port
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
-
-
-def install() -> None:
-    """Install `prometheus` and `promtool`, or skip the test."""
-    if shutil.which("prometheus") and shutil.which("promtool"):
-        return
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        pytest.skip(
-            "prometheus is missing, and only root on Debian could install it: apt-get install prometheus"
-        )
-    environ = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        ["apt-get", "update"],
-        ["apt-get", "install", "-y", "--no-install-recommends", "prometheus"],
-    ):
-        done = subprocess.run(command, env=environ, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"prometheus cannot be installed: {done.stderr.strip()[-500:]}")
-    if shutil.which("systemctl"):  # the package starts its own server
-        subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True)
 
 
 class Prometheus:
@@ -48,7 +25,8 @@ class Prometheus:
         """The samples of an instant query."""
         answer = self._http.get("/query", params={"query": query}).json()
         assert answer["status"] == "success", f"{query}: {answer}"
-        return answer["data"]["result"]
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
 
     def value(self, query: str) -> float | None:
         """The value of the only sample; None if there is none yet."""

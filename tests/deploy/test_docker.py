@@ -156,7 +156,9 @@ def test_the_python_of_the_image_is_allowed(dockerfile: Path) -> None:
     (base,) = {value.split()[0] for value in values(dockerfile, "FROM")}
     python = re.search(r"python:(3\.\d+)-", base)
     version = python[1] if python else {"ubuntu24.04": "3.12"}[base.rsplit("-", 1)[1]]
-    low, high = re.fullmatch(r">=(3\.\d+),<(3\.\d+)", PROJECT["requires-python"]).groups()
+    bounds = re.fullmatch(r">=(3\.\d+),<(3\.\d+)", PROJECT["requires-python"])
+    assert bounds is not None
+    low, high = bounds.groups()
     assert (
         tuple(map(int, low.split(".")))
         <= tuple(map(int, version.split(".")))

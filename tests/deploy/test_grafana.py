@@ -24,7 +24,8 @@ def queries() -> list[str]:
 
 def provisioned(kind: str) -> dict[str, Any]:
     (file,) = (PROVISIONING / kind).glob("*.yaml")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    parsed: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return parsed
 
 
 def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:

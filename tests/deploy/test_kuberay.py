@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -23,7 +24,9 @@ services = pytest.mark.parametrize("name", SERVICES)
 
 
 def quantity(value: object) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(value)).groups()
+    match = re.fullmatch(r"([\d.]+)(\w*)", str(value))
+    assert match is not None
+    number, unit = match.groups()
     return float(number) * UNITS[unit]
 
 
@@ -35,7 +38,8 @@ def ray_service(name: str) -> dict[str, Any]:
 
 
 def config_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+    config: dict[str, Any] = yaml.safe_load(ray_service(name)["spec"]["serveConfigV2"])
+    return config
 
 
 def groups(name: str) -> dict[str, dict[str, Any]]:
@@ -72,7 +76,7 @@ templates = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
-def test_kubernetes_understands_every_object(file) -> None:
+def test_kubernetes_understands_every_object(file: Path) -> None:
     names = set()
     for document in documents(file):
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?", document["metadata"]["name"])
@@ -83,7 +87,7 @@ def test_kubernetes_understands_every_object(file) -> None:
 
 
 @templates
-def test_kubernetes_understands_every_pod(template) -> None:
+def test_kubernetes_understands_every_pod(template: dict[str, Any]) -> None:
     check({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "probe"}, "template": template})
 
 
@@ -156,7 +160,7 @@ def test_the_cluster_is_as_the_operator_demands(name: str) -> None:
 
 
 @services
-def test_the_config_in_it_is_the_file(name) -> None:
+def test_the_config_in_it_is_the_file(name: str) -> None:
     file = DEPLOY / "serve" / f"{SERVICES[name]}.yaml"
     text = ray_service(name)["spec"]["serveConfigV2"]
     assert yaml.safe_load(text) == yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -164,11 +168,13 @@ def test_the_config_in_it_is_the_file(name) -> None:
 
 
 @services
-def test_versions_are_those_of_the_image(name) -> None:
+def test_versions_are_those_of_the_image(name: str) -> None:
     cluster = ray_service(name)["spec"]["rayClusterConfig"]
     assert {cluster["rayVersion"]} == {pins(file)["ray"] for file in ("image", "image-cuda")}
     (allowed,) = (line for line in PROJECT["dependencies"] if line.startswith("ray["))
-    low, high = re.search(r">=([\d.]+),<([\d.]+)", allowed).groups()
+    bounds = re.search(r">=([\d.]+),<([\d.]+)", allowed)
+    assert bounds is not None
+    low, high = bounds.groups()
     version = [int(part) for part in cluster["rayVersion"].split(".")]
     assert [int(part) for part in low.split(".")] <= version < [int(part) for part in high.split(".")]
     suffix = "-cuda" if "gpu" in name else ""
@@ -179,13 +185,13 @@ def test_versions_are_those_of_the_image(name) -> None:
 
 
 @services
-def test_the_head_draws_nothing(name) -> None:
+def test_the_head_draws_nothing(name: str) -> None:
     assert groups(name)["head"]["rayStartParams"]["num-cpus"] == "0"
     assert ray_service(name)["spec"]["excludeHeadPodFromServeSvc"] is True
 
 
 @services
-def test_ports_have_one_name_and_one_number(name) -> None:
+def test_ports_have_one_name_and_one_number(name: str) -> None:
     named: dict[str, int] = {}
     for group in groups(name).values():
         for port in group["template"]["spec"]["containers"][0]["ports"]:
@@ -197,7 +203,7 @@ def test_ports_have_one_name_and_one_number(name) -> None:
 
 
 @templates
-def test_a_pod_asks_for_no_more_than_it_may_have(template) -> None:
+def test_a_pod_asks_for_no_more_than_it_may_have(template: dict[str, Any]) -> None:
     for container in template["spec"]["containers"]:
         requests, limits = container["resources"]["requests"], container["resources"]["limits"]
         assert requests.keys() >= {"cpu", "memory"} and "memory" in limits
@@ -209,7 +215,7 @@ def test_a_pod_asks_for_no_more_than_it_may_have(template) -> None:
 
 
 @templates
-def test_no_pod_runs_as_root_or_may_become_root(template) -> None:
+def test_no_pod_runs_as_root_or_may_become_root(template: dict[str, Any]) -> None:
     pod = template["spec"]["securityContext"]
     assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0 and pod["fsGroup"] == pod["runAsGroup"] > 0
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -219,7 +225,7 @@ def test_no_pod_runs_as_root_or_may_become_root(template) -> None:
 
 
 @services
-def test_the_user_is_the_one_of_the_image(name) -> None:
+def test_the_user_is_the_one_of_the_image(name: str) -> None:
     for group in groups(name).values():
         security = group["template"]["spec"]["securityContext"]
         for dockerfile in DOCKERFILES:
@@ -229,19 +235,20 @@ def test_the_user_is_the_one_of_the_image(name) -> None:
 
 
 @services
-def test_a_node_that_shuts_down_lets_images_finish(name) -> None:
+def test_a_node_that_shuts_down_lets_images_finish(name: str) -> None:
     """Ray drains longer than a replica; the grace period and the old cluster outlast every request."""
     drain = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")["shutdown_seconds"]
     for group in workers(name).values():
         spec = group["template"]["spec"]
         (container,) = spec["containers"]
-        pause = int(re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])
+        pause = re.fullmatch(r"sleep (\d+)", container["lifecycle"]["preStop"]["exec"]["command"][-1])
+        assert pause is not None
         of_ray = next(
             int(variable["value"])
             for variable in container["env"]
             if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
         )
-        assert drain < of_ray < pause + of_ray <= spec["terminationGracePeriodSeconds"] - 20
+        assert drain < of_ray < int(pause[1]) + of_ray <= spec["terminationGracePeriodSeconds"] - 20
     assert (
         ray_service(name)["spec"]["rayClusterDeletionDelaySeconds"]
         > config_of(name)["http_options"]["request_timeout_s"]
@@ -255,7 +262,7 @@ def test_ray_has_the_drain_that_the_manifests_set() -> None:
 
 
 @services
-def test_a_worker_is_ready_when_ray_and_its_proxy_are(name) -> None:
+def test_a_worker_is_ready_when_ray_and_its_proxy_are(name: str) -> None:
     for group in workers(name).values():
         probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
         script = probe["exec"]["command"][-1]
@@ -269,7 +276,7 @@ def test_a_worker_is_ready_when_ray_and_its_proxy_are(name) -> None:
 
 
 @services
-def test_the_autoscaler_has_room_for_every_replica(name) -> None:
+def test_the_autoscaler_has_room_for_every_replica(name: str) -> None:
     """The most replicas of every stage fit the most pods of every group, the least fit the least."""
     settings = settings_of(DEPLOY / "serve" / f"{SERVICES[name]}.yaml")
     ends = {
@@ -297,7 +304,7 @@ def test_the_autoscaler_has_room_for_every_replica(name) -> None:
 
 
 @services
-def test_every_replica_fits_some_node(name) -> None:
+def test_every_replica_fits_some_node(name: str) -> None:
     (application,) = config_of(name)["applications"]
     for deployment in application["deployments"]:
         options = deployment.get("ray_actor_options", {})
@@ -324,7 +331,7 @@ def test_gpu_workers_select_and_tolerate_gpu_nodes() -> None:
 
 
 @services
-def test_redis_is_the_one_that_is_deployed(name) -> None:
+def test_redis_is_the_one_that_is_deployed(name: str) -> None:
     options = ray_service(name)["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
     service, stateful = documents(DEPLOY / "kuberay" / "redis.yaml")
     (port,) = service["spec"]["ports"]
@@ -349,7 +356,7 @@ def test_no_file_holds_a_password() -> None:
 
 
 @services
-def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name) -> None:
+def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name: str) -> None:
     """With as many required pods as there are, no node could be drained."""
     budgets = [
         document
@@ -373,7 +380,7 @@ def test_every_disruption_budget_matches_pods_and_allows_an_eviction(name) -> No
 
 
 @services
-def test_spread_constraints_select_their_own_pods(name) -> None:
+def test_spread_constraints_select_their_own_pods(name: str) -> None:
     for spec in workers(name).values():
         for constraint in spec["template"]["spec"].get("topologySpreadConstraints", []):
             assert (

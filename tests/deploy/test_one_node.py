@@ -35,7 +35,7 @@ def small_and_local(config: dict[str, Any], port: int) -> dict[str, Any]:
 
 
 @contextmanager
-def running(config: Path, folder: Path) -> Iterator[subprocess.Popen]:
+def running(config: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`serve run` on a Ray of its own, never on one that already runs, until the block ends."""
     environ = {
         name: value
@@ -57,7 +57,7 @@ def running(config: Path, folder: Path) -> Iterator[subprocess.Popen]:
             process.wait()
 
 
-def wait_until_ready(http: httpx2.Client, process: subprocess.Popen, log: Path) -> None:
+def wait_until_ready(http: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + READY_SECONDS
     while True:
         try:

@@ -16,8 +16,8 @@ from tests.live import free_port
 
 SECONDS = 240.0
 PACK = {"RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1"}
-GATEWAY = {"num_cpus": 2, "resources": {"gateway": 1}}
-GPU = {"num_cpus": 8, "num_gpus": 1}
+GATEWAY: dict[str, Any] = {"num_cpus": 2, "resources": {"gateway": 1}}
+GPU: dict[str, Any] = {"num_cpus": 8, "num_gpus": 1}
 
 pytestmark = pytest.mark.ray
 
@@ -51,7 +51,8 @@ def placed(tmp_path: Path, name: str, nodes: list[dict[str, Any]], **args: str) 
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         assert process.returncode == 0, (tmp_path / "log").read_text()[-4000:]
-    return json.loads(answer)
+    placement: dict[str, Any] = json.loads(answer)
+    return placement
 
 
 def test_the_images_make_serve_pack() -> None:

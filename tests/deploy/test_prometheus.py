@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ ROUNDS = 2  # a series that starts with its first request has a rate only after 
 
 @pytest.fixture(scope="module")
 def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
-    prometheus_server.install()
     return lambda *args: subprocess.run(["promtool", *args], cwd=FOLDER, capture_output=True, text=True)
 
 
@@ -120,7 +120,7 @@ def test_every_queried_recording_exists() -> None:
 
 
 def test_queried_label_values_exist() -> None:
-    label_values = {
+    label_values: dict[str, set[str]] = {
         "job": {"safelight"},
         "stage": {"encode", "denoise", "decode"},
         "reason": set(UNATTRIBUTED_REASONS),
@@ -165,7 +165,6 @@ class ScrapedService:
 
 @pytest.fixture(scope="module")
 def scraped(live_service: LiveService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScrapedService]:
-    prometheus_server.install()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         prometheus_server.running(
@@ -178,12 +177,16 @@ def scraped(live_service: LiveService, tmp_path_factory: pytest.TempPathFactory)
         images = 0
         for _ in range(ROUNDS):
             expected = before["images"] + images
-            wait_until(lambda expected=expected: prometheus.value(COUNTS["images"]) == expected)
+            wait_until(partial(has_value, prometheus, COUNTS["images"], expected))
             for seed in range(3):
                 images += draw(http, seed)
             assert http.post("/v1/images/generations", json={"prompt": ""}).status_code == 400
         wait_until(lambda: prometheus.value(COUNTS["images"]) == before["images"] + images)
         yield ScrapedService(prometheus, images, before)
+
+
+def has_value(prometheus: prometheus_server.Prometheus, query: str, expected: float) -> bool:
+    return prometheus.value(query) == expected
 
 
 def with_short_intervals(config: Path, port: int, folder: Path) -> Path:
@@ -223,7 +226,8 @@ def test_images_and_requests_are_counted(scraped: ScrapedService) -> None:
 def test_every_recording_has_values(scraped: ScrapedService) -> None:
     wait_until(lambda: all(rule["health"] == "ok" for rule in scraped.prometheus.rules()))
     wait_until(lambda: not {record for record in RECORDS if not has_values(scraped.prometheus, record)})
-    assert scraped.prometheus.value("safelight:images_per_hour:rate5m") > 0
+    rate = scraped.prometheus.value("safelight:images_per_hour:rate5m")
+    assert rate is not None and rate > 0
     assert {
         sample["metric"]["stage"] for sample in scraped.prometheus.ask("safelight:stage_replicas:max")
     } == {
@@ -258,7 +262,7 @@ def test_no_critical_alert_is_pending(scraped: ScrapedService) -> None:
 
 
 def is_critical(rule: dict[str, Any]) -> bool:
-    return rule["type"] == "alerting" and rule["labels"]["severity"] == "critical"
+    return bool(rule["type"] == "alerting" and rule["labels"]["severity"] == "critical")
 
 
 def _with_subclasses(error: type[Any]) -> Iterator[type[Any]]:

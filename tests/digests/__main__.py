@@ -95,7 +95,7 @@ def _service(command: list[str]) -> Iterator[str]:
         process.wait(60)
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen) -> None:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -36,7 +36,7 @@ from safelight.service.settings import Settings  # noqa: E402
 MAX_DENOISERS = 3
 STEPS = 150
 ROUTE = "/v1/images/generations"
-NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 << 20}
 
 
 async def main(port: int) -> dict[str, object]:
@@ -44,7 +44,7 @@ async def main(port: int) -> dict[str, object]:
     with running_cluster(port) as cluster:
         await asyncio.to_thread(wait_until_ready, url)
         # Fills the head node, so that further denoisers go to other nodes.
-        placeholder = ray.remote(num_cpus=0.5)(Placeholder).remote()
+        placeholder: Any = ray.remote(num_cpus=0.5)(Placeholder).remote()
         await placeholder.__ray_ready__.remote()
         workers = [cluster.add_node(**NODE) for _ in range(2)]
         limits = httpx2.Limits(max_connections=None)
@@ -131,7 +131,9 @@ def denoisers() -> dict[str, str]:
     """The node of each live denoiser, by its actor."""
     actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
     return {
-        actor.actor_id: actor.node_id for actor in actors if "Denoiser" in (actor.name or actor.class_name)
+        actor.actor_id: actor.node_id or ""
+        for actor in actors
+        if "Denoiser" in (actor.name or actor.class_name)
     }
 
 

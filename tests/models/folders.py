@@ -55,7 +55,8 @@ def write_pixart(folder: Path, kind: str = "sigma", seed: int = 0) -> DiffusionP
             cross_attention_dim=48, sample_size=SAMPLE_SIZE, caption_channels=32, interpolation_scale=1,
             use_additional_conditions=kind == "alpha",
         )  # fmt: skip
-        parts = {"text_encoder": _t5(32), "transformer": transformer, "vae": _vae(4, scaling_factor=0.13025)}
+        vae = make_vae(4, scaling_factor=0.13025)
+        parts = {"text_encoder": _t5(32), "transformer": transformer, "vae": vae}
     scheduler = DPMSolverMultistepScheduler(**NOISE_BETAS)
     pipeline_class = PixArtAlphaPipeline if kind == "alpha" else PixArtSigmaPipeline
     tokenizer = T5TokenizerFast.from_pretrained(folder / "tokenizer")
@@ -82,7 +83,7 @@ def write_sd3(folder: Path, kind: str = "sd3", *, with_t5: bool = True, seed: in
             "text_encoder_2": _clip(24, "gelu"),
             "text_encoder_3": _t5(64) if with_t5 else None,
             "transformer": transformer,
-            "vae": _vae(
+            "vae": make_vae(
                 16,
                 scaling_factor=1.5305,
                 shift_factor=0.0609,
@@ -107,7 +108,7 @@ def write_dit(folder: Path, seed: int = 0) -> DiffusionPipeline:
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2,
             sample_size=SAMPLE_SIZE, num_embeds_ada_norm=NUM_CLASSES,
         )  # fmt: skip
-        parts = {"transformer": transformer, "vae": _vae(4, scaling_factor=0.18215)}
+        parts = {"transformer": transformer, "vae": make_vae(4, scaling_factor=0.18215)}
     pipeline = _save(
         DiTPipeline(scheduler=DDIMScheduler(**NOISE_BETAS, clip_sample=False), id2label=labels, **parts),
         folder,
@@ -137,7 +138,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _vae(latent_channels: int, **options: Any) -> AutoencoderKL:
+def make_vae(latent_channels: int, **options: Any) -> AutoencoderKL:
+    """An autoencoder with random weights, eight pixels on a side of a latent one."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4,

@@ -1,7 +1,10 @@
 """Parts of the `tiny` model for engine tests: real networks with random weights, float32 or bfloat16."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
@@ -45,8 +49,8 @@ def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
     return build_engine(model(), max_rows=max_rows, max_tokens=10**6, dtype=dtype)
 
 
-def params(**changes: object) -> GenerationParams:
-    defaults = {
+def params(**changes: Any) -> GenerationParams:
+    defaults: dict[str, Any] = {
         "prompt": "a red apple",
         "negative_prompt": "",
         "width": 64,
@@ -66,16 +70,35 @@ def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
 
 
 def drain(engine: Engine) -> dict[str, SampleOutcome]:
-    outcomes = {}
+    outcomes: dict[str, SampleOutcome] = {}
     while engine.has_work:
         outcomes |= {o.request_id: o for o in engine.step()}
     return outcomes
+
+
+def latents_of(outcome: SampleOutcome) -> Tensor:
+    """The latents of a sample that has them."""
+    assert outcome.latents is not None
+    return outcome.latents
 
 
 def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The latents of `p` in an engine of its own."""
     fresh_engine = engine(dtype=dtype)
     add(fresh_engine, "only", p)
-    latents = drain(fresh_engine)["only"].latents
-    assert latents is not None
-    return latents
+    return latents_of(drain(fresh_engine)["only"])
+
+
+def decode(decoder: ImageDecoder, latents: Sequence[Tensor]) -> list[np.ndarray]:
+    """The pixels (H, W, 3) uint8 of latents, all of which can be decoded."""
+    images: list[np.ndarray] = []
+    for result in decoder.decode(latents):
+        assert not isinstance(result, InvalidImage), result
+        images.append(result[0])
+    return images
+
+
+def assert_rounded(pixels: np.ndarray, expected: np.ndarray) -> None:
+    """Assert that `pixels` (H, W, 3) are `expected` in 0..1 as the nearest of 256 levels."""
+    assert pixels.dtype == np.uint8 and pixels.shape == expected.shape
+    assert np.abs(pixels - 255.0 * expected).max() < 0.51  # a convolution may sum in another order

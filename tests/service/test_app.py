@@ -78,6 +78,7 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], b
     found = deployments_of(app_from_args(args))
     settings, model = Settings(**args), find_model("tiny")
     assert found.keys() == {"Gateway", "Ledger", *stages}
+    make_backend: Any
     make_backend, *parts = bound(found["Gateway"])
     assert make_backend.func is backend_class
     asleep = {"denoise"} if layout == "split" else {"encode", "denoise", "decode"}
@@ -131,6 +132,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
     found = build(**settings, **RANGES)
     config: Any = found[name]._deployment_config
     scaling = config.autoscaling_config
+    assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
     assert scaling.policy.policy_kwargs == {"target_seconds": 7.0}
     assert scaling.policy.policy_function == "safelight.service.ray_serve.autoscaling:ByWork"
@@ -142,6 +144,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
 def test_gateways_scale_by_requests_in_flight() -> None:
     config: Any = build(gateway_replicas="1-8", **RANGES)["Gateway"]._deployment_config
     scaling = config.autoscaling_config
+    assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
     assert scaling.target_ongoing_requests == 64
     assert config.max_ongoing_requests == 10_000

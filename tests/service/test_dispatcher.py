@@ -17,12 +17,13 @@ from safelight.service.errors import (
     StageLost,
 )
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import ImageFormat, RequestContext
+from safelight.service.messages import ImageFormat, RequestContext, StageStatus
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
+from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
 from tests.fakes import MODEL, FakeBackend, make_params
-from tests.service.asgi import AsgiClient
+from tests.service.asgi import AsgiClient, Message
 from tests.virtual_time import run_in_virtual_time
 
 
@@ -42,6 +43,24 @@ async def test_images_are_in_the_order_of_the_request() -> None:
     results = await make_dispatcher(backend).generate(IMAGES, ImageFormat())
     assert [params.image_index for params, _ in backend.drawn] == [0, 1, 2]
     assert [f"image_index={k}" in result.image.decode() for k, result in enumerate(results)] == [True] * 3
+
+
+async def test_a_stage_that_does_not_answer_has_its_last_report_or_may_be_asleep() -> None:
+    """The encoder answers, the denoiser is too busy, and the decoder has no replica; the ledger knows two."""
+
+    class ReportedLedger(LocalLedger):
+        async def status(self) -> Mapping[str, StageStatus | None]:
+            return {"encode": StageStatus(images=1), "denoise": StageStatus(images=2), "decode": None}
+
+    backend = FakeBackend(stages={"encode": StageStatus(images=7), "denoise": None, "decode": None})
+    asleep = Settings(denoise_replicas="0-2", decode_replicas="0-2")
+    for settings, decoder in ((Settings(), None), (asleep, StageStatus(is_asleep=True))):
+        dispatcher = RequestDispatcher(backend, Metrics(), settings, ReportedLedger(settings))
+        assert await dispatcher.status() == {
+            "encode": StageStatus(images=7),
+            "denoise": StageStatus(images=2),
+            "decode": decoder,
+        }
 
 
 async def test_draining_finishes_requests_in_flight_and_refuses_new_ones() -> None:

@@ -2,13 +2,17 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from safelight.pipeline.assembly import decoder, encoder, engine
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine.image_files import encode_image
 from safelight.service import inprocess
 from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import ImageFormat
 from safelight.service.settings import Settings
+from tests.fakes import FakeDecoder, make_params
 
 BUILDERS = {
     "encode": (encoder, "build_text_encoder"),
@@ -73,3 +77,14 @@ def test_a_stage_of_much_work_uses_every_core(
     pipeline.wait()
     pipeline.close()
     assert {options["num_threads"] for options in built.values()} == {3}
+
+
+@pytest.mark.parametrize("output", [ImageFormat("png", 0), ImageFormat("webp", 100), ImageFormat("jpeg", 7)])
+def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, output: ImageFormat) -> None:
+    monkeypatch.setattr(decoder, "build_decoder", lambda *args, **kwargs: FakeDecoder())
+    stage = inprocess.make_decode_stage(find_model("tiny"), Settings(model="tiny"))
+    stage.close()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    params = make_params(prompt="a red apple", seed=5)
+    expected = encode_image(pixels, output.format, output.compression, params, "tiny")
+    assert stage._write_image(pixels, output, params) == expected

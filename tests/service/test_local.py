@@ -1,6 +1,9 @@
 """Starting a local service, as far as it can be tested without Ray."""
 
+import os
 import re
+import shutil
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path

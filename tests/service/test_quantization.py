@@ -52,7 +52,12 @@ def test_eval_uses_it_and_keeps_its_images_apart(
 def test_the_service_reads_it_from_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     dtypes: list[torch.dtype] = []
     real = Int8.on
-    monkeypatch.setattr(Int8, "on", lambda device, dtype: dtypes.append(dtype) or real(device, dtype))
+
+    def recorded_on(device: torch.device, dtype: torch.dtype) -> Int8:
+        dtypes.append(dtype)
+        return real(device, dtype)
+
+    monkeypatch.setattr(Int8, "on", recorded_on)
     for quantization, num_calls in (("none", 0), ("int8", 1)):
         pipeline = InProcessPipeline(find_model("tiny"), Settings(model="tiny", quantization=quantization))
         pipeline.wait()

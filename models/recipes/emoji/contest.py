@@ -5,7 +5,7 @@ real model's. The results go beside the weights.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,6 +122,17 @@ def run(work: Path, weights: Path, num_steps: int, limit: int, seed: int = 0) ->
         "contenders": rows,
     }
     (weights / "objectives.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(rows))
+
+
+def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The rates by objective as a Markdown table."""
+    lines = ["| objective, times | concept top-1 | top-5 |", "|---|---|---|"]
+    for name, rates in rows.items():
+        top1, top5 = rates["concept_top1"], rates["concept_top5"]
+        cell = f"{top1['rate']:.1%} ({top1['low']:.1%} to {top1['high']:.1%})"
+        lines.append(f"| {name} | {cell} | {top5['rate']:.1%} |")
+    return "\n".join(lines)
 
 
 def _train(

@@ -4,6 +4,7 @@ Writes `docs/emoji-128-curves.png`, and `curves.json` beside the weights. Images
 that an interrupted run can resume.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 from safelight.pipeline.params import GenerationParams
 
+DIGEST = "Figures"  # key of the digest in the plot's text
 SET = "styled"
 SOLVERS = ("ddim", "dpmpp_2m", "unipc_2")
 STEPS = (4, 6, 8, 10, 15, 20, 30, 50)
@@ -42,9 +44,11 @@ def run(work: Path, weights: Path, limit: int) -> None:
         )
         for curve, x, point_requests in _points(requests):
             start = bar.tasks[task].completed
-            images = renderer.render(
-                point_requests, lambda num, start=start: bar.update(task, completed=start + num)
-            )
+
+            def report_progress(num: int, start: float = start) -> None:
+                bar.update(task, completed=start + num)
+
+            images = renderer.render(point_requests, report_progress)
             rate = rate_images(gallery, prompts, images)["concept_top1"]
             points.setdefault(curve, {})[f"{x:g}"] = rate.as_dict()
     report = {"set": SET, "prompts": len(prompts), "default": default_settings(requests[0]), "points": points}
@@ -83,7 +87,7 @@ def _table(title: str, columns: list[str], rows: dict[str, dict[str, dict[str, f
 
 
 def draw_plot(points: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
-    """Plot accuracy against steps and against guidance, with 95 % intervals."""
+    """Plot accuracy against steps and against guidance, with 95 % intervals, and the digest of `points`."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -107,7 +111,13 @@ def draw_plot(points: dict[str, dict[str, dict[str, float]]], path: Path) -> Non
     for panel in panels:
         panel.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={DIGEST: digest(points), "Software": None})
+    pyplot.close(figure)
+
+
+def digest(points: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Of what the plot shows; the plot carries it as text, so that an old one is recognised."""
+    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
 
 
 def _points(defaults: Sequence[GenerationParams]) -> Iterator[tuple[str, float, list[GenerationParams]]]:

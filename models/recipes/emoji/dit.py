@@ -64,7 +64,8 @@ class ConditionedDiT(nn.Module):
         self.dit = dit
 
     def forward(self, x: Tensor, timesteps: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        return self.dit(x, self.dit.modulations(timesteps), self.dit.text_key_values(states, mask))
+        out: Tensor = self.dit(x, self.dit.modulations(timesteps), self.dit.text_key_values(states, mask))
+        return out
 
 
 def build(config: DiTConfig = CONFIG) -> DiT:

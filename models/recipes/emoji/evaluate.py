@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji import card, sheets
 from safelight.models.recipes.emoji.sheets import default_request
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
-from safelight.pipeline.evaluation.nearest_image import rate_images
+from safelight.pipeline.evaluation.clip_score import Mean, clip_scores, load_scorer
+from safelight.pipeline.evaluation.nearest_image import Rate, rate_images
 from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
@@ -36,13 +36,14 @@ def run(work: Path, weights: Path, limit: int) -> None:
         with Progress() as bar:
             task = bar.add_task(name, total=len(prompts))
             requests = [default_request(prompt.text, SEED + i, model) for i, prompt in enumerate(prompts)]
-            images = renderer.render(
-                requests, lambda num, bar=bar, task=task: bar.update(task, completed=num)
-            )
-        results = {
-            **rate_images(gallery, prompts, images),
-            **(clip_scores(scorer, gallery, prompts, images) if scorer else {}),
-        }
+
+            def report_progress(num: int, bar: Progress = bar, task: TaskID = task) -> None:
+                bar.update(task, completed=num)
+
+            images = renderer.render(requests, report_progress)
+        results: dict[str, Rate | Mean] = {**rate_images(gallery, prompts, images)}
+        if scorer:
+            results |= clip_scores(scorer, gallery, prompts, images)
         sets[name] = {"prompts": len(prompts)} | {key: value.as_dict() for key, value in results.items()}
         print(json.dumps({name: sets[name]}, indent=1), flush=True)
     report = {

@@ -67,6 +67,7 @@ def make_gallery(work: Path, output: Path) -> Gallery:
         clean = torch.from_numpy(np.stack([dataset.on_background(i) for i in indices])).permute(0, 3, 1, 2)
         with torch.inference_mode():
             restored = decode_latents(vae, encode_pixels(vae, clean.float() / 127.5 - 1.0))
+        restored = restored.clamp(-1.0, 1.0)
         pixels = ((restored + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         is_restored += [
             gallery.concept_groups[nearest[0]] == gallery.concept_groups[i]

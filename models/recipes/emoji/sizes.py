@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji.evaluate import SEED
@@ -39,7 +39,11 @@ def run(work: Path, weights: Path, limit: int) -> None:
                 replace(default_request(prompt.text, SEED + i, model), width=width, height=height)
                 for i, prompt in enumerate(prompts)
             ]
-            images = renderer.render(requests, lambda num, task=task: bar.update(task, completed=num))
+
+            def report_progress(num: int, task: TaskID = task) -> None:
+                bar.update(task, completed=num)
+
+            images = renderer.render(requests, report_progress)
             rates[f"{width}x{height}"] = rate_images(gallery, prompts, images)["concept_top1"]
     native = next(iter(rates.values())).share
     results = {

@@ -135,7 +135,7 @@ class TrainingRun:
 
     def _step(self, step: int, loss: Tensor) -> float:
         """Update the parameters and their average; return the loss."""
-        torch.autograd.backward(loss)
+        loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()

@@ -95,12 +95,13 @@ def _loss(vae: AutoencoderTiny, x: Tensor, generator: torch.Generator) -> Tensor
     y = functional_call(vae.decoder, _part(weights, "decoder."), (noisy,)).float()
     mean, variance = latents.float().mean((0, 2, 3)), latents.float().var((0, 2, 3))
     moments = (mean.square() + variance.clamp_min(1e-4).log().square()).mean()
-    return (
+    loss: Tensor = (
         F.l1_loss(y, x)
         + MSE_WEIGHT * F.mse_loss(y, x)
         + F.l1_loss(_gradient(y), _gradient(x))
         + MOMENT_WEIGHT * moments
     )
+    return loss
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -135,5 +136,5 @@ def _scaling_factor(vae: AutoencoderTiny, dataset: data.Dataset, trained: Tensor
     pixels = np.stack([dataset.on_background(i) for i in sample])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.inference_mode():
-        latents = torch.cat([vae.encode(part).latents for part in x.split(16)])
-    return 1.0 / latents.std().item()
+        latents = torch.cat([vae.encode(part).latents for part in torch.split(x, 16)])
+    return 1.0 / float(latents.std())

@@ -1,11 +1,9 @@
 """One-step methods, each in the form of its paper."""
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
 
-from safelight.pipeline.diffusion.prediction import learned_log_variance
 from safelight.pipeline.diffusion.reference.problem import Problem
 
 
@@ -60,20 +58,6 @@ def _posterior(problem: Problem, x: Tensor, t: float, t_next: float) -> tuple[Te
     beta = sigma**2 - alpha_step**2 * sigma_next**2
     mean = (alpha_step * sigma_next**2 * x + alpha_next * beta * problem.denoise(x, t)) / sigma**2
     return mean, beta, beta * sigma_next**2 / sigma**2
-
-
-def ddpm_learned(problem: Problem, x: Tensor, fraction: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """`ddpm` with a learned variance per element (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
-
-    x has any shape. `fraction(x, t)`, of the shape of x, places the log variance between that of the
-    posterior (0) and log beta (1).
-    """
-    for k, (t, t_next) in enumerate(problem.steps):
-        mean, beta, posterior = _posterior(problem, x, t, t_next)
-        if t_next == 0.0:
-            return mean
-        x = mean + (0.5 * learned_log_variance(fraction(x, t), beta, posterior)).exp() * problem.noise(k)
-    return x
 
 
 def euler_ancestral(problem: Problem, x: Tensor) -> Tensor:

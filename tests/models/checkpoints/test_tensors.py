@@ -21,6 +21,7 @@ from safelight.models.vae import load_vae
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from tests.models.text.folders import edit_json
 
@@ -259,7 +260,11 @@ def test_each_stage_loads_its_own_part_only(folder: Path) -> None:
     weights = {"text_encoder": folder / "text_encoder" / CLIP_WEIGHTS} | {
         part: folder / part / WEIGHTS for part in ("transformer", "vae")
     }
-    stages = {"text_encoder": build_text_encoder, "transformer": build_engine, "vae": build_decoder}
+    stages: dict[str, Callable[[ModelInfo], object]] = {
+        "text_encoder": build_text_encoder,
+        "transformer": build_engine,
+        "vae": build_decoder,
+    }
     for stage, build in stages.items():
         moved = {
             part: file.rename(file.with_suffix(".away")) for part, file in weights.items() if part != stage

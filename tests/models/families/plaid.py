@@ -54,10 +54,10 @@ class PlaidNetwork(nn.Module):
     def __init__(self, config: PlaidConfig) -> None:
         super().__init__()
         self.config = config
-        patch = {"kernel_size": config.patch_size, "stride": config.patch_size}
-        self.enter = nn.Conv2d(config.in_channels, config.width, **patch)
+        patch = config.patch_size
+        self.enter = nn.Conv2d(config.in_channels, config.width, kernel_size=patch, stride=patch)
         self.text = nn.Linear(NUM_BYTES, config.width)
-        self.leave = nn.ConvTranspose2d(config.width, config.in_channels, **patch)
+        self.leave = nn.ConvTranspose2d(config.width, config.in_channels, kernel_size=patch, stride=patch)
 
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Tensor:
         return timesteps.to(self.text.weight.dtype)[:, None] / 1000
@@ -70,7 +70,8 @@ class PlaidNetwork(nn.Module):
 
     def predict(self, x: Tensor, rows: list[Tensor], steps: Sequence[int]) -> Tensor:
         shift = torch.stack([shifts[step] for shifts, step in zip(rows, steps, strict=True)])
-        return self.leave(self.enter(x) + shift[:, :, None, None])
+        prediction: Tensor = self.leave(self.enter(x) + shift[:, :, None, None])
+        return prediction
 
 
 class PlaidSpec(NetworkSpec[PlaidConfig]):

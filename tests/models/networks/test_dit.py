@@ -30,7 +30,8 @@ def forward(
     dit: DiT, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     with torch.inference_mode():
-        return dit(x, dit.modulations(t), dit.text_key_values(states, mask))
+        prediction: torch.Tensor = dit(x, dit.modulations(t), dit.text_key_values(states, mask))
+    return prediction
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (8, 16)], ids=str)
@@ -205,9 +206,10 @@ def test_a_block_of_the_true_width_equals_diffusers(is_sized: bool) -> None:
 
         def predicted(dit: DiT, dtype: torch.dtype) -> torch.Tensor:
             everything = torch.ones(2, 7, dtype=torch.bool)
-            return dit(
+            prediction: torch.Tensor = dit(
                 x.to(dtype), dit.modulations(t, (96, 160)), dit.text_key_values(states.to(dtype), everything)
             ).float()
+            return prediction
 
         assert float((predicted(ours, torch.float32) - expected).abs().max()) <= 1e-4 * float(expected.std())
         near = torch.cosine_similarity(

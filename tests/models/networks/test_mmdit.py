@@ -77,17 +77,19 @@ def inputs(size: tuple[int, int], rows: int = 3) -> Inputs:
 
 def forward(mmdit: MMDiT, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor) -> Tensor:
     with torch.inference_mode():
-        conditioning = mmdit.conditioning(mmdit.prepare_times(t, x.shape[-2:]), pooled)
-        return mmdit(x, mmdit.modulations(conditioning), mmdit.text_tokens(states))
+        conditioning = mmdit.conditioning(mmdit.prepare_times(t, (x.shape[-2], x.shape[-1])), pooled)
+        prediction: Tensor = mmdit(x, mmdit.modulations(conditioning), mmdit.text_tokens(states))
+    return prediction
 
 
 def forward_theirs(
     theirs: SD3Transformer2DModel, x: Tensor, t: Tensor, pooled: Tensor, states: Tensor
 ) -> Tensor:
     with torch.inference_mode():
-        return theirs(
+        prediction: Tensor = theirs(
             x, timestep=t, pooled_projections=pooled, encoder_hidden_states=states, return_dict=False
         )[0]
+    return prediction
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -26,16 +26,19 @@ def sum_in_halves(weight: Tensor, x: Tensor) -> Tensor:
     return x[:, :middle] @ weight[:, :middle].T + x[:, middle:] @ weight[:, middle:].T
 
 
-def product_with_split_sums(is_split: Callable[[int], bool]) -> tuple[list[int], object]:
+def product_with_split_sums(is_split: Callable[[int], bool]) -> tuple[list[int], LinearFunction]:
     """A list of the lengths at which a product was called, and the product.
 
     It uses `sum_in_halves` at the lengths for which `is_split` is true, and one plain sum elsewhere.
     """
-    weight, lengths = cancelling_weight(24, WIDTH, torch.float64).float(), []
+    weight = cancelling_weight(24, WIDTH, torch.float64).float()
+    lengths: list[int] = []
 
     def product(x: Tensor) -> Tensor:
         lengths.append(len(x))
-        halves, whole = sum_in_halves(weight, x), sum(x[:, k : k + 1] * weight[:, k] for k in range(WIDTH))
+        halves, whole = sum_in_halves(weight, x), torch.zeros(len(x), len(weight))
+        for k in range(WIDTH):
+            whole += x[:, k : k + 1] * weight[:, k]
         return halves if is_split(len(x)) else whole
 
     return lengths, product

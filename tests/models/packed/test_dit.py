@@ -68,9 +68,10 @@ def row(network: PackedDiT, states: Tensor, mask: Tensor) -> Row:
 
 def expected(x: Tensor, states: Tensor, mask: Tensor, step: int) -> Tensor:
     dit = plain()
-    return dit(
+    prediction: Tensor = dit(
         x[None], dit.modulations(TIMES[step : step + 1]), dit.text_key_values(states[None], mask[None])
     )[0]
+    return prediction
 
 
 @torch.inference_mode()

@@ -1,5 +1,7 @@
 """int8 layers and networks against exact ones, alone and in batches. The kernels are really compiled."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,8 +176,13 @@ def test_small_layers_stay_exact() -> None:
 
 
 def test_kernels_are_compiled_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
+    compiled: list[Callable[..., object]] = []
+
+    def record(step: Callable[..., object], **_: object) -> Callable[..., object]:
+        compiled.append(step)
+        return step
+
+    monkeypatch.setattr(torch, "compile", record)
     _kernels.cache_clear()
     try:
         for width in (24, 48):

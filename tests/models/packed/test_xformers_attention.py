@@ -1,5 +1,6 @@
 """xformers' back end as far as it can be tested without CUDA: masks, arguments of the call, and refusals."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +39,8 @@ ROWS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 7)), min_size=1, max
 def attend_with_dense_mask(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any) -> Tensor:
     """The documented meaning of xformers' call, (1, T, A, K): scores of all tokens plus the dense mask."""
     bias = attn_bias.materialize((1, q.shape[2], q.shape[1], k.shape[1]), dtype=torch.float32)
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=bias).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_it_is_refused_on_a_cpu() -> None:
 
 
 def test_torch_is_selected_with_the_reason_where_xformers_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xformers_attention.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     attention, reason = select_attention(CUDA, torch.bfloat16, 16, 72)
     assert (attention.name, reason) == (
         "fused",
@@ -124,6 +125,6 @@ def test_a_broken_cuda_runtime_is_logged_and_not_raised(
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / cuda_runtime.LIBRARY).write_bytes(b"not a library")
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda name: package)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
     cuda_runtime.preload_cuda_runtime()
     assert "cannot be loaded" in caplog.text

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors import safe_open
 from torch import nn
 
+from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes import objectives
-from safelight.models.recipes.emoji import card, data, dit, prompts, views
+from safelight.models.recipes.emoji import card, contest, curves, data, dit, prompts, sizes, views
 from safelight.models.recipes.emoji.captions import (
     COLOURS,
     MAX_KEYWORDS,
@@ -36,6 +40,7 @@ from safelight.models.recipes.emoji.training import (
     warmup_stable,
     warmup_stable_decay,
 )
+from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.prediction import out_coefficients
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
 
@@ -63,25 +68,15 @@ def test_each_loss_is_the_squared_error_of_its_prediction(schedule: Schedule) ->
     x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.2, 0.6, 0.95])
     x = objectives.add_noise(x0, eps, t, schedule)
     out = {}
-    for prediction in ("epsilon", "v_prediction", "sample"):
+    for prediction in ("epsilon", "v_prediction"):
         u, w = zip(*(out_coefficients(prediction, *schedule.alpha_sigma(float(v))) for v in t), strict=True)
         out[prediction] = torch.tensor(u)[:, None, None, None] * x + torch.tensor(w)[:, None, None, None] * x0
     for error, loss in ((0.0, 0.0), (2.0, 4.0)):
         assert float(objectives.simple_loss(out["epsilon"] + error, eps)) == pytest.approx(loss, abs=1e-3)
-        assert float(objectives.x0_loss(out["sample"] + error, x0)) == pytest.approx(loss, abs=1e-3)
         if schedule.family == "vp":  # v is defined for alpha^2 + sigma^2 = 1
             assert float(
                 objectives.v_loss(out["v_prediction"] + error, x0, eps, t, schedule)
             ) == pytest.approx(loss, abs=1e-3)
-
-
-def test_min_snr_weights_cap_the_signal() -> None:
-    t = torch.tensor([0.01, 0.5, 0.9])
-    snr = torch.tensor([(a / s) ** 2 for a, s in (VariancePreserving().alpha_sigma(float(u)) for u in t)])
-    assert snr[0] > 5.0 > snr[1]
-    torch.testing.assert_close(
-        objectives.min_snr_weights(t, VariancePreserving()), torch.tensor([5.0 / float(snr[0]), 1.0, 1.0])
-    )
 
 
 def test_times_are_logit_normal() -> None:
@@ -167,9 +162,9 @@ def test_a_placed_image_is_centred_on_its_background() -> None:
 
 
 def test_half_of_the_annealing_batches_have_other_sizes() -> None:
-    sizes = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
-    assert {*sizes} == {views.NATIVE, *views.OTHERS}
-    assert sizes.count(views.NATIVE) / len(sizes) == pytest.approx(0.5, abs=0.08)
+    drawn = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
+    assert {*drawn} == {views.NATIVE, *views.OTHERS}
+    assert drawn.count(views.NATIVE) / len(drawn) == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_latest_annealed_checkpoint_is_exported(tmp_path: Path) -> None:
@@ -191,8 +186,10 @@ def test_prompt_sets_match_their_names() -> None:
     assert {(prompt.concepts[0], prompt.style) for prompt in sets["held-out"]} == held_out
     assert not {(prompt.concepts[0], prompt.style) for prompt in sets["styled"]} & held_out
     for prompt in sets["backgrounds"]:
+        assert prompt.background is not None
         assert EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["held-out-backgrounds"]:
+        assert prompt.background is not None
         assert not EmojiImage(Concept(prompt.concepts[0], "", ()), "3d").shown_on(prompt.background)
     for prompt in sets["keywords"]:
         assert len(prompt.concepts) == len(
@@ -225,9 +222,91 @@ def test_the_scorer_has_another_seed_and_sees_all_images() -> None:
     assert len(SCORER.training_images(dataset)) == len(images) > len(CLIP.training_images(dataset))
 
 
+def read_card() -> str:
+    return (WEIGHTS / "README.md").read_text(encoding="utf-8")
+
+
+def read_results(name: str) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((WEIGHTS / f"{name}.json").read_text())
+    return results
+
+
 def test_the_model_card_holds_the_evaluation() -> None:
-    evaluation = json.loads((WEIGHTS / "evaluation.json").read_text())
-    assert card.table(evaluation) in (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    evaluation = read_results("evaluation")
+    assert card.table(evaluation) in read_card()
+    settings = "{num_inference_steps} steps, guidance {guidance_scale:g}, `{solver}`"
+    assert settings.format(**evaluation) in read_card()
+
+
+def test_the_model_card_holds_the_curves() -> None:
+    results = read_results("curves")
+    points = results["points"]
+    for block in curves.table(points).split("\n\n"):
+        assert f"\n\n{block}\n\n" in read_card()
+    assert f"the first {results['prompts']} prompts of `{results['set']}`" in read_card()
+    columns = {"guidance": curves.GUIDANCE, "stride": curves.STRIDES}
+    for name, rates in points.items():
+        assert [float(x) for x in rates] == [*columns.get(name, curves.STEPS)]
+
+    def loss(solver: str) -> float:
+        return 100 * float(points[solver]["50"]["rate"] - points[solver]["10"]["rate"])
+
+    worst = max(loss(solver) for solver in curves.SOLVERS)
+    summary = f"10 steps lose at most {worst:.1f} points against 50 (`dpmpp_2m` {loss('dpmpp_2m'):.1f})"
+    assert summary in read_card()
+    best = sorted(points["guidance"], key=lambda w: points["guidance"][w]["rate"])[-4:]
+    assert f"the best guidance is {min(map(int, best))} to {max(map(int, best))}" in read_card()
+
+
+def test_the_model_card_holds_the_objectives() -> None:
+    results = read_results("objectives")
+    assert f"\n\n{contest.table(results['contenders'])}\n\n" in read_card()
+    assert [*results["contenders"]] == [*contest.OBJECTIVES]
+    assert f"for {results['steps']:,} steps × {results['batch']} under each objective" in read_card()
+    assert f"rated on {results['prompts']} {results['set']}" in read_card()
+
+
+def test_the_model_card_holds_the_rates_at_other_sizes() -> None:
+    results = read_results("sizes")
+    (_, native), *others = (
+        (size.replace("x", "×"), f"{100 * rate['rate']:.0f} %") for size, rate in results["sizes"].items()
+    )
+    first, second, third = (f"{rate} at {size}" for size, rate in others)
+    phrase = f"of {results['prompts']} {results['set']} {first}, {second} and {third}, against {native}"
+    assert phrase in read_card()
+    for size, rate in results["sizes"].items():
+        loss = results["sizes"]["128x128"]["rate"] - rate["rate"]
+        assert rate["is_served"] == (loss <= sizes.MAX_LOSS), size
+    served = {size for size, rate in results["sizes"].items() if rate["is_served"]}
+    assert {f"{width}x{height}" for width, height in find_model("emoji-128").sizes} == served
+
+
+def test_the_model_card_holds_the_sizes_of_the_parts() -> None:
+    rows = {
+        line.split("|")[1].strip(" `"): [cell.strip() for cell in line.split("|")[3:5]]
+        for line in read_card().splitlines()
+        if line.startswith("| `") and line.endswith("MB |")
+    }
+    assert rows.keys() == {"transformer", "text_encoder", "vae", "scorer"}
+    for part, cells in rows.items():
+        [file] = (WEIGHTS / part).glob("*.safetensors")
+        with safe_open(file, "pt") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        num_parameters = sum(math.prod(shape) for shape in shapes)
+        assert cells == [f"{num_parameters / 1e6:.1f} M", f"{file.stat().st_size / 1e6:.1f} MB"], part
+    files = [*WEIGHTS.glob("*/*.safetensors"), *WEIGHTS.glob("gallery.*")]
+    megabytes = round(sum(file.stat().st_size for file in files) / 1e6)
+    assert f"All weights and the gallery are {megabytes} MB" in read_card()
+
+
+def test_the_model_card_counts_the_gallery() -> None:
+    gallery = Gallery.load(WEIGHTS)
+    num_concepts = len({entry.hexcode for entry in gallery.entries})
+    assert f"Images of {num_concepts:,} emoji" in read_card()
+    assert f"in three styles, {len(gallery.entries):,} in all" in read_card()
+    assert {entry.style for entry in gallery.entries} == {*STYLES}
+    num_groups = len(set(gallery.concept_groups))
+    assert f"which leaves {num_groups:,} of {num_concepts:,}" in read_card()
 
 
 def test_composite_is_straight_alpha() -> None:
@@ -256,10 +335,17 @@ def test_filters_are_stepped_as_matrices() -> None:
     torch.manual_seed(0)
     convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(6, 36).clone())
-    options = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    ours, theirs = FilterMuon([convolution.weight], **options), torch.optim.Muon([matrix], **options)
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "weight_decay": 0.0,
+        "momentum": 0.9,
+        "adjust_lr_fn": "match_rms_adamw",
+    }
+    filters = [cast(nn.Parameter, convolution.weight)]
+    ours, theirs = FilterMuon(filters, **options), torch.optim.Muon([matrix], **options)
     for _ in range(2):
         convolution(torch.randn(2, 4, 8, 8)).square().sum().backward()
+        assert convolution.weight.grad is not None
         matrix.grad = convolution.weight.grad.permute(0, 2, 3, 1).reshape(6, 36).clone()
         ours.step()
         theirs.step()
@@ -268,7 +354,7 @@ def test_filters_are_stepped_as_matrices() -> None:
         torch.testing.assert_close(convolution.weight.permute(0, 2, 3, 1).reshape(6, 36), matrix)
 
 
-def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
+def train(folder: Path, *stops: int) -> dict[str, Any]:
     """Train 6 steps, interrupted at each of `stops` and resumed from the checkpoint alone."""
     folder.mkdir()
     for stop in stops:
@@ -290,13 +376,15 @@ def train(folder: Path, *stops: int) -> dict[str, dict[str, torch.Tensor]]:
         ) -> torch.Tensor:
             if step == stop:
                 raise KeyboardInterrupt
-            return net(torch.randn(8, 4, generator=generator)).square().mean()
+            output: torch.Tensor = net(torch.randn(8, 4, generator=generator))
+            return output.square().mean()
 
         try:
             run.train(loss, seed=5)
         except KeyboardInterrupt:
             continue
-    return torch.load(folder / "toy.ckpt", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(folder / "toy.ckpt", weights_only=True)
+    return checkpoint
 
 
 def test_an_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
@@ -312,6 +400,6 @@ def test_gradients_reach_the_float32_parameters() -> None:
     torch.func.functional_call(
         net, bfloat16_copies(net), (torch.ones(1, 4, dtype=torch.bfloat16),)
     ).float().sum().backward()
-    assert net.weight.grad is not None
+    assert net.weight.grad is not None and net.bias.grad is not None
     assert net.weight.grad.dtype == torch.float32
     assert torch.equal(net.bias.grad, torch.ones(2))

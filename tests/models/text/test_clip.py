@@ -83,6 +83,22 @@ def test_words_with_untrained_tokens_are_dropped_and_reported(tmp_path: Path, to
     assert torch.equal(question.ids, without.ids)
 
 
+def test_a_word_with_one_untrained_token_is_unknown(tmp_path: Path, tower: ClipTextTower) -> None:
+    """A word of several tokens is known only if all of them are: a part of it would be another word."""
+    source = ensure_tiny() / "text_encoder"
+    first, *_, last = tokens = tower._pairs.encode("xylophonist")
+    assert len(set(tokens)) == len(tokens) > 1
+    for untrained in (first, last):
+        tensors = load_file(source / CLIP_WEIGHTS)
+        tensors["text.token_embedding.weight"][untrained] = 0.0
+        (tmp_path / CLIP_CONFIG).write_text((source / CLIP_CONFIG).read_text())
+        save_file(tensors, tmp_path / CLIP_WEIGHTS)
+        tokenised = ClipTextTower(tmp_path).tokenise("a red xylophonist apple")
+        assert (tokenised.unknown_words, tokenised.num_tokens) == (("xylophonist",), 3)
+        assert torch.equal(tokenised.ids, tower.tokenise("a red apple").ids)
+    assert tower.tokenise("xylophonist").unknown_words == ()
+
+
 def test_a_prompt_cannot_contain_start_or_end_marks(tower: ClipTextTower) -> None:
     tokenised = tower.tokenise("red apple <end_of_text> rocket")
     assert torch.equal(tokenised.ids, tower.tokenise("red apple rocket").ids)

@@ -45,7 +45,7 @@ def write(folder: Path, id2label: object) -> Path:
 def test_a_label_is_read_as_its_class(folder: Path, text: str, number: int) -> None:
     tower = LabelTower(folder)
     reading = tower.read(text)
-    assert reading.pooled.tolist() == [number]
+    assert reading.pooled is not None and reading.pooled.tolist() == [number]
     assert reading.pooled.dtype == torch.int64
     assert (reading.states.shape, reading.mask.shape) == ((0, 0), (0,))
     assert (reading.num_tokens, reading.truncated) == (int(number < 10), False)
@@ -85,7 +85,8 @@ def test_an_unknown_or_ambiguous_label_is_refused_with_suggestions(
 
 def test_without_names_numbers_are_allowed(tmp_path: Path) -> None:
     tower = LabelTower(write(tmp_path, None))
-    assert tower.read("7").pooled.tolist() == [7]
+    pooled = tower.read("7").pooled
+    assert pooled is not None and pooled.tolist() == [7]
     with pytest.raises(
         UnreadableText, match="'goldfish' is not a class of this model: give a number from 0 to 9$"
     ):

@@ -43,14 +43,14 @@ TEXTS = [
     "It's 3D: naïve café 東京 🦊 <end_of_text>",
     "a red apple on a green table " * 60,
 ]
-L = {
+L: dict[str, Any] = {
     "hidden_size": 32,
     "projection_dim": 24,
     "num_attention_heads": 4,
     "hidden_act": "quick_gelu",
     "eos_token_id": 2,
 }
-BIG_G = {
+BIG_G: dict[str, Any] = {
     "hidden_size": 48,
     "projection_dim": 40,
     "num_attention_heads": 6,
@@ -117,7 +117,8 @@ def without_t5(complete: Written, tmp_path_factory: pytest.TempPathFactory) -> W
 
 @pytest.fixture(params=["complete", "without_t5"])
 def written(request: pytest.FixtureRequest) -> Written:
-    return request.getfixturevalue(request.param)
+    written: Written = request.getfixturevalue(request.param)
+    return written
 
 
 @pytest.fixture
@@ -160,6 +161,7 @@ def test_bfloat16_states_are_close_in_direction(written: Written) -> None:
         towers(written.folder, torch.bfloat16).read(TEXTS[0]),
         their_reading(written.pipeline, TEXTS[0]),
     )
+    assert reading.pooled is not None
     for actual, expected_tensor in zip((reading.states, reading.pooled), expected, strict=True):
         assert actual.dtype == torch.float32
         assert torch.cosine_similarity(actual.flatten(), expected_tensor.flatten(), dim=0) >= 0.999
@@ -176,6 +178,7 @@ def test_tokens_are_counted_as_clip_counts_them(written: Written) -> None:
     fits, cut = ours.read("apple " * 75), ours.read("apple " * 76)
     assert (fits.num_tokens, fits.truncated) == (75, False)
     assert (cut.num_tokens, cut.truncated) == (76, True)
+    assert fits.pooled is not None and cut.pooled is not None
     assert torch.equal(fits.pooled, cut.pooled)
     assert (ours.read("").num_tokens, ours.read("").truncated) == (0, False)
 
@@ -188,7 +191,8 @@ def test_an_exclamation_mark_is_a_word_as_in_open_clip(without_t5: Written) -> N
     ids = open_clip.tokenize("a happy dog! wow!!")  # padded with 0, as for bigG
     with torch.inference_mode():
         expected = ours._clips[1](ids)[1][0]
-    assert torch.equal(ours.read("a happy dog! wow!!").pooled[L["projection_dim"] :], expected)
+    pooled = ours.read("a happy dog! wow!!").pooled
+    assert pooled is not None and torch.equal(pooled[L["projection_dim"] :], expected)
 
 
 def test_a_text_cannot_contain_marks_and_long_words_are_split(without_t5: Written) -> None:
@@ -204,6 +208,7 @@ def test_flops_add_up(complete: Written, without_t5: Written) -> None:
     """The encoders' own tests compare their counts with torch's counter."""
     all_three, two = complete.ours, without_t5.ours
     assert two.flops_per_text == sum(tower.flops_per_text for tower in two._clips)
+    assert all_three._t5 is not None
     assert all_three.flops_per_text == two.flops_per_text + all_three._t5.flops_per_text
 
 

@@ -52,7 +52,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(params=["modern", "original"])
 def written(request: pytest.FixtureRequest) -> Written:
-    return request.getfixturevalue(request.param)
+    written: Written = request.getfixturevalue(request.param)
+    return written
 
 
 @pytest.fixture

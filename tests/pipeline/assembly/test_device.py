@@ -1,10 +1,28 @@
-"""The number of threads that a stage sets belongs to its thread."""
+"""The dtype that a device computes fast, and that a stage's number of threads belongs to its thread."""
 
 import threading
 
+import pytest
 import torch
 
-from safelight.pipeline.assembly.device import set_threads
+from safelight.pipeline.assembly.device import fast_dtype, set_threads
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "dtype"),
+    [
+        (False, False, torch.float32),  # which would emulate bfloat16, slowly
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_where_it_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert fast_dtype() == dtype
 
 
 def test_another_thread_does_not_change_the_number() -> None:

@@ -1,11 +1,12 @@
 """Waits on a device against a simulation of the engine's own batching."""
 
 import math
+from dataclasses import astuple, replace
 from functools import partial
 
 import pytest
 
-from safelight.pipeline.capacity.devices import MeasuredDevice, StageDurations
+from safelight.pipeline.capacity.devices import MeasuredDevice, paired_wait_seconds
 from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.scheduling.batcher import Limits
@@ -46,9 +47,9 @@ def test_the_engine_with_two_rows_a_tick_is_an_m_d_1_queue() -> None:
 def test_a_measured_device_gains_by_batching() -> None:
     cost = ImageCost(10.0, 0.0, (2.0,) * 20, 10.0, rows=2, tokens=64)
     device = MeasuredDevice(CHEAPER_BATCHES, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
-    assert device.stage_seconds(cost) == StageDurations(0.02, pytest.approx(2.0), 0.05)
+    assert astuple(device.stage_seconds(cost)) == pytest.approx((0.02, 2.0, 0.05))
     # 8 images in the time of 2
-    assert device.busy_seconds(cost) == StageDurations(0.02, pytest.approx(2.0 * 2 / 8), 0.05)
+    assert astuple(device.busy_seconds(cost)) == pytest.approx((0.02, 2.0 * 2 / 8, 0.05))
     rate = 1.0  # twice the rate that is possible without batching
     assert MDcQueue(rate, device.stage_seconds(cost).total).wait_quantile(0.95) == math.inf
     engine_wait = quantile(0.95, engine_latencies(CHEAPER_BATCHES, 16, rate)) - 2.0
@@ -57,3 +58,32 @@ def test_a_measured_device_gains_by_batching() -> None:
     assert denoise_wait < device.wait_seconds(cost, rate, 0.95) < math.inf
     assert device.wait_seconds(cost, 2.0, 0.95) == math.inf
     assert device.denoise_wait_seconds(cost, 4.1, 0.95, 2) == math.inf
+
+
+COST = ImageCost(10.0, 0.0, (2.0,) * 20, 10.0, rows=2, tokens=64)
+
+
+@pytest.mark.parametrize("limits", [Limits(4, 10**6), Limits(16, 4 * 64 + 3)], ids=["rows", "tokens"])
+def test_a_full_batch_holds_what_both_limits_allow(limits: Limits) -> None:
+    """Here two images: a tick of four rows takes 8/7 of one of two."""
+    device = MeasuredDevice(CHEAPER_BATCHES, text_seconds=0.01, decode_seconds=0.05, limits=limits)
+    assert device.busy_seconds(COST).denoise == pytest.approx(2.0 * 8 / 7 / 2)
+
+
+def test_stages_that_take_turns_add_up_and_others_wait_for_the_slowest() -> None:
+    device = MeasuredDevice(CHEAPER_BATCHES, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
+    assert device.marginal_seconds(COST) == pytest.approx(0.02 + 0.5 + 0.05)
+    at_once = replace(device, stages_take_turns=False)
+    assert at_once.marginal_seconds(COST) == pytest.approx(0.5)
+    assert replace(at_once, decode_seconds=0.7).marginal_seconds(COST) == 0.7
+    assert at_once.wait_seconds(COST, 1.0, 0.95) == device.denoise_wait_seconds(COST, 1.0, 0.95, 1)
+
+
+def test_replicas_share_the_requests() -> None:
+    device = MeasuredDevice(CHEAPER_BATCHES, text_seconds=0.01, decode_seconds=0.05, limits=Limits(16, 10**6))
+    alone = device.denoise_wait_seconds(COST, 1.0, 0.95, 1)
+    assert device.denoise_wait_seconds(COST, 3.0, 0.95, 3) == alone > 0.0
+    pair = MDcQueue(2.0, 0.4, 2).wait_quantile(0.95)
+    assert paired_wait_seconds(2.0, 0.4, 0.95, 2) == paired_wait_seconds(6.0, 0.4, 0.95, 6) == pair > 0.0
+    assert paired_wait_seconds(2.0, 0.4, 0.95, 1) == MDcQueue(2.0, 0.4, 1).wait_quantile(0.95)
+    assert paired_wait_seconds(2.0, 0.0, 0.95, 1) == 0.0

@@ -4,6 +4,7 @@ import random
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ FLEET = Fleet(
 )
 
 
-def run(fleet: Fleet, rate: float, seconds: float, shape: str = "steady", **options: int) -> SimulationResult:
+def run(fleet: Fleet, rate: float, seconds: float, shape: str = "steady", **options: Any) -> SimulationResult:
     return Simulator(fleet, rate, shape, seconds, **options).run()
 
 
@@ -73,6 +74,19 @@ def test_every_image_is_accounted_for() -> None:
     assert result.max_replicas == 20
 
 
+def test_a_replica_is_paid_for_from_its_start_to_its_end() -> None:
+    """A node lives for 1000 s. A decision every 50 s starts its successor, which takes 275 s."""
+    fleet = replace(
+        FLEET,
+        node_mtbf_seconds=1000.0,
+        startup_seconds=275.0,
+        upscale_delay=0.0,
+        scaling_interval_seconds=50.0,
+    )
+    result = run(fleet, 0.001, 1_000_000.0)
+    assert result.gpu_seconds == pytest.approx(1_000_000 * 1000 / 1300, rel=0.05)
+
+
 def test_some_replicas_stand_for_the_fleet() -> None:
     fleet = replace(FLEET, gpus=200, min_gpus=200)
     whole, part = run(fleet, 150.0, 600.0), run(fleet, 150.0, 2400.0, followed_replicas=50)
@@ -96,8 +110,11 @@ def test_scaling_delay_is_that_of_ray_serve() -> None:
     rng = random.Random(3)
     for min_replicas in (0, 1):
         scaler = Scaler(min_replicas, 9, 5.0, 3.0, 7.0)
-        config = SimpleNamespace(upscale_delay_s=3.0, downscale_delay_s=7.0, downscale_to_zero_delay_s=None)
-        serve_target, serve_state, requested = scaler.target, {}, min_replicas
+        config: Any = SimpleNamespace(
+            upscale_delay_s=3.0, downscale_delay_s=7.0, downscale_to_zero_delay_s=None
+        )
+        serve_target, requested = scaler.target, min_replicas
+        serve_state: dict[str, Any] = {}
         for second in range(3000):
             if rng.random() < 0.15:
                 requested = rng.randint(min_replicas, 9)
@@ -118,6 +135,19 @@ def test_traffic_has_its_mean_and_its_shape(shape: str) -> None:
     assert midday_rate == pytest.approx(
         2.0 * sum(SHAPES[shape](DAY * (0.495 + 0.0001 * k), DAY) for k in range(100)) / 100, rel=0.1
     )
+
+
+def test_the_load_of_each_component() -> None:
+    """A hundred images a second on 200 denoisers and 50 other replicas, a megabyte each."""
+    components = control_plane(100.0, 200.0, 50.0, 1e6)
+    used = {name: component.used for name, component in components.items()}
+    assert used == {
+        "gateways": pytest.approx(100 * 0.018 / 0.8),
+        "ledger": pytest.approx(250 * 0.002 + 300 * 0.000007),
+        "controller": pytest.approx(250 * 0.0023),
+        "object_store": pytest.approx(100 * 1e6 / 50),
+    }
+    assert components["controller"].utilisation == pytest.approx(250 * 0.0023 / 0.8)
 
 
 def test_largest_fleet_is_where_a_component_saturates() -> None:

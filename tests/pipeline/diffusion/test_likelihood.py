@@ -135,7 +135,8 @@ def test_a_row_does_not_depend_on_its_batch_mates() -> None:
 
 
 def test_rows_of_any_shape_and_progress_of_every_step() -> None:
-    x, steps = points(EIGHT, 3), []
+    x = points(EIGHT, 3)
+    steps: list[int] = []
     flat = log_likelihood(denoiser(EIGHT, VP), VP, x, num_steps=5)
 
     def folded(x: Tensor, t: float) -> Tensor:

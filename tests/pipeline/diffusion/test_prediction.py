@@ -10,7 +10,6 @@ from safelight.pipeline.diffusion.guidance import combine
 from safelight.pipeline.diffusion.prediction import (
     PREDICTIONS,
     convert,
-    learned_log_variance,
     out_coefficients,
     x0_coefficients,
 )
@@ -77,15 +76,6 @@ def test_conversions_are_right_and_invertible_in_float32(
     assert float((back - single).abs().max()) <= 1e-6 * scale
 
 
-def test_learned_variance_runs_from_the_posterior_to_beta() -> None:
-    beta, posterior = 0.02, 0.013
-    assert math.exp(learned_log_variance(0.0, beta, posterior)) == pytest.approx(posterior, rel=1e-12)
-    assert math.exp(learned_log_variance(1.0, beta, posterior)) == pytest.approx(beta, rel=1e-12)
-    assert math.exp(learned_log_variance(0.5, beta, posterior)) == pytest.approx(
-        math.sqrt(beta * posterior), rel=1e-12
-    )
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -96,8 +86,6 @@ def test_learned_variance_runs_from_the_posterior_to_beta() -> None:
         lambda: out_coefficients("flow", 1.0, 0.0),
         lambda: convert("odd", "flow", 0.5, 0.5),
         lambda: convert("flow", "odd", 0.5, 0.5),
-        lambda: learned_log_variance(0.5, 0.0, 0.1),
-        lambda: learned_log_variance(0.5, 0.1, -1.0),
     ],
 )
 def test_invalid_arguments_are_named(call: Callable[[], object]) -> None:

@@ -77,7 +77,7 @@ def draw(**options: Any) -> Tensor:
         return EIGHT.out("flow", x.reshape(1, 8), *Flow().alpha_sigma(timestep / 1000)).reshape(2, 2, 2)
 
     x = start(1, 8).reshape(2, 2, 2)
-    arguments = {"guidance_scale": 3.0, "solver": "euler", "num_steps": 6} | options
+    arguments: dict[str, Any] = {"guidance_scale": 3.0, "solver": "euler", "num_steps": 6} | options
     return generate_one(
         network,
         lambda x, t: 0.5 * network(x, t),

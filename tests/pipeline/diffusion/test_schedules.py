@@ -10,10 +10,8 @@ from safelight.pipeline.diffusion.schedules import (
     Schedule,
     VarianceExploding,
     VariancePreserving,
-    area_shift,
     is_noise,
     lam,
-    resolution_shift,
 )
 from safelight.pipeline.errors import InvalidParams
 
@@ -96,19 +94,6 @@ def test_shift_moves_times_to_the_noise() -> None:
     assert Flow().warp(0.3) == pytest.approx(0.3)
 
 
-def test_resolution_shift_is_the_published_line() -> None:
-    assert resolution_shift(256) == pytest.approx(math.exp(0.5))
-    assert resolution_shift(4096) == pytest.approx(math.exp(1.15))
-    assert math.log(resolution_shift(2176)) == pytest.approx((0.5 + 1.15) / 2)  # halfway
-    assert resolution_shift(64, base=(64, 0.0), largest=(1024, 1.0)) == pytest.approx(1.0)
-
-
-def test_area_shift_doubles_with_the_side() -> None:
-    assert area_shift(512 * 512, 512 * 512) == 1.0
-    assert area_shift(1024 * 1024, 512 * 512) == pytest.approx(2.0)
-    assert area_shift(1024 * 1024, 512 * 512, 1.5) == pytest.approx(3.0)
-
-
 def test_ends_of_lam() -> None:
     assert lam(0.0, 1.0) == -math.inf
     assert lam(1.0, 0.0) == math.inf
@@ -127,9 +112,6 @@ def test_ends_of_lam() -> None:
         (lambda: VariancePreserving("odd"), "schedule"),
         (lambda: VarianceExploding(1.0, 0.5), "schedule"),
         (lambda: VarianceExploding(0.0, 1.0), "schedule"),
-        (lambda: resolution_shift(0), "size"),
-        (lambda: area_shift(0, 1), "size"),
-        (lambda: area_shift(1, 0), "size"),
     ],
 )
 def test_invalid_arguments_are_named(make: Callable[[], object], param: str) -> None:

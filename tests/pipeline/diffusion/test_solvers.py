@@ -54,7 +54,7 @@ def one_step(
     ]
     (tick,) = planner(SolverGrid(LINEAR, "epsilon", tuple(points)))
     x, eps = (0.8, 0.6) if beta_z else (1.0, 0.4)
-    return tick.a * x + tick.b[0] * (tick.p * x + tick.q * eps) + tick.c * beta_z
+    return float(tick.a * x + tick.b[0] * (tick.p * x + tick.q * eps) + tick.c * beta_z)
 
 
 def test_golden_steps() -> None:
@@ -181,13 +181,19 @@ EVALUATIONS = {  # on flow (no signal at t = 1) and on VP (a little signal)
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_plans_count_their_evaluations(solver: str) -> None:
-    for schedule, nfe in zip((Flow(), LINEAR), EVALUATIONS[solver], strict=True):
+    schedules: tuple[Schedule, ...] = (Flow(), LINEAR)
+    for schedule, nfe in zip(schedules, EVALUATIONS[solver], strict=True):
         if nfe is None:
             continue
-        calls = []
+        times: list[float] = []
+
+        def network(x: Tensor, t: float, times: list[float] = times) -> Tensor:
+            times.append(t)
+            return x
+
         plan = make_plan(solver, schedule, "v_prediction", N)
-        execute(plan, lambda x, t, calls=calls: calls.append(t) or x, noise(0), noise)
-        assert (plan.num_steps, plan.nfe, len(calls)) == (N, nfe, nfe)
+        execute(plan, network, noise(0), noise)
+        assert (plan.num_steps, plan.nfe, len(times)) == (N, nfe, nfe)
         assert nfe <= N * SOLVERS[solver].evaluations + (solver == "plms")
 
 

@@ -5,19 +5,16 @@ Seeds are fixed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
-from itertools import pairwise
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from safelight.pipeline.diffusion.reference import Problem
-from safelight.pipeline.diffusion.reference.onestep import ddpm_learned
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
 from safelight.pipeline.diffusion.solvers import Plan, make_plan
-from safelight.pipeline.diffusion.spacing import make_grid
 from tests.pipeline.oracle import MODES, execute, wasserstein_to
 
 LINEAR = VariancePreserving("linear")
@@ -40,7 +37,8 @@ def denoiser(schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
             logits.append(gap.square() * (-0.5 / spread) + math.log(weight / math.sqrt(spread)))
         largest = logits[0].maximum(logits[1]).maximum(logits[2])
         shares = [(logit - largest).exp() for logit in logits]
-        return sum(share * value for share, value in zip(shares, posteriors, strict=True)) / sum(shares)
+        weighted = [share * value for share, value in zip(shares, posteriors, strict=True)]
+        return torch.stack(weighted).sum(0) / torch.stack(shares).sum(0)
 
     return x0
 
@@ -92,7 +90,7 @@ def test_the_wasserstein_distance() -> None:
 def test_enough_steps_sample_the_data_distribution(
     solver: str, schedule: Schedule, num_steps: int, bound: float
 ) -> None:
-    assert distance(solver, schedule, num_steps) < bound
+    assert distance(solver, cast(Hashable, schedule), num_steps) < bound
 
 
 def test_euler_maruyama_is_of_weak_order_1() -> None:
@@ -130,44 +128,6 @@ def test_each_variance_is_exact_for_its_data(num_steps: int) -> None:
         # E[x0 | x] = alpha x, var x = 1
         assert (large.a + large.b[0] * alpha) ** 2 + large.c**2 == pytest.approx(1.0)
         assert (small.a * sigma) ** 2 + small.c**2 == pytest.approx(sigma_next**2)  # x0 = 0, var x = sigma^2
-
-
-def test_a_learned_variance_keeps_the_spread_of_the_data() -> None:
-    """Ten steps on a Gaussian, whose true reverse variance lies between the posterior's and beta.
-
-    With the exact variance samples have the variance of the data; with either bound they do not.
-    """
-    c, num = 0.25, COUNT
-    schedule = Flow()
-    grid = make_grid(schedule, 10, "trailing")
-    next_time = dict(pairwise(grid))
-
-    def denoise(x: Tensor, t: float) -> Tensor:
-        alpha, sigma = schedule.alpha_sigma(t)
-        return alpha * c / (alpha**2 * c + sigma**2) * x
-
-    def exact_fraction(x: Tensor, t: float) -> Tensor:
-        (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(next_time[t])
-        beta = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
-        posterior = beta * sigma_s**2 / sigma**2
-        # from the variance of the data given x
-        extra = (alpha_s * beta / sigma**2) ** 2 * c * sigma**2 / (alpha**2 * c + sigma**2)
-        return torch.full_like(
-            x, (math.log(posterior + extra) - math.log(posterior)) / (math.log(beta) - math.log(posterior))
-        )
-
-    def spread(fraction: Callable[[Tensor, float], Tensor]) -> float:
-        generator = torch.Generator().manual_seed(0)
-        problem = Problem(
-            denoise, schedule, grid[:-1], lambda k: torch.randn(num, generator=generator, dtype=torch.float64)
-        )
-        x = ddpm_learned(problem, torch.randn(num, generator=generator, dtype=torch.float64), fraction)
-        alpha, sigma = schedule.alpha_sigma(grid[-2])
-        return float(x.var()) / (alpha**2 * c + sigma**2)
-
-    assert spread(exact_fraction) == pytest.approx(1.0, abs=0.02)
-    assert spread(lambda x, t: torch.zeros_like(x)) < 0.9
-    assert spread(lambda x, t: torch.ones_like(x)) > 1.1
 
 
 LEVELS = VarianceExploding(0.05, 10.0)

@@ -1,21 +1,28 @@
 """An image's bytes are the same alone and with any batch-mates, through all stages from prompt to file.
 
-Schedules are random: when requests arrive, which are aborted, how many texts and latents share a batch.
+Schedules are random: which requests there are and when they arrive, which are aborted, how many texts and
+latents share a batch. Every image that is finished is compared with the same image alone.
 """
 
+import io
 import random
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner, engine_on
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.diffusion.spacing import SPACINGS
+from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.runner import StepRunner
@@ -26,6 +33,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from tests.models.folders import write_sd3
 
 SCHEDULES = 200
+REQUESTS = 24  # different ones, of which every schedule has some
 DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = (
     "a red apple",
@@ -36,7 +44,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Generated:
-    """Files by the index of their request; of the first request, its ticks and how many it shared."""
+    """Files by the number of their request; how many ticks there were, and how many samples shared."""
 
     files: dict[int, bytes]
     ticks: int
@@ -66,12 +74,13 @@ class Parts:
     def decoder(self) -> ImageDecoder:
         return build_decoder(self.model, dtype=self.dtype)
 
-    def alone(self, number: int) -> bytes:
-        return generate(self, [subject(self.model, number)], random.Random(0)).files[0]
+    def alone(self, request: GenerationParams) -> bytes:
+        return generate(self, {0: request}, random.Random(0)).files[0]
 
 
 def random_request(model: ModelInfo, rng: random.Random) -> GenerationParams:
     width, height = rng.choice([model.native_size, *model.sizes[:4]])
+    solver = rng.choice(["ddim", *model.solvers])
     return GenerationParams(
         prompt=rng.choice(PROMPTS),
         negative_prompt=rng.choice(["", "", "blurry"]),
@@ -79,16 +88,14 @@ def random_request(model: ModelInfo, rng: random.Random) -> GenerationParams:
         height=height,
         num_steps=rng.randint(3, 9),
         guidance_scale=rng.choice([0.0, 1.0, 2.5, 8.0]),
-        solver=rng.choice(model.solvers),
+        solver=solver,
+        eta=rng.choice([0.0, 0.5, 1.0]) if solver == "ddim" else 0.0,
+        timestep_spacing=rng.choice(["trailing", *SPACINGS]) if solver != "plms" else "trailing",
         guidance_interval=rng.choice([(0.0, 1.0), (0.3, 0.8)]),
         guidance_stride=rng.choice([1, 1, 2, 4]),
         guidance_rescale=rng.choice([0.0, 0.7]),
         seed=rng.randrange(2**53),
     )
-
-
-def subject(model: ModelInfo, number: int) -> GenerationParams:
-    return random_request(model, random.Random(number))
 
 
 def random_curve(parts: Parts, text_tokens: int, rng: random.Random) -> CostCurve:
@@ -98,15 +105,15 @@ def random_curve(parts: Parts, text_tokens: int, rng: random.Random) -> CostCurv
     return CostCurve((row, 8 * row, 16 * row), (0.01, 0.04, rng.choice([0.06, 0.12])))
 
 
-def generate(parts: Parts, requests: list[GenerationParams], rng: random.Random) -> Generated:
-    """Generate `requests` by a random schedule, which may abort any but the first."""
-    states = encode_texts(parts, requests, rng)
+def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Random) -> Generated:
+    """Generate `requests` by a random schedule, which may abort some of several."""
+    states = encode_texts(parts, [*requests.values()], rng)
     max_rows = rng.randint(4, 16)
     curve = random_curve(parts, max(len(text.mask) for text in states.values()), rng)
     engine = engine_on(parts.runner, parts.model, max_rows=max_rows, max_tokens=10**6).calibrated(curve)
     latents: dict[int, torch.Tensor] = {}
     ticks = shared = 0
-    order = list(range(len(requests)))
+    order = list(requests)
     rng.shuffle(order)
     while order or engine.has_work:
         engine._metering.curve = curve  # so that no clock decides which samples run
@@ -114,17 +121,22 @@ def generate(parts: Parts, requests: list[GenerationParams], rng: random.Random)
             number = order.pop()
             request = requests[number]
             engine.add(str(number), request, states[request.prompt], states[request.negative_prompt])
-        if rng.random() < 0.05:
-            engine.abort(str(rng.randint(1, len(requests))))
-        first = engine._running.get("0") or engine._queue.get("0")
-        step = first.step_index if first else 0
+        if len(requests) > 1 and rng.random() < 0.03:
+            engine.abort(str(rng.choice([*requests])))
+        step_of = step_indices(engine)
         outcomes = engine.step()
         latents |= {int(o.request_id): o.latents for o in outcomes if o.latents is not None}
-        first = engine._running.get("0")
-        if first is not None and first.step_index > step:
-            ticks += 1
-            shared += engine.last_tick.rows > first.workload.rows[step]
+        done = {o.request_id for o in outcomes}
+        step_of_next = step_indices(engine)
+        num_advanced = sum(name in done or step_of_next.get(name, 0) > step for name, step in step_of.items())
+        ticks += num_advanced > 0
+        shared += num_advanced > 1
     return Generated(decode_files(parts, requests, latents, rng), ticks, shared)
+
+
+def step_indices(engine: Engine) -> dict[str, int]:
+    """The ticks done of every sample, by its request id."""
+    return {sample.request_id: sample.step_index for sample in (*engine._running.values(), *engine._queue)}
 
 
 def encode_texts(parts: Parts, requests: list[GenerationParams], rng: random.Random) -> dict[str, TextStates]:
@@ -140,11 +152,11 @@ def encode_texts(parts: Parts, requests: list[GenerationParams], rng: random.Ran
 
 def decode_files(
     parts: Parts,
-    requests: list[GenerationParams],
+    requests: dict[int, GenerationParams],
     latents: dict[int, torch.Tensor],
     rng: random.Random,
 ) -> dict[int, bytes]:
-    """The files of all latents, decoded in random batches, by the index of their request."""
+    """The files of all latents, decoded in random batches, by the number of their request."""
     files: dict[int, bytes] = {}
     numbers = list(latents)
     while numbers:
@@ -157,21 +169,26 @@ def decode_files(
 
 
 def check(parts: Parts, schedules: int) -> None:
-    ticks = shared = 0
-    alone = [parts.alone(number) for number in range(min(8, schedules))]
+    ticks = shared = compared = expected = 0
+    num_requests = min(REQUESTS, max(9, schedules // 2))
+    requests = [random_request(parts.model, random.Random(number)) for number in range(num_requests)]
+    alone = [parts.alone(request) for request in requests]
     for seed in range(schedules):
         rng = random.Random(seed)
-        number = seed % len(alone)
-        batch_mates = [random_request(parts.model, rng) for _ in range(rng.randint(3, 9))]
-        batched = generate(parts, [subject(parts.model, number), *batch_mates], rng)
-        assert batched.files[0] == alone[number], f"schedule {seed}"
+        numbers = rng.sample(range(num_requests), rng.randint(3, 9))
+        batched = generate(parts, {number: requests[number] for number in numbers}, rng)
+        for number, file in batched.files.items():
+            assert file == alone[number], f"schedule {seed}: {requests[number]}"
         ticks, shared = ticks + batched.ticks, shared + batched.shared
+        compared, expected = compared + len(batched.files), expected + len(numbers)
     assert shared > 0.5 * ticks, "too few ticks were shared with batch-mates"
+    assert compared > 0.7 * expected, "too many images were aborted"
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+    dtype: torch.dtype = request.param
+    return dtype
 
 
 def test_200_random_schedules_change_no_byte(dtype: torch.dtype) -> None:
@@ -189,7 +206,17 @@ def test_random_schedules_change_no_byte_in_an_mmdit(
     )
 
 
-def test_the_comparison_can_fail() -> None:
+@pytest.mark.parametrize("change", [{"seed": 1}, {"image_index": 1}, {"prompt": "a green car"}], ids=str)
+def test_the_comparison_can_fail(change: dict[str, Any]) -> None:
+    """Pixels are compared: a file's bytes hold its parameters, so they differ in any case."""
     parts = Parts(find_model("tiny"), torch.float32)
-    other = [replace(subject(parts.model, 0), seed=1)]
-    assert parts.alone(0) != generate(parts, other, random.Random(0)).files[0]
+    request = random_request(parts.model, random.Random(0))
+    assert request.guidance_scale > 0.0
+    first, second = (pixels_of(parts.alone(p)) for p in (request, replace(request, **change)))
+    assert first.shape == second.shape
+    assert not np.array_equal(first, second)
+
+
+def pixels_of(file: bytes) -> np.ndarray:
+    """The pixels (H, W, 3) of an image file."""
+    return np.asarray(Image.open(io.BytesIO(file)))

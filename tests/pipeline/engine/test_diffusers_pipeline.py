@@ -1,11 +1,14 @@
-"""The final latents against diffusers' own pipeline on the same folder, which uses none of our code."""
+"""Latents and pixels against diffusers' own pipeline on the same folder, which uses none of our code."""
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import PixArtSigmaPipeline
 
+from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -17,7 +20,7 @@ from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
-from tests.pipeline.parts import drain
+from tests.pipeline.parts import assert_rounded, decode, drain
 
 STEPS = 20
 
@@ -47,7 +50,7 @@ def our_latents(
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' deprecation warnings
 @pytest.mark.parametrize("name", ["tiny", "emoji-128"])
-def test_final_latents_equal_diffusers(name: str) -> None:
+def test_latents_and_pixels_equal_diffusers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = find_model(name)
     width, height = model.native_size
     params = GenerationParams("a red apple", "", width, height, STEPS, 4.0, "dpmpp_2m", 1)
@@ -55,7 +58,15 @@ def test_final_latents_equal_diffusers(name: str) -> None:
     pipe = PixArtSigmaPipeline.from_pretrained(model.path)
     pipe.set_progress_bar_config(disable=True)
     shape = (pipe.transformer.config.in_channels, height // 8, width // 8)
-    theirs = pipe(
+    latents: list[torch.Tensor] = []
+    their_decode = pipe.vae.decode
+
+    def record_and_decode(z: torch.Tensor, **options: Any) -> Any:
+        latents.append(z)
+        return their_decode(z, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", record_and_decode)
+    their_pixels = pipe(
         negative_prompt=None,
         prompt_embeds=cond.states[None],
         prompt_attention_mask=cond.mask[None].long(),
@@ -67,8 +78,12 @@ def test_final_latents_equal_diffusers(name: str) -> None:
         height=height,
         width=width,
         use_resolution_binning=False,
-        output_type="latent",
+        output_type="np",
     ).images[0]
-    torch.testing.assert_close(
-        our_latents(model, their_plan(pipe), params, cond, uncond), theirs, atol=1e-3, rtol=0
-    )
+    ours = our_latents(model, their_plan(pipe), params, cond, uncond)
+    theirs = latents[0][0] * pipe.vae.config.scaling_factor
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    assert their_pixels.std() > 0.05
+    from_ours, from_theirs = decode(build_decoder(model, dtype=torch.float32), [ours, theirs])
+    assert_rounded(from_theirs, their_pixels)
+    assert np.abs(from_ours - 255.0 * their_pixels).max() < 1.5  # the latents differ in their last digits

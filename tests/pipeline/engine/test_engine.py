@@ -1,7 +1,7 @@
 """The engine against the reference loop and against itself alone, with samples that join, leave and abort."""
 
 import itertools
-from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,42 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from safelight.pipeline.assembly.engine import build_engine
-from safelight.pipeline.diffusion import noise
-from safelight.pipeline.diffusion.reference import generate_one
 from safelight.pipeline.diffusion.solvers import ALIASES
+from safelight.pipeline.engine.engine import Engine, SampleOutcome
+from safelight.pipeline.engine.metering import TickRecord
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import text_flops, times_flops
 from safelight.pipeline.params import FinishReason, GenerationParams
-from tests.pipeline.parts import add, alone, drain, engine, model, params, plain_network, states
+from tests.pipeline.parts import add, alone, drain, engine, latents_of, model, params, states
+from tests.pipeline.reference_loop import reference
 
 
-def network(prompt: str) -> Callable[[Tensor, float], Tensor]:
-    dit = plain_network()
-    text = states(prompt)
-
-    def evaluate(x: Tensor, timestep: float) -> Tensor:
-        with torch.inference_mode():
-            t = torch.tensor([timestep], dtype=torch.float32)
-            kv = dit.text_key_values(text.states[None], text.mask[None])
-            prediction: Tensor = dit(x[None].float(), dit.modulations(t), kv)[0]
-            return prediction
-
-    return evaluate
-
-
-def reference(p: GenerationParams) -> Tensor:
-    schedule, prediction = model().schedule, model().prediction
-    shape = (4, p.height // 8, p.width // 8)
-    return generate_one(
-        network(p.prompt), network(p.negative_prompt), p.guidance_scale, prediction, schedule, p.solver,
-        p.num_steps, noise.draw(p.seed, p.image_index, noise.START, shape),
-        lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
-        spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
-        guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
-    )  # fmt: skip
+def last_tick(engine: Engine) -> TickRecord:
+    assert engine.last_tick is not None
+    return engine.last_tick
 
 
 LONG_PROMPT = "a very long prompt about a green car on a blue road, with many more words than sixteen"
@@ -88,11 +67,17 @@ def test_every_option_equals_reference(changed: dict[str, Any]) -> None:
         )
 
 
-BATCH_MATES = st.builds(
+def with_possible_eta(p: GenerationParams) -> GenerationParams:
+    """`p` as a request may have it: only DDIM has an eta."""
+    return p if p.solver == "ddim" else replace(p, eta=0.0)
+
+
+REQUESTS = st.builds(
     params,
     num_steps=st.integers(3, 9),  # plms needs three on a flow
     guidance_scale=st.sampled_from([0.0, 1.0, 2.5, 8.0]),
-    solver=st.sampled_from(model().solvers),
+    solver=st.one_of(st.just("ddim"), st.sampled_from(model().solvers)),
+    eta=st.sampled_from([0.0, 0.5, 1.0]),
     timestep_spacing=st.sampled_from(["trailing", "karras", "quadratic"]),
     guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 0.8)]),
     guidance_stride=st.sampled_from([1, 2, 5]),
@@ -103,25 +88,24 @@ BATCH_MATES = st.builds(
     negative_prompt=st.sampled_from(["", "blurry"]),
     width=st.sampled_from([64, 64, 96, 48]),
     height=st.sampled_from([64, 64, 96, 80]),
-)
+).map(with_possible_eta)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
-    arrivals = data.draw(st.lists(st.tuples(BATCH_MATES, st.integers(0, 6)), min_size=1, max_size=7))
-    subject = params(num_steps=6, seed=42)
+    """Of any of the requests, wherever it stands in the order of arrival."""
+    arrivals = data.draw(st.lists(st.tuples(REQUESTS, st.integers(0, 6)), min_size=2, max_size=7))
     busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
-    latents = None
-    add(busy, "subject", subject)
-    for number, (batch_mate, ticks) in enumerate(arrivals):
-        add(busy, f"batch-mate-{number}", batch_mate)
+    outcomes: dict[str, SampleOutcome] = {}
+    for number, (request, ticks) in enumerate(arrivals):
+        add(busy, str(number), request)
         for _ in range(ticks):
-            for outcome in busy.step() if busy.has_work else ():
-                latents = outcome.latents if outcome.request_id == "subject" else latents
-    latents = drain(busy)["subject"].latents if latents is None else latents
-    assert torch.equal(latents, alone(subject, dtype))
+            outcomes |= {outcome.request_id: outcome for outcome in (busy.step() if busy.has_work else ())}
+    outcomes |= drain(busy)
+    for number, (request, _) in enumerate(arrivals):
+        assert torch.equal(latents_of(outcomes[str(number)]), alone(request, dtype)), request
 
 
 def test_samples_leave_after_their_own_last_tick() -> None:
@@ -151,7 +135,7 @@ def test_rows_are_limited_and_filled_with_what_fits() -> None:
     rows = []
     while shared.has_work:
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [3, 3, 2, 2]
 
 
@@ -163,7 +147,7 @@ def test_rows_that_guidance_frees_are_refilled_in_the_same_tick() -> None:
     rows = []
     for _ in range(5):
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 2, 2, 2, 3]
     early = drain(shared)["early"].usage
     assert (early.ticks, early.rows) == (8, 12)
@@ -173,10 +157,11 @@ def test_rows_that_a_reused_difference_frees_are_refilled() -> None:
     shared = engine(max_rows=3)
     add(shared, "strides", params(num_steps=6, guidance_stride=3))  # ticks 0 and 3 have two rows
     add(shared, "next", params(num_steps=30))
-    rows, outcomes = [], []
+    rows: list[int] = []
+    outcomes: list[SampleOutcome] = []
     while not outcomes:
         outcomes = shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 3, 3, 2, 3, 3]
     assert (outcomes[0].request_id, outcomes[0].usage.rows) == ("strides", 8)
 
@@ -189,7 +174,7 @@ def test_rows_that_guidance_needs_later_are_used_until_then() -> None:
     rows = []
     while shared.has_work:
         shared.step()
-        rows.append(shared.last_tick.rows)
+        rows.append(last_tick(shared).rows)
     assert rows == [2, 2, 2, 2]
 
 
@@ -202,7 +187,7 @@ def test_a_short_request_overtakes_a_long_one_that_keeps_its_state() -> None:
     outcomes = drain(shared)
     assert list(outcomes) == ["short", "long"]
     assert outcomes["long"].usage.ticks == 30
-    assert torch.equal(outcomes["long"].latents, alone(long, torch.float32))
+    assert torch.equal(latents_of(outcomes["long"]), alone(long, torch.float32))
 
 
 def test_tokens_of_a_tick_are_limited() -> None:
@@ -213,7 +198,7 @@ def test_tokens_of_a_tick_are_limited() -> None:
     tokens = []
     while shared.has_work:
         shared.step()
-        tokens.append(shared.last_tick.tokens)
+        tokens.append(last_tick(shared).tokens)
     assert max(tokens) == 80
     with pytest.raises(InvalidParams, match="128x128 takes 128 tokens in a tick, and this engine at most 80"):
         add(shared, "larger", params(width=128, height=128))
@@ -322,7 +307,25 @@ def test_a_diverged_sample_fails_alone() -> None:
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED
     assert "not finite" in (outcomes["bad"].error or "")
-    assert torch.equal(outcomes["good"].latents, alone(params(num_steps=2)))
+    assert torch.equal(latents_of(outcomes["good"]), alone(params(num_steps=2)))
+
+
+def test_the_seconds_in_the_queue_end_with_the_first_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(
+        "safelight.pipeline.engine.engine.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+    shared, text = engine(max_rows=2), states("cat")
+    for name, arrived in (("first", 97.5), ("second", None), ("aborted", 99.0)):
+        shared.add(name, params(num_steps=2, solver="euler"), text, text, arrived=arrived)
+    outcomes: dict[str, SampleOutcome] = {}
+    for _ in range(4):
+        clock.now += 10.0
+        outcomes |= {outcome.request_id: outcome for outcome in shared.step()}
+        if clock.now == 120.0:
+            shared.abort("aborted")
+    seconds = {name: outcome.usage.cost.queue_seconds for name, outcome in outcomes.items()}
+    assert seconds == {"first": 12.5, "second": 30.0, "aborted": 21.0}
 
 
 def test_a_duplicate_id_is_refused() -> None:

@@ -1,15 +1,19 @@
-"""Every public family, from prompt to latents, against diffusers' own pipeline from the same noise."""
+"""Every public family, from prompt to pixels, against diffusers' own pipeline from the same noise."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DiTPipeline, PixArtAlphaPipeline, StableDiffusion3Pipeline
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.dit import pipeline_dit
 from torch import Tensor
 
+from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_runner
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -18,10 +22,11 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.engine.engine import Engine
+from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.batcher import Limits
 from tests.models.folders import SAMPLE_SIZE, write_dit, write_pixart, write_sd3
-from tests.pipeline.parts import drain
+from tests.pipeline.parts import assert_rounded, decode, drain
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' deprecation warnings
 
@@ -60,34 +65,41 @@ def our_latents(model: ModelInfo, table: Plan, params: GenerationParams) -> Tens
     engine = Engine(
         build_runner(model, dtype=torch.float32), lambda _: table, latent_scale=8, limits=Limits(2, 10**6)
     )
-    engine.add(
-        "only",
-        params,
-        *build_text_encoder(model, dtype=torch.float32).encode([params.prompt, params.negative_prompt]),
-    )
+    encoder = build_text_encoder(model, dtype=torch.float32)
+    cond, uncond = encoder.encode([params.prompt, params.negative_prompt])
+    engine.add("only", params, cond, uncond)
     latents = drain(engine)["only"].latents
     assert latents is not None
     return latents
 
 
-def their_latents(
+def their_image(
     pipe: DiffusionPipeline, params: GenerationParams, start: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> Tensor:
-    options = {"num_inference_steps": STEPS, "guidance_scale": params.guidance_scale}
-    if isinstance(pipe, DiTPipeline):  # it draws its own noise and returns only pixels
-        decoded: list[Tensor] = []
+) -> tuple[Tensor, np.ndarray]:
+    """Their final latents (C, h, w), taken before their decoder, and their pixels (H, W, 3) in 0..1."""
+    inputs: list[Tensor] = []
+    decode = pipe.vae.decode
+
+    def record_and_decode(latents: Tensor, **options: Any) -> Any:
+        inputs.append(latents)
+        return decode(latents, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", record_and_decode)
+    options: dict[str, Any] = {
+        "num_inference_steps": STEPS, "guidance_scale": params.guidance_scale, "output_type": "np",
+    }  # fmt: skip
+    if isinstance(pipe, DiTPipeline):  # it draws its own noise
         monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda **_: start)
-        decode = pipe.vae.decode
-        monkeypatch.setattr(pipe.vae, "decode", lambda latents: decoded.append(latents) or decode(latents))
-        pipe(class_labels=[int(params.prompt)], output_type="np", **options)
-        return decoded[0][0] * pipe.vae.config.scaling_factor
-    if isinstance(pipe, PixArtAlphaPipeline):
-        _pass_the_size(pipe, params, monkeypatch)
-    if not isinstance(pipe, StableDiffusion3Pipeline):
-        options |= {"use_resolution_binning": False, "clean_caption": False}
-    options |= {"height": params.height, "width": params.width, "output_type": "latent"}
-    prompts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
-    return pipe(**prompts, latents=start, **options).images[0]
+        pixels = pipe(class_labels=[int(params.prompt)], **options).images[0]
+    else:
+        if isinstance(pipe, PixArtAlphaPipeline):
+            _pass_the_size(pipe, params, monkeypatch)
+        if not isinstance(pipe, StableDiffusion3Pipeline):
+            options |= {"use_resolution_binning": False, "clean_caption": False}
+        options |= {"height": params.height, "width": params.width}
+        prompts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+        pixels = pipe(**prompts, latents=start, **options).images[0]
+    return (inputs[0][0] - (pipe.vae.config.shift_factor or 0.0)) * pipe.vae.config.scaling_factor, pixels
 
 
 def _pass_the_size(
@@ -108,19 +120,36 @@ def _pass_the_size(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_final_latents_equal_diffusers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_and_pixels_equal_diffusers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = FAMILIES[name](tmp_path)
     model = find_model(str(tmp_path))
     prompt, negative = ("207", "") if name == "dit" else ("a red apple", "blurry")
     params = GenerationParams(
         prompt, negative, SIDE, SIDE, STEPS, 4.0, model.solver, 1, timestep_spacing=model.timestep_spacing
     )
-    start = noise.draw(1, 0, noise.START, (pipe.transformer.config.in_channels, SAMPLE_SIZE, SAMPLE_SIZE))[
-        None
-    ]
-    ours, theirs = (
-        our_latents(model, their_plan(pipe, model, params), params),
-        their_latents(pipe, params, start, monkeypatch),
-    )
+    shape = (pipe.transformer.config.in_channels, SAMPLE_SIZE, SAMPLE_SIZE)
+    start = noise.draw(1, 0, noise.START, shape)[None]
+    ours = our_latents(model, their_plan(pipe, model, params), params)
+    theirs, their_pixels = their_image(pipe, params, start, monkeypatch)
     assert float(theirs.std()) > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    decoder = build_decoder(model, dtype=torch.float32)
+    from_ours, from_theirs = decode(decoder, [ours, theirs])
+    assert_rounded(from_theirs, their_pixels)
+    assert np.abs(from_ours - 255.0 * their_pixels).max() < 1.5  # the latents differ in their last digits
+    assert_any_shape_decodes_as_diffusers_does(pipe, decoder)
+
+
+def assert_any_shape_decodes_as_diffusers_does(pipe: DiffusionPipeline, decoder: ImageDecoder) -> None:
+    """On latents that are no square, so that height and width cannot be exchanged."""
+    config = pipe.vae.config
+    latents = torch.randn(config.latent_channels, 4, 7, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        decoded = pipe.vae.decode(latents[None] / config.scaling_factor + (config.shift_factor or 0.0)).sample
+    expected = VaeImageProcessor().postprocess(decoded, output_type="np")[0]
+    assert expected.std() > 0.05
+    [pixels] = decode(decoder, [latents])
+    assert pixels.shape == (32, 56, 3)
+    assert_rounded(pixels, expected)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.diffusion import noise
+from safelight.pipeline.engine.image_decoder import InvalidImage
 from safelight.pipeline.engine.image_files import FORMATS, encode_image, parameters_text
 from safelight.pipeline.engine.text_encoder import TextEncoder
 from tests.pipeline.parts import model, params
@@ -52,8 +54,11 @@ def test_a_latent_decodes_to_the_same_bits_in_any_batch(dtype: torch.dtype) -> N
     decoder = build_decoder(model(), dtype=dtype)
     latents = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
     together = decoder.decode(latents)
-    for latent, (pixels, cost) in zip(latents, together, strict=True):
-        assert np.array_equal(decoder.decode([latent])[0][0], pixels)
+    for latent, image in zip(latents, together, strict=True):
+        (alone,) = decoder.decode([latent])
+        assert not isinstance(image, InvalidImage) and not isinstance(alone, InvalidImage)
+        pixels, cost = image
+        assert np.array_equal(alone[0], pixels)
         assert pixels.shape == (64, 64, 3)
         assert cost.flops > 0
 
@@ -78,6 +83,7 @@ def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str)
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format.upper(), (64, 48))
     if format == "png":
+        assert isinstance(image, PngImageFile)
         assert image.text == {"parameters": parameters_text(request, "tiny")}
         assert np.array_equal(np.asarray(image), pixels)
     else:
@@ -100,6 +106,34 @@ def test_lossless_webp_and_unknown_formats() -> None:
     )
     with pytest.raises(ValueError, match="png, webp, jpeg"):
         encode_image(pixels, "gif", 100, params(), "tiny")
+
+
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_quality_is_paid_in_bytes(format: str) -> None:
+    """A better quality is a larger file nearer to the pixels; PNG is lossless and does not know it."""
+    pixels = textured_pixels()
+    files = {quality: encode_image(pixels, format, quality, params(), "tiny") for quality in (0, 30, 75, 99)}
+    sizes = [len(file) for file in files.values()]
+    errors = [np.square(decoded(file) - pixels).mean() for file in files.values()]
+    assert sizes == sorted(sizes) and sizes[-1] > 3 * sizes[0]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 3 * errors[-1] > 0.0
+    assert errors[-1] < 150.0  # of 255 squared: colours have half the resolution
+    png = encode_image(pixels, "png", 100, params(), "tiny")
+    assert png == encode_image(pixels, "png", 0, params(), "tiny")
+    assert np.array_equal(decoded(png), pixels)
+
+
+def textured_pixels() -> np.ndarray:
+    """Waves of every colour and some noise (H, W, 3) uint8, as an image that is no square."""
+    y, x = np.mgrid[:48, :80]
+    waves = np.stack([np.sin(x / 7.0), np.sin(y / 5.0), np.sin((x + 2 * y) / 9.0)], axis=-1)
+    noisy = 127.5 + 100.0 * waves + np.random.default_rng(0).normal(0.0, 12.0, waves.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def decoded(file: bytes) -> np.ndarray:
+    """The pixels (H, W, 3) of an image file, as whole numbers that can be negative."""
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
 
 
 def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:

@@ -1,13 +1,18 @@
 """Prompts, rates and renderer, on a gallery of plain discs whose nearest images are known."""
 
+import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
@@ -126,10 +131,11 @@ def test_every_rate_counts_its_hits(gallery: Gallery) -> None:
 class RednessScorer:
     """Scores an image by the redness of its centre if the text ends with `a`, else by the negative."""
 
-    def score(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         middle = images[:, images.shape[1] // 2, images.shape[2] // 2].astype(float)
         red = middle[:, 0] - middle[:, 1]
-        return np.where([text.endswith(" a") for text in texts], red, -red)
+        scores: np.ndarray = np.where([text.endswith(" a") for text in texts], red, -red)
+        return scores
 
 
 def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
@@ -140,7 +146,7 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
         Prompt("odd disc a", ("a",), "odd"),
     ]
     images = np.stack([image("a", "round"), image("b", "round"), image("d", "flat"), image("b", "flat")])
-    scores = clip_scores(RednessScorer(), gallery, prompts, images)
+    scores = clip_scores(cast(Scorer, RednessScorer()), gallery, prompts, images)
     assert {name: mean.count for name, mean in scores.items()} == {
         "clip_score": 4,
         "clip_floor": 4,
@@ -154,7 +160,7 @@ def test_clip_scores_have_a_ceiling_and_a_floor(gallery: Gallery) -> None:
 
 def test_the_interval_of_a_mean() -> None:
     mean = Mean.from_scores(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert (mean.value, mean.high - mean.value) == (2.5, pytest.approx(1.96 * 1.29099 / 2, rel=1e-4))
+    assert mean.value == 2.5 and mean.high - mean.value == pytest.approx(1.96 * 1.29099 / 2, rel=1e-4)
     assert Mean.from_scores(np.array([7.0])) == Mean(7.0, 7.0, 7.0, 1)
 
 
@@ -182,8 +188,7 @@ def test_names_unknown_to_the_gallery_are_refused(gallery: Gallery, prompt: Prom
 
 
 def test_wilson_interval() -> None:
-    low, high = Rate(20, 100).interval
-    assert (low, high) == (pytest.approx(0.1334, abs=1e-3), pytest.approx(0.2888, abs=1e-3))
+    assert Rate(20, 100).interval == pytest.approx((0.1334, 0.2888), abs=1e-3)
     assert Rate(0, 10).interval[0] == 0.0
     assert Rate(10, 10).interval[1] == 1.0
     assert Rate.from_hits([True, False, True]) == Rate(2, 3)
@@ -252,10 +257,22 @@ def test_a_resumed_run_renders_the_missing_images(tmp_path: Path) -> None:
 
 
 def test_more_prompts_than_the_queue_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "MAX_QUEUED", 1)
-    assert np.array_equal(
-        Renderer(model()).render(REQUESTS), Renderer(model()).render(REQUESTS[:2] + REQUESTS[2:])
-    )
+    """Of unequal steps, so that they finish in another order; each is the image that it is alone."""
+    requests = [replace(request, num_steps=8 - i, seed=7 + i) for i, request in enumerate(REQUESTS * 2)]
+    alone = [Renderer(model()).render([request])[0] for request in requests]
+    for first, second in itertools.combinations(alone, 2):
+        assert not np.array_equal(first, second)
+    limited = Renderer(model())
+    monkeypatch.setattr(renderer, "MAX_QUEUED", 2)
+    add, num_waiting = limited._engine.add, list[int]()
+
+    def counted_add(*args: Any) -> None:
+        add(*args)
+        num_waiting.append(limited._engine.num_waiting)
+
+    monkeypatch.setattr(limited._engine, "add", counted_add)
+    assert np.array_equal(limited.render(requests), np.stack(alone))
+    assert len(num_waiting) == len(requests) and max(num_waiting) == 2
 
 
 def test_an_invalid_request_is_refused_before_any_image(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
-"""Both likelihood methods, on data whose density is known exactly."""
+"""Both likelihood methods, on data whose density is known exactly, and the latent of an image."""
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
+from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
-from safelight.pipeline.evaluation.likelihood import METHODS
+from safelight.pipeline.evaluation.likelihood import METHODS, build_likelihood
 from tests.pipeline.oracle import EIGHT
 
 POINTS = EIGHT.draw(16, torch.Generator().manual_seed(0))
@@ -28,3 +33,15 @@ def test_the_bound_is_below_the_density_and_approaches_it(schedule: Flow | Varia
     assert exact - 0.5 < many < exact + 0.05
     assert [shares[0], shares[-1]] == [1 / 60, 1.0]
     assert all(0.0 < share <= 1.0 for share in shares)
+
+
+def test_the_latent_of_an_image_is_that_of_diffusers() -> None:
+    """From levels of 255 to the denoiser's scale, of an image that is no square."""
+    model = find_model("emoji-128")
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    vae = AutoencoderTiny.from_pretrained(model.path / "vae")
+    with torch.inference_mode():
+        encoded = vae.encode(VaeImageProcessor().preprocess(Image.fromarray(pixels))).latents[0]
+    latent = build_likelihood(model)._latent(pixels)
+    assert latent.dtype == torch.float64
+    torch.testing.assert_close(latent.float(), encoded * vae.config.scaling_factor)

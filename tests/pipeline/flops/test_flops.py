@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from safelight.models.vae import CLASSES
 from safelight.pipeline.capacity.unserved_profiles import flux_flops, sdxl_flops
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
-from safelight.pipeline.flops.vae import decode_flops, encode_flops
+from safelight.pipeline.flops.vae import decode_flops
 
 TEXT_TOKENS, TIMES = 20, 5
 
@@ -136,7 +136,7 @@ def test_a_family_without_formulas_is_refused() -> None:
         (times_flops, (5,)),
     ):
         with pytest.raises(TypeError, match="object"):
-            formula(object(), *sizes)
+            cast(Callable[..., int], formula)(object(), *sizes)
 
 
 EMOJI = WEIGHTS_FOLDER / "emoji-128"
@@ -212,7 +212,7 @@ AUTOENCODERS = {
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
-def test_autoencoders_both_ways(name: str) -> None:
+def test_decoding(name: str) -> None:
     """At the published size, and on an image that is no square."""
     config, side = AUTOENCODERS[name]
     is_kl = config["_class_name"] == "AutoencoderKL"
@@ -226,23 +226,19 @@ def test_autoencoders_both_ways(name: str) -> None:
     scale = 2 ** (len(config["block_out_channels"]) - 1)
     for height, width in ((side, side), (side, side // 2)):
         with torch.device("meta"), torch.no_grad():
-            vae = CLASSES[config["_class_name"]](**options(config) | widths)
-            pixels = torch.empty(1, config.get("in_channels", 3), height, width)
+            vae: Any = CLASSES[config["_class_name"]](**options(config) | widths)
             latents = torch.empty(1, config["latent_channels"], height // scale, width // scale)
         assert decode_flops(config, height // scale, width // scale) == counted(partial(vae.decode, latents))
-        assert encode_flops(config, height, width) == counted(partial(vae.encode, pixels))
 
 
 def test_a_published_autoencoder_as_published() -> None:
     assert decode_flops(VAE, 128, 128) == pytest.approx(10.470e12, rel=5e-5)
-    assert encode_flops(VAE, 1024, 1024) == pytest.approx(4.88e12, rel=5e-4)
     assert decode_flops(VAE, 64, 64) == pytest.approx(2.514e12, rel=5e-4)
 
 
-def test_an_autoencoder_without_formulas_is_refused() -> None:
-    for formula in (decode_flops, encode_flops):
-        with pytest.raises(TypeError, match="AutoencoderDC"):
-            formula({"_class_name": "AutoencoderDC"}, 32, 32)
+def test_an_autoencoder_without_a_formula_is_refused() -> None:
+    with pytest.raises(TypeError, match="AutoencoderDC"):
+        decode_flops({"_class_name": "AutoencoderDC"}, 32, 32)
 
 
 @pytest.mark.parametrize(("num_tokens", "published"), [(256, 69.460e12), (512, 74.378e12)])

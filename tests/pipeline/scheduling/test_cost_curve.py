@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.calibration.cost_curve import TICKS, measure_curve
+from safelight.pipeline.engine.engine import SampleOutcome
 from safelight.pipeline.engine.metering import PROBE_INTERVAL
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
 from tests.pipeline.parts import model
@@ -112,7 +113,14 @@ def test_a_slow_network_is_measured_once_at_two_sizes(monkeypatch: pytest.Monkey
     monkeypatch.setattr("safelight.pipeline.calibration.cost_curve.LONGEST_VISIT", 0.0)
     ticks: list[int] = []
     step = engine.step
-    monkeypatch.setattr(engine, "step", lambda: (step(), ticks.append(engine.last_tick.rows))[0])
+
+    def recorded_step() -> list[SampleOutcome]:
+        outcomes = step()
+        assert engine.last_tick is not None
+        ticks.append(engine.last_tick.rows)
+        return outcomes
+
+    monkeypatch.setattr(engine, "step", recorded_step)
     assert len(measure_curve(engine, model()).work) == 2
     assert ticks == [1] * TICKS + [2] * TICKS
 

@@ -27,13 +27,14 @@ from tests.fakes import USAGE
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The line on stderr with which `argv` is refused."""
+    code: str | int | None
     try:
         code = cli.main(argv)
     except SystemExit as exit_call:
         code = exit_call.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    [line] = err.splitlines()
+    [line] = str(err).splitlines()
     return line
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safelight.models.packed import attention_choice
-from safelight.models.packed.attention import PerLengthAttention
+from safelight.models.packed.attention import BACKENDS, PerLengthAttention
 from safelight.pipeline.calibration import checks
 from safelight.service import cli
 from safelight.service.cli import doctor
@@ -67,7 +67,7 @@ def test_a_kernel_that_gives_nan_fails(
     capsys: pytest.CaptureFixture[str], without_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = PerLengthAttention("broken", lambda q, k, v, bias: torch.full_like(q, float("nan")))
-    monkeypatch.setitem(checks.BACKENDS, "broken", broken)
+    monkeypatch.setitem(BACKENDS, "broken", broken)
     code, _, findings = run_doctor(capsys, "--model", "tiny")
     assert (code, findings["attention"]["is_sound"]) == (1, False)
     assert "broken nan" in findings["attention"]["says"]

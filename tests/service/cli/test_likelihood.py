@@ -39,18 +39,20 @@ def report(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     assert cli.main(["likelihood", *argv, "--model", "tiny", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    return json.loads(out)
+    report: dict[str, Any] = json.loads(out)
+    return report
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The one line on stderr with which `argv` is refused."""
+    code: str | int | None
     try:
         code = cli.main(["likelihood", *argv])
     except SystemExit as ended:
         code = ended.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    [line] = err.splitlines()
+    [line] = str(err).splitlines()
     return line
 
 

@@ -96,10 +96,10 @@ def test_a_flag_changes_the_report(
     capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], key: str, factor: float
 ) -> None:
     def value(*argv: str) -> float:
-        report = run_plan(capsys, "--model", "pixart-sigma", *argv)
+        report: Any = run_plan(capsys, "--model", "pixart-sigma", *argv)
         for part in key.split("."):
             report = report[part]
-        return report
+        return float(report)
 
     assert value(*argv) == pytest.approx(factor * value(), rel=1e-3)
 
@@ -214,6 +214,7 @@ def test_a_users_mistake_is_one_line(
     monkeypatch.setattr(
         stage_times, "measure_stage_times", lambda *_, **__: pytest.fail("a machine was measured")
     )
+    code: str | int | None
     try:
         code = cli.main(["plan", *argv])
     except SystemExit as exit_error:

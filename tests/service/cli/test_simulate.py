@@ -19,7 +19,8 @@ KEYS = {
 def simulate(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
     """The output of `safelight simulate --json`."""
     assert main(["simulate", *args, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 def test_the_report_of_a_fleet(capsys: pytest.CaptureFixture[str]) -> None:

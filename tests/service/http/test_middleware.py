@@ -1,5 +1,6 @@
 """The times that responses tell, by a clock that the test moves."""
 
+import time
 from typing import Any
 
 import pytest

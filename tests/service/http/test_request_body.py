@@ -90,6 +90,15 @@ def test_a_body_too_large_is_refused_before_the_rest_of_it_arrives() -> None:
         read(AsgiClient(b" " * (LIMIT + 1), is_whole=False), seconds=1.0)
 
 
+def test_a_body_that_is_declared_too_large_is_refused_before_any_of_it_arrives() -> None:
+    silent, allowed = AsgiClient(b"{}"), AsgiClient(b"{}")
+    silent.scope["headers"] += [(b"content-length", str(LIMIT + 1).encode())]
+    with pytest.raises(BodyTooLarge, match=f"larger than {LIMIT} bytes"):
+        read(silent, seconds=1.0)
+    allowed.scope["headers"] += [(b"content-length", str(LIMIT).encode())]
+    assert read(allowed, seconds=1.0)[0] == b"{}"
+
+
 def test_a_client_that_goes_away_within_its_body_is_gone() -> None:
     async def go_away() -> None:
         client = AsgiClient(b"{", is_whole=False)

@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -120,6 +121,15 @@ def test_null_means_the_default(client: TestClient, backend: FakeBackend) -> Non
     assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
 
 
+def test_zero_is_not_the_default(client: TestClient, backend: FakeBackend) -> None:
+    fields = {"prompt": "p", "guidance_scale": 0, "seed": 0, "output_format": "jpeg", "output_compression": 0}
+    assert client.post(ROUTE, json=fields).status_code == 200
+    assert backend.drawn[-1] == (
+        make_params(prompt="p", guidance_scale=0.0, seed=0),
+        ImageFormat("jpeg", 0),
+    )
+
+
 @pytest.mark.parametrize("model", ["fake-8", "gpt-image-1", "dall-e-2", "dall-e-3"])
 def test_the_model_has_openais_names_as_aliases(client: TestClient, model: str) -> None:
     response = client.post(ROUTE, json={"prompt": "p", "model": model})
@@ -145,7 +155,7 @@ def test_openais_other_fields_are_ignored(client: TestClient) -> None:
     assert client.post(ROUTE, json={"prompt": "p", **ignored}).status_code == 200
 
 
-BAD_FIELDS = [
+BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "prompt", "required"),
     ({"prompt": ""}, "prompt", "1 to 4000 characters"),
     ({"prompt": "  \n"}, "prompt", "not blank"),
@@ -262,6 +272,7 @@ def test_a_body_not_declared_as_json_is_415(client: TestClient, kind: str) -> No
     response = client.post(ROUTE, content=b'{"prompt": "p"}', headers={"content-type": kind})
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
+    assert client.post(ROUTE, content=b'{"prompt": "p"}').status_code == 415  # not declared at all
 
 
 @pytest.mark.parametrize(

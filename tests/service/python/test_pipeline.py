@@ -21,7 +21,7 @@ from tests.broken import tiny_without
 from tests.service.conftest import ROUTE
 from tests.service.inprocess_backend import InProcessBackend
 
-REQUEST = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0, "n": 2}
+REQUEST: dict[str, Any] = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0, "n": 2}
 
 
 @pytest.fixture(scope="module")

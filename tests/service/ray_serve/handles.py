@@ -52,6 +52,11 @@ class FakeHandle:
         return self.calls[-1]
 
 
+def make_handle(deployment: type, answer: Any = None) -> Any:
+    """A `FakeHandle`, which type checkers do not take for a `DeploymentHandle`."""
+    return FakeHandle(deployment, answer)
+
+
 class FakeMethod:
     """A method of a handle."""
 

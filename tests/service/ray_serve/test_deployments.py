@@ -12,21 +12,22 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import GenerationParams, StageCost, UsageAmounts
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import ImageFormat, RequestContext
+from safelight.service.messages import ImageFormat, RequestContext, StageStatus
 from safelight.service.settings import Settings
+from safelight.service.stages.usage_meter import UsageMeter
 from safelight.service.telemetry.tracing import Tracing
-from safelight.service.usage.events import StageReport
+from safelight.service.usage.events import StageReport, UsageEvent
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
     from ray import serve
 
     from safelight.service.ray_serve.deferred import ReadyResult
-    from safelight.service.ray_serve.deployments import ColocatedDeployment, LedgerDeployment
+    from safelight.service.ray_serve.deployments import ColocatedDeployment, LedgerDeployment, StageDeployment
 
-from tests.service.ray_serve.handles import FakeHandle
+from tests.service.ray_serve.handles import FakeHandle, make_handle
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")  # as in a replica: `serve.batch` keeps its loop
 MODEL, SETTINGS = find_model("tiny"), Settings(model="tiny", peak_tflops=1.0)
@@ -137,3 +138,28 @@ def test_a_denoiser_without_an_engine_is_unhealthy(deployment: ColocatedDeployme
     for part in (deployment, deployment._denoiser):
         with pytest.raises(Exception, match="was stopped"):
             part.check_health()
+
+
+class StoppedStage:
+    """A stage without a network."""
+
+    def __init__(self) -> None:
+        self.meter = UsageMeter("encode")
+
+    def wait(self) -> None:
+        pass
+
+    def status(self) -> StageStatus:
+        return StageStatus()
+
+
+def test_a_replica_that_ends_delivers_its_last_events() -> None:
+    """Serve calls `__del__`, also of a replica whose stage could not be made."""
+    ledger = make_handle(LedgerDeployment, answer="recorded")
+    stopped: StageDeployment[Any] = StageDeployment("encode", StoppedStage, SETTINGS, ledger)
+    stopped._stage.meter.record_usage(CONTEXT, StageCost(0.5, 7))
+    stopped.__del__()
+    events = [event for call in ledger.calls for event in call.arguments["report"].events]
+    assert events == [UsageEvent("record", UsageAmounts(device_seconds=0.5, flops=7))]
+    assert not stopped._reporter.is_alive()
+    StageDeployment.__new__(StageDeployment).__del__()

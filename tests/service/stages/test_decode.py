@@ -1,30 +1,39 @@
 """Decoding: every image gets its own bytes and its usage in all stages."""
 
-import pytest
+from typing import Any, cast
 
+import pytest
+from torch import Tensor
+
+from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.params import GenerationParams, StageCost, UsageAmounts
 from safelight.service.errors import BrokenImage
 from safelight.service.messages import DenoiseResult, ImageFormat, RequestContext
 from safelight.service.stages import batched_stage, decode
-from safelight.service.stages.decode import DecodeJob, DecodeStage
+from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
 from safelight.service.usage.events import UsageEvent
 from tests.clock import ManualClock
 from tests.fakes import USAGE, FakeDecoder, fake_image, make_params
+
+
+def denoised(latents: object) -> DenoiseResult:
+    """The result of denoising with `latents` for `FakeDecoder`, which returns them."""
+    return DenoiseResult(cast(Tensor, latents), USAGE.text, USAGE.encode, USAGE.denoise)
 
 
 async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, clock = FakeDecoder(), ManualClock(now=100.0)
     clock.install(monkeypatch, decode, batched_stage)
 
-    def write(pixels: bytes, output: ImageFormat, params: GenerationParams) -> bytes:
+    def write(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
         clock.advance(0.25)
-        return pixels + fake_image(params, output)
+        return bytes(pixels) + fake_image(params, output)
 
-    stage = DecodeStage(lambda: decoder, write)
+    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
     images = [make_params(image_index=k) for k in range(3)]
     jobs = [
         DecodeJob(
-            DenoiseResult(bytes([k]), USAGE.text, USAGE.encode, USAGE.denoise),
+            denoised(bytes([k])),
             p,
             ImageFormat("webp", k),
             RequestContext(f"record {k}"),
@@ -32,7 +41,7 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
         )
         for k, p in enumerate(images)
     ]
-    results = await stage.run_batch(jobs)
+    results = [image_or_raise(result) for result in await stage.run_batch(jobs)]
     assert [len(batch) for batch in decoder.batches] == [2, 1]
     assert [result.image for result in results] == [
         bytes([k]) + fake_image(p, ImageFormat("webp", k)) for k, p in enumerate(images)
@@ -49,22 +58,22 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
         UsageEvent(f"record {k}", UsageAmounts(2.25, 3.0 - k, 20)) for k in range(3)
     )
     assert stage.status().images == 3
-    assert stage.status().curve.seconds_for(20) == pytest.approx(2.0)
+    curve = stage.status().curve
+    assert curve is not None and curve.seconds_for(20) == pytest.approx(2.0)
     stage.close()
 
 
 async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
-    stage = DecodeStage(FakeDecoder, lambda pixels, output, params: pixels)
+    stage = DecodeStage(lambda: cast(ImageDecoder, FakeDecoder()), lambda pixels, *_: cast(bytes, pixels))
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
-    denoised = [DenoiseResult(latent, USAGE.text, USAGE.encode, USAGE.denoise) for latent in latents]
-    first, broken, third = await stage.run_batch(
-        [DecodeJob(result, make_params(), ImageFormat()) for result in denoised]
-    )
-    assert (first.image, third.image) == (b"a", b"c")
+    jobs = [DecodeJob(denoised(latent), make_params(), ImageFormat()) for latent in latents]
+    first, broken, third = await stage.run_batch(jobs)
+    assert (image_or_raise(first).image, image_or_raise(third).image) == (b"a", b"c")
+    assert isinstance(broken, BrokenImage)
     assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
     assert (broken.status, broken.headers) == (503, {})  # no retry-after
     assert len(stage.meter.collect_report("s", 0, stage.status()).events) == 2
     with pytest.raises(BrokenImage):
-        await stage.decode(denoised[1], make_params(), ImageFormat())
+        await stage.decode(jobs[1].denoised, make_params(), ImageFormat())
     assert stage.meter.collect_report("s", 1, stage.status()).events == ()
     stage.close()

@@ -1,16 +1,24 @@
 """Text encoding: each text is encoded once, and only the first image with it pays."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from safelight.pipeline.engine.text_encoder import TextEncoder
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import RequestContext
 from safelight.service.stages import batched_stage
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.usage.events import UsageEvent
 from tests.clock import ManualClock
-from tests.fakes import FakeTextEncoder, make_params
+from tests.fakes import FakeStates, FakeTextEncoder, make_params
+
+
+def text_of(states: object) -> str:
+    """The text that `FakeTextEncoder` encoded as `states`."""
+    assert isinstance(states, FakeStates)
+    return states.text
 
 
 @pytest.fixture
@@ -20,14 +28,14 @@ def encoder() -> FakeTextEncoder:
 
 @pytest.fixture
 def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
-    stage = EncodeStage(lambda: encoder, "m", cache_bytes=30)
+    stage = EncodeStage(lambda: cast(TextEncoder, encoder), "m", cache_bytes=30)
     yield stage
     stage.close()
 
 
 async def test_guidance_encodes_the_negative_prompt_too(stage: EncodeStage) -> None:
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="blue blorp", guidance_scale=4.0))
-    assert (answer.cond.text, answer.uncond.text) == ("a cat", "blue blorp")
+    assert (text_of(answer.cond), text_of(answer.uncond)) == ("a cat", "blue blorp")
     assert (answer.text.num_tokens, answer.text.unknown_words) == (4, ("blorp",))
     assert (answer.cost.device_seconds, answer.cost.flops) == (2.0, 20)
 
@@ -46,7 +54,8 @@ async def test_a_cached_text_is_free(stage: EncodeStage, encoder: FakeTextEncode
     assert encoder.batches == [["a cat", ""]]
     assert (again.cond, again.uncond) == (first.cond, first.uncond)
     assert again.cost.flops == again.cost.device_seconds == 0
-    assert stage.status().curve.seconds_for(10) == pytest.approx(1.0)
+    curve = stage.status().curve
+    assert curve is not None and curve.seconds_for(10) == pytest.approx(1.0)
     assert (stage.status().cache_hits, stage.status().cache_misses, stage.status().images) == (2, 2, 2)
 
 
@@ -65,7 +74,7 @@ async def test_images_of_one_batch_share_their_texts(
         for k, cost in enumerate(answer.cost for answer in answers)
     )
     assert encoder.batches == [["a", ""], ["b", "c"], ["d"]]
-    assert [answer.cond.text for answer in answers] == ["a", "a", "b", "c", "d"]
+    assert [text_of(answer.cond) for answer in answers] == ["a", "a", "b", "c", "d"]
     assert [answer.cost.flops for answer in answers] == [20, 0, 10, 10, 10]
 
 
@@ -75,8 +84,15 @@ async def test_the_least_recently_used_text_is_dropped(stage: EncodeStage, encod
     assert [text for batch in encoder.batches for text in batch] == ["a", "", "b", "c", "b"]
 
 
+async def test_the_cache_stays_as_full_as_it_may_be(stage: EncodeStage, encoder: FakeTextEncoder) -> None:
+    """Three texts fit. When a fourth has come, each of the last three is still there."""
+    for prompt in ("a", "b", "c", "d", "b", "c", "d", "b", "c", "d"):
+        await stage.encode(make_params(prompt=prompt, guidance_scale=1.0))
+    assert encoder.batches == [["a"], ["b"], ["c"], ["d"]]
+
+
 async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> None:
-    stage = EncodeStage(lambda: encoder, "m", cache_bytes=0)
+    stage = EncodeStage(lambda: cast(TextEncoder, encoder), "m", cache_bytes=0)
     for _ in range(2):
         await stage.encode(make_params(prompt="a", guidance_scale=1.0))
     assert encoder.batches == [["a"], ["a"]]
@@ -85,11 +101,14 @@ async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> No
 
 
 async def test_a_truncated_text_is_reported(stage: EncodeStage) -> None:
-    assert (await stage.encode(make_params(prompt="one two three four five six"))).text.truncated
+    long = "one two three four five six"
+    for prompt, negative_prompt, is_cut in ((long, "", True), ("one", long, True), ("one", "two", False)):
+        answer = await stage.encode(make_params(prompt=prompt, negative_prompt=negative_prompt))
+        assert answer.text.truncated == is_cut
 
 
 async def test_an_encoder_that_cannot_be_loaded_raises_its_error() -> None:
-    def make() -> FakeTextEncoder:
+    def make() -> TextEncoder:
         raise ValueError("tensor text.positional_embedding is missing")
 
     stage = EncodeStage(make, "m", cache_bytes=30)

@@ -1,6 +1,7 @@
 """The metrics: all tables are exposed, values add up over replicas, and no label identifies a caller."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from safelight.service.usage.events import GatewayReport, StageReport, StageTota
 from safelight.service.usage.histograms import Histogram, TickHistograms
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
-from safelight.service.usage.stage_snapshot import snapshot
+from safelight.service.usage.stage_snapshot import SUMMED_FIELDS, snapshot
 from tests.fakes import USAGE
 
 NAMES = {m.name for m in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, UNATTRIBUTED_METRIC)}
@@ -77,8 +78,8 @@ def test_exactly_the_tables_are_exposed(metrics: Metrics) -> None:
     assert all(family.documentation for family in families)
     for metric in (*GATEWAY_METRICS, *STAGE_METRICS, UNATTRIBUTED_METRIC):
         assert by_name[metric.name].type == metric.kind
-    for metric in TICK_METRICS:
-        assert by_name[metric.name].type == "histogram"
+    for tick_metric in TICK_METRICS:
+        assert by_name[tick_metric.name].type == "histogram"
 
 
 def test_replicas_add_up(metrics: Metrics) -> None:
@@ -95,6 +96,29 @@ def test_replicas_add_up(metrics: Metrics) -> None:
     }
     assert reasons == {"warm_up": 0.5, "starting": 1.0, "overhead": 1.5}
     assert values["safelight_mfu_ratio"] == 0.5
+
+
+def test_the_counts_of_replicas_are_added_and_the_other_facts_are_the_firsts() -> None:
+    ledger = Ledger()
+    for number, attention in enumerate(("products", "fused"), 1):
+        counts = {name: number * 10**place for place, name in enumerate(SUMMED_FIELDS)}
+        status = StageStatus(**counts, attention=attention, peak_flops=float(number))
+        ledger.receive(StageReport(attention, 0, "denoise", (), StageTotals(), status, 1, 2))
+    combined = snapshot(ledger)["denoise"].status
+    assert {name: getattr(combined, name) for name in SUMMED_FIELDS} == {
+        name: 3 * 10**place for place, name in enumerate(SUMMED_FIELDS)
+    }
+    assert (combined.attention, combined.peak_flops) == ("products", 1.0)
+    numbers = {field.name for field in fields(StageStatus) if field.type == "int"}
+    assert {*SUMMED_FIELDS} == numbers
+
+
+def test_only_the_present_back_end_is_shown(metrics: Metrics) -> None:
+    assert samples(metrics)["safelight_attention_info products"] == 1
+    metrics.observe_status({"denoise": StageStatus(attention="fused")})
+    values = samples(metrics)
+    assert values["safelight_attention_info fused"] == 1
+    assert "safelight_attention_info products" not in values
 
 
 def test_ticks_are_histograms_of_all_replicas(metrics: Metrics) -> None:

@@ -66,6 +66,7 @@ def test_the_gateways_span_belongs_under_the_clients_and_goes_with_the_context(
         )
     [span] = [span for span in exporter.get_finished_spans() if span.name == "generate"]
     assert f"{span.context.trace_id:032x}" == CLIENT_SPAN.split("-")[1]
+    assert span.parent is not None and span.attributes is not None
     assert f"{span.parent.span_id:016x}" == CLIENT_SPAN.split("-")[2]
     assert span.attributes["safelight.images"] == 2 and span.attributes["safelight.model"] == MODEL.id
     # the warm-up has neither a record nor a trace

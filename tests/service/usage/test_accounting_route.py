@@ -73,6 +73,8 @@ def test_metrics_are_served_without_the_ledger(monkeypatch: pytest.MonkeyPatch) 
     [
         (None, 401),
         ("Bearer wrong", 401),
+        ("Bearer secre", 401),
+        ("Bearer secretly", 401),
         ("Basic secret", 401),
         ("Bearer secret", 200),
         ("bearer  secret", 200),

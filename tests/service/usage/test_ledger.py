@@ -13,6 +13,7 @@ from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from safelight.service.usage import ledger as ledger_module
 from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent, UsageReport
+from safelight.service.usage.histograms import TickHistograms
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.report import build_report, percentiles
@@ -56,7 +57,7 @@ def gateway_report(number: int, *records: UsageRecord, source: str = "gateway") 
 
 
 def stage_report(
-    number: int, *events: UsageEvent, stage: str = "denoise", source: str = "one", **totals: float
+    number: int, *events: UsageEvent, stage: str = "denoise", source: str = "one", **totals: Any
 ) -> StageReport:
     status = StageStatus(images=3, peak_flops=1e3)
     return StageReport(source, number, stage, events, StageTotals(**totals), status, 77, 78)
@@ -96,8 +97,8 @@ def test_a_request_and_its_usage_are_joined_whichever_arrives_first(
     assert report.images_per_busy_hour == pytest.approx(1800.0)
     assert report.cost_per_1000_images == pytest.approx(2.0)
     latency, rate = report.targets
-    assert (latency.met, latency.got, latency.by) == (True, 2.0, pytest.approx(-0.6))
-    assert (rate.met, rate.by) == (True, pytest.approx(0.8))
+    assert latency.met is True and latency.got == 2.0 and latency.by == pytest.approx(-0.6)
+    assert rate.met is True and rate.by == pytest.approx(0.8)
 
 
 def test_a_missed_target_says_by_how_much() -> None:
@@ -105,8 +106,8 @@ def test_a_missed_target_says_by_how_much() -> None:
     ledger.receive(gateway_report(0, record("a", seconds=10.0)))
     ledger.receive(stage_report(0, event("a", 7.2), busy=9.2, starting=2.0))
     latency, rate = build_report(ledger, Settings()).targets
-    assert (latency.met, latency.by) == (False, pytest.approx(1.0))
-    assert (rate.met, rate.got) == (False, pytest.approx(500.0))
+    assert latency.met is False and latency.by == pytest.approx(1.0)
+    assert rate.met is False and rate.got == pytest.approx(500.0)
 
 
 def test_an_empty_ledger_has_a_report() -> None:
@@ -177,9 +178,37 @@ def test_a_steady_rate_is_the_same_in_every_window(window: float | None) -> None
     assert (window or 0.0) <= report.window_seconds + 1e-6 or is_whole
 
 
+def test_the_minutes_add_up_to_the_whole() -> None:
+    clock = Clock()
+    ledger = Ledger(clock)
+    ticks = TickHistograms()
+    for number in range(5):
+        clock.time += 45.0
+        ticks.observe(0.01, 2, 64, 0.02)
+        ledger.receive(
+            gateway_report(number, record(str(number), list(RequestOutcome)[number % 4], images=2))
+        )
+        ledger.receive(
+            stage_report(
+                number,
+                event(str(number), 1.0, 7, queue_seconds=0.5, nfe=1, rows=2, tokens=3),
+                event("", 0.25),
+                busy=4.0 * number,
+                starting=0.5 * number,
+                lost=0.125 * number,
+                ticks=ticks.data,
+            )
+        )
+    denoise = ledger.totals.stages["denoise"]
+    assert (denoise.alive, denoise.lost, denoise.warm_up, denoise.ticks.rows.counts[1]) == (180, 0.5, 1.25, 5)
+    assert ledger.window_totals(3600.0) == ledger.totals
+    assert ledger.window_totals(50.0) != ledger.totals
+
+
 def test_images_per_hour_and_device_count_the_hours_that_devices_were_alive() -> None:
     clock = Clock()
     ledger = Ledger(clock)
+    clock.time += 60.0  # without a device
     ledger.receive(stage_report(0, source="one"))
     clock.time += 100.0
     ledger.receive(stage_report(1, source="one"))
@@ -263,7 +292,8 @@ def make_queues(
         [gateway_report(k, record(n, outcome), source="g") for k, (n, outcome) in enumerate(outcomes.items())]
     ]
     for source, replica_events in events.items():
-        stage, busy, queue = rng.choice(["encode", "denoise", "decode"]), 0.0, []
+        stage, busy = rng.choice(["encode", "denoise", "decode"]), 0.0
+        queue: list[UsageReport] = []
         for number, usage_event in enumerate(replica_events):
             busy += 2 * usage_event.amounts.device_seconds
             queue.append(stage_report(number, usage_event, stage=stage, source=source, busy=busy))

@@ -8,7 +8,7 @@ from safelight.pipeline.params import StageCost, UsageAmounts
 from safelight.service.messages import NO_CONTEXT, RequestContext, StageStatus
 from safelight.service.stages import usage_meter
 from safelight.service.stages.usage_meter import UsageMeter
-from safelight.service.usage.events import UsageEvent, UsageReport
+from safelight.service.usage.events import GatewayReport, UsageEvent, UsageReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 from tests.clock import ManualClock
 from tests.fakes import USAGE
@@ -95,13 +95,14 @@ class FlakyLedger:
 
     def __init__(self, refuse: int) -> None:
         self.refuse = refuse
-        self.reports: list[UsageReport] = []
+        self.reports: list[GatewayReport] = []
         self.delivered = threading.Event()
 
     def send(self, report: UsageReport) -> None:
         if self.refuse:
             self.refuse -= 1
             raise ConnectionError
+        assert isinstance(report, GatewayReport)
         self.reports.append(report)
         self.delivered.set()
 

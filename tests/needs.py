@@ -1,0 +1,105 @@
+"""What tests need that no Python package brings, checked before they run: a pytest plugin.
+
+A test whose need is not met is skipped with a sentence that says what to install. Continuous integration sets
+`TESTS_IN_CI=1`: then Debian packages are installed, and such a skip is a failure (tests/skips.py).
+"""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+IS_CI = os.environ.get("TESTS_IN_CI") == "1"
+TESTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Need:
+    """Programs or headers that some tests need, and the Debian packages that have them."""
+
+    name: str
+    packages: str
+    is_met: Callable[[], bool]
+    tests: tuple[str, ...] = ()  # beginnings of node ids, from `tests/` on
+    fixtures: tuple[str, ...] = ()  # every test that uses one
+
+    @property
+    def reason(self) -> str:
+        return f"{self.name} is missing: apt-get install {self.packages}"
+
+
+def _has_compiler() -> bool:
+    """Whether torch's inductor can compile: it calls $CXX or g++, and includes Python.h."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and headers.exists()
+
+
+def _has_curl() -> bool:
+    return shutil.which("curl") is not None
+
+
+def _has_prometheus() -> bool:
+    return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
+
+
+NEEDS = (
+    Need(
+        "a C++ compiler with Python's headers",
+        "g++ python3-dev",
+        _has_compiler,
+        tests=(
+            "models/packed/test_int8.py::",
+            "pipeline/engine/test_int8_batch_invariance.py::",
+            "service/test_quantization.py::",
+        ),
+    ),
+    Need(
+        "curl",
+        "curl",
+        _has_curl,
+        tests=("test_readme.py::test_command[curl", "e2e/test_service.py::test_curl"),
+    ),
+    Need("Prometheus with promtool", "prometheus", _has_prometheus, fixtures=("promtool", "scraped")),
+)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """In continuous integration, install what is missing; once, in the process that starts the others."""
+    missing = [need.packages for need in NEEDS if not need.is_met()]
+    if IS_CI and missing and not hasattr(session.config, "workerinput") and os.geteuid() == 0:
+        _install(" ".join(missing).split())
+
+
+def pytest_report_header() -> list[str]:
+    return [need.reason for need in NEEDS if not need.is_met()]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for need in NEEDS:
+        if not need.is_met():
+            skip = pytest.mark.skip(reason=need.reason)
+            for item in items:
+                if _has_need(item, need):
+                    item.add_marker(skip)
+
+
+def _has_need(item: pytest.Item, need: Need) -> bool:
+    node = f"{item.path.relative_to(TESTS).as_posix()}::{item.nodeid.partition('::')[2]}"
+    return node.startswith(need.tests) or not set(need.fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _install(packages: list[str]) -> None:
+    """Install Debian packages; what cannot be installed is reported as missing by the tests."""
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (
+        ["apt-get", "update"],
+        ["apt-get", "install", "-y", "--no-install-recommends", *packages],
+    ):
+        subprocess.run(command, env=environment, capture_output=True, check=False)
+    if "prometheus" in packages and shutil.which("systemctl"):  # the package starts its own server
+        subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True, check=False)

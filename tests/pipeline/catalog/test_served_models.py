@@ -1,0 +1,47 @@
+"""What a served model offers: its family's defaults, its folder's schedule, and the solvers of both."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safelight.pipeline.catalog.planning import plan_request
+from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
+from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, make_plan
+from safelight.pipeline.diffusion.spacing import SPACINGS
+from tests.pipeline.parts import model, params
+
+
+def test_the_embedded_model_has_its_familys_defaults() -> None:
+    emoji = find_model("emoji-128")
+    assert (emoji.id, emoji.family, emoji.path.name) == ("emoji-128", "pixart-clip", "emoji-128")
+    assert (emoji.num_steps, emoji.guidance_scale) == (20, 5.0)
+    assert (emoji.solver, emoji.timestep_spacing) == ("dpmpp_2m", "trailing")
+    assert (emoji.schedule, emoji.prediction, emoji.native_size) == (Flow(2.0), "flow", (128, 128))
+    assert emoji.spacings == tuple(SPACINGS) and emoji.labels is None
+    assert "Apache-2.0" in emoji.licence
+
+
+def test_only_solvers_that_the_schedule_allows_are_offered(tmp_path: Path) -> None:
+    """On flows the reverse SDE is singular, so Euler-Maruyama is not offered there."""
+    assert {*SERVED} - {*model().solvers} == {"euler_maruyama"}
+    assert {*ALIASES} < {*model().solvers} and "langevin" not in model().solvers
+    folder = tmp_path / "noise"
+    shutil.copytree(model().path, folder)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler"}))
+    noise = find_model(str(folder))
+    assert (noise.schedule, noise.prediction, noise.id) == (VariancePreserving("linear"), "epsilon", "noise")
+    assert {*noise.solvers} == {*SERVED, *ALIASES}
+
+
+def test_a_request_is_planned_as_it_says() -> None:
+    p = params(solver="ddim", num_steps=5, timestep_spacing="karras", eta=0.25)
+    plan = make_plan("ddim", model().schedule, model().prediction, 5, spacing="karras", eta=0.25)
+    assert plan_request(p, model()) == plan
+
+
+def test_a_folder_that_cannot_be_served_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UnknownModel, match="model_index.json is missing"):
+        find_model(str(tmp_path))

@@ -1,0 +1,70 @@
+"""From the decoder's numbers to levels of 255, and what is refused."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safelight.models.find_checkpoint import find_folder
+from safelight.models.vae import load_vae
+from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
+
+
+class Passthrough(nn.Module):
+    """An autoencoder whose pixels are its latents, so that a test can choose them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        embedded: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
+        config = embedded.config
+        self.config = type(config)({**config, "scaling_factor": 0.5})
+
+    def decode(self, latents: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=latents)
+
+
+@pytest.fixture
+def decoder() -> ImageDecoder:
+    named_class = type("AutoencoderTiny", (Passthrough,), {})  # a class whose operations are known
+    return ImageDecoder(named_class(), torch.float32, torch.device("cpu"))
+
+
+def levels(decoder: ImageDecoder, pixels: Tensor) -> list[list[list[int]]]:
+    """The levels (H, W, 3) of pixels (3, H, W)."""
+    [result] = decoder.decode([0.5 * pixels])
+    assert not isinstance(result, InvalidImage)
+    return cast(list[list[list[int]]], result[0].tolist())
+
+
+def test_minus_one_to_one_become_0_to_255_at_the_nearest_level(decoder: ImageDecoder) -> None:
+    row = torch.tensor([-1.0, -1.0 + 0.49 / 127.5, -1.0 + 0.51 / 127.5, 0.001, 1.0 - 0.51 / 127.5, 1.0])
+    assert levels(decoder, row.expand(3, 1, 6)) == [[[level] * 3 for level in (0, 0, 1, 128, 254, 255)]]
+
+
+def test_what_exceeds_the_range_is_clamped(decoder: ImageDecoder) -> None:
+    row = torch.tensor([-1.7, -1.01, 1.01, 300.0])
+    assert levels(decoder, row.expand(3, 1, 4)) == [[[level] * 3 for level in (0, 0, 255, 255)]]
+
+
+def test_red_green_blue_rows_and_columns_keep_their_places(decoder: ImageDecoder) -> None:
+    expected = torch.arange(2 * 3 * 3).reshape(2, 3, 3)  # H, W, channels
+    assert levels(decoder, expected.permute(2, 0, 1) / 127.5 - 1.0) == expected.tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused_by_the_stage_that_left_them(value: float) -> None:
+    """The embedded decoder makes finite pixels of an infinite latent, and a clamp of infinite pixels."""
+    vae: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
+    decoder = ImageDecoder(vae, torch.float32, torch.device("cpu"))
+    good = torch.zeros(8, 2, 3)
+    bad = good.clone()
+    bad[3, 1, 2] = value
+    first, refused, last = decoder.decode([good, bad, good])
+    assert str(refused) == "the denoiser left numbers that are not finite"
+    assert not isinstance(first, InvalidImage) and not isinstance(last, InvalidImage)
+    vae.decoder.layers[-1].bias.data[1] = value
+    [refused] = decoder.decode([good])
+    assert isinstance(refused, InvalidImage)
+    assert str(refused) == "the decoder left numbers that are not finite"
