@@ -51,7 +51,7 @@ def build(**settings: Any) -> dict[str, Deployment]:
     return deployments_of(build_app(Settings(model="tiny", **settings)))
 
 
-def bound(deployment: Deployment) -> list[Any]:
+def bound(deployment: Deployment) -> list[object]:
     """What a deployment is constructed with; other deployments by their names."""
     return [
         arg._bound_deployment.name if isinstance(arg, Application) else arg for arg in deployment.init_args
@@ -130,7 +130,7 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
 def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: int) -> None:
     settings: dict[str, Any] = {setting: "1-8", "max_rows": 12, "max_pictures": 100, "deadline_seconds": 50.0}
     found = build(**settings, **RANGES)
-    config: Any = found[name]._deployment_config
+    config = found[name]._deployment_config
     scaling = config.autoscaling_config
     assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
@@ -142,7 +142,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
 
 
 def test_gateways_scale_by_requests_in_flight() -> None:
-    config: Any = build(gateway_replicas="1-8", **RANGES)["Gateway"]._deployment_config
+    config = build(gateway_replicas="1-8", **RANGES)["Gateway"]._deployment_config
     scaling = config.autoscaling_config
     assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
@@ -152,10 +152,13 @@ def test_gateways_scale_by_requests_in_flight() -> None:
 
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
     found = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
-    colocated = options(found["Colocated"])
-    assert (colocated["num_replicas"], colocated["ray_actor_options"]["num_gpus"]) == (3, 0.5)
-    scaled: Any = build(stages="colocated", denoise_replicas="0-2")["Colocated"]._deployment_config
-    assert (scaled.autoscaling_config.min_replicas, scaled.autoscaling_config.max_replicas) == (0, 2)
+    colocated = found["Colocated"]
+    assert (colocated.num_replicas, (colocated.ray_actor_options or {})["num_gpus"]) == (3, 0.5)
+    scaling = build(stages="colocated", denoise_replicas="0-2")[
+        "Colocated"
+    ]._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas) == (0, 2)
 
 
 def test_the_policy_that_serve_imports_by_name_exists() -> None:

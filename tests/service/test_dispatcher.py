@@ -1,7 +1,7 @@
 """The dispatcher: all images of a request or none, deadline, retry and cancellation."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -313,7 +313,7 @@ async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(
 ) -> None:
     """Serve's proxy then lets `receive` raise one of Ray's exceptions."""
 
-    async def broken() -> MutableMapping[str, Any]:
+    async def broken() -> Message:
         raise RuntimeError("the task is canceled before it executes")
 
     client = AsgiClient.of({})

@@ -80,7 +80,7 @@ def ray_inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     inits: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "init", lambda **options: inits.append(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr("safelight.service.local.signal.signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return inits
 
 
@@ -142,9 +142,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how much shared memory is free."""
 
     def set_free(free: int) -> None:
-        monkeypatch.setattr(
-            "safelight.service.local.shutil.disk_usage", lambda path: SimpleNamespace(free=free)
-        )
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
     set_free(100 * GB)
     return set_free
@@ -178,7 +176,7 @@ def test_the_object_store_is_bounded_by_shared_memory(memory: Callable[[int], No
 
 def test_without_shared_memory_it_is_bounded_by_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 3_000_000}
-    monkeypatch.setattr("safelight.service.local.os.sysconf", pages.__getitem__)
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert local.object_store_bytes(Settings(max_pictures=10_000), Path("/nowhere")) == 0.9 * GB
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -76,8 +75,7 @@ def test_on_a_gpu_the_rows_of_a_shape_are_one_evaluation() -> None:
     """There a batch is faster, and the service says that bits may differ. Here: equal to rounding."""
     plain = ClassDiT(CONFIGS[0]).eval()
     randomise(plain)
-    row_by_row: Any = PerShapeNetwork(plain, is_row_by_row=True)
-    by_shape: Any = PerShapeNetwork(plain, is_row_by_row=False)
+    row_by_row, by_shape = PerShapeNetwork(plain, True), PerShapeNetwork(plain, False)
     latents = [torch.randn(4, SIDE, SIDE, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     rows = make_rows(by_shape, 3)
     [evaluations] = by_shape.collate(rows, [(SIDE, SIDE)] * 3)

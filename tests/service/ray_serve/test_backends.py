@@ -29,20 +29,13 @@ IMAGE = DecodeResult(b"image", USAGE)
 PARAMS, OUTPUT, CONTEXT = make_params(), ImageFormat("webp", 40), RequestContext("account")
 
 
-def handle_of(deployment: type, answer: Any = None) -> Any:
-    """A `FakeHandle`, where a real one is expected."""
-    return FakeHandle(deployment, answer)
-
-
 def stage_handles() -> tuple[Any, Any, Any]:
-    return handle_of(EncodeDeployment), handle_of(DenoiseDeployment), handle_of(DecodeDeployment)
+    return make_handle(EncodeDeployment), make_handle(DenoiseDeployment), make_handle(DecodeDeployment)
 
 
 async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
     stages = stage_handles()
-    generating: asyncio.Future[Any] = asyncio.ensure_future(
-        backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT)
-    )
+    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT))
     await asyncio.sleep(0)
     [encoding], [denoising], [decoding] = (stage.calls for stage in stages)
     assert [call.method for call in (encoding, denoising, decoding)] == ["encode", "generate", "decode"]
@@ -75,7 +68,7 @@ async def test_a_cancelled_or_failed_image_is_cancelled_in_every_stage(how: str)
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str) -> None:
-    handle = handle_of(ColocatedDeployment)
+    handle = make_handle(ColocatedDeployment)
     generating = asyncio.ensure_future(backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT))
     await asyncio.sleep(0)
     [call] = handle.calls
@@ -88,9 +81,8 @@ async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str)
 
 
 async def test_a_colocated_image_is_the_answer_of_its_call() -> None:
-    handle = handle_of(ColocatedDeployment, answer="image")
-    result: Any = await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT)
-    assert result == "image"
+    handle = make_handle(ColocatedDeployment, answer=IMAGE)
+    assert await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT) is IMAGE
     assert handle.calls[0].arguments["context"] == CONTEXT and not handle.calls[0].cancelled
 
 
@@ -99,25 +91,25 @@ async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     status = StageStatus(images=2)
-    encoder, decoder = handle_of(EncodeDeployment, status), handle_of(DecodeDeployment, status)
-    backend = backends.SplitBackend(encoder, handle_of(DenoiseDeployment), decoder)
+    encoder, decoder = make_handle(EncodeDeployment, status), make_handle(DecodeDeployment, status)
+    backend = backends.SplitBackend(encoder, make_handle(DenoiseDeployment), decoder)
     assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
     assert [handle.calls[0].method for handle in (encoder, decoder)] == ["status"] * 2
-    silent = handle_of(ColocatedDeployment)
+    silent = make_handle(ColocatedDeployment)
     assert await backends.ColocatedBackend(silent).status() == dict.fromkeys(STAGES)
     statuses = {stage: StageStatus(images=k) for k, stage in enumerate(STAGES)}
-    assert await backends.ColocatedBackend(handle_of(ColocatedDeployment, statuses)).status() == statuses
+    assert await backends.ColocatedBackend(make_handle(ColocatedDeployment, statuses)).status() == statuses
 
 
 async def test_a_stage_that_may_sleep_is_not_woken_by_a_question() -> None:
     status = StageStatus(images=2)
-    encoder, denoiser = handle_of(EncodeDeployment, status), handle_of(DenoiseDeployment, status)
+    encoder, denoiser = make_handle(EncodeDeployment, status), make_handle(DenoiseDeployment, status)
     backend = backends.SplitBackend(
-        encoder, denoiser, handle_of(DecodeDeployment, status), frozenset({"denoise"})
+        encoder, denoiser, make_handle(DecodeDeployment, status), frozenset({"denoise"})
     )
     assert await backend.status() == {"encode": status, "denoise": None, "decode": status}
     assert denoiser.calls == []
-    colocated = handle_of(ColocatedDeployment)
+    colocated = make_handle(ColocatedDeployment)
     sleepy = backends.ColocatedBackend(colocated, frozenset(STAGES))
     assert await sleepy.status() == dict.fromkeys(STAGES) and colocated.calls == []
 
@@ -125,18 +117,18 @@ async def test_a_stage_that_may_sleep_is_not_woken_by_a_question() -> None:
 async def test_the_ledgers_client_calls_the_ledgers_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: dict[str, Any] = {"status": {"denoise": StageStatus()}, "snapshot": {}, "report": "report"}
     for method, answer in answers.items():
-        handle = handle_of(LedgerDeployment, answer)
+        handle = make_handle(LedgerDeployment, answer)
         client = backends.RemoteLedger(handle)
         arguments = {"window": 60.0, "latest": 5} if method == "report" else {}
         result = await getattr(client, method)(*arguments.values())
         assert result == (answer or {})
         assert [(call.method, call.arguments) for call in handle.calls] == [(method, arguments)]
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
-    assert await backends.RemoteLedger(handle_of(LedgerDeployment)).status() == dict.fromkeys(STAGES)
+    assert await backends.RemoteLedger(make_handle(LedgerDeployment)).status() == dict.fromkeys(STAGES)
 
 
 def test_a_report_is_delivered_when_the_ledger_has_recorded_it() -> None:
-    handle, report = handle_of(LedgerDeployment, answer="recorded"), GatewayReport("gateway", 0, ())
+    handle, report = make_handle(LedgerDeployment, answer="recorded"), GatewayReport("gateway", 0, ())
     backends.RemoteLedger(handle).send(report)
     [call] = handle.calls
     assert (call.method, call.arguments) == ("receive", {"report": report})

@@ -228,13 +228,13 @@ def test_the_accounting_report_has_the_same_sums(accounting: tuple[Metrics, Acco
 
 def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
     counts = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
-
-    def status_of(replica: int) -> StageStatus:
-        values: dict[str, Any] = {name: 10 * number + replica for number, name in enumerate(counts)}
+    statuses = []
+    for replica in (1, 2):
+        numbers: dict[str, Any] = {name: 10 * number + replica for number, name in enumerate(counts)}
         curve = replace(CURVE, slowdown=float(replica))
-        return StageStatus(attention=f"kernel {replica}", peak_flops=float(replica), curve=curve, **values)
-
-    statuses = [status_of(1), status_of(2)]
+        statuses.append(
+            StageStatus(attention=f"kernel {replica}", peak_flops=float(replica), curve=curve, **numbers)
+        )
     ledger = Ledger()
     for source, status in zip("ab", statuses, strict=True):
         ledger.receive(StageReport(source, 0, "denoise", (), StageTotals(work_left=1.5), status, 1, 2))
