@@ -197,7 +197,7 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
-        responses={400: ERRORS[400], 401: ERRORS[401]} | OTHER_ERRORS,
+        responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
@@ -223,7 +223,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     async def list_models() -> ModelList:
         return ModelList(data=[await describe_with_attention()])
 
-    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404]} | OTHER_ERRORS, summary="One model")
+    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, gateway.model)
         return await describe_with_attention()
