@@ -76,7 +76,7 @@ class PerShapeNetwork:
         remaining = iter(steps)
         predictions = []
         for x, evaluations in zip(latents, rows, strict=True):
-            parts = zip(x.split(len(x) // len(evaluations)), evaluations, strict=True)
+            parts = zip(torch.split(x, len(x) // len(evaluations)), evaluations, strict=True)
             predictions.append(
                 torch.cat(
                     [self.network.predict(part, row, [next(remaining) for _ in part]) for part, row in parts]
