@@ -217,6 +217,12 @@ BUSY = Phase("saturated", 0.0, (result(4.0, images=2), result(8.0, status=429)))
 STEADY = Phase("at 60%", 0.0, (result(3.0), result(5.0)))
 
 
+def test_the_failures_of_a_replayed_trace_are_counted_once() -> None:
+    """It stands for all phases."""
+    (verdict,) = judge(Thresholds(max_failures=0), BUSY, BUSY, BUSY, [], None)
+    assert (verdict.measured, verdict.is_met) == ("1", False)
+
+
 def engine(images_per_hour: float, **core_seconds: float) -> EngineAlone:
     return EngineAlone(images_per_hour, CoreSeconds(core_seconds, 2))
 
@@ -227,7 +233,8 @@ def test_every_threshold_can_fail() -> None:
     assert BUSY.images_per_hour == 900.0
     missed = judge(Thresholds(901.0, 4.8, 2.5, 0, 0.96), ALONE, BUSY, STEADY, [], engine(950.0))
     assert [verdict.is_met for verdict in missed] == [False] * 5
-    with_a_burst = judge(Thresholds(max_failures=1), ALONE, BUSY, STEADY, [BUSY], None)
+    burst = replace(BUSY, name="burst")
+    with_a_burst = judge(Thresholds(max_failures=1), ALONE, BUSY, STEADY, [burst], None)
     assert [(verdict.measured, verdict.is_met) for verdict in with_a_burst] == [("2", False)]
 
 
