@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.engine import engine as engine_module
 from safelight.pipeline.engine.admission import Admission
+from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.sample import start_state
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops
@@ -129,6 +131,20 @@ def test_a_tick_leaves_the_number_of_threads() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_learned_variance_is_dropped() -> None:
+    """The network gives twice the channels of a latent; the second half is the variance."""
+    output = torch.arange(8.0).view(1, 4, 1, 2)
+    network: Any = SimpleNamespace(
+        config=SimpleNamespace(in_channels=2), predict=lambda latents, rows, steps: [output]
+    )
+    layout: Any = SimpleNamespace(
+        groups=[SimpleNamespace(row_sample=torch.tensor([0]))], rows=None, steps=(0,)
+    )
+    buffers: Any = [SimpleNamespace(x=torch.zeros(1, 2, 1, 2))]
+    [prediction] = StepRunner(network, torch.float32, torch.device("cpu")).forward(layout, buffers)
+    assert torch.equal(prediction, output[:, :2])
 
 
 def test_latents_have_the_images_height_and_width() -> None:
