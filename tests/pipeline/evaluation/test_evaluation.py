@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,22 @@ def test_kept_images_are_not_rendered_again(tmp_path: Path, monkeypatch: pytest.
     resumed = Renderer(model(), tmp_path)
     monkeypatch.setattr(resumed, "_add", None)  # rendering would fail
     assert np.array_equal(resumed.render(REQUESTS), first)
+
+
+def test_an_image_is_kept_under_all_that_decides_its_bytes(tmp_path: Path) -> None:
+    """Its parameters, the weights, and how they are quantized."""
+    other = tmp_path / "other"
+    shutil.copytree(model().path, other)
+    (weights,) = (other / "transformer").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    digests = [renderer._digest(folder) for folder in (model().path, other)]
+    assert digests[0] != digests[1] and renderer._digest(model().path) == digests[0]
+    plain = Renderer(model(), tmp_path)
+    files = [plain._file(tmp_path, request) for request in REQUESTS]
+    assert len({*files}) == 3 and files[0].name.startswith("a-cat-")
+    for digest in (digests[1], f"{digests[0]}int8"):
+        plain._weights = digest
+        assert plain._file(tmp_path, REQUESTS[0]) not in files
 
 
 def test_a_resumed_run_renders_the_missing_images(tmp_path: Path) -> None:

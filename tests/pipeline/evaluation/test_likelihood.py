@@ -1,5 +1,9 @@
 """Both likelihood methods, on data whose density is known exactly, and the latent of an image."""
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,9 @@ from PIL import Image
 
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
-from safelight.pipeline.evaluation.likelihood import METHODS, build_likelihood
+from safelight.pipeline.evaluation import likelihood
+from safelight.pipeline.evaluation.likelihood import METHODS, LatentLikelihood, build_likelihood
+from safelight.pipeline.params import TextReport
 from tests.pipeline.oracle import EIGHT
 
 POINTS = EIGHT.draw(16, torch.Generator().manual_seed(0))
@@ -45,3 +51,28 @@ def test_the_latent_of_an_image_is_that_of_diffusers() -> None:
     latent = build_likelihood(model)._latent(pixels)
     assert latent.dtype == torch.float64
     torch.testing.assert_close(latent.float(), encoded * vae.config.scaling_factor)
+
+
+def test_a_report_compares_the_prompt_with_the_empty_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two probes, by which the prompt's latent has 10 and 14 nats, and that of the empty prompt 4 and 6."""
+    monkeypatch.setattr(likelihood, "encode_pixels", lambda vae, pixels: torch.zeros(1, 4, 1, 2))
+    nats = torch.tensor([[10.0, 4.0], [14.0, 6.0]])
+    monkeypatch.setitem(likelihood.METHODS, "known", lambda *arguments: nats)
+    readings = {"a cat": TextReport(2, False, ("blorp",)), "": TextReport(0, False, ())}
+    encoder = SimpleNamespace(encode=lambda texts: [SimpleNamespace(report=readings[text]) for text in texts])
+    density: Any = LatentLikelihood(None, None, encoder, Flow(), "flow", torch.device("cpu"))  # type: ignore[arg-type]
+    report = density.estimate(
+        np.zeros((8, 16, 3), np.uint8),
+        "a cat",
+        method="known",
+        num_steps=1,
+        num_probes=2,
+        seed=0,
+        progress=lambda share: None,
+    )
+    bit = 8 * math.log(2.0)
+    assert (report.prompt.value, report.empty.value) == (pytest.approx(-12 / bit), pytest.approx(-5 / bit))
+    assert (report.gain.value, report.gain.standard_error) == (7.0, pytest.approx(1.0))
+    assert report.prompt.standard_error == pytest.approx(2.0 / bit)
+    assert (report.num_dims, report.text) == (8, readings["a cat"])
+    assert report.blur == pytest.approx(0.001 / 0.999)
