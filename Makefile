@@ -15,18 +15,20 @@ INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 .PHONY: docs bench load e2e chaos
 
 help:
-	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants | lint | type"
-	@echo "     format | lock | docs | bench | load | e2e | chaos"
+	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants"
+	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos"
 
 install: $(DEVELOPING)
 
 $(SERVING): pyproject.toml requirements/serve.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; say make PYTHON=python3.x")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "Python 3.11 to 3.13 is needed; say make PYTHON=python3.x" >&2; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/pip install $(TORCH_SPEC)
 	$(INSTALL_LOCKED) requirements/serve.txt
 	$(BIN)/pip install --no-deps -e .
-	@$(BIN)/python -c 'import torch, torchvision' || { echo "torch and torchvision do not fit together: remove $(VENV), and give both in TORCH_SPEC" >&2; exit 1; }
+	@$(BIN)/python -c 'import torch, torchvision' || { \
+		echo "torch and torchvision do not fit together: remove $(VENV), and give both in TORCH_SPEC" >&2; exit 1; }
 	@touch $@
 
 $(DEVELOPING): $(SERVING) requirements/dev.txt
@@ -74,19 +76,22 @@ format: $(DEVELOPING)
 	$(BIN)/ruff format .
 
 # torch, torchvision and what torch brings come from TORCH_SPEC, so that a build can be chosen.
-OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
-	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver \
-	nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
-LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	--no-header --no-annotate --constraint requirements/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH))
+OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas \
+	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
+	nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+	nvidia-nvshmem-cu13 nvidia-nvtx
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --constraint requirements/torch.txt \
+	$(addprefix --no-emit-package ,$(OF_TORCH))
 
 # A part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own, which
 # borrows torch from .venv.
 LOWEST := build/lowest
-BORROWED = $(foreach name,torch functorch triton nvidia cuda,$(wildcard $(VENV)/lib/python3*/site-packages/$(name)*))
-LOWEST_TESTS := tests/service/http tests/service/usage tests/service/telemetry tests/pipeline/engine/test_batch.py \
-	tests/pipeline/diffusion/test_diffusers_schedulers.py tests/pipeline/evaluation/test_evaluation.py \
-	tests/models/text tests/loadtests/test_loadtests.py tests/deploy/test_kuberay.py
+BORROWED = $(wildcard $(addprefix $(VENV)/lib/python3*/site-packages/, \
+	torch* functorch* triton* nvidia* cuda*))
+LOWEST_TESTS := tests/service/http tests/service/usage tests/service/telemetry tests/models/text \
+	tests/pipeline/engine/test_batch.py tests/pipeline/diffusion/test_diffusers_schedulers.py \
+	tests/pipeline/evaluation/test_evaluation.py tests/loadtests/test_loadtests.py tests/deploy/test_kuberay.py
 
 test-lowest: $(DEVELOPING)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
