@@ -109,9 +109,8 @@ def at_once(num_requests: int, sizes: Sequence[str]) -> list[ScheduledRequest]:
 
 def arrivals(rate: float, seconds: float, sizes: Sequence[str], seed: int) -> list[ScheduledRequest]:
     """A Poisson process of mixed requests; at least one request, so that every phase has a result."""
-    return poisson(rate, seconds, sizes, seed) or [
-        ScheduledRequest(0.0, any_body(random.Random(seed), sizes))
-    ]  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
+    return poisson(rate, seconds, sizes, seed) or [ScheduledRequest(0.0, any_body(rng, sizes))]
 
 
 async def _replay_phase(

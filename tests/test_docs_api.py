@@ -82,10 +82,10 @@ def test_every_field_of_a_request_is_documented() -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_column_allowed_is_the_schemas(name: str) -> None:
-    stated = ROWS[name][0].replace("`false`", "false")
+    text = ROWS[name][0].replace("`false`", "false")
     expected = allowed_by(PROPERTIES[name])
-    assert stated.startswith(expected)
-    assert not re.match(r"[,.]?\d", stated.removeprefix(expected)), "the number goes on"
+    assert text.startswith(expected)
+    assert not re.match(r"[,.]?\d", text.removeprefix(expected)), "the number goes on"
 
 
 @pytest.mark.parametrize("name", [name for name, (_, default) in ROWS.items() if default == "the model's"])

@@ -25,13 +25,13 @@ def links(text: str) -> list[str]:
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives to a page's headings: a second heading of the same words gets -1."""
     source = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     result = set()
     for heading in re.findall(r"^#+ +(.*?) *#*$", source, re.MULTILINE):
         words = re.sub(r"\]\([^)]*\)", "]", heading)  # a link's text counts, its target does not
         slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
-        result.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
-        seen[slug] += 1
+        result.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+        counts[slug] += 1
     return result
 
 

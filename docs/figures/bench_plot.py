@@ -59,12 +59,12 @@ def _row(figures: Mapping[str, Any]) -> Content:
     return panels
 
 
-def digest(drawn: Content) -> str:
+def digest(plot: Content) -> str:
     """Of the plot's content."""
-    return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plot, sort_keys=True).encode()).hexdigest()
 
 
-def draw(drawn: Content, png: Path) -> None:
+def draw(plot: Content, png: Path) -> None:
     """Draw the plot, with the digest of what it shows."""
     import matplotlib as mpl
 
@@ -72,16 +72,16 @@ def draw(drawn: Content, png: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        len(drawn), len(TITLES), figsize=(16, 3.6 * len(drawn)), squeeze=False, layout="constrained"
+        len(plot), len(TITLES), figsize=(16, 3.6 * len(plot)), squeeze=False, layout="constrained"
     )
-    for row, (machine, panels) in zip(axes, drawn.items(), strict=True):
+    for row, (machine, panels) in zip(axes, plot.items(), strict=True):
         row[0].set_ylabel(machine, fontsize=10)
         for axis, title in zip(row, TITLES.values(), strict=True):
             if title in panels:
                 _draw_panel(axis, title, panels[title])
             else:
                 axis.axis("off")
-    figure.savefig(png, dpi=80, metadata={DIGEST: digest(drawn), "Software": None})
+    figure.savefig(png, dpi=80, metadata={DIGEST: digest(plot), "Software": None})
     pyplot.close(figure)
 
 

@@ -68,14 +68,14 @@ def bars_table() -> str:
 
 def _machine(runs: Sequence[Run], folder: str) -> str:
     """One machine's section: what it is, and all its runs."""
-    here = [run for run in runs if run.folder == folder and run.name not in OTHER_PAGES]
-    here.sort(key=lambda run: (ORDER.index(run.name) if run.name in ORDER else len(ORDER), run.name))
-    machine = here[0].machine
+    machine_runs = [run for run in runs if run.folder == folder and run.name not in OTHER_PAGES]
+    machine_runs.sort(key=lambda run: (ORDER.index(run.name) if run.name in ORDER else len(ORDER), run.name))
+    machine = machine_runs[0].machine
     line = (
         f"Processor: {machine['processor']}; {machine['cores']} cores; "
         f"{', '.join(machine['instruction_sets'])}."
     )
-    return "\n\n".join([f"## {HEADINGS[folder]}", line, *map(run_section, here)])
+    return "\n\n".join([f"## {HEADINGS[folder]}", line, *map(run_section, machine_runs)])
 
 
 def run_section(run: Run) -> str:

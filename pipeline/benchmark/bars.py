@@ -76,8 +76,8 @@ class Verdict:
             return "met"
         if self.known_miss is None:
             return "missed"
-        known = f"known: {self.bar.as_text(self.known_miss.limit)}"
-        return f"missed by more than is {known}" if self.is_failure else f"missed, as {known}"
+        limit = self.bar.as_text(self.known_miss.limit)
+        return f"missed by more than is known: {limit}" if self.is_failure else f"missed, as known: {limit}"
 
     @property
     def reason(self) -> str:

@@ -47,10 +47,10 @@ def main() -> int:
 
 
 def _exit_status(outcomes: list[Outcome]) -> int:
-    found = faults(outcomes)
-    for fault in found:
-        print(fault, file=sys.stderr)
-    return 1 if found else 0
+    messages = faults(outcomes)
+    for message in messages:
+        print(message, file=sys.stderr)
+    return 1 if messages else 0
 
 
 def _parse_args() -> argparse.Namespace:

@@ -41,9 +41,9 @@ class AnswerCheck:
 
     def _operation(self, method: str, path: str) -> dict[str, Any] | None:
         for template, operations in self._schema["paths"].items():
-            parts, given = template.split("/"), path.split("/")
-            if len(parts) == len(given) and all(
-                part == value or part.startswith("{") for part, value in zip(parts, given, strict=True)
+            parts, values = template.split("/"), path.split("/")
+            if len(parts) == len(values) and all(
+                part == value or part.startswith("{") for part, value in zip(parts, values, strict=True)
             ):
                 operation: dict[str, Any] | None = operations.get(method)
                 return operation

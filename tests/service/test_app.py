@@ -40,11 +40,11 @@ RANGES: dict[str, Any] = {"upscale_delay_seconds": 1.5, "downscale_delay_seconds
 
 def deployments_of(app: Application) -> dict[str, Deployment]:
     """The ingress of an application and everything bound into it, by name."""
-    found = {app._bound_deployment.name: app._bound_deployment}
+    deployments = {app._bound_deployment.name: app._bound_deployment}
     for arg in app._bound_deployment.init_args:
         if isinstance(arg, Application):
-            found |= deployments_of(arg)
-    return found
+            deployments |= deployments_of(arg)
+    return deployments
 
 
 def build(**settings: Any) -> dict[str, Deployment]:
@@ -75,26 +75,26 @@ def options(deployment: Deployment) -> dict[str, Any]:
 )
 def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], backend_class: type) -> None:
     args = {"model": "tiny", "stages": layout, "denoise_replicas": "0-2", "admin_key": "hidden"}
-    found = deployments_of(app_from_args(args))
+    deployments = deployments_of(app_from_args(args))
     settings, model = Settings(**args), find_model("tiny")
-    assert found.keys() == {"Gateway", "Ledger", *stages}
+    assert deployments.keys() == {"Gateway", "Ledger", *stages}
     make_backend: Any
-    make_backend, *parts = bound(found["Gateway"])
+    make_backend, *parts = bound(deployments["Gateway"])
     assert make_backend.func is backend_class
     asleep = {"denoise"} if layout == "split" else {"encode", "denoise", "decode"}
     assert make_backend.keywords == {"may_sleep": asleep}
     assert parts == [model, settings, "Ledger", *stages]
-    gateway: Any = found["Gateway"].func_or_class
+    gateway: Any = deployments["Gateway"].func_or_class
     assert issubclass(gateway, classes.GatewayDeployment)
-    assert bound(found["Ledger"]) == [settings]
+    assert bound(deployments["Ledger"]) == [settings]
     for stage in stages:
-        assert bound(found[stage]) == [model, settings, "Ledger"]
+        assert bound(deployments[stage]) == [model, settings, "Ledger"]
     for name in ("Ledger", *stages):
-        assert found[name].func_or_class is CLASSES[name]
+        assert deployments[name].func_or_class is CLASSES[name]
 
 
 def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
-    found = build(
+    deployments = build(
         encode_replicas="2", denoise_replicas="3", decode_replicas="4", gateway_replicas="5",
         max_pictures=100, shutdown_seconds=12.0, denoise_gpus=1.0, encode_gpus=0.25,
     )  # fmt: skip
@@ -106,14 +106,14 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
         "Ledger": (1, 10_000, -1, {"num_cpus": 0.1}),
     }
     for name, (replicas, ongoing, queued, actor) in expected.items():
-        assert options(found[name]) == {
+        assert options(deployments[name]) == {
             "num_replicas": replicas,
             "max_ongoing_requests": ongoing,
             "max_queued_requests": queued,
             "graceful_shutdown_timeout_s": 12.0,
             "ray_actor_options": actor,
         }, name
-        config = found[name]._deployment_config
+        config = deployments[name]._deployment_config
         assert config.autoscaling_config is None
         assert (config.health_check_period_s, config.max_constructor_retry_count) == (2.0, 2)
         assert config.graceful_shutdown_wait_loop_s == 0.5
@@ -129,8 +129,8 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
 )
 def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: int) -> None:
     settings: dict[str, Any] = {setting: "1-8", "max_rows": 12, "max_pictures": 100, "deadline_seconds": 50.0}
-    found = build(**settings, **RANGES)
-    config = found[name]._deployment_config
+    deployments = build(**settings, **RANGES)
+    config = deployments[name]._deployment_config
     scaling = config.autoscaling_config
     assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
@@ -138,7 +138,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
     assert scaling.policy.policy_function == "safelight.service.ray_serve.autoscaling:ByWork"
     assert (config.max_ongoing_requests, config.graceful_shutdown_timeout_s) == (ongoing, 50.0)
     for other in {*SPLIT, "Gateway", "Ledger"} - {name}:
-        assert found[other]._deployment_config.autoscaling_config is None
+        assert deployments[other]._deployment_config.autoscaling_config is None
 
 
 def test_gateways_scale_by_requests_in_flight() -> None:
@@ -151,8 +151,8 @@ def test_gateways_scale_by_requests_in_flight() -> None:
 
 
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
-    found = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
-    colocated = found["Colocated"]
+    deployments = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
+    colocated = deployments["Colocated"]
     assert (colocated.num_replicas, (colocated.ray_actor_options or {})["num_gpus"]) == (3, 0.5)
     scaling = build(stages="colocated", denoise_replicas="0-2")[
         "Colocated"

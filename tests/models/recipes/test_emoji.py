@@ -162,9 +162,9 @@ def test_a_placed_image_is_centred_on_its_background() -> None:
 
 
 def test_half_of_the_annealing_batches_have_other_sizes() -> None:
-    drawn = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
-    assert {*drawn} == {views.NATIVE, *views.OTHERS}
-    assert drawn.count(views.NATIVE) / len(drawn) == pytest.approx(0.5, abs=0.08)
+    batch_sizes = [dit.size_of_batch(torch.Generator().manual_seed(step)) for step in range(600)]
+    assert {*batch_sizes} == {views.NATIVE, *views.OTHERS}
+    assert batch_sizes.count(views.NATIVE) / len(batch_sizes) == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_latest_annealed_checkpoint_is_exported(tmp_path: Path) -> None:

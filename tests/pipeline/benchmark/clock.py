@@ -1,4 +1,4 @@
-"""A clock for tests: it stands still until somebody sleeps on it or something is told to take time."""
+"""A clock for tests, which only `sleep` and the ticks of a `TimedRunner` move."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

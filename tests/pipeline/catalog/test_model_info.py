@@ -61,7 +61,9 @@ def test_the_last_value_is_allowed(changes: dict[str, object]) -> None:
     check_params(make_params(**changes), MODEL)
 
 
-@pytest.mark.parametrize(("changes", "param"), REFUSED, ids=lambda value: value if value is str else None)
+@pytest.mark.parametrize(
+    ("changes", "param"), REFUSED, ids=lambda value: value if isinstance(value, str) else None
+)
 def test_the_first_value_beyond_is_refused_by_name(changes: dict[str, object], param: str) -> None:
     with pytest.raises(InvalidParams, match=rf"^{param}") as refusal:
         check_params(make_params(**changes), MODEL)

@@ -112,9 +112,9 @@ def test_on_an_unknown_kind_of_processor_images_are_compared_and_it_is_said(imag
     for wrong in (images[..., ::-1], images[:, ::-1], np.roll(images, 1, axis=0)):
         with pytest.raises(AssertionError):
             check_golden(wrong, "abacus")
-    [known, *_] = golden.Golden.load().digests
+    [kind, *_] = golden.Golden.load().digests
     with pytest.raises(AssertionError):
-        check_golden(nearly, known)
+        check_golden(nearly, kind)
 
 
 def test_the_golden_record_is_whole() -> None:

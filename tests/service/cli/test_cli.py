@@ -115,7 +115,7 @@ def test_json_reports_the_images_that_are_written(capsys: pytest.CaptureFixture[
 def test_every_flag_of_generate_reaches_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn: list[tuple[Sequence[GenerationParams], ImageFormat]] = []
+    calls: list[tuple[Sequence[GenerationParams], ImageFormat]] = []
 
     async def draw(
         model: ModelInfo,
@@ -124,7 +124,7 @@ def test_every_flag_of_generate_reaches_the_image(
         output: ImageFormat,
         _: object,
     ) -> list[DecodeResult]:
-        drawn.append((images, output))
+        calls.append((images, output))
         return [DecodeResult(b"image", USAGE) for _ in images]
 
     monkeypatch.setattr("safelight.service.cli.generate._draw", draw)
@@ -135,7 +135,7 @@ def test_every_flag_of_generate_reaches_the_image(
     )
     argv = ["generate", "a red apple", *flags.split(), "-o", str(tmp_path / "apple.webp")]
     assert cli.main(argv) == 0
-    [(images, output)] = drawn
+    [(images, output)] = calls
     assert images == [
         GenerationParams(
             prompt="a red apple",
