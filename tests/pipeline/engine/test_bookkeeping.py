@@ -147,6 +147,28 @@ def test_a_learned_variance_is_dropped() -> None:
     assert torch.equal(prediction, output[:, :2])
 
 
+class FakeRow:
+    """What a network makes of a text; may be referred to weakly."""
+
+
+@pytest.mark.parametrize(
+    ("pooled", "dtype"), [(torch.tensor([999]), torch.int64), (torch.tensor([0.1]), torch.bfloat16)]
+)
+def test_class_labels_stay_whole_numbers(pooled: torch.Tensor, dtype: torch.dtype) -> None:
+    """bfloat16 would round 999 to 1000."""
+    prepared: list[torch.Tensor] = []
+
+    def prepare_text(states: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor) -> object:
+        prepared.append(pooled)
+        return SimpleNamespace(num_bytes=1)
+
+    network: Any = SimpleNamespace(prepare_text=prepare_text, prepare_row=lambda text, times: FakeRow())
+    runner = StepRunner(network, torch.bfloat16, torch.device("cpu"))
+    runner.row(replace(states("a"), pooled=pooled), None, "plan")
+    assert prepared[0].dtype == dtype
+    assert torch.equal(prepared[0], pooled.to(dtype))
+
+
 def test_latents_have_the_images_height_and_width() -> None:
     admission = engine()._admission
     assert admission.latent_size(width=96, height=64) == (8, 12)
