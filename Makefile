@@ -11,12 +11,12 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long check check-long coverage mutants lint type format lock
+.PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
 .PHONY: docs bench load e2e chaos
 
 help:
-	@echo "make install | serve | test | test-long | check | check-long | coverage | mutants | lint | type | format"
-	@echo "     lock | docs | bench | load | e2e | chaos"
+	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants | lint | type"
+	@echo "     format | lock | docs | bench | load | e2e | chaos"
 
 install: $(DEVELOPING)
 
@@ -79,6 +79,23 @@ OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit 
 	nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --constraint requirements/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH))
+
+# A part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own, which
+# borrows torch from .venv.
+LOWEST := build/lowest
+BORROWED = $(foreach name,torch functorch triton nvidia cuda,$(wildcard $(VENV)/lib/python3*/site-packages/$(name)*))
+LOWEST_TESTS := tests/service/http tests/service/usage tests/service/telemetry tests/pipeline/engine/test_batch.py \
+	tests/pipeline/diffusion/test_diffusers_schedulers.py tests/pipeline/evaluation/test_evaluation.py \
+	tests/models/text tests/loadtests/test_loadtests.py tests/deploy/test_kuberay.py
+
+test-lowest: $(DEVELOPING)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip compile pyproject.toml --quiet --resolution lowest-direct --python $(BIN)/python --no-header \
+		--constraint requirements/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH)) \
+		$(addprefix --extra ,dev load otel t5) -o $(LOWEST)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps -r $(LOWEST)/requirements.txt
+	ln -sfn $(abspath $(BORROWED)) $(LOWEST)/lib/python3*/site-packages/
+	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 lock: $(DEVELOPING)
 	$(LOCK) -o requirements/serve.txt

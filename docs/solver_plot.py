@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from docs.solver_tables import DATA, DETERMINISTIC, HERE, Curve, Measurements, Points
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 FIGURE = HERE / "solvers.png"
 DIGEST_KEY = "Source-SHA256"  # a text chunk of the image: the digest of the data that it shows
 
+LineStyle = Literal["-", "--", ":"]
 # Okabe and Ito's colours, distinct for colour-blind readers; within a colour, line and marker differ.
-STYLES = {
+STYLES: dict[str, tuple[str, LineStyle, str]] = {
     "euler": ("#000000", "-", "o"),
     "heun": ("#000000", "--", "s"),
     "dpmpp_2m": ("#D55E00", "-", "o"),

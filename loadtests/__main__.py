@@ -1,7 +1,7 @@
 """`python -m loadtests`: a five-minute load test of a service, with a report and a verdict on each target.
 
-Without `--url` it starts a service. The exit status is 1 if a target was missed, and 2 if nothing could be
-measured.
+Without `--url` it starts a service. The exit status is 1 if a target was missed that this machine can reach,
+and 2 if nothing could be measured.
 """
 
 import argparse
@@ -16,13 +16,13 @@ import httpx2
 
 from loadtests import plots
 from loadtests.accounting import compare
-from loadtests.measure import Measurement, measure
+from loadtests.measure import Load, Measurement, measure
 from loadtests.replay import was_behind_schedule
-from loadtests.report import phases_table, targets_table, write_report
-from loadtests.service import CannotStart, service
+from loadtests.report import phases_table, targets_table, write_record, write_report
+from loadtests.service import CannotStart, Service, service
 from loadtests.subprocesses import bench_engine, run_spike
 from loadtests.traces import InvalidTrace, ScheduledRequest, read_trace
-from loadtests.verdicts import Thresholds, Verdict, judge
+from loadtests.verdicts import EngineAlone, Thresholds, Verdict, judge
 
 MISSED, NOT_MEASURED = 1, 2
 
@@ -36,15 +36,19 @@ def main() -> int:
         recorded = read_trace(Path(args.trace), args.speed) if args.trace else None
         is_bench_skipped = args.url or args.trace or args.no_bench
         engine_images_per_hour = None if is_bench_skipped else bench_engine(args.model, folder)
-        with nullcontext(args.url) if args.url else service(args.model, folder / "service.log") as url:
-            return _run(url, args, folder, recorded, engine_images_per_hour)
+        with (
+            nullcontext(Service(args.url))
+            if args.url
+            else service(args.model, folder / "service.log") as running
+        ):
+            return _run(running, args, folder, recorded, engine_images_per_hour)
     except (CannotStart, InvalidTrace, OSError, httpx2.HTTPError) as error:
         sys.stderr.write(f"loadtests: {error}\n")
         return NOT_MEASURED
 
 
 def _run(
-    url: str,
+    running: Service,
     args: argparse.Namespace,
     folder: Path,
     recorded: Sequence[ScheduledRequest] | None,
@@ -53,7 +57,7 @@ def _run(
     """Run the load test and write its report.
 
     Args:
-        url: base URL of the service.
+        running: the service.
         args: the command's flags.
         folder: where the report goes.
         recorded: a trace to replay in place of the load phases, if any.
@@ -62,14 +66,17 @@ def _run(
     Returns:
         The exit status.
     """
-    measurement = measure(url, recorded, args.seconds, args.load)
+    load = Load(args.seconds, args.load, args.one_by_one, args.burst)
+    measurement = measure(running, recorded, load)
     if recorded is not None:
         spike = "not run"
     else:
-        spike = "passed" if run_spike(url, args.seconds / 4, folder, measurement.sizes) else "failed"
+        spike = "passed" if run_spike(running.url, args.seconds / 4, folder, measurement.sizes) else "failed"
     verdicts = _judge(args, measurement, engine_images_per_hour)
     _report(folder, measurement, verdicts, spike)
-    return 0 if spike != "failed" and all(verdict.is_met for verdict in verdicts) else MISSED
+    if engine_images_per_hour is not None:
+        write_record(folder, " ".join(("python -m loadtests", *sys.argv[1:])), measurement.phases, verdicts)
+    return 0 if spike != "failed" and all(verdict.is_met is not False for verdict in verdicts) else MISSED
 
 
 def _judge(
@@ -84,10 +91,11 @@ def _judge(
         max_failures=args.max_failures,
         min_share_of_bench=args.min_share_of_bench,
     )
+    engine = None
+    if engine_images_per_hour and measurement.core_seconds:
+        engine = EngineAlone(engine_images_per_hour, measurement.core_seconds)
     other_phases = [phase for phase, _ in measurement.replayed if phase not in (saturated, steady)]
-    verdicts = judge(
-        thresholds, measurement.alone or steady, saturated, steady, other_phases, engine_images_per_hour
-    )
+    verdicts = judge(thresholds, measurement.alone or steady, saturated, steady, other_phases, engine)
     before, after = measurement.before, measurement.after
     if before is not None and after is not None:
         return verdicts + compare(before, after, measurement.phases, steady, args.max_account_difference)
@@ -127,10 +135,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", help="a running service; default: start one")
     parser.add_argument("--model", default="emoji-128", help="model of the service that is started")
-    parser.add_argument("--seconds", type=float, default=150.0, help="duration of the load phases together")
     parser.add_argument(
-        "--load", type=float, default=0.6, help="the steady load, as a share of the saturated throughput"
+        "--seconds", type=float, default=Load.seconds, help="duration of the load phases together"
     )
+    parser.add_argument(
+        "--load",
+        type=float,
+        default=Load.steady_share,
+        help="the steady load, as a share of the saturated throughput",
+    )
+    parser.add_argument(
+        "--one-by-one", type=int, default=Load.num_alone, help="number of requests sent one at a time"
+    )
+    parser.add_argument("--burst", type=int, default=Load.burst, help="number of requests sent at once")
     parser.add_argument(
         "--trace", help='replay these requests instead: lines of JSON, {"at": seconds, "body": {...}}'
     )
@@ -157,7 +174,8 @@ def _add_thresholds(parser: argparse.ArgumentParser) -> None:
         "--min-share-of-bench",
         type=float,
         default=0.85,
-        help="saturated throughput as a share of `safelight bench --engine-only`, run before the service",
+        help="saturated throughput as a share of what `safelight bench --engine-only`, run before the "
+        "service, reaches beside the other processes",
     )
     parser.add_argument(
         "--no-bench", action="store_true", help="skip that run; --url and --trace skip it too"

@@ -12,6 +12,7 @@ A recorded trace replaces all of them.
 
 import asyncio
 import os
+import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,15 +21,25 @@ import httpx2
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loadtests.accounting import AccountingSnapshot, read_settled_snapshot, read_snapshot
+from loadtests.core_seconds import CoreClock, CoreSeconds
 from loadtests.metrics_sampler import MetricsSeries, sample_metrics
 from loadtests.replay import replay
 from loadtests.results import Phase
-from loadtests.traces import ScheduledRequest, poisson
+from loadtests.service import Service
+from loadtests.traces import ScheduledRequest, any_body, poisson
 
-NUM_ALONE = 16
-BURST = 24  # requests sent at once to estimate the capacity
 OVERLOAD = 1.5  # the saturated load, as a multiple of the estimated capacity
 SEED = 20_261
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is sent in the phases."""
+
+    seconds: float = 150.0  # roughly the duration of phases 3 and 4 together
+    steady_share: float = 0.6  # the steady load as a share of the saturated throughput
+    num_alone: int = 16
+    burst: int = 24  # requests sent at once to estimate the capacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,7 @@ class Measurement:
     replayed: Sequence[tuple[Phase, MetricsSeries]]  # open-loop phases in order, with the service's metrics
     before: AccountingSnapshot | None
     after: AccountingSnapshot | None
+    core_seconds: CoreSeconds | None  # of the saturated phase, if the service's processes are known
 
     @property
     def phases(self) -> list[Phase]:
@@ -51,21 +63,18 @@ class Measurement:
         return replayed if self.alone is None else [self.alone, *replayed]
 
 
-def measure(
-    url: str, recorded: Sequence[ScheduledRequest] | None, seconds: float, steady_share: float
-) -> Measurement:
-    """Run all phases against the service at `url`.
+def measure(service: Service, recorded: Sequence[ScheduledRequest] | None, load: Load) -> Measurement:
+    """Run all phases against the service.
 
     Args:
-        url: base URL of the service.
+        service: the service.
         recorded: replayed in place of the phases, if not None.
-        seconds: roughly the duration of phases 3 and 4 together.
-        steady_share: the steady load as a share of the saturated throughput.
+        load: how much is sent in the phases.
 
     Raises:
         httpx2.HTTPError: The service does not answer.
     """
-    key = os.environ.get("SAFELIGHT_ADMIN_KEY")
+    url, key = service.url, os.environ.get("SAFELIGHT_ADMIN_KEY")
     before = read_snapshot(url, key)
     model = httpx2.get(f"{url}/v1/models", timeout=10.0).raise_for_status().json()["data"][0]
     sizes = model["sizes"]
@@ -76,19 +85,33 @@ def measure(
         replayed.append((phase, series))
         return phase
 
-    alone = saturated = None
+    alone = saturated = core_seconds = None
     if recorded is not None:
         steady = run("recorded", recorded, len(recorded) / max(recorded[-1].at, 1e-9))
     else:
-        bodies = [request.body for request in poisson(1.0, 4.0 * NUM_ALONE, sizes, SEED)]
-        alone = _one_by_one(url, [ScheduledRequest(0.0, body) for body in bodies[:NUM_ALONE]])
-        burst = run("burst", [ScheduledRequest(0.0, body) for body in bodies[:BURST]], 0.0)
+        alone = _one_by_one(url, at_once(load.num_alone, sizes))
+        burst = run("burst", at_once(load.burst, sizes), 0.0)
         overload = OVERLOAD * burst.images_per_hour / 3600.0
-        saturated = run("saturated", poisson(overload, seconds / 3, sizes, SEED + 1), overload)
-        rate = steady_share * saturated.images_per_hour / 3600.0
-        steady = run(f"at {steady_share:.0%}", poisson(rate, seconds / 2, sizes, SEED + 2), rate)
+        clock = None if service.pid is None else CoreClock(service.pid)
+        saturated = run("saturated", arrivals(overload, load.seconds / 3, sizes, SEED + 1), overload)
+        core_seconds = None if clock is None else clock.read()
+        rate = load.steady_share * saturated.images_per_hour / 3600.0
+        steady = run(f"at {load.steady_share:.0%}", arrivals(rate, load.seconds / 2, sizes, SEED + 2), rate)
     after = read_settled_snapshot(url, key)
-    return Measurement(model["id"], sizes, alone, saturated, steady, replayed, before, after)
+    return Measurement(model["id"], sizes, alone, saturated, steady, replayed, before, after, core_seconds)
+
+
+def at_once(num_requests: int, sizes: Sequence[str]) -> list[ScheduledRequest]:
+    """The first requests of the mix, all due now."""
+    rng = random.Random(SEED)  # noqa: S311
+    return [ScheduledRequest(0.0, any_body(rng, sizes)) for _ in range(num_requests)]
+
+
+def arrivals(rate: float, seconds: float, sizes: Sequence[str], seed: int) -> list[ScheduledRequest]:
+    """A Poisson process of mixed requests; at least one request, so that every phase has a result."""
+    return poisson(rate, seconds, sizes, seed) or [
+        ScheduledRequest(0.0, any_body(random.Random(seed), sizes))
+    ]  # noqa: S311
 
 
 async def _replay_phase(

@@ -66,16 +66,38 @@ def write_report(
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
+def write_record(folder: Path, command: str, phases: Sequence[Phase], verdicts: Sequence[Verdict]) -> None:
+    """Write `record.json` into `folder`, for docs/data: machine and commit are those of `bench.json` there.
+
+    Args:
+        folder: of the report; `safelight bench --json` was run before and its output is in it.
+        command: what measured the phases.
+        phases: the load phases.
+        verdicts: the targets.
+    """
+    bench = json.loads((folder / "bench.json").read_text())
+    figures = {
+        "engine_images_per_hour": bench["figures"]["mixed"]["ours"]["images_per_hour"],
+        "phases": [phase.as_dict() for phase in phases],
+        "targets": [verdict.as_dict() for verdict in verdicts],
+    }
+    record = {name: bench[name] for name in ("machine", "commit", "date")}
+    (folder / "record.json").write_text(
+        json.dumps(record | {"command": command, "figures": figures}, indent=1) + "\n"
+    )
+
+
 def facts_table(facts: Mapping[str, str]) -> Table:
     return Table("", ["", ""], [[FACT_HEADINGS.get(key, key), value] for key, value in facts.items()])
 
 
 def targets_table(verdicts: Sequence[Verdict]) -> Table:
+    words = {True: "yes", False: "**no**", None: "not reachable here"}
     rows = [
-        [verdict.name, verdict.required, verdict.measured, "yes" if verdict.is_met else "**no**"]
+        [verdict.name, verdict.required, verdict.measured, words[verdict.is_met], verdict.reason]
         for verdict in verdicts
     ]
-    return Table("Targets", ["target", "required", "measured", "met"], rows)
+    return Table("Targets", ["target", "required", "measured", "met", "reason"], rows)
 
 
 def phases_table(phases: Sequence[Phase]) -> Table:

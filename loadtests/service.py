@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -19,9 +20,17 @@ class CannotStart(Exception):
     """The service did not start; the message holds the end of its log."""
 
 
+@dataclass(frozen=True)
+class Service:
+    """A running service; `pid` is the id of its process if it runs on this machine and was started here."""
+
+    url: str
+    pid: int | None = None
+
+
 @contextmanager
-def service(model: str, log: Path) -> Iterator[str]:
-    """Run `safelight serve` while the block runs, and yield its URL. Its output goes to the file `log`."""
+def service(model: str, log: Path) -> Iterator[Service]:
+    """Run `safelight serve` while the block runs. Its output goes to the file `log`."""
     port = _free_port()
     safelight = str(Path(sys.executable).with_name("safelight"))
     command = [safelight, "serve", "--model", model, "--port", str(port)]
@@ -30,7 +39,7 @@ def service(model: str, log: Path) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(url, process, log)
-            yield url
+            yield Service(url, process.pid)
         finally:
             process.terminate()
             try:

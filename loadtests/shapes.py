@@ -41,7 +41,7 @@ class Users(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """The number of users and how many may start per second; None ends the test."""
-        elapsed = self.get_run_time() / SECONDS
+        elapsed = self.get_run_time() / SECONDS  # type: ignore[no-untyped-call]
         if elapsed >= 1.0:
             return None
         return max(1, round(PEAK * self.shape(elapsed))), float(PEAK)

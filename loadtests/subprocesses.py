@@ -35,7 +35,8 @@ def run_spike(url: str, seconds: float, folder: Path, sizes: Sequence[str]) -> b
     Writes `locust.html`, `locust.json` and `locust.log` into `folder`.
     """
     locust = str(Path(sys.executable).with_name("locust"))
-    command = [locust, "-f", "loadtests/users.py", "--headless", "--host", url, "--only-summary"]
+    users = str(Path(__file__).with_name("users.py"))
+    command = [locust, "-f", users, "--headless", "--host", url, "--only-summary"]
     command += ["--html", str(folder / "locust.html"), "--json-file", str(folder / "locust")]
     environment = os.environ | {"SHAPE": "spike", "SECONDS": str(seconds), "SIZES": ",".join(sizes)}
     print(f"spike: locust's users for {seconds:.0f} s")

@@ -53,13 +53,13 @@ def pack(network: Network, quantization: str = "none") -> PackedNetwork:
     Raises `QuantizationUnavailable` if the device or the network does not support that.
     """
     spec = network_of(network.config)
+    weight, config = next(cast(nn.Module, network).parameters()), network.config
     if not spec.packs_rows:
         if quantization != "none":
             raise QuantizationUnavailable(
                 f"quantization {quantization} is for networks whose rows are packed; {spec.title}'s are not"
             )
-        return PerShapeNetwork(network)
-    weight, config = next(cast(nn.Module, network).parameters()), network.config
+        return PerShapeNetwork(network, is_row_by_row=weight.device.type == "cpu")
     attention, why = select_attention(
         weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from docs import solver_curves as curves
 from docs import solver_plot, solver_tables
@@ -32,7 +33,7 @@ TOLERANCE = 1e-3
 def path_sample() -> list[tuple[int, str, int]]:
     """For each case, two solvers with a budget of evaluations each; every solver once."""
     rng = random.Random(SEED)  # noqa: S311
-    solvers = rng.sample(curves.DETERMINISTIC, len(curves.DETERMINISTIC))
+    solvers = rng.sample(solver_tables.DETERMINISTIC, len(solver_tables.DETERMINISTIC))
     return [
         (case, solver, rng.choice(solver_tables.TABLED))
         for case in range(len(curves.CASES))
@@ -70,6 +71,7 @@ def test_the_tables_are_those_of_the_registry_and_of_the_data() -> None:
 
 def test_the_figure_shows_the_data() -> None:
     with Image.open(solver_plot.FIGURE) as figure:
+        assert isinstance(figure, PngImageFile)
         assert figure.text[solver_plot.DIGEST_KEY] == solver_plot.digest(), "python docs/solver_curves.py"
     assert set(solver_plot.STYLES) == set(SOLVERS)
 
@@ -83,10 +85,10 @@ def test_the_data_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_every_solver_is_measured_in_every_case() -> None:
     assert list(DATA.path_errors) == [case.title for case in curves.CASES]
     for by_solver in DATA.path_errors.values():
-        assert tuple(by_solver) == curves.DETERMINISTIC == tuple(DATA.orders)
+        assert tuple(by_solver) == solver_tables.DETERMINISTIC == tuple(DATA.orders)
         for solver, curve in by_solver.items():
             assert set(solver_tables.TABLED) <= set(curve) <= set(curves.NFES), solver
-    assert set(curves.STOCHASTIC) <= set(DATA.distribution_errors)
+    assert set(solver_tables.STOCHASTIC) <= set(DATA.distribution_errors)
     for solver, points in DATA.distribution_errors.items():
         assert len(points) == len(curves.distribution_setting(solver)[1]), solver
 
@@ -94,7 +96,7 @@ def test_every_solver_is_measured_in_every_case() -> None:
 def test_the_sample_has_every_solver_and_every_case() -> None:
     cases, solvers, _ = zip(*path_sample(), strict=True)
     assert set(cases) == set(range(len(curves.CASES)))
-    assert sorted(solvers) == sorted(curves.DETERMINISTIC)
+    assert sorted(solvers) == sorted(solver_tables.DETERMINISTIC)
 
 
 @pytest.mark.parametrize(("case", "solver", "budget"), path_sample())
@@ -115,7 +117,8 @@ def test_a_documented_error_is_measured(
 def test_a_documented_distance_of_distributions_is_measured(solver: str, point: int) -> None:
     schedule, step_counts = curves.distribution_setting(solver)
     nfe, distance = curves.distribution_error(solver, schedule, step_counts[point])
-    assert (nfe, pytest.approx(distance, rel=TOLERANCE)) == DATA.distribution_errors[solver][point]
+    expected_nfe, expected_distance = DATA.distribution_errors[solver][point]
+    assert nfe == expected_nfe and expected_distance == pytest.approx(distance, rel=TOLERANCE)
 
 
 def test_the_documented_distance_of_exact_samples_is_measured() -> None:
@@ -123,7 +126,7 @@ def test_the_documented_distance_of_exact_samples_is_measured() -> None:
     assert curves.distribution_floor() == pytest.approx(DATA.exact_distance, rel=SIGNIFICANT)
 
 
-@pytest.mark.parametrize("solver", curves.DETERMINISTIC)
+@pytest.mark.parametrize("solver", solver_tables.DETERMINISTIC)
 def test_the_documented_order_is_measured(solver: str) -> None:
     assert curves.measured_order(solver) == pytest.approx(DATA.orders[solver], abs=0.005)
 

@@ -113,4 +113,4 @@ def png_text(png: Path) -> Mapping[str, object]:
     if not png.exists():
         return {}
     with Image.open(png) as image:
-        return dict(image.info)
+        return {str(name): text for name, text in image.info.items()}

@@ -97,7 +97,8 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
     On the meta device nothing is computed.
     """
-    with _FusedAttention(), _PeakMemory() as peak, torch.inference_mode():
+    peak = _PeakMemory()
+    with _FusedAttention(), peak, torch.inference_mode():
         compute()
     return peak.bytes
 
@@ -106,7 +107,7 @@ class _PeakMemory(TorchDispatchMode):
     """Counts the bytes of storages from their creation until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 

@@ -1,10 +1,15 @@
-"""Adapter that lets the engine run a plain network: one evaluation for each shape of latents."""
+"""Adapter that lets the engine run a plain network.
+
+On a GPU there is one evaluation for each shape of latents. On a processor there is one for each row: a
+library picks the order of a sum by the number of rows, so in a larger batch a row would have other bits.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from safelight.models.networks.interface import Network, Row, Rows, Times
@@ -25,9 +30,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class PerShapeNetwork:
-    """A network whose rows are not packed: each shape of latents is evaluated on its own."""
+    """A network whose rows are not packed: each shape of latents is evaluated on its own.
+
+    Attributes:
+        network: the plain network.
+        is_row_by_row: whether each row is, too.
+    """
 
     network: Network
+    is_row_by_row: bool
 
     @property
     def config(self) -> Any:
@@ -47,20 +58,28 @@ class PerShapeNetwork:
         row: Row = self.network.prepare_row(text.states, text.mask, text.pooled, times)
         return row
 
-    def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> tuple[Rows, ...]:
-        """Collate the rows of each shape in turn; rows of equal shape must be adjacent."""
+    def collate(self, rows: Sequence[Row], shapes: Sequence[tuple[int, int]]) -> tuple[tuple[Rows, ...], ...]:
+        """The evaluations of each shape in turn; rows of equal shape must be adjacent."""
         remaining = iter(rows)
-        return tuple(self.network.collate([next(remaining) for _ in group]) for _, group in groupby(shapes))
+        groups = [[next(remaining) for _ in group] for _, group in groupby(shapes)]
+        if self.is_row_by_row:
+            return tuple(tuple(self.network.collate([row]) for row in group) for group in groups)
+        return tuple((self.network.collate(group),) for group in groups)
 
     def predict(
-        self, latents: Sequence[Tensor], rows: tuple[Rows, ...], steps: Sequence[int]
+        self, latents: Sequence[Tensor], rows: tuple[tuple[Rows, ...], ...], steps: Sequence[int]
     ) -> list[Tensor]:
         """Map latents, (rows, C, H, W) for each shape in turn, to raw predictions in the same order.
 
         Row r uses the time `steps[r]` of its plan.
         """
         remaining = iter(steps)
-        return [
-            self.network.predict(x, group_rows, [next(remaining) for _ in x])
-            for x, group_rows in zip(latents, rows, strict=True)
-        ]
+        predictions = []
+        for x, evaluations in zip(latents, rows, strict=True):
+            parts = zip(torch.split(x, len(x) // len(evaluations)), evaluations, strict=True)
+            predictions.append(
+                torch.cat(
+                    [self.network.predict(part, row, [next(remaining) for _ in part]) for part, row in parts]
+                )
+            )
+        return predictions

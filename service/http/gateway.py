@@ -13,7 +13,7 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -32,7 +32,12 @@ from safelight.service.errors import (
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
 from safelight.service.http.middleware import Envelope, error_response
-from safelight.service.http.openapi import ERRORS, GENERATION_ERRORS, image_request_body
+from safelight.service.http.openapi import (
+    ERRORS,
+    GENERATION_ERRORS,
+    OTHER_ERRORS,
+    image_request_body,
+)
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.request_body import read_json_body, unless_gone
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
@@ -192,7 +197,7 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
-        responses={401: ERRORS[401]},
+        responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
@@ -218,7 +223,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     async def list_models() -> ModelList:
         return ModelList(data=[await describe_with_attention()])
 
-    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404]}, summary="One model")
+    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, gateway.model)
         return await describe_with_attention()
@@ -243,7 +248,11 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
         response.status_code = 200 if report.ready else 503
         return report
 
-    @app.get("/metrics", summary="Prometheus metrics of this gateway's requests and of the stages' work")
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        summary="Prometheus metrics of this gateway's requests and of the stages' work",
+    )
     async def expose_metrics() -> Response:
         await gateway.dispatcher.status()  # sets the metrics of the stages that answer
         with contextlib.suppress(Exception):  # the other metrics are served without the ledger's

@@ -20,6 +20,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in _DESCRIPTIONS.items()
 }
 
+# Any other error. Without it FastAPI declares its own 422 where a route has parameters; ours are 400.
+OTHER_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorResponse, "description": "An error"}
+}
+
 GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status != 401}
 
 

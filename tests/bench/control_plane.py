@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -59,7 +60,7 @@ def main() -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = Settings(model="tiny", host="127.0.0.1", port=port)
-    with running_service(settings, lambda text: sys.stderr.write(f"{text}\n") and None) as url:
+    with running_service(settings, _report) as url:
         figures = {"gateway_request": request_cost(url)} | ledger_costs()
         figures |= {"controller_replica": replica_cost()}
     if args.json:
@@ -70,18 +71,22 @@ def main() -> int:
     return 0
 
 
+def _report(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 def request_cost(url: str) -> float:
     """Processor seconds of gateway and proxy for one request of one image, without what they take idle."""
     with httpx2.Client(base_url=url, timeout=60.0) as client:
 
-        def send() -> None:
-            client.post("/v1/images/generations", json=BODY).raise_for_status()
+        def send(count: int) -> None:
+            for _ in range(count):
+                client.post("/v1/images/generations", json=BODY).raise_for_status()
 
-        for _ in range(20):  # warms up
-            send()
+        send(20)  # warms up
         idle = _rate((GATEWAY, PROXY), lambda: time.sleep(SECONDS / 2))
         started = time.perf_counter()
-        used = _used((GATEWAY, PROXY), lambda: [send() for _ in range(NUM_REQUESTS)])
+        used = _used((GATEWAY, PROXY), partial(send, NUM_REQUESTS))
         seconds = time.perf_counter() - started
     return (used - idle * seconds) / NUM_REQUESTS
 
@@ -106,7 +111,7 @@ def ledger_costs() -> dict[str, float]:
     costs = []
     for events in EVENTS:
         started = time.perf_counter()
-        used = _used((LEDGER,), lambda events=events: send(events))
+        used = _used((LEDGER,), partial(send, events))
         costs.append((used - idle * (time.perf_counter() - started)) / NUM_REPORTS)
     return {"ledger_report": costs[0], "ledger_event": (costs[1] - costs[0]) / (EVENTS[1] - EVENTS[0])}
 

@@ -92,9 +92,12 @@ def main() -> int:
     args = parser.parse_args()
     model = find_model(args.model)
     comparisons: list[ForecastComparison] = []
-    with tempfile.TemporaryDirectory() as folder, service(args.model, Path(folder) / "service.log") as url:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        service(args.model, Path(folder) / "service.log") as running,
+    ):
         for name, body in (("alike", _equal_body(model)), ("unlike", None)):
-            comparisons += _Load(url, name, body, model).compare(args.seconds)
+            comparisons += _Load(running.url, name, body, model).compare(args.seconds)
     _print(comparisons)
     figures = {
         "model": model.id,
@@ -253,7 +256,11 @@ def _image_spec(body: Body) -> ImageSpec:
 
 def _measure(url: str, name: str, schedule: Sequence[ScheduledRequest]) -> Phase:
     bar = iter(track(range(len(schedule)), description=name, console=Console(stderr=True)))
-    results = asyncio.run(replay(url, schedule, progress=lambda _: next(bar, None)))
+
+    def advance(_: int) -> None:
+        next(bar, None)
+
+    results = asyncio.run(replay(url, schedule, progress=advance))
     next(bar, None)
     phase = Phase(name, 0.0, tuple(results))
     if phase.faults:

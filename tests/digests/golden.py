@@ -80,7 +80,8 @@ def draw(requests: tuple[GenerationParams, ...]) -> np.ndarray:
         encoder, engine = build_text_encoder(model, num_threads=THREADS), build_engine(model)
         decoder = build_decoder(model)
         for number, params in enumerate(requests):
-            engine.add(str(number), params, *encoder.encode([params.prompt, params.negative_prompt]))
+            cond, uncond = encoder.encode([params.prompt, params.negative_prompt])
+            engine.add(str(number), params, cond, uncond)
         outcomes = drain(engine)
         latents = [latents_of(outcomes[str(number)]) for number in range(len(requests))]
         return np.stack(decode(decoder, latents))

@@ -86,10 +86,11 @@ def test_the_openai_client_draws_an_image(live_service: LiveService) -> None:
             extra_body={"seed": 1, "num_inference_steps": 4},
         )
         names = [model.id for model in client.models.list()]
+    assert answer.data and answer.data[0].b64_json and answer.usage
     image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
     assert f"{image.width}x{image.height}" == answer.size
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
-    assert names == [answer.usage.safelight["model"]]
+    assert names == [(answer.usage.model_extra or {})["safelight"]["model"]]
 
 
 def test_the_openai_client_understands_a_refusal(live_service: LiveService) -> None:

@@ -100,5 +100,5 @@ def decode(decoder: ImageDecoder, latents: Sequence[Tensor]) -> list[np.ndarray]
 
 def assert_rounded(pixels: np.ndarray, expected: np.ndarray) -> None:
     """Assert that `pixels` (H, W, 3) are `expected` in 0..1 as the nearest of 256 levels."""
-    assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
+    assert pixels.dtype == np.uint8 and pixels.shape == expected.shape
     assert np.abs(pixels - 255.0 * expected).max() < 0.51  # a convolution may sum in another order

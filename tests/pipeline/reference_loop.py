@@ -20,7 +20,8 @@ def network(prompt: str) -> Callable[[Tensor, float], Tensor]:
         with torch.inference_mode():
             t = torch.tensor([timestep], dtype=torch.float32)
             kv = dit.text_key_values(text.states[None], text.mask[None])
-            return dit(x[None].float(), dit.modulations(t), kv)[0]
+            prediction: Tensor = dit(x[None].float(), dit.modulations(t), kv)[0]
+            return prediction
 
     return evaluate
 

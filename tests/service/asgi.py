@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from tests.service.conftest import ROUTE
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 Pause = Callable[[], Awaitable[None]]
 
 

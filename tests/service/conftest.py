@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 from safelight.service.http.gateway import build_gateway
 from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
+from tests.service.openapi_answers import check_answers
 
 ROUTE = "/v1/images/generations"
 
@@ -20,5 +21,6 @@ def backend() -> FakeBackend:
 @pytest.fixture
 def client(backend: FakeBackend) -> Iterator[TestClient]:
     with TestClient(build_gateway(backend, MODEL, Settings())) as client:
+        check_answers(client)
         yield client
         backend.gate.set()

@@ -78,12 +78,14 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], b
     found = deployments_of(app_from_args(args))
     settings, model = Settings(**args), find_model("tiny")
     assert found.keys() == {"Gateway", "Ledger", *stages}
+    make_backend: Any
     make_backend, *parts = bound(found["Gateway"])
     assert make_backend.func is backend_class
     asleep = {"denoise"} if layout == "split" else {"encode", "denoise", "decode"}
     assert make_backend.keywords == {"may_sleep": asleep}
     assert parts == [model, settings, "Ledger", *stages]
-    assert issubclass(found["Gateway"].func_or_class, classes.GatewayDeployment)
+    gateway: Any = found["Gateway"].func_or_class
+    assert issubclass(gateway, classes.GatewayDeployment)
     assert bound(found["Ledger"]) == [settings]
     for stage in stages:
         assert bound(found[stage]) == [model, settings, "Ledger"]
@@ -130,6 +132,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
     found = build(**settings, **RANGES)
     config = found[name]._deployment_config
     scaling = config.autoscaling_config
+    assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
     assert scaling.policy.policy_kwargs == {"target_seconds": 7.0}
     assert scaling.policy.policy_function == "safelight.service.ray_serve.autoscaling:ByWork"
@@ -141,6 +144,7 @@ def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: in
 def test_gateways_scale_by_requests_in_flight() -> None:
     config = build(gateway_replicas="1-8", **RANGES)["Gateway"]._deployment_config
     scaling = config.autoscaling_config
+    assert scaling is not None
     assert {key: getattr(scaling, key) for key in SCALING} == SCALING
     assert scaling.target_ongoing_requests == 64
     assert config.max_ongoing_requests == 10_000
@@ -148,9 +152,13 @@ def test_gateways_scale_by_requests_in_flight() -> None:
 
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
     found = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
-    assert (found["Colocated"].num_replicas, found["Colocated"].ray_actor_options["num_gpus"]) == (3, 0.5)
-    scaled = build(stages="colocated", denoise_replicas="0-2")["Colocated"]._deployment_config
-    assert (scaled.autoscaling_config.min_replicas, scaled.autoscaling_config.max_replicas) == (0, 2)
+    colocated = found["Colocated"]
+    assert (colocated.num_replicas, (colocated.ray_actor_options or {})["num_gpus"]) == (3, 0.5)
+    scaling = build(stages="colocated", denoise_replicas="0-2")[
+        "Colocated"
+    ]._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert (scaling.min_replicas, scaling.max_replicas) == (0, 2)
 
 
 def test_the_policy_that_serve_imports_by_name_exists() -> None:

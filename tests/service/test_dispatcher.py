@@ -23,7 +23,7 @@ from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
 from tests.fakes import MODEL, FakeBackend, make_params
-from tests.service.asgi import AsgiClient
+from tests.service.asgi import AsgiClient, Message
 from tests.virtual_time import run_in_virtual_time
 
 
@@ -313,7 +313,7 @@ async def test_an_error_while_reading_the_body_is_a_client_that_disconnected(
 ) -> None:
     """Serve's proxy then lets `receive` raise one of Ray's exceptions."""
 
-    async def broken() -> dict[str, Any]:
+    async def broken() -> Message:
         raise RuntimeError("the task is canceled before it executes")
 
     client = AsgiClient.of({})

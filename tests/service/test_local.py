@@ -1,6 +1,9 @@
 """Starting a local service, as far as it can be tested without Ray."""
 
+import os
 import re
+import shutil
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +80,7 @@ def ray_inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     inits: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "init", lambda **options: inits.append(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(local.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return inits
 
 
@@ -139,7 +142,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how much shared memory is free."""
 
     def set_free(free: int) -> None:
-        monkeypatch.setattr(local.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
     set_free(100 * GB)
     return set_free
@@ -173,7 +176,7 @@ def test_the_object_store_is_bounded_by_shared_memory(memory: Callable[[int], No
 
 def test_without_shared_memory_it_is_bounded_by_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 3_000_000}
-    monkeypatch.setattr(local.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert local.object_store_bytes(Settings(max_pictures=10_000), Path("/nowhere")) == 0.9 * GB
 
 

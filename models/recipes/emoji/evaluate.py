@@ -9,8 +9,8 @@ from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes.emoji import card, sheets
 from safelight.models.recipes.emoji.sheets import default_request
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
-from safelight.pipeline.evaluation.nearest_image import rate_images
+from safelight.pipeline.evaluation.clip_score import Mean, clip_scores, load_scorer
+from safelight.pipeline.evaluation.nearest_image import Rate, rate_images
 from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 
@@ -41,10 +41,9 @@ def run(work: Path, weights: Path, limit: int) -> None:
                 bar.update(task, completed=num)
 
             images = renderer.render(requests, report_progress)
-        results = {
-            **rate_images(gallery, prompts, images),
-            **(clip_scores(scorer, gallery, prompts, images) if scorer else {}),
-        }
+        results: dict[str, Rate | Mean] = {**rate_images(gallery, prompts, images)}
+        if scorer:
+            results |= clip_scores(scorer, gallery, prompts, images)
         sets[name] = {"prompts": len(prompts)} | {key: value.as_dict() for key, value in results.items()}
         print(json.dumps({name: sets[name]}, indent=1), flush=True)
     report = {

@@ -86,7 +86,7 @@ class FilterMuon(torch.optim.Muon):
             if p.data_ptr() != matrix.data_ptr():
                 raise RuntimeError("a filter was moved: its matrix is no longer a view of it")
             matrix.grad = None if p.grad is None else _as_matrix(p.grad)
-        super().step()
+        super().step()  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)

@@ -1,8 +1,8 @@
 """Which component of the control plane saturates first as a fleet grows.
 
-The unit costs are processor seconds measured on two cores of a server processor (docs/capacity.md); on
-another processor they scale with the speed of a core. There is one process of each component except the
-gateway.
+The unit costs are processor seconds, and assumed: they scale with the speed of a core, and
+`python -m tests.bench.control_plane` measures them (docs/capacity.md). There is one process of each component
+except the gateway.
 """
 
 import math
@@ -69,7 +69,7 @@ def control_plane(
         denoisers: replicas of the denoise stage.
         other_replicas: replicas of the encode and decode stages.
         bytes_per_image: bytes that go from a denoiser to a decoder for one image.
-        costs: unit costs; by default those that were measured.
+        costs: unit costs; by default the assumed ones.
     """
     costs = costs or UnitCosts()
     replicas = denoisers + other_replicas
@@ -99,7 +99,7 @@ def largest_fleet(
         requests_per_denoiser: requests a second that each denoiser adds.
         other_replicas_per_denoiser: replicas of the other stages that each denoiser adds.
         bytes_per_image: bytes that go from a denoiser to a decoder for one image.
-        costs: unit costs; by default those that were measured.
+        costs: unit costs; by default the assumed ones.
     """
 
     def utilisation(component: str, denoisers: float) -> float:

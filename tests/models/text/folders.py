@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -29,7 +30,10 @@ PIECES = [
 ]
 
 
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def randomise(module: AnyModule, seed: int = 0) -> AnyModule:
     """Fill every weight from `seed`: states differ by text and by layer, and no norm is the identity."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from safelight.pipeline.diffusion import noise
 def test_no_two_draws_are_equal() -> None:
     """Among them are those of which a sum, a product or an exchange would make one."""
     numbers = [0, 1, 2, 3, 2**32, 2**53 - 1]
-    draws = [noise.draw(seed, i, k, (4,)) for seed, i, k in itertools.product(numbers, repeat=3)]
+    draws = [noise.draw(*integers, (4,)) for integers in itertools.product(numbers, numbers, numbers)]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(numbers) ** 3
 
 

@@ -5,8 +5,9 @@ Seeds are fixed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
+from typing import cast
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_the_wasserstein_distance() -> None:
 def test_enough_steps_sample_the_data_distribution(
     solver: str, schedule: Schedule, num_steps: int, bound: float
 ) -> None:
-    assert distance(solver, schedule, num_steps) < bound
+    assert distance(solver, cast(Hashable, schedule), num_steps) < bound
 
 
 def test_euler_maruyama_is_of_weak_order_1() -> None:

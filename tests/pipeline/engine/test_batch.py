@@ -3,11 +3,13 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from safelight.models.networks.interface import PackedNetwork
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.guidance import guides
 from safelight.pipeline.diffusion.reference import generate_one
@@ -129,7 +131,7 @@ NETWORK = Elementwise()
 def run(samples: list[RunningSample]) -> None:
     """Run tick by tick until all are done, each leaving after its own last tick."""
     while running := [s for s in samples if not s.is_done]:
-        layout = batch.make_layout(batch.by_shape(running), NETWORK)
+        layout = batch.make_layout(batch.by_shape(running), cast(PackedNetwork, NETWORK))
         buffers = [batch.gather(group) for group in layout.groups]
         latents = [
             group_buffers.x[group.row_sample]

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,7 @@ def test_random_schedules_change_no_byte_in_an_mmdit(
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"image_index": 1}, {"prompt": "a green car"}], ids=str)
-def test_the_comparison_can_fail(change: dict[str, object]) -> None:
+def test_the_comparison_can_fail(change: dict[str, Any]) -> None:
     """Pixels are compared: a file's bytes hold its parameters, so they differ in any case."""
     parts = Parts(find_model("tiny"), torch.float32)
     request = random_request(parts.model, random.Random(0))

@@ -104,7 +104,7 @@ def test_images_are_the_golden_ones(images: np.ndarray) -> None:
 
 
 def test_on_an_unknown_kind_of_processor_images_are_compared_and_it_is_said(images: np.ndarray) -> None:
-    with pytest.warns(UserWarning, match=r"no golden digests for abacus: .* golden adds them"):
+    with pytest.warns(UserWarning, match=r"no golden digests for abacus: .*golden adds them"):
         check_golden(images, "abacus")
     nearly = (images.astype(int) + 3).clip(0, 255).astype(np.uint8)
     with pytest.warns(UserWarning, match="no golden digests"):
@@ -127,7 +127,9 @@ def test_the_golden_record_is_whole() -> None:
 
 
 NAMES, STEPS, SEED = 40, 8, 1000
-HITS = 28  # of 40; at 20 steps 90.8 % of 500 names are right, and by chance none
+# On a processor with AVX2, in float32, 37 of the 40 images are right. Of the same images mirrored 19 are,
+# with red and blue exchanged 12, upside down 5, and each with the next prompt none.
+HITS = 32
 
 
 def test_most_images_show_what_their_prompt_names() -> None:

@@ -321,7 +321,7 @@ def test_serve_checks_a_folder_whatever_the_working_directory_holds(tmp_path: Pa
     (tmp_path / "safelight").mkdir()
     (tmp_path / "safelight" / "__init__.py").write_text("raise ImportError('not this one')")
     model = tiny_without("proj_out.weight", tmp_path)
-    command = [SAFELIGHT, "serve", "--model", str(model), "--port", "0"]
+    command: list[str | Path] = [SAFELIGHT, "serve", "--model", str(model), "--port", "0"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr == f"safelight serve: {model}/transformer: tensor proj_out.weight is missing\n"

@@ -108,7 +108,8 @@ def test_json_reports_the_images_that_are_written(capsys: pytest.CaptureFixture[
     images = [Image.open(tmp_path / f"apple-{k}.png") for k in range(2)]
     assert {image.format for image in images} == {"PNG"}
     # a file holds its own parameters, so two files differ whatever they show
-    assert not np.array_equal(*map(np.asarray, images))
+    first, second = map(np.asarray, images)
+    assert not np.array_equal(first, second)
 
 
 def test_every_flag_of_generate_reaches_the_image(

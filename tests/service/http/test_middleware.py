@@ -1,5 +1,6 @@
 """The times that responses tell, by a clock that the test moves."""
 
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from safelight.service.http import middleware
 from safelight.service.http.gateway import build_gateway
 from safelight.service.http.middleware import Envelope
 from safelight.service.settings import Settings
-from safelight.service.usage import records
 from tests.clock import ManualClock
 from tests.fakes import MODEL, FakeBackend
 from tests.service.conftest import ROUTE
@@ -43,7 +43,7 @@ class SlowBackend(FakeBackend):
 
 def test_the_seconds_of_a_request_run_from_its_arrival_to_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock(now=100.0)
-    monkeypatch.setattr(records.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     client = TestClient(build_gateway(SlowBackend(clock, 1.25), MODEL, Settings()))  # no warm-up image
     usage = client.post(ROUTE, json={"prompt": "p", "n": 2}).json()["usage"]
     assert usage["safelight"]["seconds"] == 2.5

@@ -37,7 +37,7 @@ def read(client: AsgiClient, seconds: float) -> tuple[bytes, float]:
 
 def test_a_body_in_parts_is_joined() -> None:
     body, time = read(AsgiClient(b'{"a"', b": 1", b"}", pause=pause_for(1.0)), seconds=20.0)
-    assert (body, time) == (b'{"a": 1}', pytest.approx(3.0))
+    assert body == b'{"a": 1}' and time == pytest.approx(3.0)
 
 
 def test_a_body_just_in_time_is_read_and_one_a_moment_later_is_not() -> None:

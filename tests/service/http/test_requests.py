@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -154,7 +155,7 @@ def test_openais_other_fields_are_ignored(client: TestClient) -> None:
     assert client.post(ROUTE, json={"prompt": "p", **ignored}).status_code == 200
 
 
-BAD_FIELDS = [
+BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "prompt", "required"),
     ({"prompt": ""}, "prompt", "1 to 4000 characters"),
     ({"prompt": "  \n"}, "prompt", "not blank"),

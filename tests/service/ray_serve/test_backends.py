@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from safelight.service.messages import NO_CONTEXT, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
 from safelight.service.usage.events import GatewayReport
-from tests.fakes import make_params
+from tests.fakes import USAGE, make_params
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
@@ -25,6 +25,7 @@ with warnings.catch_warnings():  # Serve warns about pydantic
 from tests.service.ray_serve.handles import FakeCall, make_handle
 
 STAGES = ("encode", "denoise", "decode")
+IMAGE = DecodeResult(b"image", USAGE)
 PARAMS, OUTPUT, CONTEXT = make_params(), ImageFormat("webp", 40), RequestContext("account")
 
 
@@ -51,8 +52,8 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
         "output": OUTPUT,
         "context": CONTEXT,
     }
-    decoding.answer.set_result("image")
-    assert await generating == "image"
+    decoding.answer.set_result(IMAGE)
+    assert await generating is IMAGE
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
 
 
@@ -80,8 +81,8 @@ async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str)
 
 
 async def test_a_colocated_image_is_the_answer_of_its_call() -> None:
-    handle = make_handle(ColocatedDeployment, answer="image")
-    assert await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT) == "image"
+    handle = make_handle(ColocatedDeployment, answer=IMAGE)
+    assert await backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT) is IMAGE
     assert handle.calls[0].arguments["context"] == CONTEXT and not handle.calls[0].cancelled
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.errors import DeadlineExceeded, InvalidRequest, StageFailed
 from safelight.service.messages import DenoiseResult, RequestContext
@@ -22,9 +23,9 @@ class EngineFactory:
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
 
-    def __call__(self) -> FakeEngine:
+    def __call__(self) -> Engine:
         self.engines.append(FakeEngine())
-        return self.engines[-1]
+        return cast(Engine, self.engines[-1])
 
 
 @pytest.fixture
@@ -54,7 +55,11 @@ async def test_samples_leave_when_their_steps_are_done(stage: DenoiseStage) -> N
     order: list[int] = []
     samples = [generate(stage, num_steps=steps) for steps in (30, 10, 20)]
     for steps, sample in zip((30, 10, 20), samples, strict=True):
-        sample.add_done_callback(lambda _, steps=steps: order.append(steps))
+
+        def record_end(_: object, steps: int = steps) -> None:
+            order.append(steps)
+
+        sample.add_done_callback(record_end)
     await asyncio.gather(*samples)
     assert order == [10, 20, 30]
 
@@ -188,7 +193,7 @@ async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(
 
 
 async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy() -> None:
-    def make() -> FakeEngine:
+    def make() -> Engine:
         raise ValueError("tensor pos_embed is missing")
 
     stage = DenoiseStage(make)

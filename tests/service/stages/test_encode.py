@@ -1,9 +1,11 @@
 """Text encoding: each text is encoded once, and only the first image with it pays."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
+from safelight.pipeline.engine.text_encoder import TextEncoder
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import RequestContext
 from safelight.service.stages import batched_stage
@@ -26,7 +28,7 @@ def encoder() -> FakeTextEncoder:
 
 @pytest.fixture
 def stage(encoder: FakeTextEncoder) -> Iterator[EncodeStage]:
-    stage = EncodeStage(lambda: encoder, "m", cache_bytes=30)
+    stage = EncodeStage(lambda: cast(TextEncoder, encoder), "m", cache_bytes=30)
     yield stage
     stage.close()
 
@@ -90,7 +92,7 @@ async def test_the_cache_stays_as_full_as_it_may_be(stage: EncodeStage, encoder:
 
 
 async def test_a_cache_of_no_bytes_keeps_nothing(encoder: FakeTextEncoder) -> None:
-    stage = EncodeStage(lambda: encoder, "m", cache_bytes=0)
+    stage = EncodeStage(lambda: cast(TextEncoder, encoder), "m", cache_bytes=0)
     for _ in range(2):
         await stage.encode(make_params(prompt="a", guidance_scale=1.0))
     assert encoder.batches == [["a"], ["a"]]
@@ -106,7 +108,7 @@ async def test_a_truncated_text_is_reported(stage: EncodeStage) -> None:
 
 
 async def test_an_encoder_that_cannot_be_loaded_raises_its_error() -> None:
-    def make() -> FakeTextEncoder:
+    def make() -> TextEncoder:
         raise ValueError("tensor text.positional_embedding is missing")
 
     stage = EncodeStage(make, "m", cache_bytes=30)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -227,21 +228,19 @@ def test_the_accounting_report_has_the_same_sums(accounting: tuple[Metrics, Acco
 
 def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
     counts = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
-    statuses = [
-        StageStatus(
-            attention=f"kernel {replica}",
-            peak_flops=float(replica),
-            curve=replace(CURVE, slowdown=float(replica)),
-            **{name: 10 * number + replica for number, name in enumerate(counts)},
+    statuses = []
+    for replica in (1, 2):
+        numbers: dict[str, Any] = {name: 10 * number + replica for number, name in enumerate(counts)}
+        curve = replace(CURVE, slowdown=float(replica))
+        statuses.append(
+            StageStatus(attention=f"kernel {replica}", peak_flops=float(replica), curve=curve, **numbers)
         )
-        for replica in (1, 2)
-    ]
     ledger = Ledger()
     for source, status in zip("ab", statuses, strict=True):
         ledger.receive(StageReport(source, 0, "denoise", (), StageTotals(work_left=1.5), status, 1, 2))
     stage = snapshot(ledger)["denoise"]
     assert (stage.replicas, stage.work_left) == (2, 3.0)
-    sums = {name: 20 * number + 3 for number, name in enumerate(counts)}
+    sums: dict[str, Any] = {name: 20 * number + 3 for number, name in enumerate(counts)}
     assert stage.status == replace(statuses[0], **sums)
 
 

@@ -95,7 +95,7 @@ class FlakyLedger:
 
     def __init__(self, refuse: int) -> None:
         self.refuse = refuse
-        self.reports: list[UsageReport] = []
+        self.reports: list[GatewayReport] = []
         self.delivered = threading.Event()
 
     def send(self, report: UsageReport) -> None:

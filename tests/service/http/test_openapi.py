@@ -1,0 +1,47 @@
+"""The OpenAPI schema is valid OpenAPI, and answers that it does not declare are found.
+
+The fixture `client` holds every answer of the tests in this folder to the schema.
+"""
+
+import pytest
+from jsonschema import ValidationError
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.testclient import TestClient
+
+from tests.service.openapi_answers import AnswerCheck
+
+
+def test_the_schema_is_valid_openapi(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert schema["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(schema).validate()
+
+
+def test_every_route_declares_json_or_text(client: TestClient) -> None:
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"], f"{path}: our errors are 400 and OpenAI's object"
+            for answer in operation["responses"].values():
+                (media,) = answer["content"].items()
+                assert media[0] in ("application/json", "text/plain") and media[1]["schema"], path
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (JSONResponse({"alive": "yes"}), ValidationError),
+        (JSONResponse({"alive": True}, 418), AssertionError),
+        (PlainTextResponse("alive"), AssertionError),
+    ],
+    ids=["value", "status", "media type"],
+)
+def test_an_answer_that_is_not_declared_is_found(
+    client: TestClient, answer: Response, error: type[Exception]
+) -> None:
+    schema = client.get("/openapi.json").json()
+    other = TestClient(answer)
+    other.event_hooks["response"].append(AnswerCheck(schema))
+    with pytest.raises(error):
+        other.get("/livez")
+    other.close()

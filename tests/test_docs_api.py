@@ -1,0 +1,135 @@
+"""The tables of request fields in docs/api.md: names, what is allowed, and defaults are those of the code."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.params import GenerationParams
+from safelight.service.errors import ServiceError
+from safelight.service.http.schemas import ImageRequest
+from safelight.service.http.translation import make_output, make_params
+from safelight.service.http.validation import parse_request
+from safelight.service.messages import ImageFormat
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs/api.md").read_text(encoding="utf-8")
+FIELDS_SECTION = PAGE.split("## The response")[0]
+ROWS = {
+    name: (allowed, default)
+    for name, allowed, default in re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", FIELDS_SECTION, re.MULTILINE)
+}
+PROPERTIES: dict[str, dict[str, Any]] = ImageRequest.model_json_schema()["properties"]
+MODEL = find_model("emoji-128")
+# What a model's information calls a field whose default is "the model's".
+MODEL_DEFAULTS = {
+    "num_inference_steps": ("num_steps", MODEL.num_steps),
+    "guidance_scale": ("guidance_scale", MODEL.guidance_scale),
+    "solver": ("solver", MODEL.solver),
+    "timestep_spacing": ("timestep_spacing", MODEL.timestep_spacing),
+}
+
+
+def allowed_by(schema: dict[str, Any]) -> str:
+    """How the page begins to say what a field's schema allows."""
+    rule = schema.get("anyOf", [schema])[0]
+    if "enum" in rule or "const" in rule:
+        values = rule.get("enum", [rule.get("const")])
+        return ", ".join(f"`{value}`" if isinstance(value, str) else json.dumps(value) for value in values)
+    if rule["type"] == "array":
+        assert rule["minItems"] == rule["maxItems"] == 2
+        return f"two times, {rule['items']['minimum']:g} (data) to {rule['items']['maximum']:g} (noise)"
+    if "maxLength" in rule:
+        start = f"{rule['minLength']} to" if "minLength" in rule else "up to"
+        return f"{start} {rule['maxLength']:,} characters"
+    if "maximum" in rule:
+        high = "2⁵³ − 1" if rule["maximum"] == 2**53 - 1 else f"{rule['maximum']:g}"
+        return f"{rule['minimum']:g} to {high}"
+    return {
+        "model": "the served model's id",
+        "size": "one of the model's sizes as `WIDTHxHEIGHT`, or `auto`",
+        "solver": "one of the model's `solvers` in `/v1/models`",
+        "timestep_spacing": "one of the model's `timestep_spacings` in `/v1/models`",
+    }[schema["title"].lower().replace(" ", "_")]
+
+
+def request(**fields: object) -> tuple[list[GenerationParams], ImageFormat]:
+    """What is drawn, and the format of the files."""
+    parsed = parse_request(json.dumps({"prompt": "a red apple", "seed": 1} | fields).encode())
+    return make_params(parsed, MODEL), make_output(parsed)
+
+
+def literal(cell: str) -> object:
+    """A default as it is written in a cell: `png`, 1, `[0, 1]`, empty."""
+    if cell == "empty":
+        return ""
+    text = cell.partition(":")[0].strip("`")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def test_every_field_of_a_request_is_documented() -> None:
+    (ignored,) = re.findall(r"and ignored: (.*)\.$", FIELDS_SECTION, re.MULTILINE)
+    names = set(re.findall(r"`(\w+)`", ignored))
+    assert ROWS.keys() | names == ImageRequest.model_fields.keys()
+    assert ROWS.keys().isdisjoint(names)
+    assert all("ignored" in PROPERTIES[name]["description"] for name in names)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_column_allowed_is_the_schemas(name: str) -> None:
+    stated = ROWS[name][0].replace("`false`", "false")
+    expected = allowed_by(PROPERTIES[name])
+    assert stated.startswith(expected)
+    assert not re.match(r"[,.]?\d", stated.removeprefix(expected)), "the number goes on"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, default) in ROWS.items() if default == "the model's"])
+def test_the_default_is_the_models(name: str) -> None:
+    attribute, value = MODEL_DEFAULTS[name]
+    (params,), _ = request()
+    assert getattr(params, attribute) == value
+    assert request(**{name: value}) == request()
+
+
+WORDS = ("required", "the model's", "the served model", "random, and reported")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, default) in ROWS.items() if default not in WORDS])
+def test_the_default_is_what_is_drawn_without_the_field(name: str) -> None:
+    default = literal(ROWS[name][1])
+    # A field may change nothing here because of another's default: eta needs ddim, quality a lossy format.
+    others = {"eta": {"solver": "ddim"}, "output_compression": {"output_format": "jpeg"}}.get(name, {})
+    assert request(**others, **{name: default}) == request(**others)
+    if name in OTHER_VALUES:
+        assert request(**others, **{name: OTHER_VALUES[name]}) != request(**others)
+
+
+OTHER_VALUES: dict[str, object] = {  # so that a field that is not read at all would be noticed
+    "n": 2,
+    "output_format": "webp",
+    "output_compression": 99,
+    "negative_prompt": "green",
+    "eta": 0.5,
+    "guidance_interval": [0.1, 1.0],
+    "guidance_stride": 2,
+    "guidance_rescale": 0.5,
+}
+
+
+def test_other_defaults() -> None:
+    assert ROWS["prompt"][1] == "required"
+    with pytest.raises(ServiceError, match="prompt is required"):
+        parse_request(b"{}")
+    assert ROWS["model"][1] == "the served model"
+    assert ROWS["seed"][1] == "random, and reported"
+    seeds = {
+        params.seed
+        for _ in range(3)
+        for params in make_params(parse_request(b'{"prompt": "a red apple"}'), MODEL)
+    }
+    assert len(seeds) == 3
