@@ -13,7 +13,7 @@ from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.engine import engine as engine_module
 from safelight.pipeline.engine.admission import Admission
-from safelight.pipeline.engine.runner import StepRunner
+from safelight.pipeline.engine.runner import StepRunner, padded_length
 from safelight.pipeline.engine.sample import start_state
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops
@@ -167,6 +167,17 @@ def test_class_labels_stay_whole_numbers(pooled: torch.Tensor, dtype: torch.dtyp
     runner.row(replace(states("a"), pooled=pooled), None, "plan")
     assert prepared[0].dtype == dtype
     assert torch.equal(prepared[0], pooled.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("last", "length"), [(None, 16), (0, 16), (15, 16), (16, 32), (31, 32), (32, 64), (64, 77), (76, 77)]
+)
+def test_a_text_is_cut_after_its_last_token(last: int | None, length: int) -> None:
+    """To 16, 32, 64, ... tokens, or all; what is masked before the last token does not matter."""
+    mask = torch.zeros(77, dtype=torch.bool)
+    if last is not None:
+        mask[last] = True
+    assert padded_length(mask) == length
 
 
 def test_latents_have_the_images_height_and_width() -> None:
