@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, read_stored
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, load_into, read_stored
 from safelight.models.find_checkpoint import find_checkpoint
 from safelight.models.tiny import ensure_tiny
 from safelight.models.vae import load_vae
@@ -55,6 +55,18 @@ def shard(part: Path) -> Path:
     index = {"weight_map": {key: file for file, keys in shards.items() for key in keys}}
     (part / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     return part
+
+
+def test_a_loaded_network_is_ready_for_inference(tmp_path: Path) -> None:
+    """Dropout and gradients are off, and the weights are in the dtype that was asked for."""
+    with torch.device("meta"):
+        empty = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Dropout())
+    tensors = {"0.weight": torch.randn(3, 2).double(), "0.bias": torch.zeros(3)}
+    save_file(tensors, tmp_path / WEIGHTS)
+    network = load_into(empty, tmp_path, "cpu", torch.bfloat16)
+    assert not any(module.training for module in network.modules())
+    assert {(p.dtype, p.requires_grad) for p in network.parameters()} == {(torch.bfloat16, False)}
+    assert torch.equal(network.state_dict()["0.weight"], tensors["0.weight"].bfloat16())
 
 
 def test_a_complete_folder_loads(folder: Path) -> None:

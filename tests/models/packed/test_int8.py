@@ -10,6 +10,7 @@ from torch import Tensor
 from safelight.models.denoisers import pack
 from safelight.models.networks.class_dit import ClassDiT
 from safelight.models.networks.config import ClassDiTConfig, MMDiTConfig
+from safelight.models.packed import int8
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import MIN_TOKENS, MLP_CHUNK, Int8, QuantizationUnavailable, _kernels
@@ -51,6 +52,17 @@ def test_layers_are_close_to_exact_ones(dtype: torch.dtype, tokens: int) -> None
     for token in range(tokens):
         assert relative_error(linear[token], exact_linear[token]) < 0.03
         assert relative_error(mlp[token], exact_mlp[token]) < 0.05
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("is_unsigned", [True, False])
+def test_integers_are_the_nearest(is_unsigned: bool) -> None:
+    x = random_tensor(67, 48)
+    integers, largest = int8._kernels(is_unsigned, torch.float32).quantize(x)
+    torch.testing.assert_close(largest, x.abs().amax(1, keepdim=True))
+    scaled = x * (127 / largest)
+    error = integers.int() - (128 if is_unsigned else 0) - scaled
+    assert float(error.abs().max()) <= 0.501
 
 
 @torch.inference_mode()

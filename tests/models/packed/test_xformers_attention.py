@@ -95,8 +95,12 @@ def test_torch_is_selected_with_the_reason_where_xformers_is_missing(monkeypatch
             lambda q, k, v, attn_bias: q.no_such_thing,
             "a call of xformers failed: 'Tensor' object has no attribute 'no_such_thing'",
         ),
+        (
+            lambda q, k, v, attn_bias: torch.full_like(q, torch.nan),
+            "xformers differs from plain attention by nan of its largest value",
+        ),
     ],
-    ids=["wrong", "failing"],
+    ids=["wrong", "failing", "nan"],
 )
 def test_a_failing_or_wrong_call_is_refused(
     ops: Any, monkeypatch: pytest.MonkeyPatch, call: Any, reason: str

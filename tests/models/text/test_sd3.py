@@ -173,6 +173,16 @@ def test_without_t5_its_states_are_zeros(without_t5: Written) -> None:
     assert not reading.states[:77, L["hidden_size"] + BIG_G["hidden_size"] :].any()
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_text_that_only_t5_had_to_cut_is_truncated(
+    without_t5: Written, monkeypatch: pytest.MonkeyPatch, is_cut: bool
+) -> None:
+    """T5 may split a word that CLIP has a token for."""
+    t5_states, _ = without_t5.ours._read_t5("a red apple")
+    monkeypatch.setattr(without_t5.ours, "_read_t5", lambda text: (t5_states, is_cut))
+    assert without_t5.ours.read("a red apple").truncated == is_cut
+
+
 def test_tokens_are_counted_as_clip_counts_them(written: Written) -> None:
     ours = written.ours
     fits, cut = ours.read("apple " * 75), ours.read("apple " * 76)

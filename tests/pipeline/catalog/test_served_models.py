@@ -24,6 +24,13 @@ def test_the_embedded_model_has_its_familys_defaults() -> None:
     assert "Apache-2.0" in emoji.licence
 
 
+def test_a_model_is_known_by_its_name_or_its_folders(tmp_path: Path) -> None:
+    assert (find_model("tiny").id, find_model("tiny").licence) == ("tiny", "none: random weights")
+    shutil.copytree(model().path, tmp_path / "mine")
+    mine = find_model(str(tmp_path / "mine"))
+    assert (mine.id, mine.licence, mine.path) == ("mine", "see the folder", (tmp_path / "mine").resolve())
+
+
 def test_only_solvers_that_the_schedule_allows_are_offered(tmp_path: Path) -> None:
     """On flows the reverse SDE is singular, so Euler-Maruyama is not offered there."""
     assert {*SERVED} - {*model().solvers} == {"euler_maruyama"}

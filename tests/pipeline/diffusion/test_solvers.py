@@ -148,6 +148,14 @@ def test_the_alias_euler_ancestral_equals_k_diffusion(schedule: Schedule) -> Non
     torch.testing.assert_close(ours, onestep.euler_ancestral(problem, x), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("alias", "solver"),
+    [("ddim", "euler"), ("dpm_1", "euler"), ("dpmpp_1", "euler"), ("euler_ancestral", "ddpm")],
+)
+def test_an_alias_plans_as_its_solver(alias: str, solver: str) -> None:
+    assert make_plan(alias, Flow(), "flow", 5) == make_plan(solver, Flow(), "flow", 5)
+
+
 def test_aliases_are_not_solvers() -> None:
     for alias, name in ALIASES.items():
         assert alias not in SOLVERS

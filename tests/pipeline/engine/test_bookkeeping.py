@@ -13,7 +13,7 @@ from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.engine import engine as engine_module
 from safelight.pipeline.engine.admission import Admission
-from safelight.pipeline.engine.runner import StepRunner
+from safelight.pipeline.engine.runner import StepRunner, padded_length
 from safelight.pipeline.engine.sample import start_state
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops
@@ -145,6 +145,39 @@ def test_a_learned_variance_is_dropped() -> None:
     buffers: Any = [SimpleNamespace(x=torch.zeros(1, 2, 1, 2))]
     [prediction] = StepRunner(network, torch.float32, torch.device("cpu")).forward(layout, buffers)
     assert torch.equal(prediction, output[:, :2])
+
+
+class FakeRow:
+    """What a network makes of a text; may be referred to weakly."""
+
+
+@pytest.mark.parametrize(
+    ("pooled", "dtype"), [(torch.tensor([999]), torch.int64), (torch.tensor([0.1]), torch.bfloat16)]
+)
+def test_class_labels_stay_whole_numbers(pooled: torch.Tensor, dtype: torch.dtype) -> None:
+    """bfloat16 would round 999 to 1000."""
+    prepared: list[torch.Tensor] = []
+
+    def prepare_text(states: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor) -> object:
+        prepared.append(pooled)
+        return SimpleNamespace(num_bytes=1)
+
+    network: Any = SimpleNamespace(prepare_text=prepare_text, prepare_row=lambda text, times: FakeRow())
+    runner = StepRunner(network, torch.bfloat16, torch.device("cpu"))
+    runner.row(replace(states("a"), pooled=pooled), None, "plan")
+    assert prepared[0].dtype == dtype
+    assert torch.equal(prepared[0], pooled.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("last", "length"), [(None, 16), (0, 16), (15, 16), (16, 32), (31, 32), (32, 64), (64, 77), (76, 77)]
+)
+def test_a_text_is_cut_after_its_last_token(last: int | None, length: int) -> None:
+    """To 16, 32, 64, ... tokens, or all; what is masked before the last token does not matter."""
+    mask = torch.zeros(77, dtype=torch.bool)
+    if last is not None:
+        mask[last] = True
+    assert padded_length(mask) == length
 
 
 def test_latents_have_the_images_height_and_width() -> None:

@@ -92,10 +92,10 @@ def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str)
 
 
 def test_parameters_text() -> None:
-    assert parameters_text(params(negative_prompt="blurry"), "tiny").splitlines() == [
+    assert parameters_text(params(negative_prompt="blurry", width=96), "tiny").splitlines() == [
         "a red apple",
         "Negative prompt: blurry",
-        "Steps: 6, Sampler: dpmpp_2m, CFG scale: 4, Seed: 1, Image index: 0, Size: 64x64, Model: tiny",
+        "Steps: 6, Sampler: dpmpp_2m, CFG scale: 4, Seed: 1, Image index: 0, Size: 96x64, Model: tiny",
     ]
 
 
