@@ -159,9 +159,9 @@ def _update(run: Run) -> list[str]:
 
 def _load_test(run: Run) -> list[str]:
     """`report.json` of a load test."""
+    words = {True: "met", False: "missed", None: "not reachable here"}
     targets = [
-        (row["name"], row["wanted"], row["got"], "met" if row["is_met"] else "missed")
-        for row in run.figures["targets"]
+        (row["name"], row["wanted"], row["got"], words[row["is_met"]]) for row in run.figures["targets"]
     ]
     return [table(("target", "required", "measured", "verdict"), targets)]
 
