@@ -138,23 +138,12 @@ def test_every_flag_of_generate_reaches_the_image(
     [(images, output)] = calls
     assert images == [
         GenerationParams(
-            prompt="a red apple",
-            negative_prompt="blue",
-            width=64,
-            height=64,
-            num_steps=9,
-            guidance_scale=2.5,
-            solver="ddim",
-            seed=5,
-            image_index=index,
-            timestep_spacing="linspace",
-            eta=0.5,
-            guidance_interval=(0.25, 0.75),
-            guidance_stride=3,
-            guidance_rescale=0.7,
+            prompt="a red apple", negative_prompt="blue", width=64, height=64, num_steps=9,
+            guidance_scale=2.5, solver="ddim", seed=5, image_index=index, timestep_spacing="linspace",
+            eta=0.5, guidance_interval=(0.25, 0.75), guidance_stride=3, guidance_rescale=0.7,
         )
         for index in range(2)
-    ]
+    ]  # fmt: skip
     assert output == ImageFormat("webp", 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple-0.webp", "apple-1.webp"]
     assert "seed 5" in capsys.readouterr().out
