@@ -71,7 +71,8 @@ NEEDS = (
 def pytest_sessionstart(session: pytest.Session) -> None:
     """In continuous integration, install what is missing; once, in the process that starts the others."""
     missing = [need.packages for need in NEEDS if not need.is_met()]
-    if IS_CI and missing and not hasattr(session.config, "workerinput") and os.geteuid() == 0:
+    is_worker, is_debian = hasattr(session.config, "workerinput"), shutil.which("apt-get") is not None
+    if IS_CI and missing and not is_worker and is_debian and os.geteuid() == 0:
         _install(" ".join(missing).split())
 
 
