@@ -38,9 +38,9 @@ $(DEVELOPING): $(SERVING) requirements/dev.txt
 serve: $(SERVING)
 	$(BIN)/safelight serve
 
-# Whole files go to a worker (tests/conftest.py); TEST_WORKERS=0 runs everything in one process.
+# Whole files go to a worker (tests/workers.py); TEST_WORKERS=0 runs everything in one process.
 TEST_WORKERS ?= 2
-PARALLEL = --numprocesses $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL = --numprocesses $(TEST_WORKERS) --dist loadscope --no-loadscope-reorder
 PYTEST = $(BIN)/pytest $(PARALLEL)
 
 test: $(DEVELOPING)

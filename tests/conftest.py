@@ -1,4 +1,4 @@
-"""For all tests: markers, groups for parallel workers, a clean environment, and one live service."""
+"""For all tests: markers by folder, long tests on demand, a clean environment, and one live service."""
 
 import os
 import signal
@@ -24,10 +24,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.live import LiveService, serving  # noqa: E402
 
-pytest_plugins = ("tests.needs", "tests.skips")
+pytest_plugins = ("tests.needs", "tests.skips", "tests.workers")
 TESTS = Path(__file__).parent
-# The group of the tests that start Ray. It begins first, because it takes longest and mostly waits.
-RAY_GROUP = "ray"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,25 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in ("e2e", "chaos"):
             item.add_marker(folder)
-        if "live_service" in getattr(item, "fixturenames", ()):
-            item.add_marker("ray")
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long; --long runs it"))
-    if config.pluginmanager.hasplugin("xdist"):
-        _group(items)
-
-
-def _group(items: list[pytest.Item]) -> None:
-    """Give parallel workers (`-n 2 --dist loadgroup`) whole files, and one of them all tests that start Ray.
-
-    Fixtures of a module are then made once, and two clusters never compete for the cores.
-    """
-    for item in items:
-        has_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(
-            pytest.mark.xdist_group(RAY_GROUP if has_ray else item.path.relative_to(TESTS).as_posix())
-        )
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,6 @@ from tests.live import serving
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("models", "pipeline", "service")
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

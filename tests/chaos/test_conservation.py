@@ -29,8 +29,6 @@ GONE = "gone"  # the client stopped waiting
 SETTLING_SECONDS = 3.0  # after which the last report has arrived at the ledger
 OUTCOMES = {200: "done", 400: "refused", 429: "refused"}
 
-pytestmark = pytest.mark.ray
-
 Records = set[tuple[str, str, int]]  # request id, outcome and images sent
 
 

@@ -24,8 +24,6 @@ CONFIG = DEPLOY / "serve" / "one-node.yaml"
 SERVE = Path(sys.executable).with_name("serve")
 REQUEST = {"prompt": "a red apple", "seed": 1, "num_inference_steps": 2}
 
-pytestmark = pytest.mark.ray
-
 
 def small_and_local(config: dict[str, Any], port: int) -> dict[str, Any]:
     """The config with the test model, on a free port of this machine."""

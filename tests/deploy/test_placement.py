@@ -19,8 +19,6 @@ PACK = {"RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1"}
 GATEWAY: dict[str, Any] = {"num_cpus": 2, "resources": {"gateway": 1}}
 GPU: dict[str, Any] = {"num_cpus": 8, "num_gpus": 1}
 
-pytestmark = pytest.mark.ray
-
 
 def placed(tmp_path: Path, name: str, nodes: list[dict[str, Any]], **args: str) -> dict[str, Any]:
     """The nodes on which the replicas of a config are placed, if it is run with other `args`."""

@@ -11,8 +11,6 @@ from tests.live import free_port
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.mark.timeout(420)
 def test_replicas_scale_and_a_node_dies_without_a_lost_request() -> None:

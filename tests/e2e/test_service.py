@@ -223,7 +223,6 @@ def test_an_image_of_a_replica_that_dies_is_drawn_by_another(
 
 
 @pytest.mark.long
-@pytest.mark.ray
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path: Path, how: signal.Signals) -> None:
     with serving(tmp_path, "--model", "tiny", "--stages", "colocated") as service:
@@ -241,7 +240,6 @@ def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path: Path, how
 
 
 @pytest.mark.long
-@pytest.mark.ray
 def test_an_invalid_checkpoint_is_reported_in_one_line(tmp_path: Path) -> None:
     model = tiny_without("proj_out.weight", tmp_path)
     done = subprocess.run(

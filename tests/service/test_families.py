@@ -133,7 +133,6 @@ class UnreachableBackend:
 
 
 @pytest.mark.long
-@pytest.mark.ray
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_served_by_three_deployments(name: str, tmp_path: Path) -> None:
     FAMILIES[name](tmp_path / "model")

@@ -130,7 +130,6 @@ def collector() -> Iterator[tuple[str, list[tuple[str, Span]]]]:
 
 
 @pytest.mark.long
-@pytest.mark.ray
 async def test_one_request_is_one_trace_over_four_processes(
     collector: tuple[str, list[tuple[str, Span]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
