@@ -1,10 +1,10 @@
 """Runs every mutant in this folder's lists against its tests: `python -m tests.mutants`, or `make mutants`.
 
 A mutant is a change that a reviewer would fear: a swapped argument, a dropped term, a wrong key, a missing
-release. Generators of mutants were tried and do not make such changes. mutmut 3 leaves constants, defaults,
-tables and every decorated function (properties, cached functions, context managers) alone. cosmic-ray
-changes one node of the syntax tree at a time, writes into the working tree and starts Python anew for each
-mutant, which takes longer here than most tests. Neither takes a list. So this is a list and a small runner.
+release. Generators of mutants do not make such changes, by their code: mutmut 3 leaves constants, defaults,
+tables and every decorated function (properties, cached functions, context managers) alone. cosmic-ray changes
+one node of the syntax tree at a time, writes into the working tree and starts Python anew for each mutant,
+which takes longer here than most tests. Neither takes a list. So this is a list and a small runner.
 
 Each mutant's tests run in a child of a process that has imported the large libraries, on a copy of the tree.
 Results are kept in build/mutants; an interrupted run goes on where it stopped.
