@@ -32,7 +32,7 @@ from safelight.service.usage.report_schema import AccountingReport
 MODEL = "emoji-128"
 RED_APPLE, ROCKET = ("1f34e",), ("1f680",)
 UMBRELLAS = ("2602", "2614", "26f1", "1f302")
-EVAL_FLOOR = 0.75  # of the few prompts of the command; the model's rate is 0.91
+EVAL_FLOOR = 0.6  # a model that draws mirrored images reaches less than half
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def check_likelihood(answer: Answer) -> None:
 
 def check_eval(answer: Answer) -> None:
     names = list(read_prompt_sets(find_model(MODEL).path))
-    assert re.findall(r"^(\w+):$", answer.stdout, re.MULTILINE) == names
+    assert re.findall(r"^([\w-]+):$", answer.stdout, re.MULTILINE) == names
     rates = re.findall(r"concept_top1 .*; (\d+) of (\d+)\)", answer.stdout)
     hits, counts = (sum(map(int, column)) for column in zip(*rates, strict=True))
     assert counts == 4 * len(names)

@@ -26,7 +26,7 @@ ARROWS: dict[str, str] = {
     "models.families": "models.checkpoints models.networks models.packed models.text",
     "models.denoisers": "models.checkpoints models.families models.networks models.packed",
     "models.find_checkpoint": "models.checkpoints models.families models.tiny",
-    "models.inspection": "models.checkpoints models.denoisers models.families models.vae",
+    "models.inspection": "models.checkpoints models.denoisers models.families models.networks models.vae",
     "pipeline.errors": "",
     "pipeline.flops": "models.families models.networks",
     "pipeline.params": "",

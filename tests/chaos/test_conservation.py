@@ -28,6 +28,8 @@ RECORDS_SECONDS = 60.0  # between reads of the last thousand records
 GONE = "gone"  # the client stopped waiting
 SETTLING_SECONDS = 3.0  # after which the last report has arrived at the ledger
 OUTCOMES = {200: "done", 400: "refused", 429: "refused"}
+# A request whose client leaves long before it is done, and the seconds after which it does.
+LEAVES = ({"prompt": "rocket", "n": 4, "num_inference_steps": 200, "solver": "heun"}, 0.5)
 
 Records = set[tuple[str, str, int]]  # request id, outcome and images sent
 
@@ -181,9 +183,13 @@ class ChaosLoad:
         is_killed, records_read = False, 0.0
         limits = httpx2.Limits(max_connections=None)
         async with httpx2.AsyncClient(base_url=self.service.url, timeout=120, limits=limits) as client:
+            await self._send(
+                client, "chaos-leaves", *LEAVES
+            )  # later ones may be refused before they can leave
             started = time.monotonic()
             while (elapsed := time.monotonic() - started) < seconds:
-                tasks.append(asyncio.ensure_future(self._send(client, f"chaos-{len(tasks)}")))
+                request = self._random_request()
+                tasks.append(asyncio.ensure_future(self._send(client, f"chaos-{len(tasks)}", *request)))
                 if elapsed > seconds / 2 and not is_killed:
                     _kill_denoiser(self.service)
                     is_killed = True
@@ -195,8 +201,9 @@ class ChaosLoad:
             await asyncio.sleep(SETTLING_SECONDS)
             self.records |= await _read_records(client)
 
-    async def _send(self, client: httpx2.AsyncClient, request_id: str) -> None:
-        body, timeout = self._random_request()
+    async def _send(
+        self, client: httpx2.AsyncClient, request_id: str, body: Mapping[str, Any], timeout: float | None
+    ) -> None:
         self.sizes[request_id] = body["n"]
         try:
             response = await asyncio.wait_for(
