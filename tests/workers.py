@@ -52,7 +52,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """xdist's scheduler by scopes, with the scopes above."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class PartScheduling(LoadScopeScheduling):
+    class PartScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             return scope_of(nodeid)
 

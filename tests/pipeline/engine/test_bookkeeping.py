@@ -14,7 +14,7 @@ from safelight.pipeline.diffusion import noise
 from safelight.pipeline.engine import engine as engine_module
 from safelight.pipeline.engine.admission import Admission
 from safelight.pipeline.engine.runner import StepRunner, padded_length
-from safelight.pipeline.engine.sample import start_state
+from safelight.pipeline.engine.sample import QueuedSample, RunningSample, start_state
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import FinishReason
@@ -37,7 +37,8 @@ def test_open_and_remaining_seconds_are_those_of_all_samples(seconds: None) -> N
     for name in ("runs", "waits"):
         add(shared, name, params(num_steps=4, solver="euler"))
     work = forward_flops(shared.config, 8, 8, 16) * 2 / 1e9  # seconds of a tick
-    assert (shared.open_seconds, shared.work_left) == (2.0, pytest.approx(8 * work))
+    assert shared.open_seconds == 2.0
+    assert shared.work_left == pytest.approx(8 * work)
     shared.step()
     assert (shared.num_running, shared.num_waiting) == (1, 1)
     assert shared.open_seconds > 3.0  # and the tick
@@ -51,7 +52,7 @@ def test_a_sample_that_cannot_begin_leaves_and_the_others_go_on(monkeypatch: pyt
     shared = engine()
     start = shared._start
 
-    def fail_one(queued: engine_module.QueuedSample) -> engine_module.RunningSample:
+    def fail_one(queued: QueuedSample) -> RunningSample:
         if queued.request_id == "bad":
             raise MemoryError("no room for its rows")
         return start(queued)
@@ -99,7 +100,7 @@ def test_a_tick_must_hold_the_rows_that_a_sample_has_at_its_widest(max_tokens: i
     admission = Admission(shared._admission.plans, shared.config, 8, Limits(16, max_tokens))
     late = params(guidance_interval=(0.0, 0.5))
 
-    def admit() -> engine_module.QueuedSample:
+    def admit() -> QueuedSample:
         return admission.admit("x", late, states("a"), states(""), shared.curve, 0.0, 1.0)
 
     if max_tokens < 32:
