@@ -1,12 +1,12 @@
 """The measurements behind docs/solvers.md: their file, docs/data/solvers.json, and the page's tables."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docs.figures.markdown import fill
 from safelight.pipeline.diffusion.solvers import ALIASES, SOLVERS
 
 HERE = Path(__file__).resolve().parent
@@ -72,7 +72,7 @@ def fill_page(text: str, measurements: Measurements) -> str:
         "orders": order_table(measurements.orders),
     }
     for name, block in blocks.items():
-        text = _fill(text, name, block)
+        text = fill(text, name, block)
     return text
 
 
@@ -141,11 +141,3 @@ def _curve(curve: Mapping[str, Any]) -> Curve:
 
 def _three_digits(error: float) -> str:
     return "over 10" if not error < 10.0 else f"{error:.3f}" if error >= 0.01 else f"{error:.4f}"
-
-
-def _fill(text: str, name: str, block: str) -> str:
-    """`text` with `block` between the markers of `name`."""
-    pattern = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"docs/solvers.md has no block {name!r}")
-    return pattern.sub(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)

@@ -103,13 +103,13 @@ def measure(service: Service, recorded: Sequence[ScheduledRequest] | None, load:
 
 def at_once(num_requests: int, sizes: Sequence[str]) -> list[ScheduledRequest]:
     """The first requests of the mix, all due now."""
-    rng = random.Random(SEED)  # noqa: S311
+    rng = random.Random(SEED)
     return [ScheduledRequest(0.0, any_body(rng, sizes)) for _ in range(num_requests)]
 
 
 def arrivals(rate: float, seconds: float, sizes: Sequence[str], seed: int) -> list[ScheduledRequest]:
     """A Poisson process of mixed requests; at least one request, so that every phase has a result."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     return poisson(rate, seconds, sizes, seed) or [ScheduledRequest(0.0, any_body(rng, sizes))]
 
 

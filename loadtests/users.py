@@ -26,7 +26,7 @@ class ImageUser(FastHttpUser):
     wait_time = between(0.1, 1.0)
 
     def on_start(self) -> None:
-        self.rng = random.Random()  # noqa: S311
+        self.rng = random.Random()
 
     @task
     def draw(self) -> None:

@@ -111,7 +111,7 @@ def check_python_usage(answer: Answer) -> None:
 
 
 def check_generate(answer: Answer) -> None:
-    name, seed, seconds = re.fullmatch(r"(\S+): seed (\d+), ([\d.]+) s\n", answer.stdout).groups()  # type: ignore[union-attr]
+    [(name, seed, seconds)] = re.findall(r"\A(\S+): seed (\d+), ([\d.]+) s\n\Z", answer.stdout)
     assert int(seed) == seed_of(answer.folder / name) and float(seconds) > 0.0
 
 

@@ -2,7 +2,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -60,7 +60,9 @@ def test_a_report_compares_the_prompt_with_the_empty_prompt(monkeypatch: pytest.
     monkeypatch.setitem(likelihood.METHODS, "known", lambda *arguments: nats)
     readings = {"a cat": TextReport(2, False, ("blorp",)), "": TextReport(0, False, ())}
     encoder = SimpleNamespace(encode=lambda texts: [SimpleNamespace(report=readings[text]) for text in texts])
-    density: Any = LatentLikelihood(None, None, encoder, Flow(), "flow", torch.device("cpu"))  # type: ignore[arg-type]
+    unused: Any = None
+    texts = cast(Any, encoder)
+    density: Any = LatentLikelihood(unused, unused, texts, Flow(), "flow", torch.device("cpu"))
     report = density.estimate(
         np.zeros((8, 16, 3), np.uint8),
         "a cat",
