@@ -4,6 +4,7 @@ Shapes: B images, C latent channels, h x w latent pixels, H x W = 8h x 8w pixels
 """
 
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
-from safelight.models.checkpoints.options import Depth, Positive, checked, refuse_unknown
-from safelight.models.checkpoints.tensors import load_into
+from safelight.models.checkpoints.options import (
+    Depth,
+    Positive,
+    checked,
+    find_unknown,
+    read_known,
+    refuse_unknown,
+)
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
+from safelight.models.checkpoints.tensors import WEIGHTS, load_into
 from safelight.models.cuda_runtime import preload_cuda_runtime
 
 preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
@@ -45,7 +54,7 @@ class VaeOptions:
     act_fn: str = "silu"
 
 
-def build_empty(folder: Path) -> nn.Module:
+def build_empty(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> nn.Module:
     """The autoencoder in `folder` without its weights, on the meta device.
 
     Raises `CheckpointError` for a class or an option that is not supported and for a value of the wrong type.
@@ -56,14 +65,23 @@ def build_empty(folder: Path) -> nn.Module:
     if not isinstance(name, str) or name not in CLASSES:
         raise CheckpointError(f"{path}: class {name!r} is not supported; supported: {', '.join(CLASSES)}")
     vae_class = CLASSES[name]
-    options = signature(vae_class).parameters
-    try:
-        # AutoencoderTiny writes block_out_channels and does not read it.
-        refuse_unknown(config, {*options, "block_out_channels"} - {*UNSUPPORTED})
-        checked(VaeOptions, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return _build(vae_class, {key: value for key, value in config.items() if key in options}, path)
+    read_known(partial(_check_options, vae_class), config, path, options)
+    names = signature(vae_class).parameters
+    return _build(vae_class, {key: value for key, value in config.items() if key in names}, path)
+
+
+def unknown_options(folder: Path) -> tuple[str, ...]:
+    """The options of the autoencoder in `folder` that are not known."""
+    config = read_json(folder / "config.json")
+    vae_class = CLASSES.get(str(config.get("_class_name")))
+    return find_unknown(partial(_check_options, vae_class), config) if vae_class else ()
+
+
+def _check_options(vae_class: type[nn.Module], config: dict[str, Any]) -> None:
+    # AutoencoderTiny writes block_out_channels and does not read it.
+    supported = {*signature(vae_class).parameters, "block_out_channels"} - {*UNSUPPORTED}
+    refuse_unknown(config, supported, UNSUPPORTED)
+    checked(VaeOptions, config)
 
 
 def _build(vae_class: type[nn.Module], options: dict[str, Any], path: Path) -> nn.Module:
@@ -76,12 +94,14 @@ def _build(vae_class: type[nn.Module], options: dict[str, Any], path: Path) -> n
         ) from None
 
 
-def load_vae(folder: Path, device: str, dtype: torch.dtype) -> nn.Module:
+def load_vae(
+    folder: Path, device: str, dtype: torch.dtype, options: ReadOptions = DEFAULT_READ_OPTIONS
+) -> nn.Module:
     """The autoencoder in `folder`, with its weights on `device` in `dtype`.
 
     Raises `CheckpointError` as `build_empty` does, and unless the files hold exactly its tensors.
     """
-    return load_into(build_empty(folder), folder, device, dtype)
+    return load_into(build_empty(folder, options), folder, device, dtype, WEIGHTS, options)
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.missing_files import describe_missing
 
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text
@@ -103,6 +104,8 @@ def _vocabulary_and_merges(folder: Path) -> tuple[dict[str, int], list[tuple[str
 
 
 def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read: it {describe_missing(path)}")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, PartFiles, Shapes, load_into, shapes_of
 from safelight.models.text.bpe import SPECIAL_TOKENS, BytePairs
 from safelight.models.text.flops import open_clip_flops
@@ -32,12 +33,12 @@ class ClipTextTower(nn.Module):
     Raises `CheckpointError` for anything but exactly the tensors that the config asks for.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS):
         super().__init__()
         # Only open_clip's network is used: its own loading reads pickles, stretches positions and ignores
         # missing files.
         clip = _build(folder)
-        load_into(clip, folder, "cpu", torch.float32, CLIP_WEIGHTS)
+        load_into(clip, folder, "cpu", torch.float32, CLIP_WEIGHTS, options)
         self.text = clip.text
         self.context_length: int = self.text.context_length
         self.width: int = self.text.width
