@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.catalog.served_models import find_model
+from safelight.service.served_model import find_served_model
 from safelight.service.settings import Settings, replica_range
 
 APPLICATION = "safelight"
@@ -101,7 +101,7 @@ def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) 
 
     Beyond it Ray moves objects to disk, which is slower. Memory is taken as it is used, not at the start.
     """
-    model = find_model(settings.model)
+    model = find_served_model(settings)
     _, num_gateways = replica_range("gateway_replicas", settings.gateway_replicas)
     needed = num_gateways * settings.max_pictures * _image_bytes(model, settings.stages == "split")
     try:

@@ -2,15 +2,27 @@
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
+
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
+SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
+VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# How one model's value is parsed, in each setting that may have a value for every model.
+MODEL_VALUES: dict[str, Callable[[str], Any]] = {
+    "default_steps": parse_steps,
+    "default_guidance": parse_guidance,
+    "default_solver": str,
+    "default_size": parse_size,
+}
 
 Number = TypeVar("Number", int, float)
 
@@ -65,11 +77,35 @@ def _check_folder(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _check_served_name(value: str) -> str:
+    if value and not (SERVED_NAME.fullmatch(value) and all(value.split("/"))):
+        raise ValueError(
+            "served_name must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
+            f"and nothing empty between slashes; got {value[:200]!r}"
+        )
+    return value
+
+
+def _check_variant(value: str) -> str:
+    if value and not VARIANT.fullmatch(value):
+        raise ValueError(f"variant must be a name such as fp16 or non-ema, got {value[:200]!r}")
+    return value
+
+
+def _check_model_values(value: str, info: ValidationInfo) -> str:
+    try:
+        parse_model_values(value, MODEL_VALUES[str(info.field_name)])
+    except ValueError as error:
+        raise ValueError(f"{info.field_name} {error}") from None
+    return value
+
+
 PositiveInt = Annotated[int, AfterValidator(_check_positive)]
 PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
 Count = Annotated[int, AfterValidator(_check_not_negative)]
 Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
 StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
+ModelValues = Annotated[str, AfterValidator(_check_model_values)]
 
 
 class Settings(BaseSettings):
@@ -93,7 +129,41 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        DEFAULT_MODEL, description="Name of an embedded model, or path of a checkpoint folder."
+        DEFAULT_MODEL,
+        description="Name of an embedded model, path of a checkpoint folder, or id of a model in the Hugging "
+        "Face cache of the machine, such as `org/name`.",
+    )
+    served_name: Annotated[str, AfterValidator(_check_served_name)] = Field(
+        "",
+        description="Name under which the model is served: in requests, `/v1/models`, images, accounting and "
+        "metrics. Empty: an embedded model's name, the id in the Hugging Face cache, or the folder's name.",
+    )
+    variant: Annotated[str, AfterValidator(_check_variant)] = Field(
+        "",
+        description="Variant of the weight files, such as `fp16` for `model.fp16.safetensors`; parts without "
+        "it are read as if none was chosen. Empty: the file without a variant, else the variant of the "
+        "dtype that the device computes in, else the only one.",
+    )
+    allow_unknown_config: bool = Field(
+        False,
+        description="Whether options in the configurations of the transformer and the autoencoder that are "
+        "not known are logged and ignored; else the folder is refused.",
+    )
+    default_steps: ModelValues = Field(
+        "",
+        description="`num_inference_steps` of requests that do not say, such as `4`; or by the names of "
+        "models, such as `sd3=28,turbo=4`. Empty: the family's.",
+    )
+    default_guidance: ModelValues = Field(
+        "", description="`guidance_scale` of requests that do not say; as for `default_steps`."
+    )
+    default_solver: ModelValues = Field(
+        "", description="`solver` of requests that do not say; as for `default_steps`."
+    )
+    default_size: ModelValues = Field(
+        "",
+        description="`size` of requests that do not say or ask for `auto`, as `WIDTHxHEIGHT`; as for "
+        "`default_steps`. Empty: the native size.",
     )
     host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
     port: Annotated[int, AfterValidator(_check_port)] = Field(
@@ -235,6 +305,10 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise BadSetting(_sentence(error)) from None
 
+    def model_defaults(self) -> dict[str, dict[str, Any]]:
+        """The defaults of requests by setting and name of a model; an empty name stands for every model."""
+        return {name: parse_model_values(getattr(self, name), parse) for name, parse in MODEL_VALUES.items()}
+
     def updated(self, **changes: Any) -> Self:
         """A copy with `changes`, validated like any other settings."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
@@ -289,5 +363,6 @@ def _sentence(error: ValidationError) -> str:
         return f"{name} must be text"
     if fault["type"] == "literal_error":
         return f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}"
-    noun = "a whole number" if kind is int else "a number" if kind is float else "text"
+    nouns = {int: "a whole number", float: "a number", bool: "true or false"}
+    noun = nouns.get(kind, "text") if isinstance(kind, type) else "text"
     return f"{name} must be {noun}, got {value!r}"

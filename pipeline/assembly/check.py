@@ -24,6 +24,7 @@ class FolderReport:
     """The parts of a folder and its `faults`, one line each. A folder without faults can be served."""
 
     folder: Path
+    id: str
     family: str | None  # None: unknown, and there are no parts
     parts: tuple[PartReport, ...]
     faults: tuple[str, ...]
@@ -35,14 +36,14 @@ def check_folder(name_or_dir: str, options: ReadOptions = DEFAULT_READ_OPTIONS) 
     Raises `UnknownModel` if there is no such folder.
     """
     try:
-        folder = find_model_folder(name_or_dir).path
+        model = find_model_folder(name_or_dir)
     except CheckpointError as error:
         raise UnknownModel(str(error)) from None
-    faults: list[str] = []
+    folder, faults = model.path, list[str]()
     with collected(faults, folder):
         family = recognise(folder)
     if faults:
-        return FolderReport(folder, None, (), tuple(faults))
+        return FolderReport(folder, model.id, None, (), tuple(faults))
     parts, faults = check_parts(folder, family, options, fast_dtype())
     with collected(faults, folder / "scheduler"):
         read_schedule(folder)
@@ -50,7 +51,7 @@ def check_folder(name_or_dir: str, options: ReadOptions = DEFAULT_READ_OPTIONS) 
         for check in (partial(check_fit, options=options), partial(list_sizes, family)):
             with collected(faults, folder):
                 check(folder)
-    return FolderReport(folder, family.name, tuple(parts), tuple(faults))
+    return FolderReport(folder, model.id, family.name, tuple(parts), tuple(faults))
 
 
 def _can_compare(folder: Path, family: Family, reports: list[PartReport]) -> bool:

@@ -6,13 +6,13 @@ from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.families.registry import list_families
 from safelight.models.families.spec import Family
-from safelight.models.find_checkpoint import EMBEDDED, Checkpoint, find_checkpoint
+from safelight.models.find_checkpoint import EMBEDDED, TINY, Checkpoint, find_checkpoint
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.schedule_config import read_schedule
 from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, SOLVERS
 from safelight.pipeline.diffusion.spacing import SPACINGS
 
-__all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_models"]
+__all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_model_names", "list_models"]
 
 
 class UnknownModel(ValueError):
@@ -22,6 +22,11 @@ class UnknownModel(ValueError):
 def list_models() -> list[ModelInfo]:
     """The embedded models."""
     return [find_model(name) for name in EMBEDDED]
+
+
+def list_model_names() -> tuple[str, ...]:
+    """The names of models that need no folder."""
+    return (*EMBEDDED, TINY)
 
 
 def find_model(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import note, progress
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = model_of(settings_of(model=args.model))
+    model = model_of(settings_of(**model_settings(args)))
     path = Path(args.output)
     if len(args.prompt) > MAX_PROMPT_CHARACTERS:
         raise UserError(

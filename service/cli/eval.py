@@ -15,7 +15,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, read_prompt_sets, read_prompts
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model, add_quantization
+from safelight.service.cli.arguments import add_model, add_quantization, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter
 from safelight.service.runtime.fast_imports import gc_frozen_imports
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    settings = settings_of(model=args.model, quantization=args.quantization)
+    settings = settings_of(**model_settings(args), quantization=args.quantization)
     model = model_of(settings)
     sets = _sets(args, model)
     requests = {name: _requests(args, model, prompts) for name, prompts in sets.items()}
@@ -100,7 +100,7 @@ def _requests(
     args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]
 ) -> list[GenerationParams]:
     """One validated request for each prompt. Raises `UserError` that names the flag at fault."""
-    width, height = model.native_size
+    width, height = model.default_size
     requests = [
         GenerationParams(
             prompt=prompt.text,

@@ -14,7 +14,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import ProgressCallback, note, progress
 from safelight.service.errors import ServiceError, as_invalid_request
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what the image should not show")
     add_model(parser)
+    add_served_name(parser)
     _add_sampling_arguments(parser.add_argument_group("sampling"))
     _add_guidance_arguments(parser.add_argument_group("guidance"))
     _add_output_arguments(parser.add_argument_group("output"))
@@ -118,7 +119,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    settings = settings_of(model=args.model)
+    settings = settings_of(**model_settings(args))
     output_format = _check_output(Path(args.output))
     model = model_of(settings)
     params, output = _parse_arguments(args, model, output_format)

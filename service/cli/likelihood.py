@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import ProgressCallback, note, progress
 from safelight.service.runtime.fast_imports import gc_frozen_imports
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is None:
         args.steps = DEFAULT_STEPS[args.method]
     _check_numbers(args)
-    model = model_of(settings_of(model=args.model))
+    model = model_of(settings_of(**model_settings(args)))
     pixels = _read_pixels(Path(args.image), model)
     with progress("loading the model") as say:
         report = _estimate(args, model, pixels, say)

@@ -7,11 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.settings import Settings
@@ -22,32 +22,37 @@ CHECK = (sys.executable, "-P", "-m", "safelight.service.cli", "check")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_served_name(parser)
     parser.add_argument("--host", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--port", help="port to listen on, 0 for any free port; default 8000")
     parser.add_argument(
         "--stages", metavar="split|colocated", help="one process per stage (default), or one for all three"
     )
+    add_defaults(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
+    settings = settings_of(**model_settings(args), host=args.host, port=args.port, stages=args.stages)
     settings = settings.updated(port=_free_port(settings))
     model = model_of(settings)  # an unknown model is refused before anything is started
-    if Path(settings.model).is_dir():
-        _check_folder(settings.model)
+    if settings.model not in list_model_names():
+        _check_folder(settings)
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C and SIGTERM end the command
         _serve(settings, model)
     return 0
 
 
-def _check_folder(folder: str) -> None:
+def _check_folder(settings: Settings) -> None:
     """Raise `UserError` for a checkpoint folder that cannot be served.
 
     A stage would fail on it too, but half a minute later and with Ray's message. The check runs in a process
     of its own, because its libraries are large and this process lives as long as the service.
     """
+    folder = settings.model
+    flags = ["--json", "--variant", settings.variant] if settings.variant else ["--json"]
+    flags += ["--allow-unknown-config"] if settings.allow_unknown_config else []
     with progress(f"checking {folder}"):
-        process = subprocess.run([*CHECK, folder, "--json"], capture_output=True, text=True, check=False)
+        process = subprocess.run([*CHECK, *flags, "--", folder], capture_output=True, text=True, check=False)
     try:
         faults = json.loads(process.stdout)["faults"]
     except ValueError:  # the check itself has failed, and says why in its last line

@@ -223,7 +223,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     async def list_models() -> ModelList:
         return ModelList(data=[await describe_with_attention()])
 
-    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
+    @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, gateway.model)
         return await describe_with_attention()

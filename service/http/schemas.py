@@ -37,7 +37,9 @@ class ImageRequest(BaseModel):
         None, description="How many images; default 1."
     )
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
-        None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
+        None,
+        description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is the operator's default, "
+        "else its native size.",
     )
     response_format: Literal["b64_json"] | None = Field(
         None, description="Images come in the response; there is no image store yet."

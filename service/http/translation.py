@@ -129,9 +129,9 @@ def make_usage(
 
 
 def check_model(name: str, model: ModelInfo) -> None:
-    """Raise `ModelNotFound` unless `name` is the id of `model` or an alias."""
-    if name != model.id and name not in ALIASES:
-        allowed = ", ".join((model.id, *ALIASES))
+    """Raise `ModelNotFound` unless `name` is a name of `model` or an alias."""
+    if name not in (*model.names, *ALIASES):
+        allowed = ", ".join((*model.names, *ALIASES))
         raise ModelNotFound(
             f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model"
         )
@@ -169,18 +169,24 @@ def describe_model(model: ModelInfo, created: int) -> Model:
         id=model.id,
         created=created,
         licence=model.licence,
-        aliases=list(ALIASES),
+        aliases=[*model.names[1:], *ALIASES],
         sizes=size_names(model),
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
-        defaults={
-            "size": size_names(model)[0],
-            "num_inference_steps": model.num_steps,
-            "guidance_scale": model.guidance_scale,
-            "solver": model.solver,
-            "timestep_spacing": model.timestep_spacing,
-        },
+        defaults=describe_defaults(model),
     )
+
+
+def describe_defaults(model: ModelInfo) -> dict[str, str | int | float]:
+    """What a request gets that does not say, by its fields."""
+    width, height = model.default_size
+    return {
+        "size": f"{width}x{height}",
+        "num_inference_steps": model.num_steps,
+        "guidance_scale": model.guidance_scale,
+        "solver": model.solver,
+        "timestep_spacing": model.timestep_spacing,
+    }
 
 
 def size_names(model: ModelInfo) -> list[str]:
@@ -194,7 +200,7 @@ def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
     Whether the model serves that size is checked by `check_params`.
     """
     if text == "auto":
-        return model.native_size
+        return model.default_size
     width, x, height = text.partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
         raise InvalidRequest(
