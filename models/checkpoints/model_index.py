@@ -14,11 +14,16 @@ def read_part_class(folder: Path, part: str) -> str | None:
 
 
 def is_left_out(folder: Path, part: str) -> bool:
-    """Whether `model_index.json` names no class for `part`: diffusers then does without it."""
-    return read_part_class(folder, part) is None
+    """Whether `model_index.json` has null or nothing for `part`: diffusers then does without it."""
+    return _is_null(read_json(folder / INDEX).get(part))
 
 
 def is_null(folder: Path, part: str) -> bool:
     """Whether `model_index.json` has null for `part`, not merely nothing."""
     index = read_json(folder / INDEX)
-    return part in index and index[part] in (None, [None, None])
+    return part in index and _is_null(index[part])
+
+
+def _is_null(entry: object) -> bool:
+    """Whether an entry of library and class lacks one of them."""
+    return not isinstance(entry, list) or len(entry) != 2 or None in entry

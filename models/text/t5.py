@@ -28,6 +28,9 @@ from safelight.models.text.reading import Reading, TokenisedText
 INSTALL = "in the checkout, pip install -e '.[t5]'"
 # Two names of one tied tensor; files hold either of them or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+# How the encoder was run where the file was written. transformers fails for a dtype whose name torch does not
+# know, and for kernels that are not installed.
+RUNTIME_KEYS = (*DTYPE_KEYS, "attn_implementation", "_attn_implementation")
 
 T = TypeVar("T")
 
@@ -192,8 +195,8 @@ def build_empty(folder: Path) -> nn.Module:
     Raises `CheckpointError` for a config that transformers does not accept as a T5's.
     """
     transformers = _import_transformers()
-    # transformers looks a dtype up in torch, and fails for the names that other libraries write.
-    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in DTYPE_KEYS}
+    content = read_json(folder / "config.json")
+    config = {key: value for key, value in content.items() if key not in RUNTIME_KEYS}
     try:
         with torch.device("meta"):
             network: nn.Module = transformers.T5EncoderModel(transformers.T5Config.from_dict(config))

@@ -290,7 +290,7 @@ def _service_device(
         raise UserError(f"--service {args.service} has no cost curves: {reason}") from None
     # A folder or a published checkpoint may be served under another name; the user says that it is the same.
     is_asserted = model is None or (args.model is not None and Path(args.model).is_dir())
-    if served != profile.name and not is_asserted:
+    if served not in (model.names if model else (profile.name,)) and not is_asserted:
         raise UserError(f"--service {args.service} serves {served!r}, not {profile.name!r}; give its --model")
     try:
         return measured_device(curves, profile, spec.size, *limits)

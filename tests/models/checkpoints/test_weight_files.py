@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from safelight.models.checkpoints.json_files import CheckpointError
@@ -140,7 +141,7 @@ def first_weight(folder: Path, variant: str) -> Tensor:
     build_decoder(model)  # which has no variant
     assert build_runner(model).network is not None
     network = load_network(model.path / "transformer", "cpu", torch.float32, model.read_options)
-    return next(iter(network.state_dict().values())).flatten()[0]  # type: ignore[attr-defined]
+    return next(cast(nn.Module, network).parameters()).flatten()[0]
 
 
 def test_parts_without_the_variant_are_read_without_it(folder: Path) -> None:
@@ -180,9 +181,7 @@ def test_a_module_is_filled_from_the_variant(tmp_path: Path) -> None:
         tensors = {"weight": torch.full((1, 1), float(value)), "bias": torch.zeros(1)}
         save_file(tensors, tmp_path / name_of(variant))
     for value, variant in enumerate((FP16, BF16)):
-        module = load_into(
-            torch.nn.Linear(1, 1), tmp_path, "cpu", torch.float32, WEIGHTS, ReadOptions(variant)
-        )
+        module = load_into(nn.Linear(1, 1), tmp_path, "cpu", torch.float32, WEIGHTS, ReadOptions(variant))
         assert module.state_dict()["weight"].item() == value
-    by_dtype = load_into(torch.nn.Linear(1, 1), tmp_path, "cpu", torch.bfloat16)
+    by_dtype = load_into(nn.Linear(1, 1), tmp_path, "cpu", torch.bfloat16)
     assert by_dtype.state_dict()["weight"].item() == 1

@@ -327,6 +327,7 @@ def test_with_t5_transformers_is_needed(complete: Written, monkeypatch: pytest.M
         {"text_encoder_3": [None, None], "tokenizer_3": [None, None]},
         {"text_encoder_3": [None, None]},
         {"text_encoder_3": None},
+        {"text_encoder_3": [None, "T5EncoderModel"]},  # diffusers looks at the library
         {"tokenizer_3": [None, None]},
     ],
 )

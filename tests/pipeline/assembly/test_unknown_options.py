@@ -115,7 +115,8 @@ def test_dtypes_in_configurations_are_ignored(
 def test_the_dtype_in_a_configuration_changes_no_state(copied: Callable[[str], Path]) -> None:
     folder = copied("sigma")
     [expected] = build_text_encoder(find_model(str(folder)), dtype=torch.float32).encode(["a red apple"])
-    edit_json(folder / "text_encoder" / "config.json", dtype="bf16", torch_dtype="half")
+    changes = {"dtype": "bf16", "torch_dtype": "half", "_attn_implementation": "flash_attention_2"}
+    edit_json(folder / "text_encoder" / "config.json", **changes)
     [states] = build_text_encoder(find_model(str(folder)), dtype=torch.float32).encode(["a red apple"])
     assert torch.equal(states.states, expected.states)
     assert vae.build_empty(folder / "vae").state_dict().keys()
