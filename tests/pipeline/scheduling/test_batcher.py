@@ -262,8 +262,9 @@ def test_due_time_and_lateness_follow_the_slowdown() -> None:
         workload = make_workload([2] * 10, [2.0] * 10, 64, curve, arrived=5.0, deadline=6.0)
         assert workload.seconds_left[0] == pytest.approx(0.12)
         for slowdown, is_late in ((1.0, False), (4.0, True)):
-            priority = workload.priority(0, 5.6, slowdown)
-            assert priority == (is_late, pytest.approx(5.0 + MAX_SLOWDOWN * 0.12 * slowdown))
+            will_be_late, due = workload.priority(0, 5.6, slowdown)
+            assert will_be_late is is_late
+            assert due == pytest.approx(5.0 + MAX_SLOWDOWN * 0.12 * slowdown)
 
 
 def test_a_pause_after_the_last_arrival_slows_the_expected_stream() -> None:
