@@ -4,14 +4,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from torch import nn
 
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
 from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
-from safelight.models.vae import AutoencoderTiny
 
 WIDTH, CONTEXT = 16, 15
 # Of the decoder's last layer: without them all pixels of all images would be clamped to black.
@@ -48,14 +51,15 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
         )  # fmt: skip
         dit = DiT(config)
         dit.init_tables()
-        vae = AutoencoderTiny(
+        options = TinyOptions(
             encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, latent_channels=4,
             num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
         )  # fmt: skip
+        vae = AutoencoderTiny(options)
         _brighten(vae)
         clip = CustomTextCLIP(WIDTH, CLIPVisionCfg(**VISION), CLIPTextCfg(**TEXT))
     write_part(folder / "transformer", config.to_diffusers(), dit.state_dict())
-    vae.save_pretrained(folder / "vae")
+    write_part(folder / "vae", options.to_diffusers(), vae.state_dict())
     write_clip(folder / "text_encoder", WIDTH, VISION, TEXT, clip.state_dict())
     write_index(folder, FLOW_SCHEDULER)
 
@@ -63,6 +67,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
 @torch.no_grad()
 def _brighten(vae: AutoencoderTiny) -> None:
     """Spread the decoder's pixels over the range of colours."""
-    last = vae.decoder.layers[-1]
+    last = cast(nn.Conv2d, vae.decoder.layers[-1])
+    assert last.bias is not None
     last.weight.mul_(CONTRAST)
     last.bias.copy_(torch.tensor(BRIGHTNESS))
