@@ -1,8 +1,5 @@
 """The `tiny` preset: a whole checkpoint folder of random weights from a fixed seed, for tests."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -21,24 +18,6 @@ WIDTH, CONTEXT = 16, 15
 CONTRAST, BRIGHTNESS = 20.0, (-0.35, 1.24, 0.73)
 VISION = {"image_size": 16, "layers": 1, "width": WIDTH, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": 1}
-
-
-def ensure_tiny() -> Path:
-    """The folder of the `tiny` preset, written if it is missing. Several processes may call this at once."""
-    folder = tiny_folder()
-    if not (folder / "model_index.json").exists():
-        partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-        write_tiny(partial)
-        try:
-            os.rename(partial, folder)
-        except OSError:  # another process was faster; its folder holds the same bits
-            shutil.rmtree(partial)
-    return folder
-
-
-def tiny_folder() -> Path:
-    """Where `ensure_tiny` writes: one folder for each user and format."""
-    return Path(tempfile.gettempdir()) / f"safelight-tiny-v3-{os.getuid()}"
 
 
 def write_tiny(folder: Path, seed: int = 0) -> None:
