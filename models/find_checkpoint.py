@@ -1,8 +1,11 @@
 """Checkpoints by name or folder: the embedded models, the `tiny` preset, and any folder on disk.
 
-No torch is imported here, except for `tiny`.
+No torch is imported here, except to write `tiny`.
 """
 
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +83,6 @@ def find_model_folder(name_or_dir: str) -> ModelFolder:
     Raises `CheckpointError` if `name_or_dir` is neither a known name, nor a folder, nor in the cache.
     """
     if name_or_dir == TINY:
-        from safelight.models.tiny import ensure_tiny  # imports torch
-
         return ModelFolder(TINY, ensure_tiny())
     if name_or_dir in EMBEDDED:
         return ModelFolder(name_or_dir, WEIGHTS_FOLDER / name_or_dir)
@@ -108,3 +109,23 @@ def _existing_folder(name_or_dir: str) -> Path:
     elif "/" in name_or_dir and hub_cache.REPOSITORY_ID.fullmatch(name_or_dir):
         problem += f", nor in the Hugging Face cache {hub_cache.cache_folder()}"
     raise CheckpointError(problem)
+
+
+def ensure_tiny() -> Path:
+    """The folder of the `tiny` preset, written if it is missing. Several processes may call this at once."""
+    folder = tiny_folder()
+    if not (folder / "model_index.json").exists():
+        from safelight.models.tiny import write_tiny  # imports torch and open_clip
+
+        partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+        write_tiny(partial)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # another process was faster; its folder holds the same bits
+            shutil.rmtree(partial)
+    return folder
+
+
+def tiny_folder() -> Path:
+    """Where `ensure_tiny` writes: one folder for each user and format."""
+    return Path(tempfile.gettempdir()) / f"safelight-tiny-v3-{os.getuid()}"

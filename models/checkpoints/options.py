@@ -62,7 +62,9 @@ def checked(config_class: type[Options], options: Mapping[str, Any], *, minimum:
     return config_class(**values)
 
 
-def refuse_unknown(config: dict[str, Any], supported: Iterable[str], unsupported: Iterable[str] = ()) -> None:
+def refuse_unknown(
+    config: Mapping[str, Any], supported: Iterable[str], unsupported: Iterable[str] = ()
+) -> None:
     """Raise `CheckpointError` for a key that is not `supported` and whose value switches something on.
 
     Raises `UnknownOptions`, which an operator may choose to ignore, unless a key is `unsupported`: known to

@@ -4,7 +4,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from safelight.models import denoisers, vae
+from safelight.models import denoisers
+from safelight.models.autoencoders import loading
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.checkpoints.tensors import WEIGHTS, PartFiles, Shapes, shapes_of
 from safelight.models.families.spec import TRANSFORMER, Part
@@ -15,11 +16,11 @@ def _network_shapes(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -
 
 
 def _vae_shapes(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Shapes:
-    return shapes_of(vae.build_empty(folder, options).state_dict())
+    return shapes_of(loading.build_empty(folder, options).state_dict())
 
 
 NETWORK_FILES = PartFiles(WEIGHTS, _network_shapes, unknown_options=denoisers.unknown_options)
-VAE_FILES = PartFiles(WEIGHTS, _vae_shapes, unknown_options=vae.unknown_options)
+VAE_FILES = PartFiles(WEIGHTS, _vae_shapes, unknown_options=loading.unknown_options)
 
 
 def files_of(part: Part, options: ReadOptions = DEFAULT_READ_OPTIONS) -> PartFiles:

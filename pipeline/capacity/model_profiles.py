@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from safelight.models.autoencoders.options import read_options
 from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.models.checkpoints.options import find_unknown
 from safelight.models.checkpoints.read_options import ReadOptions
@@ -79,9 +80,9 @@ def _read_configs(family: Family, folder: Path, options: ReadOptions) -> Configs
         if has_part(folder, part) and (folder / part.folder / part.config_file).exists()
     }
     if options.allow_unknown_config:
-        transformer = configs["transformer"]
-        unknown = find_unknown(family.network.read_config, transformer)
-        configs["transformer"] = {key: transformer[key] for key in transformer if key not in unknown}
+        for part, read in (("transformer", family.network.read_config), ("vae", read_options)):
+            unknown = find_unknown(read, configs[part])
+            configs[part] = {key: value for key, value in configs[part].items() if key not in unknown}
     return configs
 
 
@@ -115,7 +116,7 @@ def _profile(
         text=family.conditioning.flops(configs),
         evaluation=lambda height, width: network.forward_flops(config, height, width, states),
         once=once,
-        decode=partial(decode_flops, configs["vae"]),
+        decode=partial(decode_flops, read_options(configs["vae"])),
         scale=spatial_compression(configs["vae"]),
         patch=config.patch_size,
         sizes=sizes,

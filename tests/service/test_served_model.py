@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from starlette.testclient import TestClient
 
 import safelight
-from safelight.models.tiny import ensure_tiny
+from safelight.models.find_checkpoint import ensure_tiny
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.request_defaults import RequestDefaults, with_defaults
 from safelight.pipeline.errors import InvalidParams

@@ -9,8 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from safelight.models.checkpoints.json_files import CheckpointError
-from safelight.models.find_checkpoint import find_checkpoint, find_model_folder
-from safelight.models.tiny import ensure_tiny
+from safelight.models.find_checkpoint import ensure_tiny, find_checkpoint, find_model_folder
 from safelight.pipeline.assembly.check import check_folder
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from tests.models.checkpoints.cached_models import REVISION, write_snapshot

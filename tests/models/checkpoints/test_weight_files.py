@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.checkpoints.tensors import list_tensors, load_into
@@ -23,9 +24,8 @@ from safelight.models.checkpoints.weight_files import (
     list_variants,
 )
 from safelight.models.denoisers import load_network
+from safelight.models.find_checkpoint import ensure_tiny
 from safelight.models.text.t5 import T5Encoder
-from safelight.models.tiny import ensure_tiny
-from safelight.models.vae import load_vae
 from safelight.pipeline.assembly.check import check_folder
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.engine import build_runner

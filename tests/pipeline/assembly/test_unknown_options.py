@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from safelight.models import denoisers, vae
+from safelight.models import denoisers
+from safelight.models.autoencoders import loading
 from safelight.models.checkpoints import options
 from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.pipeline.assembly.check import check_folder
@@ -119,7 +120,7 @@ def test_the_dtype_in_a_configuration_changes_no_state(copied: Callable[[str], P
     edit_json(folder / "text_encoder" / "config.json", **changes)
     [states] = build_text_encoder(find_model(str(folder)), dtype=torch.float32).encode(["a red apple"])
     assert torch.equal(states.states, expected.states)
-    assert vae.build_empty(folder / "vae").state_dict().keys()
+    assert loading.build_empty(folder / "vae").state_dict().keys()
 
 
 @pytest.mark.parametrize("part", ["text_encoder_3", "tokenizer_3"])
