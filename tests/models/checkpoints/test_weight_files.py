@@ -51,6 +51,7 @@ def name_of(variant: str) -> str:
         ((PLAIN, FP16, BF16), FP16, "bfloat16", FP16),
         ((FP16, NON_EMA), NON_EMA, "float32", NON_EMA),
         ((PLAIN, BF16), FP16, "float32", PLAIN),  # without the variant: as without the option
+        ((PLAIN, BF16), FP16, "bfloat16", PLAIN),
         ((BF16,), FP16, "float32", BF16),
         ((FP16, BF16), NON_EMA, "bfloat16", BF16),
     ],
