@@ -202,6 +202,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
             "import safelight.service.inprocess, safelight.service.stages.decode",
             {"torch", "ray", "fastapi"},
         ),
+        ("import safelight.pipeline.benchmark.report", {"diffusers", "open_clip", "torch._dynamo"}),
         (
             "from safelight.pipeline.catalog.served_models import find_model; find_model('tiny')",
             {"torch", "open_clip"},
