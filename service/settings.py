@@ -176,6 +176,11 @@ class Settings(BaseSettings):
         description="Memory of the cache of encoded texts, in bytes; the default holds about 11,000 texts "
         "of emoji-128 or 49 of Stable Diffusion 3. 0 turns the cache off.",
     )
+    mark_images: bool = Field(
+        True,
+        description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
+        "`DigitalSourceType` `trainedAlgorithmicMedia`.",
+    )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_pictures: PositiveInt = Field(
         256,
@@ -289,5 +294,5 @@ def _sentence(error: ValidationError) -> str:
         return f"{name} must be text"
     if fault["type"] == "literal_error":
         return f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}"
-    noun = "a whole number" if kind is int else "a number" if kind is float else "text"
-    return f"{name} must be {noun}, got {value!r}"
+    nouns = {int: "a whole number", float: "a number", bool: "true or false"}
+    return f"{name} must be {nouns.get(kind, 'text')}, got {value!r}"

@@ -36,6 +36,7 @@ def page() -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = "" if isinstance(field.default, SecretStr) else field.default
+    default = str(default).lower() if isinstance(default, bool) else default
     default_text = f"`{default}`" if default != "" else "empty"
     return f"| `{name}` | {_kind(field.annotation)} | {default_text} | {field.description} |"
 
@@ -43,5 +44,10 @@ def _row(name: str, field: FieldInfo) -> str:
 def _kind(annotation: object) -> str:
     if choices := get_args(annotation):
         return " or ".join(f"`{choice}`" for choice in choices)
-    kinds: dict[object, str] = {int: "whole number", float: "number", SecretStr: "secret text"}
+    kinds: dict[object, str] = {
+        int: "whole number",
+        float: "number",
+        bool: "`true` or `false`",
+        SecretStr: "secret text",
+    }
     return kinds.get(annotation, "text")

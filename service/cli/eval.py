@@ -19,6 +19,7 @@ from safelight.service.cli.arguments import add_model, add_quantization
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter
 from safelight.service.runtime.fast_imports import gc_frozen_imports
+from safelight.service.runtime.output_files import CannotWrite, check_writable
 
 if TYPE_CHECKING:
     from safelight.pipeline.evaluation.clip_score import Mean
@@ -142,8 +143,7 @@ def _evaluate(
     Returns:
         The rates and mean scores of each set, by name.
     """
-    if args.keep is not None and not Path(args.keep).is_dir():
-        raise UserError(f"there is no folder {args.keep}")
+    _check_folder(args.keep)
     with gc_frozen_imports():
         from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
         from safelight.pipeline.evaluation.nearest_image import check_prompts, load_gallery, rate_images
@@ -164,6 +164,16 @@ def _evaluate(
         scores = clip_scores(scorer, gallery, prompts, images) if scorer else {}
         results[name] = {**rate_images(gallery, prompts, images), **scores}
     return results
+
+
+def _check_folder(folder: str | None) -> None:
+    """Raise `UserError` unless images can be kept in `folder`."""
+    if folder is None:
+        return
+    try:
+        check_writable(Path(folder) / "image.png")
+    except CannotWrite as error:
+        raise UserError(str(error)) from None
 
 
 def _as_text(report: Mapping[str, object], results: Mapping[str, Mapping[str, Rate | Mean]]) -> str:
