@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.catalog.model_info import ModelInfo, check_params
+from safelight.pipeline.catalog.model_info import ModelInfo, applied_guidance_scale, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, read_prompt_sets, read_prompts
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--prompts", metavar="FILE", help="a file of prompts, as above")
     flag("--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default the model's")
-    flag("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default the model's")
+    flag("--guidance-scale", type=float, metavar="W", help="0 to 20; up to 1 is off; default the model's")
     flag("--solver", metavar="S", help="default the model's")
     flag("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     flag("--limit", type=int, metavar="N", help="use at most N prompts of each set")
@@ -109,7 +109,9 @@ def _requests(
             width=width,
             height=height,
             num_steps=model.num_steps if args.steps is None else args.steps,
-            guidance_scale=model.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+            guidance_scale=applied_guidance_scale(
+                model.guidance_scale if args.guidance_scale is None else args.guidance_scale
+            ),
             solver=args.solver or model.solver,
             seed=args.seed + index,
         )

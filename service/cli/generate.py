@@ -16,7 +16,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import ProgressCallback, note, progress
+from safelight.service.cli.progress import ProgressCallback, note_ignored, progress
 from safelight.service.errors import ServiceError, as_invalid_request
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_output, make_params, make_usage
@@ -75,7 +75,7 @@ def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_guidance_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's"
+        "--guidance-scale", type=float, metavar="W", help="0 to 20; up to 1 is off; default: the model's"
     )
     group.add_argument(
         "--guidance-interval",
@@ -136,8 +136,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
         print(f"{', '.join(map(str, paths))}: seed {params[0].seed}, {usage.safelight.seconds:.1f} s")
-    if usage.safelight.unknown_words:
-        note(f"words that the model does not know: {', '.join(usage.safelight.unknown_words)}")
+    note_ignored(usage.safelight.unknown_words, usage.safelight.prompt_syntax)
     return 0
 
 
