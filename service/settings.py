@@ -222,6 +222,20 @@ class Settings(BaseSettings):
         description="Price of one device for one hour, in any currency, from which `/v1/accounting` computes "
         "costs. 0: no costs.",
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="The least level of the log lines that are written. Every request for images is a line "
+        "of `info`, a refusal of `warning`, a fault of `error`; other requests are lines of `debug`.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of a log line: `text` for people, or `json`, one object a line."
+    )
+    log_prompts: bool = Field(False, description="Whether log lines hold the prompts.")
+    log_socket: str = Field(
+        "",
+        description="Unix datagram socket to which all processes send their log lines. `safelight serve` "
+        "makes one and writes the lines to standard error. Empty: each process writes to its own.",
+    )
     trace_endpoint: str = Field(
         "",
         description="URL to which OpenTelemetry spans are sent by OTLP over HTTP, such as "
@@ -289,7 +303,7 @@ def _sentence(error: ValidationError) -> str:
         return str(fault["ctx"]["error"])
     if fault["type"] == "extra_forbidden":
         return f"{name} is not a setting; allowed: {', '.join(Settings.model_fields)}"
-    kind = Settings.model_fields[name].annotation
+    kind: Any = Settings.model_fields[name].annotation
     if kind is SecretStr:  # its value is not repeated
         return f"{name} must be text"
     if fault["type"] == "literal_error":

@@ -99,7 +99,7 @@ ARROWS: dict[str, str] = {
         "service.telemetry service.usage"
     ),
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
-    "service.local": "pipeline.capacity pipeline.catalog service.app service.settings",
+    "service.local": "pipeline.capacity pipeline.catalog service.app service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.

@@ -12,9 +12,9 @@ INTRODUCTION = f"""# Settings
 Every setting of the service. `make docs` writes this page from `service/settings.py`.
 A value is taken from the first of these that has one:
 
-1. the flags of `safelight serve` (`--model`, `--host`, `--port`, `--stages`), the arguments of
-   `serve run safelight.service.app:app_from_args`, the `args` of a Serve config file, or the keyword
-   arguments of `safelight.Pipeline`;
+1. the flags of `safelight serve` (`--model`, `--host`, `--port`, `--stages`, `--log-level`,
+   `--log-format`), the arguments of `serve run safelight.service.app:app_from_args`, the `args` of a
+   Serve config file, or the keyword arguments of `safelight.Pipeline`;
 2. the environment variable, which is `{PREFIX}` and the setting's name in capitals, such as
    `{PREFIX}PORT` for `port`;
 3. a file of that name in the folder `secrets_dir`;

@@ -187,9 +187,10 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's error object."""
+    """OpenAI's error object, with the request's id, which is also the header `X-Request-ID`."""
 
     error: ErrorDetail
+    request_id: str
 
 
 class Model(BaseModel):
