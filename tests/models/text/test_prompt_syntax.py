@@ -13,6 +13,7 @@ CASES = {
     "( red apple : .5 )": ("red apple", ("( red apple : .5 )",)),
     "((red apple))": ("red apple", ("((red apple))",)),
     "((red) apple:1.3)": ("red apple", ("((red) apple:1.3)",)),
+    "(red (apple:1.2) car:0.9)": ("red apple car", ("(red (apple:1.2) car:0.9)",)),
     "[red apple]": ("red apple", ("[red apple]",)),
     "[[red]] {apple}": ("red apple", ("[[red]]", "{apple}")),
     "[red:green:0.5] apple": ("red green apple", ("[red:green:0.5]",)),
