@@ -48,21 +48,36 @@ def encode_image(
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; allowed: {', '.join(FORMATS)}")
     text, exact = parameters_text(params, model_id), parameters_json(params, model_id)
-    is_full_colour = compression >= FULL_COLOUR_QUALITY
-    options: dict[str, Any] = {"quality": compression}
     if format == "png":
-        options = {"pnginfo": _png_info(text, exact, is_marked)}
-    elif format == "webp":
-        options |= {"exif": _exif(text), "xmp": xmp.packet(is_marked, exact)}
+        options: dict[str, Any] = {"pnginfo": _png_info(text, exact, is_marked)}
+    else:
+        options = _lossy_options(format, compression, text, exact, is_marked)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format.upper(), **options)
+    return buffer.getvalue()
+
+
+def _lossy_options(format: str, compression: int, text: str, exact: str, is_marked: bool) -> dict[str, Any]:
+    """Pillow's options of a WebP or JPEG file.
+
+    Args:
+        format: `webp` or `jpeg`.
+        compression: Its quality.
+        text: The parameters as image tools read them.
+        exact: The parameters as JSON.
+        is_marked: Whether it says that a trained model made the image.
+    """
+    is_full_colour = compression >= FULL_COLOUR_QUALITY
+    options: dict[str, Any] = {"quality": compression, "exif": _exif(text)}
+    if format == "webp":
+        options["xmp"] = xmp.packet(is_marked, exact)
         # Lossy WebP has colour at half resolution only, and Pillow offers nothing between it and lossless.
         options["lossless"] = is_full_colour
     else:
         packet, extension = xmp.jpeg_segments(is_marked, exact)
-        options |= {"exif": _exif(text), "xmp": packet, "extra": extension}
+        options |= {"xmp": packet, "extra": extension}
         options["subsampling"] = "4:4:4" if is_full_colour else "4:2:0"
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format.upper(), **options)
-    return buffer.getvalue()
+    return options
 
 
 def _png_info(text: str, exact: str, is_marked: bool) -> PngInfo:

@@ -28,7 +28,7 @@ from safelight.service.http.schemas import (
     StageSeconds,
     Usage,
 )
-from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
+from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
 
 # Model names that OpenAI's clients hard-code.
@@ -115,11 +115,7 @@ def make_usage(
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
-        device_seconds=StageSeconds(
-            encode=sum(usage.encode.device_seconds for usage in usages),
-            denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-            decode=sum(usage.decode.device_seconds for usage in usages),
-        ),
+        device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
         truncated=any(usage.text.truncated for usage in usages),
@@ -133,6 +129,14 @@ def make_usage(
         output_tokens=image_tokens,
         total_tokens=text_tokens + image_tokens,
         safelight=cost,
+    )
+
+
+def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
+    return StageSeconds(
+        encode=sum(usage.encode.device_seconds for usage in usages),
+        denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
+        decode=sum(usage.decode.device_seconds for usage in usages),
     )
 
 
