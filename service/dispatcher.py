@@ -111,9 +111,8 @@ class RequestDispatcher:
         except Exception as error:
             if not isinstance(as_service_error(error), StageLost):
                 raise
-            cause = error
+            fields = {"id": context.request_id, "image": params.image_index, "cause": type(error).__name__}
+            logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         # an image is a pure function of its parameters, so the retry gives the same one
         self._metrics.count_retry()
-        fields = {"id": context.request_id, "image": params.image_index, "cause": type(cause).__name__}
-        logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         return await self._backend.generate(params, output, context)

@@ -68,7 +68,12 @@ NEEDS = (
         _has_curl,
         tests=("test_readme.py::test_command[curl", "e2e/test_service.py::test_curl"),
     ),
-    Need("ExifTool", "libimage-exiftool-perl", _has_exiftool, fixtures=("exiftool",)),
+    Need(
+        "ExifTool",
+        "libimage-exiftool-perl",
+        _has_exiftool,
+        tests=("pipeline/engine/test_image_files.py::test_exiftool",),
+    ),
     Need("Prometheus with promtool", "prometheus", _has_prometheus, fixtures=("promtool", "scraped")),
 )
 

@@ -2,7 +2,7 @@
 
 The images are the eight of docs/strip.png, which `emoji-128` drew. "Before" is Pillow's default at the same
 quality, with colour at half resolution below a lossless WebP at 100, and no metadata. Prints a Markdown
-table for docs/performance.md.
+table for docs/api.md.
 """
 
 import io
