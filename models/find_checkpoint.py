@@ -1,8 +1,11 @@
 """Checkpoints by name or folder: the embedded models, the `tiny` preset, and any folder on disk.
 
-No torch is imported here, except for `tiny`.
+No torch is imported here, except to write `tiny`.
 """
 
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +66,6 @@ def find_folder(name_or_dir: str) -> Path:
     Raises `CheckpointError` if `name_or_dir` is neither a known name nor a folder.
     """
     if name_or_dir == TINY:
-        from safelight.models.tiny import ensure_tiny  # imports torch
-
         return ensure_tiny()
     if name_or_dir in EMBEDDED:
         return WEIGHTS_FOLDER / name_or_dir
@@ -78,3 +79,23 @@ def find_folder(name_or_dir: str) -> Path:
             f"model {name_or_dir!r} is neither a folder nor one of {', '.join((*EMBEDDED, TINY))}"
         )
     return folder.resolve()
+
+
+def ensure_tiny() -> Path:
+    """The folder of the `tiny` preset, written if it is missing. Several processes may call this at once."""
+    folder = tiny_folder()
+    if not (folder / "model_index.json").exists():
+        from safelight.models.tiny import write_tiny  # imports torch and open_clip
+
+        partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+        write_tiny(partial)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # another process was faster; its folder holds the same bits
+            shutil.rmtree(partial)
+    return folder
+
+
+def tiny_folder() -> Path:
+    """Where `ensure_tiny` writes: one folder for each user and format."""
+    return Path(tempfile.gettempdir()) / f"safelight-tiny-v3-{os.getuid()}"

@@ -36,8 +36,9 @@ class InProcessPipeline:
     def __init__(self, model: ModelInfo, settings: Settings):
         # Before any stage has a thread: what they import must not be imported by two threads at once.
         with gc_frozen_imports():
-            import safelight.pipeline.assembly.decoder
-            import safelight.pipeline.assembly.encoder  # noqa: F401
+            from safelight.pipeline.assembly.encoder import import_libraries
+
+            import_libraries(model)
 
         self.encoder = make_encode_stage(model, settings)
         self.denoiser = make_denoise_stage(model, settings)
@@ -72,7 +73,9 @@ def _threads_for(flops: float) -> int:
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
     """Make the text encoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
-        from safelight.pipeline.assembly.encoder import build_text_encoder
+        from safelight.pipeline.assembly.encoder import build_text_encoder, import_libraries
+
+        import_libraries(model)
 
     def make() -> TextEncoder:
         return build_text_encoder(

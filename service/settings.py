@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
+SPLIT_ONLY = ("encode_replicas", "decode_replicas", "encode_gpus", "decode_gpus")
 
 Number = TypeVar("Number", int, float)
 
@@ -254,6 +255,17 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise BadSetting(_sentence(error)) from None
 
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        for name in SPLIT_ONLY if self.stages == "colocated" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                denoise = name.replace("encode", "denoise").replace("decode", "denoise")
+                raise ValueError(
+                    f"{name} has no effect with stages=colocated, where one replica holds all stages; "
+                    f"set {denoise} instead"
+                )
+        return self
+
     def updated(self, **changes: Any) -> Self:
         """A copy with `changes`, validated like any other settings."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
@@ -298,9 +310,9 @@ def replica_range(name: str, text: str, min_replicas: int = 0) -> tuple[int, int
 def _sentence(error: ValidationError) -> str:
     """The first fault in `error`, as one sentence that names the setting."""
     fault = error.errors(include_url=False)[0]
-    name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "value_error":  # of a validator above, which writes the whole sentence
         return str(fault["ctx"]["error"])
+    name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "extra_forbidden":
         return f"{name} is not a setting; allowed: {', '.join(Settings.model_fields)}"
     kind: Any = Settings.model_fields[name].annotation

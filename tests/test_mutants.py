@@ -15,11 +15,11 @@ MIN_MUTANTS = 120
 # Packages and modules whose tests are tried.
 AREAS = (
     "loadtests",
+    "models/autoencoders",
     "models/checkpoints",
     "models/families",
     "models/packed",
     "models/text",
-    "models/vae.py",
     "pipeline/assembly",
     "pipeline/capacity/fleet",
     "pipeline/capacity",

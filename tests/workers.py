@@ -21,7 +21,7 @@ RAY_FILES = (
     "tests/e2e/test_autoscaling.py",
     "tests/chaos/test_conservation.py",
     "tests/service/telemetry/test_tracing.py",
-    "tests/service/test_families.py",
+    "tests/e2e/test_families.py",
     "tests/test_wheel.py",
 )
 RANKS = {file: rank for rank, file in enumerate(RAY_FILES)}

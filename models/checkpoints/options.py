@@ -43,7 +43,7 @@ def checked(config_class: type[Options], options: Mapping[str, Any], *, minimum:
     return config_class(**values)
 
 
-def refuse_unknown(config: dict[str, Any], supported: Iterable[str]) -> None:
+def refuse_unknown(config: Mapping[str, Any], supported: Iterable[str]) -> None:
     """Raise `CheckpointError` for a key that is not `supported` and whose value switches something on."""
     unknown = sorted(
         key for key, value in config.items() if value and not key.startswith("_") and key not in supported

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ READABLE = ("F64", "F32", "F16", "BF16", "I64")  # I64: position numbers, in old
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -107,8 +108,8 @@ def differences(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tu
 
 
 def load_into(
-    module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS
-) -> nn.Module:
+    module: AnyModule, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS
+) -> AnyModule:
     """Fill `module` with the tensors of a part of a checkpoint.
 
     Args:
@@ -130,7 +131,7 @@ def load_into(
     return fill(module, read_stored(stored, device, dtype), folder)
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+def fill(module: AnyModule, tensors: dict[str, Tensor], folder: Path) -> AnyModule:
     """Assign `tensors` to `module`, and return it in evaluation mode and without gradients.
 
     Raises `CheckpointError` about `folder` unless all names and shapes match.

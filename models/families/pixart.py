@@ -114,6 +114,9 @@ class OpenClipConditioning(TextConditioning):
     def description(self) -> str:
         return "an open_clip text tower"
 
+    def import_libraries(self) -> None:
+        import safelight.models.text.clip  # noqa: F401
+
     def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
         """Load the tower, which is small and always in float32 on the CPU."""
         from safelight.models.text.clip import ClipTextTower
@@ -147,6 +150,11 @@ class T5Conditioning(TextConditioning):
     @property
     def description(self) -> str:
         return f"T5-XXL, {self.num_tokens} tokens"
+
+    def import_libraries(self) -> None:
+        from safelight.models.text.t5 import import_network
+
+        import_network()
 
     def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
         from safelight.models.text.t5 import T5Tower

@@ -122,6 +122,9 @@ class ThreeEncoderConditioning(TextConditioning):
     def description(self) -> str:
         return "CLIP-L and OpenCLIP bigG, 77 tokens; T5-XXL, 256 tokens, zeros in its place when absent"
 
+    def import_libraries(self) -> None:
+        import safelight.models.text.sd3  # noqa: F401
+
     def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
         from safelight.models.text.sd3 import Sd3Towers
 

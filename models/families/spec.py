@@ -150,6 +150,12 @@ class TextConditioning(ABC):
     def description(self) -> str:
         """What reads the prompt, in words."""
 
+    def import_libraries(self) -> None:  # noqa: B027 - optional
+        """Import what `load_tower` needs, if that is large: two threads must not import it at the same time.
+
+        By default nothing is imported.
+        """
+
     @abstractmethod
     def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
         """Load the text encoders of the checkpoint in `folder`, and nothing else of it.

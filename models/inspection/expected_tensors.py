@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from safelight.models import denoisers, vae
+from safelight.models import denoisers
+from safelight.models.autoencoders import loading
 from safelight.models.checkpoints.tensors import WEIGHTS, PartFiles, Shapes, shapes_of
 from safelight.models.families.spec import TRANSFORMER, Part
 
@@ -12,7 +13,7 @@ def _network_shapes(folder: Path) -> Shapes:
 
 
 def _vae_shapes(folder: Path) -> Shapes:
-    return shapes_of(vae.build_empty(folder).state_dict())
+    return shapes_of(loading.build_empty(folder).state_dict())
 
 
 NETWORK_FILES = PartFiles(WEIGHTS, _network_shapes)

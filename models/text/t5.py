@@ -7,6 +7,7 @@ Shapes: B texts, L text tokens, D width.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -205,6 +206,12 @@ def _load_network(folder: Path, device: torch.device | str, dtype: torch.dtype) 
     network = build_empty(folder)
     tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype)
     return fill(network, tensors | {EMBEDDING_ALIAS: tensors[EMBEDDING]}, folder)
+
+
+def import_network() -> None:
+    """Import transformers' network, if that is installed; loading an encoder raises an error if it is not."""
+    with suppress(CheckpointError):
+        _import_transformers().T5EncoderModel  # noqa: B018 - imported when it is first named
 
 
 def _import_transformers() -> ModuleType:

@@ -2,7 +2,7 @@
 
 import torch
 
-from safelight.models.vae import load_vae
+from safelight.models.autoencoders.loading import load_vae
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.image_decoder import ImageDecoder

@@ -8,6 +8,11 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.text_encoder import TextEncoder
 
 
+def import_libraries(model: ModelInfo) -> None:
+    """Import the libraries that the text encoder of `model` needs, before threads load networks."""
+    recognise(model.path).conditioning.import_libraries()
+
+
 def build_text_encoder(
     model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
 ) -> TextEncoder:

@@ -19,7 +19,7 @@ from safelight.pipeline.engine.runner import padded_length
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
 
-preload_cuda_runtime()  # before diffusers is imported, as in safelight.models.vae
+preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
 from diffusers import (  # noqa: E402
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,

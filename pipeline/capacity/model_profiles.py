@@ -6,6 +6,7 @@ Only configurations are read, and no torch is imported here.
 from functools import partial
 from pathlib import Path
 
+from safelight.models.autoencoders.options import read_options
 from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.models.families.registry import list_families, list_networks, network_class, recognise
 from safelight.models.families.spec import Configs, Family
@@ -96,7 +97,7 @@ def _profile(
         text=family.conditioning.flops(configs),
         evaluation=lambda height, width: network.forward_flops(config, height, width, states),
         once=once,
-        decode=partial(decode_flops, configs["vae"]),
+        decode=partial(decode_flops, read_options(configs["vae"])),
         scale=spatial_compression(configs["vae"]),
         patch=config.patch_size,
         sizes=sizes,

@@ -5,13 +5,12 @@ Shapes: C latent channels, h x w latent pixels, H x W pixels.
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from safelight.models.vae import decode_latents
+from safelight.models.autoencoders.interface import Autoencoder, decode_latents
 from safelight.pipeline.flops.vae import decode_flops
 from safelight.pipeline.params import StageCost
 
@@ -31,12 +30,10 @@ class ImageDecoder:
 
     max_batch = 8
 
-    def __init__(self, vae: nn.Module, dtype: torch.dtype, device: torch.device):
+    def __init__(self, vae: Autoencoder, dtype: torch.dtype, device: torch.device):
         self._vae = vae
         self._device = device
         self._dtype = dtype
-        config: Any = vae.config
-        self._config = {**config, "_class_name": type(vae).__name__}
 
     def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | InvalidImage]:
         """Decode latents (C, h, w), each to pixels (H, W, 3) uint8 and their cost.
@@ -56,4 +53,4 @@ class ImageDecoder:
         quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
         array = quantized.permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
-        return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))
+        return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))

@@ -222,7 +222,7 @@ def test_a_client_that_disconnects_frees_the_engine(http: httpx2.Client) -> None
 def test_an_image_of_a_replica_that_dies_is_drawn_by_another(
     live_service: LiveService, http: httpx2.Client
 ) -> None:
-    fields = {**LONG, "seed": 3, "n": 2}
+    fields = {**LONG, "num_inference_steps": 60, "seed": 3, "n": 2}
     expected = draw(http, **fields)["data"]
     denoiser = replica_of(live_service, "Denoiser").pid  # found before the images are in it
     with ThreadPoolExecutor(1) as pool:

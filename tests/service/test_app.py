@@ -151,7 +151,7 @@ def test_gateways_scale_by_requests_in_flight() -> None:
 
 
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
-    deployments = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
+    deployments = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5)
     colocated = deployments["Colocated"]
     assert (colocated.num_replicas, (colocated.ray_actor_options or {})["num_gpus"]) == (3, 0.5)
     scaling = build(stages="colocated", denoise_replicas="0-2")[

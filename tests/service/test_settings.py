@@ -22,6 +22,16 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
     [
         ({"port": "http"}, "port must be a whole number, got 'http'"),
         ({"port": "70000"}, "between 0 and 65535"),
+        (
+            {"stages": "colocated", "encode_replicas": "0-2"},
+            "encode_replicas has no effect with stages=colocated, where one replica holds all stages; "
+            "set denoise_replicas instead",
+        ),
+        (
+            {"stages": "colocated", "decode_gpus": 0.5},
+            "decode_gpus has no effect with stages=colocated, where one replica holds all stages; "
+            "set denoise_gpus instead",
+        ),
         ({"stages": "one"}, "stages must be one of split, colocated, got 'one'"),
         ({"deadline_seconds": "soon"}, "deadline_seconds must be a number"),
         ({"deadline_seconds": "nan"}, "more than 0"),

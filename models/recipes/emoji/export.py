@@ -10,13 +10,14 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 
+from safelight.models.autoencoders.interface import decode_latents, encode_pixels
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
 from safelight.models.recipes.emoji import data, dit, prompts, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
 from safelight.models.text.emoji_names import write_names
-from safelight.models.vae import decode_latents, encode_pixels, load_vae
 
 BATCH = 16
 # The concept of an image is decided at high noise, where a grid of equal steps in time has few points.

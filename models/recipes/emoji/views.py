@@ -16,10 +16,11 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from safelight.models.autoencoders.interface import encode_pixels
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.recipes.emoji import data
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
-from safelight.models.vae import AutoencoderTiny
 
 NATIVE = (data.SIZE, data.SIZE)
 OTHERS = ((96, 96), (160, 96), (96, 160))  # width, height
@@ -65,7 +66,7 @@ def placed(rgba: np.ndarray, size: tuple[int, int], colour: tuple[int, int, int]
 
 
 def _make(work: Path, dataset: data.Dataset, size: tuple[int, int], seed: int) -> dict[str, Tensor]:
-    vae = AutoencoderTiny.from_pretrained(work / "vae").eval().to(memory_format=torch.channels_last)
+    vae = load_vae(work / "vae", "cpu", torch.float32).to(memory_format=torch.channels_last)
     pairs = _select_views(dataset, NUM_COLOURS[size], seed)
     latents = []
     with torch.inference_mode():
@@ -74,7 +75,7 @@ def _make(work: Path, dataset: data.Dataset, size: tuple[int, int], seed: int) -
                 [placed(dataset.rgba[i], size, COLOURS[NAMES[c]]) for i, c in pairs[start : start + BATCH]]
             )
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16())
+            latents.append(encode_pixels(vae, x).bfloat16())
     image, colour = torch.tensor(pairs).unbind(1)
     return {"latents": torch.cat(latents), "image": image.clone(), "colour": colour.clone()}
 

@@ -13,11 +13,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, load_into, read_stored
-from safelight.models.find_checkpoint import find_checkpoint
-from safelight.models.tiny import ensure_tiny
-from safelight.models.vae import load_vae
+from safelight.models.find_checkpoint import ensure_tiny, find_checkpoint
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine

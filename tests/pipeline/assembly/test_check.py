@@ -36,7 +36,7 @@ NONSENSE = [
     ("sd3", VAE, {"shift_factor": "x"}, "shift_factor is 'x', expected a number or null"),
     ("sigma", VAE, {"latents_mean": [0.0] * 4}, "not supported: latents_mean"),
     ("sigma", VAE, {"use_post_quant_conv": "x"}, "use_post_quant_conv is 'x', expected true or false"),
-    ("sigma", VAE, {"down_block_types": ["Foo", "Bar"]}, "does not describe an AutoencoderKL"),
+    ("sigma", VAE, {"down_block_types": ["Foo", "Bar"]}, "down_block_types is ['Foo', 'Bar'], only"),
     ("sigma", TRANSFORMER, {"sample_size": 7}, "a side is a multiple of"),
     ("sigma", TRANSFORMER, {"sample_size": 4096}, "at most 4096"),
     ("sigma", TRANSFORMER, {"sample_size": 10**7}, "at most 4096"),

@@ -32,7 +32,6 @@ from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from tests.models.folders import write_sd3
 
-SCHEDULES = 200
 REQUESTS = 24  # different ones, of which every schedule has some
 DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = (
@@ -191,19 +190,21 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return dtype
 
 
-def test_200_random_schedules_change_no_byte(dtype: torch.dtype) -> None:
-    check(Parts(find_model("tiny"), dtype), SCHEDULES)
+@pytest.fixture(scope="module")
+def num_schedules(request: pytest.FixtureRequest) -> int:
+    return 200 if request.config.getoption("--long") else 48
+
+
+def test_random_schedules_change_no_byte(dtype: torch.dtype, num_schedules: int) -> None:
+    check(Parts(find_model("tiny"), dtype), num_schedules)
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers, which writes the folder
 def test_random_schedules_change_no_byte_in_an_mmdit(
-    dtype: torch.dtype, tmp_path: Path, request: pytest.FixtureRequest
+    dtype: torch.dtype, tmp_path: Path, num_schedules: int
 ) -> None:
     write_sd3(tmp_path / "sd3", "sd3.5-medium")
-    check(
-        Parts(find_model(str(tmp_path / "sd3")), dtype),
-        SCHEDULES if request.config.getoption("--long") else SCHEDULES // 10,
-    )
+    check(Parts(find_model(str(tmp_path / "sd3")), dtype), num_schedules // 4)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"image_index": 1}, {"prompt": "a green car"}], ids=str)

@@ -252,7 +252,9 @@ def test_samples_with_one_text_and_plan_share_their_rows() -> None:
 def test_waiting_samples_do_not_all_occupy_the_device() -> None:
     shared = engine(max_rows=2)
     for seed in range(9):
-        add(shared, str(seed), params(seed=seed, num_steps=30 - seed))  # each more urgent than those before
+        add(
+            shared, str(seed), params(seed=seed, num_steps=30 - 3 * seed)
+        )  # each more urgent than those before
         shared.step()
     assert shared.num_running <= 4
     assert len(drain(shared)) == 9
@@ -297,13 +299,16 @@ def test_a_text_is_prepared_once_and_charged_to_its_first_sample() -> None:
     assert out["first"] - out["again"] == 2 * per_text + times_flops(shared._runner.network.config, 2)
 
 
-def test_a_diverged_sample_fails_alone() -> None:
+@pytest.mark.parametrize("is_whole", [True, False], ids=["all", "one number"])
+def test_a_diverged_sample_fails_alone(is_whole: bool) -> None:
     shared = engine()
     add(shared, "bad", params(num_steps=2))
     add(shared, "good", params(num_steps=2))
     shared.step()
     bad = next(iter(shared._running.values()))
-    bad.state = torch.full_like(bad.state, float("nan"))
+    diverged = bad.state.clone()
+    (diverged if is_whole else diverged.flatten()[:1]).fill_(float("nan"))
+    bad.state = diverged
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED
     assert "not finite" in (outcomes["bad"].error or "")

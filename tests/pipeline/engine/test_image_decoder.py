@@ -1,34 +1,35 @@
 """From the decoder's numbers to levels of 255, and what is refused."""
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from safelight.models.autoencoders.interface import Autoencoder
+from safelight.models.autoencoders.loading import load_vae
+from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.find_checkpoint import find_folder
-from safelight.models.vae import load_vae
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 
 
-class Passthrough(nn.Module):
+class Passthrough(Autoencoder):
     """An autoencoder whose pixels are its latents, so that a test can choose them."""
 
     def __init__(self) -> None:
         super().__init__()
-        embedded: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
-        config = embedded.config
-        self.config = type(config)({**config, "scaling_factor": 0.5})
+        self.options = TinyOptions(scaling_factor=0.5)
 
-    def decode(self, latents: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=latents)
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
 
 
 @pytest.fixture
 def decoder() -> ImageDecoder:
-    named_class = type("AutoencoderTiny", (Passthrough,), {})  # a class whose operations are known
-    return ImageDecoder(named_class(), torch.float32, torch.device("cpu"))
+    return ImageDecoder(Passthrough(), torch.float32, torch.device("cpu"))
 
 
 def levels(decoder: ImageDecoder, pixels: Tensor) -> list[list[list[int]]]:

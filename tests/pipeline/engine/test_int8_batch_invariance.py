@@ -11,7 +11,9 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.runner import StepRunner
 from tests.models.folders import write_sd3
 from tests.pipeline import parts as tiny
-from tests.pipeline.engine.test_batch_invariance import DTYPES, SCHEDULES, Parts, check
+from tests.pipeline.engine.test_batch_invariance import DTYPES, Parts, check, num_schedules
+
+__all__ = ["num_schedules"]  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler and diffusers warn about themselves
 
@@ -25,10 +27,10 @@ class Quantized(Parts):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-def test_schedules_of_batch_mates_change_no_byte(dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+def test_schedules_of_batch_mates_change_no_byte(dtype: torch.dtype, num_schedules: int) -> None:
     parts = Quantized(find_model("tiny"), dtype)
     assert parts.runner.is_batch_invariant
-    check(parts, SCHEDULES if request.config.getoption("--long") else SCHEDULES // 5)
+    check(parts, num_schedules // 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -40,9 +42,6 @@ def test_the_denoiser_is_not_the_exact_one(dtype: torch.dtype) -> None:
     assert 1e-4 < float((latents - exact).norm() / exact.norm()) < 0.05
 
 
-def test_schedules_of_batch_mates_change_no_byte_in_an_mmdit(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_schedules_of_batch_mates_change_no_byte_in_an_mmdit(tmp_path: Path, num_schedules: int) -> None:
     write_sd3(tmp_path / "sd3", "sd3.5-medium")
-    schedules = SCHEDULES if request.config.getoption("--long") else SCHEDULES // 20
-    check(Quantized(find_model(str(tmp_path / "sd3")), torch.bfloat16), schedules)
+    check(Quantized(find_model(str(tmp_path / "sd3")), torch.bfloat16), num_schedules // 8)

@@ -69,13 +69,23 @@ def test_noise_depends_on_seed_image_and_tick_only() -> None:
     assert float(many.std()) == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
+BUILT_ALONE = {
+    "denoiser": "from safelight.pipeline.assembly.engine import build_engine; build_engine(model)",
+    "decoder": (
+        "import torch; from safelight.pipeline.assembly.decoder import build_decoder;"
+        "build_decoder(model).decode([torch.zeros(8, 4, 4)])"
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", BUILT_ALONE)
+def test_only_a_text_encoder_imports_large_libraries(stage: str) -> None:
     """They and torch's compiler take several times as long to import as torch does."""
+    heavy = ("open_clip", "torchvision", "transformers", "timm", "diffusers", "xformers", "torch._dynamo")
     program = (
-        "import sys; from safelight.pipeline.assembly.engine import build_engine;"
-        "from safelight.pipeline.catalog.served_models import find_model;"
-        "build_engine(find_model('emoji-128'));"
-        "print([m for m in ('open_clip', 'diffusers', 'torch._dynamo') if m in sys.modules])"
+        "import sys; from safelight.pipeline.catalog.served_models import find_model;"
+        f"model = find_model('emoji-128'); {BUILT_ALONE[stage]};"
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,6 +15,7 @@ import torch
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
+from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
@@ -27,7 +28,7 @@ from safelight.pipeline.evaluation.prompts import (
     write_prompts,
 )
 from safelight.pipeline.evaluation.renderer import Renderer
-from tests.pipeline.parts import model, params
+from tests.pipeline.parts import alone, decode, model, params
 
 BACKGROUNDS = {"white": (255, 255, 255), "blue": (50, 110, 210)}
 # c and d are indistinguishable
@@ -296,3 +297,16 @@ def test_an_invalid_request_is_refused_before_any_image(tmp_path: Path) -> None:
     with pytest.raises(InvalidParams):
         Renderer(model(), tmp_path).render([*REQUESTS, params(solver="odd")])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_is_compared_on_the_background_of_its_prompt(gallery: Gallery) -> None:
+    """On white, the larger disc would be nearer: its colour is nearer to blue than white is."""
+    images = np.stack([image("c", "round", "blue")])
+    rates = rate_images(gallery, [Prompt("round disc c on blue", ("c",), "round", "blue")], images)
+    assert (rates["concept_top1"].hits, rates["style_accuracy"].hits) == (1, 1)
+
+
+def test_the_renderer_tells_prompt_and_negative_prompt_apart() -> None:
+    request = params(prompt="a cat", negative_prompt="a dog", num_steps=2)
+    [pixels] = decode(build_decoder(model()), [alone(request)])
+    assert np.array_equal(Renderer(model()).render([request])[0], pixels)

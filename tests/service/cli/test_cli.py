@@ -249,6 +249,14 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
             {"torch", "diffusers", "open_clip"},
         ),
         (
+            "import safelight.service.inprocess, safelight.service.stages.decode",
+            {"torch", "ray", "fastapi"},
+        ),
+        (
+            "from safelight.pipeline.catalog.served_models import find_model; find_model('tiny')",
+            {"torch", "open_clip"},
+        ),
+        (
             "import safelight.service.cli.generate, safelight.service.cli.serve, safelight.service.local",
             {"torch", "ray"},
         ),

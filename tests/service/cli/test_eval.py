@@ -117,6 +117,7 @@ def test_a_file_of_prompts_and_a_limit(
     result = report(capsys, "--model", str(examined), "--prompts", str(file), "--limit", "1", "--steps", "1")
     assert result["sets"].keys() == {"mine"}
     assert result["sets"]["mine"]["prompts"] == 1
+    assert "style_accuracy" in result["sets"]["mine"]  # the first names a style, the second a background
 
 
 def test_the_text_output(capsys: pytest.CaptureFixture[str], examined: Path) -> None:
