@@ -21,6 +21,7 @@ from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.served_model import find_served_model
 from safelight.service.settings import Settings, replica_range
+from safelight.service.telemetry.logs import received_logs
 
 APPLICATION = "safelight"
 READY_SECONDS = 300.0
@@ -41,6 +42,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "HF_HUB_OFFLINE": "1",
+    # Serve's proxy uses and answers any id that a client sends; this makes it use ours.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "safelight.service.http.request_ids:proxy_middlewares",
 }
 ERROR_LINE = re.compile(r"^\S*(?:Error|Exception): (.+)$", re.MULTILINE)
 
@@ -60,7 +63,8 @@ def running_service(settings: Settings, report_progress: ProgressCallback) -> It
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with contextlib.redirect_stdout(sys.stderr):
+    with received_logs() as log_socket, contextlib.redirect_stdout(sys.stderr):
+        settings = settings.updated(log_socket=settings.log_socket or log_socket)
         try:
             _start_ray(report_progress, object_store_bytes(settings))
             report_progress(f"starting the stages, {settings.stages}")

@@ -247,6 +247,11 @@ class Settings(BaseSettings):
         description="Memory of the cache of encoded texts, in bytes; the default holds about 11,000 texts "
         "of emoji-128 or 49 of Stable Diffusion 3. 0 turns the cache off.",
     )
+    mark_images: bool = Field(
+        True,
+        description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
+        "`DigitalSourceType` `trainedAlgorithmicMedia`.",
+    )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_pictures: PositiveInt = Field(
         256,
@@ -287,6 +292,20 @@ class Settings(BaseSettings):
         0.0,
         description="Price of one device for one hour, in any currency, from which `/v1/accounting` computes "
         "costs. 0: no costs.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="The least level of the log lines that are written. Every request for images is a line "
+        "of `info`, a refusal of `warning`, a fault of `error`; other requests are lines of `debug`.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of a log line: `text` for people, or `json`, one object a line."
+    )
+    log_prompts: bool = Field(False, description="Whether log lines hold the prompts.")
+    log_socket: str = Field(
+        "",
+        description="Unix datagram socket to which all processes send their log lines. `safelight serve` "
+        "makes one and writes the lines to standard error. Empty: each process writes to its own.",
     )
     trace_endpoint: str = Field(
         "",
@@ -370,7 +389,7 @@ def _sentence(error: ValidationError) -> str:
     name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "extra_forbidden":
         return f"{name} is not a setting; allowed: {', '.join(Settings.model_fields)}"
-    kind = Settings.model_fields[name].annotation
+    kind: Any = Settings.model_fields[name].annotation
     if kind is SecretStr:  # its value is not repeated
         return f"{name} must be text"
     if fault["type"] == "literal_error":

@@ -105,7 +105,10 @@ ARROWS: dict[str, str] = {
         "service.telemetry service.usage"
     ),
     "service.app": "service.backend service.ray_serve service.served_model service.settings",
-    "service.local": ("pipeline.capacity pipeline.catalog service.app service.served_model service.settings"),
+    "service.local": (
+        "pipeline.capacity pipeline.catalog service.app service.served_model service.settings "
+        "service.telemetry"
+    ),
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.

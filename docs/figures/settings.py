@@ -14,8 +14,9 @@ A value is taken from the first of these that has one:
 
 1. the flags of `safelight serve` (`--model`, `--served-name`, `--variant`, `--allow-unknown-config`,
    `--default-steps`, `--default-guidance`, `--default-solver`, `--default-size`, `--host`, `--port`,
-   `--stages`), the arguments of `serve run safelight.service.app:app_from_args`, the `args` of a Serve
-   config file, or the keyword arguments of `safelight.Pipeline`;
+   `--stages`, `--log-level`, `--log-format`), the arguments of
+   `serve run safelight.service.app:app_from_args`, the `args` of a Serve config file, or the keyword
+   arguments of `safelight.Pipeline`;
 2. the environment variable, which is `{PREFIX}` and the setting's name in capitals, such as
    `{PREFIX}PORT` for `port`;
 3. a file of that name in the folder `secrets_dir`;

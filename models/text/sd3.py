@@ -24,6 +24,7 @@ from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, Read
 from safelight.models.text.bpe import NUM_TOKENS, SPECIAL_TOKENS, BytePairs
 from safelight.models.text.config import SD3_T5_TOKENS, ClipTextConfig, T5EncoderConfig
 from safelight.models.text.hf_clip import HfClipTower
+from safelight.models.text.prompt_syntax import read_prompt
 from safelight.models.text.reading import Reading
 from safelight.models.text.t5 import T5Encoder
 
@@ -70,7 +71,12 @@ class Sd3Towers:
         states = torch.cat([F.pad(clip_states, (0, self._width - clip_states.shape[1])), t5_states])
         mask = torch.ones(len(states), dtype=torch.bool)
         return Reading(
-            states, mask, pooled, len(tokens), is_t5_cut or len(tokens) > self._context - SPECIAL_TOKENS
+            states,
+            mask,
+            pooled,
+            len(tokens),
+            truncated=is_t5_cut or len(tokens) > self._context - SPECIAL_TOKENS,
+            prompt_syntax=read_prompt(text).marks,
         )
 
     def _read_t5(self, text: str) -> tuple[Tensor, bool]:

@@ -24,6 +24,7 @@ from safelight.models.checkpoints.tensors import PartFiles, Shapes, fill
 from safelight.models.text.config import T5EncoderConfig
 from safelight.models.text.flops import t5_flops
 from safelight.models.text.hf_folder import HF_WEIGHTS, load_exactly
+from safelight.models.text.prompt_syntax import read_prompt
 from safelight.models.text.reading import Reading, TokenisedText
 
 INSTALL = "in the checkout, pip install -e '.[t5]'"
@@ -162,6 +163,7 @@ class T5Tower:
             num_tokens=tokenised.num_tokens,
             truncated=tokenised.truncated,
             unknown_words=tokenised.unknown_words,
+            prompt_syntax=read_prompt(text).marks,
         )
 
 

@@ -53,6 +53,15 @@ class ModelInfo:
         return self.sizes[0]
 
 
+def applied_guidance_scale(scale: float) -> float:
+    """The scale that a request for `scale` gets: at least 1, which is off.
+
+    diffusers guides above 1 only, and the cards of few-step checkpoints ask for 0 and mean no guidance. By
+    the formula, a scale of 0 would ignore the prompt. A scale that is out of range stays, to be refused.
+    """
+    return 1.0 if MIN_GUIDANCE_SCALE <= scale < 1.0 else scale
+
+
 def check_params(params: GenerationParams, model: ModelInfo) -> None:
     """Raise `InvalidParams` naming the first field of `params` that `model` cannot serve."""
     _check_texts(params, model)

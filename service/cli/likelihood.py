@@ -14,7 +14,7 @@ from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEE
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import ProgressCallback, note, progress
+from safelight.service.cli.progress import ProgressCallback, note, note_ignored, progress
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(_as_json(args, model, report, seconds)) if args.json else _as_text(args, model, report))
     if report.text.truncated:
         note("the prompt was cut to the encoder's maximum length")
-    if report.text.unknown_words:
-        note(f"words that the model does not know: {', '.join(report.text.unknown_words)}")
+    note_ignored(report.text.unknown_words, report.text.prompt_syntax)
     return 0
 
 

@@ -19,7 +19,7 @@ from safelight.pipeline.capacity.devices import (
 from safelight.pipeline.capacity.image_cost import ImageSpec, ModelProfile, image_cost
 from safelight.pipeline.capacity.model_profiles import list_published, model_profile, published_profile
 from safelight.pipeline.capacity.predict import Targets, predict
-from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.model_info import ModelInfo, applied_guidance_scale
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -69,7 +69,7 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="W",
-        help="guidance scale, 0 to 20; 1 is off; default: the model's",
+        help="guidance scale, 0 to 20; up to 1 is off; default: the model's",
     )
     group.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
 
@@ -209,7 +209,9 @@ def _image_spec(args: argparse.Namespace, profile: ModelProfile) -> ImageSpec:
     return ImageSpec(
         size,
         profile.num_steps if args.steps is None else args.steps,
-        profile.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        applied_guidance_scale(
+            profile.guidance_scale if args.guidance_scale is None else args.guidance_scale
+        ),
         args.solver or profile.solver,
     )
 

@@ -29,10 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stages", metavar="split|colocated", help="one process per stage (default), or one for all three"
     )
     add_defaults(parser)
+    parser.add_argument(
+        "--log-level", metavar="debug|info|warning|error", help="least level of log lines; default info"
+    )
+    parser.add_argument(
+        "--log-format", metavar="text|json", help="form of the log lines on stderr; default text"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = settings_of(**model_settings(args), host=args.host, port=args.port, stages=args.stages)
+    settings = settings_of(
+        **model_settings(args),
+        host=args.host,
+        port=args.port,
+        stages=args.stages,
+        log_level=args.log_level,
+        log_format=args.log_format,
+    )
     settings = settings.updated(port=_free_port(settings))
     model = model_of(settings)  # an unknown model is refused before anything is started
     if settings.model not in list_model_names():

@@ -6,7 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from safelight.pipeline.catalog.model_info import MAX_SEED, ModelInfo, check_params
+from safelight.pipeline.catalog.model_info import (
+    MAX_SEED,
+    ModelInfo,
+    applied_guidance_scale,
+    check_params,
+)
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -23,7 +28,7 @@ from safelight.service.http.schemas import (
     StageSeconds,
     Usage,
 )
-from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
+from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
 
 # Model names that OpenAI's clients hard-code.
@@ -49,7 +54,9 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
             width=width,
             height=height,
             num_steps=_or_default(request.num_inference_steps, model.num_steps),
-            guidance_scale=float(_or_default(request.guidance_scale, model.guidance_scale)),
+            guidance_scale=applied_guidance_scale(
+                float(_or_default(request.guidance_scale, model.guidance_scale))
+            ),
             solver=_or_default(request.solver, model.solver),
             seed=seed,
             image_index=index,
@@ -108,16 +115,13 @@ def make_usage(
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
-        device_seconds=StageSeconds(
-            encode=sum(usage.encode.device_seconds for usage in usages),
-            denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-            decode=sum(usage.decode.device_seconds for usage in usages),
-        ),
+        device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
         truncated=any(usage.text.truncated for usage in usages),
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
+        prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
     )
     return Usage(
         input_tokens=text_tokens,
@@ -125,6 +129,14 @@ def make_usage(
         output_tokens=image_tokens,
         total_tokens=text_tokens + image_tokens,
         safelight=cost,
+    )
+
+
+def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
+    return StageSeconds(
+        encode=sum(usage.encode.device_seconds for usage in usages),
+        denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
+        decode=sum(usage.decode.device_seconds for usage in usages),
     )
 
 

@@ -27,6 +27,7 @@ from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
+from safelight.service.runtime.output_files import CannotWrite, write_file
 from safelight.service.served_model import find_served_model
 from safelight.service.settings import read_settings
 
@@ -97,15 +98,18 @@ class GeneratedImage:
     def save(self, path: str | Path) -> None:
         """Write the file.
 
-        Raises `SafelightError` if the suffix of `path` belongs to another format; the option `output_format`
-        selects the format.
+        Raises `SafelightError` if it cannot be written, and if the suffix of `path` belongs to another
+        format; the option `output_format` selects the format.
         """
         if Path(path).suffix.lower() not in SUFFIXES[self.format]:
             allowed = " or ".join(SUFFIXES[self.format])
             raise SafelightError(
                 f"the image is a {self.format} file, to be saved as {allowed}; got {Path(path).name!r}"
             )
-        Path(path).write_bytes(self.bytes)
+        try:
+            write_file(Path(path), self.bytes)
+        except CannotWrite as error:
+            raise SafelightError(str(error)) from error
 
 
 class GeneratedImages(list[GeneratedImage]):
