@@ -69,7 +69,7 @@ ARROWS: dict[str, str] = {
     "service.errors": "pipeline.errors",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
-    "service.settings": "",
+    "service.settings": "service.runtime",
     "service.backend": "pipeline.params service.messages",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.stages": (
@@ -101,7 +101,8 @@ ARROWS: dict[str, str] = {
         "service.telemetry service.usage"
     ),
     "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
-    "service.local": "pipeline.capacity pipeline.catalog service.app service.settings",
+    "service.local": "pipeline.capacity pipeline.catalog service.app service.runtime service.settings",
+    "service.supervision": "service.local service.runtime service.settings",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.
