@@ -80,6 +80,9 @@ def main() -> int:
     except (CannotServe, BadAddress) as error:
         events.send("failed", str(error))  # the supervisor ends the processes
         return FAILED
+    except Exception as error:  # Ray raises plain `Exception`s, also when its processes die
+        events.send("failed", f"{type(error).__name__}: {first_cause(str(error) or 'no reason given')}")
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all processes of a service

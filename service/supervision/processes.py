@@ -30,6 +30,8 @@ def is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+    except psutil.Error:  # it is there, and may not be looked at
+        return True
 
 
 def title_of(process: psutil.Process) -> str:

@@ -116,7 +116,8 @@ class Supervisor:
             if event and event.kind == "progress":
                 report_progress(event.text)
             is_started = is_started or event is not None and event.kind == "started"
-            if end := self._processes.reason_to_end(self._driver, is_started):
+            end = self._processes.reason_to_end(self._driver, is_started)
+            if end and not self._stop.is_made:  # a signal may have been for all processes
                 raise CannotServe(self._with_logs(end))
             if time.monotonic() > give_up:
                 raise CannotServe(self._with_logs(f"not ready after {START_SECONDS:g} seconds"))
@@ -140,7 +141,7 @@ class Supervisor:
             if line := health.observe(now, probe.answer):
                 logger.warning(line)
             end = self._processes.reason_to_end(self._driver, True) or health.reason_to_end(now)
-            if end:
+            if end and not self._stop.is_made:
                 raise ServiceLost(self._with_logs(end))
 
     def _finish(self) -> None:

@@ -71,7 +71,7 @@ def check_service(command: ServeCommand) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("home", [None, "/", "/proc", "/no/such/folder"])
+@pytest.mark.parametrize("home", [None, "/proc"])
 def test_no_home(tmp_path: Path, home: str | None) -> None:
     env = {name: value for name, value in CLEAN.items() if name != "HOME"}
     with serve_command(tmp_path, env=env | ({"HOME": home} if home else {})) as command:
@@ -108,7 +108,7 @@ def test_ray_folders_of_another_user(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @has_ipv6
-@pytest.mark.parametrize("host", ["::", "[::1]", "localhost", "0.0.0.0"])
+@pytest.mark.parametrize("host", ["::", "localhost"])
 def test_hosts(tmp_path: Path, host: str) -> None:
     with serve_command(tmp_path, "--host", host, env=CLEAN) as command:
         command.wait_until_ready()
@@ -119,10 +119,9 @@ def test_hosts(tmp_path: Path, host: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("variables", [{}, OF_KUBERNETES])
-def test_a_proxy_is_asked_nothing(tmp_path: Path, variables: dict[str, str]) -> None:
+def test_a_proxy_is_asked_nothing_by_split_stages(tmp_path: Path) -> None:
     with recording_proxy() as proxy:
-        with serve_command(tmp_path, env=CLEAN | variables | proxy.variables) as command:
+        with serve_command(tmp_path, "--stages", "split", env=CLEAN | proxy.variables) as command:
             check_service(command)
         assert proxy.requests == []
 
@@ -165,9 +164,8 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_orderly_end_leaves_no_file(tmp_path: Path, short_folder: Path, number: signal.Signals) -> None:
+def test_an_orderly_end_leaves_no_file(tmp_path: Path, short_folder: Path) -> None:
     with serve_command(tmp_path, env=CLEAN | {"TMPDIR": str(short_folder)}) as command:
         command.wait_until_ready()
-        assert command.stop(number) == 0
+        assert command.stop(signal.SIGINT) == 0
     assert [path for path in short_folder.iterdir() if path.name.startswith("safelight-")] == []
