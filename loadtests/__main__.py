@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx2
 
@@ -31,8 +32,9 @@ def main() -> int:
     """Run the load test that the command line describes; returns the exit status."""
     args = _parser().parse_args()
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()  # whether the report can be written, before an hour of load
         recorded = read_trace(Path(args.trace), args.speed) if args.trace else None
         is_bench_skipped = args.url or args.trace or args.no_bench
         engine_images_per_hour = None if is_bench_skipped else bench_engine(args.model, folder)

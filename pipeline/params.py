@@ -43,6 +43,7 @@ class TextReport:
     num_tokens: int  # before truncation, without start and end tokens
     truncated: bool
     unknown_words: tuple[str, ...]
+    prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
-from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.backend import Backend
 from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
 from safelight.service.ray_serve.deployments import (
@@ -19,6 +18,7 @@ from safelight.service.ray_serve.deployments import (
     GatewayDeployment,
     LedgerDeployment,
 )
+from safelight.service.served_model import find_served_model
 from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
 
 # CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores.
@@ -48,8 +48,8 @@ def app_from_args(args: dict[str, str]) -> Application:
 
 
 def build_app(settings: Settings) -> Application:
-    """The application of the gateway, the ledger and the stages. Raises `UnknownModel`."""
-    model = find_model(settings.model)
+    """The application of the gateway, the ledger and the stages. Raises `UnknownModel` or `BadSetting`."""
+    model = find_served_model(settings)
     ledger = _ledger(settings).bind(settings)
     stages = _colocated_stages(settings) if settings.stages == "colocated" else _split_stages(settings)
     backend_class: Callable[..., Backend] = (

@@ -53,10 +53,7 @@ class RequestDispatcher:
                     self._generate_all(images, output, context), self._settings.deadline_seconds
                 )
         except Exception as error:
-            service_error = as_service_error(error)
-            if service_error.status >= 500:
-                logger.warning("generating images failed: %s: %s", type(error).__name__, error)
-            raise service_error from error
+            raise as_service_error(error) from error  # the request's log line names the cause
 
     async def drain(self) -> None:
         """Refuse new requests; returns when no image is in flight."""
@@ -114,6 +111,8 @@ class RequestDispatcher:
         except Exception as error:
             if not isinstance(as_service_error(error), StageLost):
                 raise
+            fields = {"id": context.request_id, "image": params.image_index, "cause": type(error).__name__}
+            logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         # an image is a pure function of its parameters, so the retry gives the same one
         self._metrics.count_retry()
         return await self._backend.generate(params, output, context)

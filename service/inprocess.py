@@ -121,6 +121,6 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
         )
 
     def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
-        return encode_image(pixels, output.format, output.compression, params, model.id)
+        return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
 
     return DecodeStage(make, write)

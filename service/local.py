@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.runtime.addresses import Address, find_address
 from safelight.service.runtime.environment import bypass_proxies, service_environment
 from safelight.service.runtime.readiness import ask_readiness
+from safelight.service.served_model import find_served_model
 from safelight.service.settings import Settings, replica_range
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "HF_HUB_OFFLINE": "1",
+    # Serve's proxy uses and answers any id that a client sends; this makes it use ours.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "safelight.service.http.request_ids:proxy_middlewares",
 }
 ERROR_LINE = re.compile(r"^\S*(?:Error|Exception): (.+)$", re.MULTILINE)
 
@@ -130,7 +132,7 @@ def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) 
 
     Beyond it Ray moves objects to disk, which is slower. Memory is taken as it is used, not at the start.
     """
-    model = find_model(settings.model)
+    model = find_served_model(settings)
     _, num_gateways = replica_range("gateway_replicas", settings.gateway_replicas)
     needed = num_gateways * settings.max_pictures * _image_bytes(model, settings.stages == "split")
     try:

@@ -20,6 +20,7 @@ class RequestContext:
 
     record_id: str = ""  # of the request's usage record; empty for the warm-up image, which has none
     traceparent: str | None = None  # of the gateway's span, a W3C header
+    request_id: str = ""  # the client's own, or ours, for log lines
 
 
 NO_CONTEXT = RequestContext()

@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -18,6 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
 from safelight.service.runtime.ignored_variables import describe_ignored, is_ignored
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,15 @@ logger = logging.getLogger(__name__)
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
 SPLIT_ONLY = ("encode_replicas", "decode_replicas", "encode_gpus", "decode_gpus")
+SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
+VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# How one model's value is parsed, in each setting that may have a value for every model.
+MODEL_VALUES: dict[str, Callable[[str], Any]] = {
+    "default_steps": parse_steps,
+    "default_guidance": parse_guidance,
+    "default_solver": str,
+    "default_size": parse_size,
+}
 
 Number = TypeVar("Number", int, float)
 
@@ -79,11 +90,35 @@ def _check_folder(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _check_served_name(value: str) -> str:
+    if value and not (SERVED_NAME.fullmatch(value) and all(value.split("/"))):
+        raise ValueError(
+            "served_name must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
+            f"and nothing empty between slashes; got {value[:200]!r}"
+        )
+    return value
+
+
+def _check_variant(value: str) -> str:
+    if value and not VARIANT.fullmatch(value):
+        raise ValueError(f"variant must be a name such as fp16 or non-ema, got {value[:200]!r}")
+    return value
+
+
+def _check_model_values(value: str, info: ValidationInfo) -> str:
+    try:
+        parse_model_values(value, MODEL_VALUES[str(info.field_name)])
+    except ValueError as error:
+        raise ValueError(f"{info.field_name} {error}") from None
+    return value
+
+
 PositiveInt = Annotated[int, AfterValidator(_check_positive)]
 PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
 Count = Annotated[int, AfterValidator(_check_not_negative)]
 Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
 StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
+ModelValues = Annotated[str, AfterValidator(_check_model_values)]
 
 
 class _EnvironmentSource(EnvSettingsSource):
@@ -132,7 +167,41 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        DEFAULT_MODEL, description="Name of an embedded model, or path of a checkpoint folder."
+        DEFAULT_MODEL,
+        description="Name of an embedded model, path of a checkpoint folder, or id of a model in the Hugging "
+        "Face cache of the machine, such as `org/name`.",
+    )
+    served_name: Annotated[str, AfterValidator(_check_served_name)] = Field(
+        "",
+        description="Name under which the model is served: in requests, `/v1/models`, images, accounting and "
+        "metrics. Empty: an embedded model's name, the id in the Hugging Face cache, or the folder's name.",
+    )
+    variant: Annotated[str, AfterValidator(_check_variant)] = Field(
+        "",
+        description="Variant of the weight files, such as `fp16` for `model.fp16.safetensors`; parts without "
+        "it are read as if none was chosen. Empty: the file without a variant, else the variant of the "
+        "dtype that the device computes in, else the only one.",
+    )
+    allow_unknown_config: bool = Field(
+        False,
+        description="Whether options in the configurations of the transformer and the autoencoder that are "
+        "not known are logged and ignored; else the folder is refused.",
+    )
+    default_steps: ModelValues = Field(
+        "",
+        description="`num_inference_steps` of requests that do not say, such as `4`; or by the names of "
+        "models, such as `sd3=28,turbo=4`. Empty: the family's.",
+    )
+    default_guidance: ModelValues = Field(
+        "", description="`guidance_scale` of requests that do not say; as for `default_steps`."
+    )
+    default_solver: ModelValues = Field(
+        "", description="`solver` of requests that do not say; as for `default_steps`."
+    )
+    default_size: ModelValues = Field(
+        "",
+        description="`size` of requests that do not say or ask for `auto`, as `WIDTHxHEIGHT`; as for "
+        "`default_steps`. Empty: the native size.",
     )
     host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
     port: Annotated[int, AfterValidator(_check_port)] = Field(
@@ -215,6 +284,11 @@ class Settings(BaseSettings):
         description="Memory of the cache of encoded texts, in bytes; the default holds about 11,000 texts "
         "of emoji-128 or 49 of Stable Diffusion 3. 0 turns the cache off.",
     )
+    mark_images: bool = Field(
+        True,
+        description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
+        "`DigitalSourceType` `trainedAlgorithmicMedia`.",
+    )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_pictures: PositiveInt = Field(
         256,
@@ -256,6 +330,20 @@ class Settings(BaseSettings):
         description="Price of one device for one hour, in any currency, from which `/v1/accounting` computes "
         "costs. 0: no costs.",
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="The least level of the log lines that are written. Every request for images is a line "
+        "of `info`, a refusal of `warning`, a fault of `error`; other requests are lines of `debug`.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of a log line: `text` for people, or `json`, one object a line."
+    )
+    log_prompts: bool = Field(False, description="Whether log lines hold the prompts.")
+    log_socket: str = Field(
+        "",
+        description="Unix datagram socket to which all processes send their log lines. `safelight serve` "
+        "makes one and writes the lines to standard error. Empty: each process writes to its own.",
+    )
     trace_endpoint: str = Field(
         "",
         description="URL to which OpenTelemetry spans are sent by OTLP over HTTP, such as "
@@ -286,6 +374,10 @@ class Settings(BaseSettings):
             super().__init__(_secrets_dir=folder if folder and Path(folder).is_dir() else None, **values)
         except ValidationError as error:
             raise BadSetting(_sentence(error)) from None
+
+    def model_defaults(self) -> dict[str, dict[str, Any]]:
+        """The defaults of requests by setting and name of a model; an empty name stands for every model."""
+        return {name: parse_model_values(getattr(self, name), parse) for name, parse in MODEL_VALUES.items()}
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:
@@ -347,10 +439,11 @@ def _sentence(error: ValidationError) -> str:
     name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "extra_forbidden":
         return f"{name} is not a setting; allowed: {', '.join(Settings.model_fields)}"
-    kind = Settings.model_fields[name].annotation
+    kind: Any = Settings.model_fields[name].annotation
     if kind is SecretStr:  # its value is not repeated
         return f"{name} must be text"
     if fault["type"] == "literal_error":
         return f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}"
-    noun = "a whole number" if kind is int else "a number" if kind is float else "text"
+    nouns = {int: "a whole number", float: "a number", bool: "true or false"}
+    noun = nouns.get(kind, "text") if isinstance(kind, type) else "text"
     return f"{name} must be {noun}, got {value!r}"

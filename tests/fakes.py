@@ -42,7 +42,7 @@ MODEL = ModelInfo(
 )
 # All numbers differ, so that one in the place of another is seen; seconds are exact in binary.
 USAGE = ImageUsage(
-    text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),
+    text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",), prompt_syntax=("[x]",)),
     encode=StageCost(device_seconds=0.25, flops=100, queue_seconds=0.5),
     denoise=DenoiseUsage(
         ticks=6,
@@ -210,7 +210,10 @@ class FakeTextEncoder:
 def _report(text: str) -> TextReport:
     words = text.split()
     return TextReport(
-        len(words), truncated=len(words) > 5, unknown_words=tuple(word for word in words if word == "blorp")
+        len(words),
+        truncated=len(words) > 5,
+        unknown_words=tuple(word for word in words if word == "blorp"),
+        prompt_syntax=tuple(word for word in words if word.startswith("--")),
     )
 
 

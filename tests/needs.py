@@ -43,6 +43,10 @@ def _has_curl() -> bool:
     return shutil.which("curl") is not None
 
 
+def _has_exiftool() -> bool:
+    return shutil.which("exiftool") is not None
+
+
 def _has_prometheus() -> bool:
     return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
 
@@ -63,6 +67,12 @@ NEEDS = (
         "curl",
         _has_curl,
         tests=("test_readme.py::test_command[curl", "e2e/test_service.py::test_curl"),
+    ),
+    Need(
+        "ExifTool",
+        "libimage-exiftool-perl",
+        _has_exiftool,
+        tests=("pipeline/engine/test_image_files.py::test_exiftool",),
     ),
     Need("Prometheus with promtool", "prometheus", _has_prometheus, fixtures=("promtool", "scraped")),
 )

@@ -69,7 +69,11 @@ ARROWS: dict[str, str] = {
     "service.errors": "pipeline.errors",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
-    "service.settings": "service.runtime",
+    "service.model_values": "",
+    "service.settings": "service.model_values service.runtime",
+    "service.served_model": (
+        "models.checkpoints pipeline.catalog pipeline.errors service.model_values service.settings"
+    ),
     "service.backend": "pipeline.params service.messages",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.stages": (
@@ -93,16 +97,18 @@ ARROWS: dict[str, str] = {
     ),
     "service.python": (
         "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "
-        "service.inprocess service.messages service.runtime service.settings"
+        "service.inprocess service.messages service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
         "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
         "service.http service.inprocess service.messages service.settings service.stages "
         "service.telemetry service.usage"
     ),
-    "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
-    "service.local": "pipeline.capacity pipeline.catalog service.app service.runtime service.settings",
-    "service.supervision": "service.local service.runtime service.settings",
+    "service.app": "service.backend service.ray_serve service.served_model service.settings",
+    "service.local": (
+        "pipeline.capacity pipeline.catalog service.app service.runtime service.served_model service.settings"
+    ),
+    "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.

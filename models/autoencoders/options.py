@@ -17,6 +17,8 @@ ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 UPSAMPLING = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
 # The only classes of blocks that are supported, one block for each entry of block_out_channels.
 KL_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+# Statistics by channel, in place of one scaling factor.
+UNSUPPORTED = ("latents_mean", "latents_std")
 # They change nothing here: tiles, the dtype that diffusers' pipelines choose.
 KL_IGNORED = {"sample_size", "force_upcast"}
 # The decoder's channels once more, latents stored as bytes, the dtype as above.
@@ -46,7 +48,7 @@ class KLOptions:
 
         Raises `CheckpointError` for an option that is not supported.
         """
-        refuse_unknown(config, _names(cls) | KL_IGNORED | KL_BLOCKS.keys())
+        refuse_unknown(config, _names(cls) | KL_IGNORED | KL_BLOCKS.keys(), UNSUPPORTED)
         options = checked(cls, config)
         _check_common(options)
         _check_channels(options, "block_out_channels")
@@ -86,7 +88,7 @@ class TinyOptions:
 
         Raises `CheckpointError` for an option that is not supported.
         """
-        refuse_unknown(config, _names(cls) | TINY_IGNORED)
+        refuse_unknown(config, _names(cls) | TINY_IGNORED, UNSUPPORTED)
         options = checked(cls, config)
         _check_common(options)
         for name in ("encoder_block_out_channels", "decoder_block_out_channels"):

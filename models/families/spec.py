@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.model_index import is_left_out
+from safelight.models.checkpoints.read_options import ReadOptions
+from safelight.models.checkpoints.weight_files import list_variants
 from safelight.models.text.label import Labels
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class Part:
     load_files: Callable[[], PartFiles] | None = None
     tokenizer: str | None = None  # the folder of its tokenizer
     is_optional: bool = False
+    is_in_index: bool = True  # whether model_index.json names its class
     config_file: str = "config.json"
 
 
@@ -157,7 +161,9 @@ class TextConditioning(ABC):
         """
 
     @abstractmethod
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> TextTower:
         """Load the text encoders of the checkpoint in `folder`, and nothing else of it.
 
         Raises `CheckpointError` naming what is wrong.
@@ -227,10 +233,24 @@ def read_transformer(folder: Path) -> PartConfig:
     return read_json(folder / "transformer" / "config.json")
 
 
-def read_part_class(folder: Path, part: str) -> str | None:
-    """The class that `model_index.json` names for `part`; None for one that is left out (`[null, null]`)."""
-    entry = read_json(folder / "model_index.json").get(part)
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+def has_part(folder: Path, part: Part) -> bool:
+    """Whether the checkpoint in `folder` has `part`: only an optional part may be missing.
+
+    As in diffusers, an optional part is left out if `model_index.json` has null for it or its tokenizer,
+    even if its folder is there.
+    """
+    if not part.is_optional:
+        return True
+    entries = [part.folder, *([part.tokenizer] if part.tokenizer else [])]
+    return (folder / part.folder).is_dir() and not any(is_left_out(folder, entry) for entry in entries)
+
+
+def check_variant(folder: Path, family: Family, variant: str) -> None:
+    """Raise `CheckpointError` if no part of the checkpoint in `folder` has the `variant`; empty: none."""
+    variants = list_variants(folder / part.folder for part in family.parts)
+    if variant and variant not in variants:
+        listed = f"there are {', '.join(variants)}" if variants else "there is no variant at all"
+        raise CheckpointError(f"{folder}: no part has safetensors files of the variant {variant!r}; {listed}")
 
 
 def require_text_width(

@@ -4,7 +4,7 @@ A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, 
 letters become lower case.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.missing_files import describe_missing
 
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text
@@ -41,9 +42,15 @@ class BytePairs:
         self.start_id: int = self._tokenizer.sot_token_id
         self.end_id: int = self._tokenizer.eot_token_id
 
-    def words(self, text: str) -> list[str]:
-        """Words and punctuation of `text`; a mark in open_clip's spelling is one of them."""
-        return [match[0] for match in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text))]
+    def words(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Words and punctuation of `text`, each with whether it follows the one before without a space.
+
+        A mark in open_clip's spelling is one of them.
+        """
+        end = -1
+        for match in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text)):
+            yield match[0], match.start() == end
+            end = match.end()
 
     def plain_words(self, text: str) -> list[str]:
         """Words and punctuation of `text`, with marks split: none stands for start or end of text."""
@@ -103,6 +110,8 @@ def _vocabulary_and_merges(folder: Path) -> tuple[dict[str, int], list[tuple[str
 
 
 def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read: it {describe_missing(path)}")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -28,4 +28,5 @@ def build_text_encoder(
     """
     set_threads(num_threads)
     conditioning = recognise(model.path).conditioning
-    return TextEncoder(conditioning.load_tower(model.path, fast_device(), dtype or fast_dtype()))
+    tower = conditioning.load_tower(model.path, fast_device(), dtype or fast_dtype(), model.read_options)
+    return TextEncoder(tower)

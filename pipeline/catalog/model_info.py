@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.text.label import Labels
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.errors import InvalidParams
@@ -19,12 +20,12 @@ MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 class ModelInfo:
     """The limits and defaults of a served model."""
 
-    id: str
+    id: str  # the name under which it is served
     path: Path
     family: str
     licence: str
     sizes: tuple[tuple[int, int], ...]  # (width, height) in pixels, the native size first
-    num_steps: int  # this and the next two: defaults of a request
+    num_steps: int  # this and the next two: defaults of a request, of the family or the operator
     guidance_scale: float
     solver: str
     solvers: tuple[str, ...]
@@ -33,10 +34,32 @@ class ModelInfo:
     schedule: Schedule
     prediction: str  # a key of `safelight.pipeline.diffusion.prediction.PREDICTIONS`
     labels: Labels | None = None  # the classes that a prompt may name, of a class-conditional model
+    # Of a request; None: the native size. The engine's limits and measurements stay those of the native size.
+    request_size: tuple[int, int] | None = None
+    checkpoint_id: str = ""  # its id by its folder, if that is not `id`
+    read_options: ReadOptions = DEFAULT_READ_OPTIONS
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which a request may ask for it, `id` first."""
+        return (self.id, self.checkpoint_id) if self.checkpoint_id else (self.id,)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        return self.request_size or self.native_size
 
     @property
     def native_size(self) -> tuple[int, int]:
         return self.sizes[0]
+
+
+def applied_guidance_scale(scale: float) -> float:
+    """The scale that a request for `scale` gets: at least 1, which is off.
+
+    diffusers guides above 1 only, and the cards of few-step checkpoints ask for 0 and mean no guidance. By
+    the formula, a scale of 0 would ignore the prompt. A scale that is out of range stays, to be refused.
+    """
+    return 1.0 if MIN_GUIDANCE_SCALE <= scale < 1.0 else scale
 
 
 def check_params(params: GenerationParams, model: ModelInfo) -> None:

@@ -155,11 +155,11 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
     Raises:
         CheckpointError: a `ValueError`; the checkpoint cannot be loaded.
     """
-    check_fit(model.path)
+    check_fit(model.path, model.read_options)
     device = fast_device()
     encoder = build_text_encoder(model)
-    network = load_network(model.path / "transformer", str(device), torch.float32)
-    vae = load_vae(model.path / "vae", str(device), torch.float32)
+    network = load_network(model.path / "transformer", str(device), torch.float32, model.read_options)
+    vae = load_vae(model.path / "vae", str(device), torch.float32, model.read_options)
     return LatentLikelihood(network, vae, encoder, model.schedule, model.prediction, device)
 
 

@@ -14,9 +14,9 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import ProgressCallback, note, progress
+from safelight.service.cli.progress import ProgressCallback, note_ignored, progress
 from safelight.service.errors import ServiceError, as_invalid_request
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_output, make_params, make_usage
@@ -24,6 +24,7 @@ from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
+from safelight.service.runtime.output_files import CannotWrite, check_writable, write_file
 from safelight.service.settings import Settings
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what the image should not show")
     add_model(parser)
+    add_served_name(parser)
     _add_sampling_arguments(parser.add_argument_group("sampling"))
     _add_guidance_arguments(parser.add_argument_group("guidance"))
     _add_output_arguments(parser.add_argument_group("output"))
@@ -74,7 +76,7 @@ def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_guidance_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default: the model's"
+        "--guidance-scale", type=float, metavar="W", help="0 to 20; up to 1 is off; default: the model's"
     )
     group.add_argument(
         "--guidance-interval",
@@ -118,13 +120,14 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    settings = settings_of(model=args.model)
-    output_format = _check_output(Path(args.output))
+    settings = settings_of(**model_settings(args))
+    output_format = _format_of(Path(args.output))
     model = model_of(settings)
     params, output = _parse_arguments(args, model, output_format)
+    paths = _output_paths(Path(args.output), len(params))
     with progress("loading the model") as report_progress:
         results = asyncio.run(_draw(model, settings, params, output, report_progress))
-    paths = _write(Path(args.output), results)
+    _write(paths, results)
     usage = make_usage(results, params, model, time.perf_counter() - started)
     if args.json:
         images = [
@@ -134,8 +137,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
         print(f"{', '.join(map(str, paths))}: seed {params[0].seed}, {usage.safelight.seconds:.1f} s")
-    if usage.safelight.unknown_words:
-        note(f"words that the model does not know: {', '.join(usage.safelight.unknown_words)}")
+    note_ignored(usage.safelight.unknown_words, usage.safelight.prompt_syntax)
     return 0
 
 
@@ -211,19 +213,31 @@ async def _watch(pipeline: InProcessPipeline, report_progress: ProgressCallback)
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _check_output(path: Path) -> str:
-    """The image format that the suffix of `path` selects; raises `UserError` if `path` cannot be used."""
+def _format_of(path: Path) -> str:
+    """The image format that the suffix of `path` selects. Raises `UserError`."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"the suffix of PATH selects the format: {', '.join(FORMATS)}; got {path.name!r}")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}")
     return FORMATS[path.suffix.lower()]
 
 
-def _write(path: Path, results: Sequence[DecodeResult]) -> list[Path]:
-    """Write one image to `path`, or several with their indices before its suffix; returns the paths."""
-    count = len(results)
+def _output_paths(path: Path, count: int) -> list[Path]:
+    """The files of `count` images: `path`, or several with their indices before its suffix.
+
+    Raises `UserError` for one that cannot be written, before anything is drawn.
+    """
     paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
-    for image_path, result in zip(paths, results, strict=True):
-        image_path.write_bytes(result.image)
+    try:
+        for image_path in paths:
+            check_writable(image_path)
+    except CannotWrite as error:
+        raise UserError(str(error)) from None
     return paths
+
+
+def _write(paths: Sequence[Path], results: Sequence[DecodeResult]) -> None:
+    """Write each image. Raises `UserError`."""
+    try:
+        for path, result in zip(paths, results, strict=True):
+            write_file(path, result.image)
+    except CannotWrite as error:
+        raise UserError(str(error)) from None

@@ -5,11 +5,11 @@ import contextlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
@@ -24,32 +24,49 @@ LOST = 1  # the exit status when the service has failed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_served_name(parser)
     parser.add_argument("--host", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--port", help="port to listen on, 0 for any free port; default 8000")
     parser.add_argument(
         "--stages", metavar="split|colocated", help="one process per stage (default), or one for all three"
     )
+    add_defaults(parser)
+    parser.add_argument(
+        "--log-level", metavar="debug|info|warning|error", help="least level of log lines; default info"
+    )
+    parser.add_argument(
+        "--log-format", metavar="text|json", help="form of the log lines on stderr; default text"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     with StopRequest() as stop, contextlib.suppress(KeyboardInterrupt):  # a signal ends the command
-        settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
+        settings = settings_of(
+            **model_settings(args),
+            host=args.host,
+            port=args.port,
+            stages=args.stages,
+            log_level=args.log_level,
+            log_format=args.log_format,
+        )
         try:
             with reserved(find_address(settings.host, settings.port)) as address:
-                settings = settings.updated(host=address.host, port=address.port)
-                return _serve(settings, address, stop)
+                return _serve(settings.updated(host=address.host, port=address.port), address, stop)
         except BadAddress as error:
             raise UserError(str(error)) from None
     return 0
 
 
-def _check_folder(folder: str) -> None:
+def _check_folder(settings: Settings) -> None:
     """Raise `UserError` for a checkpoint folder that cannot be served.
 
     A stage would fail on it too, but half a minute later and with Ray's message. The check runs in a process
     of its own, because its libraries are large and this process lives as long as the service.
     """
-    command = [*CHECK, folder, "--json"]
+    folder = settings.model
+    flags = ["--json", "--variant", settings.variant] if settings.variant else ["--json"]
+    flags += ["--allow-unknown-config"] if settings.allow_unknown_config else []
+    command = [*CHECK, *flags, "--", folder]
     with progress(f"checking {folder}"):
         try:
             process = subprocess.run(
@@ -71,8 +88,8 @@ def _serve(settings: Settings, address: Address, stop: StopRequest) -> int:
     from safelight.service.supervision.supervisor import ServiceLost, Supervisor
 
     model = model_of(settings)  # an unknown model is refused before anything is started
-    if Path(settings.model).is_dir():
-        _check_folder(settings.model)
+    if settings.model not in list_model_names():
+        _check_folder(settings)
     try:
         with Supervisor(settings, address, stop) as service:
             with progress("loading Ray") as report_progress:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import (
@@ -40,6 +41,7 @@ from safelight.service.http.openapi import (
 )
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.request_body import read_json_body, unless_gone
+from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from safelight.service.http.translation import (
     check_model,
@@ -168,6 +170,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     )
     async def generate(request: Request) -> Response:
         # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
+        request.state.request_log["model"] = gateway.model.id
         request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
         with (
             record_request(request_id, gateway.model.id, gateway.record) as record,
@@ -185,13 +188,26 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
     image_request = parse_request(body)
     params, image_format = make_params(image_request, model), make_output(image_request)
     record.num_images = len(params)
+    request.state.request_log |= _describe_request(params, settings)
     span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
-    context = RequestContext(record.id, span.traceparent)
+    context = RequestContext(record.id, span.traceparent, record.request_id)
     results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
     record.image_usages = tuple(result.usage for result in results)
     usage = make_usage(results, params, model, record.seconds)
+    request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     response = make_response(results, params, image_format, usage)
     return Response(response.model_dump_json(), media_type="application/json")
+
+
+def _describe_request(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
+    """The request as its log line tells it; the prompt only if the settings say so."""
+    first = params[0]
+    fields: dict[str, Any] = {
+        "images": len(params),
+        "size": f"{first.width}x{first.height}",
+        "steps": first.num_steps,
+    }
+    return fields | {"prompt": first.prompt} if settings.log_prompts else fields
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
@@ -223,7 +239,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     async def list_models() -> ModelList:
         return ModelList(data=[await describe_with_attention()])
 
-    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
+    @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, gateway.model)
         return await describe_with_attention()
@@ -268,16 +284,22 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _answer_invalid_query)
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
-    return error_response(as_service_error(error))
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return _respond(request, as_service_error(error), error)
 
 
-async def _answer_invalid_query(_: Request, error: Exception) -> Response:
+def _respond(request: Request, answer: ServiceError, error: Exception | None = None) -> Response:
+    """Answer with an error, and have the request's log line say why: because of `error`, if it is another."""
+    request.state.request_log |= describe_error(error or answer, answer)
+    return error_response(answer, request.state.request_id)
+
+
+async def _answer_invalid_query(request: Request, error: Exception) -> Response:
     """The first fault of a query string; bodies are validated by `parse_request`."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     name = str(fault["loc"][-1])
-    return error_response(InvalidRequest(f"{name}: {fault['msg']}.", name))
+    return _respond(request, InvalidRequest(f"{name}: {fault['msg']}.", name))
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -285,9 +307,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        response = error_response(
-            MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
+        response = _respond(
+            request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
         )
         response.headers["allow"] = allowed
         return response
-    return error_response(RouteNotFound() if error.status_code == 404 else ServiceError())
+    return _respond(request, RouteNotFound() if error.status_code == 404 else ServiceError(), error)

@@ -32,7 +32,7 @@ def image_request_body(model: ModelInfo) -> dict[str, Any]:
     """The request body's schema, whose enumerations are what `model` serves."""
     schema = ImageRequest.model_json_schema()
     for field, choices in {
-        "model": (model.id, *ALIASES),
+        "model": (*model.names, *ALIASES),
         "size": ("auto", *size_names(model)),
         "solver": model.solvers,
         "timestep_spacing": model.spacings,

@@ -37,7 +37,9 @@ class ImageRequest(BaseModel):
         None, description="How many images; default 1."
     )
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
-        None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
+        None,
+        description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is the operator's default, "
+        "else its native size.",
     )
     response_format: Literal["b64_json"] | None = Field(
         None, description="Images come in the response; there is no image store yet."
@@ -56,7 +58,7 @@ class ImageRequest(BaseModel):
         None, description="Extension: denoising steps; default: the model's."
     )
     guidance_scale: Annotated[float, Field(ge=MIN_GUIDANCE_SCALE, le=MAX_GUIDANCE_SCALE)] | None = Field(
-        None, description="Extension: w in uncond + w * (cond - uncond); 1 is off; default: the model's."
+        None, description="Extension: w in uncond + w * (cond - uncond); 0 to 1 is off; default: the model's."
     )
     solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
     timestep_spacing: str | None = Field(
@@ -130,7 +132,7 @@ class Cost(BaseModel):
     )
     solver: str
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float = Field(description="As applied: 1, without guidance, for any request up to 1.")
     timestep_spacing: str
     eta: float
     guidance_interval: tuple[float, float]
@@ -147,6 +149,10 @@ class Cost(BaseModel):
     )
     unknown_words: list[str] = Field(
         description="Words that the text encoder does not know; they do not affect the image."
+    )
+    prompt_syntax: list[str] = Field(
+        description="Weights, LoRA tags, command flags and the like that were found in the texts. None is "
+        "obeyed: the embedded model draws the words without them, others read them as plain text."
     )
     batch_invariant: bool = Field(
         description="Whether the same request is proved to give the same bytes in any batch on this device."
@@ -183,9 +189,10 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's error object."""
+    """OpenAI's error object, with the request's id, which is also the header `X-Request-ID`."""
 
     error: ErrorDetail
+    request_id: str
 
 
 class Model(BaseModel):

@@ -6,7 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from safelight.pipeline.catalog.model_info import MAX_SEED, ModelInfo, check_params
+from safelight.pipeline.catalog.model_info import (
+    MAX_SEED,
+    ModelInfo,
+    applied_guidance_scale,
+    check_params,
+)
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -23,7 +28,7 @@ from safelight.service.http.schemas import (
     StageSeconds,
     Usage,
 )
-from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
+from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
 
 # Model names that OpenAI's clients hard-code.
@@ -49,7 +54,9 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
             width=width,
             height=height,
             num_steps=_or_default(request.num_inference_steps, model.num_steps),
-            guidance_scale=float(_or_default(request.guidance_scale, model.guidance_scale)),
+            guidance_scale=applied_guidance_scale(
+                float(_or_default(request.guidance_scale, model.guidance_scale))
+            ),
             solver=_or_default(request.solver, model.solver),
             seed=seed,
             image_index=index,
@@ -108,16 +115,13 @@ def make_usage(
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
-        device_seconds=StageSeconds(
-            encode=sum(usage.encode.device_seconds for usage in usages),
-            denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-            decode=sum(usage.decode.device_seconds for usage in usages),
-        ),
+        device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
         truncated=any(usage.text.truncated for usage in usages),
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
+        prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
     )
     return Usage(
         input_tokens=text_tokens,
@@ -128,10 +132,18 @@ def make_usage(
     )
 
 
+def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
+    return StageSeconds(
+        encode=sum(usage.encode.device_seconds for usage in usages),
+        denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
+        decode=sum(usage.decode.device_seconds for usage in usages),
+    )
+
+
 def check_model(name: str, model: ModelInfo) -> None:
-    """Raise `ModelNotFound` unless `name` is the id of `model` or an alias."""
-    if name != model.id and name not in ALIASES:
-        allowed = ", ".join((model.id, *ALIASES))
+    """Raise `ModelNotFound` unless `name` is a name of `model` or an alias."""
+    if name not in (*model.names, *ALIASES):
+        allowed = ", ".join((*model.names, *ALIASES))
         raise ModelNotFound(
             f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model"
         )
@@ -169,18 +181,24 @@ def describe_model(model: ModelInfo, created: int) -> Model:
         id=model.id,
         created=created,
         licence=model.licence,
-        aliases=list(ALIASES),
+        aliases=[*model.names[1:], *ALIASES],
         sizes=size_names(model),
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
-        defaults={
-            "size": size_names(model)[0],
-            "num_inference_steps": model.num_steps,
-            "guidance_scale": model.guidance_scale,
-            "solver": model.solver,
-            "timestep_spacing": model.timestep_spacing,
-        },
+        defaults=describe_defaults(model),
     )
+
+
+def describe_defaults(model: ModelInfo) -> dict[str, str | int | float]:
+    """What a request gets that does not say, by its fields."""
+    width, height = model.default_size
+    return {
+        "size": f"{width}x{height}",
+        "num_inference_steps": model.num_steps,
+        "guidance_scale": model.guidance_scale,
+        "solver": model.solver,
+        "timestep_spacing": model.timestep_spacing,
+    }
 
 
 def size_names(model: ModelInfo) -> list[str]:
@@ -194,7 +212,7 @@ def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
     Whether the model serves that size is checked by `check_params`.
     """
     if text == "auto":
-        return model.native_size
+        return model.default_size
     width, x, height = text.partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
         raise InvalidRequest(

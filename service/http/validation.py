@@ -1,5 +1,6 @@
 """Parses a request body into an `ImageRequest`, or names the first invalid field and what it allows."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +9,16 @@ from pydantic import ValidationError
 from safelight.service.errors import InvalidRequest, MalformedBody, ServiceError, UnknownField
 from safelight.service.http.schemas import ImageRequest
 
-# For fields whose other values OpenAI allows: why Safelight refuses them.
-NOT_YET = {
-    "response_format": "url is not supported yet: there is no image store. Images come in the response",
-    "stream": "streaming is not supported yet",
-    "partial_images": "previews are not supported yet",
+# Values that OpenAI allows, by field, and why Safelight refuses them.
+NOT_YET: dict[str, tuple[tuple[object, ...], str]] = {
+    "response_format": (
+        ("url",),
+        "url is not supported yet: there is no image store. Images come in the response",
+    ),
+    "stream": ((True,), "streaming is not supported yet"),
+    "partial_images": ((1, 2, 3), "previews are not supported yet"),
 }
+MAX_SHOWN = 100  # characters of a value in a sentence
 
 
 def parse_request(body: bytes) -> ImageRequest:
@@ -54,7 +59,7 @@ def _article(kind: str) -> str:
 
 def _as_service_error(error: ValidationError) -> ServiceError:
     """The service error for the first fault in `error`."""
-    fault = error.errors(include_url=False, include_input=False)[0]
+    fault = error.errors(include_url=False)[0]
     if not fault["loc"]:
         return MalformedBody(_whole_body(fault["type"], fault["msg"]))
     field = str(fault["loc"][0])
@@ -66,9 +71,19 @@ def _as_service_error(error: ValidationError) -> ServiceError:
     if fault["type"] == "missing":
         return InvalidRequest(f"{field} is required.", field)
     allowed = describe(ImageRequest.model_json_schema()["properties"][field])
-    if field in NOT_YET:
-        return InvalidRequest(f"{field}: {NOT_YET[field]}; allowed: {allowed}.", field)
-    return InvalidRequest(f"{field} must be {allowed}.", field)
+    values, reason = NOT_YET.get(field, ((), ""))
+    value = fault["input"]
+    if any(type(value) is type(refused) and value == refused for refused in values):
+        return InvalidRequest(f"{field}: {reason}; allowed: {allowed}.", field)
+    return InvalidRequest(f"{field} must be {allowed}; got {_show(value)}.", field)
+
+
+def _show(value: object) -> str:
+    """`value` as JSON, or its length if it is a long text."""
+    if isinstance(value, str) and len(value) > MAX_SHOWN:
+        return f"{len(value)} characters"
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _whole_body(kind: str, message: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
 
-from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import ServiceError
@@ -27,6 +27,8 @@ from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
+from safelight.service.runtime.output_files import CannotWrite, write_file
+from safelight.service.served_model import find_served_model
 from safelight.service.settings import read_settings
 
 if TYPE_CHECKING:
@@ -96,15 +98,18 @@ class GeneratedImage:
     def save(self, path: str | Path) -> None:
         """Write the file.
 
-        Raises `SafelightError` if the suffix of `path` belongs to another format; the option `output_format`
-        selects the format.
+        Raises `SafelightError` if it cannot be written, and if the suffix of `path` belongs to another
+        format; the option `output_format` selects the format.
         """
         if Path(path).suffix.lower() not in SUFFIXES[self.format]:
             allowed = " or ".join(SUFFIXES[self.format])
             raise SafelightError(
                 f"the image is a {self.format} file, to be saved as {allowed}; got {Path(path).name!r}"
             )
-        Path(path).write_bytes(self.bytes)
+        try:
+            write_file(Path(path), self.bytes)
+        except CannotWrite as error:
+            raise SafelightError(str(error)) from error
 
 
 class GeneratedImages(list[GeneratedImage]):
@@ -126,16 +131,17 @@ class Pipeline:
         """Load a model; returns when it is ready.
 
         Args:
-            model: The name of an embedded model, or a checkpoint folder. By default the setting `model`:
-                emoji-128 unless the environment sets another.
-            **settings: Settings of the service by name, such as `denoise_threads=4` (docs/settings.md).
+            model: The name of an embedded model, a checkpoint folder, or the id of a model in the Hugging
+                Face cache. By default the setting `model`: emoji-128 unless the environment sets another.
+            **settings: Settings of the service by name, such as `variant="fp16"` or `denoise_threads=4`
+                (docs/settings.md).
 
         Raises:
             SafelightError: The model cannot be loaded, or a setting is invalid.
         """
         with _as_safelight_errors():
             values = read_settings(settings | {"model": None if model is None else str(model)})
-            self._model = find_model(values.model)
+            self._model = find_served_model(values)
             self._stages = InProcessPipeline(self._model, values)
             try:
                 self._stages.wait()

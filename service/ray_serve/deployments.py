@@ -28,6 +28,7 @@ from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.stages.encode import EncodeJob, EncodeStage
+from safelight.service.telemetry.logs import configure_logs
 from safelight.service.telemetry.tracing import make_tracing
 from safelight.service.usage.events import StageReport, UsageReport
 from safelight.service.usage.ledger import Ledger
@@ -47,6 +48,7 @@ class LedgerDeployment:
     """The ledger as a single replica: all stage replicas report to it, all gateways query it."""
 
     def __init__(self, settings: Settings):
+        configure_logs(settings, "ledger")
         self._settings = settings
         self._ledger = Ledger()
 
@@ -74,6 +76,7 @@ class StageDeployment(Generic[Stage]):
     """
 
     def __init__(self, name: str, make_stage: Callable[[], Stage], settings: Settings, ledger: Handle):
+        configure_logs(settings, name)
         self._tracing = make_tracing(settings, name)
         self._stage: Stage = make_stage()
         # started before the network is loaded, so that the seconds of loading are reported too
@@ -180,6 +183,7 @@ class ColocatedDeployment:
         self._encoder = EncodeDeployment(model, settings, ledger)
         self._denoiser = DenoiseDeployment(model, settings, ledger)
         self._decoder = DecodeDeployment(model, settings, ledger)
+        configure_logs(settings, "colocated")  # in place of the last stage's name
 
     def __del__(self) -> None:
         """Serve calls this when the replica ends; see `StageDeployment.__del__`."""
@@ -228,6 +232,7 @@ class GatewayDeployment:
         ledger: Handle,
         *stages: Handle,
     ):
+        configure_logs(settings, "gateway")
         self._backend = make_backend(*stages)
         self._ledger = RemoteLedger(ledger)
         self._model = model

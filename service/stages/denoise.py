@@ -54,7 +54,7 @@ class DenoiseStage:
         if self._loop.failure is not None:  # the thread may have read its last command before this one
             call.settle(StageFailed())
         try:
-            return _denoise_result(await asyncio.shield(call.future), conditioning)
+            return _denoise_result(await asyncio.shield(call.future), conditioning, context)
         except asyncio.CancelledError:
             await asyncio.shield(self._abort(call))
             raise
@@ -99,13 +99,16 @@ class DenoiseStage:
         await asyncio.wait({call.future})
 
 
-def _denoise_result(outcome: SampleOutcome | ServiceError, conditioning: EncodeResult) -> DenoiseResult:
+def _denoise_result(
+    outcome: SampleOutcome | ServiceError, conditioning: EncodeResult, context: RequestContext
+) -> DenoiseResult:
     """The stage's result for an engine's outcome; raises a `ServiceError` if there is no image."""
     if isinstance(outcome, ServiceError):
         raise outcome
     if outcome.reason is FinishReason.EXPIRED:
         raise DeadlineExceeded()
     if outcome.reason is not FinishReason.DONE or outcome.latents is None:
-        logger.error("a sample left the engine as %s: %s", outcome.reason.value, outcome.error)
+        fields = {"id": context.request_id, "reason": outcome.reason.value, "cause": outcome.error}
+        logger.error("a sample left the engine without an image", extra={"fields": fields})
         raise StageFailed()
     return DenoiseResult(outcome.latents, conditioning.text, conditioning.cost, outcome.usage)

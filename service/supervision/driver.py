@@ -28,6 +28,7 @@ from safelight.service.local import (
 from safelight.service.runtime.addresses import BadAddress
 from safelight.service.settings import Settings
 from safelight.service.supervision.processes import kill_all
+from safelight.service.telemetry.logs import configure_logs
 
 STOP = b"stop\n"
 BEAT_SECONDS = 5.0
@@ -71,6 +72,7 @@ def main() -> int:
     commands, stream = _take_standard_streams()
     events, should_stop = Events(stream), threading.Event()
     settings: Settings = pickle.load(commands)
+    configure_logs(settings, "driver")
     threading.Thread(target=_obey, args=(commands, should_stop), daemon=True).start()
     report_progress: ProgressCallback = partial(events.send, "progress")
     try:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -23,6 +23,7 @@ from safelight.service.supervision.health import ServiceHealth
 from safelight.service.supervision.processes import adopt_orphans, kill_all
 from safelight.service.supervision.stop_request import StopRequest
 from safelight.service.supervision.watch import ProcessWatch
+from safelight.service.telemetry.logs import configure_logs, received_logs
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ START_SECONDS = 3600.0  # loading a large model from a slow disk takes long
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 5.0  # between questions to a service that is ready
 LOST_PROBE_SECONDS = 1.0
-STOP_SECONDS = 7.0  # beyond `shutdown_seconds`, for stopping Ray; then all processes are killed
+STOP_SECONDS = 6.0  # beyond `shutdown_seconds`, for stopping Ray; then all processes are killed
 KILL_SECONDS = 2.0
 
 
@@ -60,6 +61,7 @@ class Supervisor:
         self._processes = ProcessWatch()
         self._is_drained = self._is_serving = False
         self._keeps_logs = False
+        self._logs = ExitStack()
 
     def __enter__(self) -> Self:
         self._stop.is_deferred = True
@@ -68,6 +70,9 @@ class Supervisor:
             self._environment: ServiceEnvironment = make_environment(os.environ, self._address.reachable_host)
         except BadEnvironment as error:
             raise CannotServe(str(error)) from None
+        log_socket = self._logs.enter_context(received_logs(self._environment.folder))
+        self._settings = self._settings.updated(log_socket=self._settings.log_socket or log_socket)
+        configure_logs(self._settings, "supervisor")
         for note in self._environment.notes:
             logger.warning(note)
         try:
@@ -79,7 +84,7 @@ class Supervisor:
                 start_new_session=True,  # a terminal sends Ctrl-C to all processes of a session's foreground
             )
         except OSError as error:
-            self._environment.remove()
+            self._close()
             raise CannotServe(f"Ray's driver did not start: {error}") from None
         assert self._driver.stdin and self._driver.stdout
         self._reader = threading.Thread(
@@ -99,8 +104,7 @@ class Supervisor:
             survivors = kill_all(self._processes.known, KILL_SECONDS)
             for process in survivors:
                 logger.error("process %d cannot be killed", process.pid)
-            if not self._keeps_logs:
-                self._environment.remove()
+            self._close()
 
     def wait_until_ready(self, report_progress: ProgressCallback) -> str | None:
         """The service's URL when it is ready; None if a signal came first. Raises `CannotServe`."""
@@ -161,6 +165,11 @@ class Supervisor:
             self._is_drained = self._is_drained or event.text == STOPPING
         if not self._is_drained:
             raise ServiceLost(self._with_logs("stopped by force: the service did not answer"))
+
+    def _close(self) -> None:
+        self._logs.close()
+        if not self._keeps_logs:
+            self._environment.remove()
 
     def _next_event(self, wait: bool = True) -> Event | None:
         with suppress(queue.Empty):

@@ -184,10 +184,23 @@ def test_a_bad_request_gets_openais_error_object(
     assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_the_request_id_comes_back(http: httpx2.Client) -> None:
-    assert http.get("/livez", headers={"x-request-id": "job-17"}).headers.get_list("x-request-id") == [
-        "job-17"
-    ]
+@pytest.mark.parametrize("sent", ["job-17", "my request 1", "x" * 129, "a/b+c="])
+def test_a_request_has_one_id_everywhere(live_service: LiveService, http: httpx2.Client, sent: str) -> None:
+    """In the answer, its error, the accounting, and one line of the command's output."""
+    answer = http.post(ROUTE, json={"prompt": "x", "n": 0}, headers={"x-request-id": sent})
+    [request_id] = answer.headers.get_list("x-request-id")
+    assert (request_id == sent) == (sent == "job-17")
+    assert answer.json()["request_id"] == request_id
+    latest = http.get("/v1/accounting", params={"latest": 1}).json()["latest"]
+    assert [record["request_id"] for record in latest] == [request_id]
+
+    def lines() -> list[str]:
+        return [line for line in live_service.log.read_text().splitlines() if request_id in line]
+
+    wait_until(lambda: len(lines()) > 0)
+    [line] = lines()
+    assert f" warning gateway: request id={request_id} method=POST path={ROUTE} status=400 " in line
+    assert 'code=invalid_value param=n cause="n must be' in line
 
 
 def test_a_client_that_disconnects_frees_the_engine(http: httpx2.Client) -> None:

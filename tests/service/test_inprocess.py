@@ -90,6 +90,10 @@ def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, 
     params = make_params(prompt="a red apple", seed=5)
     expected = encode_image(pixels, output.format, output.compression, params, "tiny")
     assert stage._write_image(pixels, output, params) == expected
+    stage = inprocess.make_decode_stage(find_model("tiny"), Settings(model="tiny", mark_images=False))
+    stage.close()
+    assert b"trainedAlgorithmicMedia" in expected
+    assert b"trainedAlgorithmicMedia" not in stage._write_image(pixels, output, params)
 
 
 def test_large_libraries_are_imported_before_any_stage_has_a_thread() -> None:

@@ -38,6 +38,7 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
         ({"deadline_seconds": "inf"}, "deadline_seconds must be"),
         ({"max_pictures": "0"}, "more than 0"),
         ({"text_cache_bytes": "-1"}, "at least 0"),
+        ({"mark_images": "perhaps"}, "mark_images must be true or false, got 'perhaps'"),
         ({"max_rows": "1"}, "max_rows must be at least 2"),
         ({"encode_gpus": "inf"}, "encode_gpus must be at least 0 and finite, got inf"),
         ({"gateway_replicas": "0-2"}, "gateway_replicas must be at least 1"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.checkpoints.options import checked, refuse_unknown
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_part
 from safelight.models.families.spec import (
     Configs,
@@ -126,7 +127,9 @@ class ByteConditioning(TextConditioning):
     def description(self) -> str:
         return "the bytes of the prompt"
 
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> ByteTower:
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> ByteTower:
         return ByteTower()
 
     def check_fit(self, folder: Path) -> None:

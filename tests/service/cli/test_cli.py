@@ -1,6 +1,8 @@
 """The command line: refusals, output, and imports."""
 
+import errno
 import json
+import os
 import re
 import socket
 import subprocess
@@ -149,6 +151,54 @@ def test_every_flag_of_generate_reaches_the_image(
     assert "seed 5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("output", "flags", "reason"),
+    [
+        ("/proc/x.png", (), "cannot write /proc/x.png: "),
+        ("folder.png", (), "folder.png: Is a directory"),
+        ("x-1.png", ("-n", "2"), "x-1-1.png: Is a directory"),
+        (f"{'x' * 250}.png", ("-n", "3"), "File name too long"),
+        ("nowhere/x.png", ("-n", "3"), "there is no folder"),
+        ("/proc/x.safetensors", (), "cannot write /proc/x.safetensors: "),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    output: str,
+    flags: tuple[str, ...],
+    reason: str,
+) -> None:
+    for name in ("folder.png", "x-1-1.png"):
+        (tmp_path / name).mkdir()
+    for work in (
+        "safelight.service.cli.generate._draw",
+        "safelight.pipeline.assembly.encoder.build_text_encoder",
+    ):
+        monkeypatch.setattr(work, lambda *_: pytest.fail("the work began"))
+    command = "encode" if output.endswith(".safetensors") else "generate"
+    message = refusal(capsys, command, "x", "--model", "tiny", *flags, "-o", os.path.join(tmp_path, output))
+    assert reason in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "x-1-1.png"]
+
+
+def test_a_disk_that_fills_up_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def draw(*_: object) -> list[DecodeResult]:
+        return [DecodeResult(b"image", USAGE)]
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("safelight.service.cli.generate._draw", draw)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    output = tmp_path / "x.png"
+    assert "No space left" in refusal(capsys, "generate", "x", "--model", "tiny", "-o", str(output))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_seed_is_printed_and_the_suffix_selects_the_format(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -202,6 +252,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
             "import safelight.service.inprocess, safelight.service.stages.decode",
             {"torch", "ray", "fastapi"},
         ),
+        ("import safelight.pipeline.benchmark.report", {"diffusers", "open_clip", "torch._dynamo"}),
         (
             "from safelight.pipeline.catalog.served_models import find_model; find_model('tiny')",
             {"torch", "open_clip"},

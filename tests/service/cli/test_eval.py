@@ -150,6 +150,7 @@ def test_kept_images_are_not_rendered_again(
         (["--seed", "-1"], "--seed must be between 0 and"),
         (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl cannot be read"),
         (["--keep", "/nowhere"], "there is no folder /nowhere"),
+        (["--keep", "/proc"], "cannot write /proc/"),
     ],
 )
 def test_a_user_error_is_one_line(

@@ -91,6 +91,7 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
         "queue_seconds": 1.375,
         "truncated": False,
         "unknown_words": ["blorp"],
+        "prompt_syntax": ["[x]"],
         "batch_invariant": True,
     }
 
@@ -121,11 +122,21 @@ def test_null_means_the_default(client: TestClient, backend: FakeBackend) -> Non
     assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
 
 
+@pytest.mark.parametrize(("sent", "applied"), [(0, 1.0), (0.5, 1.0), (1, 1.0), (1.5, 1.5), (None, 4.0)])
+def test_no_guidance_is_asked_for_as_in_diffusers(
+    client: TestClient, backend: FakeBackend, sent: float | None, applied: float
+) -> None:
+    """Any scale up to 1 is off, so that the prompt counts; the answer says what was applied."""
+    answer = client.post(ROUTE, json={"prompt": "p", "guidance_scale": sent, "seed": 0}).json()
+    assert answer["usage"]["safelight"]["guidance_scale"] == applied
+    assert backend.drawn[-1][0] == make_params(prompt="p", guidance_scale=applied, seed=0)
+
+
 def test_zero_is_not_the_default(client: TestClient, backend: FakeBackend) -> None:
     fields = {"prompt": "p", "guidance_scale": 0, "seed": 0, "output_format": "jpeg", "output_compression": 0}
     assert client.post(ROUTE, json=fields).status_code == 200
     assert backend.drawn[-1] == (
-        make_params(prompt="p", guidance_scale=0.0, seed=0),
+        make_params(prompt="p", guidance_scale=1.0, seed=0),
         ImageFormat("jpeg", 0),
     )
 
@@ -197,8 +208,17 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
     ({"output_compression": 101}, "output_compression", "between 0 and 100"),
     ({"response_format": "url"}, "response_format", "no image store"),
-    ({"stream": True}, "stream", "not supported yet"),
-    ({"partial_images": 2}, "partial_images", "not supported yet"),
+    ({"stream": True}, "stream", "streaming is not supported yet; allowed: false."),
+    ({"stream": "false"}, "stream", 'stream must be false; got "false".'),
+    ({"stream": 1}, "stream", "stream must be false; got 1."),
+    ({"partial_images": 2}, "partial_images", "previews are not supported yet; allowed: 0."),
+    ({"partial_images": "0"}, "partial_images", 'partial_images must be 0; got "0".'),
+    ({"partial_images": -1}, "partial_images", "partial_images must be 0; got -1."),
+    ({"response_format": "url"}, "response_format", "url is not supported yet"),
+    ({"response_format": "base64"}, "response_format", 'response_format must be b64_json; got "base64".'),
+    ({"response_format": ["url"]}, "response_format", 'response_format must be b64_json; got ["url"].'),
+    ({"n": [1] * 90}, "n", f"between 1 and 10; got [{'1, ' * 33}..."),
+    ({"prompt": "x" * 4001}, "prompt", "not blank; got 4001 characters."),
     ({"quality": 3}, "quality", "a string"),
     ({"frame_count": "two"}, "frame_count", "an integer"),
     ({"svg": []}, "svg", "an object"),

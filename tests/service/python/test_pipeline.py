@@ -75,6 +75,8 @@ def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline: safelight.Pipeli
     assert (tmp_path / "apple.webp").read_bytes()[8:12] == b"WEBP"
     with pytest.raises(safelight.SafelightError, match="saved as .webp; got 'apple.png'"):
         image.save(tmp_path / "apple.png")
+    with pytest.raises(safelight.SafelightError, match="there is no folder"):
+        image.save(tmp_path / "nowhere" / "apple.webp")
 
 
 @pytest.mark.parametrize(

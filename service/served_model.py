@@ -1,0 +1,53 @@
+"""The model that the settings describe: its folder, its name, what is read of it, and its defaults."""
+
+from safelight.models.checkpoints.read_options import ReadOptions
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.request_defaults import RequestDefaults, with_defaults
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.errors import InvalidParams
+from safelight.service.model_values import EVERY_MODEL, value_for
+from safelight.service.settings import BadSetting, Settings
+
+# The setting of each parameter that an operator's default may make impossible.
+SETTINGS_OF_PARAMS = {
+    "num_steps": "default_steps",
+    "guidance_scale": "default_guidance",
+    "solver": "default_solver",
+    "size": "default_size",
+}
+
+
+def find_served_model(settings: Settings) -> ModelInfo:
+    """The model of `settings`.
+
+    Raises `UnknownModel` if it cannot be served, and `BadSetting` for a default that it cannot serve.
+    """
+    model = find_model(settings.model, read_options(settings), settings.served_name)
+    defaults = request_defaults(settings, model.names)
+    try:
+        return with_defaults(model, defaults)
+    except InvalidParams as error:
+        name = SETTINGS_OF_PARAMS.get(error.param, error.param)
+        raise BadSetting(f"{name}: {error}") from None
+
+
+def read_options(settings: Settings) -> ReadOptions:
+    """What is read of the model's folder."""
+    return ReadOptions(settings.variant, settings.allow_unknown_config)
+
+
+def request_defaults(settings: Settings, names: tuple[str, ...]) -> RequestDefaults:
+    """The operator's defaults for the model that is called by any of `names`.
+
+    Raises `BadSetting` for a default of a model that is not served.
+    """
+    values = settings.model_defaults()
+    for setting, by_name in values.items():
+        if unknown := [name for name in by_name if name not in (EVERY_MODEL, *names)]:
+            raise BadSetting(f"{setting} names {unknown[0]!r}, which is not served; served: {names[0]}")
+    return RequestDefaults(
+        num_steps=value_for(values["default_steps"], names),
+        guidance_scale=value_for(values["default_guidance"], names),
+        solver=value_for(values["default_solver"], names),
+        size=value_for(values["default_size"], names),
+    )
