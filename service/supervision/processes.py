@@ -35,11 +35,14 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def title_of(process: psutil.Process) -> str:
-    """What the process calls itself, such as `raylet` or `ray::ServeController`; empty if it has ended."""
+    """What the process calls itself, such as `raylet` or `ray::ServeController`; empty if it has ended.
+
+    Without the method that an actor of Ray runs, which it adds.
+    """
     try:
         command = process.cmdline()
         title = command[0] if command else ""
-        return title.split()[0] if title.startswith("ray::") else str(process.name())
+        return title.split()[0].split(".")[0] if title.startswith("ray::") else str(process.name())
     except (psutil.Error, IndexError):
         return ""
 
