@@ -32,6 +32,7 @@ from safelight.service.telemetry.logs import configure_logs
 
 STOP = b"stop\n"
 BEAT_SECONDS = 5.0
+JOIN_SECONDS = 1.0
 FAILED = 1
 FAILURES = ("UNHEALTHY", "DEPLOY_FAILED")  # of Serve's status of a deployment
 GONE = "Ray has given up this machine: its raylet does not answer"
@@ -89,8 +90,10 @@ def main() -> int:
         return FAILED
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all processes of a service
     events.send("ready", url)
-    threading.Thread(target=_report_health, args=(events,), daemon=True).start()
+    health = threading.Thread(target=_report_health, args=(events, should_stop), daemon=True)
+    health.start()
     should_stop.wait()
+    health.join(JOIN_SECONDS)  # Serve's status would start Ray anew after its end
     stop_service(settings, report_progress)
     return 0
 
@@ -116,24 +119,25 @@ def _obey(commands: BinaryIO, should_stop: threading.Event) -> None:
     os._exit(FAILED)
 
 
-def _report_health(events: Events) -> None:
+def _report_health(events: Events, should_stop: threading.Event) -> None:
     """Tell at intervals that Ray and Serve answer; tells nothing while they do not."""
-    pause = threading.Event()
-    while not pause.wait(BEAT_SECONDS):
+    while not should_stop.wait(BEAT_SECONDS):
         try:
-            events.send(*_health())
+            events.send(*_health(should_stop))
         except OSError:  # the supervisor is dead
             return
         except Exception:  # Ray raises plain `Exception`s; it may answer again
             continue
 
 
-def _health() -> tuple[Kind, str]:
+def _health(should_stop: threading.Event) -> tuple[Kind, str]:
     import ray
     from ray import serve
 
     if not any(node["Alive"] for node in ray.nodes()):
         return "lost", GONE
+    if should_stop.is_set():
+        return "beat", ""
     application = serve.status().applications.get(APPLICATION)
     stages = application.deployments.items() if application else ()
     for name, stage in stages:

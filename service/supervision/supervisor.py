@@ -34,7 +34,8 @@ POLL_SECONDS = 0.5
 PROBE_SECONDS = 5.0  # between questions to a service that is ready
 LOST_PROBE_SECONDS = 1.0
 STOP_SECONDS = 6.0  # beyond `shutdown_seconds`, for stopping Ray; then all processes are killed
-KILL_SECONDS = 2.0
+END_SECONDS = 9.0  # beyond `shutdown_seconds`, after which also a killed process is not waited for
+KILL_SECONDS = 10.0  # without a signal
 
 
 class ServiceLost(Exception):
@@ -101,9 +102,8 @@ class Supervisor:
             if self._is_serving and error is None:
                 self._finish()
         finally:
-            survivors = kill_all(self._processes.known, KILL_SECONDS)
-            for process in survivors:
-                logger.error("process %d cannot be killed", process.pid)
+            for process in kill_all(self._processes.known, self._kill_seconds()):
+                logger.error("process %d was killed and has not ended yet", process.pid)
             self._close()
 
     def wait_until_ready(self, report_progress: ProgressCallback) -> str | None:
@@ -165,6 +165,12 @@ class Supervisor:
             self._is_drained = self._is_drained or event.text == STOPPING
         if not self._is_drained:
             raise ServiceLost(self._with_logs("stopped by force: the service did not answer"))
+
+    def _kill_seconds(self) -> float:
+        if self._stop.made_at is None:
+            return KILL_SECONDS
+        end = self._stop.made_at + self._settings.shutdown_seconds + END_SECONDS
+        return max(0.0, end - time.monotonic())
 
     def _close(self) -> None:
         self._logs.close()

@@ -20,7 +20,7 @@ REPLACED = (
     "ray::ProxyActor",
     "ray::ServeController",
 )
-UNNEEDED = ("monitor.py", "log_monitor.py")
+UNNEEDED = ("/monitor.py", "/log_monitor.py")
 
 
 def kill(command: ServeCommand, title: str) -> psutil.Process:
