@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.environments.namespaces import NAMELESS_USER, READ_ONLY_ROOT, in_mounts, require
 from tests.environments.recording_proxy import recording_proxy
-from tests.environments.serve_command import SERVE, ServeCommand, serve_command
+from tests.environments.serve_command import PATIENCE, SERVE, ServeCommand, serve_command
 from tests.live import free_port
 
 CLEAN = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
@@ -146,15 +147,18 @@ def test_of_two_services_on_one_port_one_is_refused(tmp_path: Path) -> None:
         serve_command(tmp_path, *options, env=CLEAN) as first,
         serve_command(tmp_path, *options, env=CLEAN) as second,
     ):
-        first.until(
-            lambda: (
-                None in (first.process.poll(), second.process.poll())
-                and (second.process.poll() == 2 or "Safelight serves" in first.log)
-            )
-        )
-        loser = second if second.process.wait(60.0) == 2 else first
+        wait_for_the_end_of_one(first, second)
+        winner, loser = (first, second) if first.process.poll() is None else (second, first)
+        assert loser.end() == 2
         assert "Address already in use" in loser.log
-        check_service(first if loser is second else second)
+        check_service(winner)
+
+
+def wait_for_the_end_of_one(*commands: ServeCommand) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while all(command.process.poll() is None for command in commands):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
 
 
 @pytest.fixture
