@@ -51,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
         )
         try:
             with reserved(find_address(settings.host, settings.port)) as address:
-                return _serve(settings.updated(host=address.host, port=address.port), address, stop)
+                settings = settings.updated(host=address.host, port=address.port)
+                model = model_of(settings)  # an unknown model is refused before anything is started
+                if settings.model not in list_model_names():
+                    _check_folder(settings)
+                return _serve(settings, model, address, stop)
         except BadAddress as error:
             raise UserError(str(error)) from None
     return 0
@@ -83,13 +87,10 @@ def _check_folder(settings: Settings) -> None:
         raise UserError("; ".join(faults))
 
 
-def _serve(settings: Settings, address: Address, stop: StopRequest) -> int:
+def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopRequest) -> int:
     from safelight.service.local import CannotServe
     from safelight.service.supervision.supervisor import ServiceLost, Supervisor
 
-    model = model_of(settings)  # an unknown model is refused before anything is started
-    if settings.model not in list_model_names():
-        _check_folder(settings)
     try:
         with Supervisor(settings, address, stop) as service:
             with progress("loading Ray") as report_progress:
