@@ -25,6 +25,7 @@ class ServeCommand:
 
     def __init__(self, folder: Path, *options: str, env: Mapping[str, str], prefix: tuple[str, ...] = ()):
         self._mark = uuid.uuid4().hex
+        self._below: set[psutil.Process] = set()
         self._log = folder / f"{self._mark}.log"
         command = [*prefix, *SERVE, *(options if "--port" in options else (*options, "--port", "0"))]
         with self._log.open("wb") as out:
@@ -59,11 +60,21 @@ class ServeCommand:
             return False
 
     def processes(self) -> list[psutil.Process]:
-        """All processes of this run, wherever they have gone."""
-        found = []
+        """All processes of this run, wherever they have gone.
+
+        Some overwrite their environment with their title; they are known as descendants.
+        """
+        if self.process.poll() is None:
+            self._below.update(psutil.Process(self.process.pid).children(recursive=True))
+        found = [
+            process
+            for process in self._below
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        ]
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                is_marked = process.environ().get(MARK) == self._mark
+                if is_marked and process.status() != psutil.STATUS_ZOMBIE and process not in found:
                     found.append(process)
             except psutil.Error:
                 continue
