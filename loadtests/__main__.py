@@ -20,7 +20,7 @@ from loadtests.accounting import compare
 from loadtests.measure import Load, Measurement, measure
 from loadtests.replay import was_behind_schedule
 from loadtests.report import phases_table, targets_table, write_record, write_report
-from loadtests.service import CannotStart, Service, service
+from loadtests.service import CannotStart, Service, keep_loopback_direct, service
 from loadtests.subprocesses import bench_engine, run_spike
 from loadtests.traces import InvalidTrace, ScheduledRequest, read_trace
 from loadtests.verdicts import EngineAlone, Thresholds, Verdict, judge
@@ -31,6 +31,7 @@ MISSED, NOT_MEASURED = 1, 2
 def main() -> int:
     """Run the load test that the command line describes; returns the exit status."""
     args = _parser().parse_args()
+    keep_loopback_direct()
     folder = Path(args.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,28 @@
 """The service's settings, and the only module that reads the environment (prefix `SAFELIGHT_`)."""
 
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
+from safelight.service.runtime.ignored_variables import describe_ignored, is_ignored
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
@@ -107,6 +119,31 @@ Count = Annotated[int, AfterValidator(_check_not_negative)]
 Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
 StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
 ModelValues = Annotated[str, AfterValidator(_check_model_values)]
+
+
+class _EnvironmentSource(EnvSettingsSource):
+    """The environment, without variables that set nothing."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return _without_ignored(super().get_field_value(field, field_name))
+
+
+class _FolderSource(SecretsSettingsSource):
+    """The folder `secrets_dir`, without files that set nothing."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return _without_ignored(super().get_field_value(field, field_name))
+
+
+def _without_ignored(found: tuple[Any, str, bool]) -> tuple[Any, str, bool]:
+    value, key, is_complex = found
+    return (None if isinstance(value, str) and is_ignored(value) else value), key, is_complex
+
+
+@cache
+def _warn_of_ignored(description: str) -> None:
+    """Once a process: settings are made more than once."""
+    logger.warning("environment variables without effect: %s", description)
 
 
 class Settings(BaseSettings):
@@ -318,7 +355,20 @@ class Settings(BaseSettings):
         "at start.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *defaults: PydanticBaseSettingsSource, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        folder = sources["file_secret_settings"].secrets_dir
+        return (
+            sources["init_settings"],
+            _EnvironmentSource(settings_cls),
+            _FolderSource(settings_cls, secrets_dir=folder),
+        )
+
     def __init__(self, **values: Any):
+        if description := describe_ignored(os.environ, PREFIX):
+            _warn_of_ignored(description)
         folder = values.get("secrets_dir") or os.environ.get(f"{PREFIX}SECRETS_DIR") or None
         try:
             super().__init__(_secrets_dir=folder if folder and Path(folder).is_dir() else None, **values)
@@ -346,11 +396,11 @@ class Settings(BaseSettings):
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
-    """Settings from `values`, where a None leaves the setting to the environment and the defaults.
+    """Settings from `values`, where None or an empty text leaves the setting to environment and defaults.
 
     Raises `BadSetting`.
     """
-    return Settings(**{name: value for name, value in values.items() if value is not None})
+    return Settings(**{name: value for name, value in values.items() if value not in (None, "")})
 
 
 def may_sleep(settings: Settings) -> frozenset[str]:

@@ -22,7 +22,10 @@ os.environ |= {
 # A shell starts background processes with SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from safelight.service.runtime.environment import keep_loopback_direct  # noqa: E402
 from tests.live import LiveService, serving  # noqa: E402
+
+keep_loopback_direct()  # a proxy of the developer's environment must not get requests to this machine
 
 pytest_plugins = ("tests.needs", "tests.skips", "tests.workers")
 TESTS = Path(__file__).parent

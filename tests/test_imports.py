@@ -70,7 +70,7 @@ ARROWS: dict[str, str] = {
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
     "service.model_values": "",
-    "service.settings": "service.model_values",
+    "service.settings": "service.model_values service.runtime",
     "service.served_model": (
         "models.checkpoints pipeline.catalog pipeline.errors service.model_values service.settings"
     ),
@@ -106,9 +106,9 @@ ARROWS: dict[str, str] = {
     ),
     "service.app": "service.backend service.ray_serve service.served_model service.settings",
     "service.local": (
-        "pipeline.capacity pipeline.catalog service.app service.served_model service.settings "
-        "service.telemetry"
+        "pipeline.capacity pipeline.catalog service.app service.runtime service.served_model service.settings"
     ),
+    "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.

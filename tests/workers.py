@@ -20,6 +20,8 @@ RAY_FILES = (
     "tests/test_readme.py",
     "tests/e2e/test_autoscaling.py",
     "tests/chaos/test_conservation.py",
+    "tests/environments/test_start.py",
+    "tests/environments/test_death.py",
     "tests/service/telemetry/test_tracing.py",
     "tests/e2e/test_families.py",
     "tests/test_wheel.py",

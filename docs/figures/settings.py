@@ -22,6 +22,10 @@ A value is taken from the first of these that has one:
 3. a file of that name in the folder `secrets_dir`;
 4. the default.
 
+A value that is empty, or the address of a Kubernetes Service or a linked container such as
+`tcp://10.43.1.39:8000`, sets nothing: Kubernetes defines `{PREFIX}PORT` in every pod of a namespace that has
+a Service called `safelight`. A log line names the variables that are ignored.
+
 A number must be finite, and more than 0 unless its row, or the row that it refers to, says what 0 means.
 An invalid value is refused at start, in one sentence that names the setting. Settings are read once: a
 change takes effect when the service is started again or redeployed.

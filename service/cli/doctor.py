@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -102,12 +101,12 @@ def _check_ray() -> CheckResult:
 
 
 def _check_port(settings: Settings) -> CheckResult:
-    """Listen on the service's port for a moment."""
+    """Take the service's port for a moment."""
     from safelight.pipeline.calibration.checks import CheckResult
+    from safelight.service.runtime.addresses import BadAddress, find_address, reserved
 
-    address = f"{settings.port} of {settings.host}"
     try:
-        socket.create_server((settings.host, settings.port)).close()
-    except OSError as error:
-        return CheckResult("port", False, f"{address}: {error.strerror or error}")
-    return CheckResult("port", True, f"{address} is free")
+        with reserved(find_address(settings.host, settings.port)) as address:
+            return CheckResult("port", True, f"{settings.port} of {address.host} is free")
+    except BadAddress as error:
+        return CheckResult("port", False, str(error))

@@ -7,15 +7,15 @@ Ray keeps in the session's folder.
 
 import json
 import logging
+import os
 import re
 import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from safelight.service.settings import Settings
@@ -93,16 +93,14 @@ def configure_logs(settings: Settings, process: str) -> None:
 
 
 @contextmanager
-def received_logs() -> Iterator[str]:
+def received_logs(folder: Path) -> Iterator[str]:
     """Write the lines that other processes send to this process's stderr; yields the path of the socket.
 
-    At the end, every line that was sent before is written.
+    The socket is made in `folder`. At the end, every line that was sent before is written, unless nobody
+    reads stderr.
     """
-    with (
-        TemporaryDirectory(prefix="safelight-", dir=_socket_folder()) as folder,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
-    ):
-        path = str(Path(folder) / "log")
+    path = str(folder / "log")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(path)
         thread = threading.Thread(target=_relay, args=(receiver,), name="logs", daemon=True)
         thread.start()
@@ -110,15 +108,11 @@ def received_logs() -> Iterator[str]:
             yield path
         finally:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.sendto(b"", path)
-            thread.join()
-
-
-def _socket_folder() -> str | None:
-    """A folder whose path is short: that of a socket has at most 107 bytes."""
-    from tempfile import gettempdir
-
-    return None if len(gettempdir().encode()) < 60 else "/tmp"
+                sender.settimeout(SEND_SECONDS)
+                with suppress(OSError):
+                    sender.sendto(b"", path)
+            thread.join(SEND_SECONDS)
+            os.unlink(path)
 
 
 def _relay(receiver: socket.socket) -> None:

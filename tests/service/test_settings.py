@@ -101,3 +101,21 @@ def test_an_update_is_validated() -> None:
     assert settings.updated(port="2") == Settings(port=2, admin_key="hidden")
     with pytest.raises(BadSetting, match="port must be between"):
         settings.updated(port=-1)
+
+
+def test_variables_of_kubernetes_and_empty_values_set_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the environment, in files, and as arguments; a file holds what a variable does not."""
+    for name in Settings.model_fields:
+        if name != "secrets_dir":
+            monkeypatch.setenv(f"SAFELIGHT_{name.upper()}", "")
+    monkeypatch.setenv("SAFELIGHT_PORT", "tcp://10.43.1.39:8000")
+    monkeypatch.setenv("SAFELIGHT_SERVICE_HOST", "10.43.1.39")
+    (tmp_path / "SAFELIGHT_PORT").write_text("81\n")
+    (tmp_path / "SAFELIGHT_MAX_ROWS").write_text("\n")
+    settings = read_settings({"secrets_dir": str(tmp_path), "model": "", "host": ""})
+    assert settings == Settings(secrets_dir=str(tmp_path), port=81)
+    assert (settings.port, settings.max_rows) == (81, Settings.model_fields["max_rows"].default)
+    [line] = [record.getMessage() for record in caplog.records if "without effect" in record.getMessage()]
+    assert "SAFELIGHT_PORT, SAFELIGHT_SERVICE_HOST (service discovery" in line and "SAFELIGHT_HOST," in line

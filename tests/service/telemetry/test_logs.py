@@ -77,21 +77,23 @@ def numbers(output: str) -> list[int]:
     return [json.loads(line)["number"] for line in output.splitlines()]
 
 
-def test_the_command_writes_every_line_once_and_in_order(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_every_line_once_and_in_order(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """More lines than the socket holds, from this process and from another."""
     program = (
         "import sys, tests.service.telemetry.test_logs as t;"
         "t.write_lines(sys.argv[1]); t.write_lines(sys.argv[1])"
     )
-    with received_logs() as path:
+    with received_logs(tmp_path) as path:
         subprocess.run([sys.executable, "-c", program, path], check=True, cwd=Path(__file__).parents[3])
         write_lines(path)
     assert numbers(capfd.readouterr().err) == [*range(50)] * 3
     assert not Path(path).exists()
 
 
-def test_lines_without_a_command_are_written_here(capfd: pytest.CaptureFixture[str]) -> None:
-    with received_logs() as path:
+def test_lines_without_a_command_are_written_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with received_logs(tmp_path) as path:
         configure_logs(Settings(log_socket=path, log_format="json"), "test")
         logger.info("before", extra={"fields": {"number": 1}})
     logger.info("after", extra={"fields": {"number": 2}})
@@ -107,8 +109,8 @@ def test_the_level_and_the_form_are_those_of_the_settings(capfd: pytest.CaptureF
     assert re.fullmatch(r"\S+Z warning decode: yes\n", err)
 
 
-def test_a_very_long_line_is_cut(capfd: pytest.CaptureFixture[str]) -> None:
-    with received_logs() as path:
+def test_a_very_long_line_is_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with received_logs(tmp_path) as path:
         configure_logs(Settings(log_socket=path), "test")
         logger.info("x" * 500_000)
     assert 50_000 < len(capfd.readouterr().err) < 61_000
