@@ -40,9 +40,9 @@ def restored_logger() -> Iterator[None]:
 
 
 def record(message: str, **fields: Any) -> logging.LogRecord:
-    made = logging.LogRecord("safelight.x", logging.WARNING, __file__, 1, message, (), None)
-    made.created, made.fields, made.safelight_process = 1.25, fields, "gateway"
-    return made
+    result = logging.LogRecord("safelight.x", logging.WARNING, __file__, 1, message, (), None)
+    result.created, result.fields, result.safelight_process = 1.25, fields, "gateway"
+    return result
 
 
 def test_a_line_of_json() -> None:
