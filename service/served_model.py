@@ -5,7 +5,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.request_defaults import RequestDefaults, with_defaults
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.errors import InvalidParams
-from safelight.service.model_values import EVERY_MODEL, value_for
+from safelight.service.model_values import value_for
 from safelight.service.settings import BadSetting, Settings
 
 # The setting of each parameter that an operator's default may make impossible.
@@ -28,7 +28,7 @@ def find_served_model(settings: Settings) -> ModelInfo:
         return with_defaults(model, defaults)
     except InvalidParams as error:
         name = SETTINGS_OF_PARAMS.get(error.param, error.param)
-        raise BadSetting(f"{name}: {error}") from None
+        raise BadSetting(str(error).replace(error.param, name, 1)) from None
 
 
 def read_options(settings: Settings) -> ReadOptions:
@@ -39,12 +39,13 @@ def read_options(settings: Settings) -> ReadOptions:
 def request_defaults(settings: Settings, names: tuple[str, ...]) -> RequestDefaults:
     """The operator's defaults for the model that is called by any of `names`.
 
-    Raises `BadSetting` for a default of a model that is not served.
+    Values for other models are left to the services of those, which may share the setting. Raises
+    `BadSetting` for a setting that has values for other models only.
     """
     values = settings.model_defaults()
     for setting, by_name in values.items():
-        if unknown := [name for name in by_name if name not in (EVERY_MODEL, *names)]:
-            raise BadSetting(f"{setting} names {unknown[0]!r}, which is not served; served: {names[0]}")
+        if by_name and value_for(by_name, names) is None:
+            raise BadSetting(f"{setting} has no value for {names[0]}, only for {', '.join(by_name)}")
     return RequestDefaults(
         num_steps=value_for(values["default_steps"], names),
         guidance_scale=value_for(values["default_guidance"], names),

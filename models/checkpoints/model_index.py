@@ -13,9 +13,16 @@ def read_part_class(folder: Path, part: str) -> str | None:
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
-def is_left_out(folder: Path, part: str) -> bool:
-    """Whether `model_index.json` has null or nothing for `part`: diffusers then does without it."""
-    return _is_null(read_json(folder / INDEX).get(part))
+def has_optional_part(folder: Path, part: str, tokenizer: str | None) -> bool:
+    """Whether the checkpoint in `folder` has an optional `part`, which may have a `tokenizer`.
+
+    As in diffusers, null or nothing for either in `model_index.json` means without, even if the part's folder
+    is there.
+    """
+    if not (folder / part).is_dir():
+        return False
+    index = read_json(folder / INDEX)
+    return not any(_is_null(index.get(entry)) for entry in (part, tokenizer) if entry is not None)
 
 
 def is_null(folder: Path, part: str) -> bool:

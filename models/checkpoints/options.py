@@ -74,8 +74,8 @@ def refuse_unknown(
     rest = sorted(
         key for key, value in config.items() if value and not key.startswith("_") and key not in allowed
     )
-    if known := [key for key in rest if key in (*unsupported, *UNSUPPORTED)]:
-        raise CheckpointError(f"not supported: {', '.join(known)}")
+    if keys := [key for key in rest if key in (*unsupported, *UNSUPPORTED)]:
+        raise CheckpointError(f"not supported: {', '.join(keys)}")
     if rest:
         raise UnknownOptions(rest)
 

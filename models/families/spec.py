@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
-from safelight.models.checkpoints.model_index import is_left_out
+from safelight.models.checkpoints.model_index import has_optional_part
 from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.checkpoints.weight_files import list_variants
 from safelight.models.text.label import Labels
@@ -234,15 +234,8 @@ def read_transformer(folder: Path) -> PartConfig:
 
 
 def has_part(folder: Path, part: Part) -> bool:
-    """Whether the checkpoint in `folder` has `part`: only an optional part may be missing.
-
-    As in diffusers, an optional part is left out if `model_index.json` has null for it or its tokenizer,
-    even if its folder is there.
-    """
-    if not part.is_optional:
-        return True
-    entries = [part.folder, *([part.tokenizer] if part.tokenizer else [])]
-    return (folder / part.folder).is_dir() and not any(is_left_out(folder, entry) for entry in entries)
+    """Whether the checkpoint in `folder` has `part`: only an optional part may be missing."""
+    return not part.is_optional or has_optional_part(folder, part.folder, part.tokenizer)
 
 
 def check_variant(folder: Path, family: Family, variant: str) -> None:

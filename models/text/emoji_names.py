@@ -13,18 +13,18 @@ from safelight.models.checkpoints.json_files import CheckpointError, read_json
 
 FILE = "emoji_names.json"
 TONES = "\U0001f3fb-\U0001f3ff"
-PICTURES = (
+PICTOGRAPHS = (
     "\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u23ff\u24c2\u25a0-\u27bf\u2900-\u297f\u2b00-\u2bff"
     "\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 )
 ELEMENT = (
     "(?:[\U0001f1e6-\U0001f1ff]{2}"
     "|[0-9#*]\ufe0f?\u20e3"
-    f"|[{PICTURES}](?:[\ufe0e\ufe0f]|[{TONES}])*[\U000e0020-\U000e007f]*)"
+    f"|[{PICTOGRAPHS}](?:[\ufe0e\ufe0f]|[{TONES}])*[\U000e0020-\U000e007f]*)"
 )
 EMOJI = re.compile(f"{ELEMENT}(?:\u200d{ELEMENT})*")
 # Signs of ordinary text, such as the one of a trade mark, are emoji only if a selector says so.
-FIRST_PICTURE = "\u2190"
+FIRST_PICTOGRAPH = "\u2190"
 EMOJI_SELECTOR, JOINER = "\ufe0f", "\u200d"
 NOT_IN_NAMES = re.compile(f"[\ufe0e\ufe0f{TONES}]")
 # Couples have one character; with a skin tone for each person they are sequences.
@@ -60,7 +60,7 @@ def split_emoji(text: str) -> Iterator[tuple[str, bool]]:
     """`text` in pieces: each emoji, and what is between; the flag says which."""
     end = 0
     for match in EMOJI.finditer(text):
-        if match[0] < FIRST_PICTURE and not {EMOJI_SELECTOR, JOINER, "\u20e3"} & set(match[0]):
+        if match[0] < FIRST_PICTOGRAPH and not {EMOJI_SELECTOR, JOINER, "\u20e3"} & set(match[0]):
             continue
         yield text[end : match.start()], False
         yield match[0], True

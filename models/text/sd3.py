@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
-from safelight.models.checkpoints.model_index import is_left_out
+from safelight.models.checkpoints.model_index import has_optional_part
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.text.bpe import NUM_TOKENS, SPECIAL_TOKENS, BytePairs
 from safelight.models.text.config import SD3_T5_TOKENS, ClipTextConfig, T5EncoderConfig
@@ -98,11 +98,8 @@ def _load_t5(folder: Path, device: torch.device | str, dtype: torch.dtype, optio
 
 
 def has_t5(folder: Path) -> bool:
-    """Whether the checkpoint has its optional T5, 4.8 of the 5.6 billion parameters of the text encoders.
-
-    As in diffusers, `model_index.json` decides: null for the encoder or its tokenizer means without.
-    """
-    return (folder / T5).is_dir() and not any(is_left_out(folder, part) for part in (T5, T5_TOKENIZER))
+    """Whether the checkpoint has its optional T5, 4.8 of the 5.6 billion parameters of the text encoders."""
+    return has_optional_part(folder, T5, T5_TOKENIZER)
 
 
 def fitting_sizes(folder: Path) -> tuple[int, int]:

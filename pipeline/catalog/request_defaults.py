@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from safelight.pipeline.catalog.model_info import ModelInfo, check_params
+from safelight.pipeline.catalog.model_info import ModelInfo, applied_guidance_scale, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 
@@ -18,10 +18,14 @@ class RequestDefaults:
     size: tuple[int, int] | None = None  # (width, height) in pixels
 
     def changes(self) -> dict[str, Any]:
-        """The defaults that are given, by their names in `ModelInfo` and `ModelProfile`."""
+        """The defaults that are given, by their names in `ModelInfo` and `ModelProfile`.
+
+        A guidance scale is the one that a request for it gets, so that no measurement counts another.
+        """
+        guidance_scale = self.guidance_scale
         values = {
             "num_steps": self.num_steps,
-            "guidance_scale": self.guidance_scale,
+            "guidance_scale": None if guidance_scale is None else applied_guidance_scale(guidance_scale),
             "solver": self.solver,
             "request_size": self.size,
         }

@@ -28,7 +28,8 @@ class Renderer:
         self._model = model
         self._folder = folder
         quantized = "" if quantization == "none" else quantization
-        self._weights = _digest(model.path) + quantized if folder else ""
+        # of all weight files, whichever variant is read
+        self._weights = _digest(model.path) + model.read_options.variant + quantized if folder else ""
 
     def render(
         self, requests: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None

@@ -11,7 +11,7 @@ from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import note, note_ignored, progress
-from safelight.service.runtime.output_files import CannotWrite, check_writable, replaced_file
+from safelight.service.runtime.output_files import CannotWrite, check_writable, write_file
 
 if TYPE_CHECKING:
     from safelight.pipeline.engine.text_encoder import TextStates
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 def _encode(model: ModelInfo, prompt: str, path: Path) -> TextStates:
     """Encode `prompt`, and write the file. Raises `UserError` and `CannotWrite`."""
     with progress("loading the text encoder"):
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from safelight.pipeline.assembly.encoder import build_text_encoder
 
@@ -60,6 +60,5 @@ def _encode(model: ModelInfo, prompt: str, path: Path) -> TextStates:
         tensors = {"states": text.states, "mask": text.mask}
         if text.pooled is not None:
             tensors["pooled"] = text.pooled
-        with replaced_file(path) as partial:
-            save_file({name: tensor[None].contiguous() for name, tensor in tensors.items()}, partial)
+        write_file(path, save({name: tensor[None].contiguous() for name, tensor in tensors.items()}))
     return text

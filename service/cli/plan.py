@@ -135,6 +135,8 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     _check(args)
     settings = settings_of(**model_settings(args))
+    if settings.model in list_published():
+        _check_published(args, settings.model)
     with progress("reading the model") as say:
         model, profile = _find_profile(settings)
         spec = _image_spec(args, profile)
@@ -180,6 +182,16 @@ def _check_service(args: argparse.Namespace) -> None:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(
                 f"{flag} has no effect with --service, which measures its own speed; leave it out"
+            )
+
+
+def _check_published(args: argparse.Namespace, model: str) -> None:
+    """Raise `UserError` for flags that have no effect on a published checkpoint."""
+    for name in ("variant", "allow_unknown_config"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} has no effect on {model}, which is planned without a folder; leave it out"
             )
 
 

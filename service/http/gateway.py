@@ -200,7 +200,7 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
 
 
 def _describe_request(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
-    """The request as its log line tells it; the prompt only if the settings say so."""
+    """What the log line says about the request; the prompt only if the settings say so."""
     first = params[0]
     fields: dict[str, Any] = {
         "images": len(params),

@@ -32,7 +32,6 @@ class Envelope:
         scope.setdefault("state", {})["request_id"] = request_id
         fields = start_log(scope)
         status = 0  # until the answer starts
-        failure: Exception | None = None
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -50,12 +49,12 @@ class Envelope:
             status = status or CLIENT_GONE
             raise
         except Exception as error:
-            failure, answer = error, as_service_error(error)
+            answer = as_service_error(error)
             fields |= describe_error(error, answer)
             if not status:
                 await error_response(answer, request_id)(scope, receive, send_with_headers)
         finally:
-            write_line(scope, status, time.perf_counter() - started, fields, failure)
+            write_line(scope, status, time.perf_counter() - started, fields)
 
 
 def error_response(error: ServiceError, request_id: str) -> Response:

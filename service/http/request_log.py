@@ -1,6 +1,7 @@
 """One log line for each request: what was asked, how it ended and why."""
 
 import logging
+import traceback
 from typing import Any
 
 from starlette.types import Scope
@@ -10,7 +11,7 @@ from safelight.service.errors import InvalidRequest, ServiceError
 logger = logging.getLogger(__name__)
 
 KEY = "request_log"  # in the scope's state
-MAX_CAUSE = 1000  # characters
+MAX_TEXT = 1000  # characters of a path or a cause
 TEXT_FIELDS = ("prompt", "negative_prompt")
 CLIENT_GONE = 499
 
@@ -23,12 +24,18 @@ def start_log(scope: Scope) -> dict[str, Any]:
 
 
 def describe_error(error: BaseException, answer: ServiceError) -> dict[str, Any]:
-    """The cause of a refusal or fault, for the line; a faulty text of a client's is not repeated."""
+    """The cause of a refusal or fault, for the line; a faulty text of a client's is not repeated.
+
+    An error that nothing has foreseen, for which the answer is a bare `ServiceError`, has its traceback.
+    """
     if isinstance(answer, InvalidRequest):
         cause = None if answer.param in TEXT_FIELDS else str(answer)
         return {"code": answer.code, "param": answer.param, "cause": _shortened(cause)}
     root = _root_cause(error)
-    return {"code": answer.code, "cause": _shortened(f"{type(root).__name__}: {root}".removesuffix(": "))}
+    fields = {"code": answer.code, "cause": _shortened(f"{type(root).__name__}: {root}".removesuffix(": "))}
+    if type(answer) is ServiceError:
+        fields["traceback"] = "".join(traceback.format_exception(error))
+    return fields
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -44,9 +51,7 @@ def _root_cause(error: BaseException) -> BaseException:
         chain.append(cause)
 
 
-def write_line(
-    scope: Scope, status: int, seconds: float, fields: dict[str, Any], failure: BaseException | None = None
-) -> None:
+def write_line(scope: Scope, status: int, seconds: float, fields: dict[str, Any]) -> None:
     """Write the line of a request that has ended.
 
     Args:
@@ -54,16 +59,15 @@ def write_line(
         status: Of its answer; 499 if the client has gone.
         seconds: From its arrival to its end.
         fields: What `start_log` returned.
-        failure: An exception that nothing has foreseen, whose traceback is added.
     """
     head = {
         "id": scope["state"].get("request_id"),
         "method": scope["method"],
-        "path": scope["path"],
+        "path": _shortened(scope["path"]),
         "status": status,
     }
     line = head | fields | {"seconds": round(seconds, 4)}
-    logger.log(_level(status, scope), "request", extra={"fields": line}, exc_info=failure)
+    logger.log(_level(status, scope), "request", extra={"fields": line})
 
 
 def _level(status: int, scope: Scope) -> int:
@@ -75,5 +79,5 @@ def _level(status: int, scope: Scope) -> int:
     return logging.INFO if scope["method"] == "POST" else logging.DEBUG
 
 
-def _shortened(cause: str | None) -> str | None:
-    return cause if cause is None or len(cause) <= MAX_CAUSE else f"{cause[:MAX_CAUSE]}..."
+def _shortened(text: str | None) -> str | None:
+    return text if text is None or len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."

@@ -31,29 +31,22 @@ def check_writable(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, which never holds a part of it. Raises `CannotWrite`."""
-    with replaced_file(path) as partial:
-        partial.write_bytes(data)
-
-
-@contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a new file beside `path`, which takes its place when the block ends without an error.
+    """Write `data` to `path`, which never holds a part of it. Raises `CannotWrite`.
 
     The file has the permissions of the one that it replaces, or else those of any new file. A link is
-    followed; what is no regular file, such as a pipe, is yielded itself. Raises `CannotWrite`.
+    followed; what is no regular file, such as a pipe, is written to.
     """
     with _as_cannot_write(path):
         target = _target(path)
         if _is_special(target):
-            yield target
+            target.write_bytes(data)
             return
         partial = _partial(target)
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        mode = stat.S_IMODE((target if target.exists() else partial).stat().st_mode)
         try:
-            yield partial
-            partial.chmod(mode)  # a library may have made the file anew, with permissions of its own
+            with partial.open("xb") as file:
+                if target.exists():
+                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+                file.write(data)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

@@ -22,7 +22,9 @@ from safelight.service.settings import Settings
 
 ROOT = "safelight"  # the logger above all of ours
 MAX_BYTES = 60_000  # of a line; a socket's datagram has a limit
+SHORT_VALUE = 1000  # characters of a value in a line that would be longer
 SEND_SECONDS = 1.0  # that a line waits for the command before it goes to the process's own output
+END_SECONDS = 5.0  # that the command waits for the last lines to be written
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:/+-]+")
 
 
@@ -47,7 +49,11 @@ FORMATTERS: dict[str, type[logging.Formatter]] = {"text": TextFormatter, "json":
 
 
 class CommandHandler(logging.Handler):
-    """Sends lines to the command at the socket `path`; writes those that do not get there to stderr."""
+    """Sends lines to the command at the socket `path`; writes those that do not get there to stderr.
+
+    After one that did not, lines no longer wait until one has got there: a command whose output nobody reads
+    must not delay every request.
+    """
 
     def __init__(self, path: str):
         super().__init__()
@@ -56,11 +62,11 @@ class CommandHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record).encode("utf-8", "backslashreplace")[:MAX_BYTES]
+            line = self.format(record)
             try:
-                self._send(line)
+                self._send(line.encode())
             except OSError:  # the command has ended, or does not read
-                sys.stderr.write(f"{line.decode(errors='ignore')}\n")
+                sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         except Exception:
             self.handleError(record)
@@ -75,7 +81,12 @@ class CommandHandler(logging.Handler):
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(SEND_SECONDS)
-        self._socket.sendto(line, self._path)
+        try:
+            self._socket.sendto(line, self._path)
+        except OSError:
+            self._socket.settimeout(0.0)
+            raise
+        self._socket.settimeout(SEND_SECONDS)
 
 
 def configure_logs(settings: Settings, process: str) -> None:
@@ -96,8 +107,8 @@ def configure_logs(settings: Settings, process: str) -> None:
 def received_logs(folder: Path) -> Iterator[str]:
     """Write the lines that other processes send to this process's stderr; yields the path of the socket.
 
-    The socket is made in `folder`. At the end, every line that was sent before is written, unless nobody
-    reads stderr.
+    The socket is made in `folder`. At the end, every line that was sent before is written, unless stderr
+    takes none for `END_SECONDS`.
     """
     path = str(folder / "log")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
@@ -107,11 +118,10 @@ def received_logs(folder: Path) -> Iterator[str]:
         try:
             yield path
         finally:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.settimeout(SEND_SECONDS)
-                with suppress(OSError):
-                    sender.sendto(b"", path)
-            thread.join(SEND_SECONDS)
+            with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(END_SECONDS)
+                sender.sendto(b"", path)
+                thread.join(END_SECONDS)
             os.unlink(path)
 
 
@@ -152,7 +162,16 @@ def _entry(record: logging.LogRecord) -> dict[str, Any]:
     entry |= {name: value for name, value in fields.items() if value is not None}
     if record.exc_info:
         entry["traceback"] = logging.Formatter().formatException(record.exc_info)
+    if len(json.dumps(entry, default=str)) > MAX_BYTES:
+        return {name: _shortened(value) for name, value in entry.items()}
     return entry
+
+
+def _shortened(value: Any) -> Any:
+    """`value`, a long text without its middle. It is cut before it is written, so that JSON stays whole."""
+    if not isinstance(value, str) or len(value) <= SHORT_VALUE:
+        return value
+    return f"{value[: SHORT_VALUE // 2]} ... {value[-SHORT_VALUE // 2 :]}"
 
 
 def _text(value: Any) -> str:

@@ -28,7 +28,7 @@ class UsageRecord:
     """How one request ended."""
 
     record_id: str  # unique, made here; the stages' usage events carry it
-    request_id: str  # the client's own, if it sent one
+    request_id: str  # the client's own if it sent a legal one, else random
     outcome: RequestOutcome
     code: str  # "ok", or the error's code
     key: str  # of the account that the request belongs to

@@ -124,11 +124,12 @@ def test_a_default_that_the_model_cannot_serve_is_refused(defaults: RequestDefau
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"default_steps": 500}, "default_steps: num_steps must be between 1 and 200, got 500"),
-        ({"default_size": "100x100"}, "default_size: size 100x100 is not served by tiny; allowed: 64x64"),
-        ({"default_solver": "ddpm_2"}, "default_solver: solver 'ddpm_2' is not served by tiny; allowed: "),
-        ({"default_guidance": "-1"}, "default_guidance: guidance_scale must be between 0 and 20, got -1"),
-        ({"default_steps": "sdxl=4"}, "default_steps names 'sdxl', which is not served; served: tiny"),
+        ({"default_steps": 500}, "default_steps must be between 1 and 200, got 500"),
+        ({"default_size": "100x100"}, "default_size 100x100 is not served by tiny; allowed: 64x64"),
+        ({"default_solver": "ddpm_2"}, "default_solver 'ddpm_2' is not served by tiny; allowed: "),
+        ({"default_guidance": "-1"}, "default_guidance must be between 0 and 20, got -1"),
+        ({"default_steps": "sdxl=4"}, "default_steps has no value for tiny, only for sdxl"),
+        ({"default_steps": "a=4,b=5"}, "default_steps has no value for tiny, only for a, b"),
     ],
 )
 def test_a_default_that_the_model_cannot_serve_is_an_error_at_start(
@@ -188,6 +189,19 @@ def test_a_default_may_name_the_model_by_either_name(name: str) -> None:
     )
     model = find_served_model(settings)
     assert (model.num_steps, model.guidance_scale, model.id) == (3, 2.0, "shop/tiny")
+
+
+def test_services_of_several_models_may_share_a_setting() -> None:
+    settings = Settings(model="tiny", default_steps="sd3=28,tiny=3", default_guidance="sd3=7,2")
+    model = find_served_model(settings)
+    assert (model.num_steps, model.guidance_scale) == (3, 2.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_default_guidance_up_to_one_is_off_everywhere(scale: float) -> None:
+    defaults = RequestDefaults(guidance_scale=scale)
+    assert with_defaults(MODEL, defaults).guidance_scale == 1.0
+    assert defaults.changes() == {"guidance_scale": 1.0}
 
 
 def served(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def test_the_variant_that_is_read(
 ) -> None:
     for variant in stored:
         save_file({"a": torch.ones(1)}, tmp_path / name_of(variant))
-    found = find_weight_files(tmp_path, WEIGHTS, ReadOptions(variant=option), dtype)
-    assert (found.variant, dict(found.files)) == (chosen, {tmp_path / name_of(chosen): []})
+    weight_files = find_weight_files(tmp_path, WEIGHTS, ReadOptions(variant=option), dtype)
+    assert (weight_files.variant, dict(weight_files.files)) == (chosen, {tmp_path / name_of(chosen): []})
     assert list_variants([tmp_path]) == sorted({*stored} - {PLAIN})
 
 

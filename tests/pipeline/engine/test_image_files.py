@@ -239,13 +239,13 @@ def comment_of(image: Image.Image) -> str:
 def xmp_of(data: bytes, image: Image.Image) -> dict[str, Any]:
     """The XMP properties of a file, with those of a JPEG's extension."""
     packet = image.info.get("xmp")
-    found = {} if packet is None else properties(packet)
-    digest = found.pop(HAS_EXTENSION, None)
+    result = {} if packet is None else properties(packet)
+    digest = result.pop(HAS_EXTENSION, None)
     if digest is not None:
         extension = b"".join(extension_parts(data, digest))
         assert hashlib.md5(extension).hexdigest().upper() == digest
-        found |= properties(extension)
-    return found
+        result |= properties(extension)
+    return result
 
 
 def extension_parts(data: bytes, digest: str) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
 from safelight.pipeline.assembly.decoder import build_decoder
@@ -226,6 +227,13 @@ def test_an_invalid_file_of_prompts_is_refused(tmp_path: Path, content: str, mes
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidPrompts, match="cannot be read"):
         read_prompts(tmp_path / "none.jsonl")
+
+
+def test_images_of_another_variant_of_the_weights_are_rendered_again(tmp_path: Path) -> None:
+    served = model()
+    chosen = replace(served, read_options=ReadOptions(variant="fp16"))  # a part without it is read as it is
+    plain, variant = (Renderer(info, tmp_path)._file(tmp_path, REQUESTS[0]) for info in (served, chosen))
+    assert plain != variant
 
 
 REQUESTS = [params(prompt=f"a {word}", num_steps=2, seed=i) for i, word in enumerate(("cat", "dog", "cat"))]

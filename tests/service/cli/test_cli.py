@@ -70,6 +70,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
         (["bench", "--engine-only", "--no-compile"], "--no-compile has no effect with --engine-only"),
+        (["plan", "--model", "sd3-medium", "--variant", "fp16"], "--variant has no effect on sd3-medium"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
         (["serve", "--stages", "one"], "stages must be one of split, colocated"),
         (["serve", "--model", "nosuch", "--port", "0"], "'nosuch' is neither a folder nor one of"),

@@ -87,6 +87,11 @@ def test_a_refusal_is_a_line_with_its_cause(
         assert line["cause"] == answer.json()["error"]["message"]
 
 
+def test_a_long_path_is_cut(client: TestClient, lines: Lines) -> None:
+    client.get(f"/{'x' * 5000}")
+    assert lines.last()["path"] == f"/{'x' * 999}..."
+
+
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/models/x", "/v1/accounting?window=-1"])
 def test_other_refusals_are_lines_too(client: TestClient, lines: Lines, path: str) -> None:
     answer = client.get(path)
@@ -130,6 +135,9 @@ def test_a_fault_is_a_line_with_its_first_cause(
     line = lines.last()
     assert (line["level"], line["status"], line["code"], line["cause"]) == ("ERROR", 503, code, cause)
     assert line["id"] == answer.headers["x-request-id"] == answer.json()["request_id"]
+    is_unforeseen = code == "service_unavailable"
+    assert ("Traceback" in line.get("traceback", "")) == is_unforeseen
+    assert "traceback" not in answer.text.lower()
 
 
 def test_causes_in_a_circle_end() -> None:

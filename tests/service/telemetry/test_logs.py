@@ -1,18 +1,28 @@
 """Log lines: their form, that nothing forges one, and their way from any process to the command."""
 
+import contextlib
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from safelight.service.settings import Settings
-from safelight.service.telemetry.logs import FORMATTERS, ROOT, configure_logs, received_logs
+from safelight.service.telemetry.logs import (
+    FORMATTERS,
+    MAX_BYTES,
+    ROOT,
+    SEND_SECONDS,
+    CommandHandler,
+    configure_logs,
+    received_logs,
+)
 
 logger = logging.getLogger("safelight.test")
 EVIL = 'a\n2026-01-01 info forged\r\u2028\x1b[2J"x" \ud83c'
@@ -30,9 +40,9 @@ def restored_logger() -> Iterator[None]:
 
 
 def record(message: str, **fields: Any) -> logging.LogRecord:
-    made = logging.LogRecord("safelight.x", logging.WARNING, __file__, 1, message, (), None)
-    made.created, made.fields, made.safelight_process = 1.25, fields, "gateway"
-    return made
+    result = logging.LogRecord("safelight.x", logging.WARNING, __file__, 1, message, (), None)
+    result.created, result.fields, result.safelight_process = 1.25, fields, "gateway"
+    return result
 
 
 def test_a_line_of_json() -> None:
@@ -109,8 +119,36 @@ def test_the_level_and_the_form_are_those_of_the_settings(capfd: pytest.CaptureF
     assert re.fullmatch(r"\S+Z warning decode: yes\n", err)
 
 
-def test_a_very_long_line_is_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("format", FORMATTERS)
+def test_a_line_that_is_too_long_for_the_socket_is_shortened(
+    format: Literal["text", "json"], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"path": "first" + "\N{RED APPLE}" * 20_000 + "last", "number": 7}
     with received_logs(tmp_path) as path:
-        configure_logs(Settings(log_socket=path), "test")
-        logger.info("x" * 500_000)
-    assert 50_000 < len(capfd.readouterr().err) < 61_000
+        configure_logs(Settings(log_socket=path, log_format=format), "test")
+        logger.info("x" * 500_000, extra={"fields": fields})
+    [line] = capfd.readouterr().err.splitlines()
+    assert len(line) < MAX_BYTES and "first" in line and "last" in line
+    if format == "json":
+        assert json.loads(line)["number"] == 7
+
+
+def test_one_line_waits_for_a_command_that_does_not_read_and_the_next_ones_do_not(tmp_path: Path) -> None:
+    path = str(tmp_path / "log")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path)
+        configure_logs(Settings(log_socket=path, log_format="json"), "test")
+        [handler] = logging.getLogger(ROOT).handlers
+        assert isinstance(handler, CommandHandler)
+        timeouts: list[float | None] = []
+        for _ in range(3):
+            with contextlib.suppress(OSError):
+                while True:
+                    handler._send(b"x")
+            assert handler._socket is not None
+            timeouts.append(handler._socket.gettimeout())
+        receiver.recv(1)
+        handler._send(b"x")
+        assert handler._socket is not None
+        timeouts.append(handler._socket.gettimeout())
+    assert timeouts == [0.0, 0.0, 0.0, SEND_SECONDS]
