@@ -147,5 +147,6 @@ def test_one_line_waits_for_a_command_that_does_not_read_and_the_next_ones_do_no
             timeouts.append(handler._socket.gettimeout())
         receiver.recv(1)
         handler._send(b"x")
+        assert handler._socket is not None
         timeouts.append(handler._socket.gettimeout())
     assert timeouts == [0.0, 0.0, 0.0, SEND_SECONDS]
