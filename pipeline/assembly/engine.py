@@ -7,6 +7,7 @@ import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json, spatial_compression
 from safelight.models.checkpoints.model_index import INDEX, is_null
+from safelight.models.checkpoints.options import require
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.denoisers import load_network, pack, read_config
 from safelight.models.families.registry import network_class, recognise
@@ -16,6 +17,9 @@ from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.scheduling.batcher import Limits
+
+# Options that autoencoders may have otherwise, and without which images would have another size or colours.
+RGB_VAE = {"in_channels": 3, "out_channels": 3, "upsampling_scaling_factor": 2}
 
 
 def build_engine(
@@ -86,7 +90,12 @@ def check_fit(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> None
         raise CheckpointError(
             f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network.class_name}"
         )
-    latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
+    vae = read_json(folder / "vae" / "config.json")
+    try:
+        require(vae, RGB_VAE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / 'vae'}: {error}") from None
+    latent_channels = vae.get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
         raise CheckpointError(
             f"{folder}: the transformer has {transformer.in_channels} latent channels, "

@@ -137,6 +137,8 @@ def test_a_text_tower_without_weights_or_with_a_pickle_is_refused(folder: Path) 
     ("file", "changes", "match"),
     [
         ("vae/config.json", {"latent_channels": 8}, "transformer has 4 latent channels, the vae 8"),
+        ("vae/config.json", {"upsampling_scaling_factor": 4}, "upsampling_scaling_factor is 4, only 2 is"),
+        ("vae/config.json", {"out_channels": 4}, "out_channels is 4, only 3 is supported"),
         (
             "transformer/config.json",
             {"caption_channels": 99},
