@@ -1,9 +1,9 @@
 """The command line: refusals, output, and imports."""
 
-import errno
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -184,19 +184,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "x-1-1.png"]
 
 
-def test_a_disk_that_fills_up_is_told_in_one_sentence(
+def test_a_write_that_fails_halfway_is_told_in_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def draw(*_: object) -> list[DecodeResult]:
-        return [DecodeResult(b"image", USAGE)]
-
-    def write_bytes(path: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return [DecodeResult(bytes(5000), USAGE)]
 
     monkeypatch.setattr("safelight.service.cli.generate._draw", draw)
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     output = tmp_path / "x.png"
-    assert "No space left" in refusal(capsys, "generate", "x", "--model", "tiny", "-o", str(output))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a full disk
+    try:
+        message = refusal(capsys, "generate", "x", "--model", "tiny", "-o", str(output))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in message
     assert list(tmp_path.iterdir()) == []
 
 
