@@ -378,6 +378,11 @@ def test_serve_refuses_a_folder_whose_check_fails_by_itself(
 
 def test_serve_starts_a_sound_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(serve, "_serve", lambda settings, model: started.append(settings.model))
+
+    def start(settings: Settings, *_: object) -> int:
+        started.append(settings.model)
+        return 0
+
+    monkeypatch.setattr(serve, "_serve", start)
     assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 0
     assert started == [str(folder)]
