@@ -19,7 +19,8 @@ from safelight.service.ray_serve.deployments import (
     LedgerDeployment,
 )
 from safelight.service.served_model import find_served_model
-from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
+from safelight.service.setting_types import replica_range
+from safelight.service.settings import Settings, may_sleep, read_settings
 
 # CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores.
 # The stages set their numbers of threads themselves.

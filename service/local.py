@@ -21,7 +21,8 @@ from safelight.service.runtime.addresses import Address, find_address
 from safelight.service.runtime.environment import bypass_proxies, service_environment
 from safelight.service.runtime.readiness import ask_readiness
 from safelight.service.served_model import find_served_model
-from safelight.service.settings import Settings, replica_range
+from safelight.service.setting_types import replica_range
+from safelight.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 

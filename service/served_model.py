@@ -6,7 +6,8 @@ from safelight.pipeline.catalog.request_defaults import RequestDefaults, with_de
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.model_values import value_for
-from safelight.service.settings import BadSetting, Settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings
 
 # The setting of each parameter that an operator's default may make impossible.
 SETTINGS_OF_PARAMS = {

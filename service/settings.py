@@ -1,143 +1,41 @@
 """The service's settings, and the only module that reads the environment (prefix `SAFELIGHT_`)."""
 
 import logging
-import math
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SecretsSettingsSource,
-    SettingsConfigDict,
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from safelight.service.model_values import parse_model_values
+from safelight.service.runtime.ignored_variables import describe_ignored
+from safelight.service.setting_sources import EnvironmentSource, FolderSource
+from safelight.service.setting_types import (
+    MODEL_VALUES,
+    Amount,
+    BadSetting,
+    Count,
+    ModelValues,
+    PositiveFloat,
+    PositiveInt,
+    StageReplicas,
+    check_folder,
+    check_gateway_replicas,
+    check_max_rows,
+    check_port,
+    check_served_name,
+    check_variant,
+    replica_range,
 )
-
-from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
-from safelight.service.runtime.ignored_variables import describe_ignored, is_ignored
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
 SPLIT_ONLY = ("encode_replicas", "decode_replicas", "encode_gpus", "decode_gpus")
-SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
-VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# How one model's value is parsed, in each setting that may have a value for every model.
-MODEL_VALUES: dict[str, Callable[[str], Any]] = {
-    "default_steps": parse_steps,
-    "default_guidance": parse_guidance,
-    "default_solver": str,
-    "default_size": parse_size,
-}
-
-Number = TypeVar("Number", int, float)
-
-
-class BadSetting(ValueError):
-    """An unknown or invalid setting; the message names it and says what is allowed."""
-
-
-def _check_positive(value: Number, info: ValidationInfo) -> Number:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{info.field_name} must be more than 0 and finite, got {value}")
-    return value
-
-
-def _check_not_negative(value: Number, info: ValidationInfo) -> Number:
-    if not value >= 0:
-        raise ValueError(f"{info.field_name} must be at least 0, got {value}")
-    return value
-
-
-def _check_not_negative_and_finite(value: float, info: ValidationInfo) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{info.field_name} must be at least 0 and finite, got {value}")
-    return value
-
-
-def _check_port(value: int, info: ValidationInfo) -> int:
-    if not 0 <= value <= 65535:
-        raise ValueError(f"{info.field_name} must be between 0 and 65535, got {value}")
-    return value
-
-
-def _check_max_rows(value: int) -> int:
-    if value < 2:
-        raise ValueError(f"max_rows must be at least 2, the rows of one guided image; got {value}")
-    return value
-
-
-def _check_stage_replicas(value: str, info: ValidationInfo) -> str:
-    replica_range(str(info.field_name), value)
-    return value
-
-
-def _check_gateway_replicas(value: str) -> str:
-    replica_range("gateway_replicas", value, min_replicas=1)
-    return value
-
-
-def _check_folder(value: str, info: ValidationInfo) -> str:
-    if value and not Path(value).is_dir():
-        raise ValueError(f"{info.field_name} must be a folder, got {value!r}")
-    return value
-
-
-def _check_served_name(value: str) -> str:
-    if value and not (SERVED_NAME.fullmatch(value) and all(value.split("/"))):
-        raise ValueError(
-            "served_name must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
-            f"and nothing empty between slashes; got {value[:200]!r}"
-        )
-    return value
-
-
-def _check_variant(value: str) -> str:
-    if value and not VARIANT.fullmatch(value):
-        raise ValueError(f"variant must be a name such as fp16 or non-ema, got {value[:200]!r}")
-    return value
-
-
-def _check_model_values(value: str, info: ValidationInfo) -> str:
-    try:
-        parse_model_values(value, MODEL_VALUES[str(info.field_name)])
-    except ValueError as error:
-        raise ValueError(f"{info.field_name} {error}") from None
-    return value
-
-
-PositiveInt = Annotated[int, AfterValidator(_check_positive)]
-PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
-Count = Annotated[int, AfterValidator(_check_not_negative)]
-Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
-StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
-ModelValues = Annotated[str, AfterValidator(_check_model_values)]
-
-
-class _EnvironmentSource(EnvSettingsSource):
-    """The environment, without variables that set nothing."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return _without_ignored(super().get_field_value(field, field_name))
-
-
-class _FolderSource(SecretsSettingsSource):
-    """The folder `secrets_dir`, without files that set nothing."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return _without_ignored(super().get_field_value(field, field_name))
-
-
-def _without_ignored(found: tuple[Any, str, bool]) -> tuple[Any, str, bool]:
-    value, key, is_complex = found
-    return (None if isinstance(value, str) and is_ignored(value) else value), key, is_complex
 
 
 @cache
@@ -171,12 +69,12 @@ class Settings(BaseSettings):
         description="Name of an embedded model, path of a checkpoint folder, or id of a model in the Hugging "
         "Face cache of the machine, such as `org/name`.",
     )
-    served_name: Annotated[str, AfterValidator(_check_served_name)] = Field(
+    served_name: Annotated[str, AfterValidator(check_served_name)] = Field(
         "",
         description="Name under which the model is served: in requests, `/v1/models`, images, accounting and "
         "metrics. Empty: an embedded model's name, the id in the Hugging Face cache, or the folder's name.",
     )
-    variant: Annotated[str, AfterValidator(_check_variant)] = Field(
+    variant: Annotated[str, AfterValidator(check_variant)] = Field(
         "",
         description="Variant of the weight files, such as `fp16` for `model.fp16.safetensors`; parts without "
         "it are read as if none was chosen. Empty: the file without a variant, else the variant of the "
@@ -204,7 +102,7 @@ class Settings(BaseSettings):
         "`default_steps`. Empty: the native size.",
     )
     host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
-    port: Annotated[int, AfterValidator(_check_port)] = Field(
+    port: Annotated[int, AfterValidator(check_port)] = Field(
         8000, description="TCP port on which HTTP is served, 0 to 65535; 0 takes any free port."
     )
     stages: Literal["split", "colocated"] = Field(
@@ -225,7 +123,7 @@ class Settings(BaseSettings):
         description="CPU threads of an image decoder. 0: one thread if an image is little work, else every "
         "core that the process may use.",
     )
-    gateway_replicas: Annotated[str, AfterValidator(_check_gateway_replicas)] = Field(
+    gateway_replicas: Annotated[str, AfterValidator(check_gateway_replicas)] = Field(
         "1",
         description="Gateway replicas: a number from 1, or a range such as `1-8`, scaled by requests in "
         "flight.",
@@ -270,7 +168,7 @@ class Settings(BaseSettings):
         description="Quantization of the denoiser's large layers; `int8` is faster from a width of about "
         "1,000 (docs/performance.md).",
     )
-    max_rows: Annotated[int, AfterValidator(_check_max_rows)] = Field(
+    max_rows: Annotated[int, AfterValidator(check_max_rows)] = Field(
         16,
         description="Most rows of the network's batch in one tick, at least 2: a guided image takes two.",
     )
@@ -313,7 +211,7 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Bearer key that `/v1/accounting` requires. Empty: anyone may read it.",
     )
-    secrets_dir: Annotated[str, AfterValidator(_check_folder)] = Field(
+    secrets_dir: Annotated[str, AfterValidator(check_folder)] = Field(
         "",
         description="Folder with one file per setting, named like its environment variable, such as "
         "`SAFELIGHT_ADMIN_KEY`; Kubernetes mounts a Secret as such a folder. The environment takes "
@@ -362,8 +260,8 @@ class Settings(BaseSettings):
         folder = sources["file_secret_settings"].secrets_dir
         return (
             sources["init_settings"],
-            _EnvironmentSource(settings_cls),
-            _FolderSource(settings_cls, secrets_dir=folder),
+            EnvironmentSource(settings_cls),
+            FolderSource(settings_cls, secrets_dir=folder),
         )
 
     def __init__(self, **values: Any):
@@ -413,22 +311,6 @@ def may_sleep(settings: Settings) -> frozenset[str]:
     if settings.stages == "colocated":
         ranges = dict.fromkeys(ranges, settings.denoise_replicas)
     return frozenset(stage for stage, replicas in ranges.items() if replica_range(stage, replicas)[0] == 0)
-
-
-def replica_range(name: str, text: str, min_replicas: int = 0) -> tuple[int, int]:
-    """The minimum and maximum of `text`, a number of replicas such as `3` or a range such as `1-8`.
-
-    Raises `BadSetting`, naming the setting `name`, for other texts and for a minimum below `min_replicas`.
-    """
-    first, dash, last = text.partition("-")
-    if not (first.isdecimal() and (last.isdecimal() or not dash)):
-        raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
-    minimum, maximum = int(first), int(last or first)
-    if not min_replicas <= minimum <= maximum or maximum == 0:
-        raise BadSetting(
-            f"{name} must be at least {min_replicas}, and a range must rise to at least 1; got {text!r}"
-        )
-    return minimum, maximum
 
 
 def _sentence(error: ValidationError) -> str:

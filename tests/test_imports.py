@@ -70,9 +70,12 @@ ARROWS: dict[str, str] = {
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
     "service.model_values": "",
-    "service.settings": "service.model_values service.runtime",
+    "service.setting_types": "service.model_values",
+    "service.setting_sources": "service.runtime",
+    "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
     "service.served_model": (
-        "models.checkpoints pipeline.catalog pipeline.errors service.model_values service.settings"
+        "models.checkpoints pipeline.catalog pipeline.errors service.model_values service.setting_types "
+        "service.settings"
     ),
     "service.backend": "pipeline.params service.messages",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
@@ -80,7 +83,7 @@ ARROWS: dict[str, str] = {
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.usage"
     ),
-    "service.telemetry": "service.messages service.settings service.usage",
+    "service.telemetry": "service.messages service.setting_types service.settings service.usage",
     "service.dispatcher": (
         "pipeline.params service.backend service.errors service.messages service.runtime "
         "service.settings service.telemetry service.usage"
@@ -104,9 +107,12 @@ ARROWS: dict[str, str] = {
         "service.http service.inprocess service.messages service.settings service.stages "
         "service.telemetry service.usage"
     ),
-    "service.app": "service.backend service.ray_serve service.served_model service.settings",
+    "service.app": (
+        "service.backend service.ray_serve service.served_model service.setting_types service.settings"
+    ),
     "service.local": (
-        "pipeline.capacity pipeline.catalog service.app service.runtime service.served_model service.settings"
+        "pipeline.capacity pipeline.catalog service.app service.runtime service.served_model "
+        "service.setting_types service.settings"
     ),
     "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",

@@ -73,26 +73,26 @@ class ClipTextTower(nn.Module):
         """The known words of `text` as ids, cut to the context length; unknown words are listed."""
         prompt = read_prompt(text)
         words = UnknownWords()
-        kept: list[int] = []
+        token_ids: list[int] = []
         for piece, is_emoji in split_emoji(prompt.text):
             name = name_of(piece, self._emoji_names) if is_emoji else None
-            kept += self._known_tokens(piece if name is None else name, words, is_emoji)
-        ids = self._pairs.frame(kept, self.context_length, pad_id=0)
-        is_cut = len(kept) > self.context_length - SPECIAL_TOKENS
-        return TokenisedText(ids, len(kept), is_cut, words.as_tuple(), prompt.marks)
+            token_ids += self._known_tokens(piece if name is None else name, words, is_emoji)
+        ids = self._pairs.frame(token_ids, self.context_length, pad_id=0)
+        is_cut = len(token_ids) > self.context_length - SPECIAL_TOKENS
+        return TokenisedText(ids, len(token_ids), is_cut, words.as_tuple(), prompt.marks)
 
     def _known_tokens(self, text: str, unknown: "UnknownWords", is_emoji: bool) -> list[int]:
         """The tokens of the known words of `text`; adds the others to `unknown`, an emoji as a whole."""
-        kept: list[int] = []
+        token_ids: list[int] = []
         for word, is_joined in self._pairs.words(text):
             tokens = self._pairs.encode(word) if len(word) <= MAX_WORD_LENGTH else []
             if tokens and all(self._known[token] for token in tokens):
-                kept += tokens
+                token_ids += tokens
             elif is_emoji:
                 unknown.add(text, is_joined=False)
             else:
                 unknown.add(word, is_joined)
-        return kept
+        return token_ids
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, context) to states (B, 1 + context, D) and a mask (B, 1 + context), False at padding."""

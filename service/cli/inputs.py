@@ -4,7 +4,8 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
 from safelight.service.served_model import find_served_model
-from safelight.service.settings import BadSetting, Settings, read_settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings, read_settings
 
 
 def settings_of(**flags: object) -> Settings:

@@ -50,12 +50,12 @@ def find_address(host: str, port: int) -> Address:
     """
     name = host.strip().removeprefix("[").removesuffix("]") or ALL_INTERFACES
     try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        entries = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadAddress(f"cannot listen on {host}: {reason}; choose another with --host") from None
     families = (socket.AF_INET, socket.AF_INET6)
-    usable = [entry for entry in found if entry[0] in families]
+    usable = [entry for entry in entries if entry[0] in families]
     if not usable:
         raise BadAddress(f"cannot listen on {host}: it has no IP address; choose another with --host")
     family, *_, address = min(usable, key=lambda entry: families.index(entry[0]))

@@ -102,7 +102,7 @@ class Supervisor:
             if self._is_serving and error is None:
                 self._finish()
         finally:
-            for process in kill_all(self._processes.known, self._kill_seconds()):
+            for process in kill_all(self._processes.titles, self._kill_seconds()):
                 logger.error("process %d was killed and has not ended yet", process.pid)
             self._close()
 

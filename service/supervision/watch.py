@@ -20,7 +20,7 @@ class ProcessWatch:
     """Knows the processes below this one, which it looks for at intervals."""
 
     def __init__(self) -> None:
-        self.known: dict[psutil.Process, str] = {}  # with the title of each
+        self.titles: dict[psutil.Process, str] = {}
         self._essential: dict[str, psutil.Process | None] = {}
         self._scanned_at = -math.inf
         self._ends: list[str] = []
@@ -50,17 +50,17 @@ class ProcessWatch:
         return lines
 
     def _find(self, title: str) -> psutil.Process | None:
-        return next((process for process, known in self.known.items() if known == title), None)
+        return next((process for process, name in self.titles.items() if name == title), None)
 
     def _scan(self, driver_id: int) -> None:
         self._scanned_at = time.monotonic()
         current = descendants()
         for process in current:
             # Ray gives a worker its title when it gets its task.
-            if not self.known.get(process, "").startswith(REPLACEABLE):
-                self.known[process] = title_of(process)
-        for process in self.known.keys() - set(current):
-            title = self.known.pop(process)
+            if not self.titles.get(process, "").startswith(REPLACEABLE):
+                self.titles[process] = title_of(process)
+        for process in self.titles.keys() - set(current):
+            title = self.titles.pop(process)
             if title.startswith(REPLACEABLE):
                 self._ends.append(f"{title.removeprefix('ray::')} (process {process.pid}) has ended")
         reap(keep=driver_id)

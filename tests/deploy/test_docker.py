@@ -71,11 +71,11 @@ def test_its_health_check_asks_for_readiness(dockerfile: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "asked"),
+    ("port", "expected_port"),
     [("81", 81), (None, 8000), ("", 8000), ("tcp://10.43.1.39:8000", 8000), ("tcp://10.43.1.39:81", 8000)],
 )
 def test_the_health_check_asks_its_own_port_and_no_proxy(
-    dockerfile: Path, tmp_path: Path, port: str | None, asked: int
+    dockerfile: Path, tmp_path: Path, port: str | None, expected_port: int
 ) -> None:
     """curl itself is replaced by a script that prints what it was called with."""
     (check,) = values(dockerfile, "HEALTHCHECK")
@@ -86,7 +86,7 @@ def test_the_health_check_asks_its_own_port_and_no_proxy(
     env = {"PATH": f"{tmp_path}:/bin:/usr/bin"} | ({"SAFELIGHT_PORT": port} if port is not None else {})
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     arguments = done.stdout.splitlines()
-    assert arguments[-1] == f"http://127.0.0.1:{asked}/readyz"
+    assert arguments[-1] == f"http://127.0.0.1:{expected_port}/readyz"
     assert arguments[arguments.index("--noproxy") + 1] == "*"
 
 

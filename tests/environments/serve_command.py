@@ -40,9 +40,9 @@ class ServeCommand:
     @property
     def url(self) -> str:
         """The announced URL."""
-        found = re.search(r"^Safelight serves tiny on (\S+), ", self.log, re.MULTILINE)
-        assert found, self.log
-        return found[1]
+        match = re.search(r"^Safelight serves tiny on (\S+), ", self.log, re.MULTILINE)
+        assert match, self.log
+        return match[1]
 
     def wait_until_ready(self) -> None:
         self.until(lambda: "Safelight serves" in self.log)
@@ -66,7 +66,7 @@ class ServeCommand:
         """
         if self.process.poll() is None:
             self._below.update(psutil.Process(self.process.pid).children(recursive=True))
-        found = [
+        matches = [
             process
             for process in self._below
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -74,21 +74,21 @@ class ServeCommand:
         for process in psutil.process_iter():
             try:
                 is_marked = process.environ().get(MARK) == self._mark
-                if is_marked and process.status() != psutil.STATUS_ZOMBIE and process not in found:
-                    found.append(process)
+                if is_marked and process.status() != psutil.STATUS_ZOMBIE and process not in matches:
+                    matches.append(process)
             except psutil.Error:
                 continue
-        return found
+        return matches
 
     def find(self, title: str) -> psutil.Process:
         """The process whose name or command line has `title`."""
-        found = [
+        matches = [
             process
             for process in self.processes()
             if title in process.name() or title in " ".join(process.cmdline())
         ]
-        assert found, (title, [process.cmdline() for process in self.processes()])
-        return found[-1]
+        assert matches, (title, [process.cmdline() for process in self.processes()])
+        return matches[-1]
 
     def end(self) -> int:
         """The exit status of the command, which has left no process."""

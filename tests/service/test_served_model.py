@@ -27,7 +27,8 @@ from safelight.service.model_values import (
     value_for,
 )
 from safelight.service.served_model import find_served_model
-from safelight.service.settings import BadSetting, Settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
 from tests.models.checkpoints.cached_models import write_snapshot
 from tests.service.conftest import ROUTE

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from safelight.service.settings import BadSetting, Settings, read_settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings, read_settings
 
 
 def test_values_precede_the_environment_and_the_environment_precedes_defaults(

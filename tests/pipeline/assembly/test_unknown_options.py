@@ -19,26 +19,13 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.served_models import find_model
-from tests.models.folders import make_old, write_dit, write_pixart, write_sd3
+from tests.models.folders import make_old
 from tests.models.text.folders import edit_json
+from tests.pipeline.assembly.conftest import WRITERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers and transformers
 
-WRITERS: dict[str, Callable[[Path], object]] = {"sigma": write_pixart, "sd3": write_sd3, "dit": write_dit}
 LENIENT = ReadOptions(allow_unknown_config=True)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
-    for name, write in WRITERS.items():
-        write(folders[name])
-    return folders
-
-
-@pytest.fixture
-def copied(written: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    return lambda family: shutil.copytree(written[family], tmp_path / "model")
 
 
 @pytest.mark.parametrize("family", WRITERS)

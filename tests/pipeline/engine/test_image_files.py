@@ -45,8 +45,10 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 @example("apple\nSteps: 4, Sampler: x, CFG scale: 1, Seed: 99, Size: 1x1, Model: y", "", "a\nSeed: 4")
 def test_no_text_is_read_as_a_setting(prompt: str, negative: str, name: str) -> None:
     """Whatever prompt, negative prompt and model are called, both readers find the settings of the image."""
-    asked = params(prompt=prompt, negative_prompt=negative, num_steps=20, seed=7, guidance_rescale=0.25)
-    text = parameters_text(asked, name)
+    request_params = params(
+        prompt=prompt, negative_prompt=negative, num_steps=20, seed=7, guidance_rescale=0.25
+    )
+    text = parameters_text(request_params, name)
     read = automatic1111(text)
     settings = {"Steps": "20", "Sampler": "dpmpp_2m", "CFG scale": "4", "Seed": "7", "CFG rescale": "0.25"}
     settings |= {"Image index": "0", "Size-1": "64", "Size-2": "64"}
@@ -57,7 +59,7 @@ def test_no_text_is_read_as_a_setting(prompt: str, negative: str, name: str) -> 
         "Steps": "20", "Sampler": "dpmpp_2m", "CFG scale": "4", "Seed": "7", "Size": "64x64"
     }  # fmt: skip
     assert not civitai(text)["negativePrompt"] or negative
-    exact = json.loads(parameters_json(asked, name))
+    exact = json.loads(parameters_json(request_params, name))
     assert (exact["prompt"], exact["negative_prompt"], exact["model"]) == (prompt, negative, name)
 
 
@@ -110,8 +112,8 @@ def test_parameters_text() -> None:
 
 def test_parameters_json() -> None:
     """The fields of the HTTP API, so that the object can be sent again."""
-    asked = params(guidance_interval=(0.1, 0.9), eta=0.5)
-    assert json.loads(parameters_json(asked, "tiny")) == {
+    request_params = params(guidance_interval=(0.1, 0.9), eta=0.5)
+    assert json.loads(parameters_json(request_params, "tiny")) == {
         "model": "tiny", "prompt": "a red apple", "negative_prompt": "", "size": "64x64", "seed": 1,
         "num_inference_steps": 6, "guidance_scale": 4.0, "guidance_interval": [0.1, 0.9],
         "guidance_stride": 1,
@@ -126,15 +128,15 @@ AWKWARD = params(prompt="a\x00<b>&\ud83c\ufffe\nNegative prompt: c", negative_pr
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
-    "asked", [params(prompt="ein Käse, 日本の林檎"), AWKWARD, LONG], ids=["plain", "awkward", "long"]
+    "request_params", [params(prompt="ein Käse, 日本の林檎"), AWKWARD, LONG], ids=["plain", "awkward", "long"]
 )
-def test_files_carry_their_parameters_and_nothing_else(format: str, asked: GenerationParams) -> None:
-    data = encode_image(PIXELS, format, 90, asked, "tiny")
-    assert data == encode_image(PIXELS, format, 90, asked, "tiny")
+def test_files_carry_their_parameters_and_nothing_else(format: str, request_params: GenerationParams) -> None:
+    data = encode_image(PIXELS, format, 90, request_params, "tiny")
+    assert data == encode_image(PIXELS, format, 90, request_params, "tiny")
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format.upper(), (64, 48))
-    text, exact = parameters_text(asked, "tiny"), parameters_json(asked, "tiny")
-    assert json.loads(exact)["prompt"] == asked.prompt
+    text, exact = parameters_text(request_params, "tiny"), parameters_json(request_params, "tiny")
+    assert json.loads(exact)["prompt"] == request_params.prompt
     if format == "png":
         assert isinstance(image, PngImageFile)
         assert image.text["parameters"] == text and image.text["safelight"] == exact
@@ -158,14 +160,14 @@ def test_the_mark_can_be_left_out(format: str) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_exiftool_reads_mark_and_parameters(exiftool: str, tmp_path: Path, format: str) -> None:
     """An independent reader: short and long parameters, exact to the character."""
-    for asked in (AWKWARD, LONG):
+    for request_params in (AWKWARD, LONG):
         path = tmp_path / f"x.{format}"
-        path.write_bytes(encode_image(PIXELS, format, 95, asked, "tiny"))
+        path.write_bytes(encode_image(PIXELS, format, 95, request_params, "tiny"))
         [tags] = json.loads(read_tags(exiftool, "-j", "-G1", "-n", str(path)))
         assert "ExifTool:Error" not in tags and "ExifTool:Warning" not in tags
         assert tags["XMP-iptcExt:DigitalSourceType"] == AI_MADE
         name = "-Safelight" if format == "png" else "-XMP-safelight:Parameters"
-        assert read_tags(exiftool, "-b", name, str(path)) == parameters_json(asked, "tiny")
+        assert read_tags(exiftool, "-b", name, str(path)) == parameters_json(request_params, "tiny")
 
 
 def read_tags(*command: str) -> str:

@@ -170,11 +170,11 @@ def test_one_id_is_everywhere(client: TestClient, lines: Lines, sent: str) -> No
 @pytest.mark.parametrize("sent", [*LEGAL, *ILLEGAL, None])
 def test_serves_proxy_gets_and_answers_the_same_id(sent: str | None) -> None:
     """As Serve stacks it: our middleware around its own, which adds the header to the answer once more."""
-    seen: list[bytes] = []
+    forwarded_ids: list[bytes] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
-        seen.extend(ids)
+        forwarded_ids.extend(ids)
 
         async def send_twice(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -189,7 +189,7 @@ def test_serves_proxy_gets_and_answers_the_same_id(sent: str | None) -> None:
     headers = {} if sent is None else {b"x-request-id": sent.encode("latin-1")}
     answer = TestClient(proxy).get("/", headers=headers)
     [request_id] = answer.headers.get_list("x-request-id")
-    assert [request_id.encode()] == seen
+    assert [request_id.encode()] == forwarded_ids
     assert (request_id == sent) == (sent in LEGAL)
 
 

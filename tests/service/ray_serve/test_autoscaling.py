@@ -12,7 +12,8 @@ with warnings.catch_warnings():  # Serve warns about pydantic
 
     from safelight.service.ray_serve.autoscaling import ByWork
 
-from safelight.service.settings import BadSetting, Settings, may_sleep
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings, may_sleep
 
 STAGE = DeploymentID("Denoiser", "safelight")
 

@@ -29,14 +29,14 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps 
     ],
 )
 def test_a_host_has_an_address_and_a_url(host: str, address: str, family: int, url: str) -> None:
-    found = find_address(host, 81)
-    assert (found.host, found.port, found.family, found.url) == (address, 81, family, url)
+    listening = find_address(host, 81)
+    assert (listening.host, listening.port, listening.family, listening.url) == (address, 81, family, url)
 
 
 def test_a_link_local_address_keeps_its_interface() -> None:
     name = socket.if_indextoname(1)
-    found = find_address(f"fe80::1%{name}", 81)
-    assert (found.host, found.url) == (f"fe80::1%{name}", f"http://[fe80::1%25{name}]:81")
+    listening = find_address(f"fe80::1%{name}", 81)
+    assert (listening.host, listening.url) == (f"fe80::1%{name}", f"http://[fe80::1%25{name}]:81")
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "127.0.0.1:8000", "a..b", "x" * 70])

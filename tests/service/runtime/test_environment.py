@@ -19,7 +19,7 @@ from safelight.service.runtime.environment import (
 
 
 @pytest.fixture
-def made() -> Iterator[list[ServiceEnvironment]]:
+def environments() -> Iterator[list[ServiceEnvironment]]:
     """Environments that are removed at the end of the test."""
     environments: list[ServiceEnvironment] = []
     yield environments
@@ -43,21 +43,23 @@ def test_this_machine_is_reached_without_a_proxy(environ: Mapping[str, str], exp
 
 
 @pytest.mark.parametrize("home", [None, "", "/no/such/home", "/proc"])
-def test_a_home_that_cannot_be_written_is_replaced(home: str | None, made: list[ServiceEnvironment]) -> None:
-    made.append(make_environment({} if home is None else {"HOME": home}))
-    folder = Path(made[0].variables["HOME"])
-    assert folder.is_dir() and folder.is_relative_to(made[0].folder)
+def test_a_home_that_cannot_be_written_is_replaced(
+    home: str | None, environments: list[ServiceEnvironment]
+) -> None:
+    environments.append(make_environment({} if home is None else {"HOME": home}))
+    folder = Path(environments[0].variables["HOME"])
+    assert folder.is_dir() and folder.is_relative_to(environments[0].folder)
 
 
-def test_a_home_that_can_be_written_stays(tmp_path: Path, made: list[ServiceEnvironment]) -> None:
-    made.append(make_environment({"HOME": str(tmp_path)}))
-    assert "HOME" not in made[0].variables
+def test_a_home_that_can_be_written_stays(tmp_path: Path, environments: list[ServiceEnvironment]) -> None:
+    environments.append(make_environment({"HOME": str(tmp_path)}))
+    assert "HOME" not in environments[0].variables
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rays_token_is_a_file_that_only_this_user_reads(made: list[ServiceEnvironment]) -> None:
-    made += [make_environment({}), make_environment({})]
-    files = [Path(item.variables["RAY_AUTH_TOKEN_PATH"]) for item in made]
+def test_rays_token_is_a_file_that_only_this_user_reads(environments: list[ServiceEnvironment]) -> None:
+    environments += [make_environment({}), make_environment({})]
+    files = [Path(item.variables["RAY_AUTH_TOKEN_PATH"]) for item in environments]
     assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
     assert [stat.S_IMODE(file.parent.stat().st_mode) for file in files] == [0o700, 0o700]
     tokens = {file.read_text() for file in files}
@@ -65,34 +67,34 @@ def test_rays_token_is_a_file_that_only_this_user_reads(made: list[ServiceEnviro
 
 
 @pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_given_token_stays(name: str, made: list[ServiceEnvironment]) -> None:
-    made.append(make_environment({name: "x"}))
-    assert "RAY_AUTH_TOKEN_PATH" not in made[0].variables
+def test_a_given_token_stays(name: str, environments: list[ServiceEnvironment]) -> None:
+    environments.append(make_environment({name: "x"}))
+    assert "RAY_AUTH_TOKEN_PATH" not in environments[0].variables
 
 
 def test_a_user_without_a_name_gets_one(
-    monkeypatch: pytest.MonkeyPatch, made: list[ServiceEnvironment]
+    monkeypatch: pytest.MonkeyPatch, environments: list[ServiceEnvironment]
 ) -> None:
-    made.append(make_environment({}))
-    assert "USER" not in made[-1].variables
+    environments.append(make_environment({}))
+    assert "USER" not in environments[-1].variables
 
     def find_nobody(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.setattr(pwd, "getpwuid", find_nobody)
-    made.append(make_environment({}))
-    assert made[-1].variables["USER"] == f"uid-{os.getuid()}"
-    made.append(make_environment({"LOGNAME": "me"}))
-    assert "USER" not in made[-1].variables
+    environments.append(make_environment({}))
+    assert environments[-1].variables["USER"] == f"uid-{os.getuid()}"
+    environments.append(make_environment({"LOGNAME": "me"}))
+    assert "USER" not in environments[-1].variables
 
 
 def test_the_temporary_folder_is_used_if_its_path_is_short(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: list[ServiceEnvironment]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environments: list[ServiceEnvironment]
 ) -> None:
     monkeypatch.setattr(environment, "SOCKET_PATH_BYTES", 500)
-    made.append(make_environment({"TMPDIR": str(tmp_path)}))
-    assert made[0].folder.parent == tmp_path and not made[0].notes
-    assert made[0].variables["RAY_TMPDIR"] == str(made[0].folder)
+    environments.append(make_environment({"TMPDIR": str(tmp_path)}))
+    assert environments[0].folder.parent == tmp_path and not environments[0].notes
+    assert environments[0].variables["RAY_TMPDIR"] == str(environments[0].folder)
 
 
 @pytest.mark.skipif(not os.access("/tmp", os.W_OK), reason="/tmp is not writable")
@@ -101,15 +103,15 @@ def test_the_temporary_folder_is_used_if_its_path_is_short(
     [("a" * 40, "has too long a path"), ("é" * 20, "has too long a path"), (None, "is not a folder")],
 )
 def test_another_temporary_folder_is_used_otherwise(
-    folder: str | None, problem: str, tmp_path: Path, made: list[ServiceEnvironment]
+    folder: str | None, problem: str, tmp_path: Path, environments: list[ServiceEnvironment]
 ) -> None:
     path = tmp_path / (folder or "missing")
     if folder:
         path.mkdir()
-    made.append(make_environment({"TMPDIR": str(path)}))
-    assert made[0].folder.parent == Path("/tmp")
-    assert problem in made[0].notes[0] and str(path) in made[0].notes[0]
-    longest = f"{made[0].folder}{environment.RAY_SOCKET}"
+    environments.append(make_environment({"TMPDIR": str(path)}))
+    assert environments[0].folder.parent == Path("/tmp")
+    assert problem in environments[0].notes[0] and str(path) in environments[0].notes[0]
+    longest = f"{environments[0].folder}{environment.RAY_SOCKET}"
     assert len(os.fsencode(longest)) <= environment.SOCKET_PATH_BYTES
 
 

@@ -20,7 +20,8 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
-from safelight.service.settings import BadSetting, Settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import Tracing, make_tracing
 from tests.fakes import MODEL, FakeBackend
 from tests.live import serving

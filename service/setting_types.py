@@ -1,0 +1,120 @@
+"""The types of the settings: what each kind of value may be, in sentences that name the setting."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ValidationInfo
+
+from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
+
+SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
+VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# How one model's value is parsed, in each setting that may have a value for every model.
+MODEL_VALUES: dict[str, Callable[[str], Any]] = {
+    "default_steps": parse_steps,
+    "default_guidance": parse_guidance,
+    "default_solver": str,
+    "default_size": parse_size,
+}
+
+Number = TypeVar("Number", int, float)
+
+
+class BadSetting(ValueError):
+    """An unknown or invalid setting; the message names it and says what is allowed."""
+
+
+def _check_positive(value: Number, info: ValidationInfo) -> Number:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{info.field_name} must be more than 0 and finite, got {value}")
+    return value
+
+
+def _check_not_negative(value: Number, info: ValidationInfo) -> Number:
+    if not value >= 0:
+        raise ValueError(f"{info.field_name} must be at least 0, got {value}")
+    return value
+
+
+def _check_not_negative_and_finite(value: float, info: ValidationInfo) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{info.field_name} must be at least 0 and finite, got {value}")
+    return value
+
+
+def check_port(value: int, info: ValidationInfo) -> int:
+    if not 0 <= value <= 65535:
+        raise ValueError(f"{info.field_name} must be between 0 and 65535, got {value}")
+    return value
+
+
+def check_max_rows(value: int) -> int:
+    if value < 2:
+        raise ValueError(f"max_rows must be at least 2, the rows of one guided image; got {value}")
+    return value
+
+
+def _check_stage_replicas(value: str, info: ValidationInfo) -> str:
+    replica_range(str(info.field_name), value)
+    return value
+
+
+def check_gateway_replicas(value: str) -> str:
+    replica_range("gateway_replicas", value, min_replicas=1)
+    return value
+
+
+def check_folder(value: str, info: ValidationInfo) -> str:
+    if value and not Path(value).is_dir():
+        raise ValueError(f"{info.field_name} must be a folder, got {value!r}")
+    return value
+
+
+def check_served_name(value: str) -> str:
+    if value and not (SERVED_NAME.fullmatch(value) and all(value.split("/"))):
+        raise ValueError(
+            "served_name must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
+            f"and nothing empty between slashes; got {value[:200]!r}"
+        )
+    return value
+
+
+def check_variant(value: str) -> str:
+    if value and not VARIANT.fullmatch(value):
+        raise ValueError(f"variant must be a name such as fp16 or non-ema, got {value[:200]!r}")
+    return value
+
+
+def _check_model_values(value: str, info: ValidationInfo) -> str:
+    try:
+        parse_model_values(value, MODEL_VALUES[str(info.field_name)])
+    except ValueError as error:
+        raise ValueError(f"{info.field_name} {error}") from None
+    return value
+
+
+PositiveInt = Annotated[int, AfterValidator(_check_positive)]
+PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
+Count = Annotated[int, AfterValidator(_check_not_negative)]
+Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
+StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
+ModelValues = Annotated[str, AfterValidator(_check_model_values)]
+
+
+def replica_range(name: str, text: str, min_replicas: int = 0) -> tuple[int, int]:
+    """The minimum and maximum of `text`, a number of replicas such as `3` or a range such as `1-8`.
+
+    Raises `BadSetting`, naming the setting `name`, for other texts and for a minimum below `min_replicas`.
+    """
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
+    minimum, maximum = int(first), int(last or first)
+    if not min_replicas <= minimum <= maximum or maximum == 0:
+        raise BadSetting(
+            f"{name} must be at least {min_replicas}, and a range must rise to at least 1; got {text!r}"
+        )
+    return minimum, maximum
