@@ -69,6 +69,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
             "'nosuch' is neither a folder nor one of",
         ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
+        (["encode", "a" * 4001, "-o", "x.safetensors"], "PROMPT has 4001 characters; at most 4000"),
         (["bench", "--engine-only", "--no-compile"], "--no-compile has no effect with --engine-only"),
         (["plan", "--model", "sd3-medium", "--variant", "fp16"], "--variant has no effect on sd3-medium"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
