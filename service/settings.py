@@ -188,6 +188,9 @@ class Settings(BaseSettings):
         "`DigitalSourceType` `trainedAlgorithmicMedia`.",
     )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
+    max_upload_bytes: PositiveInt = Field(
+        20 << 20, description="Largest body of a request that uploads images to be edited, in bytes."
+    )
     max_pictures: PositiveInt = Field(
         256,
         description="Most images in flight in one gateway; a request that would exceed it is refused "

@@ -112,6 +112,7 @@ def _read(data: bytes, name: str) -> Image.Image:
         raise InvalidParams(name, f"{name} is empty")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that are odd, but can be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             _check_size(_webp_size(data), name)  # Pillow takes memory for a WebP file's canvas as it opens it
             image = Image.open(io.BytesIO(data), formats=FORMATS)
