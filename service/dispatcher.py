@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES, Backend
@@ -17,6 +16,8 @@ from safelight.service.messages import (
     RequestContext,
     StageStatus,
     Upload,
+    with_size_of,
+    with_source_usage,
 )
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
@@ -126,13 +127,9 @@ class RequestDispatcher:
             for params in images
         ]
         try:
-            results = await asyncio.gather(*tasks)
+            return with_source_usage(await asyncio.gather(*tasks), source)
         finally:
             await cancel_and_wait(*tasks)
-        if source is not None:
-            usage = replace(results[0].usage, source=source.report)
-            results[0] = replace(results[0], usage=usage)
-        return results
 
     async def _prepare(self, upload: Upload, context: RequestContext) -> PreparedSource:
         try:
@@ -151,13 +148,13 @@ class RequestDispatcher:
     ) -> DecodeResult:
         """Generate one image, once more if a stage is lost, which may have held the source."""
         try:
-            return await self._backend.generate(_sized(params, source), output, context, source)
+            return await self._backend.generate(with_size_of(params, source), output, context, source)
         except Exception as error:
             self._check_retry(error, {"id": context.request_id, "image": params.image_index})
         if upload is not None:
             source = await self._backend.prepare(upload, context)
         # an image is a pure function of its parameters, so the retry gives the same one
-        return await self._backend.generate(_sized(params, source), output, context, source)
+        return await self._backend.generate(with_size_of(params, source), output, context, source)
 
     def _check_retry(self, error: Exception, fields: dict[str, object]) -> None:
         """Count a retry, if `error` is the loss of a stage; raise it otherwise."""
@@ -166,11 +163,3 @@ class RequestDispatcher:
         fields["cause"] = type(error).__name__
         logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         self._metrics.count_retry()
-
-
-def _sized(params: GenerationParams, source: PreparedSource | None) -> GenerationParams:
-    """`params` with the size of the source, if there is one."""
-    if source is None:
-        return params
-    width, height = source.report.size
-    return replace(params, width=width, height=height)

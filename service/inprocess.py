@@ -5,6 +5,8 @@ No other module of the service makes stages. Torch is imported when a stage is m
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.model_profiles import model_profile
@@ -19,7 +21,10 @@ from safelight.service.messages import (
     PreparedSource,
     RequestContext,
     Upload,
+    with_size_of,
+    with_source_usage,
 )
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings
@@ -65,6 +70,20 @@ class InProcessPipeline:
         conditioning = await self.encoder.encode(params, context)
         denoised = await self.denoiser.generate(conditioning, params, context, content)
         return await self.decoder.decode(denoised, params, output, context, content)
+
+    async def generate_all(
+        self, images: Sequence[GenerationParams], output: ImageFormat, upload: Upload | None = None
+    ) -> list[DecodeResult]:
+        """Generate all images of one request, in order; edits get the size that their source has."""
+        source = None if upload is None else await self.prepare(upload)
+        tasks = [
+            asyncio.ensure_future(self.generate(with_size_of(image, source), output, source=source))
+            for image in images
+        ]
+        try:
+            return with_source_usage(await asyncio.gather(*tasks), source)
+        finally:
+            await cancel_and_wait(*tasks)
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         content, report = await self.decoder.prepare(upload, context)

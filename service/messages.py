@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from safelight.pipeline.params import DenoiseUsage, StageCost, TextReport
+from safelight.pipeline.params import DenoiseUsage, GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 if TYPE_CHECKING:
@@ -144,3 +145,19 @@ class StageStatus:
     peak_flops: float | None = None  # peak FLOP/s of the denoiser's device
     # measured seconds by operations of a tick, text or image; updated by every measurement
     curve: CostCurve | None = None
+
+
+def with_size_of(params: GenerationParams, source: PreparedSource | None) -> GenerationParams:
+    """`params` with the size of the source, if there is one."""
+    if source is None:
+        return params
+    width, height = source.report.size
+    return replace(params, width=width, height=height)
+
+
+def with_source_usage(results: Sequence[DecodeResult], source: PreparedSource | None) -> list[DecodeResult]:
+    """The images of one request, the first of them with the usage of their source, if there is one."""
+    if source is None:
+        return list(results)
+    first, *others = results
+    return [replace(first, usage=replace(first.usage, source=source.report)), *others]

@@ -31,11 +31,13 @@ async def read_form(content_type: str, body: bytes) -> list[tuple[str, FormValue
     )
     try:
         form = await parser.parse()
+        if not parser.is_complete:
+            raise MalformedBody("The body is not a valid form: it ends before its last boundary.")
+        return [(name, await _content(value)) for name, value in form.multi_items()]
     except MultiPartException as error:
         raise MalformedBody(f"The body is not a valid form: {error.message.rstrip('.')}.") from None
-    if not parser.is_complete:
-        raise MalformedBody("The body is not a valid form: it ends before its last boundary.")
-    return [(name, await _content(value)) for name, value in form.multi_items()]
+    finally:
+        parser.close()
 
 
 class _Parser(MultiPartParser):
@@ -47,6 +49,11 @@ class _Parser(MultiPartParser):
 
     def on_end(self) -> None:
         self.is_complete = True
+
+    def close(self) -> None:
+        """Close all files, also one that the body ended in."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from safelight.pipeline.catalog.model_info import ModelInfo, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import EditParams, GenerationParams
-from safelight.service.messages import DecodeResult
+from safelight.service.http.schemas import ImageRequest
+from safelight.service.messages import DecodeResult, Upload
 
 # Chosen by looking at edits of the embedded model: below 0.5 a prompt changes little, from 0.8 on little is
 # left of the source. What a mask shows is usually to become something else.
@@ -38,8 +39,22 @@ def make_edits(
 def with_source_size(
     images: Sequence[GenerationParams], results: Sequence[DecodeResult]
 ) -> list[GenerationParams]:
-    """`images` with the size that their source had in the end, which the request may have left open."""
+    """`images` with the size of their source, which the request may have left open; if they have one."""
     source = results[0].usage.source
-    assert source is not None
+    if source is None:
+        return list(images)
     width, height = source.size
     return [replace(image, width=width, height=height) for image in images]
+
+
+def make_upload(image: bytes, mask: bytes | None, request: ImageRequest, params: GenerationParams) -> Upload:
+    """The files of a request for the stages.
+
+    Args:
+        image: The image that is edited.
+        mask: Where it is redrawn.
+        request: Says whether the size is open; then it follows the image.
+        params: Of an image of the request, with its size.
+    """
+    is_open = request.size in (None, "auto")
+    return Upload(image, mask, None if is_open else (params.width, params.height))

@@ -9,19 +9,18 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import MalformedBody, WrongContentType
 from safelight.service.http.edits.fields import take_options
 from safelight.service.http.edits.multipart import read_form
-from safelight.service.http.edits.params import make_edits, with_source_size
+from safelight.service.http.edits.params import make_edits, make_upload, with_source_size
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
 from safelight.service.http.request_body import content_type, is_json, read_body, unless_gone
-from safelight.service.http.schemas import ImageRequest, ImageResponse
+from safelight.service.http.schemas import ImageResponse
 from safelight.service.http.translation import make_output, make_params, make_response, make_usage
 from safelight.service.http.validation import parse_request
-from safelight.service.messages import RequestContext, Upload
+from safelight.service.messages import RequestContext
 from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
@@ -61,7 +60,7 @@ async def _edit(request: Request, gateway: Gateway, record: RequestRecorder, spa
     image_request = parse_request(json.dumps(_typed(others)).encode())
     params, output = make_params(image_request, model), make_output(image_request)
     params = make_edits(params, model, options.strength, parts.mask is not None)
-    upload = make_upload(parts, image_request, params[0])
+    upload = make_upload(parts.image, parts.mask, image_request, params[0])
     record.num_images = len(params)
     request.state.request_log |= {"images": len(params), "steps": params[0].steps_taken}
     span.set(images=len(params), steps=params[0].steps_taken)
@@ -88,17 +87,11 @@ async def read_edit_fields(request: Request, settings: Settings) -> EditFields:
         return split_fields(await read_form(request.headers["content-type"], body))
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedBody(f"The body is not valid JSON ({error}).") from None
     if not isinstance(fields, dict):
         raise MalformedBody("The body must be a JSON object.")
     return split_fields(fields.items())
-
-
-def make_upload(parts: EditFields, request: ImageRequest, params: GenerationParams) -> Upload:
-    """The files for the stages; a size that the request leaves open follows the image."""
-    is_open = request.size in (None, "auto")
-    return Upload(parts.image, parts.mask, None if is_open else (params.width, params.height))
 
 
 def _typed(fields: dict[str, object]) -> dict[str, object]:

@@ -115,7 +115,7 @@ BAD_FILES: dict[str, Callable[[], Bad]] = {
     "ico": lambda: Bad(save(photo(), "ICO"), IMAGE_KIND),
     "eps": lambda: Bad(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", IMAGE_KIND),
     "a signature alone": lambda: Bad(b"\x89PNG\r\n\x1a\n", IMAGE_KIND),
-    "truncated png": lambda: Bad(png()[:200], "image cannot be decoded"),
+    "truncated png": lambda: Bad(png()[: len(png()) // 2], "image cannot be decoded"),
     "truncated jpeg": lambda: Bad(save(photo(), "JPEG")[:-300], "image cannot be decoded"),
     "truncated webp": lambda: Bad(save(photo(), "WEBP")[:-100], "image"),
     "png without pixels": lambda: Bad(png_of(8, 8), "image cannot be decoded"),
@@ -138,7 +138,7 @@ BAD_FILES: dict[str, Callable[[], Bad]] = {
     ),
     "mask of text": lambda: Bad(png(), "mask must be a PNG, JPEG or WebP file", b"nothing", "mask"),
     "empty mask": lambda: Bad(png(), "mask is empty", b"", "mask"),
-    "truncated mask": lambda: Bad(png(), "mask cannot be decoded", png()[:200], "mask"),
+    "truncated mask": lambda: Bad(png(), "mask cannot be decoded", png()[: len(png()) // 2], "mask"),
     "huge mask": lambda: Bad(png(), "mask has too many pixels", png_of(100_000, 10_000), "mask"),
 }  # fmt: skip
 
