@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     mark_images: bool = Field(
         True,
         description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
-        "`DigitalSourceType` `trainedAlgorithmicMedia`.",
+        "`DigitalSourceType` `trainedAlgorithmicMedia`, for edits `compositeWithTrainedAlgorithmicMedia`.",
     )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_upload_bytes: PositiveInt = Field(

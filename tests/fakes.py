@@ -79,6 +79,7 @@ class FakeBackend:
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None) -> None:
         self.errors = list(errors)
+        self.image_errors: list[Exception] = []  # likewise, but not for uploads
         self.calls: list[tuple[GenerationParams, ImageFormat, RequestContext]] = []
         self.sources: list[PreparedSource | None] = []  # of every call
         self.uploads: list[Upload] = []
@@ -98,8 +99,8 @@ class FakeBackend:
     ) -> DecodeResult:
         self.calls.append((params, output, context))
         self.sources.append(source)
-        if self.errors:
-            raise self.errors.pop(0)
+        if errors := self.errors or self.image_errors:
+            raise errors.pop(0)
         self.waiting.release()
         try:
             await self.gate.wait()

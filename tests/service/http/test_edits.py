@@ -12,7 +12,6 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.service.errors import StageLost
 from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import Upload
@@ -198,14 +197,6 @@ def test_an_upload_that_cannot_be_edited_is_the_clients_fault(client: TestClient
     response = client.post(ROUTE, data=FORM, files={"image": b"bad"})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "image"
-
-
-def test_an_upload_is_prepared_again_if_its_stage_is_lost(backend: FakeBackend) -> None:
-    """Lost while it is prepared, and lost with the images that needed it."""
-    with TestClient(build_gateway(backend, MODEL, Settings())) as client:
-        backend.errors = [StageLost()]
-        assert client.post(ROUTE, data=FORM, files={"image": b"image"}).status_code == 200
-        assert len(backend.uploads) == 2
 
 
 @pytest.fixture(scope="module")
