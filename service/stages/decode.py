@@ -87,10 +87,11 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         """
         with self.meter.count_jobs(1):
             image, read_cost = await self._reader.read(upload, context)
-            latents, cost = await self._worker.call(lambda network: _encode(network, image))
-        cost += read_cost
+            arrived = time.perf_counter()
+            latents, cost = await self._worker.call(lambda network: _encode(network, image, arrived))
         self.meter.record_usage(context, cost)
-        return EncodedSource(latents, image), SourceReport(image.size, image.uploaded, image.crop, cost)
+        report = SourceReport(image.size, image.uploaded, image.crop, read_cost + cost)
+        return EncodedSource(latents, image), report
 
     def close(self) -> None:
         super().close()
@@ -128,11 +129,13 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
 
 
-def _encode(network: ImageDecoder, image: SourceImage) -> tuple[SourceLatents, StageCost]:
+def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[SourceLatents, StageCost]:
+    queue_seconds = time.perf_counter() - arrived
     try:
-        return network.encode(image)
+        latents, cost = network.encode(image)
     except ArithmeticError as error:
         raise BrokenImage(f"The model could not read the image: {error}.") from None
+    return latents, replace(cost, queue_seconds=queue_seconds)
 
 
 def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:

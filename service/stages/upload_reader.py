@@ -32,9 +32,9 @@ class UploadReader:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
 
     async def read(self, upload: Upload, context: RequestContext) -> tuple[SourceImage, StageCost]:
-        """The image in `upload`, and the cost of reading it.
+        """The image in `upload`, and the cost of reading it, which is recorded here.
 
-        The cost of an upload that is refused is recorded here. Raises `InvalidParams` for such an upload.
+        Raises `InvalidParams` for an upload that cannot be edited; its cost is recorded, too.
         """
         arrived = time.perf_counter()
         return await asyncio.wrap_future(self._thread.submit(self._read, upload, context, arrived))
@@ -48,13 +48,9 @@ class UploadReader:
         started = time.perf_counter()
         try:
             image = self._read_source(upload)
-        except Exception:
-            self._meter.record_usage(context, self._cost(arrived, started))
-            raise
-        return image, self._cost(arrived, started)
-
-    def _cost(self, arrived: float, started: float) -> StageCost:
-        """The cost of the work since `started`, counted as busy time."""
-        seconds = time.perf_counter() - started
-        self._meter.add_busy(seconds)
-        return StageCost(seconds, 0, started - arrived)
+        finally:
+            seconds = time.perf_counter() - started
+            cost = StageCost(seconds, 0, started - arrived)
+            self._meter.add_busy(seconds)
+            self._meter.record_usage(context, cost)
+        return image, cost

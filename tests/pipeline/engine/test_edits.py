@@ -21,10 +21,12 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion import noise
+from safelight.pipeline.diffusion.schedules import Flow, Schedule, VarianceExploding, VariancePreserving
 from safelight.pipeline.diffusion.solvers import Plan, make_plan
 from safelight.pipeline.diffusion.spacing import make_grid
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import InvalidImage
+from safelight.pipeline.engine.sample import start_state
 from safelight.pipeline.engine.source_image import SourceImage
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.errors import InvalidParams
@@ -36,6 +38,7 @@ from tests.pipeline.reference_loop import network
 
 STEPS, SIDE = 10, 8 * SAMPLE_SIZE
 SHAPE = (4, 8, 8)
+SCHEDULES = (VariancePreserving("scaled_linear"), VarianceExploding(0.01, 20.0))
 
 
 def edited(strength: float, is_inpainting: bool = False, **changes: Any) -> GenerationParams:
@@ -82,6 +85,36 @@ def test_too_few_steps_for_a_solver_name_the_strength() -> None:
 
 def test_full_strength_is_a_generation() -> None:
     assert torch.equal(run(parts.engine(), edited(1.0), source()), parts.alone(parts.params()))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_full_strength_is_a_generation_on_every_schedule(schedule: Schedule) -> None:
+    """Also where alpha is not 0 at t = 1, as in the chains of DDPM."""
+    model = replace(parts.model(), schedule=schedule, prediction="v_prediction")
+    plan = plan_request(edited(1.0), model)
+    start = source().noised(edited(1.0), torch.device("cpu"))
+    states = [start_state(edited(1.0), plan, SHAPE, torch.device("cpu"), given) for given in (start, None)]
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(
+    "schedule", [VariancePreserving("scaled_linear"), VarianceExploding(0.01, 20.0), Flow()]
+)
+def test_an_edit_starts_from_its_source_with_the_noise_of_its_time(schedule: Schedule) -> None:
+    """alpha x0 + sigma z: on each kind of schedule with its own scales."""
+    params, start = edited(0.5), source()
+    plan = plan_request(params, replace(parts.model(), schedule=schedule, prediction="v_prediction"))
+    alpha, sigma = schedule.alpha_sigma(plan.ticks[0].t)
+    assert 0.0 < plan.ticks[0].t < 1.0
+    state = start_state(params, plan, SHAPE, torch.device("cpu"), start.noised(params, torch.device("cpu")))
+    z = noise.draw(params.seed, params.image_index, noise.START, SHAPE)
+    torch.testing.assert_close(state[0], alpha * start.latents + sigma * z)
+    assert not state[1:].any()
+
+
+def test_every_image_of_a_request_has_its_own_noise() -> None:
+    first, second = (edited(0.5, image_index=index) for index in range(2))
+    assert not torch.equal(run(parts.engine(), first, source()), run(parts.engine(), second, source()))
 
 
 def test_only_the_ticks_that_run_are_planned_and_charged() -> None:
