@@ -62,7 +62,8 @@ async def _edit(request: Request, gateway: Gateway, record: RequestRecorder, spa
     params = make_edits(params, model, options.strength, parts.mask is not None)
     upload = make_upload(parts.image, parts.mask, image_request, params[0])
     record.num_images = len(params)
-    request.state.request_log |= {"images": len(params), "steps": params[0].steps_taken}
+    log = {"images": len(params), "steps": params[0].steps_taken}
+    request.state.request_log |= log | ({"prompt": params[0].prompt} if gateway.settings.log_prompts else {})
     span.set(images=len(params), steps=params[0].steps_taken)
     context = RequestContext(record.id, span.traceparent, record.request_id)
     results = await unless_gone(request, gateway.dispatcher.generate(params, output, context, upload))
@@ -105,5 +106,5 @@ TEXT_FIELDS = ("prompt", "negative_prompt", "model", "size", "user")
 def _number(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return value

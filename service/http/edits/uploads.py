@@ -37,11 +37,21 @@ def split_fields(fields: Iterable[tuple[str, object]]) -> EditFields:
         elif MASK_NAME.fullmatch(name):
             masks += _items(value)
         else:
-            others[name] = value
+            others[name] = _text(name, value)
     if not images:
         raise InvalidRequest("image is required: the image that is to be edited.", "image")
     image, mask = _only(images, "image"), _only(masks, "mask") if masks else None
     return EditFields(_content(image, "image"), None if mask is None else _content(mask, "mask"), others)
+
+
+def _text(name: str, value: object) -> object:
+    """A field's value; the text of a file that was sent as another field."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name[:100]} must be text, not a file.", name[:100]) from None
 
 
 def _items(value: object) -> list[object]:

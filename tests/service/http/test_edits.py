@@ -175,6 +175,18 @@ def test_a_bad_form_is_refused(name: str, client: TestClient, backend: FakeBacke
     assert backend.uploads == []
 
 
+def test_a_file_in_place_of_a_text_is_read_or_refused(client: TestClient, backend: FakeBackend) -> None:
+    response = client.post(ROUTE, files={"image": b"image", "prompt": "äpple".encode()})
+    assert response.status_code == 200 and backend.drawn[-1][0].prompt == "äpple"
+    response = client.post(ROUTE, data=FORM, files={"image": b"image", "seed": b"\xff\xfe"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "seed")
+
+
+def test_a_deeply_nested_text_is_refused(client: TestClient) -> None:
+    response = client.post(ROUTE, data=FORM | {"n": "[" * 100_000}, files={"image": b"image"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+
+
 def test_a_form_without_a_boundary_is_refused(client: TestClient) -> None:
     assert "boundary" in post_form(client, multipart([TEXT_PART]), "").json()["error"]["message"]
 
