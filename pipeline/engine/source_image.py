@@ -61,11 +61,12 @@ def read_source(image: bytes, mask: bytes | None, choose_size: Callable[[Size], 
         InvalidParams: A file cannot be read, is too large or does not fit, named `image` or `mask`.
     """
     upright = _read(image, "image")
-    size = choose_size(upright.size)
-    crop = _crop(upright.size, size)
-    redraw = None if mask is None else _read_mask(mask, upright.size, size, crop)
-    pixels = _opaque(upright.resize(size, Image.Resampling.LANCZOS, box=crop, reducing_gap=3.0))
-    return SourceImage(np.array(pixels), redraw, upright.size, crop)
+    uploaded, size = upright.size, choose_size(upright.size)
+    crop = _crop(uploaded, size)
+    pixels = np.array(_opaque(upright.resize(size, Image.Resampling.LANCZOS, box=crop, reducing_gap=3.0)))
+    del upright  # so that one large image is in memory, not two
+    redraw = None if mask is None else _read_mask(mask, uploaded, size, crop)
+    return SourceImage(pixels, redraw, uploaded, crop)
 
 
 def _read_mask(mask: bytes, uploaded: Size, size: Size, crop: tuple[int, int, int, int]) -> np.ndarray:

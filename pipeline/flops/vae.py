@@ -49,9 +49,8 @@ def _encode_tiny(options: TinyOptions, height: int, width: int) -> int:
     for scale, (channels, blocks) in enumerate(zip(widths, options.num_encoder_blocks, strict=True)):
         if scale:
             height, width = (height + 1) // 2, (width + 1) // 2
-        total += (_conv(in_channels, channels, height * width)) + blocks * 3 * _conv(
-            channels, channels, height * width
-        )
+        pixels = height * width
+        total += _conv(in_channels, channels, pixels) + blocks * 3 * _conv(channels, channels, pixels)
         in_channels = channels
     return total + _conv(in_channels, options.latent_channels, height * width)
 
