@@ -1,4 +1,4 @@
-"""A gateway for the page's tests: a backend whose files are images, and streams and edits until they are built.
+"""A gateway for the page's tests: a backend that draws, and streams and edits until the gateway has them.
 
 The two routes follow OpenAI's events and forms; `StreamStub` is to be removed when the gateway has them.
 """
@@ -26,7 +26,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import ServiceError
 from safelight.service.http.gateway import EDITS_PATH
 from safelight.service.http.middleware import error_response
-from safelight.service.http.translation import make_output, make_params, make_usage
+from safelight.service.http.translation import make_params, make_usage
 from safelight.service.http.validation import parse_request
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
 from tests.fakes import MODEL, USAGE, FakeBackend
@@ -63,13 +63,15 @@ class StreamStub:
     """
 
     def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.reset()
+
+    def reset(self) -> None:
         self.is_stepped = False
-        self.streams = True
         self.requests: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}  # of the latest edit
         self.disconnected = threading.Event()
         self._steps = asyncio.Semaphore(0)
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def wrap(self, app: FastAPI) -> None:
         """Put the stub in front of `app`."""
@@ -89,9 +91,9 @@ class StreamStub:
         self._loop = asyncio.get_running_loop()
         body = await request.body()
         fields = self._parse(request, body)
-        self.requests.append(fields)
+        self.requests.append(dict(fields))
         is_edit = request.url.path == EDITS_PATH
-        if not is_edit and not (self.streams and fields.get("stream")):
+        if not is_edit and not fields.get("stream"):
             return None
         num_previews = int(fields.pop("partial_images", 0))
         fields.pop("stream", None)
