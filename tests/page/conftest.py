@@ -1,7 +1,7 @@
 """One browser and one gateway for all tests of the page, and a fresh tab for each.
 
-Whatever a test does, its tab may send no request to another origin, report no violation of the content security
-policy and throw no error.
+Whatever a test does, its tab may send no request to another origin, report no violation of the content
+security policy and throw no error.
 """
 
 from collections.abc import Iterator

@@ -91,6 +91,6 @@ def test_the_copied_edit_sends_the_saved_files(page: Page, service: Service, tmp
     expect(page.locator("#code")).to_contain_text("worm")
     command = page.locator("#code").text_content() or ""
     subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, env=os.environ)
-    assert service.stub.requests[-1] == {"model": "emoji-128", "prompt": "a 'worm'", "strength": 0.6}
+    assert service.stub.requests[-1] == {"model": "emoji-128", "prompt": "a 'worm'"}
     sent = {name: Image.open(io.BytesIO(file)).size for name, file in service.stub.files.items()}
     assert sent == {"image": (128, 128), "mask": (128, 128)}

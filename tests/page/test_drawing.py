@@ -15,14 +15,17 @@ from tests.page.stub import draw_image
 
 ROUTE = "**/v1/images/generations"
 # A stream in every form that the standard allows: comments, three kinds of line ends, data over two lines.
-STREAM = ': hi\r\n\r\nevent: a\r\ndata: {"x":\r\ndata: "é🍎"}\r\n\r\ndata:[1]\n\nevent:b\rdata: 2\r\rdata: [DONE]\n\n'
+STREAM = (
+    ': hi\r\n\r\nevent: a\r\ndata: {"x":\r\ndata: "é🍎"}\r\n\r\n'
+    "data:[1]\n\nevent:b\rdata: 2\r\rdata: [DONE]\n\n"
+)
 READ_STREAM = """async (text) => {
     const { readEvents } = await import('./page/sse.js');
     const bytes = new TextEncoder().encode(text);
     const results = [];
     for (let cut = 0; cut < bytes.length; cut += 1) {
         const parts = [bytes.slice(0, cut), bytes.slice(cut)];
-        const body = new ReadableStream({ start(to) { parts.forEach((part) => to.enqueue(part)); to.close(); } });
+        const body = ReadableStream.from(parts);
         const events = [];
         for await (const event of readEvents(body)) events.push(event);
         results.push(events);
@@ -70,13 +73,8 @@ def test_previews_appear_and_then_the_image(page: Page, service: Service) -> Non
 
 def test_an_image_says_what_it_cost_and_what_had_no_effect(page: Page) -> None:
     draw(page, "a blorp apple")
-    costs = dict(
-        zip(
-            page.locator("#costs dt").all_inner_texts(),
-            page.locator("#costs dd").all_inner_texts(),
-            strict=True,
-        )
-    )
+    names, values = (page.locator(f"#costs {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    costs = dict(zip(names, values, strict=True))
     assert costs == {
         "Device time": "2.38 s",
         "Total time": "2.50 s",
@@ -98,7 +96,8 @@ def test_what_the_service_adjusted_is_said(page: Page) -> None:
         {"field": "size", "asked": "1024x1024", "used": "128x128"},
         {"field": "stepz", "asked": 3, "used": None},
     ]
-    usage = {"adjusted": adjusted, "unknown_words": [], "prompt_syntax": [], "truncated": True}
+    edit = {"uploaded_size": "300x200", "crop": [50, 0, 250, 200]}
+    usage = {"adjusted": adjusted, "unknown_words": [], "prompt_syntax": [], "truncated": True, "edit": edit}
     notes = page.evaluate(
         "(answer) => import('./page/gallery.js').then(({ notesOf }) => notesOf({ answer }))",
         {"usage": {"safelight": usage}},
@@ -106,6 +105,7 @@ def test_what_the_service_adjusted_is_said(page: Page) -> None:
     assert notes == [
         "size: 1024x1024 was changed to 128x128.",
         "stepz: 3 had no effect.",
+        "Of the image that it started from, 200 × 200 of 300 × 200 pixels were used.",
         "The prompt is longer than the model reads; its end had no effect.",
     ]
 
@@ -246,9 +246,8 @@ def test_a_download_has_a_name_and_the_bytes(page: Page) -> None:
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "étoile-3d-1.png"
-    assert download.value.path().read_bytes() == draw_image(
-        make_params(seed=seed_of(page), width=128, height=128)
-    )
+    params = make_params(seed=seed_of(page), width=128, height=128)
+    assert download.value.path().read_bytes() == draw_image(params)
 
 
 def test_an_example_is_drawn_by_a_click(page: Page) -> None:

@@ -57,14 +57,13 @@ def test_inpainting_sends_the_image_and_the_painted_mask(page: Page, service: Se
     page.locator("#draw").click()
     expect(page.locator("#caption")).to_have_text("a worm")
     wait_until_done(page)
-    assert {"prompt": "a worm", "strength": 0.8, "model": "emoji-128"}.items() <= service.stub.requests[
-        -1
-    ].items()
+    fields = {"prompt": "a worm", "strength": 0.8, "model": "emoji-128"}
+    assert fields.items() <= service.stub.requests[-1].items()
     image, mask = sent_image(service, "image"), sent_image(service, "mask")
     assert (image.size, image.tobytes()) == shown
     assert mask.size == image.size
     assert [alpha_at(mask, point) for point in (UPPER_RIGHT, LOWER_LEFT)] == [0, 255]
-    assert set(mask.getchannel("A").getdata()) == {0, 255}
+    assert set(mask.getchannel("A").tobytes()) == {0, 255}
     expect(page.locator("#facts")).to_contain_text("Strength")
 
 
@@ -147,9 +146,8 @@ def test_a_service_without_edits_offers_none(page: Page) -> None:
 
 def test_edits_that_are_not_there_are_a_sentence(page: Page) -> None:
     draw(page, "an apple")
-    page.route(
-        "**/v1/images/edits", lambda route: route.fulfill(status=404, json={"error": {"message": "No."}})
-    )
+    answer = {"error": {"message": "There is no such route."}}
+    page.route("**/v1/images/edits", lambda route: route.fulfill(status=404, json=answer))
     page.get_by_role("button", name="Edit").click()
     page.locator("#draw").click()
     expect(page.get_by_role("alert")).to_have_text(

@@ -92,7 +92,8 @@ function report(error) {
     return;
   }
   setStatus("");
-  showError(error instanceof ApiError ? error : new ApiError(`The answer could not be read: ${error.message}`));
+  const isSentence = error instanceof ApiError;
+  showError(isSentence ? error : new ApiError(`The answer could not be read: ${error.message}`));
 }
 
 function startWork() {
@@ -127,10 +128,13 @@ function settingsOf({ settings, answer }) {
   return { ...settings, seed: answer.usage.safelight.seeds[0] };
 }
 
-function sameSeed() {
+async function sameSeed() {
+  const { number, request } = gallery.shown;
   form.fill(settingsOf(gallery.shown));
   byId("settings").open = true;
-  setStatus(`Seed and settings of image ${gallery.shown.number} are in the form. Change something, and draw.`);
+  chooseMode(request.files ? "image" : "words");
+  if (request.files && !source.isOpen) await source.open(request.files.image);
+  setStatus(`Seed and settings of image ${number} are in the form. Change something, and draw.`);
   byId("prompt").focus();
 }
 
@@ -138,7 +142,7 @@ async function drawVariations() {
   if (controller) return;
   const { request } = gallery.shown;
   const settings = { ...settingsOf(gallery.shown), n: Math.min(NUM_VARIATIONS, form.model.limits.n[1]) };
-  await run(settings, request.files, request.fields.strength);
+  await run(settings, request.files, request.fields.strength ?? null);
 }
 
 async function editShown() {
@@ -163,7 +167,8 @@ let filesForCode = null;
 /** Writes the request of the form as code, if that is open. */
 async function updateCode() {
   if (!form.model || !byId("code-panel").open) return;
-  const files = isEdit() && source.isOpen ? await source.files() : isEdit() ? { image: true, mask: true } : null;
+  const anyFiles = source.isOpen ? await source.files() : { image: true, mask: true };
+  const files = isEdit() ? anyFiles : null;
   const request = makeRequest(form.read(), form.model, files, source.strength);
   const language = form.element.elements.language.value;
   byId("code").textContent = (language === "curl" ? asCurl : asPython)(request, readKey() !== "");
@@ -186,9 +191,10 @@ async function copy(text, what) {
   }
 }
 
-function codeOf(image, write) {
-  const fields = { ...image.request.fields, seed: settingsOf(image).seed };
-  return write({ ...image.request, fields }, readKey() !== "");
+function copyShown(write, what) {
+  const { request } = gallery.shown;
+  const fields = { ...request.fields, seed: settingsOf(gallery.shown).seed };
+  return copy(write({ ...request, fields }, readKey() !== ""), what);
 }
 
 function offerExamples(list, examples) {
@@ -253,10 +259,12 @@ function listen() {
   byId("same-seed").addEventListener("click", sameSeed);
   byId("variations").addEventListener("click", drawVariations);
   for (const id of ["edit", "use-shown"]) byId(id).addEventListener("click", editShown);
-  byId("model").addEventListener("change", ({ target }) => chooseModel(models.find(({ id }) => id === target.value)));
+  byId("model").addEventListener("change", ({ target }) => {
+    chooseModel(models.find(({ id }) => id === target.value));
+  });
   byId("modes").addEventListener("change", () => chooseMode(form.element.elements.mode.value));
-  byId("copy-curl").addEventListener("click", () => copy(codeOf(gallery.shown, asCurl), "The curl command"));
-  byId("copy-python").addEventListener("click", () => copy(codeOf(gallery.shown, asPython), "The Python program"));
+  byId("copy-curl").addEventListener("click", () => copyShown(asCurl, "The curl command"));
+  byId("copy-python").addEventListener("click", () => copyShown(asPython, "The Python program"));
   byId("copy-code").addEventListener("click", () => copy(byId("code").textContent, "The code"));
   byId("code-panel").addEventListener("toggle", () => updateCode());
   for (const name of ["image", "mask"]) {
@@ -272,7 +280,6 @@ function listen() {
   for (const list of document.querySelectorAll("[data-examples]")) {
     offerExamples(list, list.dataset.examples.split("|"));
   }
-  offerExamples(byId("first-examples"), ["a red apple", "noto smiling cat face", "rocket on a blue background"]);
 }
 
 listen();

@@ -15,7 +15,9 @@ export function asCurl({ path, fields, files }, hasKey) {
   if (hasKey) lines.push(`-H "authorization: Bearer $${KEY_VARIABLE}"`);
   if (files) {
     for (const name of Object.keys(files)) if (files[name]) lines.push(`-F ${name}=@${name}.png`);
-    for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${quote(`${name}=${value}`)}`);
+    for (const [name, value] of Object.entries(fields)) {
+      lines.push(`--form-string ${quote(`${name}=${value}`)}`);
+    }
   } else {
     lines.push("-H 'content-type: application/json'", `-d ${quote(JSON.stringify(fields))}`);
   }

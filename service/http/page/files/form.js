@@ -74,25 +74,29 @@ export class RequestForm {
       if (target.id === name) byId(slider).value = target.value;
     }
     byId("previews-value").value = byId("previews").value;
-    byId("strength-value").value = Number(byId("strength").value).toFixed(2);
     this.#summarise();
     this.onChange();
   }
 
   #summarise() {
     const { n, num_inference_steps: steps, guidance_scale: guidance, solver, seed } = this.read();
-    const parts = [`${steps} steps`, `guidance ${guidance}`, solver, seed === null ? "random seed" : `seed ${seed}`];
+    const parts = [`${steps} steps`, `guidance ${guidance}`, solver];
+    parts.push(seed === null ? "random seed" : `seed ${seed}`);
     if (n !== 1) parts.unshift(`${n} images`);
     byId("settings-summary").textContent = parts.join(" · ");
   }
 }
 
-/** The request for `settings`: what equals the default of `model` is left out. `files` is null for words alone. */
+/**
+ * The request for `settings`: what equals the default of `model` is left out.
+ *
+ * `files` is null for words alone; a `strength` of null is the service's default.
+ */
 export function makeRequest(settings, model, files, strength) {
   const defaults = { ...ONLY_DEFAULTS, ...model.defaults, seed: null };
   const changed = Object.entries(settings).filter(([name, value]) => value !== defaults[name]);
   const fields = Object.fromEntries(changed);
-  if (files) fields.strength = strength;
+  if (files && strength !== null) fields.strength = strength;
   return { path: `v1/images/${files ? "edits" : "generations"}`, fields, files };
 }
 

@@ -61,7 +61,8 @@ export class Gallery {
 
   #frame(image) {
     const button = element("button", { type: "button", className: "frame" });
-    button.append(element("img", { alt: "" }), element("span", { className: "number" }, String(image.number)));
+    const number = element("span", { className: "number" }, String(image.number));
+    button.append(element("img", { alt: "" }), number);
     button.addEventListener("click", () => this.show(image));
     button.setAttribute("aria-label", `Image ${image.number}, under way: ${image.settings.prompt}`);
     button.classList.add("under-way");
@@ -108,21 +109,29 @@ export function factsOf({ settings, request, index, answer }) {
     ["Solver", used.solver],
   ];
   if (settings.negative_prompt) facts.push(["Negative prompt", settings.negative_prompt, "wide"]);
-  if (request.files) facts.push(["Strength", String(request.fields.strength)]);
+  const strength = used.edit?.strength ?? request.fields.strength ?? "default";
+  if (request.files) facts.push(["Strength", String(strength)]);
   return facts;
 }
 
 /** Sentences about what the service changed or could not use. */
 export function notesOf({ answer }) {
-  const { adjusted = [], unknown_words: words, prompt_syntax: marks, truncated } = answer.usage.safelight;
+  const { adjusted = [], unknown_words: words, prompt_syntax: marks, truncated, edit } = answer.usage.safelight;
   const notes = adjusted.map(({ field, asked, used }) => {
     const change = used === null || used === undefined ? "had no effect" : `was changed to ${show(used)}`;
     return `${field}: ${show(asked)} ${change}.`;
   });
   if (words.length) notes.push(`Not known to the model, so without effect: ${words.join(", ")}.`);
   if (marks.length) notes.push(`Prompt syntax of other programs, without effect: ${marks.join(", ")}.`);
+  if (edit) notes.push(...cropNotes(edit));
   if (truncated) notes.push("The prompt is longer than the model reads; its end had no effect.");
   return notes;
+}
+
+function cropNotes({ uploaded_size: size, crop: [left, top, right, bottom] }) {
+  const whole = size.replace("x", " × ");
+  const part = `${right - left} × ${bottom - top}`;
+  return part === whole ? [] : [`Of the image that it started from, ${part} of ${whole} pixels were used.`];
 }
 
 function show(value) {

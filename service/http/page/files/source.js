@@ -9,6 +9,7 @@ export class SourceImage {
     this.onChange = onChange;
     this.onFault = onFault;
     this.longestSide = Infinity;
+    this.strength = null;
     this.painter = new MaskPainter(byId("mask"), (share) => this.#showShare(share));
     byId("file").addEventListener("change", (event) => {
       if (event.target.files[0]) this.open(event.target.files[0]);
@@ -17,6 +18,7 @@ export class SourceImage {
     byId("undo").addEventListener("click", () => this.painter.undo());
     byId("clear").addEventListener("click", () => this.painter.clear());
     byId("replace").addEventListener("click", () => this.close());
+    byId("strength").addEventListener("input", (event) => this.#setStrength(Number(event.target.value)));
     byId("brush-size").addEventListener("input", (event) => (this.painter.size = event.target.value / 100));
     for (const input of document.getElementsByName("brush")) {
       input.addEventListener("change", () => (this.painter.erases = input.value === "erase" && input.checked));
@@ -37,6 +39,7 @@ export class SourceImage {
       this.onFault("This file is not an image that the browser can read.");
       return;
     }
+    this.#setStrength(null);
     byId("painting").hidden = false;
     byId("drop").hidden = true;
     this.onChange();
@@ -54,8 +57,11 @@ export class SourceImage {
     return this.painter.image !== null;
   }
 
-  get strength() {
-    return Number(byId("strength").value);
+  // The service's default depends on whether there is a mask, so it is left to the service.
+  #setStrength(strength) {
+    this.strength = strength;
+    byId("strength-value").value = strength === null ? "default" : strength.toFixed(2);
+    if (strength === null) byId("strength").value = 0.6;
   }
 
   /** The files of an edit; its mask is null if nothing is painted. */
@@ -66,7 +72,8 @@ export class SourceImage {
 
   #showShare(share) {
     const percent = share > 0 && share < 0.01 ? "Less than 1" : Math.round(100 * share);
-    byId("mask-share").textContent = share ? `${percent} % of the image is drawn anew.` : "Nothing painted: the whole image changes.";
+    const text = share ? `${percent} % of the image is drawn anew.` : "Nothing painted: the whole image changes.";
+    byId("mask-share").textContent = text;
     this.onChange();
   }
 
