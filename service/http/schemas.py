@@ -225,6 +225,10 @@ class Model(BaseModel):
     solvers: list[str]
     timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
+    limits: dict[str, tuple[int | float, int | float]] = Field(
+        description="The least and the most of a number, by field; of `prompt` its characters."
+    )
+    edits: bool = Field(False, description="Whether `/v1/images/edits` is served.")
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

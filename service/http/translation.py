@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from safelight.pipeline.catalog.model_info import (
+    MAX_GUIDANCE_SCALE,
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
+    MAX_STEPS,
+    MIN_GUIDANCE_SCALE,
+    MIN_STEPS,
     ModelInfo,
     applied_guidance_scale,
     check_params,
@@ -17,6 +22,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
 from safelight.service.http.schemas import (
+    MAX_IMAGES,
     Cost,
     Curve,
     Curves,
@@ -204,6 +210,13 @@ def describe_model(model: ModelInfo, created: int) -> Model:
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
         defaults=describe_defaults(model),
+        limits={
+            "prompt": (1, MAX_PROMPT_CHARACTERS),
+            "n": (1, MAX_IMAGES),
+            "num_inference_steps": (MIN_STEPS, MAX_STEPS),
+            "guidance_scale": (MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
+            "seed": (0, MAX_SEED),
+        },
     )
 
 
