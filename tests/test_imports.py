@@ -99,8 +99,8 @@ ARROWS: dict[str, str] = {
         "service.telemetry service.usage"
     ),
     "service.python": (
-        "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "
-        "service.inprocess service.messages service.runtime service.served_model service.settings"
+        "pipeline.catalog pipeline.errors service.errors service.http "
+        "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
         "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "

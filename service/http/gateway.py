@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
@@ -33,6 +32,7 @@ from safelight.service.errors import (
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
+from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import (
     ERRORS,
@@ -62,32 +62,12 @@ from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import LiveSpan, Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
+from safelight.service.usage.records import RequestRecorder, record_request
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """The parts that the routes share."""
-
-    model: ModelInfo
-    settings: Settings
-    dispatcher: RequestDispatcher
-    warm_up: WarmUp
-    metrics: Metrics
-    ledger: LedgerClient
-    outbox: Outbox
-    reporter: UsageReporter
-    tracing: Tracing
-
-    def record(self, record: UsageRecord) -> None:
-        """Count a finished request, and queue its record for the ledger."""
-        self.metrics.record(record)
-        self.outbox.put(record)
 
 
 def build_gateway(

@@ -1,9 +1,7 @@
 """`POST /v1/images/edits`: images drawn from an image and a text."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -15,6 +13,7 @@ from safelight.service.http.edits.multipart import read_form
 from safelight.service.http.edits.params import make_edits, make_upload, with_source_size
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
+from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
 from safelight.service.http.request_body import content_type, is_json, read_body, unless_gone
 from safelight.service.http.schemas import ImageResponse
@@ -24,9 +23,6 @@ from safelight.service.messages import RequestContext
 from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
-
-if TYPE_CHECKING:
-    from safelight.service.http.gateway import Gateway
 
 FORM = "multipart/form-data"
 

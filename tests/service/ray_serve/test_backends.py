@@ -111,7 +111,7 @@ async def test_a_colocated_image_is_one_call_that_is_cancelled_with_it(how: str)
     [call] = handle.calls
     assert (call.method, call.arguments) == (
         "generate",
-        {"params": PARAMS, "output": OUTPUT, "context": NO_CONTEXT},
+        {"params": PARAMS, "output": OUTPUT, "context": NO_CONTEXT, "source": None},
     )
     await _end(generating, call, how)
     assert call.cancelled
