@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
+from safelight.service.http.reading.body import read_object
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 
 T = TypeVar("T")
@@ -39,6 +40,16 @@ async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
     except Exception:  # a disconnect: Starlette and Serve's proxy raise different classes
         raise ClientGone() from None
     return bytes(body)
+
+
+async def read_json_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
+    """The JSON object in the body of a request.
+
+    Raises as `read_json_body` and `read_object` do; `limit` holds before and after decompression.
+    """
+    body = await read_json_body(request, limit, seconds)
+    headers = request.headers
+    return read_object(body, headers.get("content-encoding", ""), headers.get("content-type", ""), limit)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
