@@ -12,7 +12,7 @@ from safelight.service.http.schemas import ImageRequest
 # Values that OpenAI allows, by field, and why Safelight refuses them.
 NOT_GIVEN: dict[str, tuple[tuple[object, ...], str]] = {
     "background": (("transparent",), "images are opaque, so transparent cannot be given"),
-    "output_format": (("gif", "svg"), "images are single and of pixels"),
+    "output_format": (("gif", "svg"), "images are still and made of pixels, so gif and svg cannot be given"),
     "response_format": (
         ("url",),
         "url is not supported yet: there is no image store. Images come in the response",

@@ -54,12 +54,8 @@ def tolerant_schema(names: ModelNames) -> Schema:
         for sibling in siblings:
             properties[sibling] = _sibling(field, properties[field])
     properties |= _special()
-    inner = {"type": "object", "properties": dict(properties)}
     for wrapper in WRAPPERS:
-        properties[wrapper] = {
-            "anyOf": [inner, {"type": ["boolean", "number", "string", "array", "null"]}],
-            "description": "The fields of an object are read as fields of the request.",
-        }
+        properties[wrapper] = {"description": "The fields of an object are read as fields of the request."}
     return schema | {
         "properties": properties,
         "additionalProperties": True,

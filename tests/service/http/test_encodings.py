@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
@@ -16,6 +17,18 @@ from tests.service.openapi_answers import check_answers
 PROMPT = "ein Äpfel"
 BODY = json.dumps({"prompt": PROMPT}, ensure_ascii=False)
 UTF8 = BODY.encode()
+
+
+@pytest.fixture(scope="module")
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture(scope="module")
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    with TestClient(build_gateway(backend, MODEL, Settings())) as client:
+        check_answers(client)
+        yield client
 
 
 def raw_deflate(body: bytes) -> bytes:
