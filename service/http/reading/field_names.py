@@ -60,6 +60,12 @@ def field_of(name: str) -> str | None:
     return None
 
 
+def without_wrapper(name: str) -> str:
+    """`seed` for `extra_body.seed`."""
+    wrapper, dot, plain = name.partition(".")
+    return plain if dot and wrapper in WRAPPERS else name
+
+
 @lru_cache(maxsize=1024)
 def nearest_field(name: str) -> str | None:
     """The field that a mistyped `name` may mean."""

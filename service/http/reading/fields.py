@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
 from safelight.service.http.reading.draft import Draft
-from safelight.service.http.reading.field_names import FIELDS, SPECIAL, WRAPPERS, field_of, nearest_field
+from safelight.service.http.reading.field_names import (
+    FIELDS,
+    SPECIAL,
+    WRAPPERS,
+    field_of,
+    nearest_field,
+    without_wrapper,
+)
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.reading.size_fields import read_size_fields
 from safelight.service.http.reading.sizes import read_size
@@ -66,7 +73,7 @@ def _rename(draft: Draft, fields: Mapping[str, object], extra_kinds: Mapping[str
     own_names = (*FIELDS, *extra_kinds)
     entries = sorted(_unwrapped(fields), key=lambda entry: entry[0] not in own_names)  # these take precedence
     for name, value in entries:
-        plain = _without_wrapper(name)
+        plain = without_wrapper(name)
         field = plain if plain in extra_kinds else field_of(plain)
         if value is None and name not in own_names:
             continue
@@ -140,7 +147,7 @@ def _drop_eta(draft: Draft) -> None:
 
 def _drop_unknown(draft: Draft, unknown: list[tuple[str, object]]) -> None:
     for name, value in unknown[:MAX_UNKNOWN]:
-        nearest = nearest_field(_without_wrapper(name))
+        nearest = nearest_field(without_wrapper(name))
         hint = f"; did you mean {nearest}?" if nearest else ""
         draft.drop(name, value, f"not a field of this request{hint}")
     if len(unknown) > MAX_UNKNOWN:
@@ -155,8 +162,3 @@ def _unwrapped(fields: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     yield from ((name, value) for name, value in fields.items() if name not in wrappers)
     for wrapper, inner in wrappers.items():
         yield from ((f"{wrapper}.{name}", value) for name, value in inner.items())
-
-
-def _without_wrapper(name: str) -> str:
-    wrapper, dot, plain = name.partition(".")
-    return plain if dot and wrapper in WRAPPERS else name

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from safelight.service.http.reading.draft import Draft
 from safelight.service.http.reading.numbers import read_integer
-from safelight.service.http.reading.sizes import MAX_SIDE, nearest_size, read_ratio, size_name
+from safelight.service.http.reading.sizes import AUTO, MAX_SIDE, nearest_size, read_ratio, size_name
 
 SIDES = ("width", "height")
 Sent = Mapping[str, tuple[str, object]]  # by field: the client's name of it, and the value
@@ -14,7 +14,7 @@ def read_size_fields(draft: Draft, sent: Sent) -> None:
     """Make a size of the fields in `sent`, unless there is one: the sides count before the ratio."""
     sides = {field: sent[field] for field in SIDES if field in sent}
     size = _size_of_sides(draft, sides)
-    if draft.has("size"):
+    if draft.has("size") and draft.values["size"] != AUTO:
         return _drop_all(draft, sent, f"{draft.sent_names['size']} is given as well")
     if size is None:
         _drop_all(draft, sides, "not a number of pixels")

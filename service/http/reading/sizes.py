@@ -7,6 +7,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.errors import InvalidRequest
 from safelight.service.http.reading.numbers import read_integer, whole_numbers
 
+AUTO = "auto"  # the default size
 MAX_SIDE = 16_384  # pixels; a size beyond is a mistake and has no nearest one
 SIZE_TEXT = re.compile(r" *(-?[0-9]{1,20})(?: *[xX*×] *(-?[0-9]{1,20}))? *")
 RATIO_TEXT = re.compile(r" *([0-9]{1,5}) *[:/] *([0-9]{1,5}) *")
@@ -23,16 +24,17 @@ def size_name(size: tuple[int, int]) -> str:
 def read_size(value: object, model: ModelInfo, field: str) -> object:
     """The name of the served size that is nearest to `value`; a value that is no size as it is.
 
-    A size is `WIDTHxHEIGHT`, also with `*`, capitals or spaces, or the side of a square. `auto` and a blank
-    text mean the default. Raises `InvalidRequest`, naming `field`, for sides that are not 1 to
+    A size is `WIDTHxHEIGHT`, also with `*`, capitals or spaces, or the side of a square. A blank text
+    is `auto`. Raises `InvalidRequest`, naming `field`, for sides that are not 1 to
     `MAX_SIDE` pixels.
     """
-    value = read_integer(value)
-    if isinstance(value, str) and value.strip().lower() in ("", "auto"):
-        return value if value == "auto" else size_name(model.default_size)
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
+    number = read_integer(value)
+    if isinstance(value, bool) or not isinstance(number, (str, int)):
         return value
-    match = SIZE_TEXT.fullmatch(str(value))
+    text = str(number)
+    if text.strip(" ").lower() in ("", AUTO):
+        return AUTO
+    match = SIZE_TEXT.fullmatch(text)
     if match is None:
         return value
     width = int(match[1])

@@ -224,8 +224,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": ["url"]}, "response_format", 'response_format must be b64_json; got ["url"].'),
     ({"n": [1] * 90}, "n", f"between 1 and 10; got [{'1, ' * 33}..."),
     ({"prompt": "x" * 32001}, "prompt", "not blank; got 32001 characters."),
-    ({"quality": 3}, "quality", "one of auto, low, medium"),
-    ({"quality": "ultra"}, "quality", 'max, standard, hd; got "ultra".'),
+    ({"quality": 3}, "quality", "one of low, medium, high"),
+    ({"quality": "ultra"}, "quality", 'max, auto, standard, hd; got "ultra".'),
     ({"style": "noir"}, "style", "one of vivid, natural"),
     (
         {"background": "transparent"},

@@ -53,6 +53,11 @@ UNDERSTOOD: dict[str, tuple[dict[str, object], dict[str, Any], list[str]]] = {
     "width and height": ({"width": 640, "height": "320"}, {"width": 16}, ["width", "height"]),
     "width alone": ({"width": 1}, {}, ["width"]),
     "sides beside a size": ({"size": "8x8", "width": 16, "height": 8}, {}, ["width", "height"]),
+    "sides beside auto": (
+        {"size": "", "width": 640, "height": 320},
+        {"width": 16},
+        ["size", "width", "height"],
+    ),
     "aspect_ratio": ({"aspect_ratio": "16:9"}, {"width": 16}, ["aspect_ratio"]),
     "no aspect ratio": ({"aspect_ratio": "wide"}, {}, ["aspect_ratio"]),
     "steps": ({"steps": 8, "cfg_scale": 3}, {"num_steps": 8, "guidance_scale": 3.0}, ["steps", "cfg_scale"]),

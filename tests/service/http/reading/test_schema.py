@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from safelight.pipeline.errors import InvalidParams
 from safelight.service.errors import ModelNotFound, ServiceError
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.reading.request import read_request
@@ -54,24 +55,20 @@ def is_read(fields: dict[str, Any]) -> bool:
     try:
         make_params(read_request(fields, NAMES, is_strict=False).request, MODEL)
     except ModelNotFound:
-        return True  # a name that is not served is no fault of the request's form
-    except ServiceError:
+        reject()  # a name that is not served is no fault of the request's form
+    except (ServiceError, InvalidParams):
         return False
     return True
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(REQUESTS)
 def test_the_service_reads_exactly_what_the_schema_allows(fields: dict[str, Any]) -> None:
     for wrapper in ("extra_body", "extra_json"):
         if isinstance(fields.get(wrapper), dict):
             fields.pop(wrapper)  # the schema says nothing about the fields inside
     fields = {"prompt": "p"} | fields
-    if not isinstance(fields.get("model"), str):
-        expected = VALIDATOR.is_valid(fields)
-    else:
-        expected = VALIDATOR.is_valid({name: value for name, value in fields.items() if name != "model"})
-    assert is_read(fields) == expected, next(iter(VALIDATOR.iter_errors(fields)), None)
+    assert is_read(fields) == VALIDATOR.is_valid(fields), next(VALIDATOR.iter_errors(fields), None)
 
 
 @settings(max_examples=300, deadline=None)

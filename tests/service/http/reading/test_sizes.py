@@ -63,10 +63,9 @@ def test_what_is_no_size_stays_as_it_is(value: object) -> None:
     assert read_size(value, BUCKETS, "size") is value
 
 
-def test_the_default_is_the_operators() -> None:
-    model = replace(BUCKETS, request_size=(768, 1344))
-    assert read_size("", model, "size") == read_size("Auto", model, "size") == "768x1344"
-    assert read_size("auto", model, "size") == "auto"
+@pytest.mark.parametrize("value", ["", "  ", "auto", "Auto "])
+def test_a_blank_size_is_the_default(value: str) -> None:
+    assert read_size(value, BUCKETS, "size") == "auto"
 
 
 @pytest.mark.parametrize(
