@@ -37,7 +37,7 @@ def _respond(request: Request, answer: ServiceError, error: Exception | None = N
 
 
 async def _answer_invalid_query(request: Request, error: Exception) -> Response:
-    """The first fault of a query string; bodies are validated by `parse_request`."""
+    """The first fault of a query string; bodies are validated by `read_request`."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     name = str(fault["loc"][-1])
@@ -48,7 +48,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors, which are about routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+        methods = (error.headers or {}).get("Allow", "").split(", ")
+        allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
         response = _respond(
             request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
         )

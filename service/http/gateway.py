@@ -23,7 +23,9 @@ from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
+from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.error_answers import add_error_handlers
+from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.middleware import Envelope
 from safelight.service.http.openapi import (
     ERRORS,
@@ -31,10 +33,9 @@ from safelight.service.http.openapi import (
     OTHER_ERRORS,
     image_request_body,
 )
+from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.readiness import WarmUp
-from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.model_names import ModelNames
-from safelight.service.http.reading.request import STRICT_HEADER, asks_for_strict, read_request
 from safelight.service.http.request_body import read_json_object, unless_gone
 from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
@@ -54,10 +55,11 @@ from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import LiveSpan, Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import RequestRecorder, UsageRecord, hash_user, record_request
+from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
+EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
 
 
@@ -108,8 +110,15 @@ def build_gateway(
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
-    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+    for add_routes in (
+        _add_image_route,
+        add_edit_routes,
+        _add_accounting_route,
+        _add_model_routes,
+        _add_health_routes,
+    ):
         add_routes(app, gateway)
+    add_page_routes(app)
     add_error_handlers(app)
     app.add_middleware(RequestPaths, root_path=settings.root_path)
     app.add_middleware(Envelope, proxied=proxied)
@@ -183,14 +192,10 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
     """Generate the images of one request, and set their usage in `record`."""
     settings, model = gateway.settings, gateway.model
     fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
-    is_strict = settings.strict or asks_for_strict(request.headers.get(STRICT_HEADER))
-    reading = read_request(fields, gateway.names, is_strict)
-    image_request, adjusted = reading.request, header_value(reading.adjustments)
-    params, image_format = make_params(image_request, model), make_output(image_request)
+    reading = read_image_request(request, gateway, fields, record)
+    params, image_format = make_params(reading.request, model), make_output(reading.request)
     record.num_images = len(params)
-    record.user = hash_user(image_request.safety_identifier or image_request.user or "")
     request.state.request_log |= _describe_request(params, settings)
-    request.state.request_log |= {"adjusted": adjusted} if adjusted else {}
     span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
     context = RequestContext(record.id, span.traceparent, record.request_id)
     results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
@@ -198,8 +203,7 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
     usage = make_usage(results, params, model, record.seconds, reading.adjustments)
     request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     response = make_response(results, params, image_format, usage, model)
-    headers = {HEADER: adjusted} if adjusted else None
-    return Response(response.model_dump_json(), headers=headers, media_type="application/json")
+    return answer_images(response, reading)
 
 
 def _describe_request(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
@@ -234,18 +238,20 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     description = describe_model(gateway.names, created=int(time.time()))
 
-    async def describe_with_attention() -> Model:
+    async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
-        return description.model_copy(update={"attention": denoiser.attention if denoiser else None})
+        edits = any(getattr(route, "path", "") == EDITS_PATH for route in app.routes)
+        attention = denoiser.attention if denoiser else None
+        return description.model_copy(update={"attention": attention, "edits": edits})
 
     @app.get("/v1/models", summary="The served models")
     async def list_models() -> ModelList:
-        return ModelList(data=[await describe_with_attention()])
+        return ModelList(data=[await describe()])
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         gateway.names.find(model_id, gateway.settings.strict)
-        return await describe_with_attention()
+        return await describe()
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:

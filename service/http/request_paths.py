@@ -3,6 +3,7 @@
 import re
 
 from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.service.setting_types import ROOT_PATH
@@ -26,7 +27,10 @@ class RequestPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        root_path, path = self._paths(scope)
+        prefix = self.root_path or _forwarded_prefix(scope)
+        if prefix and scope["path"] == prefix:  # the page's addresses are relative to the path with a slash
+            return await RedirectResponse(f"{prefix}/")(scope, receive, send)
+        root_path, path = _paths(scope, prefix)
         scope = {**scope, "root_path": root_path, "path": path}
         if scope["method"] != "HEAD":
             return await self.app(scope, receive, send)
@@ -36,14 +40,14 @@ class RequestPaths:
 
         await self.app({**scope, "method": "GET"}, receive, send_without_body)
 
-    def _paths(self, scope: Scope) -> tuple[str, str]:
-        """The prefix, and the whole path, which starts with it as ASGI has it."""
-        prefix = self.root_path or _forwarded_prefix(scope)
-        path = _SLASHES.sub("/", scope["path"])
-        if not f"{path}/".startswith(f"{prefix}/"):
-            path = prefix + path
-        root_path = prefix + scope.get("root_path", "").rstrip("/")
-        return root_path, path.rstrip("/") if path.rstrip("/") != root_path else f"{root_path}/"
+
+def _paths(scope: Scope, prefix: str) -> tuple[str, str]:
+    """The path of the application, and the whole path, which starts with it as ASGI has it."""
+    path = _SLASHES.sub("/", scope["path"])
+    if not path.startswith(f"{prefix}/"):
+        path = prefix + path
+    root_path = prefix + scope.get("root_path", "").rstrip("/")
+    return root_path, path.rstrip("/") if path.rstrip("/") != root_path else f"{root_path}/"
 
 
 def _forwarded_prefix(scope: Scope) -> str:

@@ -8,7 +8,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from safelight.pipeline.catalog.model_info import (
+    MAX_GUIDANCE_SCALE,
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
+    MAX_STEPS,
+    MIN_GUIDANCE_SCALE,
+    MIN_STEPS,
     ModelInfo,
     applied_guidance_scale,
     check_params,
@@ -20,10 +25,12 @@ from safelight.service.errors import InvalidRequest, StageFailed
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.reading.quality import quality_of, steps_of
 from safelight.service.http.schemas import (
+    MAX_IMAGES,
     Adjustment,
     Cost,
     Curve,
     Curves,
+    Edit,
     Image,
     ImageRequest,
     ImageResponse,
@@ -139,6 +146,7 @@ def make_usage(
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
+    source_tokens = usages[0].image_tokens if usages[0].source else 0  # it has the size of the images
     first = images[0]
     cost = Cost(
         model=model.id,
@@ -151,6 +159,7 @@ def make_usage(
         guidance_interval=first.guidance_interval,
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
+        edit=_describe_edit(first, usages[0]),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -164,11 +173,11 @@ def make_usage(
         adjusted=list(adjustments),
     )
     return Usage(
-        input_tokens=text_tokens,
-        input_tokens_details=InputTokens(text_tokens=text_tokens),
+        input_tokens=text_tokens + source_tokens,
+        input_tokens_details=InputTokens(text_tokens=text_tokens, image_tokens=source_tokens),
         output_tokens=image_tokens,
         output_tokens_details=OutputTokens(image_tokens=image_tokens),
-        total_tokens=text_tokens + image_tokens,
+        total_tokens=text_tokens + source_tokens + image_tokens,
         safelight=cost,
     )
 
@@ -177,7 +186,22 @@ def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
     return StageSeconds(
         encode=sum(usage.encode.device_seconds for usage in usages),
         denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-        decode=sum(usage.decode.device_seconds for usage in usages),
+        decode=sum(usage.stages["decode"].device_seconds for usage in usages),
+    )
+
+
+def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:
+    """What became of the source, if the request was for edits."""
+    if params.edit is None or usage.source is None:
+        return None
+    source = usage.source
+    return Edit(
+        strength=params.edit.strength,
+        inpainting=params.edit.is_inpainting,
+        steps_taken=params.steps_taken,
+        uploaded_size=f"{source.uploaded[0]}x{source.uploaded[1]}",
+        crop=source.crop,
+        device_seconds=source.cost.device_seconds,
     )
 
 
@@ -219,6 +243,13 @@ def describe_model(names: ModelNames, created: int) -> Model:
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
         defaults=describe_defaults(model),
+        limits={
+            "prompt": (1, MAX_PROMPT_CHARACTERS),
+            "n": (1, MAX_IMAGES),
+            "num_inference_steps": (MIN_STEPS, MAX_STEPS),
+            "guidance_scale": (MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
+            "seed": (0, MAX_SEED),
+        },
     )
 
 

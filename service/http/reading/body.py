@@ -32,21 +32,12 @@ CODINGS = ("gzip", "deflate")
 MAX_CODINGS = 2
 
 
-def read_object(body: bytes, content_encoding: str, content_type: str, limit: int) -> dict[str, Any]:
-    """The JSON object in `body`.
+def read_object(body: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON object in `body`, whose text is in UTF-8 unless `content_type` names another `charset`.
 
-    Args:
-        body: The bytes of the body.
-        content_encoding: The header of that name: gzip and deflate are undone.
-        content_type: The header of that name, whose `charset` is UTF-8 unless it says otherwise.
-        limit: Most bytes after decompression.
-
-    Raises:
-        BodyTooLarge: It is larger when it is decompressed.
-        MalformedBody: It is damaged, or no JSON object.
-        UnsupportedEncoding: The compression or the character set is not supported.
+    Raises `MalformedBody`, and `UnsupportedEncoding` for the character set.
     """
-    text = _decode(decompress(body, content_encoding, limit), content_type)
+    text = _decode(body, content_type)
     try:
         value = pydantic_core.from_json(text)
     except ValueError as error:
@@ -57,7 +48,11 @@ def read_object(body: bytes, content_encoding: str, content_type: str, limit: in
 
 
 def decompress(body: bytes, content_encoding: str, limit: int) -> bytes:
-    """`body` without its content codings. Raises as `read_object` does."""
+    """`body` without its content codings, which may be gzip and deflate.
+
+    Raises `BodyTooLarge` if it has more than `limit` bytes then, `MalformedBody` if it is damaged, and
+    `UnsupportedEncoding`.
+    """
     names = [name.strip().lower().removeprefix("x-") for name in content_encoding.split(",")]
     codings = [name for name in names if name not in ("", "identity")]
     if len(codings) > MAX_CODINGS or not set(codings) <= set(CODINGS):
