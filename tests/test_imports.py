@@ -95,8 +95,8 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
-        "service.dispatcher service.errors service.messages service.runtime service.settings "
-        "service.telemetry service.usage"
+        "service.dispatcher service.errors service.messages service.runtime service.setting_types "
+        "service.settings service.telemetry service.usage"
     ),
     "service.python": (
         "pipeline.catalog pipeline.errors service.errors service.http "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.http.readiness import WarmUp
+from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
@@ -18,6 +19,7 @@ class Gateway:
     """The parts that the routes share."""
 
     model: ModelInfo
+    names: ModelNames
     settings: Settings
     dispatcher: RequestDispatcher
     warm_up: WarmUp
