@@ -5,6 +5,7 @@ from typing import Protocol
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.previews import PreviewSink
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -13,9 +14,20 @@ class Backend(Protocol):
     """Generates images."""
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        """Generate one image; cancelling the call takes the image out of the batch."""
+        """Generate one image; cancelling the call takes the image out of the batch.
+
+        Args:
+            params: The image.
+            output: The file's format.
+            context: The request that it belongs to.
+            previews: Gets the image's previews until the call returns.
+        """
         ...
 
     async def status(self) -> Mapping[str, StageStatus | None]:

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
+from safelight.service.image_stream import ImageStream
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.previews import PreviewSink
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
@@ -47,13 +48,31 @@ class RequestDispatcher:
         Raises:
             ServiceError: The request failed; none of its images is left in the batch.
         """
+        self._admit(len(images))
         try:
-            with self._room_for(len(images)):
-                return await asyncio.wait_for(
-                    self._generate_all(images, output, context), self._settings.deadline_seconds
-                )
-        except Exception as error:
-            raise as_service_error(error) from error  # the request's log line names the cause
+            return await self._generate_in_time(images, output, context)
+        finally:
+            self._count(-len(images))
+
+    def start_stream(
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        stream: ImageStream,
+        context: RequestContext = NO_CONTEXT,
+    ) -> "asyncio.Future[list[DecodeResult]]":
+        """Begin to generate all images of one request into `stream`.
+
+        Returns:
+            The work, whose result is the images in order. It ends without its reader, and can be cancelled.
+
+        Raises:
+            ServiceError: The request was not admitted. The work raises one if the request fails later.
+        """
+        self._admit(len(images))
+        work = asyncio.ensure_future(self._generate_in_time(images, output, context, stream))
+        work.add_done_callback(lambda _: self._count(-len(images)))  # also if it is cancelled at once
+        return work
 
     async def drain(self) -> None:
         """Refuse new requests; returns when no image is in flight."""
@@ -78,36 +97,74 @@ class RequestDispatcher:
         self._metrics.observe_status(status)
         return status
 
-    @contextmanager
-    def _room_for(self, num_images: int) -> Iterator[None]:
+    def _admit(self, num_images: int) -> None:
+        """Count the images as in flight. Raises `ShuttingDown` or `QueueFull`."""
         if self._is_draining:
             raise ShuttingDown()
         if self._in_flight + num_images > self._settings.max_pictures:
             raise QueueFull()
         self._count(num_images)
-        try:
-            yield
-        finally:
-            self._count(-num_images)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    async def _generate_all(
-        self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext
+    async def _generate_in_time(
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext,
+        stream: ImageStream | None = None,
     ) -> list[DecodeResult]:
-        tasks = [asyncio.ensure_future(self._generate_one(params, output, context)) for params in images]
+        try:
+            return await asyncio.wait_for(
+                self._generate_all(images, output, context, stream), self._settings.deadline_seconds
+            )
+        except Exception as error:
+            raise as_service_error(error) from error  # the request's log line names the cause
+
+    async def _generate_all(
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext,
+        stream: ImageStream | None,
+    ) -> list[DecodeResult]:
+        tasks = [
+            asyncio.ensure_future(
+                self._generate_one(params, output, context)
+                if stream is None
+                else self._stream_one(index, params, output, context, stream)
+            )
+            for index, params in enumerate(images)
+        ]
         try:
             return await asyncio.gather(*tasks)
         finally:
             await cancel_and_wait(*tasks)
 
+    async def _stream_one(
+        self,
+        index: int,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        stream: ImageStream,
+    ) -> DecodeResult:
+        """Generate the image with this index in its request, and put it into `stream`."""
+        result = await self._generate_one(params, output, context, stream.sink(index))
+        stream.put_image(index, result)
+        return result
+
     async def _generate_one(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         try:
-            return await self._backend.generate(params, output, context)
+            return await self._backend.generate(params, output, context, previews)
         except Exception as error:
             if not isinstance(as_service_error(error), StageLost):
                 raise
@@ -115,4 +172,4 @@ class RequestDispatcher:
             logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         # an image is a pure function of its parameters, so the retry gives the same one
         self._metrics.count_retry()
-        return await self._backend.generate(params, output, context)
+        return await self._backend.generate(params, output, context, previews)

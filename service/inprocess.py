@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    Preview,
+    PreviewLatents,
+    RequestContext,
+)
+from safelight.service.previews import PreviewDecoding, PreviewSink
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings
@@ -45,11 +53,23 @@ class InProcessPipeline:
         self.decoder = make_decode_stage(model, settings)
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
+        """Generate one image: see `Backend.generate`."""
         conditioning = await self.encoder.encode(params, context)
-        denoised = await self.denoiser.generate(conditioning, params, context)
-        return await self.decoder.decode(denoised, params, output, context)
+
+        async def decode(latents: PreviewLatents) -> Preview | None:
+            return await self.decoder.decode_preview(latents, output, context)
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoised = await self.denoiser.generate(
+                conditioning, params, context, decoding.request, decoding.start
+            )
+            return decoding.charge(await self.decoder.decode(denoised, params, output, context))
 
     @property
     def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
@@ -111,7 +131,7 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
     """Make the decoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
-        from safelight.pipeline.engine.image_files import encode_image
+        from safelight.pipeline.engine.image_files import encode_image, encode_preview
 
     def make() -> ImageDecoder:
         width, height = (side // model_profile(model).scale for side in model.native_size)
@@ -120,7 +140,9 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
             num_threads=settings.decode_threads or _threads_for(model_profile(model).decode(height, width)),
         )
 
-    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
+    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams | None) -> bytes:
+        if params is None:
+            return encode_preview(pixels, output.format, output.compression, settings.mark_images)
         return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
 
     return DecodeStage(make, write)

@@ -52,6 +52,26 @@ class DenoiseResult:
     text: TextReport
     encode: StageCost
     denoise: DenoiseUsage
+    image_id: str = ""  # ties previews to their image; empty without previews
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewLatents:
+    """What an image that is being denoised would be by its latest tick."""
+
+    image_id: str  # as in `DenoiseResult`
+    index: int  # 0 for the image's first preview
+    latents: Tensor
+    budget_seconds: float  # device time that decoding it may take
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A preview of an unfinished image: the bytes of its file, and its cost in the decoder."""
+
+    index: int  # 0 for the image's first preview
+    image: bytes
+    cost: StageCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +82,16 @@ class ImageUsage:
     encode: StageCost
     denoise: DenoiseUsage
     decode: StageCost
+    previews: tuple[StageCost, ...] = ()  # in the decoder
 
     @property
     def stages(self) -> dict[str, StageCost]:
-        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": self.decode}
+        """The costs by stage, those of previews in the decoder's."""
+        decode = self.decode
+        for preview in self.previews:
+            seconds = decode.device_seconds + preview.device_seconds
+            decode = StageCost(seconds, decode.flops + preview.flops, decode.queue_seconds)
+        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": decode}
 
     @property
     def flops(self) -> int:
@@ -95,6 +121,7 @@ class StageStatus:
 
     is_asleep: bool = False  # scaled to zero replicas; the next image starts one
     images: int = 0  # finished
+    previews: int = 0  # decoded
     running: int = 0
     waiting: int = 0
     ticks: int = 0

@@ -11,8 +11,19 @@ from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
-from safelight.service.ray_serve.deferred import defer
+from safelight.service.errors import StageLost
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    EncodeResult,
+    ImageFormat,
+    Preview,
+    PreviewLatents,
+    RequestContext,
+    StageStatus,
+)
+from safelight.service.previews import PreviewDecoding, PreviewSink
+from safelight.service.ray_serve.deferred import DeferredResult, defer, defer_items
 from safelight.service.usage.events import UsageReport
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.stage_snapshot import Snapshot
@@ -41,18 +52,62 @@ class SplitBackend:
         self._may_sleep = may_sleep
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         calls: list[Any] = []
         try:
             calls.append(self._encoder.encode.remote(params, context))
-            calls.append(self._denoiser.generate.remote(await defer(calls[-1]), params, context))
+            conditioning = await defer(calls[-1])
+            if previews is not None:
+                return await self._generate_with_previews(
+                    conditioning, params, output, context, previews, calls
+                )
+            calls.append(self._denoiser.generate.remote(conditioning, params, context))
             calls.append(self._decoder.decode.remote(await defer(calls[-1]), params, output, context))
             result: DecodeResult = await calls[-1]
             return result
         except BaseException:
             _cancel(calls)
             raise
+
+    async def _generate_with_previews(
+        self,
+        conditioning: DeferredResult[EncodeResult],
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        previews: PreviewSink,
+        calls: list[Any],
+    ) -> DecodeResult:
+        """Denoise and decode an image, and decode its previews on the way.
+
+        Args:
+            conditioning: The image's texts.
+            params: As in `generate`, as are the arguments that are not listed.
+            calls: The calls that the caller of this method cancels; it adds to them.
+        """
+
+        async def decode(latents: DeferredResult[PreviewLatents]) -> Preview | None:
+            preview: Preview | None = await _result(
+                self._decoder.decode_preview.remote(latents, output, context)
+            )
+            return preview
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoiser = self._denoiser.options(stream=True)
+            calls.append(
+                denoiser.generate_with_previews.remote(conditioning, params, context, decoding.request)
+            )
+            async for is_result, reference in defer_items(calls[-1]):
+                if is_result:
+                    calls.append(self._decoder.decode.remote(reference, params, output, context))
+                else:
+                    decoding.start(reference)
+            return decoding.charge(await calls[-1])
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         handles = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
@@ -69,15 +124,26 @@ class ColocatedBackend:
         self._may_sleep = may_sleep
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        call = self._pipeline.generate.remote(params, output, context)
-        try:
-            result: DecodeResult = await call
+        if previews is None:
+            result: DecodeResult = await _result(self._pipeline.generate.remote(params, output, context))
             return result
+        pipeline = self._pipeline.options(stream=True)
+        call = pipeline.generate_with_previews.remote(params, output, context, previews.request)
+        try:
+            async for item in call:
+                if isinstance(item, DecodeResult):
+                    return item
+                previews.put(item)
         except BaseException:
             _cancel([call])
             raise
+        raise StageLost()  # the stream ended without the image
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:
@@ -107,6 +173,15 @@ class RemoteLedger:
             self._ledger.report.remote(window, latest), STATUS_SECONDS
         )
         return answer
+
+
+async def _result(call: Any) -> Any:
+    """The result of a call, which is cancelled if nobody waits for it any more."""
+    try:
+        return await call
+    except BaseException:
+        _cancel([call])
+        raise
 
 
 def _cancel(calls: Sequence[Any]) -> None:

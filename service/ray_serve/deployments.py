@@ -1,6 +1,7 @@
 """Ray Serve deployments of the stages, the ledger and the gateway: thin wrappers around their classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from fastapi import FastAPI
@@ -8,7 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 from safelight.service.backend import Backend
 from safelight.service.errors import BrokenImage
 from safelight.service.http.gateway import build_gateway
@@ -19,14 +20,18 @@ from safelight.service.messages import (
     DenoiseResult,
     EncodeResult,
     ImageFormat,
+    Preview,
+    PreviewLatents,
     RequestContext,
     StageStatus,
 )
+from safelight.service.previews import CallbackSink, PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.backends import RemoteLedger
 from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
+from safelight.service.runtime.asyncio_tasks import items_then_result
 from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
-from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.stages.denoise import DenoiseStage, OnPreview
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.telemetry.logs import configure_logs
 from safelight.service.telemetry.tracing import make_tracing
@@ -128,12 +133,15 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
+        previews: PreviewRequest = NO_PREVIEWS,
+        on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
+        """Denoise one image; `on_preview` is for callers in this process."""
         states = await conditioning.value()
         with self._tracing.span(
             "denoise", context.traceparent, solver=params.solver, image=params.image_index
         ) as span:
-            denoised = await self._stage.generate(states, params, context)
+            denoised = await self._stage.generate(states, params, context, previews, on_preview)
             usage = denoised.denoise
             span.set(
                 queue_seconds=usage.cost.queue_seconds,
@@ -142,6 +150,22 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
                 rows=usage.rows,
             )
             return denoised
+
+    async def generate_with_previews(
+        self,
+        conditioning: DeferredResult[EncodeResult],
+        params: GenerationParams,
+        context: RequestContext,
+        previews: PreviewRequest,
+    ) -> AsyncIterator[bool | PreviewLatents | DenoiseResult]:
+        """The previews of one image and then its result, each after a truth value as in `defer_items`."""
+        items = items_then_result(
+            lambda on_preview: self.generate(conditioning, params, context, previews, on_preview)
+        )
+        async with aclosing(items):
+            async for item in items:
+                yield isinstance(item, DenoiseResult)
+                yield item
 
     def check_health(self) -> None:
         """Called by Serve; an exception makes it replace the replica."""
@@ -171,6 +195,15 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
             span.set(queue_seconds=cost.queue_seconds, device_seconds=cost.device_seconds)
             return result
 
+    async def decode_preview(
+        self,
+        preview: DeferredResult[PreviewLatents] | ReadyResult[PreviewLatents],
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+    ) -> Preview | None:
+        """Decode a preview, or None if it was dropped."""
+        return await self._stage.decode_preview(await preview.value(), output, context)
+
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
         return await self._stage.run_batch(jobs)
@@ -192,11 +225,38 @@ class ColocatedDeployment:
                 getattr(self, name).__del__()
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
+        """Generate one image; `previews` is for callers in this process."""
         encoded = await self._encoder.encode(params, context)
-        denoised = await self._denoiser.generate(ReadyResult(encoded), params, context)
-        return await self._decoder.decode(ReadyResult(denoised), params, output, context)
+
+        async def decode(latents: PreviewLatents) -> Preview | None:
+            return await self._decoder.decode_preview(ReadyResult(latents), output, context)
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoised = await self._denoiser.generate(
+                ReadyResult(encoded), params, context, decoding.request, decoding.start
+            )
+            return decoding.charge(await self._decoder.decode(ReadyResult(denoised), params, output, context))
+
+    async def generate_with_previews(
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        previews: PreviewRequest,
+    ) -> AsyncIterator[Preview | DecodeResult]:
+        """The previews of one image, and then the image."""
+        items = items_then_result(
+            lambda put: self.generate(params, output, context, CallbackSink(previews, put))
+        )
+        async with aclosing(items):
+            async for item in items:
+                yield item
 
     async def status(self) -> dict[str, StageStatus]:
         return {

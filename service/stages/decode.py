@@ -1,9 +1,11 @@
-"""Decoding: latents to pixels, and pixels to the bytes of an image file."""
+"""Decoding: latents to pixels, and pixels to the bytes of an image file; previews when no image waits."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from safelight.service.messages import (
     DenoiseResult,
     ImageFormat,
     ImageUsage,
+    Preview,
+    PreviewLatents,
     RequestContext,
 )
 from safelight.service.stages.batched_stage import BatchedStage
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
 
     from safelight.pipeline.engine.image_decoder import ImageDecoder
 
-WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
+# The parameters are None for a preview, whose file holds none.
+WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams | None], bytes]
+PREVIEW_PRIORITY = 1  # after that of images, which is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
 
     def __init__(self, make_decoder: Callable[[], ImageDecoder], write_image: WriteImage):
         self._write_image = write_image
+        self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
         super().__init__("decode", make_decoder)
 
     async def decode(
@@ -60,6 +67,57 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     ) -> DecodeResult:
         """Decode one image; raises `BrokenImage`."""
         return image_or_raise(await self.run(DecodeJob(denoised, params, output, context)))
+
+    async def run_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
+        for job in jobs:
+            self._drop_preview(job.denoised.image_id)
+        return await super().run_batch(jobs)
+
+    async def decode_preview(
+        self, preview: PreviewLatents, output: ImageFormat, context: RequestContext = NO_CONTEXT
+    ) -> Preview | None:
+        """Decode a preview when no image waits.
+
+        Returns:
+            None if the preview was dropped: a newer one or the image itself came first, or its latents cannot
+            be decoded.
+        """
+        self._drop_preview(preview.image_id)
+        call = self._worker.submit(
+            lambda network: self._decode_preview(network, preview, output, context), PREVIEW_PRIORITY
+        )
+        self._queued_previews[preview.image_id] = call
+        decoding = asyncio.wrap_future(call)
+        try:
+            await asyncio.wait({decoding})
+            return None if decoding.cancelled() else decoding.result()
+        finally:
+            decoding.cancel()
+            if self._queued_previews.get(preview.image_id) is call:
+                del self._queued_previews[preview.image_id]
+
+    def _drop_preview(self, image_id: str) -> None:
+        """Cancel the queued preview of an image, if there is one and it is not being decoded."""
+        if (call := self._queued_previews.pop(image_id, None)) is not None:
+            call.cancel()
+
+    def _decode_preview(
+        self, network: ImageDecoder, preview: PreviewLatents, output: ImageFormat, context: RequestContext
+    ) -> Preview | None:
+        """Decode, write and charge a preview, on the worker thread; it waits for others, so not queued."""
+        started = time.perf_counter()
+        curve = self._status.curve or UNKNOWN
+        scale = network.preview_scale(preview.latents, preview.budget_seconds, curve)
+        decoded = network.decode_preview(preview.latents, scale)
+        if isinstance(decoded, ArithmeticError):
+            return None
+        pixels, cost = decoded
+        self._update_curve(cost)
+        image = self._write_image(pixels, output, None)
+        cost = replace(cost, device_seconds=time.perf_counter() - started)
+        self.meter.record_usage(context, cost)
+        self._status = replace(self._status, previews=self._status.previews + 1)
+        return Preview(preview.index, image, cost)
 
     def _process(
         self, network: ImageDecoder, jobs: Sequence[DecodeJob], started: float
@@ -78,8 +136,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
 
     def _finish(self, job: DecodeJob, pixels: np.ndarray, cost: StageCost, started: float) -> DecodeResult:
         """Write the file and record the usage of one decoded image."""
-        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
-        self._status = replace(self._status, curve=curve)
+        self._update_curve(cost)
         write_started = time.perf_counter()
         image = self._write_image(pixels, job.output, job.params)
         # writing blocks the stage for all other images, so it counts as device time
@@ -89,6 +146,10 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         self.meter.record_usage(job.context, cost)
         denoised = job.denoised
         return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
+
+    def _update_curve(self, cost: StageCost) -> None:
+        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
+        self._status = replace(self._status, curve=curve)
 
 
 def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:

@@ -6,6 +6,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.previews import PreviewSink
 
 
 class InProcessBackend:
@@ -15,9 +16,13 @@ class InProcessBackend:
         self._pipeline = pipeline
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        return await self._pipeline.generate(params, output, context)
+        return await self._pipeline.generate(params, output, context, previews)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return dict(zip(STAGES, (stage.status() for stage in self._pipeline.stages), strict=True))

@@ -27,6 +27,7 @@ from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_params
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.previews import PreviewSink
 from safelight.service.settings import Settings
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
 from tests.service.conftest import ROUTE
@@ -123,7 +124,11 @@ class UnreachableBackend:
     """A `Backend` for requests that must be refused before they reach it."""
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         raise AssertionError(params)
 

@@ -20,6 +20,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.previews import PreviewSink
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import Tracing, make_tracing
@@ -50,7 +51,11 @@ class RecordingBackend(FakeBackend):
         self.contexts: list[RequestContext] = []
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self.contexts.append(context)
         return await super().generate(params, output)
