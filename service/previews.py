@@ -13,6 +13,8 @@ from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 
+MAX_PREVIEWS = 3  # of one image
+
 Latents = TypeVar("Latents")
 
 

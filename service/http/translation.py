@@ -15,6 +15,7 @@ from safelight.pipeline.catalog.model_info import (
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.service.backend import STAGES
 from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
 from safelight.service.http.schemas import (
     Cost,
@@ -112,6 +113,7 @@ def make_usage(
         guidance_interval=first.guidance_interval,
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
+        previews=sum(len(usage.previews) for usage in usages),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -133,11 +135,8 @@ def make_usage(
 
 
 def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
-    return StageSeconds(
-        encode=sum(usage.encode.device_seconds for usage in usages),
-        denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-        decode=sum(usage.decode.device_seconds for usage in usages),
-    )
+    stages = [usage.stages for usage in usages]
+    return StageSeconds(**{stage: sum(costs[stage].device_seconds for costs in stages) for stage in STAGES})
 
 
 def check_model(name: str, model: ModelInfo) -> None:

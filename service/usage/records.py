@@ -34,7 +34,7 @@ class UsageRecord:
     key: str  # of the account that the request belongs to
     model: str
     num_images: int  # requested; 0 when the request was refused before the number was known
-    image_usages: tuple[ImageUsage, ...]  # of the images sent
+    image_usages: tuple[ImageUsage, ...]  # of the images sent, also if a later one of its stream failed
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
 
@@ -74,7 +74,7 @@ class RequestRecorder:
             key=self.key,
             model=self.model,
             num_images=self.num_images,
-            image_usages=self.image_usages if outcome is RequestOutcome.DONE else (),
+            image_usages=self.image_usages,
             seconds=self.seconds,
             ended=time.time(),
         )
