@@ -35,7 +35,7 @@ class FakeCall:
 
 
 class FakeStream(FakeCall):
-    """Stands in for Serve's `DeploymentResponseGenerator`; a test gives its items, or an error as the last."""
+    """Stands in for Serve's `DeploymentResponseGenerator`, whose items a test gives."""
 
     def __init__(self, method: str, arguments: dict[str, Any]) -> None:
         super().__init__(method, arguments)
