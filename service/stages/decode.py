@@ -104,7 +104,11 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     def _decode_preview(
         self, network: ImageDecoder, preview: PreviewLatents, output: ImageFormat, context: RequestContext
     ) -> Preview | None:
-        """Decode, write and charge a preview, on the worker thread; it waits for others, so not queued."""
+        """Decode, write and charge a preview, on the worker thread.
+
+        Its wait is not counted: it delays nobody. Reduced previews cost more per operation than images do, so
+        the cost curve does not learn from them.
+        """
         started = time.perf_counter()
         curve = self._status.curve or UNKNOWN
         scale = network.preview_scale(preview.latents, preview.budget_seconds, curve)
@@ -112,7 +116,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         if isinstance(decoded, ArithmeticError):
             return None
         pixels, cost = decoded
-        self._update_curve(cost)
+        if scale == 1:
+            self._update_curve(cost)
         image = self._write_image(pixels, output, None)
         cost = replace(cost, device_seconds=time.perf_counter() - started)
         self.meter.record_usage(context, cost)

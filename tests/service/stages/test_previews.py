@@ -167,6 +167,8 @@ async def test_a_preview_is_decoded_within_its_budget_and_charged(
     report = stage.meter.collect_report("s", 0, stage.status())
     assert report.events[1:] == (UsageEvent("record", UsageAmounts(0.25, 0.0, 20 // scale)),)
     assert (stage.status().images, stage.status().previews) == (1, 1)
+    curve = stage.status().curve
+    assert curve is not None and curve.ticks_seen == (2 if scale == 1 else 1)
     stage.close()
 
 
