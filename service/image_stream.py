@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from safelight.pipeline.params import PreviewRequest
+from safelight.pipeline.params import GenerationParams, PreviewRequest
 from safelight.service.messages import DecodeResult, Preview
 
 
@@ -17,7 +17,7 @@ from safelight.service.messages import DecodeResult, Preview
 class StreamEvent:
     """A preview of an image, or the image."""
 
-    image_index: int
+    params: GenerationParams  # of the image
     content: Preview | DecodeResult
 
 
@@ -34,19 +34,17 @@ class ImageStream:
         self._previews: OrderedDict[int, StreamEvent] = OrderedDict()
         self._changed = asyncio.Event()
 
-    def sink(self, image_index: int) -> "ImageSink | None":
+    def sink(self, params: GenerationParams) -> "ImageSink | None":
         """The sink for the previews of one image; None if there should not be any."""
-        return ImageSink(self, image_index, self._num_previews) if self._num_previews else None
+        return ImageSink(self, params, self._num_previews) if self._num_previews else None
 
-    def put_preview(self, image_index: int, preview: Preview) -> None:
-        """Offer a preview, in place of an earlier one of its image that was not read."""
-        self._previews[image_index] = StreamEvent(image_index, preview)
-        self._changed.set()
-
-    def put_image(self, image_index: int, result: DecodeResult) -> None:
-        """Offer an image, in place of its preview."""
-        self._previews.pop(image_index, None)
-        self._images.append(StreamEvent(image_index, result))
+    def put(self, params: GenerationParams, content: Preview | DecodeResult) -> None:
+        """Offer an image or a preview of it, in place of a preview of this image that was not read."""
+        self._previews.pop(params.image_index, None)
+        if isinstance(content, Preview):
+            self._previews[params.image_index] = StreamEvent(params, content)
+        else:
+            self._images.append(StreamEvent(params, content))
         self._changed.set()
 
     def take(self) -> StreamEvent | None:
@@ -80,9 +78,9 @@ class ImageStream:
 class ImageSink:
     """Puts the previews of one image into a stream, each once, also if the image is drawn again."""
 
-    def __init__(self, stream: ImageStream, image_index: int, num_previews: int):
+    def __init__(self, stream: ImageStream, params: GenerationParams, num_previews: int):
         self._stream = stream
-        self._image_index = image_index
+        self._params = params
         self._num_previews = num_previews
         self._next_index = 0
 
@@ -94,7 +92,7 @@ class ImageSink:
         """Offer a preview, unless this one or a later one was offered before."""
         if preview.index >= self._next_index:
             self._next_index = preview.index + 1
-            self._stream.put_preview(self._image_index, preview)
+            self._stream.put(self._params, preview)
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -32,9 +32,12 @@ from safelight.service.messages import (
     EncodeResult,
     ImageFormat,
     ImageUsage,
+    PreparedSource,
     Preview,
     RequestContext,
+    SourceReport,
     StageStatus,
+    Upload,
 )
 from safelight.service.previews import PreviewSink
 
@@ -69,6 +72,9 @@ USAGE = ImageUsage(
 
 # Of one image: as many as a request can ask for. Their seconds and operations are exact in binary, too.
 PREVIEWS = tuple(Preview(k, f"preview {k}".encode(), StageCost(2.0**-k / 16, 3 << k)) for k in range(3))
+SOURCE = SourceReport(
+    size=(16, 8), uploaded=(33, 16), crop=(0, 0, 32, 16), cost=StageCost(0.5, 7, queue_seconds=0.25)
+)
 
 
 def make_params(**changes: Any) -> GenerationParams:
@@ -89,7 +95,10 @@ class FakeBackend:
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None) -> None:
         self.errors = list(errors)
+        self.image_errors: list[Exception] = []  # likewise, but not for uploads
         self.calls: list[tuple[GenerationParams, ImageFormat, RequestContext]] = []
+        self.sources: list[PreparedSource | None] = []  # of every call
+        self.uploads: list[Upload] = []
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.previews = PREVIEWS
         self.preview_requests: list[PreviewRequest] = []
@@ -104,16 +113,18 @@ class FakeBackend:
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self.calls.append((params, output, context))
+        self.sources.append(source)
         if previews is not None:
             self.preview_requests.append(previews.request)
             for preview in self.previews[: previews.request.count]:
                 if preview.index >= previews.request.first:
                     previews.put(preview)
-        if self.errors:
-            raise self.errors.pop(0)
+        if errors := self.errors or self.image_errors:
+            raise errors.pop(0)
         self.waiting.release()
         try:
             await self.gate.wait()
@@ -122,6 +133,16 @@ class FakeBackend:
             raise
         self.drawn.append((params, output))
         return DecodeResult(fake_image(params, output), USAGE)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """The source of an upload, which is one of (16, 8) pixels; raises `InvalidParams` for `bad`."""
+        self.uploads.append(upload)
+        if self.errors:
+            raise self.errors.pop(0)
+        if upload.image == b"bad":
+            raise InvalidParams("image", "image must be a PNG, JPEG or WebP file")
+        size = upload.size or (16, 8)
+        return PreparedSource(replace(SOURCE, size=size), upload)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return self.stages
@@ -177,6 +198,7 @@ class FakeEngine:
         uncond: Any,
         arrived: float,
         deadline: float,
+        source: Any = None,
         previews: PreviewRequest = NO_PREVIEWS,
     ) -> None:
         if params.prompt == "refuse":

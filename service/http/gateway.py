@@ -32,6 +32,7 @@ from safelight.service.errors import (
 )
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
+from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import (
     ERRORS,
@@ -39,6 +40,7 @@ from safelight.service.http.openapi import (
     OTHER_ERRORS,
     image_request_body,
 )
+from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.request_body import read_json_body, unless_gone
 from safelight.service.http.request_log import describe_error
@@ -65,6 +67,7 @@ from safelight.service.usage.records import RequestRecorder, UsageRecord, record
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
+EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
 
 
@@ -114,8 +117,15 @@ def build_gateway(
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
-    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+    for add_routes in (
+        _add_image_route,
+        add_edit_routes,
+        _add_accounting_route,
+        _add_model_routes,
+        _add_health_routes,
+    ):
         add_routes(app, gateway)
+    add_page_routes(app)
     _add_error_handlers(app)
     app.add_middleware(Envelope, proxied=proxied)
     return app
@@ -249,18 +259,20 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     description = describe_model(gateway.model, created=int(time.time()))
 
-    async def describe_with_attention() -> Model:
+    async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
-        return description.model_copy(update={"attention": denoiser.attention if denoiser else None})
+        edits = any(getattr(route, "path", "") == EDITS_PATH for route in app.routes)
+        attention = denoiser.attention if denoiser else None
+        return description.model_copy(update={"attention": attention, "edits": edits})
 
     @app.get("/v1/models", summary="The served models")
     async def list_models() -> ModelList:
-        return ModelList(data=[await describe_with_attention()])
+        return ModelList(data=[await describe()])
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, gateway.model)
-        return await describe_with_attention()
+        return await describe()
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:

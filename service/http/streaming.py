@@ -21,7 +21,7 @@ from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import Usage
 from safelight.service.http.translation import make_usage
 from safelight.service.image_stream import ImageStream, StreamEvent
-from safelight.service.messages import DecodeResult, ImageFormat, Preview, RequestContext
+from safelight.service.messages import DecodeResult, ImageFormat, Preview, RequestContext, Upload
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.usage.records import RequestRecorder
 
@@ -62,8 +62,8 @@ EVENT_STREAM: dict[str, Any] = {
         "schema": {
             "type": "string",
             "description": "With `stream`: the events `image_generation.partial_image` and, once for each "
-            "image, `image_generation.completed`, whose data are JSON objects; `error` in place of what can "
-            "no longer be drawn.",
+            "image, `image_generation.completed` (of edits `image_edit.…`), whose data are JSON objects; "
+            "`error` in place of what can no longer be drawn.",
         }
     }
 }
@@ -77,12 +77,12 @@ class StreamedRequest:
         request: The HTTP request.
         record: Counts the images that were sent.
         open_request: Closed with the outcome: it writes the usage record and ends the span.
-        images: The parameters of each image.
+        images: The parameters of each image; edits get the size of their source.
         output: The format of their files.
         model: The model that draws them.
         quality: What events say about it.
         num_previews: Of each image.
-        kind: The first part of the events' types.
+        upload: Of edits.
     """
 
     request: Request
@@ -93,7 +93,12 @@ class StreamedRequest:
     model: ModelInfo
     quality: str
     num_previews: int
-    kind: Kind = "image_generation"
+    upload: Upload | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The first part of the events' types."""
+        return "image_generation" if self.upload is None else "image_edit"
 
 
 class StreamedImages(EventSourceResponse):
@@ -107,7 +112,9 @@ class StreamedImages(EventSourceResponse):
         super().__init__((), headers=HEADERS)
         self._streamed = streamed
         self._stream = ImageStream(streamed.num_previews)
-        self._work = dispatcher.start_stream(streamed.images, streamed.output, self._stream, context)
+        self._work = dispatcher.start_stream(
+            streamed.images, streamed.output, self._stream, context, streamed.upload
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = self._streamed.request
@@ -145,10 +152,9 @@ class StreamedImages(EventSourceResponse):
 
     def _describe(self, event: StreamEvent) -> ImageEvent:
         """The data of an event."""
-        streamed, content = self._streamed, event.content
-        params = streamed.images[event.image_index]
+        streamed, content, params = self._streamed, event.content, event.params
         common: dict[str, Any] = {
-            "image_index": event.image_index,
+            "image_index": params.image_index,
             "b64_json": base64.b64encode(content.image).decode("ascii"),
             "created_at": int(time.time()),
             "output_format": streamed.output.format,

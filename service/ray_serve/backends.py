@@ -5,6 +5,7 @@ Results go from stage to stage by reference; only the finished image passes thro
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentHandle
@@ -17,10 +18,12 @@ from safelight.service.messages import (
     DecodeResult,
     EncodeResult,
     ImageFormat,
+    PreparedSource,
     Preview,
     PreviewLatents,
     RequestContext,
     StageStatus,
+    Upload,
 )
 from safelight.service.previews import PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.deferred import DeferredResult, defer, defer_items
@@ -56,18 +59,19 @@ class SplitBackend:
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         calls: list[Any] = []
         try:
             calls.append(self._encoder.encode.remote(params, context))
-            conditioning = await defer(calls[-1])
+            encoded = await defer(calls[-1])
             if previews is not None:
-                return await self._generate_with_previews(
-                    conditioning, params, output, context, previews, calls
-                )
-            calls.append(self._denoiser.generate.remote(conditioning, params, context))
-            calls.append(self._decoder.decode.remote(await defer(calls[-1]), params, output, context))
+                image = _StreamedImage(params, output, context, source, previews)
+                return await self._generate_with_previews(encoded, image, calls)
+            calls.append(self._denoiser.generate.remote(encoded, params, context, source))
+            denoised = await defer(calls[-1])
+            calls.append(self._decoder.decode.remote(denoised, params, output, context, source))
             result: DecodeResult = await calls[-1]
             return result
         except BaseException:
@@ -75,45 +79,58 @@ class SplitBackend:
             raise
 
     async def _generate_with_previews(
-        self,
-        conditioning: DeferredResult[EncodeResult],
-        params: GenerationParams,
-        output: ImageFormat,
-        context: RequestContext,
-        previews: PreviewSink,
-        calls: list[Any],
+        self, encoded: DeferredResult[EncodeResult], image: "_StreamedImage", calls: list[Any]
     ) -> DecodeResult:
         """Denoise and decode an image, and decode its previews on the way.
 
         Args:
-            conditioning: The image's texts.
-            params: As in `generate`, as are the arguments that are not listed.
+            encoded: The image's texts.
+            image: The image.
             calls: The calls that the caller of this method cancels; it adds to them.
         """
+        output, context, source = image.output, image.context, image.source
 
         async def decode(latents: DeferredResult[PreviewLatents]) -> Preview | None:
             preview: Preview | None = await _result(
-                self._decoder.decode_preview.remote(latents, output, context)
+                self._decoder.decode_preview.remote(latents, output, context, source)
             )
             return preview
 
-        async with PreviewDecoding(decode, previews) as decoding:
+        async with PreviewDecoding(decode, image.previews) as decoding:
             denoiser = self._denoiser.options(stream=True)
             calls.append(
-                denoiser.generate_with_previews.remote(conditioning, params, context, decoding.request)
+                denoiser.generate_with_previews.remote(
+                    encoded, image.params, context, source, decoding.request
+                )
             )
             async for is_result, reference in defer_items(calls[-1]):
                 if is_result:
-                    calls.append(self._decoder.decode.remote(reference, params, output, context))
+                    call = self._decoder.decode.remote(reference, image.params, output, context, source)
+                    calls.append(call)
                 else:
                     decoding.start(reference)
             return decoding.charge(await calls[-1])
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        source: PreparedSource = await _result(self._decoder.prepare.remote(upload, context))
+        return source
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         handles = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
         awake = [stage for stage in handles if stage not in self._may_sleep]
         answers = await asyncio.gather(*(_in_time(handles[stage].status.remote()) for stage in awake))
         return dict.fromkeys(STAGES) | dict(zip(awake, answers, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _StreamedImage:
+    """One image that is drawn with previews."""
+
+    params: GenerationParams
+    output: ImageFormat
+    context: RequestContext
+    source: PreparedSource | None  # of an edit
+    previews: PreviewSink
 
 
 class ColocatedBackend:
@@ -128,13 +145,15 @@ class ColocatedBackend:
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         if previews is None:
-            result: DecodeResult = await _result(self._pipeline.generate.remote(params, output, context))
+            call = self._pipeline.generate.remote(params, output, context, source)
+            result: DecodeResult = await _result(call)
             return result
         pipeline = self._pipeline.options(stream=True)
-        call = pipeline.generate_with_previews.remote(params, output, context, previews.request)
+        call = pipeline.generate_with_previews.remote(params, output, context, source, previews.request)
         try:
             async for item in call:
                 if isinstance(item, DecodeResult):
@@ -144,6 +163,10 @@ class ColocatedBackend:
             _cancel([call])
             raise
         raise StageLost()  # the stream ended without the image
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        source: PreparedSource = await _result(self._pipeline.prepare.remote(upload, context))
+        return source
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -18,12 +19,15 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     DenoiseResult,
+    EncodedSource,
     EncodeResult,
     ImageFormat,
+    PreparedSource,
     Preview,
     PreviewLatents,
     RequestContext,
     StageStatus,
+    Upload,
 )
 from safelight.service.previews import CallbackSink, PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.backends import RemoteLedger
@@ -133,15 +137,16 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
         previews: PreviewRequest = NO_PREVIEWS,
         on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
         """Denoise one image; `on_preview` is for callers in this process."""
-        states = await conditioning.value()
+        states, content = await conditioning.value(), await _content_of(source)
         with self._tracing.span(
             "denoise", context.traceparent, solver=params.solver, image=params.image_index
         ) as span:
-            denoised = await self._stage.generate(states, params, context, previews, on_preview)
+            denoised = await self._stage.generate(states, params, context, content, previews, on_preview)
             usage = denoised.denoise
             span.set(
                 queue_seconds=usage.cost.queue_seconds,
@@ -156,11 +161,12 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         conditioning: DeferredResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext,
+        source: PreparedSource | None,
         previews: PreviewRequest,
     ) -> AsyncIterator[bool | PreviewLatents | DenoiseResult]:
         """The previews of one image and then its result, each after a truth value as in `defer_items`."""
         items = items_then_result(
-            lambda on_preview: self.generate(conditioning, params, context, previews, on_preview)
+            lambda on_preview: self.generate(conditioning, params, context, source, previews, on_preview)
         )
         async with aclosing(items):
             async for item in items:
@@ -184,13 +190,15 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
-        latents = await denoised.value()
+        latents, content = await denoised.value(), await _content_of(source)
         with (
             self._tracing.span("decode", context.traceparent, format=output.format) as span,
             self._stage.meter.count_jobs(1),
         ):
-            result = image_or_raise(await self._decode_batch(DecodeJob(latents, params, output, context)))
+            job = DecodeJob(latents, params, output, context, content)
+            result = image_or_raise(await self._decode_batch(job))
             cost = result.usage.decode
             span.set(queue_seconds=cost.queue_seconds, device_seconds=cost.device_seconds)
             return result
@@ -200,9 +208,18 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
         preview: DeferredResult[PreviewLatents] | ReadyResult[PreviewLatents],
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> Preview | None:
         """Decode a preview, or None if it was dropped."""
-        return await self._stage.decode_preview(await preview.value(), output, context)
+        latents, content = await preview.value(), await _content_of(source)
+        return await self._stage.decode_preview(latents, output, context, content)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """Read and encode the files of an edit, which stay in Ray's object store: gateways have no torch."""
+        with self._tracing.span("prepare", context.traceparent) as span:
+            content, report = await self._stage.prepare(upload, context)
+            span.set(queue_seconds=report.cost.queue_seconds, device_seconds=report.cost.device_seconds)
+            return PreparedSource(report, DeferredResult(ray.put(content)))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
@@ -229,34 +246,40 @@ class ColocatedDeployment:
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         """Generate one image; `previews` is for callers in this process."""
         encoded = await self._encoder.encode(params, context)
 
         async def decode(latents: PreviewLatents) -> Preview | None:
-            return await self._decoder.decode_preview(ReadyResult(latents), output, context)
+            return await self._decoder.decode_preview(ReadyResult(latents), output, context, source)
 
         async with PreviewDecoding(decode, previews) as decoding:
             denoised = await self._denoiser.generate(
-                ReadyResult(encoded), params, context, decoding.request, decoding.start
+                ReadyResult(encoded), params, context, source, decoding.request, decoding.start
             )
-            return decoding.charge(await self._decoder.decode(ReadyResult(denoised), params, output, context))
+            result = await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
+            return decoding.charge(result)
 
     async def generate_with_previews(
         self,
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext,
+        source: PreparedSource | None,
         previews: PreviewRequest,
     ) -> AsyncIterator[Preview | DecodeResult]:
         """The previews of one image, and then the image."""
         items = items_then_result(
-            lambda put: self.generate(params, output, context, CallbackSink(previews, put))
+            lambda put: self.generate(params, output, context, source, CallbackSink(previews, put))
         )
         async with aclosing(items):
             async for item in items:
                 yield item
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        return await self._decoder.prepare(upload, context)
 
     async def status(self) -> dict[str, StageStatus]:
         return {
@@ -271,6 +294,14 @@ class ColocatedDeployment:
 
     def check_health(self) -> None:
         self._denoiser.check_health()
+
+
+async def _content_of(source: PreparedSource | None) -> EncodedSource | None:
+    """Fetch the source of an edit; raises `ray.exceptions.ObjectLostError` if its decoder died."""
+    if source is None:
+        return None
+    content: EncodedSource = await source.content.value()
+    return content
 
 
 class GatewayDeployment:

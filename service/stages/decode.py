@@ -1,4 +1,4 @@
-"""Decoding: latents to pixels, and pixels to the bytes of an image file; previews when no image waits."""
+"""Decoding: latents to pixels and a file, previews after images; and the reverse for edits."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     DenoiseResult,
+    EncodedSource,
     ImageFormat,
     ImageUsage,
     Preview,
     PreviewLatents,
     RequestContext,
+    SourceReport,
+    Upload,
 )
 from safelight.service.stages.batched_stage import BatchedStage
+from safelight.service.stages.upload_reader import ReadSource, UploadReader
 
 if TYPE_CHECKING:
     import numpy as np
 
     from safelight.pipeline.engine.image_decoder import ImageDecoder
+    from safelight.pipeline.engine.source_image import SourceImage
+    from safelight.pipeline.engine.source_latents import SourceLatents
 
 # The parameters are None for a preview, whose file holds none.
 WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams | None], bytes]
@@ -42,6 +48,7 @@ class DecodeJob:
     params: GenerationParams
     output: ImageFormat
     context: RequestContext = NO_CONTEXT
+    source: EncodedSource | None = None  # of an edit
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -51,12 +58,19 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     Args:
         make_decoder: Loads the decoder; called on the stage's thread.
         write_image: Writes pixels as a file's bytes; called on the stage's thread.
+        read_source: Reads the files of an edit; called on a thread of its own.
     """
 
-    def __init__(self, make_decoder: Callable[[], ImageDecoder], write_image: WriteImage):
+    def __init__(
+        self,
+        make_decoder: Callable[[], ImageDecoder],
+        write_image: WriteImage,
+        read_source: ReadSource | None = None,
+    ):
         self._write_image = write_image
         self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
         super().__init__("decode", make_decoder)
+        self._reader = UploadReader(read_source, self.meter)
 
     async def decode(
         self,
@@ -64,9 +78,31 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
     ) -> DecodeResult:
         """Decode one image; raises `BrokenImage`."""
-        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context)))
+        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context, source)))
+
+    async def prepare(
+        self, upload: Upload, context: RequestContext = NO_CONTEXT
+    ) -> tuple[EncodedSource, SourceReport]:
+        """Read and encode the files of an edit; an upload that is refused is charged to its request, too.
+
+        Raises:
+            InvalidParams: A file cannot be edited.
+            BrokenImage: The autoencoder left no valid numbers.
+        """
+        with self.meter.count_jobs(1):
+            image, read_cost = await self._reader.read(upload, context)
+            arrived = time.perf_counter()
+            latents, cost = await self._worker.call(lambda network: _encode(network, image, arrived))
+        self.meter.record_usage(context, cost)
+        report = SourceReport(image.size, image.uploaded, image.crop, read_cost + cost)
+        return EncodedSource(latents, image), report
+
+    def close(self) -> None:
+        super().close()
+        self._reader.close()
 
     async def run_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
         for job in jobs:
@@ -74,7 +110,11 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         return await super().run_batch(jobs)
 
     async def decode_preview(
-        self, preview: PreviewLatents, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        preview: PreviewLatents,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
     ) -> Preview | None:
         """Decode a preview when no image waits.
 
@@ -84,7 +124,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         """
         self._drop_preview(preview.image_id)
         call = self._worker.submit(
-            lambda network: self._decode_preview(network, preview, output, context), PREVIEW_PRIORITY
+            lambda network: self._decode_preview(network, preview, output, context, source),
+            PREVIEW_PRIORITY,
         )
         self._queued_previews[preview.image_id] = call
         decoding = asyncio.wrap_future(call)
@@ -102,7 +143,12 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
             call.cancel()
 
     def _decode_preview(
-        self, network: ImageDecoder, preview: PreviewLatents, output: ImageFormat, context: RequestContext
+        self,
+        network: ImageDecoder,
+        preview: PreviewLatents,
+        output: ImageFormat,
+        context: RequestContext,
+        source: EncodedSource | None,
     ) -> Preview | None:
         """Decode, write and charge a preview, on the worker thread.
 
@@ -118,6 +164,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         pixels, cost = decoded
         if scale == 1:
             self._update_curve(cost)
+        if source is not None:
+            pixels = source.image.paste(pixels)
         image = self._write_image(pixels, output, None)
         cost = replace(cost, device_seconds=time.perf_counter() - started)
         self.meter.record_usage(context, cost)
@@ -143,6 +191,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         """Write the file and record the usage of one decoded image."""
         self._update_curve(cost)
         write_started = time.perf_counter()
+        if job.source is not None:
+            pixels = job.source.image.paste(pixels)
         image = self._write_image(pixels, job.output, job.params)
         # writing blocks the stage for all other images, so it counts as device time
         device_seconds = cost.device_seconds + time.perf_counter() - write_started
@@ -155,6 +205,15 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     def _update_curve(self, cost: StageCost) -> None:
         curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
         self._status = replace(self._status, curve=curve)
+
+
+def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[SourceLatents, StageCost]:
+    queue_seconds = time.perf_counter() - arrived
+    try:
+        latents, cost = network.encode(image)
+    except ArithmeticError as error:
+        raise BrokenImage(f"The model could not read the image: {error}.") from None
+    return latents, replace(cost, queue_seconds=queue_seconds)
 
 
 def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:

@@ -17,6 +17,7 @@ from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed
 from safelight.service.messages import (
     NO_CONTEXT,
     DenoiseResult,
+    EncodedSource,
     EncodeResult,
     PreviewLatents,
     RequestContext,
@@ -54,6 +55,7 @@ class DenoiseStage:
         conditioning: EncodeResult,
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
         previews: PreviewRequest = NO_PREVIEWS,
         on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
@@ -63,6 +65,7 @@ class DenoiseStage:
             conditioning: The image's texts.
             params: The image.
             context: Its request.
+            source: Of an edit.
             previews: The previews that it should have.
             on_preview: Called with each preview, on the caller's event loop, before this method returns.
 
@@ -74,7 +77,7 @@ class DenoiseStage:
         if self._loop.failure is not None:
             raise StageFailed()
         image_id = secrets.token_hex(8) if previews.count else ""
-        call = self._make_call(conditioning, params, context)
+        call = self._make_call(conditioning, params, context, source)
         if on_preview is not None:
             call = replace(call, previews=previews, on_preview=_with_id(image_id, on_preview))
         self._loop.commands.put(call)
@@ -106,7 +109,11 @@ class DenoiseStage:
         self._loop.join()
 
     def _make_call(
-        self, conditioning: EncodeResult, params: GenerationParams, context: RequestContext
+        self,
+        conditioning: EncodeResult,
+        params: GenerationParams,
+        context: RequestContext,
+        source: EncodedSource | None,
     ) -> PendingCall:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
@@ -120,6 +127,7 @@ class DenoiseStage:
             future=loop.create_future(),
             arrived=now,
             deadline=now + self._deadline_seconds - cost.queue_seconds - cost.device_seconds,
+            source=None if source is None else source.latents,
         )
 
     async def _abort(self, call: PendingCall) -> None:

@@ -24,6 +24,7 @@ from safelight.service.stages.usage_meter import UsageMeter
 if TYPE_CHECKING:
     from safelight.pipeline.engine.engine import Engine, SampleOutcome
     from safelight.pipeline.engine.previews import SamplePreview
+    from safelight.pipeline.engine.source_latents import SourceLatents
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class PendingCall:
     future: asyncio.Future[SampleOutcome | ServiceError]
     arrived: float  # by time.perf_counter
     deadline: float  # by time.perf_counter
+    source: SourceLatents | None = None  # of an edit
     previews: PreviewRequest = NO_PREVIEWS
     on_preview: Callable[[SamplePreview], None] | None = None  # called on `loop`
 
@@ -176,6 +178,7 @@ class EngineLoop(threading.Thread):
                 conditioning.uncond,
                 call.arrived,
                 call.deadline,
+                call.source,
                 call.previews,
             )
         except InvalidParams as error:

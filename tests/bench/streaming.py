@@ -89,7 +89,7 @@ async def draw_many(
         async with room:
             sink = CallbackSink(PreviewRequest(num_previews), lambda preview: None)
             await pipeline.generate(
-                params_of(model, seed), ImageFormat(), NO_CONTEXT, sink if num_previews else None
+                params_of(model, seed), ImageFormat(), NO_CONTEXT, None, sink if num_previews else None
             )
 
     started = time.perf_counter()
@@ -106,7 +106,7 @@ async def first_share(pipeline: InProcessPipeline, model: ModelInfo, seed: int) 
 
     started = time.perf_counter()
     sink = CallbackSink(PreviewRequest(NUM_PREVIEWS), note)
-    await pipeline.generate(params_of(model, seed), ImageFormat(), NO_CONTEXT, sink)
+    await pipeline.generate(params_of(model, seed), ImageFormat(), NO_CONTEXT, None, sink)
     latency = time.perf_counter() - started
     return (times[0] - started) / latency if times else 1.0
 

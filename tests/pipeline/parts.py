@@ -77,6 +77,12 @@ def drain(engine: Engine) -> dict[str, SampleOutcome]:
     return outcomes
 
 
+def drain_one(engine: Engine, p: GenerationParams) -> SampleOutcome:
+    """The outcome of `p` in `engine`, by itself."""
+    add(engine, "only", p)
+    return drain(engine)["only"]
+
+
 def previews_alone(
     p: GenerationParams, previews: PreviewRequest, dtype: torch.dtype = torch.float32
 ) -> list[SamplePreview]:

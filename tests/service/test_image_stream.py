@@ -33,19 +33,19 @@ def in_flight(dispatcher: RequestDispatcher) -> float | None:
 async def read(stream: ImageStream, work: "asyncio.Future[Any]", idle_seconds: float = 60.0) -> list[Read]:
     """Every event as (image index, bytes); None for an idle one."""
     return [
-        event and (event.image_index, event.content.image)
+        event and (event.params.image_index, event.content.image)
         async for event in stream.events(work, idle_seconds)
     ]
 
 
 def take_all(stream: ImageStream) -> list[tuple[int, bytes]]:
     events = iter(stream.take, None)
-    return [(event.image_index, event.content.image) for event in events]
+    return [(event.params.image_index, event.content.image) for event in events]
 
 
 def test_only_the_newest_preview_of_an_image_waits() -> None:
     stream = ImageStream(3)
-    first, second = stream.sink(0), stream.sink(1)
+    first, second = stream.sink(IMAGES[0]), stream.sink(IMAGES[1])
     assert first is not None and second is not None
     first.put(PREVIEWS[0])
     second.put(PREVIEWS[0])
@@ -56,15 +56,15 @@ def test_only_the_newest_preview_of_an_image_waits() -> None:
 
 def test_images_go_first_and_drop_their_own_previews_only() -> None:
     stream = ImageStream(3)
-    for index in (0, 1):
-        stream.put_preview(index, PREVIEWS[2])
-    stream.put_image(1, IMAGE)
+    for params in IMAGES:
+        stream.put(params, PREVIEWS[2])
+    stream.put(IMAGES[1], IMAGE)
     assert take_all(stream) == [(1, b"image"), (0, b"preview 2")]
 
 
 def test_a_preview_is_offered_once_and_never_after_a_later_one() -> None:
     stream = ImageStream(3)
-    sink = stream.sink(0)
+    sink = stream.sink(IMAGES[0])
     assert sink is not None and sink.request == PreviewRequest(3, first=0)
     for preview in (PREVIEWS[0], PREVIEWS[2], PREVIEWS[1], PREVIEWS[2]):
         sink.put(preview)
@@ -75,7 +75,7 @@ def test_a_preview_is_offered_once_and_never_after_a_later_one() -> None:
 
 
 def test_a_stream_without_previews_has_no_sinks() -> None:
-    assert ImageStream(0).sink(0) is None
+    assert ImageStream(0).sink(IMAGES[0]) is None
 
 
 def test_an_idle_reader_is_told_so_at_every_interval() -> None:
@@ -84,9 +84,9 @@ def test_an_idle_reader_is_told_so_at_every_interval() -> None:
 
         async def draw() -> None:
             await asyncio.sleep(35.0)
-            stream.put_preview(0, PREVIEWS[0])
+            stream.put(IMAGES[0], PREVIEWS[0])
             await asyncio.sleep(16.0)
-            stream.put_image(0, IMAGE)
+            stream.put(IMAGES[0], IMAGE)
 
         return await read(stream, asyncio.ensure_future(draw()), idle_seconds=15.0)
 
@@ -151,7 +151,7 @@ async def test_images_that_are_done_are_read_before_the_error_of_another() -> No
     with pytest.raises(StageLost):
         async for event in stream.events(work, 60.0):
             assert event is not None
-            events.append(event.image_index)
+            events.append(event.params.image_index)
     assert events == [0]
     assert in_flight(dispatcher) == 0
 
@@ -202,7 +202,7 @@ async def test_a_slow_reader_holds_nothing_back() -> None:
     numbers = itertools.count()
 
     async def draw() -> None:
-        sink = stream.sink(0)
+        sink = stream.sink(IMAGES[0])
         assert sink is not None
         for number in itertools.islice(numbers, 100):
             sink.put(Preview(number, f"preview {number}".encode(), PREVIEWS[0].cost))

@@ -112,7 +112,7 @@ async def test_previews_are_files_of_the_images_size_in_its_format(pipeline: InP
 async def test_a_cancelled_stream_leaves_the_engine(pipeline: InProcessPipeline) -> None:
     params = replace(random_request(random.Random(1)).params, num_steps=900)
     sink = CallbackSink(PreviewRequest(3), lambda preview: None)
-    drawing = asyncio.ensure_future(pipeline.generate(params, ImageFormat(), RequestContext(), sink))
+    drawing = asyncio.ensure_future(pipeline.generate(params, ImageFormat(), RequestContext(), None, sink))
     while not pipeline.denoiser.status().running:
         await asyncio.sleep(0)
     drawing.cancel()

@@ -19,6 +19,7 @@ from safelight.service.usage.reporter import Outbox
 from tests.fakes import MODEL, PREVIEWS, USAGE, FakeBackend, fake_image
 from tests.service.asgi import AsgiClient, Message
 from tests.service.conftest import ROUTE
+from tests.service.http.uploads import data_url
 from tests.virtual_time import run_in_virtual_time
 
 Event = tuple[str, dict[str, Any]]
@@ -63,7 +64,7 @@ class SteppingBackend(FakeBackend):
         self.given = asyncio.Semaphore(0)
 
     async def generate(self, *args: Any, **kwargs: Any) -> DecodeResult:
-        params, output, _, previews = args
+        params, output, _, _, previews = args
         self.waiting.release()
         try:
             for preview in PREVIEWS[: previews.request.count] if previews else ():
@@ -129,6 +130,18 @@ def test_the_images_are_those_of_the_same_request_without_a_stream() -> None:
     assert {name for name, _ in events} == {"image_generation.completed"}
     assert sum(data["usage"]["total_tokens"] for _, data in events) == plain["usage"]["total_tokens"]
     assert [data["usage"]["safelight"]["previews"] for _, data in events] == [0, 0, 0]
+
+
+def test_edits_stream_under_their_own_names_in_the_size_of_their_source(records: list[UsageRecord]) -> None:
+    body = STREAM | {"n": 2, "image": data_url(b"image"), "strength": 0.5}
+    app = build_gateway(FakeBackend(), MODEL, Settings())
+    response = TestClient(app).post("/v1/images/edits", json=body)  # without lifespan: no warm-up image
+    events = events_of(response.text)
+    assert [name for name, _ in events] == ["image_edit.completed"] * 2
+    assert {(data["type"], data["size"]) for _, data in events} == {("image_edit.completed", "16x8")}
+    edits = {data["image_index"]: data["usage"]["safelight"]["edit"] for _, data in events}
+    assert edits[0]["uploaded_size"] == "33x16" and edits[1] is None  # one upload, charged once
+    assert [(r.outcome, len(r.image_usages)) for r in records] == [(RequestOutcome.DONE, 2)]
 
 
 def test_previews_without_a_stream_are_not_made() -> None:

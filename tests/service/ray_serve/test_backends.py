@@ -12,12 +12,14 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     ImageFormat,
+    PreparedSource,
     Preview,
     RequestContext,
     StageStatus,
+    Upload,
 )
 from safelight.service.usage.events import GatewayReport
-from tests.fakes import PREVIEWS, USAGE, make_params
+from tests.fakes import PREVIEWS, SOURCE, USAGE, make_params
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
@@ -36,6 +38,7 @@ from tests.service.ray_serve.handles import FakeCall, FakeReference, make_handle
 STAGES = ("encode", "denoise", "decode")
 IMAGE = DecodeResult(b"image", USAGE)
 PARAMS, OUTPUT, CONTEXT = make_params(), ImageFormat("webp", 40), RequestContext("account")
+UPLOAD = Upload(b"image", b"mask", (8, 8))
 
 
 def stage_handles() -> tuple[Any, Any, Any]:
@@ -54,16 +57,44 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
         "conditioning": DeferredResult(encoding),
         "params": PARAMS,
         "context": CONTEXT,
+        "source": None,
     }
     assert decoding.arguments == {
         "denoised": DeferredResult(denoising),
         "params": PARAMS,
         "output": OUTPUT,
         "context": CONTEXT,
+        "source": None,
     }
     decoding.answer.set_result(IMAGE)
     assert await generating is IMAGE
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
+
+
+async def test_an_upload_goes_to_the_decoder_and_its_source_to_the_stages_that_use_it() -> None:
+    """In one deployment, or in the one that has the autoencoder."""
+    source = PreparedSource(SOURCE, DeferredResult("a reference"))
+    encoder, denoiser, _ = stage_handles()
+    decoder, colocated = make_handle(DecodeDeployment, source), make_handle(ColocatedDeployment, source)
+    split = backends.SplitBackend(encoder, denoiser, decoder)
+    for backend, stage in ((split, decoder), (backends.ColocatedBackend(colocated), colocated)):
+        assert await backend.prepare(UPLOAD, CONTEXT) is source
+        [call] = stage.calls
+        assert (call.method, call.arguments) == ("prepare", {"upload": UPLOAD, "context": CONTEXT})
+        await backend.generate(PARAMS, OUTPUT, CONTEXT, source)
+        assert stage.calls[-1].arguments["source"] is source
+    assert denoiser.calls[-1].arguments["source"] is source
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_an_upload_is_dropped_with_its_request(how: str) -> None:
+    _, _, decoder = stage_handles()
+    backend = backends.SplitBackend(*stage_handles()[:2], decoder)
+    preparing = asyncio.ensure_future(backend.prepare(UPLOAD, CONTEXT))
+    await asyncio.sleep(0)
+    [call] = decoder.calls
+    await _end(preparing, call, how)
+    assert call.cancelled
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
@@ -117,7 +148,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
     """The gateway reads only the truth values that say what follows."""
     stages, sink = stage_handles(), Sink()
     backend = backends.SplitBackend(*stages)
-    generating = asyncio.ensure_future(backend.generate(PARAMS, OUTPUT, CONTEXT, sink))
+    generating = asyncio.ensure_future(backend.generate(PARAMS, OUTPUT, CONTEXT, None, sink))
     await settle()
     [encoding], [denoising] = stages[0].calls, stages[1].calls
     assert (denoising.method, denoising.arguments) == (
@@ -126,6 +157,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
             "conditioning": DeferredResult(encoding),
             "params": PARAMS,
             "context": CONTEXT,
+            "source": None,
             "previews": sink.request,
         },
     )
@@ -136,6 +168,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
         "preview": DeferredResult(FakeReference("latents 1")),
         "output": OUTPUT,
         "context": CONTEXT,
+        "source": None,
     }
     second.answer.set_result(PREVIEWS[2])
     await asyncio.to_thread(second.answer.result)
@@ -151,6 +184,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
             "params": PARAMS,
             "output": OUTPUT,
             "context": CONTEXT,
+            "source": None,
         },
     )
     decoding.answer.set_result(IMAGE)
@@ -161,7 +195,9 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
 
 async def test_a_preview_that_is_dropped_or_fails_does_not_harm_its_image() -> None:
     stages, sink = stage_handles(), Sink()
-    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT, sink))
+    generating = asyncio.ensure_future(
+        backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT, None, sink)
+    )
     await settle()
     stages[1].calls[0].give(False, "latents 1", False, "latents 2", True, "image", None)
     await settle()
@@ -177,7 +213,7 @@ async def test_a_preview_that_is_dropped_or_fails_does_not_harm_its_image() -> N
 async def test_a_cancelled_or_failed_stream_is_cancelled_in_every_stage(how: str) -> None:
     stages = stage_handles()
     generating = asyncio.ensure_future(
-        backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT, Sink())
+        backends.SplitBackend(*stages).generate(PARAMS, OUTPUT, CONTEXT, None, Sink())
     )
     await settle()
     denoising = stages[1].calls[0]
@@ -195,7 +231,7 @@ async def test_a_cancelled_or_failed_stream_is_cancelled_in_every_stage(how: str
 async def test_colocated_previews_are_items_of_one_call() -> None:
     handle, sink = make_handle(ColocatedDeployment), Sink()
     generating = asyncio.ensure_future(
-        backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT, sink)
+        backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT, None, sink)
     )
     await settle()
     [call] = handle.calls
@@ -214,7 +250,7 @@ async def test_a_colocated_stream_without_an_image_is_lost(
 ) -> None:
     handle = make_handle(ColocatedDeployment)
     generating = asyncio.ensure_future(
-        backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT, Sink())
+        backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT, CONTEXT, None, Sink())
     )
     await settle()
     handle.calls[0].give(PREVIEWS[0], item)

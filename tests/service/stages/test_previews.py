@@ -184,10 +184,15 @@ async def test_the_denoiser_gives_previews_before_its_result_with_the_images_id(
     given: list[PreviewLatents] = []
     first, second = await asyncio.gather(
         stage.generate(
-            make_conditioning(), make_params(num_steps=5), CONTEXT, PreviewRequest(3), given.append
+            make_conditioning(), make_params(num_steps=5), CONTEXT, None, PreviewRequest(3), given.append
         ),
         stage.generate(
-            make_conditioning(), make_params(num_steps=5), CONTEXT, PreviewRequest(3, first=2), given.append
+            make_conditioning(),
+            make_params(num_steps=5),
+            CONTEXT,
+            None,
+            PreviewRequest(3, first=2),
+            given.append,
         ),
     )
     plain = await stage.generate(make_conditioning(), make_params(num_steps=5))

@@ -19,7 +19,13 @@ from starlette.testclient import TestClient
 from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+)
 from safelight.service.previews import PreviewSink
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings
@@ -55,6 +61,7 @@ class RecordingBackend(FakeBackend):
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self.contexts.append(context)
