@@ -216,7 +216,7 @@ async def _generate(
     if image_request.stream:
         num_previews = image_request.partial_images or 0
         streamed = StreamedRequest(
-            request, record, open_request.pop_all(), params, image_format, model, "auto", num_previews
+            request, record, open_request, params, image_format, model, "auto", num_previews
         )
         return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))

@@ -82,7 +82,7 @@ async def _edit(
     if image_request.stream:
         num_previews = image_request.partial_images or 0
         streamed = StreamedRequest(
-            request, record, open_request.pop_all(), params, output, model, "auto", num_previews, upload
+            request, record, open_request, params, output, model, "auto", num_previews, upload
         )
         return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, output, context, upload))
