@@ -78,7 +78,7 @@ ARROWS: dict[str, str] = {
         "service.settings"
     ),
     "service.previews": "pipeline.params service.messages service.runtime",
-    "service.image_stream": "pipeline.params service.messages service.previews",
+    "service.image_stream": "pipeline.params service.messages",
     "service.backend": "pipeline.params service.messages service.previews",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.stages": (

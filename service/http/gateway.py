@@ -190,9 +190,7 @@ async def _generate(
     span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
     context = RequestContext(record.id, span.traceparent, record.request_id)
     if reading.request.stream:
-        streamed = StreamedRequest(
-            request, record, open_request.pop_all(), params, image_format, model, reading
-        )
+        streamed = StreamedRequest(request, record, open_request, params, image_format, model, reading)
         return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
     usage = make_usage(results, params, model, record.seconds, reading.adjustments)

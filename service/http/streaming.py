@@ -79,7 +79,7 @@ class StreamedRequest:
     Attributes:
         request: The HTTP request.
         record: Counts the images that were sent.
-        open_request: Closed with the outcome: it writes the usage record and ends the span.
+        open_request: Writes the usage record and ends the span; the response takes over what it holds.
         images: The parameters of each image; edits get the size of their source.
         output: The format of their files.
         model: The model that draws them.
@@ -114,14 +114,16 @@ class StreamedImages(EventSourceResponse):
         super().__init__((), headers=HEADERS | ({HEADER: header_value(adjustments)} if adjustments else {}))
         self._streamed = streamed
         self._stream = ImageStream(streamed.reading.request.partial_images or 0)
+        # if this raises, the request ends here
         self._work = dispatcher.start_stream(
             streamed.images, streamed.output, self._stream, context, streamed.upload
         )
+        self._open_request = streamed.open_request.pop_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = self._streamed.request
         try:
-            with self._streamed.open_request:
+            with self._open_request:
                 await unless_gone(request, self._send_events(send))
         except ServiceError as error:  # the client was told, or has gone
             request.state.request_log |= describe_error(error.__cause__ or error, error)

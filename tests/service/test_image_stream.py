@@ -50,7 +50,7 @@ def test_only_the_newest_preview_of_an_image_waits() -> None:
     first.put(PREVIEWS[0])
     second.put(PREVIEWS[0])
     first.put(PREVIEWS[1])
-    assert take_all(stream) == [(0, b"preview 1"), (1, b"preview 0")]
+    assert take_all(stream) == [(1, b"preview 0"), (0, b"preview 1")]
     assert take_all(stream) == []
 
 

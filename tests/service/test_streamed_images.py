@@ -46,7 +46,9 @@ class Request:
         for _ in range(self.ticks_before):
             await asyncio.sleep(0)
         sink = CallbackSink(PreviewRequest(self.num_previews), self.previews.append)
-        return await pipeline.generate(self.params, self.output, context, sink if self.num_previews else None)
+        return await pipeline.generate(
+            self.params, self.output, context, None, sink if self.num_previews else None
+        )
 
 
 def random_request(rng: random.Random) -> Request:

@@ -82,9 +82,7 @@ async def _edit(
     span.set(images=len(params), steps=params[0].steps_taken)
     context = RequestContext(record.id, span.traceparent, record.request_id)
     if image_request.stream:
-        streamed = StreamedRequest(
-            request, record, open_request.pop_all(), params, output, model, reading, upload
-        )
+        streamed = StreamedRequest(request, record, open_request, params, output, model, reading, upload)
         return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, output, context, upload))
     params = with_source_size(params, results)
