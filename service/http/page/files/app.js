@@ -169,11 +169,14 @@ function chooseMode(mode) {
 }
 
 let filesForCode = null;
+let numCodes = 0;
 
 /** Writes the request of the form as code, if that is open. */
 async function updateCode() {
   if (!form.model || !byId("code-panel").open) return;
+  const number = (numCodes += 1);
   const anyFiles = source.isOpen ? await source.files() : { image: true, mask: true };
+  if (number !== numCodes) return; // the form has changed meanwhile
   const files = isEdit() ? anyFiles : null;
   const request = makeRequest(form.read(), form.model, files, source.strength);
   const language = form.element.elements.language.value;
