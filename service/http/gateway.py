@@ -32,6 +32,7 @@ from safelight.service.errors import (
 )
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
+from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import (
     ERRORS,
@@ -115,7 +116,13 @@ def build_gateway(
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
-    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+    for add_routes in (
+        _add_image_route,
+        add_edit_routes,
+        _add_accounting_route,
+        _add_model_routes,
+        _add_health_routes,
+    ):
         add_routes(app, gateway)
     add_page_routes(app)
     _add_error_handlers(app)

@@ -122,6 +122,22 @@ class StageSeconds(BaseModel):
     decode: float
 
 
+class Edit(BaseModel):
+    """How the images were made from the one that was uploaded."""
+
+    strength: float
+    inpainting: bool = Field(description="Whether only what the mask shows was redrawn.")
+    steps_taken: int = Field(description="Of num_inference_steps: the last ones.")
+    uploaded_size: str = Field(description="WIDTHxHEIGHT of the upload, upright.")
+    crop: tuple[int, int, int, int] = Field(
+        description="Left, top, right and bottom of the part of the upload that was resampled to the size of "
+        "the images."
+    )
+    device_seconds: float = Field(
+        description="Reading and encoding the upload, a part of the stage `decode`."
+    )
+
+
 class Cost(BaseModel):
     """What the request used and cost, over all its images."""
 
@@ -138,6 +154,7 @@ class Cost(BaseModel):
     guidance_interval: tuple[float, float]
     guidance_stride: int
     guidance_rescale: float
+    edit: Edit | None = Field(None, description="Of requests for edits.")
     nfe: int = Field(description="Network evaluations; one under guidance counts once.")
     rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
     flops: int = Field(description="Floating-point operations of all stages.")

@@ -26,6 +26,7 @@ from safelight.service.http.schemas import (
     Cost,
     Curve,
     Curves,
+    Edit,
     Image,
     ImageRequest,
     ImageResponse,
@@ -106,6 +107,7 @@ def make_usage(
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
+    source_tokens = usages[0].image_tokens if usages[0].source else 0  # it has the size of the images
     first = images[0]
     cost = Cost(
         model=model.id,
@@ -118,6 +120,7 @@ def make_usage(
         guidance_interval=first.guidance_interval,
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
+        edit=_describe_edit(first, usages[0]),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -130,10 +133,10 @@ def make_usage(
         prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
     )
     return Usage(
-        input_tokens=text_tokens,
-        input_tokens_details=InputTokens(text_tokens=text_tokens),
+        input_tokens=text_tokens + source_tokens,
+        input_tokens_details=InputTokens(text_tokens=text_tokens, image_tokens=source_tokens),
         output_tokens=image_tokens,
-        total_tokens=text_tokens + image_tokens,
+        total_tokens=text_tokens + source_tokens + image_tokens,
         safelight=cost,
     )
 
@@ -142,7 +145,22 @@ def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
     return StageSeconds(
         encode=sum(usage.encode.device_seconds for usage in usages),
         denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-        decode=sum(usage.decode.device_seconds for usage in usages),
+        decode=sum(usage.stages["decode"].device_seconds for usage in usages),
+    )
+
+
+def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:
+    """What became of the source, if the request was for edits."""
+    if params.edit is None or usage.source is None:
+        return None
+    source = usage.source
+    return Edit(
+        strength=params.edit.strength,
+        inpainting=params.edit.is_inpainting,
+        steps_taken=params.steps_taken,
+        uploaded_size=f"{source.uploaded[0]}x{source.uploaded[1]}",
+        crop=source.crop,
+        device_seconds=source.cost.device_seconds,
     )
 
 
