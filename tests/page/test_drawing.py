@@ -26,7 +26,9 @@ READ_STREAM = """async (text) => {
     const results = [];
     for (let cut = 0; cut < bytes.length; cut += 1) {
         const parts = [bytes.slice(0, cut), bytes.slice(cut)];
-        const body = ReadableStream.from(parts);
+        const body = new ReadableStream({
+            start: (to) => { parts.forEach((part) => to.enqueue(part)); to.close(); },
+        });
         const events = [];
         for await (const event of readEvents(body)) events.push(event);
         results.push(events);
