@@ -57,6 +57,7 @@ def allowed_by(schema: dict[str, Any]) -> str:
         "size": "one of the model's sizes as `WIDTHxHEIGHT`, or `auto`",
         "solver": "one of the model's `solvers` in `/v1/models`",
         "timestep_spacing": "one of the model's `timestep_spacings` in `/v1/models`",
+        "stream": "`true`: the answer is a [stream of events](#streaming)",
         "user": "any text",
         "safety_identifier": "any text",
     }[schema["title"].lower().replace(" ", "_")]

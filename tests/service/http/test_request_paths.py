@@ -112,7 +112,7 @@ def test_origins_that_are_set_may_call(origins: str) -> None:
 
 
 def test_a_fault_of_the_service_has_the_headers_of_its_origin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safelight.service.http.gateway.read_request", lambda *_: 1 / 0)
+    monkeypatch.setattr("safelight.service.http.image_requests.read_request", lambda *_: 1 / 0)
     response = client_of(cors_origins=ORIGIN).post(ROUTE, json={"prompt": "p"}, headers={"origin": ORIGIN})
     assert (response.status_code, response.headers["access-control-allow-origin"]) == (503, ORIGIN)
 

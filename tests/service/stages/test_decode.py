@@ -71,7 +71,7 @@ async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
     assert (image_or_raise(first).image, image_or_raise(third).image) == (b"a", b"c")
     assert isinstance(broken, BrokenImage)
     assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
-    assert (broken.status, broken.headers) == (503, {})  # no retry-after
+    assert (broken.status, broken.headers) == (503, {"x-should-retry": "false"})  # no retry-after
     assert len(stage.meter.collect_report("s", 0, stage.status()).events) == 2
     with pytest.raises(BrokenImage):
         await stage.decode(jobs[1].denoised, make_params(), ImageFormat())
