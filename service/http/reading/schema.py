@@ -152,7 +152,7 @@ def _special() -> Schema:
         "anyOf": [
             {"type": "number", "minimum": 1, "maximum": MAX_SIDE},
             _text(integer_pattern(1, MAX_SIDE)),
-            _text("^[^0-9]*$"),
+            {"type": "string", "not": {"pattern": r"^ *-?[0-9]{1,400}(?:\.0*)? *$"}},
             {"type": ["boolean", "array", "object", "null"]},
         ],
         "description": "Pixels: read with the other side as a size.",

@@ -70,8 +70,8 @@ def test_a_prefix_is_no_part_of_a_route(prefix: str, is_stripped: bool, is_set: 
     schema = client.get(f"{base}/openapi.json", headers=headers).json()
     assert schema["servers"] == [{"url": prefix}]
     assert client.get(f"{base}/nothing", headers=headers).status_code == 404
-    page = client.get(f"{base}/", headers=headers)
-    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    index = client.get(f"{base}/", headers=headers)
+    assert index.status_code == 200 and index.headers["content-type"].startswith("text/html")
 
 
 def test_the_prefix_alone_is_sent_on_to_the_page() -> None:

@@ -345,7 +345,7 @@ def test_the_quality_of_the_answer_is_that_of_the_steps(client: TestClient) -> N
 def adjustments(client: TestClient, fields: Mapping[str, object]) -> dict[str, tuple[Any, Any, str]]:
     """What was asked, what was used and the note, by the adjusted fields of a request with `fields`."""
     response = client.post(
-        ROUTE, content=json.dumps({"prompt": "p"} | fields), headers={"content-type": "application/json"}
+        ROUTE, content=json.dumps({"prompt": "p", **fields}), headers={"content-type": "application/json"}
     )
     items = response.json()["usage"]["safelight"]["adjusted"]
     return {item["field"]: (item["asked"], item["used"], item["note"]) for item in items}
