@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
@@ -39,6 +39,7 @@ from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.request_body import read_json_object, unless_gone
 from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
+from safelight.service.http.streaming import EVENT_STREAM, StreamedImages, StreamedRequest
 from safelight.service.http.translation import (
     describe_curves,
     describe_model,
@@ -150,7 +151,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses=GENERATION_ERRORS,
+        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
         openapi_extra=image_request_body(gateway.names, gateway.settings.strict),
         summary="Draw images from a text",
     )
@@ -158,17 +159,28 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
         # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
         request.state.request_log["model"] = gateway.model.id
         request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
-        with (
-            record_request(request_id, gateway.model.id, gateway.record) as record,
-            gateway.tracing.span(
-                "generate", parent_span, model=gateway.model.id, request_id=record.request_id
-            ) as span,
-        ):
-            return await _generate(request, gateway, record, span)
+        with ExitStack() as open_request:
+            record = open_request.enter_context(record_request(request_id, gateway.model.id, gateway.record))
+            span = open_request.enter_context(
+                gateway.tracing.span(
+                    "generate", parent_span, model=gateway.model.id, request_id=record.request_id
+                )
+            )
+            return await _generate(request, gateway, record, span, open_request)
 
 
-async def _generate(request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan) -> Response:
-    """Generate the images of one request, and set their usage in `record`."""
+async def _generate(
+    request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan, open_request: ExitStack
+) -> Response:
+    """Generate the images of one request, and set their usage in `record`.
+
+    Args:
+        request: The request.
+        gateway: The gateway.
+        record: The request's.
+        span: The request's.
+        open_request: Closes both; a streamed answer does so after its last event.
+    """
     settings, model = gateway.settings, gateway.model
     fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
     reading = read_image_request(request, gateway, fields, record)
@@ -177,11 +189,16 @@ async def _generate(request: Request, gateway: Gateway, record: RequestRecorder,
     request.state.request_log |= _describe_request(params, settings)
     span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
     context = RequestContext(record.id, span.traceparent, record.request_id)
+    if reading.request.stream:
+        streamed = StreamedRequest(
+            request, record, open_request.pop_all(), params, image_format, model, reading
+        )
+        return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
-    record.image_usages = tuple(result.usage for result in results)
     usage = make_usage(results, params, model, record.seconds, reading.adjustments)
     request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     response = make_response(results, params, image_format, usage, model)
+    record.image_usages = tuple(result.usage for result in results)
     return answer_images(response, reading)
 
 

@@ -13,6 +13,7 @@ from safelight.pipeline.catalog.model_info import (
     MIN_GUIDANCE_SCALE,
     MIN_STEPS,
 )
+from safelight.service.previews import MAX_PREVIEWS
 
 MAX_IMAGES = 10
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -50,9 +51,11 @@ class ImageRequest(BaseModel):
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of webp and jpeg, default 100; png is lossless and ignores it."
     )
-    stream: Literal[False] | None = Field(None, description="Streaming is not supported yet.")
-    partial_images: Annotated[int, Field(ge=0, le=0)] | None = Field(
-        None, description="Previews are not supported yet."
+    stream: bool | None = Field(
+        None, description="Whether to answer with server-sent events, one for each image once it is done."
+    )
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PREVIEWS)] | None = Field(
+        None, description="With `stream`: how many previews of each image to send before it; default 0."
     )
 
     negative_prompt: Prompt | None = Field(
@@ -184,6 +187,7 @@ class Cost(BaseModel):
     guidance_stride: int
     guidance_rescale: float
     edit: Edit | None = Field(None, description="Of requests for edits.")
+    previews: int = Field(description="Previews that were drawn; `device_seconds` and `flops` include them.")
     nfe: int = Field(description="Network evaluations; one under guidance counts once.")
     rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
     flops: int = Field(description="Floating-point operations of all stages.")

@@ -21,6 +21,7 @@ from safelight.pipeline.catalog.model_info import (
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.service.backend import STAGES
 from safelight.service.errors import InvalidRequest, StageFailed
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.reading.quality import quality_of, steps_of
@@ -160,6 +161,7 @@ def make_usage(
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
         edit=_describe_edit(first, usages[0]),
+        previews=sum(len(usage.previews) for usage in usages),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -183,11 +185,8 @@ def make_usage(
 
 
 def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
-    return StageSeconds(
-        encode=sum(usage.encode.device_seconds for usage in usages),
-        denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-        decode=sum(usage.stages["decode"].device_seconds for usage in usages),
-    )
+    stages = [usage.stages for usage in usages]
+    return StageSeconds(**{stage: sum(costs[stage].device_seconds for costs in stages) for stage in STAGES})
 
 
 def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:

@@ -17,8 +17,6 @@ NOT_GIVEN: dict[str, tuple[tuple[object, ...], str]] = {
         ("url",),
         "url is not supported yet: there is no image store. Images come in the response",
     ),
-    "stream": ((True,), "streaming is not supported yet"),
-    "partial_images": ((1, 2, 3), "previews are not supported yet"),
 }
 MAX_SHOWN = 100  # characters of a value in a sentence
 NO_NAMES: Mapping[str, str] = {}

@@ -35,7 +35,7 @@ class UsageRecord:
     key: str  # of the account that the request belongs to
     model: str
     num_images: int  # requested; 0 when the request was refused before the number was known
-    image_usages: tuple[ImageUsage, ...]  # of the images sent
+    image_usages: tuple[ImageUsage, ...]  # of the images sent, also if a later one of its stream failed
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
     user: str = ""  # `hash_user` of the person whose request it is, if the client says who
@@ -77,7 +77,7 @@ class RequestRecorder:
             key=self.key,
             model=self.model,
             num_images=self.num_images,
-            image_usages=self.image_usages if outcome is RequestOutcome.DONE else (),
+            image_usages=self.image_usages,
             seconds=self.seconds,
             ended=time.time(),
             user=self.user,

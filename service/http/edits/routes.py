@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from safelight.service.http.reading.adjustments import adjustment
 from safelight.service.http.reading.body import decompress, read_object
 from safelight.service.http.request_body import content_type, is_json, read_body, unless_gone
 from safelight.service.http.schemas import Adjustment, ImageResponse
+from safelight.service.http.streaming import EVENT_STREAM, StreamedImages, StreamedRequest
 from safelight.service.http.translation import make_output, make_params, make_response, make_usage
 from safelight.service.messages import RequestContext, SourceReport
 from safelight.service.settings import Settings
@@ -36,7 +38,7 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/edits",
         response_model=ImageResponse,
-        responses=GENERATION_ERRORS,
+        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
         openapi_extra=edit_request_body(image_request_body(gateway.names, gateway.settings.strict)),
         summary="Draw images from an image and a text",
     )
@@ -44,17 +46,28 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
         # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
         request.state.request_log["model"] = gateway.model.id
         request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
-        with (
-            record_request(request_id, gateway.model.id, gateway.record) as record,
-            gateway.tracing.span(
-                "edit", parent_span, model=gateway.model.id, request_id=record.request_id
-            ) as span,
-        ):
-            return await _edit(request, gateway, record, span)
+        with ExitStack() as open_request:
+            record = open_request.enter_context(record_request(request_id, gateway.model.id, gateway.record))
+            span = open_request.enter_context(
+                gateway.tracing.span(
+                    "edit", parent_span, model=gateway.model.id, request_id=record.request_id
+                )
+            )
+            return await _edit(request, gateway, record, span, open_request)
 
 
-async def _edit(request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan) -> Response:
-    """Draw the images of one request, and set their usage in `record`."""
+async def _edit(
+    request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan, open_request: ExitStack
+) -> Response:
+    """Draw the images of one request, and set their usage in `record`.
+
+    Args:
+        request: The request.
+        gateway: The gateway.
+        record: The request's.
+        span: The request's.
+        open_request: Closes both; a streamed answer does so after its last event.
+    """
     model = gateway.model
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
@@ -68,14 +81,19 @@ async def _edit(request: Request, gateway: Gateway, record: RequestRecorder, spa
     request.state.request_log |= log | ({"prompt": params[0].prompt} if gateway.settings.log_prompts else {})
     span.set(images=len(params), steps=params[0].steps_taken)
     context = RequestContext(record.id, span.traceparent, record.request_id)
+    if image_request.stream:
+        streamed = StreamedRequest(
+            request, record, open_request.pop_all(), params, output, model, reading, upload
+        )
+        return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, output, context, upload))
-    record.image_usages = tuple(result.usage for result in results)
     params = with_source_size(params, results)
     adjustments = (*reading.adjustments, *source_adjustments(results[0].usage.source))
     reading = replace(reading, adjustments=adjustments)
     usage = make_usage(results, params, model, record.seconds, adjustments)
     request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     response = make_response(results, params, output, usage, model)
+    record.image_usages = tuple(result.usage for result in results)
     return answer_images(response, reading)
 
 

@@ -239,7 +239,6 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"seed": 1.5}, "seed", "an integer"),
     ({"seed": "lucky"}, "seed", "an integer"),
     ({"response_format": "url"}, "response_format", "no image store"),
-    ({"stream": "true"}, "stream", "streaming is not supported yet"),
     ({"extra_body": {"n": 99}}, "extra_body.n", "between 1 and 10"),
     ({"prompt": 5}, "prompt", "a string"),
     ({"prompt": "x" * 32_001}, "prompt", "32001 characters"),
