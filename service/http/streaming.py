@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import ServiceError, as_service_error
+from safelight.service.errors import ClientGone, ServiceError, as_service_error
 from safelight.service.http.request_body import unless_gone
 from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import Usage
@@ -135,6 +135,8 @@ class StreamedImages(EventSourceResponse):
         try:
             async for event in self._stream.events(self._work, KEEP_ALIVE_SECONDS):
                 await self._send_event(event, send)
+        except ClientGone:
+            raise
         except Exception as error:
             failure = as_service_error(error)
             failure.__cause__ = error if error is not failure else error.__cause__
@@ -171,7 +173,11 @@ class StreamedImages(EventSourceResponse):
 
 
 async def _send_part(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
+    """Send a part of the body. Raises `ClientGone`."""
+    try:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    except OSError:  # of servers that say so
+        raise ClientGone() from None
 
 
 def _error_event(error: ServiceError, request_id: str) -> bytes:
