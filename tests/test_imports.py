@@ -98,11 +98,11 @@ ARROWS: dict[str, str] = {
     "service.http": (
         "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
         "service.dispatcher service.errors service.image_stream service.messages service.previews "
-        "service.runtime service.settings service.telemetry service.usage"
+        "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
-        "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "
-        "service.inprocess service.messages service.runtime service.served_model service.settings"
+        "pipeline.catalog pipeline.errors service.errors service.http "
+        "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
         "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "

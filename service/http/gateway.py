@@ -8,32 +8,25 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import (
-    InvalidRequest,
-    MethodNotAllowed,
-    RouteNotFound,
-    ServiceError,
-    as_service_error,
-)
 from safelight.service.http.auth import BearerToken, require_admin
+from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
-from safelight.service.http.middleware import Envelope, error_response
+from safelight.service.http.error_answers import add_error_handlers
+from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.image_requests import answer_images, read_image_request
+from safelight.service.http.middleware import Envelope
 from safelight.service.http.openapi import (
     ERRORS,
     GENERATION_ERRORS,
@@ -42,12 +35,12 @@ from safelight.service.http.openapi import (
 )
 from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.readiness import WarmUp
-from safelight.service.http.request_body import read_json_body, unless_gone
-from safelight.service.http.request_log import describe_error
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.request_body import read_json_object, unless_gone
+from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from safelight.service.http.streaming import EVENT_STREAM, StreamedImages, StreamedRequest
 from safelight.service.http.translation import (
-    check_model,
     describe_curves,
     describe_model,
     make_output,
@@ -55,40 +48,20 @@ from safelight.service.http.translation import (
     make_response,
     make_usage,
 )
-from safelight.service.http.validation import parse_request
 from safelight.service.messages import RequestContext
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
+from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import LiveSpan, Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
+from safelight.service.usage.records import RequestRecorder, record_request
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """The parts that the routes share."""
-
-    model: ModelInfo
-    settings: Settings
-    dispatcher: RequestDispatcher
-    warm_up: WarmUp
-    metrics: Metrics
-    ledger: LedgerClient
-    outbox: Outbox
-    reporter: UsageReporter
-    tracing: Tracing
-
-    def record(self, record: UsageRecord) -> None:
-        """Count a finished request, and queue its record for the ledger."""
-        self.metrics.record(record)
-        self.outbox.put(record)
 
 
 def build_gateway(
@@ -126,8 +99,10 @@ def build_gateway(
     ):
         add_routes(app, gateway)
     add_page_routes(app)
-    _add_error_handlers(app)
+    add_error_handlers(app)
+    app.add_middleware(RequestPaths, root_path=settings.root_path)
     app.add_middleware(Envelope, proxied=proxied)
+    add_cors(app, names_in(settings.cors_origins))  # the outermost, so that every answer has its headers
     return app
 
 
@@ -148,6 +123,7 @@ def _make_gateway(
     dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
     return Gateway(
         model=model,
+        names=ModelNames(model, names_in(settings.aliases)),
         settings=settings,
         dispatcher=dispatcher,
         warm_up=WarmUp(dispatcher, model),
@@ -176,7 +152,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
         "/v1/images/generations",
         response_model=ImageResponse,
         responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
-        openapi_extra=image_request_body(gateway.model),
+        openapi_extra=image_request_body(gateway.names, gateway.settings.strict),
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
@@ -206,25 +182,22 @@ async def _generate(
         open_request: Closes both; a streamed answer does so after its last event.
     """
     settings, model = gateway.settings, gateway.model
-    body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
-    image_request = parse_request(body)
-    params, image_format = make_params(image_request, model), make_output(image_request)
+    fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
+    reading = read_image_request(request, gateway, fields, record)
+    params, image_format = make_params(reading.request, model), make_output(reading.request)
     record.num_images = len(params)
     request.state.request_log |= _describe_request(params, settings)
     span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
     context = RequestContext(record.id, span.traceparent, record.request_id)
-    if image_request.stream:
-        num_previews = image_request.partial_images or 0
-        streamed = StreamedRequest(
-            request, record, open_request, params, image_format, model, "auto", num_previews
-        )
+    if reading.request.stream:
+        streamed = StreamedRequest(request, record, open_request, params, image_format, model, reading)
         return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
-    usage = make_usage(results, params, model, record.seconds)
+    usage = make_usage(results, params, model, record.seconds, reading.adjustments)
     request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
-    response = make_response(results, params, image_format, usage)
+    response = make_response(results, params, image_format, usage, model)
     record.image_usages = tuple(result.usage for result in results)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return answer_images(response, reading)
 
 
 def _describe_request(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
@@ -257,7 +230,7 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
-    description = describe_model(gateway.model, created=int(time.time()))
+    description = describe_model(gateway.names, created=int(time.time()))
 
     async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
@@ -271,7 +244,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
-        check_model(model_id, gateway.model)
+        gateway.names.find(model_id, gateway.settings.strict)
         return await describe()
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
@@ -284,6 +257,11 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     async def livez() -> dict[str, bool]:
         return {"alive": True}
 
+    @app.get(
+        "/health",
+        responses={503: {"model": Readiness}},
+        summary="The same as /readyz, under the name that load balancers try",
+    )
     @app.get(
         "/readyz",
         responses={503: {"model": Readiness}},
@@ -305,41 +283,3 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
             snapshot = await gateway.ledger.snapshot()
             gateway.metrics.observe_snapshot(snapshot, (await gateway.ledger.report(None, 0)).mfu)
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ServiceError, _answer_error)
-    app.add_exception_handler(InvalidParams, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid_query)
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    return _respond(request, as_service_error(error), error)
-
-
-def _respond(request: Request, answer: ServiceError, error: Exception | None = None) -> Response:
-    """Answer with an error, and have the request's log line say why: because of `error`, if it is another."""
-    request.state.request_log |= describe_error(error or answer, answer)
-    return error_response(answer, request.state.request_id)
-
-
-async def _answer_invalid_query(request: Request, error: Exception) -> Response:
-    """The first fault of a query string; bodies are validated by `parse_request`."""
-    assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    name = str(fault["loc"][-1])
-    return _respond(request, InvalidRequest(f"{name}: {fault['msg']}.", name))
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors, which are about routes and methods."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        response = _respond(
-            request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
-        )
-        response.headers["allow"] = allowed
-        return response
-    return _respond(request, RouteNotFound() if error.status_code == 404 else ServiceError(), error)

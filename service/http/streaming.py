@@ -16,6 +16,9 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import ClientGone, ServiceError, as_service_error
+from safelight.service.http.reading.adjustments import HEADER, header_value
+from safelight.service.http.reading.quality import quality_of
+from safelight.service.http.reading.request import ReadRequest
 from safelight.service.http.request_body import unless_gone
 from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import Usage
@@ -80,8 +83,7 @@ class StreamedRequest:
         images: The parameters of each image; edits get the size of their source.
         output: The format of their files.
         model: The model that draws them.
-        quality: What events say about it.
-        num_previews: Of each image.
+        reading: What was asked, and in what it was read in another way than it was written.
         upload: Of edits.
     """
 
@@ -91,8 +93,7 @@ class StreamedRequest:
     images: list[GenerationParams]
     output: ImageFormat
     model: ModelInfo
-    quality: str
-    num_previews: int
+    reading: ReadRequest
     upload: Upload | None = None
 
     @property
@@ -109,9 +110,10 @@ class StreamedImages(EventSourceResponse):
     """
 
     def __init__(self, streamed: StreamedRequest, dispatcher: RequestDispatcher, context: RequestContext):
-        super().__init__((), headers=HEADERS)
+        adjustments = streamed.reading.adjustments
+        super().__init__((), headers=HEADERS | ({HEADER: header_value(adjustments)} if adjustments else {}))
         self._streamed = streamed
-        self._stream = ImageStream(streamed.num_previews)
+        self._stream = ImageStream(streamed.reading.request.partial_images or 0)
         # if this raises, the request ends here
         self._work = dispatcher.start_stream(
             streamed.images, streamed.output, self._stream, context, streamed.upload
@@ -162,13 +164,15 @@ class StreamedImages(EventSourceResponse):
             "b64_json": base64.b64encode(content.image).decode("ascii"),
             "created_at": int(time.time()),
             "output_format": streamed.output.format,
-            "quality": streamed.quality,
+            "quality": quality_of(params.num_steps, streamed.model.num_steps),
             "size": f"{params.width}x{params.height}",
         }
         if isinstance(content, Preview):
             kind = f"{streamed.kind}.partial_image"
             return PartialImageEvent(type=kind, partial_image_index=content.index, **common)
-        usage = make_usage([content], [params], streamed.model, streamed.record.seconds)
+        usage = make_usage(
+            [content], [params], streamed.model, streamed.record.seconds, streamed.reading.adjustments
+        )
         return CompletedEvent(type=f"{streamed.kind}.completed", usage=usage, **common)
 
 

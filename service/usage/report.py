@@ -205,5 +205,6 @@ def _request_report(entry: LedgerEntry) -> RequestReport:
         images=entry.images,
         seconds=record.seconds,
         ended=record.ended,
+        user=record.user,
         stages=entry.usage,
     )

@@ -1,36 +1,37 @@
 """`POST /v1/images/edits`: images drawn from an image and a text."""
 
-from __future__ import annotations
-
+import asyncio
 import json
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from safelight.service.errors import MalformedBody, WrongContentType
+from safelight.service.errors import WrongContentType
 from safelight.service.http.edits.fields import take_options
 from safelight.service.http.edits.multipart import read_form
 from safelight.service.http.edits.params import make_edits, make_upload, with_source_size
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
+from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
+from safelight.service.http.reading.adjustments import adjustment
+from safelight.service.http.reading.body import decompress, read_object
 from safelight.service.http.request_body import content_type, is_json, read_body, unless_gone
-from safelight.service.http.schemas import ImageResponse
+from safelight.service.http.schemas import Adjustment, ImageResponse
 from safelight.service.http.streaming import EVENT_STREAM, StreamedImages, StreamedRequest
 from safelight.service.http.translation import make_output, make_params, make_response, make_usage
-from safelight.service.http.validation import parse_request
-from safelight.service.messages import RequestContext
+from safelight.service.messages import RequestContext, SourceReport
 from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
 
-if TYPE_CHECKING:
-    from safelight.service.http.gateway import Gateway
-
 FORM = "multipart/form-data"
+TEXT_FIELDS = ("prompt", "negative_prompt", "model", "size", "user", "safety_identifier")
 
 
 def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -38,7 +39,7 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
         "/v1/images/edits",
         response_model=ImageResponse,
         responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
-        openapi_extra=edit_request_body(image_request_body(gateway.model)),
+        openapi_extra=edit_request_body(image_request_body(gateway.names, gateway.settings.strict)),
         summary="Draw images from an image and a text",
     )
     async def edit(request: Request) -> Response:
@@ -70,7 +71,8 @@ async def _edit(
     model = gateway.model
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
-    image_request = parse_request(json.dumps(_typed(others)).encode())
+    reading = read_image_request(request, gateway, others, record)
+    image_request = reading.request
     params, output = make_params(image_request, model), make_output(image_request)
     params = make_edits(params, model, options.strength, parts.mask is not None)
     upload = make_upload(parts.image, parts.mask, image_request, params[0])
@@ -80,18 +82,28 @@ async def _edit(
     span.set(images=len(params), steps=params[0].steps_taken)
     context = RequestContext(record.id, span.traceparent, record.request_id)
     if image_request.stream:
-        num_previews = image_request.partial_images or 0
-        streamed = StreamedRequest(
-            request, record, open_request, params, output, model, "auto", num_previews, upload
-        )
+        streamed = StreamedRequest(request, record, open_request, params, output, model, reading, upload)
         return StreamedImages(streamed, gateway.dispatcher, context)
     results = await unless_gone(request, gateway.dispatcher.generate(params, output, context, upload))
     params = with_source_size(params, results)
-    usage = make_usage(results, params, model, record.seconds)
+    adjustments = (*reading.adjustments, *source_adjustments(results[0].usage.source))
+    reading = replace(reading, adjustments=adjustments)
+    usage = make_usage(results, params, model, record.seconds, adjustments)
     request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
-    response = make_response(results, params, output, usage)
+    response = make_response(results, params, output, usage, model)
     record.image_usages = tuple(result.usage for result in results)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return answer_images(response, reading)
+
+
+def source_adjustments(source: SourceReport | None) -> list[Adjustment]:
+    """What the answer says about an image that had another size."""
+    if source is None or source.uploaded == source.size:
+        return []
+    uploaded, size = (f"{width}x{height}" for width, height in (source.uploaded, source.size))
+    left, top, right, bottom = source.crop
+    is_whole = source.crop == (0, 0, *source.uploaded)
+    part = "" if is_whole else f"cut to the part from {left},{top} to {right},{bottom} and "
+    return [adjustment("image", uploaded, size, f"{part}resampled to a size of the model")]
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:
@@ -103,23 +115,17 @@ async def read_edit_fields(request: Request, settings: Settings) -> EditFields:
     if kind != FORM and not is_json(kind):
         raise WrongContentType(f"The body must be a form ({FORM}) or JSON: name it in content-type.")
     body = await read_body(request, settings.max_upload_bytes, settings.body_seconds)
+    if coding := request.headers.get("content-encoding", ""):
+        body = await asyncio.to_thread(decompress, body, coding, settings.max_upload_bytes)
     if kind == FORM:
-        return split_fields(await read_form(request.headers["content-type"], body))
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise MalformedBody(f"The body is not valid JSON ({error}).") from None
-    if not isinstance(fields, dict):
-        raise MalformedBody("The body must be a JSON object.")
-    return split_fields(fields.items())
+        parts = split_fields(await read_form(request.headers["content-type"], body))
+        return replace(parts, others=_typed(parts.others))
+    return split_fields(read_object(body, request.headers["content-type"]).items())
 
 
 def _typed(fields: dict[str, object]) -> dict[str, object]:
     """The fields of a form with the numbers that their texts are."""
     return {name: _number(value) if name not in TEXT_FIELDS else value for name, value in fields.items()}
-
-
-TEXT_FIELDS = ("prompt", "negative_prompt", "model", "size", "user")
 
 
 def _number(value: Any) -> Any:
