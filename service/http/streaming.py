@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import ServiceError, as_service_error
+from safelight.service.errors import ClientGone, ServiceError, as_service_error
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.quality import quality_of
 from safelight.service.http.reading.request import ReadRequest
@@ -137,6 +137,8 @@ class StreamedImages(EventSourceResponse):
         try:
             async for event in self._stream.events(self._work, KEEP_ALIVE_SECONDS):
                 await self._send_event(event, send)
+        except ClientGone:
+            raise
         except Exception as error:
             failure = as_service_error(error)
             failure.__cause__ = error if error is not failure else error.__cause__
@@ -175,7 +177,11 @@ class StreamedImages(EventSourceResponse):
 
 
 async def _send_part(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
+    """Send a part of the body. Raises `ClientGone`."""
+    try:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    except OSError:  # of servers that say so
+        raise ClientGone() from None
 
 
 def _error_event(error: ServiceError, request_id: str) -> bytes:

@@ -165,9 +165,11 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         previews: PreviewRequest,
     ) -> AsyncIterator[bool | PreviewLatents | DenoiseResult]:
         """The previews of one image and then its result, each after a truth value as in `defer_items`."""
-        items = items_then_result(
-            lambda on_preview: self.generate(conditioning, params, context, source, previews, on_preview)
-        )
+
+        async def generate(on_preview: OnPreview) -> DenoiseResult:
+            return await self.generate(conditioning, params, context, source, previews, on_preview)
+
+        items = items_then_result(generate)
         async with aclosing(items):
             async for item in items:
                 yield isinstance(item, DenoiseResult)
@@ -271,9 +273,11 @@ class ColocatedDeployment:
         previews: PreviewRequest,
     ) -> AsyncIterator[Preview | DecodeResult]:
         """The previews of one image, and then the image."""
-        items = items_then_result(
-            lambda put: self.generate(params, output, context, source, CallbackSink(previews, put))
-        )
+
+        async def generate(put: Callable[[Preview], None]) -> DecodeResult:
+            return await self.generate(params, output, context, source, CallbackSink(previews, put))
+
+        items = items_then_result(generate)
         async with aclosing(items):
             async for item in items:
                 yield item

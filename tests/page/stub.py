@@ -1,6 +1,6 @@
-"""A gateway for the page's tests: a backend that draws, and streams until the gateway has them.
+"""A gateway for the page's tests: a backend that draws, and streams and edits until the gateway has them.
 
-The streams follow OpenAI's events; `StreamStub` is to be removed when the gateway has them.
+The two routes follow OpenAI's events and forms; `StreamStub` is to be removed when the gateway has them.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ from safelight.service.messages import (
     PreparedSource,
     RequestContext,
 )
+from safelight.service.previews import PreviewSink
 from tests.fakes import MODEL, USAGE, FakeBackend
 
 GENERATIONS_PATH = "/v1/images/generations"
@@ -62,12 +63,14 @@ class ImageBackend(FakeBackend):
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        return replace(await super().generate(params, output, context, source), image=draw_image(params))
+        result = await super().generate(params, output, context, source, previews)
+        return replace(result, image=draw_image(params))
 
 
 class StreamStub:
-    """Middleware that answers what the gateway does not yet: streams of generations and edits.
+    """Middleware that answers what the gateway does not yet: streams of generations and edits, and edits.
 
     While `is_stepped`, each event waits for `step`.
     """
@@ -85,6 +88,7 @@ class StreamStub:
 
     def wrap(self, app: FastAPI) -> None:
         """Put the stub in front of `app`."""
+        app.add_route(EDITS_PATH, self.edit, methods=["POST"], include_in_schema=False)
         app.add_middleware(_Middleware, stub=self)
 
     def step(self) -> None:
@@ -92,19 +96,23 @@ class StreamStub:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._steps.release)
 
+    async def edit(self, request: Request) -> Response:
+        raise AssertionError("the middleware answers edits")
+
     async def answer(self, request: Request) -> Response | None:
-        """The answer to a request for a stream; None for what the gateway answers."""
+        """The answer to a stream or an edit; None for what the gateway answers."""
         self._loop = asyncio.get_running_loop()
         body = await request.body()
         fields = self._parse(request, body)
         self.requests.append(dict(fields))
-        if not fields.get("stream"):
+        is_edit = request.url.path == EDITS_PATH
+        if not is_edit and not fields.get("stream"):
             return None
         num_previews = int(fields.pop("partial_images", 0))
         fields.pop("stream", None)
         fields.pop("strength", None)
         images = make_params(parse_request(json.dumps(fields).encode()), EMOJI_MODEL)
-        kind = "image_edit" if request.url.path == EDITS_PATH else "image_generation"
+        kind = "image_edit" if is_edit else "image_generation"
         events = self._events(images, kind, num_previews, request)
         return StreamingResponse(events, media_type="text/event-stream")
 

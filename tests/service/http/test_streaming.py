@@ -254,6 +254,23 @@ async def test_a_client_that_goes_while_an_event_is_sent_cancels_its_images(
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
+async def test_a_server_that_cannot_send_has_lost_its_client(records: list[UsageRecord]) -> None:
+    class Broken(AsgiClient):
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if message["type"] == "http.response.body":
+                raise BrokenPipeError
+
+    backend = SteppingBackend()
+    client = Broken.of(STREAM | {"partial_images": 1})
+    answering = asyncio.ensure_future(client.call(build_gateway(backend, MODEL, Settings())))
+    backend.step.release()
+    await answering
+    assert len(client.sent) == 2  # no error event is tried
+    assert backend.num_cancelled == 1
+    assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
+
+
 async def test_a_slow_client_misses_previews_and_gets_the_image(records: list[UsageRecord]) -> None:
     """While its first preview is being sent, two more are drawn, and the image."""
     may_send = asyncio.Event()
