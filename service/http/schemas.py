@@ -268,7 +268,7 @@ class Model(BaseModel):
     limits: dict[str, tuple[int | float, int | float]] = Field(
         description="The least and the most of a number, by field; of `prompt` its characters."
     )
-    edits: bool = Field(False, description="Whether `/v1/images/edits` is served.")
+    edits: Annotated[bool, Field(description="Whether `/v1/images/edits` is served.")] = False
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

@@ -153,7 +153,7 @@ class ColocatedBackend:
             result: DecodeResult = await _result(call)
             return result
         pipeline = self._pipeline.options(stream=True)
-        call = pipeline.generate_with_previews.remote(params, output, context, source, previews.request)
+        call: Any = pipeline.generate_with_previews.remote(params, output, context, source, previews.request)
         try:
             async for item in call:
                 if isinstance(item, DecodeResult):

@@ -33,7 +33,7 @@ def in_flight(dispatcher: RequestDispatcher) -> float | None:
 async def read(stream: ImageStream, work: "asyncio.Future[Any]", idle_seconds: float = 60.0) -> list[Read]:
     """Every event as (image index, bytes); None for an idle one."""
     return [
-        event and (event.params.image_index, event.content.image)
+        None if event is None else (event.params.image_index, event.content.image)
         async for event in stream.events(work, idle_seconds)
     ]
 

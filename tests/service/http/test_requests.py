@@ -99,8 +99,6 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
         "prompt_syntax": ["[x]"],
         "batch_invariant": True,
         "adjusted": [],
-        "edit": None,
-        "previews": 0,
     }
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -199,7 +200,9 @@ async def test_the_denoiser_gives_previews_before_its_result_with_the_images_id(
     stage.close()
     assert plain.image_id == "" and len({first.image_id, second.image_id, ""}) == 3
     by_image = {
-        image_id: [(preview.index, preview.latents) for preview in given if preview.image_id == image_id]
+        image_id: [
+            (preview.index, cast(Any, preview.latents)) for preview in given if preview.image_id == image_id
+        ]
         for image_id in (first.image_id, second.image_id)
     }
     assert by_image == {
@@ -212,8 +215,12 @@ async def test_the_denoiser_gives_previews_before_its_result_with_the_images_id(
 async def test_a_workers_calls_are_in_the_order_of_their_priorities() -> None:
     gate, order = threading.Event(), list[int]()
     worker = Worker(lambda: order, UsageMeter("test"))
+
+    def append(number: int, numbers: list[int]) -> None:
+        numbers.append(number)
+
     blocking = worker.submit(lambda _: gate.wait(30.0))
-    calls = [worker.submit(lambda numbers, k=k: numbers.append(k), priority=k % 2) for k in range(6)]
+    calls = [worker.submit(partial(append, k), priority=k % 2) for k in range(6)]
     calls[3].cancel()
     gate.set()
     for call in (blocking, *calls[:3], *calls[4:]):
