@@ -149,8 +149,9 @@ class ColocatedBackend:
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         if previews is None:
-            call = self._pipeline.generate.remote(params, output, context, source)
-            result: DecodeResult = await _result(call)
+            result: DecodeResult = await _result(
+                self._pipeline.generate.remote(params, output, context, source)
+            )
             return result
         pipeline = self._pipeline.options(stream=True)
         call: Any = pipeline.generate_with_previews.remote(params, output, context, source, previews.request)

@@ -223,7 +223,8 @@ async def test_a_workers_calls_are_in_the_order_of_their_priorities() -> None:
     calls = [worker.submit(partial(append, k), priority=k % 2) for k in range(6)]
     calls[3].cancel()
     gate.set()
-    for call in (blocking, *calls[:3], *calls[4:]):
+    await asyncio.wrap_future(blocking)
+    for call in (*calls[:3], *calls[4:]):
         await asyncio.wrap_future(call)
     assert order == [0, 2, 4, 1, 5]
     worker.close()
