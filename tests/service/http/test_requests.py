@@ -87,6 +87,8 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
         "guidance_interval": [0.0, 1.0],
         "guidance_stride": 1,
         "guidance_rescale": 0.0,
+        "edit": None,
+        "previews": 0,
         "nfe": 10,
         "rows": 18,
         "flops": 4260,
