@@ -79,6 +79,7 @@ TREE = {
     "BodyTooSlow": (408, "invalid_request_error", "request_timeout", None),
     "BodyTooLarge": (413, "invalid_request_error", "request_too_large", None),
     "WrongContentType": (415, "invalid_request_error", "unsupported_media_type", None),
+    "UnsupportedEncoding": (415, "invalid_request_error", "unsupported_encoding", None),
     "ClientGone": (499, "server_error", "client_gone", None),
     "QueueFull": (429, "rate_limit_error", "queue_full", 2),
     "DeadlineExceeded": (503, "server_error", "deadline_exceeded", 10),
