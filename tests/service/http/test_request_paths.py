@@ -9,6 +9,7 @@ from safelight.service.http.gateway import build_gateway
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
+from tests.service.asgi import AsgiClient
 from tests.service.conftest import ROUTE
 
 ORIGIN = "https://chat.example.com"
@@ -36,6 +37,15 @@ def test_head_is_get_without_a_body(client: TestClient, path: str) -> None:
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
     assert head.headers["x-request-id"]
+
+
+async def test_the_body_of_an_answer_to_head_is_not_sent() -> None:
+    """Held to the messages: HTTP clients drop such a body."""
+    client = AsgiClient(b"")
+    client.scope |= {"method": "HEAD", "path": "/livez"}
+    await client.call(build_gateway(FakeBackend(), MODEL, Settings()))
+    assert client.status == 200 and int(client.headers["content-length"]) > 0
+    assert [message.get("body", b"") for message in client.sent] == [b""] * len(client.sent)
 
 
 def test_head_where_there_is_no_get_is_405(client: TestClient) -> None:
