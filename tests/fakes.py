@@ -24,7 +24,7 @@ from safelight.pipeline.params import (
     StageCost,
     TextReport,
 )
-from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
+from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
 from safelight.service.messages import (
     NO_CONTEXT,
@@ -288,8 +288,8 @@ class FakeDecoder:
         self.batches: list[list[Any]] = []
         self.previews: list[tuple[Any, int]] = []  # latents and scales
 
-    def preview_scale(self, latent: Any, budget_seconds: float, curve: CostCurve) -> int:
-        return 1 if curve.seconds_for(20) <= budget_seconds else 2
+    def preview_flops(self, latent: Any) -> dict[int, int]:
+        return {1: 20, 2: 10}
 
     def decode_preview(self, latent: Any, scale: int = 1) -> tuple[Any, StageCost] | ArithmeticError:
         self.previews.append((latent, scale))

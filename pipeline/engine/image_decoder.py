@@ -18,10 +18,10 @@ from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.vae import decode_flops, encode_flops
 from safelight.pipeline.params import StageCost
-from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 Pixels = np.ndarray  # (H, W, 3) uint8
-PREVIEW_SCALES = (1, 2, 4)  # by which previews may be reduced before they are decoded
+PREVIEW_SCALES = (1, 2, 4, 8)  # by which previews may be reduced before they are decoded
+MIN_PREVIEW_SIDE = 4  # latent pixels of a reduced preview
 
 
 class InvalidImage(ArithmeticError):
@@ -59,19 +59,14 @@ class ImageDecoder:
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))
 
-    def preview_scale(self, latent: Tensor, budget_seconds: float, curve: CostCurve) -> int:
-        """By how much to reduce a preview so that decoding it takes at most `budget_seconds`, if possible.
-
-        Args:
-            latent: (C, h, w).
-            budget_seconds: Device time that decoding may take.
-            curve: What decoding costs here.
-        """
-        for scale in PREVIEW_SCALES:
-            flops = decode_flops(self._vae.options, *_reduced_size(latent, scale))
-            if curve.seconds_for(flops) <= budget_seconds:
-                return scale
-        return PREVIEW_SCALES[-1]
+    def preview_flops(self, latent: Tensor) -> dict[int, int]:
+        """The operations of decoding a latent (C, h, w) by each scale that it may be reduced by."""
+        sizes = {scale: _reduced_size(latent, scale) for scale in PREVIEW_SCALES}
+        return {
+            scale: decode_flops(self._vae.options, *size)
+            for scale, size in sizes.items()
+            if scale == 1 or min(size) >= MIN_PREVIEW_SIDE
+        }
 
     @torch.inference_mode()
     def decode_preview(self, latent: Tensor, scale: int = 1) -> tuple[Pixels, StageCost] | InvalidImage:

@@ -26,6 +26,7 @@ from safelight.service.messages import (
     Upload,
 )
 from safelight.service.stages.batched_stage import BatchedStage
+from safelight.service.stages.preview_budget import PreviewBudget
 from safelight.service.stages.upload_reader import ReadSource, UploadReader
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     ):
         self._write_image = write_image
         self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
+        self._preview_budget = PreviewBudget()  # used by the worker thread only
         super().__init__("decode", make_decoder)
         self._reader = UploadReader(read_source, self.meter)
 
@@ -119,8 +121,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         """Decode a preview when no image waits.
 
         Returns:
-            None if the preview was dropped: a newer one or the image itself came first, or its latents cannot
-            be decoded.
+            None if the preview was dropped: a newer one or the image itself came first, it would cost more
+            than it may, or its latents cannot be decoded.
         """
         self._drop_preview(preview.image_id)
         call = self._worker.submit(
@@ -156,8 +158,12 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         the cost curve does not learn from them.
         """
         started = time.perf_counter()
+        height, width = preview.latents.shape[1:]
         curve = self._status.curve or UNKNOWN
-        scale = network.preview_scale(preview.latents, preview.budget_seconds, curve)
+        estimates = {k: curve.seconds_for(n) for k, n in network.preview_flops(preview.latents).items()}
+        scale = self._preview_budget.choose((height, width), preview.budget_seconds, estimates)
+        if scale is None:
+            return None
         decoded = network.decode_preview(preview.latents, scale)
         if isinstance(decoded, ArithmeticError):
             return None
@@ -168,6 +174,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
             pixels = source.image.paste(pixels)
         image = self._write_image(pixels, output, None)
         cost = replace(cost, device_seconds=time.perf_counter() - started)
+        self._preview_budget.spend((height, width), scale, cost.device_seconds)
         self.meter.record_usage(context, cost)
         self._status = replace(self._status, previews=self._status.previews + 1)
         return Preview(preview.index, image, cost)

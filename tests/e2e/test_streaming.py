@@ -50,7 +50,7 @@ def images_of(events: list[Event]) -> list[str]:
 
 
 def test_the_openai_client_reads_a_stream(live_service: LiveService, http: httpx2.Client) -> None:
-    options = {"seed": 5, "num_inference_steps": 40}
+    options = {"seed": 5, "num_inference_steps": 80}
     plain = draw(http, n=2, **options)["data"]
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     images: dict[int, str] = {}
@@ -68,7 +68,7 @@ def test_the_openai_client_reads_a_stream(live_service: LiveService, http: httpx
             else:
                 images[index] = event.b64_json
                 cost = (event.usage.model_extra or {})["safelight"]
-                assert cost["nfe"] == 40 and 0 <= cost["previews"] <= 2
+                assert cost["nfe"] == 80 and 0 <= cost["previews"] <= 2
     assert [images[k] for k in range(2)] == [image["b64_json"] for image in plain]
     assert partial_indices and len(set(partial_indices)) == len(partial_indices)
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine import previews
 from safelight.pipeline.params import GenerationParams, PreviewRequest
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import DecodeResult, ImageFormat, Preview, RequestContext
@@ -21,6 +22,13 @@ from safelight.service.settings import Settings
 
 MODEL, SETTINGS = find_model("tiny"), Settings(model="tiny", peak_tflops=1.0)
 SCHEDULES = 6
+
+
+@pytest.fixture(autouse=True)
+def generous_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model denoises faster than it decodes, so that its previews would be dropped."""
+    for name in ("ALONE_SHARE", "SHARED_SHARE"):
+        monkeypatch.setattr(previews, name, 1000.0)
 
 
 @pytest.fixture(scope="module")

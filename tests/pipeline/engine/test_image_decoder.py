@@ -16,7 +16,6 @@ from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.find_checkpoint import find_folder
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.flops.vae import decode_flops
-from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 
 class Passthrough(Autoencoder):
@@ -105,11 +104,12 @@ def test_a_reduced_preview_is_the_decoded_average_in_the_images_size(
     assert np.abs(np.asarray(enlarged).astype(float) - pixels).mean() < 6.0  # another bicubic kernel
 
 
-def test_a_preview_is_reduced_until_it_fits_its_budget(decoder: ImageDecoder) -> None:
-    latent = torch.zeros(3, 16, 16)
-    curve = CostCurve((float(decode_flops(TinyOptions(scaling_factor=0.5), 16, 16)),), (8.0,))
-    scales = [decoder.preview_scale(latent, budget, curve) for budget in (8.0, 7.9, 2.0, 1.9, 0.5, 0.1)]
-    assert scales == [1, 2, 2, 4, 4, 4]
+def test_a_preview_may_be_reduced_while_enough_of_it_is_left(decoder: ImageDecoder) -> None:
+    options = TinyOptions(scaling_factor=0.5)
+    whole = decode_flops(options, 32, 48)
+    assert decoder.preview_flops(torch.zeros(3, 32, 48)) == {k: whole // k**2 for k in (1, 2, 4, 8)}
+    assert [*decoder.preview_flops(torch.zeros(3, 16, 48))] == [1, 2, 4]
+    assert [*decoder.preview_flops(torch.zeros(3, 3, 3))] == [1]
 
 
 def test_a_preview_that_is_not_finite_is_refused(decoder: ImageDecoder) -> None:

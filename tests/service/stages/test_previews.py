@@ -16,6 +16,7 @@ from safelight.service.messages import DenoiseResult, ImageFormat, Preview, Prev
 from safelight.service.stages import decode
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.stages.preview_budget import PreviewBudget
 from safelight.service.stages.usage_meter import UsageMeter
 from safelight.service.stages.worker import Worker
 from safelight.service.usage.events import UsageEvent
@@ -25,7 +26,14 @@ from tests.fakes import USAGE, FakeDecoder, FakeEngine, make_conditioning, make_
 OUTPUT, CONTEXT = ImageFormat("webp", 40), RequestContext("record")
 
 
+class Latents(str):
+    """Latents that `FakeDecoder` returns as pixels."""
+
+    shape = (4, 8, 8)
+
+
 def latents(content: object, image_id: str = "a", index: int = 0, budget: float = 100.0) -> PreviewLatents:
+    content = Latents(content) if isinstance(content, str) else content
     return PreviewLatents(image_id, index, cast(Tensor, content), budget)
 
 
@@ -174,9 +182,46 @@ async def test_a_preview_is_decoded_within_its_budget_and_charged(
 
 
 async def test_a_preview_that_cannot_be_decoded_is_none_and_free(stage: DecodeStage) -> None:
-    for _ in range(1):
-        stage._worker.wait().gate.release()  # type: ignore[attr-defined]
-    assert await stage.decode_preview(latents(ArithmeticError("infinite")), OUTPUT, CONTEXT) is None
+    stage._worker.wait().gate.release()  # type: ignore[attr-defined]
+    broken = ArithmeticError("infinite")
+    broken.shape = (4, 8, 8)  # type: ignore[attr-defined]
+    assert await stage.decode_preview(latents(broken), OUTPUT, CONTEXT) is None
+    assert stage.meter.collect_report("s", 0, stage.status()).events == ()
+
+
+def test_the_finest_scale_that_fits_is_chosen_by_what_it_took() -> None:
+    budget, estimates = PreviewBudget(), {1: 8.0, 2: 2.0, 4: 0.5}
+    assert [budget.choose((8, 8), seconds, estimates) for seconds in (8.0, 7.9, 2.0, 1.9)] == [1, 2, 2, 4]
+    for _ in range(30):
+        budget.spend((8, 8), 2, 3.0)
+    assert budget.choose((8, 8), 2.5, estimates) == 4  # measured, it takes longer than was estimated
+    assert budget.choose((8, 12), 2.5, estimates) == 2  # another size has its own costs
+
+
+def test_a_preview_that_fits_no_budget_waits_until_enough_was_saved() -> None:
+    """Of previews that take two and a half budgets, two of five are drawn."""
+    budget, drawn = PreviewBudget(), list[int]()
+    for number in range(100):
+        if (scale := budget.choose((8, 8), 0.25, {1: 8.0, 4: 0.625})) is not None:
+            budget.spend((8, 8), scale, 0.625)
+            drawn.append(number)
+    assert drawn[:4] == [2, 4, 7, 9]
+    assert len(drawn) == 40
+
+
+def test_a_pause_does_not_save_for_ever() -> None:
+    budget = PreviewBudget()
+    for _ in range(1000):
+        budget.choose((8, 8), 0.1, {1: 50.0})
+    drawn = 0
+    while budget.choose((8, 8), 0.1, {1: 0.5}) is not None:
+        budget.spend((8, 8), 1, 0.5)
+        drawn += 1
+    assert drawn == 1
+
+
+async def test_a_preview_that_would_cost_too_much_is_dropped_and_free(stage: DecodeStage) -> None:
+    assert await stage.decode_preview(latents("x", budget=0.0), OUTPUT, CONTEXT) is None
     assert stage.meter.collect_report("s", 0, stage.status()).events == ()
 
 

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from safelight.pipeline.catalog.served_models import find_model
+from safelight.pipeline.engine import previews
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import InProcessPipeline
@@ -49,6 +50,13 @@ class Service:
             for family in families
             for sample in family.samples
         }
+
+
+@pytest.fixture(autouse=True)
+def generous_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model denoises faster than it decodes, so that its previews would be dropped."""
+    for name in ("ALONE_SHARE", "SHARED_SHARE"):
+        monkeypatch.setattr(previews, name, 1000.0)
 
 
 @pytest.fixture
