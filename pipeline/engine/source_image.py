@@ -164,7 +164,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it is to be seen; as it is where EXIF cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
+    except Exception:  # broken EXIF data raise many kinds
         return image
 
 

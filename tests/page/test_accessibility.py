@@ -52,12 +52,12 @@ def test_everything_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#details")).to_be_visible()
     assert page.input_value("#prompt") == "an apple\nand a pear"
-    seen = []
+    focused = []
     for _ in range(12):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        focused.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
     for name in ("draw", "download", "same-seed", "variations", "edit", "copy-curl", "frame"):
-        assert name in seen, seen
+        assert name in focused, focused
 
 
 def test_progress_is_announced(page: Page) -> None:

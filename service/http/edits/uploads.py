@@ -89,7 +89,7 @@ def _content(value: object, name: str) -> bytes:
 def _inner(value: Mapping[str, object], name: str) -> object:
     if value.get("file_id") is not None:
         raise InvalidRequest(f"{name}: there is no store of files; send the image itself.", name)
-    found = next((value[key] for key in URL_KEYS if value.get(key) is not None), None)
-    if found is None:
+    url = next((value[key] for key in URL_KEYS if value.get(key) is not None), None)
+    if url is None:
         raise InvalidRequest(f"{name} must have an image_url: a data: URL.", name)
-    return found
+    return url

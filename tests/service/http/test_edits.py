@@ -115,9 +115,9 @@ def test_an_image_of_another_size_is_told(client: TestClient, backend: FakeBacke
     """In the answer and in the header, beside what else was adjusted."""
     response = client.post(ROUTE, data=FORM | {"steps": "3"}, files={"image": b"image"})
     assert response.headers["x-safelight-adjusted"] == "steps, image"
-    told = response.json()["usage"]["safelight"]["adjusted"][1]
-    assert (told["field"], told["asked"], told["used"]) == ("image", "33x16", "16x8")
-    assert told["note"] == "cut to the part from 0,0 to 32,16 and resampled to a size of the model"
+    item = response.json()["usage"]["safelight"]["adjusted"][1]
+    assert (item["field"], item["asked"], item["used"]) == ("image", "33x16", "16x8")
+    assert item["note"] == "cut to the part from 0,0 to 32,16 and resampled to a size of the model"
 
 
 def test_a_form_has_numbers_also_in_the_strict_reading(client: TestClient, backend: FakeBackend) -> None:

@@ -42,7 +42,7 @@ def test_head_is_get_without_a_body(client: TestClient, path: str) -> None:
 async def test_the_body_of_an_answer_to_head_is_not_sent() -> None:
     """Held to the messages: HTTP clients drop such a body."""
     client = AsgiClient(b"")
-    client.scope |= {"method": "HEAD", "path": "/livez"}
+    client.scope.update({"method": "HEAD", "path": "/livez"})
     await client.call(build_gateway(FakeBackend(), MODEL, Settings()))
     assert client.status == 200 and int(client.headers["content-length"]) > 0
     assert [message.get("body", b"") for message in client.sent] == [b""] * len(client.sent)

@@ -129,11 +129,11 @@ async def test_a_newer_preview_of_an_image_takes_the_place_of_one_that_waits(
 async def test_an_image_drops_its_preview_that_waits(stage: DecodeStage, decoder: GatedDecoder) -> None:
     [busy] = await start(stage.decode(denoised("busy"), make_params(), OUTPUT))
     await begin(decoder)
-    own, other = await start(
+    waiting, other = await start(
         stage.decode_preview(latents("a 0"), OUTPUT), stage.decode_preview(latents("b 0", "b"), OUTPUT)
     )
     [image] = await start(stage.decode(denoised("image a", "a"), make_params(), OUTPUT))
-    assert await own is None
+    assert await waiting is None
     for _ in range(3):
         decoder.gate.release()
     await asyncio.gather(busy, image)
