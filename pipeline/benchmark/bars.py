@@ -240,7 +240,7 @@ FORECAST_BARS = (
 
 STREAMING_BARS = (
     Bar(
-        "throughput cost of two previews of every image", 0.03, False, "share",
+        "throughput cost where every image asks for two previews", 0.03, False, "share",
         lambda figures: figures["throughput_cost"],
     ),
     Bar(
