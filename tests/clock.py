@@ -15,6 +15,10 @@ class ManualClock:
     def perf_counter(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        """The Unix time."""
+        return self.now
+
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
