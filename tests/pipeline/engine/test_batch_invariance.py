@@ -30,10 +30,10 @@ from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from tests.dtypes import DTYPES
 from tests.models.folders import write_sd3
 
 REQUESTS = 24  # different ones, of which every schedule has some
-DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = (
     "a red apple",
     "cat",
@@ -184,7 +184,7 @@ def check(parts: Parts, schedules: int) -> None:
     assert compared > 0.7 * expected, "too many images were aborted"
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=DTYPES)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     dtype: torch.dtype = request.param
     return dtype

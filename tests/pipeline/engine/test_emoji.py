@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
@@ -20,12 +19,13 @@ from safelight.pipeline.evaluation.prompts import read_prompt_sets
 from safelight.pipeline.evaluation.renderer import Renderer
 from safelight.pipeline.params import FinishReason, GenerationParams
 from tests.digests import golden
+from tests.dtypes import DTYPES
 from tests.pipeline.parts import decode, drain, latents_of
 
 Parts = tuple[ModelInfo, TextEncoder, Engine, ImageDecoder]
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=DTYPES)
 def parts(request: pytest.FixtureRequest) -> Parts:
     model = find_model("emoji-128")
     return (

@@ -115,7 +115,10 @@ def logs_of(command: Command) -> Path:
     return Path(command.log.rsplit("(Ray's logs: ", 1)[1].split(")")[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_ends_a_service_in_order(start: Start, number: signal.Signals) -> None:
     command = start("ready", *ESSENTIAL, REPLICA)
     command.wait_for("Safelight serves tiny")
@@ -126,7 +129,9 @@ def test_a_signal_ends_a_service_in_order(start: Start, number: signal.Signals) 
     assert list(command.temporary.glob("*/ray_token")) == []
 
 
-@pytest.mark.parametrize("name", [*ESSENTIAL, "fake_driver"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gcs_server", marks=pytest.mark.long), "raylet", "fake_driver"]
+)
 def test_the_death_of_a_process_that_nothing_replaces_ends_the_command(start: Start, name: str) -> None:
     command = start("ready", *ESSENTIAL, REPLICA)
     command.wait_for("Safelight serves tiny")
@@ -178,7 +183,7 @@ def test_a_service_that_does_not_stop_is_killed(start: Start) -> None:
     assert "stopped by force" in command.log
 
 
-@pytest.mark.parametrize("mode", ["silent", "hung"])
+@pytest.mark.parametrize("mode", ["silent", pytest.param("hung", marks=pytest.mark.long)])
 def test_a_second_signal_ends_it_at_once(start: Start, mode: str) -> None:
     command = start(mode, *ESSENTIAL)
     command.wait_for_processes()
