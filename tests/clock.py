@@ -27,6 +27,6 @@ class ManualClock:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         """Let the `modules`, which say `import time`, read this clock."""
-        clock: Any = SimpleNamespace(perf_counter=self.perf_counter, sleep=self.sleep)
+        clock: Any = SimpleNamespace(perf_counter=self.perf_counter, sleep=self.sleep, time=self.time)
         for module in modules:
             monkeypatch.setattr(module, "time", clock)

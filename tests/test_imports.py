@@ -70,7 +70,8 @@ ARROWS: dict[str, str] = {
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
     "service.model_values": "",
-    "service.setting_types": "service.model_values",
+    "service.image_store": "service.errors",
+    "service.setting_types": "service.image_store service.model_values",
     "service.setting_sources": "service.runtime",
     "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
     "service.served_model": (
@@ -95,8 +96,8 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
-        "service.dispatcher service.errors service.messages service.runtime service.settings "
-        "service.telemetry service.usage"
+        "service.dispatcher service.errors service.image_store service.messages service.runtime "
+        "service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
         "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "

@@ -8,8 +8,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +19,6 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import (
@@ -32,6 +30,10 @@ from safelight.service.errors import (
 )
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
+from safelight.service.http.gateway_parts import Gateway, make_image_store
+from safelight.service.http.generation import OpenRequest, generate_images, open_request
+from safelight.service.http.image_files import add_file_routes
+from safelight.service.http.image_response import make_response, response_json
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import (
     ERRORS,
@@ -39,6 +41,7 @@ from safelight.service.http.openapi import (
     OTHER_ERRORS,
     image_request_body,
 )
+from safelight.service.http.public_url import base_url
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.request_body import read_json_body, unless_gone
 from safelight.service.http.request_log import describe_error
@@ -47,44 +50,18 @@ from safelight.service.http.translation import (
     check_model,
     describe_curves,
     describe_model,
-    make_output,
-    make_params,
-    make_response,
-    make_usage,
 )
 from safelight.service.http.validation import parse_request
-from safelight.service.messages import RequestContext
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from safelight.service.telemetry.tracing import LiveSpan, Tracing
+from safelight.service.telemetry.tracing import Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """The parts that the routes share."""
-
-    model: ModelInfo
-    settings: Settings
-    dispatcher: RequestDispatcher
-    warm_up: WarmUp
-    metrics: Metrics
-    ledger: LedgerClient
-    outbox: Outbox
-    reporter: UsageReporter
-    tracing: Tracing
-
-    def record(self, record: UsageRecord) -> None:
-        """Count a finished request, and queue its record for the ledger."""
-        self.metrics.record(record)
-        self.outbox.put(record)
 
 
 def build_gateway(
@@ -113,7 +90,13 @@ def build_gateway(
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
-    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+    for add_routes in (
+        _add_image_route,
+        add_file_routes,
+        _add_accounting_route,
+        _add_model_routes,
+        _add_health_routes,
+    ):
         add_routes(app, gateway)
     _add_error_handlers(app)
     app.add_middleware(Envelope, proxied=proxied)
@@ -145,16 +128,19 @@ def _make_gateway(
         outbox=outbox,
         reporter=UsageReporter(outbox.collect, ledger.send),
         tracing=tracing,
+        image_store=make_image_store(settings),
     )
 
 
 def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.ensure_future(gateway.warm_up.run())
+        tasks = [asyncio.ensure_future(gateway.warm_up.run())]
+        if gateway.image_store is not None:
+            tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         gateway.reporter.start()
         yield
-        await cancel_and_wait(warming)
+        await cancel_and_wait(*tasks)
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
@@ -169,45 +155,17 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
-        # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
-        request.state.request_log["model"] = gateway.model.id
-        request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
-        with (
-            record_request(request_id, gateway.model.id, gateway.record) as record,
-            gateway.tracing.span(
-                "generate", parent_span, model=gateway.model.id, request_id=record.request_id
-            ) as span,
-        ):
-            return await _generate(request, gateway, record, span)
+        # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
+        with open_request(request, gateway, base_url(request, gateway.settings)) as opened:
+            return await _generate(request, opened)
 
 
-async def _generate(request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan) -> Response:
-    """Generate the images of one request, and set their usage in `record`."""
-    settings, model = gateway.settings, gateway.model
+async def _generate(request: Request, opened: OpenRequest) -> Response:
+    """Answer one request for images."""
+    settings = opened.gateway.settings
     body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
-    image_request = parse_request(body)
-    params, image_format = make_params(image_request, model), make_output(image_request)
-    record.num_images = len(params)
-    request.state.request_log |= _describe_request(params, settings)
-    span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
-    context = RequestContext(record.id, span.traceparent, record.request_id)
-    results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
-    record.image_usages = tuple(result.usage for result in results)
-    usage = make_usage(results, params, model, record.seconds)
-    request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
-    response = make_response(results, params, image_format, usage)
-    return Response(response.model_dump_json(), media_type="application/json")
-
-
-def _describe_request(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
-    """What the log line says about the request; the prompt only if the settings say so."""
-    first = params[0]
-    fields: dict[str, Any] = {
-        "images": len(params),
-        "size": f"{first.width}x{first.height}",
-        "steps": first.num_steps,
-    }
-    return fields | {"prompt": first.prompt} if settings.log_prompts else fields
+    generation = await unless_gone(request, generate_images(parse_request(body), opened))
+    return Response(response_json(make_response(generation)), media_type="application/json")
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:

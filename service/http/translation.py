@@ -1,8 +1,6 @@
 """Translates requests into generation parameters, and results into responses with their usage."""
 
-import base64
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -20,9 +18,7 @@ from safelight.service.http.schemas import (
     Cost,
     Curve,
     Curves,
-    Image,
     ImageRequest,
-    ImageResponse,
     InputTokens,
     Model,
     StageSeconds,
@@ -30,6 +26,7 @@ from safelight.service.http.schemas import (
 )
 from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
+from safelight.service.usage.records import NOTHING_STORED, StoreUsage
 
 # Model names that OpenAI's clients hard-code.
 ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")
@@ -80,23 +77,22 @@ def make_output(request: ImageRequest) -> ImageFormat:
     )
 
 
-def make_response(
-    results: Sequence[DecodeResult], images: Sequence[GenerationParams], output: ImageFormat, usage: Usage
-) -> ImageResponse:
-    """The response to a request: `results` are the finished `images`, written as `output`."""
-    return ImageResponse(
-        created=int(time.time()),
-        data=[Image(b64_json=base64.b64encode(result.image).decode("ascii")) for result in results],
-        output_format=output.format,
-        size=f"{images[0].width}x{images[0].height}",
-        usage=usage,
-    )
-
-
 def make_usage(
-    results: Sequence[DecodeResult], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
+    results: Sequence[DecodeResult],
+    images: Sequence[GenerationParams],
+    model: ModelInfo,
+    seconds: float,
+    store: StoreUsage = NOTHING_STORED,
 ) -> Usage:
-    """The usage of one request, `seconds` after its arrival; the command line prints it too."""
+    """The usage of one request; the command line prints it too.
+
+    Args:
+        results: The finished images.
+        images: Their parameters.
+        model: The served model.
+        seconds: Since the request's arrival.
+        store: What storing the images cost.
+    """
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
@@ -118,6 +114,8 @@ def make_usage(
         device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
+        store_seconds=store.seconds,
+        stored_bytes=store.num_bytes,
         truncated=any(usage.text.truncated for usage in usages),
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),

@@ -11,10 +11,6 @@ from safelight.service.http.schemas import ImageRequest
 
 # Values that OpenAI allows, by field, and why Safelight refuses them.
 NOT_YET: dict[str, tuple[tuple[object, ...], str]] = {
-    "response_format": (
-        ("url",),
-        "url is not supported yet: there is no image store. Images come in the response",
-    ),
     "stream": ((True,), "streaming is not supported yet"),
     "partial_images": ((1, 2, 3), "previews are not supported yet"),
 }

@@ -40,9 +40,10 @@ class OpenStore:
 
 
 async def open_store(location: str, key: str) -> OpenStore:
-    """The store at `location`; a folder that is missing is made. Links are signed with `key`, if there is one.
+    """The store at `location`; a folder that is missing is made.
 
-    Raises the errors that `store_errors` translates.
+    Links are signed with `key` or, if it is empty, with the key that is kept in the store. Raises the errors
+    that `store_errors` translates.
     """
     if is_bucket(location):
         bucket = from_url(location, **BUCKET_OPTIONS)

@@ -22,8 +22,8 @@ class StoredImage:
 def surplus_images(images: Sequence[StoredImage], now: float, max_bytes: int) -> list[StoredImage]:
     """The images to delete at the Unix time `now`.
 
-    An image goes when its link has expired. If the others take more than `max_bytes` (0: no limit), the oldest
-    of them go too, whose links then end early.
+    An image goes when its link has expired. If the others take more than `max_bytes` (0: no limit), the
+    oldest of them go too, whose links then end early.
     """
     expired = [image for image in images if image.name.expires <= now]
     kept = sorted(

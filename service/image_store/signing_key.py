@@ -20,8 +20,8 @@ class BadKey(Exception):
 def folder_key(folder: Path) -> bytes:
     """The key in `folder`, which is made if it is missing. Raises `OSError` or `BadKey`.
 
-    The file appears whole or not at all, and the first one stays: of gateways that start at the same time, all
-    read the key of the one whose link came first.
+    The file appears whole or not at all, and the first one stays: gateways that start at the same time all
+    read the key of the one that linked its file first.
     """
     path = folder / KEY_NAME
     if not path.exists():

@@ -152,8 +152,10 @@ class ImageStore:
         try:
             with store_errors("The images were drawn and could not be stored"):
                 async with asyncio.timeout(SAVE_SECONDS):
-                    writes = [self._put(objects, name, image) for name, image in zip(names, images, strict=True)]
-                    ends = await asyncio.gather(*writes, return_exceptions=True)
+                    ends = await asyncio.gather(
+                        *(self._put(objects, *pair) for pair in zip(names, images, strict=True)),
+                        return_exceptions=True,
+                    )
                 for end in ends:
                     if isinstance(end, BaseException):
                         raise end

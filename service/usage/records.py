@@ -24,6 +24,20 @@ class RequestOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StoreUsage:
+    """What storing the images of a request cost. Stores are no devices: their time is in no balance."""
+
+    seconds: float  # of waiting for the store, also for one that has failed
+    num_bytes: int  # stored
+
+    def __add__(self, other: "StoreUsage") -> "StoreUsage":
+        return StoreUsage(self.seconds + other.seconds, self.num_bytes + other.num_bytes)
+
+
+NOTHING_STORED = StoreUsage(0.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRecord:
     """How one request ended."""
 
@@ -37,6 +51,7 @@ class UsageRecord:
     image_usages: tuple[ImageUsage, ...]  # of the images sent
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
+    store: StoreUsage = NOTHING_STORED
 
     @property
     def is_done(self) -> bool:
@@ -56,6 +71,7 @@ class RequestRecorder:
         self.key = key
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
+        self.store = NOTHING_STORED
         self._started = time.perf_counter()
 
     @property
@@ -77,6 +93,7 @@ class RequestRecorder:
             image_usages=self.image_usages if outcome is RequestOutcome.DONE else (),
             seconds=self.seconds,
             ended=time.time(),
+            store=self.store,
         )
 
 

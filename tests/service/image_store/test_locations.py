@@ -8,7 +8,8 @@ from safelight.service.image_store.locations import BadLocation, check_location,
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://bucket", "S3://bucket/a/b", "gs://bucket/a", "az://container/a", "abfss://c@account.example/a"]
+    "text",
+    ["s3://bucket", "S3://bucket/a/b", "gs://bucket/a", "az://container/a", "abfss://c@account.example/a"],
 )
 def test_a_bucket_is_told_by_its_scheme(text: str) -> None:
     assert check_location(text) == text
