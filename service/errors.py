@@ -8,6 +8,7 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── ModelNotFound        404
 │   ├── RouteNotFound        404
 │   ├── InvalidLink          403  of a stored image: its signature is wrong
+│   ├── UntrustedHost        403
 │   ├── ImageNotStored       404
 │   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
@@ -15,6 +16,7 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── BodyTooLarge         413
 │   └── WrongContentType     415
 ├── ClientGone               499  never sent: the client has disconnected
+│   └── Interrupted          409  the client has asked for an end
 ├── QueueFull                429
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
@@ -99,6 +101,13 @@ class InvalidLink(InvalidRequest):
     message = "The link is not one of this service: its name, time or signature was changed."
 
 
+class UntrustedHost(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "untrusted_host"
+    message = "This route is not open to the host or the origin of the request."
+
+
 class ImageNotStored(InvalidRequest):
     status = 404
     code = "image_not_found"
@@ -137,6 +146,13 @@ class ClientGone(ServiceError):
     code = "client_gone"
     message = "The client went away before its image was drawn."
     retry_after = None
+
+
+class Interrupted(ClientGone):
+    status = 409
+    type = "invalid_request_error"
+    code = "interrupted"
+    message = "The request was ended by its caller before its images were drawn."
 
 
 class QueueFull(ServiceError):

@@ -95,9 +95,9 @@ ARROWS: dict[str, str] = {
         "service.stages"
     ),
     "service.http": (
-        "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
-        "service.dispatcher service.errors service.image_store service.messages service.runtime "
-        "service.setting_types service.settings service.telemetry service.usage"
+        "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
+        "service.backend service.dispatcher service.errors service.image_store service.messages "
+        "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
         "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "

@@ -31,9 +31,10 @@ from safelight.service.errors import (
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
 from safelight.service.http.gateway_parts import Gateway, make_image_store
-from safelight.service.http.generation import OpenRequest, generate_images, open_request
+from safelight.service.http.generation import OpenRequest, generate_images, open_request, plan_images
 from safelight.service.http.image_files import add_file_routes
 from safelight.service.http.image_response import make_response, response_json
+from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
 from safelight.service.http.middleware import Envelope, error_response
 from safelight.service.http.openapi import (
     ERRORS,
@@ -41,11 +42,13 @@ from safelight.service.http.openapi import (
     OTHER_ERRORS,
     image_request_body,
 )
+from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.public_url import base_url
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.request_body import read_json_body, unless_gone
 from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
+from safelight.service.http.sdapi.routes import add_sdapi_routes
 from safelight.service.http.translation import (
     check_model,
     describe_curves,
@@ -83,21 +86,24 @@ def build_gateway(
         tracing: Opens the spans; None for no tracing.
     """
     gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
+    mcp_endpoint = make_mcp_endpoint(gateway)
     app = make_app(
         title="Safelight",
         summary="Text in, image out.",
-        lifespan=_lifespan(gateway),
+        lifespan=_lifespan(gateway, mcp_endpoint),
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
     for add_routes in (
         _add_image_route,
         add_file_routes,
+        add_sdapi_routes,
         _add_accounting_route,
         _add_model_routes,
         _add_health_routes,
     ):
         add_routes(app, gateway)
+    add_mcp_route(app, mcp_endpoint)
     _add_error_handlers(app)
     app.add_middleware(Envelope, proxied=proxied)
     return app
@@ -129,17 +135,21 @@ def _make_gateway(
         reporter=UsageReporter(outbox.collect, ledger.send),
         tracing=tracing,
         image_store=make_image_store(settings),
+        progress=ProgressEstimator(),
     )
 
 
-def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    gateway: Gateway, mcp_endpoint: Endpoint | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(gateway.warm_up.run())]
         if gateway.image_store is not None:
             tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         gateway.reporter.start()
-        yield
+        async with running(mcp_endpoint):
+            yield
         await cancel_and_wait(*tasks)
         await asyncio.to_thread(gateway.reporter.stop)
 
@@ -164,7 +174,8 @@ async def _generate(request: Request, opened: OpenRequest) -> Response:
     """Answer one request for images."""
     settings = opened.gateway.settings
     body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
-    generation = await unless_gone(request, generate_images(parse_request(body), opened))
+    plan = plan_images(parse_request(body), opened.gateway)
+    generation = await unless_gone(request, generate_images(plan, opened))
     return Response(response_json(make_response(generation)), media_type="application/json")
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.dispatcher import RequestDispatcher
+from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.readiness import WarmUp
 from safelight.service.image_store.store import ImageStore
 from safelight.service.setting_types import NO_STORE
@@ -29,6 +30,7 @@ class Gateway:
     reporter: UsageReporter
     tracing: Tracing
     image_store: ImageStore | None  # None: there are no links
+    progress: ProgressEstimator
 
     def record(self, record: UsageRecord) -> None:
         """Count a finished request, and queue its record for the ledger."""

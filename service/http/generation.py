@@ -3,20 +3,19 @@
 All of them are admitted, recorded, logged, traced and charged here, and so alike.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.http.gateway_parts import Gateway
-from safelight.service.http.image_links import LinkPlan, plan_links, store_images
+from safelight.service.http.image_links import plan_links, store_images
 from safelight.service.http.schemas import ImageRequest, Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.messages import DecodeResult, ImageFormat, RequestContext
-from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
 
@@ -38,6 +37,24 @@ class OpenRequest:
     span: LiveSpan
     log: MutableMapping[str, Any]
     base_url: str
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What is drawn for a request.
+
+    Attributes:
+        request: The request.
+        params: Of each image, with every choice made.
+        output: The format of all.
+    """
+
+    request: ImageRequest
+    params: list[GenerationParams]
+    output: ImageFormat
+
+    def with_params(self, params: list[GenerationParams]) -> "ImagePlan":
+        return replace(self, params=params)
 
 
 @dataclass(frozen=True)
@@ -76,40 +93,37 @@ def open_request(request: Request, gateway: Gateway, base_url: str) -> Iterator[
         yield OpenRequest(gateway, record, span, log, base_url)
 
 
-async def generate_images(image_request: ImageRequest, opened: OpenRequest) -> Generation:
-    """Draw the images of a request, store them if it asks for links, and set their usage in its record.
+def plan_images(request: ImageRequest, gateway: Gateway) -> ImagePlan:
+    """What is drawn for `request`. Raises `InvalidParams`, `InvalidRequest` or `ModelNotFound`."""
+    return ImagePlan(request, make_params(request, gateway.model), make_output(request))
 
-    Raises `InvalidParams` or `ServiceError`.
+
+async def generate_images(plan: ImagePlan, opened: OpenRequest) -> Generation:
+    """Draw the images, store them if the request asks for links, and set their usage in its record.
+
+    Raises `ServiceError`.
     """
-    gateway, record = opened.gateway, opened.record
-    params, output = make_params(image_request, gateway.model), make_output(image_request)
-    record.num_images = len(params)
-    opened.log.update(_describe(params, gateway.settings))
-    opened.span.set(
-        images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}"
-    )
-    plan = await plan_links(image_request, gateway, opened.base_url)
+    gateway, record, params = opened.gateway, opened.record, plan.params
+    _describe(opened, params)
+    links = await plan_links(plan.request, gateway, opened.base_url)
     context = RequestContext(record.id, opened.span.traceparent, record.request_id)
-    results = await gateway.dispatcher.generate(params, output, context)
-    links = await store_images(plan, [result.image for result in results], output.format, record)
+    results = await gateway.dispatcher.generate(params, plan.output, context)
+    urls = await store_images(links, [result.image for result in results], plan.output.format, record)
     record.image_usages = tuple(result.usage for result in results)
     usage = make_usage(results, params, gateway.model, record.seconds, record.store)
-    _log_usage(opened, plan, usage)
-    return Generation(params, output, results, links, not plan.is_required, usage)
-
-
-def _log_usage(opened: OpenRequest, plan: LinkPlan, usage: Usage) -> None:
+    gateway.progress.observe(record.seconds, params[0].num_steps)
     opened.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
-    if plan.store is not None:
-        opened.log["store_seconds"] = round(usage.safelight.store_seconds, 4)
+    if links.store is not None:
+        opened.log["store_seconds"] = round(record.store.seconds, 4)
+    return Generation(params, plan.output, results, urls, not links.is_required, usage)
 
 
-def _describe(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
-    """What the log line says about the request; the prompt only if the settings say so."""
+def _describe(opened: OpenRequest, params: Sequence[GenerationParams]) -> None:
+    """Say in the record, the trace and the log what is drawn; the prompt only if the settings say so."""
     first = params[0]
-    fields: dict[str, Any] = {
-        "images": len(params),
-        "size": f"{first.width}x{first.height}",
-        "steps": first.num_steps,
-    }
-    return fields | {"prompt": first.prompt} if settings.log_prompts else fields
+    size = f"{first.width}x{first.height}"
+    opened.record.num_images = len(params)
+    opened.span.set(images=len(params), steps=first.num_steps, size=size)
+    opened.log.update({"images": len(params), "size": size, "steps": first.num_steps})
+    if opened.gateway.settings.log_prompts:
+        opened.log["prompt"] = first.prompt

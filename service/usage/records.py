@@ -114,7 +114,7 @@ def _outcome_of(error: BaseException | None) -> tuple[RequestOutcome, str]:
     if error is None:
         return RequestOutcome.DONE, "ok"
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
-        return RequestOutcome.ABORTED, ClientGone.code
+        return RequestOutcome.ABORTED, error.code if isinstance(error, ClientGone) else ClientGone.code
     service_error = as_service_error(error) if isinstance(error, Exception) else ServiceError()
     is_refusal = service_error.status < 500
     return (RequestOutcome.REFUSED if is_refusal else RequestOutcome.FAILED), service_error.code
