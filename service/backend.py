@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from safelight.pipeline.params import GenerationParams
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -13,9 +21,17 @@ class Backend(Protocol):
     """Generates images."""
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
-        """Generate one image; cancelling the call takes the image out of the batch."""
+        """Generate one image, an edit from its `source`; cancelling takes the image out of the batch."""
+        ...
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """Decode and encode the files of an edit. Raises `InvalidParams` for a file that cannot be edited."""
         ...
 
     async def status(self) -> Mapping[str, StageStatus | None]:

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+    with_size_of,
+    with_source_usage,
+)
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
@@ -40,9 +50,19 @@ class RequestDispatcher:
         self._is_draining = False
 
     async def generate(
-        self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        upload: Upload | None = None,
     ) -> list[DecodeResult]:
         """Generate all images of one request, in order.
+
+        Args:
+            images: Their parameters. Edits get the size that their source has.
+            output: Their file format.
+            context: Of the request.
+            upload: What the images are edits of.
 
         Raises:
             ServiceError: The request failed; none of its images is left in the batch.
@@ -50,7 +70,7 @@ class RequestDispatcher:
         try:
             with self._room_for(len(images)):
                 return await asyncio.wait_for(
-                    self._generate_all(images, output, context), self._settings.deadline_seconds
+                    self._generate_all(images, output, context, upload), self._settings.deadline_seconds
                 )
         except Exception as error:
             raise as_service_error(error) from error  # the request's log line names the cause
@@ -95,24 +115,51 @@ class RequestDispatcher:
         self._metrics.set_in_flight(self._in_flight)
 
     async def _generate_all(
-        self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext,
+        upload: Upload | None,
     ) -> list[DecodeResult]:
-        tasks = [asyncio.ensure_future(self._generate_one(params, output, context)) for params in images]
+        source = None if upload is None else await self._prepare(upload, context)
+        tasks = [
+            asyncio.ensure_future(self._generate_one(params, output, context, upload, source))
+            for params in images
+        ]
         try:
-            return await asyncio.gather(*tasks)
+            return with_source_usage(await asyncio.gather(*tasks), source)
         finally:
             await cancel_and_wait(*tasks)
 
-    async def _generate_one(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext
-    ) -> DecodeResult:
+    async def _prepare(self, upload: Upload, context: RequestContext) -> PreparedSource:
         try:
-            return await self._backend.generate(params, output, context)
+            return await self._backend.prepare(upload, context)
         except Exception as error:
-            if not isinstance(as_service_error(error), StageLost):
-                raise
-            fields = {"id": context.request_id, "image": params.image_index, "cause": type(error).__name__}
-            logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
+            self._check_retry(error, {"id": context.request_id, "image": "source"})
+        return await self._backend.prepare(upload, context)
+
+    async def _generate_one(
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        upload: Upload | None,
+        source: PreparedSource | None,
+    ) -> DecodeResult:
+        """Generate one image, once more if a stage is lost, which may have held the source."""
+        try:
+            return await self._backend.generate(with_size_of(params, source), output, context, source)
+        except Exception as error:
+            self._check_retry(error, {"id": context.request_id, "image": params.image_index})
+        if upload is not None:
+            source = await self._backend.prepare(upload, context)
         # an image is a pure function of its parameters, so the retry gives the same one
+        return await self._backend.generate(with_size_of(params, source), output, context, source)
+
+    def _check_retry(self, error: Exception, fields: dict[str, object]) -> None:
+        """Count a retry, if `error` is the loss of a stage; raise it otherwise."""
+        if not isinstance(as_service_error(error), StageLost):
+            raise error
+        fields["cause"] = type(error).__name__
+        logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         self._metrics.count_retry()
-        return await self._backend.generate(params, output, context)

@@ -5,12 +5,26 @@ No other module of the service makes stages. Torch is imported when a stage is m
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.nearest_size import nearest_size
 from safelight.pipeline.params import GenerationParams
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    EncodedSource,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    Upload,
+    with_size_of,
+    with_source_usage,
+)
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings
@@ -23,6 +37,7 @@ if TYPE_CHECKING:
 
     from safelight.pipeline.engine.engine import Engine
     from safelight.pipeline.engine.image_decoder import ImageDecoder
+    from safelight.pipeline.engine.source_image import SourceImage
     from safelight.pipeline.engine.text_encoder import TextEncoder
 
 # Floating-point operations of a text or an image below which its stage uses one thread.
@@ -45,11 +60,34 @@ class InProcessPipeline:
         self.decoder = make_decode_stage(model, settings)
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
+        content: EncodedSource | None = None if source is None else source.content
         conditioning = await self.encoder.encode(params, context)
-        denoised = await self.denoiser.generate(conditioning, params, context)
-        return await self.decoder.decode(denoised, params, output, context)
+        denoised = await self.denoiser.generate(conditioning, params, context, content)
+        return await self.decoder.decode(denoised, params, output, context, content)
+
+    async def generate_all(
+        self, images: Sequence[GenerationParams], output: ImageFormat, upload: Upload | None = None
+    ) -> list[DecodeResult]:
+        """Generate all images of one request, in order; edits get the size that their source has."""
+        source = None if upload is None else await self.prepare(upload)
+        tasks = [
+            asyncio.ensure_future(self.generate(with_size_of(image, source), output, source=source))
+            for image in images
+        ]
+        try:
+            return with_source_usage(await asyncio.gather(*tasks), source)
+        finally:
+            await cancel_and_wait(*tasks)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        content, report = await self.decoder.prepare(upload, context)
+        return PreparedSource(report, content)
 
     @property
     def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
@@ -112,6 +150,7 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
     with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
         from safelight.pipeline.engine.image_files import encode_image
+        from safelight.pipeline.engine.source_image import read_source
 
     def make() -> ImageDecoder:
         width, height = (side // model_profile(model).scale for side in model.native_size)
@@ -123,4 +162,8 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
     def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
         return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
 
-    return DecodeStage(make, write)
+    def read(upload: Upload) -> SourceImage:
+        sizes = model.sizes if upload.size is None else (upload.size,)
+        return read_source(upload.image, upload.mask, lambda size: nearest_size(size, sizes))
+
+    return DecodeStage(make, write, read)

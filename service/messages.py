@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from safelight.pipeline.params import DenoiseUsage, StageCost, TextReport
+from safelight.pipeline.params import DenoiseUsage, GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from safelight.pipeline.engine.source_image import SourceImage
+    from safelight.pipeline.engine.source_latents import SourceLatents
     from safelight.pipeline.engine.text_encoder import TextStates
 
 
@@ -32,6 +35,41 @@ class ImageFormat:
 
     format: str = "png"
     compression: int = 100  # quality of webp and jpeg, 0 to 100
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The files of an edit, as they were sent."""
+
+    image: bytes = field(repr=False)
+    mask: bytes | None = field(default=None, repr=False)
+    size: tuple[int, int] | None = None  # of the edited image; None: the model's nearest to the upload's
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What became of an upload, and what that cost the decoding stage, which has the autoencoder."""
+
+    size: tuple[int, int]  # width and height of the edited image in pixels
+    uploaded: tuple[int, int]  # of the upload, upright
+    crop: tuple[int, int, int, int]  # the part of it that is edited: left, top, right, bottom
+    cost: StageCost
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSource:
+    """The source of an edit as the stages use it: latents to start from, pixels to paste back."""
+
+    latents: SourceLatents
+    image: SourceImage
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSource:
+    """An upload that is ready for any number of edits."""
+
+    report: SourceReport
+    content: Any  # an `EncodedSource` or the backend's reference to one, which only the backend looks into
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +100,12 @@ class ImageUsage:
     encode: StageCost
     denoise: DenoiseUsage
     decode: StageCost
+    source: SourceReport | None = None  # of the first image of an edit: one upload serves the whole request
 
     @property
     def stages(self) -> dict[str, StageCost]:
-        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": self.decode}
+        decode = self.decode if self.source is None else self.decode + self.source.cost
+        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": decode}
 
     @property
     def flops(self) -> int:
@@ -105,3 +145,19 @@ class StageStatus:
     peak_flops: float | None = None  # peak FLOP/s of the denoiser's device
     # measured seconds by operations of a tick, text or image; updated by every measurement
     curve: CostCurve | None = None
+
+
+def with_size_of(params: GenerationParams, source: PreparedSource | None) -> GenerationParams:
+    """`params` with the size of the source, if there is one."""
+    if source is None:
+        return params
+    width, height = source.report.size
+    return replace(params, width=width, height=height)
+
+
+def with_source_usage(results: Sequence[DecodeResult], source: PreparedSource | None) -> list[DecodeResult]:
+    """The images of one request, the first of them with the usage of their source, if there is one."""
+    if source is None:
+        return list(results)
+    first, *others = results
+    return [replace(first, usage=replace(first.usage, source=source.report)), *others]

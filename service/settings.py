@@ -188,9 +188,12 @@ class Settings(BaseSettings):
     mark_images: bool = Field(
         True,
         description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
-        "`DigitalSourceType` `trainedAlgorithmicMedia`.",
+        "`DigitalSourceType` `trainedAlgorithmicMedia`, for edits `compositeWithTrainedAlgorithmicMedia`.",
     )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
+    max_upload_bytes: PositiveInt = Field(
+        20 << 20, description="Largest body of a request that uploads images to be edited, in bytes."
+    )
     max_pictures: PositiveInt = Field(
         256,
         description="Most images in flight in one gateway; a request that would exceed it is refused "

@@ -21,8 +21,11 @@ from safelight.service.messages import (
     EncodeResult,
     ImageFormat,
     ImageUsage,
+    PreparedSource,
     RequestContext,
+    SourceReport,
     StageStatus,
+    Upload,
 )
 
 MODEL = ModelInfo(
@@ -54,6 +57,10 @@ USAGE = ImageUsage(
     decode=StageCost(device_seconds=0.375, flops=30, queue_seconds=0.0625),
 )
 
+SOURCE = SourceReport(
+    size=(16, 8), uploaded=(33, 16), crop=(0, 0, 32, 16), cost=StageCost(0.5, 7, queue_seconds=0.25)
+)
+
 
 def make_params(**changes: Any) -> GenerationParams:
     return replace(GenerationParams("p", "", 8, 8, 4, 4.0, "euler", 1), **changes)
@@ -72,7 +79,10 @@ class FakeBackend:
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None) -> None:
         self.errors = list(errors)
+        self.image_errors: list[Exception] = []  # likewise, but not for uploads
         self.calls: list[tuple[GenerationParams, ImageFormat, RequestContext]] = []
+        self.sources: list[PreparedSource | None] = []  # of every call
+        self.uploads: list[Upload] = []
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.num_cancelled = 0
         self.waiting = asyncio.Semaphore(0)  # released once for every call that has begun
@@ -81,11 +91,16 @@ class FakeBackend:
         self.stages = stages or dict.fromkeys(STAGES, StageStatus(images=1))
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
         self.calls.append((params, output, context))
-        if self.errors:
-            raise self.errors.pop(0)
+        self.sources.append(source)
+        if errors := self.errors or self.image_errors:
+            raise errors.pop(0)
         self.waiting.release()
         try:
             await self.gate.wait()
@@ -94,6 +109,16 @@ class FakeBackend:
             raise
         self.drawn.append((params, output))
         return DecodeResult(fake_image(params, output), USAGE)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """The source of an upload, which is one of (16, 8) pixels; raises `InvalidParams` for `bad`."""
+        self.uploads.append(upload)
+        if self.errors:
+            raise self.errors.pop(0)
+        if upload.image == b"bad":
+            raise InvalidParams("image", "image must be a PNG, JPEG or WebP file")
+        size = upload.size or (16, 8)
+        return PreparedSource(replace(SOURCE, size=size), upload)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return self.stages
@@ -147,6 +172,7 @@ class FakeEngine:
         uncond: Any,
         arrived: float,
         deadline: float,
+        source: Any = None,
     ) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")

@@ -33,6 +33,10 @@ class Need:
         return f"{self.name} is missing: apt-get install {self.packages}"
 
 
+def _has_chromium() -> bool:
+    return shutil.which("chromium") is not None
+
+
 def _has_compiler() -> bool:
     """Whether torch's inductor can compile: it calls $CXX or g++, and includes Python.h."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
@@ -62,11 +66,16 @@ NEEDS = (
             "service/test_quantization.py::",
         ),
     ),
+    Need("Chromium", "chromium", _has_chromium, fixtures=("browser",)),
     Need(
         "curl",
         "curl",
         _has_curl,
-        tests=("test_readme.py::test_command[curl", "e2e/test_service.py::test_curl"),
+        tests=(
+            "e2e/test_service.py::test_curl",
+            "page/test_code.py::test_the_copied_curl",
+            "test_readme.py::test_command[curl",
+        ),
     ),
     Need(
         "ExifTool",

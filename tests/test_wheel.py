@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import httpx2
@@ -64,6 +65,12 @@ def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder
     paths = [Path(file) for file in _run(clean_bin / "python", "-I", "-c", code, cwd=foreign_folder).split()]
     assert [path.parent.name for path in paths] == list(PARTS)
     assert all(clean_bin.parent in path.parents for path in paths), paths
+
+
+def test_the_wheel_has_the_page(wheel: Path) -> None:
+    folder = "service/http/page/files"
+    names = {f"safelight/{folder}/{file.name}" for file in (ROOT / folder).iterdir()}
+    assert names and names <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path) -> None:

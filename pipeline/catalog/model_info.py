@@ -81,6 +81,8 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
     _check_range("guidance_stride", params.guidance_stride, 1, MAX_GUIDANCE_STRIDE)
     _check_range("guidance_rescale", params.guidance_rescale, 0.0, 1.0)
     _check_range("seed", params.seed, 0, MAX_SEED)
+    if params.edit is not None:
+        _check_range("strength", params.edit.strength, 0.0, 1.0)
 
 
 def _check_texts(params: GenerationParams, model: ModelInfo) -> None:

@@ -1,4 +1,4 @@
-"""Latents to pixels, with the same bits for an image in any batch.
+"""Latents to pixels and pixels to latents, with the same bits for an image in any batch.
 
 Shapes: C latent channels, h x w latent pixels, H x W pixels.
 """
@@ -8,10 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from safelight.models.autoencoders.interface import Autoencoder, decode_latents
-from safelight.pipeline.flops.vae import decode_flops
+from safelight.models.autoencoders.interface import Autoencoder, decode_latents, encode_pixels
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.pipeline.engine.source_image import SourceImage
+from safelight.pipeline.engine.source_latents import SourceLatents
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.flops.vae import decode_flops, encode_flops
 from safelight.pipeline.params import StageCost
 
 Pixels = np.ndarray  # (H, W, 3) uint8
@@ -22,7 +27,7 @@ class InvalidImage(ArithmeticError):
 
 
 class ImageDecoder:
-    """The autoencoder's decoder. Images that arrive together are decoded one by one at one fixed shape.
+    """The autoencoder. Images that arrive together are decoded one by one at one fixed shape.
 
     A batched convolution gains nothing on a processor, and a fixed shape keeps an image's bits independent of
     its batch-mates.
@@ -54,3 +59,46 @@ class ImageDecoder:
         array = quantized.permute(1, 2, 0).contiguous().cpu().numpy()
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))
+
+    @torch.inference_mode()
+    def encode(self, source: SourceImage) -> tuple[SourceLatents, StageCost]:
+        """The latents of an edit's source, and their cost.
+
+        They are the mode of the posterior, so that the same pixels always give the same latents. A latent
+        pixel is redrawn if any of its pixels is.
+
+        Raises:
+            InvalidImage: The encoder left numbers that are not finite.
+            InvalidParams: The model cannot edit.
+        """
+        started = time.perf_counter()
+        _check_scales(self._vae)
+        shares = torch.from_numpy(source.pixels).permute(2, 0, 1)[None].to(self._device).float() / 255.0
+        latents = encode_pixels(self._vae, (2.0 * shares - 1.0).to(self._dtype))[0].float().cpu()
+        if not latents.isfinite().all():
+            raise InvalidImage("the encoder left numbers that are not finite")
+        redraw = None if source.redraw is None else _latent_mask(source.redraw, latents.shape[1:])
+        seconds = time.perf_counter() - started
+        cost = StageCost(seconds, encode_flops(self._vae.options, *source.pixels.shape[:2]))
+        return SourceLatents(latents, redraw), cost
+
+
+def _latent_mask(redraw: Pixels, shape: torch.Size) -> Tensor:
+    """Which latent pixels (h, w) hold a pixel that `redraw` (H, W) lets be redrawn."""
+    weights = torch.from_numpy(redraw)[None].float()
+    return F.adaptive_max_pool2d(weights, tuple(shape))[0] > 0.0
+
+
+def _check_scales(vae: Autoencoder) -> None:
+    """Raise `InvalidParams` if decoded images have another size than encoded ones."""
+    options = vae.options
+    if not isinstance(options, TinyOptions):
+        return
+    shrinking = 2 ** (len(options.encoder_block_out_channels) - 1)
+    enlarging = options.upsampling_scaling_factor ** (len(options.decoder_block_out_channels) - 1)
+    if shrinking != enlarging:
+        raise InvalidParams(
+            "image",
+            f"image cannot be edited by this model: its autoencoder shrinks {shrinking} times, "
+            f"and enlarges {enlarging} times",
+        )

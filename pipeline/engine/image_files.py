@@ -48,16 +48,22 @@ def encode_image(
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; allowed: {', '.join(FORMATS)}")
     text, exact = parameters_text(params, model_id), parameters_json(params, model_id)
+    mark = _mark_of(params) if is_marked else None
     if format == "png":
-        options: dict[str, Any] = {"pnginfo": _png_info(text, exact, is_marked)}
+        options: dict[str, Any] = {"pnginfo": _png_info(text, exact, mark)}
     else:
-        options = _lossy_options(format, compression, text, exact, is_marked)
+        options = _lossy_options(format, compression, text, exact, mark)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format.upper(), **options)
     return buffer.getvalue()
 
 
-def _lossy_options(format: str, compression: int, text: str, exact: str, is_marked: bool) -> dict[str, Any]:
+def _mark_of(params: GenerationParams) -> str:
+    """What XMP says of the origin of an image with `params`."""
+    return xmp.AI_MARK if params.edit is None else xmp.EDIT_MARK
+
+
+def _lossy_options(format: str, compression: int, text: str, exact: str, mark: str | None) -> dict[str, Any]:
     """Pillow's options of a WebP or JPEG file.
 
     Args:
@@ -65,27 +71,27 @@ def _lossy_options(format: str, compression: int, text: str, exact: str, is_mark
         compression: Its quality.
         text: The parameters as image tools read them.
         exact: The parameters as JSON.
-        is_marked: Whether it says that a trained model made the image.
+        mark: The mark of AI-made images in it.
     """
     is_full_colour = compression >= FULL_COLOUR_QUALITY
     options: dict[str, Any] = {"quality": compression, "exif": _exif(text)}
     if format == "webp":
-        options["xmp"] = xmp.packet(is_marked, exact)
+        options["xmp"] = xmp.packet(mark, exact)
         # Lossy WebP has colour at half resolution only, and Pillow offers nothing between it and lossless.
         options["lossless"] = is_full_colour
     else:
-        packet, extension = xmp.jpeg_segments(is_marked, exact)
+        packet, extension = xmp.jpeg_segments(mark, exact)
         options |= {"xmp": packet, "extra": extension}
         options["subsampling"] = "4:4:4" if is_full_colour else "4:2:0"
     return options
 
 
-def _png_info(text: str, exact: str, is_marked: bool) -> PngInfo:
+def _png_info(text: str, exact: str, mark: str | None) -> PngInfo:
     info = PngInfo()
     info.add_itxt(PARAMETERS, text)
     info.add_text(PARAMETERS_JSON, exact)
-    if is_marked:
-        info.add_itxt(xmp.PNG_KEYWORD, xmp.packet(is_marked).decode())
+    if mark is not None:
+        info.add_itxt(xmp.PNG_KEYWORD, xmp.packet(mark).decode())
     return info
 
 

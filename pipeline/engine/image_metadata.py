@@ -15,7 +15,7 @@ How readers take the text apart, and so what is written differently here:
 import json
 import re
 
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import EditParams, GenerationParams
 
 MAX_PROMPT_BYTES = 30_000  # of UTF-16, for each of two prompts: EXIF in JPEG holds 65,533 bytes in all
 NEGATIVE_PROMPT = "Negative prompt:"
@@ -45,6 +45,8 @@ def parameters_text(params: GenerationParams, model_id: str) -> str:
 
 def parameters_json(params: GenerationParams, model_id: str) -> str:
     """The parameters exactly, as a JSON object in ASCII with the names of the HTTP API."""
+    edit = params.edit
+    fields = {} if edit is None else {"strength": edit.strength, "inpainting": edit.is_inpainting}
     return json.dumps(
         {
             "model": model_id,
@@ -62,6 +64,7 @@ def parameters_json(params: GenerationParams, model_id: str) -> str:
             "seed": params.seed,
             "image_index": params.image_index,
         }
+        | fields
     )
 
 
@@ -82,7 +85,13 @@ def _settings(params: GenerationParams) -> dict[str, object]:
         "CFG stride": (params.guidance_stride, params.guidance_stride > 1),
         "CFG rescale": (f"{params.guidance_rescale:g}", params.guidance_rescale > 0.0),
     }
-    return settings | {name: value for name, (value, is_set) in if_not_default.items() if is_set}
+    settings |= {name: value for name, (value, is_set) in if_not_default.items() if is_set}
+    return settings if params.edit is None else settings | _edit_settings(params.edit)
+
+
+def _edit_settings(edit: EditParams) -> dict[str, object]:
+    """The strength by the name that image tools read, and Safelight's own mark of an inpainted image."""
+    return {"Denoising strength": f"{edit.strength:g}"} | ({"Inpainting": True} if edit.is_inpainting else {})
 
 
 def _as_value(value: object) -> str:

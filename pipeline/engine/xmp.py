@@ -1,13 +1,16 @@
 """XMP packets for image files: the IPTC mark of AI-made images, and Safelight's own parameters.
 
 The mark is IPTC's property `DigitalSourceType` (IPTC Photo Metadata Standard 2025.1) with the term
-`trainedAlgorithmicMedia`: created by a model from training data.
+`trainedAlgorithmicMedia`: created by a model from training data. An edited image has
+`compositeWithTrainedAlgorithmicMedia`: edited by such a model, by inpainting for instance.
 """
 
 import hashlib
 from xml.sax.saxutils import escape
 
-AI_MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+AI_MARK = SOURCE_TYPES + "trainedAlgorithmicMedia"
+EDIT_MARK = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
 PNG_KEYWORD = "XML:com.adobe.xmp"
 NAMESPACES = {
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
@@ -20,14 +23,14 @@ MAX_EXTENSION_PART = 65_400
 EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"
 
 
-def packet(is_marked: bool, parameters: str | None = None) -> bytes:
-    """An XMP packet, empty without the mark and `parameters`.
+def packet(mark: str | None, parameters: str | None = None) -> bytes:
+    """An XMP packet, empty without a mark and `parameters`.
 
     Args:
-        is_marked: Whether it holds the mark of AI-made images.
+        mark: The mark of AI-made images that it holds, `AI_MARK` or `EDIT_MARK`.
         parameters: The generation parameters as JSON.
     """
-    properties = {"Iptc4xmpExt:DigitalSourceType": AI_MARK} if is_marked else {}
+    properties = {} if mark is None else {"Iptc4xmpExt:DigitalSourceType": mark}
     if parameters is not None:
         properties["safelight:parameters"] = parameters
     if not properties:
@@ -36,20 +39,20 @@ def packet(is_marked: bool, parameters: str | None = None) -> bytes:
     return "".join((marks[0], _document(properties), marks[1])).encode()
 
 
-def jpeg_segments(is_marked: bool, parameters: str) -> tuple[bytes, bytes]:
+def jpeg_segments(mark: str | None, parameters: str) -> tuple[bytes, bytes]:
     """A packet for a JPEG file, and the segments that hold what does not fit into it.
 
     Adobe's XMP specification, part 3, 1.1.3.1: a long property moves to a second document, in parts, and the
     packet holds the digest of that document.
     """
-    whole = packet(is_marked, parameters)
+    whole = packet(mark, parameters)
     if len(whole) <= MAX_JPEG_PACKET:
         return whole, b""
     extension = _document({"safelight:parameters": parameters}).encode()
     digest = hashlib.md5(extension, usedforsecurity=False).hexdigest().upper()
     properties = {"xmpNote:HasExtendedXMP": digest}
-    if is_marked:
-        properties["Iptc4xmpExt:DigitalSourceType"] = AI_MARK
+    if mark is not None:
+        properties["Iptc4xmpExt:DigitalSourceType"] = mark
     segments = bytearray()
     for offset in range(0, len(extension), MAX_EXTENSION_PART):
         part = extension[offset : offset + MAX_EXTENSION_PART]

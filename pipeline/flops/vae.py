@@ -1,4 +1,4 @@
-"""Floating-point operations of decoding one image by an autoencoder, by closed formulas, without torch.
+"""Floating-point operations of an autoencoder on one image, by closed formulas, without torch.
 
 One multiply-add is two operations; elementwise work is not counted.
 
@@ -13,6 +13,46 @@ def decode_flops(options: Options, height: int, width: int) -> int:
     if isinstance(options, KLOptions):
         return _decode_kl(options, height, width)
     return _decode_tiny(options, height, width)
+
+
+def encode_flops(options: Options, height: int, width: int) -> int:
+    """Operations of encoding one image of `height` x `width` pixels."""
+    if isinstance(options, KLOptions):
+        return _encode_kl(options, height, width)
+    return _encode_tiny(options, height, width)
+
+
+def _encode_kl(options: KLOptions, height: int, width: int) -> int:
+    """AutoencoderKL: a convolution from pixels, one block a scale, the middle, mean and variance.
+
+    Each block but the last halves the size.
+    """
+    moments, widths = 2 * options.latent_channels, options.block_out_channels
+    total = _conv(options.in_channels, widths[0], height * width)
+    in_channels = widths[0]
+    for scale, channels in enumerate(widths):
+        total += _residuals(in_channels, channels, options.layers_per_block, height * width)
+        if scale < len(widths) - 1:
+            height, width = height // 2, width // 2
+            total += _conv(channels, channels, height * width)
+        in_channels = channels
+    pixels = height * width
+    total += _middle(in_channels, pixels, options.mid_block_add_attention)
+    total += _conv(in_channels, moments, pixels)
+    return total + (_conv(moments, moments, pixels, kernel=1) if options.use_quant_conv else 0)
+
+
+def _encode_tiny(options: TinyOptions, height: int, width: int) -> int:
+    """AutoencoderTiny: at each scale a convolution, which halves the size but at the first, then blocks."""
+    widths = options.encoder_block_out_channels
+    total, in_channels = 0, options.in_channels
+    for scale, (channels, blocks) in enumerate(zip(widths, options.num_encoder_blocks, strict=True)):
+        if scale:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        pixels = height * width
+        total += _conv(in_channels, channels, pixels) + blocks * 3 * _conv(channels, channels, pixels)
+        in_channels = channels
+    return total + _conv(in_channels, options.latent_channels, height * width)
 
 
 def _decode_kl(options: KLOptions, height: int, width: int) -> int:

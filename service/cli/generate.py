@@ -18,11 +18,18 @@ from safelight.service.cli.arguments import add_model, add_served_name, model_se
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import ProgressCallback, note_ignored, progress
 from safelight.service.errors import ServiceError, as_invalid_request
+from safelight.service.http.edits.params import (
+    INPAINTING_STRENGTH,
+    STRENGTH,
+    make_edits,
+    make_upload,
+    with_source_size,
+)
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import DecodeResult, ImageFormat
+from safelight.service.messages import DecodeResult, ImageFormat, Upload
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.output_files import CannotWrite, check_writable, write_file
 from safelight.service.settings import Settings
@@ -43,6 +50,9 @@ FLAGS = {
     "guidance_rescale": "--guidance-rescale",
     "seed": "--seed",
     "n": "-n",
+    "image": "--image",
+    "mask": "--mask",
+    "strength": "--strength",
 }
 POLL_SECONDS = 0.1
 
@@ -52,9 +62,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what the image should not show")
     add_model(parser)
     add_served_name(parser)
+    _add_edit_arguments(parser.add_argument_group("editing"))
     _add_sampling_arguments(parser.add_argument_group("sampling"))
     _add_guidance_arguments(parser.add_argument_group("guidance"))
     _add_output_arguments(parser.add_argument_group("output"))
+
+
+def _add_edit_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--image", metavar="FILE", help="a PNG, JPEG or WebP file to start from")
+    group.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="a file of the same size: only what is transparent in it is redrawn, or else what is white",
+    )
+    group.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help=f"share of the steps that are taken, 0 to 1; default {STRENGTH:g}, with --mask "
+        f"{INPAINTING_STRENGTH:g}",
+    )
 
 
 def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
@@ -123,11 +150,12 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(**model_settings(args))
     output_format = _format_of(Path(args.output))
     model = model_of(settings)
-    params, output = _parse_arguments(args, model, output_format)
+    params, output, upload = _parse_arguments(args, model, output_format)
     paths = _output_paths(Path(args.output), len(params))
     with progress("loading the model") as report_progress:
-        results = asyncio.run(_draw(model, settings, params, output, report_progress))
+        results = asyncio.run(_draw(model, settings, params, output, upload, report_progress))
     _write(paths, results)
+    params = with_source_size(params, results)
     usage = make_usage(results, params, model, time.perf_counter() - started)
     if args.json:
         images = [
@@ -143,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _parse_arguments(
     args: argparse.Namespace, model: ModelInfo, output_format: str
-) -> tuple[list[GenerationParams], ImageFormat]:
+) -> tuple[list[GenerationParams], ImageFormat, Upload | None]:
     """The arguments as a request, validated by the rules of the service. Raises `UserError`."""
     fields = {
         "prompt": args.prompt,
@@ -163,9 +191,30 @@ def _parse_arguments(
     }
     try:
         request: ImageRequest = parse_request(json.dumps(fields).encode())
-        return make_params(request, model), make_output(request)
+        params, output = make_params(request, model), make_output(request)
+        if args.image is None:
+            _refuse_without_image(args)
+            return params, output, None
+        params = make_edits(params, model, args.strength, args.mask is not None)
+        mask = None if args.mask is None else _read_file(args.mask)
+        return params, output, make_upload(_read_file(args.image), mask, request, params[0])
     except (ServiceError, InvalidParams) as error:
         raise UserError(_with_flag(error)) from None
+
+
+def _refuse_without_image(args: argparse.Namespace) -> None:
+    """Raise `UserError` for an option that needs an image."""
+    for name in ("mask", "strength"):
+        if getattr(args, name) is not None:
+            raise UserError(f"{FLAGS[name]} is for editing an image: give it one with --image")
+
+
+def _read_file(path: str) -> bytes:
+    """The bytes of a file. Raises `UserError`."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _with_flag(error: Exception) -> str:
@@ -181,6 +230,7 @@ async def _draw(
     settings: Settings,
     images: Sequence[GenerationParams],
     output: ImageFormat,
+    upload: Upload | None,
     report_progress: ProgressCallback,
 ) -> list[DecodeResult]:
     """Generate the images.
@@ -190,6 +240,7 @@ async def _draw(
         settings: The service's settings.
         images: The parameters of each image.
         output: The images' file format.
+        upload: What they are edits of.
         report_progress: Shows one line of text.
 
     Raises:
@@ -199,8 +250,12 @@ async def _draw(
     watcher = asyncio.ensure_future(_watch(pipeline, report_progress))
     try:
         pipeline.wait()
-        return list(await asyncio.gather(*(pipeline.generate(params, output) for params in images)))
-    except (ServiceError, ValueError) as error:  # ValueError: a checkpoint that cannot be loaded
+        return await pipeline.generate_all(images, output, upload)
+    except (
+        ServiceError,
+        InvalidParams,
+        ValueError,
+    ) as error:  # ValueError: a checkpoint that cannot be loaded
         raise UserError(_with_flag(error)) from None
     finally:
         await cancel_and_wait(watcher)

@@ -30,6 +30,7 @@ from safelight.service.errors import (
 )
 from safelight.service.http.auth import BearerToken, require_admin
 from safelight.service.http.docs import make_app
+from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.gateway_parts import Gateway, make_image_store
 from safelight.service.http.generation import OpenRequest, generate_images, open_request, plan_images
 from safelight.service.http.image_files import add_file_routes
@@ -42,6 +43,7 @@ from safelight.service.http.openapi import (
     OTHER_ERRORS,
     image_request_body,
 )
+from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.public_url import base_url
 from safelight.service.http.readiness import WarmUp
@@ -64,6 +66,7 @@ from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
+EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
 
 
@@ -98,12 +101,14 @@ def build_gateway(
         _add_image_route,
         add_file_routes,
         add_sdapi_routes,
+        add_edit_routes,
         _add_accounting_route,
         _add_model_routes,
         _add_health_routes,
     ):
         add_routes(app, gateway)
     add_mcp_route(app, mcp_endpoint)
+    add_page_routes(app)
     _add_error_handlers(app)
     app.add_middleware(Envelope, proxied=proxied)
     return app
@@ -200,18 +205,20 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     description = describe_model(gateway.model, created=int(time.time()))
 
-    async def describe_with_attention() -> Model:
+    async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
-        return description.model_copy(update={"attention": denoiser.attention if denoiser else None})
+        edits = any(getattr(route, "path", "") == EDITS_PATH for route in app.routes)
+        attention = denoiser.attention if denoiser else None
+        return description.model_copy(update={"attention": attention, "edits": edits})
 
     @app.get("/v1/models", summary="The served models")
     async def list_models() -> ModelList:
-        return ModelList(data=[await describe_with_attention()])
+        return ModelList(data=[await describe()])
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         check_model(model_id, gateway.model)
-        return await describe_with_attention()
+        return await describe()
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:

@@ -3,7 +3,7 @@
 All of them are admitted, recorded, logged, traced and charged here, and so alike.
 """
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from starlette.requests import Request
 
 from safelight.pipeline.params import GenerationParams
+from safelight.service.http.edits.params import with_source_size
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.image_links import plan_links, store_images
 from safelight.service.http.schemas import ImageRequest, Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
-from safelight.service.messages import DecodeResult, ImageFormat, RequestContext
+from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, Upload
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
 
@@ -47,11 +48,13 @@ class ImagePlan:
         request: The request.
         params: Of each image, with every choice made.
         output: The format of all.
+        upload: What an edit starts from.
     """
 
     request: ImageRequest
     params: list[GenerationParams]
     output: ImageFormat
+    upload: Upload | None = None
 
     def with_params(self, params: list[GenerationParams]) -> "ImagePlan":
         return replace(self, params=params)
@@ -79,15 +82,24 @@ class Generation:
 
 
 @contextmanager
-def open_request(request: Request, gateway: Gateway, base_url: str) -> Iterator[OpenRequest]:
-    """Record and trace an HTTP request for images, from before its body is read until the block ends."""
+def open_request(
+    request: Request, gateway: Gateway, base_url: str, action: str = "generate"
+) -> Iterator[OpenRequest]:
+    """Record and trace an HTTP request for images, from before its body is read until the block ends.
+
+    Args:
+        request: The request.
+        gateway: What answers it.
+        base_url: What links begin with.
+        action: Its name in traces.
+    """
     log = request.state.request_log
     log["model"] = gateway.model.id
     request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
     with (
         record_request(request_id, gateway.model.id, gateway.record) as record,
         gateway.tracing.span(
-            "generate", parent_span, model=gateway.model.id, request_id=record.request_id
+            action, parent_span, model=gateway.model.id, request_id=record.request_id
         ) as span,
     ):
         yield OpenRequest(gateway, record, span, log, base_url)
@@ -104,26 +116,30 @@ async def generate_images(plan: ImagePlan, opened: OpenRequest) -> Generation:
     Raises `ServiceError`.
     """
     gateway, record, params = opened.gateway, opened.record, plan.params
-    _describe(opened, params)
+    _describe(opened, plan)
     links = await plan_links(plan.request, gateway, opened.base_url)
     context = RequestContext(record.id, opened.span.traceparent, record.request_id)
-    results = await gateway.dispatcher.generate(params, plan.output, context)
+    results = await gateway.dispatcher.generate(params, plan.output, context, plan.upload)
     urls = await store_images(links, [result.image for result in results], plan.output.format, record)
     record.image_usages = tuple(result.usage for result in results)
+    if plan.upload is not None:
+        params = with_source_size(params, results)
     usage = make_usage(results, params, gateway.model, record.seconds, record.store)
-    gateway.progress.observe(record.seconds, params[0].num_steps)
+    gateway.progress.observe(record.seconds, params[0].steps_taken)
     opened.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     if links.store is not None:
         opened.log["store_seconds"] = round(record.store.seconds, 4)
     return Generation(params, plan.output, results, urls, not links.is_required, usage)
 
 
-def _describe(opened: OpenRequest, params: Sequence[GenerationParams]) -> None:
+def _describe(opened: OpenRequest, plan: ImagePlan) -> None:
     """Say in the record, the trace and the log what is drawn; the prompt only if the settings say so."""
-    first = params[0]
-    size = f"{first.width}x{first.height}"
-    opened.record.num_images = len(params)
-    opened.span.set(images=len(params), steps=first.num_steps, size=size)
-    opened.log.update({"images": len(params), "size": size, "steps": first.num_steps})
+    first = plan.params[0]
+    facts: dict[str, Any] = {"images": len(plan.params), "steps": first.steps_taken}
+    if plan.upload is None:  # else the size is the upload's, which is not decoded here
+        facts["size"] = f"{first.width}x{first.height}"
+    opened.record.num_images = len(plan.params)
+    opened.span.set(**facts)
+    opened.log.update(facts)
     if opened.gateway.settings.log_prompts:
         opened.log["prompt"] = first.prompt

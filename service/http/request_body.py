@@ -18,9 +18,24 @@ async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
     Raises `WrongContentType`, `BodyTooLarge` as soon as it is known to exceed `limit` bytes, `BodyTooSlow` if
     it has not arrived whole within `seconds`, and `ClientGone`.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if not is_json(content_type(request)):
         raise WrongContentType()
+    return await read_body(request, limit, seconds)
+
+
+def content_type(request: Request) -> str:
+    """The media type of the body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+
+
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The body of a request; errors as in `read_json_body`."""
     too_large = BodyTooLarge(f"The body is larger than {limit} bytes, the most that is allowed.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

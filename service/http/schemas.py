@@ -125,6 +125,22 @@ class StageSeconds(BaseModel):
     decode: float
 
 
+class Edit(BaseModel):
+    """How the images were made from the one that was uploaded."""
+
+    strength: float
+    inpainting: bool = Field(description="Whether only what the mask shows was redrawn.")
+    steps_taken: int = Field(description="Of num_inference_steps: the last ones.")
+    uploaded_size: str = Field(description="WIDTHxHEIGHT of the upload, upright.")
+    crop: tuple[int, int, int, int] = Field(
+        description="Left, top, right and bottom of the part of the upload that was resampled to the size of "
+        "the images."
+    )
+    device_seconds: float = Field(
+        description="Reading and encoding the upload, a part of the stage `decode`."
+    )
+
+
 class Cost(BaseModel):
     """What the request used and cost, over all its images."""
 
@@ -141,6 +157,7 @@ class Cost(BaseModel):
     guidance_interval: tuple[float, float]
     guidance_stride: int
     guidance_rescale: float
+    edit: Edit | None = Field(None, description="Of requests for edits.")
     nfe: int = Field(description="Network evaluations; one under guidance counts once.")
     rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
     flops: int = Field(description="Floating-point operations of all stages.")
@@ -213,6 +230,10 @@ class Model(BaseModel):
     solvers: list[str]
     timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
+    limits: dict[str, tuple[int | float, int | float]] = Field(
+        description="The least and the most of a number, by field; of `prompt` its characters."
+    )
+    edits: bool = Field(False, description="Whether `/v1/images/edits` is served.")
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from safelight.pipeline.catalog.model_info import (
+    MAX_GUIDANCE_SCALE,
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
+    MAX_STEPS,
+    MIN_GUIDANCE_SCALE,
+    MIN_STEPS,
     ModelInfo,
     applied_guidance_scale,
     check_params,
@@ -15,9 +20,11 @@ from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
 from safelight.service.http.schemas import (
+    MAX_IMAGES,
     Cost,
     Curve,
     Curves,
+    Edit,
     ImageRequest,
     InputTokens,
     Model,
@@ -96,6 +103,7 @@ def make_usage(
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
+    source_tokens = usages[0].image_tokens if usages[0].source else 0  # it has the size of the images
     first = images[0]
     cost = Cost(
         model=model.id,
@@ -108,6 +116,7 @@ def make_usage(
         guidance_interval=first.guidance_interval,
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
+        edit=_describe_edit(first, usages[0]),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -122,10 +131,10 @@ def make_usage(
         prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
     )
     return Usage(
-        input_tokens=text_tokens,
-        input_tokens_details=InputTokens(text_tokens=text_tokens),
+        input_tokens=text_tokens + source_tokens,
+        input_tokens_details=InputTokens(text_tokens=text_tokens, image_tokens=source_tokens),
         output_tokens=image_tokens,
-        total_tokens=text_tokens + image_tokens,
+        total_tokens=text_tokens + source_tokens + image_tokens,
         safelight=cost,
     )
 
@@ -134,7 +143,22 @@ def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
     return StageSeconds(
         encode=sum(usage.encode.device_seconds for usage in usages),
         denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-        decode=sum(usage.decode.device_seconds for usage in usages),
+        decode=sum(usage.stages["decode"].device_seconds for usage in usages),
+    )
+
+
+def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:
+    """What became of the source, if the request was for edits."""
+    if params.edit is None or usage.source is None:
+        return None
+    source = usage.source
+    return Edit(
+        strength=params.edit.strength,
+        inpainting=params.edit.is_inpainting,
+        steps_taken=params.steps_taken,
+        uploaded_size=f"{source.uploaded[0]}x{source.uploaded[1]}",
+        crop=source.crop,
+        device_seconds=source.cost.device_seconds,
     )
 
 
@@ -184,6 +208,13 @@ def describe_model(model: ModelInfo, created: int) -> Model:
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
         defaults=describe_defaults(model),
+        limits={
+            "prompt": (1, MAX_PROMPT_CHARACTERS),
+            "n": (1, MAX_IMAGES),
+            "num_inference_steps": (MIN_STEPS, MAX_STEPS),
+            "guidance_scale": (MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
+            "seed": (0, MAX_SEED),
+        },
     )
 
 

@@ -15,17 +15,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypedDict, Unpack
 
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import ServiceError
+from safelight.service.http.edits.params import make_edits, make_upload, with_source_size
 from safelight.service.http.schemas import Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.http.validation import parse_request
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import DecodeResult, ImageFormat
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.output_files import CannotWrite, write_file
 from safelight.service.served_model import find_served_model
@@ -34,6 +33,7 @@ from safelight.service.settings import read_settings
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
+Source: TypeAlias = "str | Path | builtins.bytes | PilImage"
 SUFFIXES = {"png": (".png",), "webp": (".webp",), "jpeg": (".jpg", ".jpeg")}
 
 
@@ -120,6 +120,19 @@ class GeneratedImages(list[GeneratedImage]):
         self.usage = usage
 
 
+@dataclass(frozen=True)
+class EditSource:
+    """What `Pipeline.edit` is given beside a prompt and options."""
+
+    image: Source
+    mask: Source | None
+    strength: float | None
+
+    def files(self) -> tuple[builtins.bytes, builtins.bytes | None]:
+        """The bytes of both files. Raises `SafelightError`."""
+        return _file_of(self.image, "image"), None if self.mask is None else _file_of(self.mask, "mask")
+
+
 class Pipeline:
     """A loaded model that draws images.
 
@@ -162,19 +175,52 @@ class Pipeline:
         Raises:
             SafelightError: An option is invalid, or an image cannot be drawn.
         """
+        return self._draw(prompt, options, None)
+
+    def edit(
+        self,
+        prompt: str,
+        image: Source,
+        mask: Source | None = None,
+        strength: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> GeneratedImages:
+        """Draw images from an image; the same request gives the same bytes as the service does.
+
+        Args:
+            prompt: What the images show.
+            image: The image to start from: a file's path or its bytes, or a `PIL.Image.Image`.
+            mask: Likewise, of the same size: only what is transparent in it is redrawn, or what is white in a
+                mask without transparency. Without a mask the whole image is redrawn.
+            strength: The share of the steps that are taken, 0 to 1; by default 0.6, with a mask 1.
+            **options: As in `generate`. Without a `size`, the images have the model's size that is nearest to
+                the image's.
+
+        Raises:
+            SafelightError: An option is invalid, a file cannot be edited, or an image cannot be drawn.
+        """
+        return self._draw(prompt, options, EditSource(image, mask, strength))
+
+    def _draw(self, prompt: str, options: RequestOptions, edit: EditSource | None) -> GeneratedImages:
         started = time.perf_counter()
         if self._loop.is_closed():
             raise SafelightError("the pipeline is closed")
         with _as_safelight_errors():
             request = parse_request(json.dumps({**options, "prompt": prompt}).encode())
             params, output = make_params(request, self._model), make_output(request)
-            future = asyncio.run_coroutine_threadsafe(self._generate_all(params, output), self._loop)
+            upload = None
+            if edit is not None:
+                params = make_edits(params, self._model, edit.strength, edit.mask is not None)
+                upload = make_upload(*edit.files(), request, params[0])
+            work = self._stages.generate_all(params, output, upload)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
             try:
                 results = future.result()
             except CancelledError:
                 raise SafelightError("the pipeline was closed while the image was drawn") from None
             finally:
                 future.cancel()  # takes the images out of the batch if the wait was interrupted
+        params = with_source_size(params, results)
         usage = make_usage(results, params, self._model, time.perf_counter() - started)
         images = [
             GeneratedImage(result.image, output.format, image.width, image.height, image.seed)
@@ -200,16 +246,23 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    async def _generate_all(self, params: list[GenerationParams], output: ImageFormat) -> list[DecodeResult]:
-        tasks = [asyncio.ensure_future(self._stages.generate(image, output)) for image in params]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            await cancel_and_wait(*tasks)
-
 
 async def _cancel_other_tasks() -> None:
     await cancel_and_wait(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+
+
+def _file_of(source: Source, name: str) -> bytes:
+    """The bytes of a file. Raises `SafelightError` that names `name`."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        if isinstance(source, (str, Path)):
+            return Path(source).read_bytes()
+        buffer = io.BytesIO()
+        source.save(buffer, "PNG")
+        return buffer.getvalue()
+    except (OSError, AttributeError) as error:
+        raise SafelightError(f"{name} cannot be read: {error}", name) from error
 
 
 @contextmanager

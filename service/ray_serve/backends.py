@@ -11,7 +11,15 @@ from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
 from safelight.service.ray_serve.deferred import defer
 from safelight.service.usage.events import UsageReport
 from safelight.service.usage.report_schema import AccountingReport
@@ -41,18 +49,27 @@ class SplitBackend:
         self._may_sleep = may_sleep
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
         calls: list[Any] = []
         try:
             calls.append(self._encoder.encode.remote(params, context))
-            calls.append(self._denoiser.generate.remote(await defer(calls[-1]), params, context))
-            calls.append(self._decoder.decode.remote(await defer(calls[-1]), params, output, context))
+            encoded = await defer(calls[-1])
+            calls.append(self._denoiser.generate.remote(encoded, params, context, source))
+            denoised = await defer(calls[-1])
+            calls.append(self._decoder.decode.remote(denoised, params, output, context, source))
             result: DecodeResult = await calls[-1]
             return result
         except BaseException:
             _cancel(calls)
             raise
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        return await _prepare(self._decoder, upload, context)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         handles = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
@@ -69,15 +86,22 @@ class ColocatedBackend:
         self._may_sleep = may_sleep
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
-        call = self._pipeline.generate.remote(params, output, context)
+        call = self._pipeline.generate.remote(params, output, context, source)
         try:
             result: DecodeResult = await call
             return result
         except BaseException:
             _cancel([call])
             raise
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        return await _prepare(self._pipeline, upload, context)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:
@@ -107,6 +131,16 @@ class RemoteLedger:
             self._ledger.report.remote(window, latest), STATUS_SECONDS
         )
         return answer
+
+
+async def _prepare(stage: Handle, upload: Upload, context: RequestContext) -> PreparedSource:
+    call = stage.prepare.remote(upload, context)
+    try:
+        source: PreparedSource = await call
+        return source
+    except BaseException:
+        _cancel([call])
+        raise
 
 
 def _cancel(calls: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -17,10 +18,13 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     DenoiseResult,
+    EncodedSource,
     EncodeResult,
     ImageFormat,
+    PreparedSource,
     RequestContext,
     StageStatus,
+    Upload,
 )
 from safelight.service.ray_serve.backends import RemoteLedger
 from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
@@ -128,12 +132,13 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DenoiseResult:
-        states = await conditioning.value()
+        states, content = await conditioning.value(), await _content_of(source)
         with self._tracing.span(
             "denoise", context.traceparent, solver=params.solver, image=params.image_index
         ) as span:
-            denoised = await self._stage.generate(states, params, context)
+            denoised = await self._stage.generate(states, params, context, content)
             usage = denoised.denoise
             span.set(
                 queue_seconds=usage.cost.queue_seconds,
@@ -160,16 +165,25 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
-        latents = await denoised.value()
+        latents, content = await denoised.value(), await _content_of(source)
         with (
             self._tracing.span("decode", context.traceparent, format=output.format) as span,
             self._stage.meter.count_jobs(1),
         ):
-            result = image_or_raise(await self._decode_batch(DecodeJob(latents, params, output, context)))
+            job = DecodeJob(latents, params, output, context, content)
+            result = image_or_raise(await self._decode_batch(job))
             cost = result.usage.decode
             span.set(queue_seconds=cost.queue_seconds, device_seconds=cost.device_seconds)
             return result
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """Read and encode the files of an edit, which stay in Ray's object store: gateways have no torch."""
+        with self._tracing.span("prepare", context.traceparent) as span:
+            content, report = await self._stage.prepare(upload, context)
+            span.set(queue_seconds=report.cost.queue_seconds, device_seconds=report.cost.device_seconds)
+            return PreparedSource(report, DeferredResult(ray.put(content)))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
@@ -192,11 +206,18 @@ class ColocatedDeployment:
                 getattr(self, name).__del__()
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
         encoded = await self._encoder.encode(params, context)
-        denoised = await self._denoiser.generate(ReadyResult(encoded), params, context)
-        return await self._decoder.decode(ReadyResult(denoised), params, output, context)
+        denoised = await self._denoiser.generate(ReadyResult(encoded), params, context, source)
+        return await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        return await self._decoder.prepare(upload, context)
 
     async def status(self) -> dict[str, StageStatus]:
         return {
@@ -211,6 +232,14 @@ class ColocatedDeployment:
 
     def check_health(self) -> None:
         self._denoiser.check_health()
+
+
+async def _content_of(source: PreparedSource | None) -> EncodedSource | None:
+    """Fetch the source of an edit; raises `ray.exceptions.ObjectLostError` if its decoder died."""
+    if source is None:
+        return None
+    content: EncodedSource = await source.content.value()
+    return content
 
 
 class GatewayDeployment:

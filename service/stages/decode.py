@@ -1,4 +1,4 @@
-"""Decoding: latents to pixels, and pixels to the bytes of an image file."""
+"""Decoding: latents to pixels, and pixels to the bytes of an image file; and the reverse for edits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     DenoiseResult,
+    EncodedSource,
     ImageFormat,
     ImageUsage,
     RequestContext,
+    SourceReport,
+    Upload,
 )
 from safelight.service.stages.batched_stage import BatchedStage
+from safelight.service.stages.upload_reader import ReadSource, UploadReader
 
 if TYPE_CHECKING:
     import numpy as np
 
     from safelight.pipeline.engine.image_decoder import ImageDecoder
+    from safelight.pipeline.engine.source_image import SourceImage
+    from safelight.pipeline.engine.source_latents import SourceLatents
 
 WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
 
@@ -36,6 +42,7 @@ class DecodeJob:
     params: GenerationParams
     output: ImageFormat
     context: RequestContext = NO_CONTEXT
+    source: EncodedSource | None = None  # of an edit
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -45,11 +52,18 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     Args:
         make_decoder: Loads the decoder; called on the stage's thread.
         write_image: Writes pixels as a file's bytes; called on the stage's thread.
+        read_source: Reads the files of an edit; called on a thread of its own.
     """
 
-    def __init__(self, make_decoder: Callable[[], ImageDecoder], write_image: WriteImage):
+    def __init__(
+        self,
+        make_decoder: Callable[[], ImageDecoder],
+        write_image: WriteImage,
+        read_source: ReadSource | None = None,
+    ):
         self._write_image = write_image
         super().__init__("decode", make_decoder)
+        self._reader = UploadReader(read_source, self.meter)
 
     async def decode(
         self,
@@ -57,9 +71,31 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
     ) -> DecodeResult:
         """Decode one image; raises `BrokenImage`."""
-        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context)))
+        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context, source)))
+
+    async def prepare(
+        self, upload: Upload, context: RequestContext = NO_CONTEXT
+    ) -> tuple[EncodedSource, SourceReport]:
+        """Read and encode the files of an edit; an upload that is refused is charged to its request, too.
+
+        Raises:
+            InvalidParams: A file cannot be edited.
+            BrokenImage: The autoencoder left no valid numbers.
+        """
+        with self.meter.count_jobs(1):
+            image, read_cost = await self._reader.read(upload, context)
+            arrived = time.perf_counter()
+            latents, cost = await self._worker.call(lambda network: _encode(network, image, arrived))
+        self.meter.record_usage(context, cost)
+        report = SourceReport(image.size, image.uploaded, image.crop, read_cost + cost)
+        return EncodedSource(latents, image), report
+
+    def close(self) -> None:
+        super().close()
+        self._reader.close()
 
     def _process(
         self, network: ImageDecoder, jobs: Sequence[DecodeJob], started: float
@@ -81,6 +117,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
         self._status = replace(self._status, curve=curve)
         write_started = time.perf_counter()
+        if job.source is not None:
+            pixels = job.source.image.paste(pixels)
         image = self._write_image(pixels, job.output, job.params)
         # writing blocks the stage for all other images, so it counts as device time
         device_seconds = cost.device_seconds + time.perf_counter() - write_started
@@ -89,6 +127,15 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         self.meter.record_usage(job.context, cost)
         denoised = job.denoised
         return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
+
+
+def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[SourceLatents, StageCost]:
+    queue_seconds = time.perf_counter() - arrived
+    try:
+        latents, cost = network.encode(image)
+    except ArithmeticError as error:
+        raise BrokenImage(f"The model could not read the image: {error}.") from None
+    return latents, replace(cost, queue_seconds=queue_seconds)
 
 
 def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:

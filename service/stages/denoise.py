@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.params import FinishReason, GenerationParams
 from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed
-from safelight.service.messages import NO_CONTEXT, DenoiseResult, EncodeResult, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DenoiseResult,
+    EncodedSource,
+    EncodeResult,
+    RequestContext,
+    StageStatus,
+)
 from safelight.service.stages.engine_thread import Abort, EngineLoop, PendingCall, Stop
 from safelight.service.stages.usage_meter import UsageMeter
 
@@ -38,7 +45,11 @@ class DenoiseStage:
         self._ids = map(str, itertools.count())
 
     async def generate(
-        self, conditioning: EncodeResult, params: GenerationParams, context: RequestContext = NO_CONTEXT
+        self,
+        conditioning: EncodeResult,
+        params: GenerationParams,
+        context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
     ) -> DenoiseResult:
         """Denoise one image; when cancelled, return only after the sample has left the engine.
 
@@ -49,7 +60,7 @@ class DenoiseStage:
         """
         if self._loop.failure is not None:
             raise StageFailed()
-        call = self._make_call(conditioning, params, context)
+        call = self._make_call(conditioning, params, context, source)
         self._loop.commands.put(call)
         if self._loop.failure is not None:  # the thread may have read its last command before this one
             call.settle(StageFailed())
@@ -78,7 +89,11 @@ class DenoiseStage:
         self._loop.join()
 
     def _make_call(
-        self, conditioning: EncodeResult, params: GenerationParams, context: RequestContext
+        self,
+        conditioning: EncodeResult,
+        params: GenerationParams,
+        context: RequestContext,
+        source: EncodedSource | None,
     ) -> PendingCall:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
@@ -92,6 +107,7 @@ class DenoiseStage:
             future=loop.create_future(),
             arrived=now,
             deadline=now + self._deadline_seconds - cost.queue_seconds - cost.device_seconds,
+            source=None if source is None else source.latents,
         )
 
     async def _abort(self, call: PendingCall) -> None:

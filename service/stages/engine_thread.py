@@ -23,6 +23,7 @@ from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
     from safelight.pipeline.engine.engine import Engine, SampleOutcome
+    from safelight.pipeline.engine.source_latents import SourceLatents
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class PendingCall:
     future: asyncio.Future[SampleOutcome | ServiceError]
     arrived: float  # by time.perf_counter
     deadline: float  # by time.perf_counter
+    source: SourceLatents | None = None  # of an edit
 
     def settle(self, result: SampleOutcome | ServiceError) -> None:
         """Set the result, from any thread; the first one counts, later ones are ignored."""
@@ -164,6 +166,7 @@ class EngineLoop(threading.Thread):
                 conditioning.uncond,
                 call.arrived,
                 call.deadline,
+                call.source,
             )
         except InvalidParams as error:
             call.settle(as_service_error(error))

@@ -76,6 +76,12 @@ def drain(engine: Engine) -> dict[str, SampleOutcome]:
     return outcomes
 
 
+def drain_one(engine: Engine, p: GenerationParams) -> SampleOutcome:
+    """The outcome of `p` in `engine`, by itself."""
+    add(engine, "only", p)
+    return drain(engine)["only"]
+
+
 def latents_of(outcome: SampleOutcome) -> Tensor:
     """The latents of a sample that has them."""
     assert outcome.latents is not None

@@ -26,7 +26,15 @@ from safelight.service.http.gateway import build_gateway
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_params
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
 from safelight.service.settings import Settings
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
 from tests.service.conftest import ROUTE
@@ -123,9 +131,16 @@ class UnreachableBackend:
     """A `Backend` for requests that must be refused before they reach it."""
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
         raise AssertionError(params)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        raise AssertionError(upload)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return dict.fromkeys(STAGES)

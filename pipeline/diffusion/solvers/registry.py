@@ -174,7 +174,8 @@ def make_plan(
         raise InvalidParams("grid", "a grid says where the steps stand: give it no timestep_spacing")
     ticks = planner(SolverGrid.from_times(schedule, prediction, times, lower_order_final, inner_times))
     name = canonical_name(solver) if eta == 0.0 else "ddim"
-    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]))
+    levels = tuple(schedule.alpha_sigma(t) for t in (*(tick.t for tick in ticks), times[-1]))
+    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]), levels)
 
 
 def canonical_name(solver: str) -> str:

@@ -19,12 +19,13 @@ from PIL.PngImagePlugin import PngImageFile
 
 from safelight.pipeline.engine.image_files import FORMATS, encode_image
 from safelight.pipeline.engine.image_metadata import parameters_json, parameters_text
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import EditParams, GenerationParams
 from tests.pipeline.engine.metadata_readers import automatic1111, civitai
 from tests.pipeline.parts import params
 
 SOURCE_TYPE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 AI_MADE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+AI_EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 EXACT = "{urn:safelight:1.0/}parameters"
 HAS_EXTENSION = "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"
 PIXELS = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3)
@@ -146,6 +147,18 @@ def test_files_carry_their_parameters_and_nothing_else(format: str, request_para
     else:
         assert comment_of(image) == text
         assert xmp_of(data, image) == {SOURCE_TYPE: AI_MADE, EXACT: exact}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("is_inpainting", [False, True])
+def test_a_file_says_that_it_was_edited(format: str, is_inpainting: bool) -> None:
+    edited = params(edit=EditParams(0.625, is_inpainting))
+    data = encode_image(PIXELS, format, 90, edited, "tiny")
+    exact = json.loads(parameters_json(edited, "tiny"))
+    assert (exact["strength"], exact["inpainting"]) == (0.625, is_inpainting)
+    read = automatic1111(parameters_text(edited, "tiny"))
+    assert (read["Denoising strength"], "Inpainting" in read) == ("0.625", is_inpainting)
+    assert xmp_of(data, Image.open(io.BytesIO(data)))[SOURCE_TYPE] == AI_EDITED
 
 
 @pytest.mark.parametrize("format", FORMATS)

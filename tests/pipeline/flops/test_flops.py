@@ -29,7 +29,7 @@ from safelight.models.text.flops import clip_flops, open_clip_flops, t5_flops
 from safelight.pipeline.capacity.unserved_profiles import flux_flops, sdxl_flops
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
-from safelight.pipeline.flops.vae import decode_flops
+from safelight.pipeline.flops.vae import decode_flops, encode_flops
 
 TEXT_TOKENS, TIMES = 20, 5
 
@@ -210,7 +210,7 @@ AUTOENCODERS = {
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
-def test_decoding(name: str) -> None:
+def test_decoding_and_encoding(name: str) -> None:
     """At the published size, and on an image that is no square."""
     config, side = AUTOENCODERS[name]
     options, scale = read_options(config), spatial_compression(config)
@@ -218,7 +218,9 @@ def test_decoding(name: str) -> None:
         with torch.device("meta"), torch.no_grad():
             vae = build(options)
             latents = torch.empty(1, options.latent_channels, height // scale, width // scale)
+            pixels = torch.empty(1, options.in_channels, height, width)
         assert decode_flops(options, height // scale, width // scale) == counted(partial(vae.decode, latents))
+        assert encode_flops(options, height, width) == counted(partial(vae.encode, pixels))
 
 
 def test_a_published_autoencoder_as_published() -> None:

@@ -280,3 +280,11 @@ def test_a_pause_after_the_last_arrival_slows_the_expected_stream() -> None:
     assert expecting > 1.2 * alone
     expecting, alone = seconds(now=61.5)  # the next arrival is expected four seconds later
     assert expecting == alone < 4.0
+
+
+def test_the_table_of_policies_has_every_rule_at_every_rate() -> None:
+    rows = list(policies.rows((2.0,)))
+    assert [row[:2] for row in rows] == [["2", rule] for rule in policies.RULES]
+    for row in rows:
+        mean, p95, slowdown_p95, slowdown_max = map(float, row[2:])
+        assert 0.1 < mean < p95 and 1.0 <= slowdown_p95 <= slowdown_max

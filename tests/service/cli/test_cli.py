@@ -21,7 +21,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import GenerationParams
 from safelight.service import cli
-from safelight.service.messages import DecodeResult, ImageFormat
+from safelight.service.messages import DecodeResult, ImageFormat, Upload
 from safelight.service.settings import Settings
 from tests.broken import tiny_without
 from tests.fakes import USAGE
@@ -58,6 +58,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["generate", "x", "--size", "7x7"], "--size 7x7 is not served by tiny; allowed: 64x64"),
         (["generate", "x", "--size", "big"], "--size must be WIDTHxHEIGHT or auto"),
         (["generate", "x", "--solver", "magic"], "--solver 'magic' is not served by tiny; allowed: "),
+        (["generate", "x", "--strength", "0.5"], "--strength is for editing an image: give it one"),
+        (["generate", "x", "--mask", "mask.png"], "--mask is for editing an image: give it one"),
+        (["generate", "x", "--image", "/nowhere.png"], "/nowhere.png cannot be read: No such file"),
+        (
+            ["generate", "x", "--image", __file__, "--strength", "2"],
+            "--strength must be between 0 and 1, got 2",
+        ),
+        (
+            ["generate", "x", "--image", __file__, "-o", "/tmp/x.png"],
+            "--image must be a PNG, JPEG or WebP file",
+        ),
         (["generate", "x", "--seed", "-1"], "--seed must be an integer between 0 and"),
         (["generate", "x", "-n", "11"], "-n must be an integer between 1 and 10"),
         (["generate", "x", "-o", "image.gif"], "got 'image.gif'"),
@@ -69,6 +80,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
             "'nosuch' is neither a folder nor one of",
         ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
+        (["encode", "a" * 4001, "-o", "x.safetensors"], "PROMPT has 4001 characters; at most 4000"),
         (["bench", "--engine-only", "--no-compile"], "--no-compile has no effect with --engine-only"),
         (["plan", "--model", "sd3-medium", "--variant", "fp16"], "--variant has no effect on sd3-medium"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
@@ -119,15 +131,18 @@ def test_every_flag_of_generate_reaches_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[Sequence[GenerationParams], ImageFormat]] = []
+    uploads: list[Upload | None] = []
 
     async def draw(
         model: ModelInfo,
         settings: Settings,
         images: Sequence[GenerationParams],
         output: ImageFormat,
+        upload: Upload | None,
         _: object,
     ) -> list[DecodeResult]:
         calls.append((images, output))
+        uploads.append(upload)
         return [DecodeResult(b"image", USAGE) for _ in images]
 
     monkeypatch.setattr("safelight.service.cli.generate._draw", draw)

@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
 from safelight.service.usage.events import GatewayReport
-from tests.fakes import USAGE, make_params
+from tests.fakes import SOURCE, USAGE, make_params
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
@@ -27,6 +35,7 @@ from tests.service.ray_serve.handles import FakeCall, make_handle
 STAGES = ("encode", "denoise", "decode")
 IMAGE = DecodeResult(b"image", USAGE)
 PARAMS, OUTPUT, CONTEXT = make_params(), ImageFormat("webp", 40), RequestContext("account")
+UPLOAD = Upload(b"image", b"mask", (8, 8))
 
 
 def stage_handles() -> tuple[Any, Any, Any]:
@@ -45,16 +54,44 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
         "conditioning": DeferredResult(encoding),
         "params": PARAMS,
         "context": CONTEXT,
+        "source": None,
     }
     assert decoding.arguments == {
         "denoised": DeferredResult(denoising),
         "params": PARAMS,
         "output": OUTPUT,
         "context": CONTEXT,
+        "source": None,
     }
     decoding.answer.set_result(IMAGE)
     assert await generating is IMAGE
     assert not any(call.cancelled for call in (encoding, denoising, decoding))
+
+
+async def test_an_upload_goes_to_the_decoder_and_its_source_to_the_stages_that_use_it() -> None:
+    """In one deployment, or in the one that has the autoencoder."""
+    source = PreparedSource(SOURCE, DeferredResult("a reference"))
+    encoder, denoiser, _ = stage_handles()
+    decoder, colocated = make_handle(DecodeDeployment, source), make_handle(ColocatedDeployment, source)
+    split = backends.SplitBackend(encoder, denoiser, decoder)
+    for backend, stage in ((split, decoder), (backends.ColocatedBackend(colocated), colocated)):
+        assert await backend.prepare(UPLOAD, CONTEXT) is source
+        [call] = stage.calls
+        assert (call.method, call.arguments) == ("prepare", {"upload": UPLOAD, "context": CONTEXT})
+        await backend.generate(PARAMS, OUTPUT, CONTEXT, source)
+        assert stage.calls[-1].arguments["source"] is source
+    assert denoiser.calls[-1].arguments["source"] is source
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_an_upload_is_dropped_with_its_request(how: str) -> None:
+    _, _, decoder = stage_handles()
+    backend = backends.SplitBackend(*stage_handles()[:2], decoder)
+    preparing = asyncio.ensure_future(backend.prepare(UPLOAD, CONTEXT))
+    await asyncio.sleep(0)
+    [call] = decoder.calls
+    await _end(preparing, call, how)
+    assert call.cancelled
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])

@@ -3,6 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.params import GenerationParams, StageCost, UsageAmounts
+from safelight.pipeline.params import EditParams, GenerationParams, StageCost, UsageAmounts
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import ImageFormat, RequestContext, StageStatus, Upload
 from safelight.service.settings import Settings
 from safelight.service.stages.usage_meter import UsageMeter
 from safelight.service.telemetry.tracing import Tracing
@@ -22,11 +23,13 @@ from safelight.service.usage.events import StageReport, UsageEvent
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
+    import ray
     from ray import serve
 
-    from safelight.service.ray_serve.deferred import ReadyResult
+    from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
     from safelight.service.ray_serve.deployments import ColocatedDeployment, LedgerDeployment, StageDeployment
 
+from tests.service.http.uploads import mask, png
 from tests.service.ray_serve.handles import FakeHandle, make_handle
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")  # as in a replica: `serve.batch` keeps its loop
@@ -66,6 +69,33 @@ async def test_an_image_is_that_of_the_stages_in_one_process(deployment: Colocat
     result = await decoder.decode(ReadyResult(denoised), PARAMS, OUTPUT, CONTEXT)
     assert result.image == expected.image
     assert (result.usage.denoise.nfe, result.usage.denoise.rows) == (2, 4)
+
+
+@on_one_loop
+async def test_an_edit_is_that_of_the_stages_in_one_process(
+    deployment: ColocatedDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source goes into Ray's object store, and the answer has a reference to it."""
+    stored: list[Any] = []
+
+    def put(content: Any) -> Any:
+        stored.append(content)
+        reference = asyncio.get_running_loop().create_future()
+        reference.set_result(content)
+        return reference
+
+    monkeypatch.setattr(ray, "put", put)
+    params = replace(PARAMS, num_steps=4, edit=EditParams(0.5, is_inpainting=True))
+    upload = Upload(png(), png(mask()))
+    pipeline = InProcessPipeline(MODEL, SETTINGS)
+    [expected] = await pipeline.generate_all([params], OUTPUT, upload)
+    pipeline.close()
+    source = await deployment.prepare(upload, CONTEXT)
+    assert isinstance(source.content, DeferredResult) and len(stored) == 1
+    assert source.report.size == (64, 64) and source.report.cost.flops > 0
+    result = await deployment.generate(params, OUTPUT, CONTEXT, source)
+    assert result.image == expected.image
+    assert result.usage.denoise.nfe == 2
 
 
 @on_one_loop

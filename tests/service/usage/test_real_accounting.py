@@ -14,6 +14,7 @@ from safelight.service.inprocess import InProcessPipeline
 from safelight.service.settings import Settings
 from safelight.service.usage.client import LocalLedger
 from tests.service.conftest import ROUTE
+from tests.service.http.uploads import data_url, png
 from tests.service.inprocess_backend import InProcessBackend
 
 SETTINGS = Settings(model="tiny", peak_tflops=1.0)
@@ -86,6 +87,24 @@ def test_client_metrics_and_ledger_agree(service: Service) -> None:
     assert metrics["safelight_stage_cache_misses encode"] == 2
     assert metrics["safelight_stage_cache_hits encode"] == 6
     assert metrics["safelight_stage_rows denoise"] == 24
+
+
+def test_edits_are_charged_with_their_uploads_also_refused_ones(service: Service) -> None:
+    """The source's seconds are busy seconds of the stage that decodes, of which the ledger knows whose."""
+    edit = BODY | {"image": data_url(png()), "strength": 0.5}
+    cost = service.client.post("/v1/images/edits", json=edit).json()["usage"]["safelight"]
+    assert (cost["nfe"], cost["rows"]) == (4, 8)  # 2 images of 2 of the 3 steps, under guidance
+    refused = service.client.post("/v1/images/edits", json=BODY | {"image": data_url(b"no image")})
+    assert refused.status_code == 400
+    accounting, metrics = service.accounting(), service.metrics()
+    [of_refused, of_edit] = [entry["stages"]["decode"] for entry in accounting["latest"]]
+    assert of_edit["device_seconds"] == pytest.approx(cost["device_seconds"]["decode"])
+    assert of_edit["device_seconds"] > cost["edit"]["device_seconds"] > 0.0
+    assert of_edit["flops"] == metrics["safelight_image_flops_total decode"]
+    assert of_refused["device_seconds"] > 0.0
+    balance = accounting["balance"]["stages"]["decode"]
+    assert balance["requests"] == pytest.approx(of_edit["device_seconds"] + of_refused["device_seconds"])
+    assert balance["busy"] >= balance["requests"] + balance["starting"]
 
 
 def test_an_image_that_cannot_be_decoded_is_charged_once_where_it_was_made(

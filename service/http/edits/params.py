@@ -1,0 +1,60 @@
+"""The parameters of edits: those of generations, and the strength."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from safelight.pipeline.catalog.model_info import ModelInfo, check_params
+from safelight.pipeline.catalog.planning import plan_request
+from safelight.pipeline.params import EditParams, GenerationParams
+from safelight.service.http.schemas import ImageRequest
+from safelight.service.messages import DecodeResult, Upload
+
+# Chosen by looking at edits of the embedded model: below 0.5 a prompt changes little, from 0.8 on little is
+# left of the source. What a mask shows is usually to become something else.
+STRENGTH, INPAINTING_STRENGTH = 0.6, 1.0
+
+
+def make_edits(
+    images: Sequence[GenerationParams], model: ModelInfo, strength: float | None, has_mask: bool
+) -> list[GenerationParams]:
+    """The parameters of edits that are otherwise like `images`.
+
+    Args:
+        images: As for generations; they differ in their index only.
+        model: The served model.
+        strength: 0 to 1; None for the default.
+        has_mask: Whether only a part is redrawn.
+
+    Raises:
+        InvalidParams: The strength is out of range, or leaves too few steps for the solver.
+    """
+    if strength is None:
+        strength = INPAINTING_STRENGTH if has_mask else STRENGTH
+    edits = [replace(image, edit=EditParams(strength, has_mask)) for image in images]
+    check_params(edits[0], model)
+    plan_request(edits[0], model)
+    return edits
+
+
+def with_source_size(
+    images: Sequence[GenerationParams], results: Sequence[DecodeResult]
+) -> list[GenerationParams]:
+    """`images` with the size of their source, which the request may have left open; if they have one."""
+    source = results[0].usage.source
+    if source is None:
+        return list(images)
+    width, height = source.size
+    return [replace(image, width=width, height=height) for image in images]
+
+
+def make_upload(image: bytes, mask: bytes | None, request: ImageRequest, params: GenerationParams) -> Upload:
+    """The files of a request for the stages.
+
+    Args:
+        image: The image that is edited.
+        mask: Where it is redrawn.
+        request: Says whether the size is open; then it follows the image.
+        params: Of an image of the request, with its size.
+    """
+    is_open = request.size in (None, "auto")
+    return Upload(image, mask, None if is_open else (params.width, params.height))

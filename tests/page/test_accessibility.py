@@ -1,0 +1,79 @@
+"""The page for everyone: rules of accessibility, small screens, the keyboard, less motion."""
+
+from collections.abc import Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.page.actions import begin, draw
+from tests.page.conftest import Service
+
+
+def states(page: Page) -> Iterator[str]:
+    """Brings the page into each of its states in turn; yields their names."""
+    yield "empty"
+    draw(page, "a blorp apple with a name so long, and without spaces: " + "x" * 80)
+    for panel in ("#settings", "#code-panel"):
+        page.locator(f"{panel} > summary").click()
+    yield "drawn"
+    page.get_by_role("button", name="Edit").click()
+    yield "painting"
+    page.route("**/v1/images/edits", lambda route: route.abort())
+    page.locator("#draw").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.locator("#key-panel > summary").click()
+    yield "error"
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_axe_finds_nothing(page: Page, scheme: str) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
+    axe = Axe()
+    for state in states(page):
+        results = axe.run(page)
+        assert results.violations_count == 0, f"{state}\n{results.generate_report()}"
+
+
+def test_nothing_is_wider_than_a_small_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 320, "height": 568})
+    for state in states(page):
+        widths = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]")
+        assert max(widths) <= 320, state
+
+
+def test_everything_works_by_keyboard(page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the prompt")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.type("an apple")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("and a pear")
+    page.keyboard.press("Enter")
+    expect(page.locator("#details")).to_be_visible()
+    assert page.input_value("#prompt") == "an apple\nand a pear"
+    seen = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    for name in ("draw", "download", "same-seed", "variations", "edit", "copy-curl", "frame"):
+        assert name in seen, seen
+
+
+def test_progress_is_announced(page: Page) -> None:
+    assert page.locator("#status").get_attribute("role") == "status"
+    assert page.locator("#error").get_attribute("role") == "alert"
+    draw(page, "an apple")
+    expect(page.get_by_role("button", name="Image 1: an apple")).to_have_attribute("aria-current", "true")
+    assert page.locator("#clock").get_attribute("aria-hidden") == "true"
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_nothing_moves_where_less_motion_is_preferred(page: Page, service: Service, motion: str) -> None:
+    page.emulate_media(reduced_motion="reduce" if motion == "reduce" else "no-preference")
+    service.stub.is_stepped = True
+    begin(page, "an apple")
+    expect(page.locator("#cancel")).to_be_visible()
+    assert (page.evaluate("document.getAnimations().length") > 0) is (motion == "no-preference")
+    page.keyboard.press("Escape")
+    assert service.stub.disconnected.wait(20)

@@ -1,0 +1,279 @@
+"""Drawing from words: previews, the image, cancelling, errors, the session's images."""
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
+
+from safelight.service.errors import QueueFull
+from tests.fakes import make_params
+from tests.page.actions import begin, draw, pixels, seed_of, wait_until_done
+from tests.page.conftest import Service
+from tests.page.stub import draw_image
+
+ROUTE = "**/v1/images/generations"
+# A stream in every form that the standard allows: comments, three kinds of line ends, data over two lines.
+STREAM = (
+    ': hi\r\n\r\nevent: a\r\ndata: {"x":\r\ndata: "é🍎"}\r\n\r\n'
+    "data:[1]\n\nevent:b\rdata: 2\r\rdata: [DONE]\n\n"
+)
+READ_STREAM = """async (text) => {
+    const { readEvents } = await import('./page/sse.js');
+    const bytes = new TextEncoder().encode(text);
+    const results = [];
+    for (let cut = 0; cut < bytes.length; cut += 1) {
+        const parts = [bytes.slice(0, cut), bytes.slice(cut)];
+        const body = ReadableStream.from(parts);
+        const events = [];
+        for await (const event of readEvents(body)) events.push(event);
+        results.push(events);
+    }
+    return results;
+}"""
+
+
+def rgba(seed: int, amount: float = 1.0, index: int = 0, size: tuple[int, int] = (128, 128)) -> bytes:
+    """The pixels of what the service draws."""
+    params = make_params(seed=seed, image_index=index, width=size[0], height=size[1])
+    with Image.open(io.BytesIO(draw_image(params, amount))) as image:
+        return image.convert("RGBA").tobytes()
+
+
+def refuse(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": "invalid_value"}
+    return {"status": status, "json": {"error": error, "request_id": "r-1"}}
+
+
+def test_previews_appear_and_then_the_image(page: Page, service: Service) -> None:
+    service.stub.is_stepped = True
+    page.fill("#prompt", "a blorp apple")
+    page.locator("#settings summary").click()
+    page.fill("#seed", "7")
+    page.press("#prompt", "Enter")
+    status, sheet = page.locator("#status"), page.locator("#sheet")
+    expect(status).to_have_text("Drawing…")
+    for number in (1, 2):
+        service.stub.step()
+        expect(status).to_have_text(f"Preview {number} of 2.")
+        expect(sheet).to_have_class("sheet under-way")
+        assert pixels(page) == ((128, 128), rgba(7, number / 3))
+        assert page.locator("#progress").get_attribute("value") == str(number)
+    service.stub.step()
+    wait_until_done(page)
+    expect(sheet).to_have_class("sheet")
+    assert pixels(page) == ((128, 128), rgba(7))
+    expect(page.locator("#image")).to_have_attribute("alt", "a blorp apple")
+    expect(status).to_have_text("The image took 2.50 s.")
+    assert service.stub.requests == [
+        {"model": "emoji-128", "prompt": "a blorp apple", "seed": 7, "stream": True, "partial_images": 2}
+    ]
+
+
+def test_an_image_says_what_it_cost_and_what_had_no_effect(page: Page) -> None:
+    draw(page, "a blorp apple")
+    names, values = (page.locator(f"#costs {tag}").all_inner_texts() for tag in ("dt", "dd"))
+    costs = dict(zip(names, values, strict=True))
+    assert costs == {
+        "Device time": "2.38 s",
+        "Total time": "2.50 s",
+        "Text": "0.25 s",
+        "Denoising": "1.75 s",
+        "Decoding": "0.38 s",
+        "Waiting": "0.69 s",
+        "Network evaluations": "5",
+        "Operations": "2.13 kFLOP",
+    }
+    assert page.locator("#notes li").all_inner_texts() == [
+        "Not known to the model, so without effect: blorp.",
+        "Prompt syntax of other programs, without effect: [x].",
+    ]
+
+
+def test_what_the_service_adjusted_is_said(page: Page) -> None:
+    adjusted = [
+        {"field": "size", "asked": "1024x1024", "used": "128x128"},
+        {"field": "stepz", "asked": 3, "used": None},
+    ]
+    edit = {"uploaded_size": "300x200", "crop": [50, 0, 250, 200]}
+    usage = {"adjusted": adjusted, "unknown_words": [], "prompt_syntax": [], "truncated": True, "edit": edit}
+    notes = page.evaluate(
+        "(answer) => import('./page/gallery.js').then(({ notesOf }) => notesOf({ answer }))",
+        {"usage": {"safelight": usage}},
+    )
+    assert notes == [
+        "size: 1024x1024 was changed to 128x128.",
+        "stepz: 3 had no effect.",
+        "Of the image that it started from, 200 × 200 of 300 × 200 pixels were used.",
+        "The prompt is longer than the model reads; its end had no effect.",
+    ]
+
+
+def test_every_setting_is_sent(page: Page, service: Service) -> None:
+    page.locator("#settings summary").click()
+    page.fill("#negative_prompt", "green")
+    page.select_option("#size", "160x96")
+    page.select_option("#solver", "ddim")
+    values = {"num_inference_steps": 9, "guidance_scale": 6.5, "n": 2, "seed": 3}
+    for field, value in values.items():
+        page.fill(f"#{field}", str(value))
+    page.fill("#previews", "0")
+    draw(page, "an apple")
+    assert service.stub.requests == [
+        {
+            "model": "emoji-128",
+            "prompt": "an apple",
+            "negative_prompt": "green",
+            "size": "160x96",
+            "solver": "ddim",
+            **values,
+            "stream": True,
+            "partial_images": 0,
+        }
+    ]
+    assert page.locator("#steps-slider").input_value() == "9"
+    assert pixels(page) == ((160, 96), rgba(3, size=(160, 96)))
+
+
+def test_a_setting_that_is_out_of_range_is_not_sent(page: Page, service: Service) -> None:
+    page.locator("#settings summary").click()
+    page.fill("#num_inference_steps", "201")
+    page.locator("#settings summary").click()
+    begin(page, "an apple")
+    expect(page.locator("#num_inference_steps")).to_be_focused()  # shown, though it was folded away
+    assert service.stub.requests == []
+
+
+@pytest.mark.parametrize("how", ["button", "key"])
+def test_cancelling_closes_the_connection(page: Page, service: Service, how: str) -> None:
+    service.stub.is_stepped = True
+    begin(page, "an apple")
+    service.stub.step()
+    expect(page.locator("#status")).to_have_text("Preview 1 of 2.")
+    if how == "button":
+        page.locator("#cancel").click()
+        expect(page.locator("#draw")).to_be_focused()
+    else:
+        page.keyboard.press("Escape")
+        expect(page.locator("#prompt")).to_be_focused()
+    assert service.stub.disconnected.wait(20)
+    expect(page.locator("#status")).to_have_text("Cancelled.")
+    expect(page.locator("#film")).to_be_hidden()
+    expect(page.locator("#empty")).to_be_visible()
+    service.stub.is_stepped = False
+    draw(page, "an apple")
+
+
+def test_a_service_without_streams_is_asked_without(page: Page, service: Service) -> None:
+    def refuse_streams(route: Route) -> None:
+        if (route.request.post_data_json or {}).get("stream"):
+            route.fulfill(**refuse(400, "stream: streaming is not supported yet; allowed: false.", "stream"))
+        else:
+            route.fallback()
+
+    page.route(ROUTE, refuse_streams)
+    service.backend.errors.append(QueueFull())
+    begin(page, "an apple")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Too many images are waiting; please try again later (in 2 s).")
+    expect(alert).to_contain_text("Request ")
+    draw(page, "an apple")
+    expect(alert).to_be_hidden()
+    expect(page.locator("#status")).to_contain_text("This service sends no previews")
+    assert pixels(page) == ((128, 128), rgba(seed_of(page)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (refuse(400, "solver 'x' is not served."), "solver 'x' is not served."),
+        (refuse(401, "A key is required."), "A key is required. Enter one under Key, at the top."),
+        ({"status": 502, "body": "<html>"}, "The service answered with status 502 and no reason."),
+        (
+            {"content_type": "text/event-stream", "body": ": nothing\n\n"},
+            "The service closed the connection before the end.",
+        ),
+        (None, "The service did not answer. Is it still running, and is the network up?"),
+    ],
+)
+def test_an_error_is_a_sentence(page: Page, answer: dict[str, Any] | None, sentence: str) -> None:
+    draw(page, "an apple")
+    page.route(ROUTE, lambda route: route.abort() if answer is None else route.fulfill(**answer))
+    begin(page, "another")
+    expect(page.get_by_role("alert").locator("p").first).to_have_text(sentence)
+    expect(page.locator("#caption")).to_have_text("an apple")  # the image before is shown again
+    assert page.locator("#frames li").count() == 1
+
+
+def test_a_fault_during_a_stream_is_a_sentence(page: Page) -> None:
+    begin(page, "diverge")
+    expect(page.get_by_role("alert")).to_have_text("The image diverged; try another seed.")
+    expect(page.locator("#empty")).to_be_visible()
+
+
+def test_a_page_without_a_service_can_try_again(page: Page) -> None:
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("The service did not answer.")
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    draw(page, "an apple")
+
+
+def test_the_same_seed_again_and_its_variations(page: Page, service: Service) -> None:
+    draw(page, "an apple")
+    seed = seed_of(page)
+    draw(page, "a pear")
+    page.get_by_role("button", name="Image 1: an apple").click()
+    expect(page.locator("#caption")).to_have_text("an apple")
+    page.get_by_role("button", name="Same seed again").click()
+    assert (page.input_value("#seed"), page.input_value("#prompt")) == (str(seed), "an apple")
+    expect(page.locator("#prompt")).to_be_focused()
+    page.get_by_role("button", name="Variations").click()
+    wait_until_done(page)
+    assert {"n": 4, "seed": seed}.items() <= service.stub.requests[-1].items()
+    assert page.locator("#frames .number").all_inner_texts() == ["6", "5", "4", "3", "2", "1"]
+    for number in (3, 4, 5, 6):
+        page.get_by_role("button", name=f"Image {number}: an apple").click()
+        assert pixels(page) == ((128, 128), rgba(seed, index=number - 3))
+    expect(page.locator("#facts")).to_contain_text(f"{seed}, image 4 of 4")
+
+
+def test_a_download_has_a_name_and_the_bytes(page: Page) -> None:
+    draw(page, "Étoile, 3d!")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "étoile-3d-1.png"
+    params = make_params(seed=seed_of(page), width=128, height=128)
+    assert download.value.path().read_bytes() == draw_image(params)
+
+
+def test_an_example_is_drawn_by_a_click(page: Page) -> None:
+    page.locator("#guide").get_by_role("button", name="octopus on black").click()
+    wait_until_done(page)
+    expect(page.locator("#caption")).to_have_text("octopus on black")
+
+
+def test_the_key_is_sent_and_kept_in_the_tab(page: Page) -> None:
+    page.locator("#key-panel summary").click()
+    page.fill("#key", "secret")
+    page.reload()
+    page.locator("#guide").wait_for()
+    with page.expect_request(ROUTE) as request:
+        draw(page, "an apple")
+    assert request.value.headers["authorization"] == "Bearer secret"
+    assert page.evaluate("localStorage.length") == 0
+
+
+def test_a_stream_is_read_however_it_is_cut(page: Page) -> None:
+    expected = [
+        {"type": "a", "data": {"x": "é🍎"}},
+        {"type": "message", "data": [1]},
+        {"type": "b", "data": 2},
+    ]
+    results = page.evaluate(READ_STREAM, STREAM)
+    assert len(results) == len(STREAM.encode())
+    for cut, events in enumerate(results):
+        assert events == expected, cut

@@ -1,0 +1,266 @@
+"""`POST /v1/images/edits`: what clients may send, what reaches the backend, and what the answer says."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.service.http.gateway import build_gateway
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.messages import Upload
+from safelight.service.settings import Settings
+from tests.fakes import MODEL, SOURCE, USAGE, FakeBackend
+from tests.service.http.uploads import BAD_FILES, SIDE, as_json, data_url, mask, photo, png
+from tests.service.inprocess_backend import InProcessBackend
+
+ROUTE = "/v1/images/edits"
+FORM = {"prompt": "a red apple"}
+JSON = {"content-type": "application/json"}
+
+
+def multipart(parts: list[tuple[str, bytes]], end: bytes = b"--X--\r\n") -> bytes:
+    """A form with the boundary X, whose parts have any headers."""
+    return b"".join(b"--X\r\n" + head.encode() + b"\r\n\r\n" + body + b"\r\n" for head, body in parts) + end
+
+
+def post_form(client: TestClient, body: bytes, boundary: str = "; boundary=X") -> Any:
+    return client.post(ROUTE, content=body, headers={"content-type": f"multipart/form-data{boundary}"})
+
+
+TEXT_PART = ('content-disposition: form-data; name="prompt"', b"a red apple")
+FILE_PART = ('content-disposition: form-data; name="image"; filename="a.png"', b"file")
+
+
+def test_a_form_with_files_becomes_an_upload(client: TestClient, backend: FakeBackend) -> None:
+    files = {"image": ("a.png", b"image", "image/png"), "mask": ("m.png", b"mask", "image/png")}
+    fields = FORM | {"strength": "0.5", "n": "2", "seed": "7", "num_inference_steps": "8"}
+    response = client.post(ROUTE, data=fields, files=files)
+    assert response.status_code == 200, response.text
+    assert backend.uploads == [Upload(b"image", b"mask", None)]
+    images = [params for params, _ in backend.drawn if params.seed == 7]
+    assert [(image.image_index, image.width, image.height) for image in images] == [(0, 16, 8), (1, 16, 8)]
+    edit = images[0].edit
+    assert edit is not None and (edit.strength, edit.is_inpainting, images[0].steps_taken) == (0.5, True, 4)
+
+
+IMAGE_FIELDS: dict[str, dict[str, Any]] = {
+    "images of objects": {"images": [{"image_url": data_url(b"image")}]},
+    "images of texts": {"images": [data_url(b"image")]},
+    "an image": {"image": data_url(b"image", "image/webp")},
+    "base64 alone": {"image": base64.b64encode(b"image").decode()},
+    "broken into lines": {"image": base64.encodebytes(b"image").decode()},
+    "a nested address": {"image": {"image_url": {"url": data_url(b"image")}}},
+    "the brackets of a form": {"image[]": [data_url(b"image")]},
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_FIELDS)
+def test_json_may_hold_the_image_in_any_of_these_ways(
+    name: str, client: TestClient, backend: FakeBackend
+) -> None:
+    response = client.post(ROUTE, json=FORM | IMAGE_FIELDS[name])
+    assert response.status_code == 200, response.text
+    assert backend.uploads == [Upload(b"image", None, None)]
+
+
+def test_json_may_hold_a_mask(client: TestClient, backend: FakeBackend) -> None:
+    fields = {"image": data_url(b"image"), "mask": {"image_url": data_url(b"mask")}, "size": "8x8"}
+    assert client.post(ROUTE, json=FORM | fields).status_code == 200
+    assert backend.uploads == [Upload(b"image", b"mask", (8, 8))]
+
+
+@pytest.mark.parametrize("name", ["image", "image[]", "images", "image[0]"])
+def test_a_file_may_have_any_of_these_names(name: str, client: TestClient, backend: FakeBackend) -> None:
+    assert client.post(ROUTE, data=FORM, files={name: b"image"}).status_code == 200
+    assert backend.uploads[0].image == b"image"
+
+
+@pytest.mark.parametrize(
+    ("has_mask", "strength"), [(False, 0.6), (True, 1.0)], ids=["without a mask", "with a mask"]
+)
+def test_the_default_strength(
+    has_mask: bool, strength: float, client: TestClient, backend: FakeBackend
+) -> None:
+    files = {"image": b"image"} | ({"mask": b"mask"} if has_mask else {})
+    client.post(ROUTE, data=FORM, files=files)
+    edit = backend.drawn[-1][0].edit
+    assert edit is not None and edit.strength == strength
+
+
+def test_the_answer_says_what_became_of_the_upload_and_what_it_cost(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    answer = client.post(ROUTE, data=FORM | {"n": "2"}, files={"image": b"image"}).json()
+    assert answer["size"] == "16x8"
+    usage = answer["usage"]
+    assert usage["safelight"]["edit"] == {
+        "strength": 0.6, "inpainting": False, "steps_taken": 3, "uploaded_size": "33x16",
+        "crop": [0, 0, 32, 16], "device_seconds": SOURCE.cost.device_seconds,
+    }  # fmt: skip
+    assert usage["safelight"]["device_seconds"]["decode"] == 2 * USAGE.decode.device_seconds + 0.5
+    assert usage["safelight"]["flops"] == 2 * USAGE.flops + SOURCE.cost.flops
+    assert usage["safelight"]["queue_seconds"] == 2 * USAGE.queue_seconds + SOURCE.cost.queue_seconds
+    assert usage["input_tokens_details"] == {"text_tokens": 6, "image_tokens": 17}
+    assert usage["input_tokens"] == 23 and usage["total_tokens"] == 23 + usage["output_tokens"]
+
+
+def test_a_generation_says_nothing_of_an_edit(client: TestClient) -> None:
+    usage = client.post("/v1/images/generations", json=FORM).json()["usage"]
+    assert usage["safelight"]["edit"] is None
+    assert usage["input_tokens_details"]["image_tokens"] == 0
+
+
+BAD_BODIES: dict[str, tuple[bytes, int, str | None]] = {
+    "no image": (as_json(FORM), 400, "image"),
+    "no prompt": (as_json({"image": data_url(b"x")}), 400, "prompt"),
+    "two images": (as_json(FORM | {"images": [data_url(b"a"), data_url(b"b")]}), 400, "image"),
+    "two masks": (as_json(FORM | {"image": "QQ==", "mask": ["QQ==", "QQ=="]}), 400, "mask"),
+    "an address": (as_json(FORM | {"image": "https://example.org/a.png"}), 400, "image"),
+    "a file's address": (as_json(FORM | {"image": "file:///etc/passwd"}), 400, "image"),
+    "a file's id": (as_json(FORM | {"images": [{"file_id": "file-1"}]}), 400, "image"),
+    "an empty object": (as_json(FORM | {"image": {}}), 400, "image"),
+    "a number": (as_json(FORM | {"image": 3}), 400, "image"),
+    "no base64": (as_json(FORM | {"image": "data:image/png;base64,?"}), 400, "image"),
+    "data without base64": (as_json(FORM | {"image": "data:image/png,abc"}), 400, "image"),
+    "strength of 2": (as_json(FORM | {"image": "QQ==", "strength": 2}), 400, "strength"),
+    "strength in words": (as_json(FORM | {"image": "QQ==", "strength": "high"}), 400, "strength"),
+    "strength true": (as_json(FORM | {"image": "QQ==", "strength": True}), 400, "strength"),
+    "strength NaN": (b'{"prompt": "a", "image": "QQ==", "strength": NaN}', 400, "strength"),
+    "too few steps": (
+        as_json(FORM | {"image": "QQ==", "strength": 0.1, "solver": "plms"}), 400, "strength",
+    ),
+    "fidelity": (as_json(FORM | {"image": "QQ==", "input_fidelity": "max"}), 400, "input_fidelity"),
+    "no json": (b"{", 400, None),
+    "a list": (b"[]", 400, None),
+    "deeply nested": (b"[" * 100_000, 400, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_bad_body_is_refused_by_its_field(name: str, client: TestClient, backend: FakeBackend) -> None:
+    body, status, param = BAD_BODIES[name]
+    response = client.post(ROUTE, content=body, headers=JSON)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param
+    assert backend.uploads == []
+
+
+BAD_FORMS: dict[str, tuple[bytes, str]] = {
+    "truncated in a file": (multipart([TEXT_PART, FILE_PART])[:-20], "ends before its last boundary"),
+    "without its last boundary": (multipart([TEXT_PART, FILE_PART], b""), "ends before its last boundary"),
+    "empty": (b"", "ends before its last boundary"),
+    "no form": (b'{"prompt": "a"}', "not a valid form"),
+    "another boundary": (multipart([TEXT_PART]).replace(b"--X", b"--Y"), "not a valid form"),
+    "a part without a name": (multipart([("content-disposition: form-data", b"a")]), "not a valid form"),
+    "too many files": (multipart([TEXT_PART] + [FILE_PART] * 18), "Too many files"),
+    "too many fields": (multipart([TEXT_PART] * 101), "Too many fields"),
+    "a broken header": (multipart([("no colon here", b"a")]), "not a valid form"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FORMS)
+def test_a_bad_form_is_refused(name: str, client: TestClient, backend: FakeBackend) -> None:
+    body, says = BAD_FORMS[name]
+    response = post_form(client, body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "invalid_json"
+    assert says in response.json()["error"]["message"]
+    assert backend.uploads == []
+
+
+def test_a_file_in_place_of_a_text_is_read_or_refused(client: TestClient, backend: FakeBackend) -> None:
+    response = client.post(ROUTE, files={"image": b"image", "prompt": "äpple".encode()})
+    assert response.status_code == 200 and backend.drawn[-1][0].prompt == "äpple"
+    response = client.post(ROUTE, data=FORM, files={"image": b"image", "seed": b"\xff\xfe"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "seed")
+
+
+def test_a_deeply_nested_text_is_refused(client: TestClient) -> None:
+    response = client.post(ROUTE, data=FORM | {"n": "[" * 100_000}, files={"image": b"image"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+
+
+def test_a_form_without_a_boundary_is_refused(client: TestClient) -> None:
+    assert "boundary" in post_form(client, multipart([TEXT_PART]), "").json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/png", ""])
+def test_another_content_type_is_refused(kind: str, client: TestClient) -> None:
+    response = client.post(ROUTE, content=b"x", headers={"content-type": kind})
+    assert response.status_code == 415
+    assert "multipart/form-data" in response.json()["error"]["message"]
+
+
+def test_a_body_beyond_the_limit_is_refused(backend: FakeBackend) -> None:
+    with TestClient(build_gateway(backend, MODEL, Settings(max_upload_bytes=1000))) as client:
+        assert client.post(ROUTE, data=FORM, files={"image": bytes(1001)}).status_code == 413
+        assert client.post(ROUTE, json=FORM | {"image": data_url(bytes(900))}).status_code == 413
+        assert client.post(ROUTE, data=FORM, files={"image": bytes(500)}).status_code == 200
+
+
+def test_an_upload_that_cannot_be_edited_is_the_clients_fault(client: TestClient) -> None:
+    response = client.post(ROUTE, data=FORM, files={"image": b"bad"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "image"
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[TestClient]:
+    """A gateway over the stages of the model `tiny`."""
+    model = find_model("tiny")
+    pipeline = InProcessPipeline(model, Settings(model="tiny"))
+    pipeline.wait()
+    with TestClient(build_gateway(InProcessBackend(pipeline), model, Settings(model="tiny"))) as client:
+        yield client
+    pipeline.close()
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_answered_through_the_stages(name: str, real: TestClient) -> None:
+    bad = BAD_FILES[name]()
+    files = {"image": bad.image} | ({} if bad.mask is None else {"mask": bad.mask})
+    response = real.post(ROUTE, data=FORM | {"num_inference_steps": "1"}, files=files)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["param"], error["type"]) == (bad.param, "invalid_request_error")
+    assert bad.says in error["message"]
+
+
+def edit(client: TestClient, **fields: Any) -> tuple[dict[str, Any], np.ndarray, bytes]:
+    """The usage, the pixels and the file of an edit of `photo`."""
+    body = FORM | {"image": data_url(png()), "num_inference_steps": 4, "seed": 3} | fields
+    response = client.post(ROUTE, json=body)
+    assert response.status_code == 200, response.text
+    file = base64.b64decode(response.json()["data"][0]["b64_json"])
+    return response.json()["usage"]["safelight"], np.asarray(Image.open(io.BytesIO(file))), file
+
+
+def test_an_inpainting_keeps_every_pixel_outside_the_mask(real: TestClient) -> None:
+    usage, pixels, file = edit(real, mask=data_url(png(mask())))
+    source = np.asarray(photo())
+    assert np.array_equal(pixels[:, :32], source[:, :32])
+    assert np.abs(pixels[:, 32:].astype(int) - source[:, 32:]).mean() > 10.0
+    assert (usage["nfe"], usage["edit"]["inpainting"]) == (4, True)
+    exact = json.loads(Image.open(io.BytesIO(file)).info["safelight"])
+    assert (exact["strength"], exact["inpainting"], exact["size"]) == (1.0, True, f"{SIDE}x{SIDE}")
+
+
+def test_only_the_steps_that_are_taken_are_charged(real: TestClient) -> None:
+    whole, part = edit(real, strength=1)[0], edit(real, strength=0.5)[0]
+    assert (whole["nfe"], part["nfe"], part["edit"]["steps_taken"]) == (4, 2, 2)
+    assert part["num_inference_steps"] == 4
+
+
+def test_the_same_edit_has_the_same_bytes_and_full_strength_is_a_generation(real: TestClient) -> None:
+    assert edit(real, strength=0.5)[2] == edit(real, strength=0.5)[2]
+    body = FORM | {"num_inference_steps": 4, "seed": 3}
+    generated = real.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(generated))))
+    assert np.array_equal(edit(real, strength=1)[1], pixels)
