@@ -5,7 +5,7 @@ All of them are admitted, recorded, logged, traced and charged here, and so alik
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -55,9 +55,6 @@ class ImagePlan:
     params: list[GenerationParams]
     output: ImageFormat
     upload: Upload | None = None
-
-    def with_params(self, params: list[GenerationParams]) -> "ImagePlan":
-        return replace(self, params=params)
 
 
 @dataclass(frozen=True)

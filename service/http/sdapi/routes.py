@@ -1,6 +1,6 @@
 """The routes of `/sdapi/v1`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,20 +9,20 @@ from starlette.requests import Request
 
 from safelight.pipeline.engine.image_metadata import parameters_text
 from safelight.service.http.gateway_parts import Gateway
-from safelight.service.http.generation import OpenRequest, generate_images, open_request, plan_images
+from safelight.service.http.generation import ImagePlan, OpenRequest, generate_images, open_request
 from safelight.service.http.openapi import GENERATION_ERRORS, OTHER_ERRORS
 from safelight.service.http.request_body import read_json_body, unless_gone
 from safelight.service.http.sdapi.fields import (
     describe_info,
     describe_parameters,
     encode_images,
-    generation_fields,
-    with_seeds,
 )
 from safelight.service.http.sdapi.jobs import Jobs
-from safelight.service.http.sdapi.reading import read_fields, read_object
+from safelight.service.http.sdapi.plans import plan_img2img, plan_txt2img
+from safelight.service.http.sdapi.reading import read_object
 from safelight.service.http.sdapi.samplers import list_samplers, list_schedulers
 from safelight.service.http.sdapi.schemas import (
+    EDIT_SCHEMA,
     REQUEST_SCHEMA,
     Drawn,
     Named,
@@ -34,6 +34,7 @@ from safelight.service.http.sdapi.schemas import (
 )
 
 PREFIX = "/sdapi/v1"
+ReadPlan = Callable[[Mapping[str, object], Gateway], ImagePlan]
 # Lists of things that there are none of here. Programs ask for them at start and take an error for no server.
 EMPTY_LISTS = ("latent-upscale-modes", "sd-vae", "loras", "hypernetworks", "prompt-styles", "face-restorers")
 
@@ -48,31 +49,44 @@ def add_sdapi_routes(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
-    @app.post(
-        f"{PREFIX}/txt2img",
-        response_model=Drawn,
-        responses=GENERATION_ERRORS | {409: OTHER_ERRORS["default"]},
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": REQUEST_SCHEMA}}}
-        },
-        summary="Draw images from a text, as AUTOMATIC1111 does",
-    )
-    async def txt2img(request: Request) -> Response:
-        with open_request(request, gateway, base_url="") as opened:
-            return await _draw(request, opened, jobs)
+    def add(name: str, schema: dict[str, Any], read_plan: ReadPlan, limit: int, summary: str) -> None:
+        @app.post(
+            f"{PREFIX}/{name}",
+            response_model=Drawn,
+            responses=GENERATION_ERRORS | {409: OTHER_ERRORS["default"]},
+            openapi_extra={
+                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
+            },
+            summary=summary,
+            operation_id=name,
+        )
+        async def draw(request: Request) -> Response:
+            with open_request(request, gateway, "", name) as opened:
+                sent = read_object(await read_json_body(request, limit, gateway.settings.body_seconds))
+                return await _draw(request, opened, jobs, sent, read_plan(sent, gateway))
 
-
-async def _draw(request: Request, opened: OpenRequest, jobs: Jobs) -> Response:
-    """Answer one request for images."""
-    gateway = opened.gateway
     settings = gateway.settings
-    sent = read_object(await read_json_body(request, settings.max_body_bytes, settings.body_seconds))
-    plan = plan_images(read_fields(generation_fields(sent), gateway), gateway)
-    plan = plan.with_params(with_seeds(plan.params))
-    first = plan.params[0]
-    work = jobs.run(generate_images(plan, opened), _caller(request), len(plan.params), first.num_steps)
+    add("txt2img", REQUEST_SCHEMA, plan_txt2img, settings.max_body_bytes, "Draw as AUTOMATIC1111 does")
+    add("img2img", EDIT_SCHEMA, plan_img2img, settings.max_upload_bytes, "Edit as AUTOMATIC1111 does")
+
+
+async def _draw(
+    request: Request, opened: OpenRequest, jobs: Jobs, sent: Mapping[str, object], plan: ImagePlan
+) -> Response:
+    """Answer one request for images.
+
+    Args:
+        request: The request.
+        opened: Its record.
+        jobs: The requests under way.
+        sent: Its body.
+        plan: What is drawn for it.
+    """
+    work = jobs.run(
+        generate_images(plan, opened), _caller(request), len(plan.params), plan.params[0].steps_taken
+    )
     generation = await unless_gone(request, work)
-    model_id = gateway.model.id
+    model_id = opened.gateway.model.id
     infotexts = [parameters_text(params, model_id) for params in generation.params]
     drawn = Drawn(
         images=encode_images(generation, sent.get("send_images") is not False),

@@ -26,6 +26,19 @@ REQUEST_SCHEMA: dict[str, Any] = {
     },
 }
 
+EDIT_SCHEMA: dict[str, Any] = REQUEST_SCHEMA | {
+    "required": ["prompt", "init_images"],
+    "properties": REQUEST_SCHEMA["properties"]
+    | {
+        "init_images": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "The image to edit, in base64 or as a data: URL.",
+        },
+        "denoising_strength": {"description": "0 to 1: how much is redrawn; default 0.75."},
+    },
+}
+
 
 class Drawn(BaseModel):
     """The images, and what was drawn."""

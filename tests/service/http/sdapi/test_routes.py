@@ -227,6 +227,34 @@ def test_requests_are_recorded_logged_and_limited_as_all_others(
     assert line.fields["images"] == 2 and line.fields["model"] == MODEL.id  # type: ignore[attr-defined]
 
 
+def test_an_image_is_edited(client: TestClient, backend: FakeBackend) -> None:
+    source = base64.b64encode(b"an image").decode()
+    images = [f"data:image/png;base64,{source}"]
+    fields = {"prompt": "p", "seed": 7, "denoising_strength": 0.5, "init_images": images}
+    response = client.post("/sdapi/v1/img2img", json=fields)
+    assert response.status_code == 200, response.text
+    params = backend.drawn[-1][0]
+    assert params.edit is not None and (params.edit.strength, params.edit.is_inpainting) == (0.5, False)
+    assert params.seed == 7 and len(response.json()["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "init_images"),
+        ({"init_images": []}, "init_images"),
+        ({"init_images": ["!"]}, "image"),
+        ({"init_images": ["eA=="], "mask": "eA=="}, "mask"),
+        ({"init_images": ["eA=="], "denoising_strength": "much"}, "denoising_strength"),
+    ],
+)
+def test_an_edit_that_cannot_be_drawn_is_refused(
+    client: TestClient, fields: dict[str, Any], param: str
+) -> None:
+    response = client.post("/sdapi/v1/img2img", json={"prompt": "p"} | fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 @pytest.fixture
 def waiting(client: TestClient, backend: FakeBackend) -> Iterator[Any]:
     """A request for two images that waits in the backend; the result of its call."""
