@@ -16,9 +16,9 @@ from safelight.service.errors import StoreFailed
 from safelight.service.image_store.locations import FOLDER_MODE, folder_of, is_bucket
 from safelight.service.image_store.signing_key import BadKey, bucket_key, folder_key
 
-# obstore's defaults, ten attempts within three minutes of half a minute each, are long for a waiting caller.
+# obstore's defaults, ten attempts within three minutes, are long for a waiting caller. Options of its HTTP
+# client are left alone: any that is set here would replace all that the environment sets.
 BUCKET_OPTIONS: dict[str, Any] = {
-    "client_options": {"timeout": timedelta(seconds=10)},
     "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
 }
 OS_ERROR = re.compile(r"([^:\n]+) \(os error \d+\)")

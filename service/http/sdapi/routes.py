@@ -154,6 +154,10 @@ def _add_options(app: FastAPI, gateway: Gateway) -> None:
             "CLIP_stop_at_last_layers": 1,
         }
 
-    @app.post(f"{PREFIX}/options", summary="Accepted and ignored: one model is served, and nothing is set")
+    @app.post(
+        f"{PREFIX}/options",
+        responses={200: {"content": {"application/json": {"schema": {"type": "null"}}}}},
+        summary="Accepted and ignored: one model is served, and nothing is set",
+    )
     async def set_options() -> None:
         return None
