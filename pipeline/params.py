@@ -55,6 +55,17 @@ class GenerationParams:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewRequest:
+    """How many previews an image should have, of which those before `first` are not made (again)."""
+
+    count: int = 0
+    first: int = 0
+
+
+NO_PREVIEWS = PreviewRequest()
+
+
+@dataclass(frozen=True, slots=True)
 class TextReport:
     """How the text encoder tokenized a prompt."""
 

@@ -9,6 +9,7 @@ from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
 from safelight.service.backend import Backend
+from safelight.service.previews import MAX_PREVIEWS
 from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
 from safelight.service.ray_serve.deployments import (
     ColocatedDeployment,
@@ -107,7 +108,9 @@ def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings
     """
     minimum, maximum = replica_range(name, replicas)
     options = _options(settings, num_gpus)
-    all_calls = settings.max_pictures + STATUS_CALLS
+    # a decoder also takes all previews, lest they keep out images that are done
+    calls_per_image = 1 + MAX_PREVIEWS if stage is DecodeDeployment else 1
+    all_calls = calls_per_image * settings.max_pictures + STATUS_CALLS
     if minimum == maximum:
         options |= {
             "num_replicas": minimum,

@@ -13,6 +13,7 @@ from safelight.service.messages import (
     StageStatus,
     Upload,
 )
+from safelight.service.previews import PreviewSink
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -26,8 +27,17 @@ class Backend(Protocol):
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        """Generate one image, an edit from its `source`; cancelling takes the image out of the batch."""
+        """Generate one image; cancelling the call takes the image out of the batch.
+
+        Args:
+            params: The image.
+            output: The file's format.
+            context: The request that it belongs to.
+            source: Of an edit.
+            previews: Gets the image's previews until the call returns.
+        """
         ...
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:

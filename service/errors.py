@@ -15,6 +15,7 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
 │   └── WrongContentType     415
+│       └── UnsupportedEncoding  415  of the body: compression or character set
 ├── ClientGone               499  never sent: the client has disconnected
 │   └── Interrupted          409  the client has asked for an end
 ├── QueueFull                429
@@ -40,6 +41,8 @@ class ServiceError(Exception):
     message = "The service could not draw the image; please try again."
     # Seconds; None where a retry is of no use.
     retry_after: int | None = 5
+    # Whether a client should send the same request again by itself.
+    should_retry = True
 
     def __init__(self, message: str | None = None, param: str | None = None):
         super().__init__(message or self.message)
@@ -47,7 +50,9 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        # OpenAI's clients send 408, 409, 429 and all of 500 and above again, unless this says no
+        return headers if self.should_retry else headers | {"x-should-retry": "false"}
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object, always with all four keys."""
@@ -62,6 +67,7 @@ class InvalidRequest(ServiceError):
     code = "invalid_value"
     message = "The request is not valid."
     retry_after = None
+    should_retry = False
 
 
 class MalformedBody(InvalidRequest):
@@ -80,7 +86,7 @@ class Unauthorized(InvalidRequest):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"www-authenticate": "Bearer"}  # RFC 9110: every 401 names its scheme
+        return super().headers | {"www-authenticate": "Bearer"}  # RFC 9110: every 401 names its scheme
 
 
 class ModelNotFound(InvalidRequest):
@@ -128,6 +134,7 @@ class MethodNotAllowed(InvalidRequest):
 class BodyTooSlow(InvalidRequest):
     status = 408
     code = "request_timeout"
+    should_retry = True
 
 
 class BodyTooLarge(InvalidRequest):
@@ -141,11 +148,20 @@ class WrongContentType(InvalidRequest):
     message = "The body must be JSON: send the header content-type: application/json."
 
 
+class UnsupportedEncoding(WrongContentType):
+    code = "unsupported_encoding"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return super().headers | {"accept-encoding": "gzip, deflate"}  # RFC 7694
+
+
 class ClientGone(ServiceError):
     status = 499
     code = "client_gone"
     message = "The client went away before its image was drawn."
     retry_after = None
+    should_retry = False
 
 
 class Interrupted(ClientGone):
@@ -167,6 +183,7 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
     message = "The image was not finished in time; please try again later."
     retry_after = 10
+    should_retry = False  # at once: an overloaded service would work on it for the whole deadline again
 
 
 class ShuttingDown(ServiceError):
@@ -188,6 +205,7 @@ class StageFailed(ServiceError):
 class BrokenImage(StageFailed):
     code = "broken_picture"
     retry_after = None
+    should_retry = False
 
 
 class StageLost(StageFailed):

@@ -19,11 +19,14 @@ from safelight.service.messages import (
     EncodedSource,
     ImageFormat,
     PreparedSource,
+    Preview,
+    PreviewLatents,
     RequestContext,
     Upload,
     with_size_of,
     with_source_usage,
 )
+from safelight.service.previews import PreviewDecoding, PreviewSink
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
@@ -65,11 +68,21 @@ class InProcessPipeline:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
+        """Generate one image: see `Backend.generate`."""
         content: EncodedSource | None = None if source is None else source.content
         conditioning = await self.encoder.encode(params, context)
-        denoised = await self.denoiser.generate(conditioning, params, context, content)
-        return await self.decoder.decode(denoised, params, output, context, content)
+
+        async def decode(latents: PreviewLatents) -> Preview | None:
+            return await self.decoder.decode_preview(latents, output, context, content)
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoised = await self.denoiser.generate(
+                conditioning, params, context, content, decoding.request, decoding.start
+            )
+            result = await self.decoder.decode(denoised, params, output, context, content)
+            return decoding.charge(result)
 
     async def generate_all(
         self, images: Sequence[GenerationParams], output: ImageFormat, upload: Upload | None = None
@@ -149,7 +162,7 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
     """Make the decoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
-        from safelight.pipeline.engine.image_files import encode_image
+        from safelight.pipeline.engine.image_files import encode_image, encode_preview
         from safelight.pipeline.engine.source_image import read_source
 
     def make() -> ImageDecoder:
@@ -159,7 +172,9 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
             num_threads=settings.decode_threads or _threads_for(model_profile(model).decode(height, width)),
         )
 
-    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
+    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams | None) -> bytes:
+        if params is None:
+            return encode_preview(pixels, output.format, output.compression, settings.mark_images)
         return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
 
     def read(upload: Upload) -> SourceImage:

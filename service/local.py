@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.service.previews import MAX_PREVIEWS
 from safelight.service.runtime.addresses import Address, find_address
 from safelight.service.runtime.environment import bypass_proxies, service_environment
 from safelight.service.runtime.readiness import ask_readiness
@@ -146,8 +147,8 @@ def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) 
 def _image_bytes(model: ModelInfo, is_split: bool) -> int:
     """The most that one image leaves in the object store until it is answered.
 
-    Between split stages these are the states of its two texts and its latents; in any layout its file, which
-    is at most its pixels.
+    Between split stages these are the states of its two texts, and the latents of the image and its previews;
+    in any layout its file, which is at most its pixels.
     """
     profile = model_profile(model)
     pixels = max(width * height for width, height in model.sizes)
@@ -155,7 +156,7 @@ def _image_bytes(model: ModelInfo, is_split: bool) -> int:
     if not is_split:
         return file
     latents = FLOAT32_BYTES * profile.latent_channels * pixels // profile.scale**2
-    return 2 * profile.text_bytes + latents + file
+    return 2 * profile.text_bytes + (1 + MAX_PREVIEWS) * latents + file
 
 
 def _start_ray(report_progress: ProgressCallback, store_bytes: int) -> None:

@@ -90,6 +90,26 @@ class DenoiseResult:
     text: TextReport
     encode: StageCost
     denoise: DenoiseUsage
+    image_id: str = ""  # ties previews to their image; empty without previews
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewLatents:
+    """What an image that is being denoised would be by its latest tick."""
+
+    image_id: str  # as in `DenoiseResult`
+    index: int  # 0 for the image's first preview
+    latents: Tensor
+    budget_seconds: float  # device time that decoding it may take
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A preview of an unfinished image: the bytes of its file, and its cost in the decoder."""
+
+    index: int  # 0 for the image's first preview
+    image: bytes
+    cost: StageCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +120,13 @@ class ImageUsage:
     encode: StageCost
     denoise: DenoiseUsage
     decode: StageCost
+    previews: tuple[StageCost, ...] = ()  # in the decoder
     source: SourceReport | None = None  # of the first image of an edit: one upload serves the whole request
 
     @property
     def stages(self) -> dict[str, StageCost]:
-        decode = self.decode if self.source is None else self.decode + self.source.cost
+        """The costs by stage; the decoder's are also those of previews and of the source."""
+        decode = sum(self.previews, self.decode if self.source is None else self.decode + self.source.cost)
         return {"encode": self.encode, "denoise": self.denoise.cost, "decode": decode}
 
     @property
@@ -135,6 +157,7 @@ class StageStatus:
 
     is_asleep: bool = False  # scaled to zero replicas; the next image starts one
     images: int = 0  # finished
+    previews: int = 0  # decoded
     running: int = 0
     waiting: int = 0
     ticks: int = 0

@@ -16,6 +16,9 @@ SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
 PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._~/-]*)?")
 NO_STORE = "none"  # the value of `image_store` that turns links off
 MIN_KEY_CHARACTERS = 32
+ALIAS = re.compile(r"[A-Za-z0-9._:@+/*-]{1,128}")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]{1,255}")
+ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}")
 VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # How one model's value is parsed, in each setting that may have a value for every model.
 MODEL_VALUES: dict[str, Callable[[str], Any]] = {
@@ -83,6 +86,39 @@ def check_served_name(value: str) -> str:
         raise ValueError(
             "served_name must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
             f"and nothing empty between slashes; got {value[:200]!r}"
+        )
+    return value
+
+
+def names_in(value: str) -> tuple[str, ...]:
+    """The names in a text that separates them by commas."""
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
+def check_aliases(value: str) -> str:
+    for name in names_in(value):
+        if not ALIAS.fullmatch(name):
+            raise ValueError(
+                "aliases must be names of 1 to 128 letters, digits and any of ._:@+/-*, separated by commas; "
+                f"got {name[:200]!r}"
+            )
+    return value
+
+
+def check_origins(value: str) -> str:
+    for origin in names_in(value):
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise ValueError(
+                "cors_origins must be origins such as https://chat.example.com, without a path, separated by "
+                f"commas, or *; got {origin[:200]!r}"
+            )
+    return value
+
+
+def check_root_path(value: str) -> str:
+    if value and not ROOT_PATH.fullmatch(value):
+        raise ValueError(
+            f"root_path must be a path such as /safelight, without a slash at its end; got {value[:200]!r}"
         )
     return value
 

@@ -22,13 +22,16 @@ from safelight.service.setting_types import (
     PositiveFloat,
     PositiveInt,
     StageReplicas,
+    check_aliases,
     check_folder,
     check_gateway_replicas,
     check_image_store,
     check_link_key,
     check_max_rows,
+    check_origins,
     check_port,
     check_public_url,
+    check_root_path,
     check_served_name,
     check_variant,
     replica_range,
@@ -77,6 +80,11 @@ class Settings(BaseSettings):
         description="Name under which the model is served: in requests, `/v1/models`, images, accounting and "
         "metrics. Empty: an embedded model's name, the id in the Hugging Face cache, or the folder's name.",
     )
+    aliases: Annotated[str, AfterValidator(check_aliases)] = Field(
+        "",
+        description="Further names by which requests may ask for the model, separated by commas; a `*` "
+        "stands for any text, so that `*` alone takes every name. OpenAI's names are taken anyway.",
+    )
     variant: Annotated[str, AfterValidator(check_variant)] = Field(
         "",
         description="Variant of the weight files, such as `fp16` for `model.fp16.safetensors`; parts without "
@@ -107,6 +115,21 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
     port: Annotated[int, AfterValidator(check_port)] = Field(
         8000, description="TCP port on which HTTP is served, 0 to 65535; 0 takes any free port."
+    )
+    root_path: Annotated[str, AfterValidator(check_root_path)] = Field(
+        "",
+        description="Path below which a proxy in front serves the service, such as `/safelight`, whether it "
+        "takes it away or not. Empty: the proxy's header `X-Forwarded-Prefix`, else none.",
+    )
+    cors_origins: Annotated[str, AfterValidator(check_origins)] = Field(
+        "",
+        description="Origins whose web pages may call the service from a browser, such as "
+        "`https://chat.example.com`, separated by commas; `*` for all. Empty: none but its own.",
+    )
+    strict: bool = Field(
+        False,
+        description="Whether a request is refused if a field is unknown or is not written as docs/api.md "
+        "says; else it is read as far as it can be understood, and the answer lists what was adjusted.",
     )
     stages: Literal["split", "colocated"] = Field(
         "split",

@@ -78,7 +78,9 @@ ARROWS: dict[str, str] = {
         "models.checkpoints pipeline.catalog pipeline.errors service.model_values service.setting_types "
         "service.settings"
     ),
-    "service.backend": "pipeline.params service.messages",
+    "service.previews": "pipeline.params service.messages service.runtime",
+    "service.image_stream": "pipeline.params service.messages",
+    "service.backend": "pipeline.params service.messages service.previews",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.stages": (
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
@@ -86,34 +88,36 @@ ARROWS: dict[str, str] = {
     ),
     "service.telemetry": "service.messages service.setting_types service.settings service.usage",
     "service.dispatcher": (
-        "pipeline.params service.backend service.errors service.messages service.runtime "
-        "service.settings service.telemetry service.usage"
+        "pipeline.params service.backend service.errors service.image_stream service.messages "
+        "service.previews service.runtime service.settings service.telemetry service.usage"
     ),
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
-        "pipeline.engine pipeline.params service.messages service.runtime service.settings "
-        "service.stages"
+        "pipeline.engine pipeline.params service.messages service.previews service.runtime "
+        "service.settings service.stages"
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
-        "service.backend service.dispatcher service.errors service.image_store service.messages "
+        "service.backend service.dispatcher service.errors service.image_store service.image_stream "
+        "service.messages service.previews "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
-        "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "
-        "service.inprocess service.messages service.runtime service.served_model service.settings"
+        "pipeline.catalog pipeline.errors service.errors service.http "
+        "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
         "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
-        "service.http service.inprocess service.messages service.settings service.stages "
-        "service.telemetry service.usage"
+        "service.http service.inprocess service.messages service.previews service.runtime "
+        "service.settings service.stages service.telemetry service.usage"
     ),
     "service.app": (
-        "service.backend service.ray_serve service.served_model service.setting_types service.settings"
+        "service.backend service.previews service.ray_serve service.served_model service.setting_types "
+        "service.settings"
     ),
     "service.local": (
-        "pipeline.capacity pipeline.catalog service.app service.runtime service.served_model "
-        "service.setting_types service.settings"
+        "pipeline.capacity pipeline.catalog service.app service.previews service.runtime "
+        "service.served_model service.setting_types service.settings"
     ),
     "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",

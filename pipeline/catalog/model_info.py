@@ -9,7 +9,7 @@ from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 
-MAX_PROMPT_CHARACTERS = 4000
+MAX_PROMPT_CHARACTERS = 32_000
 MIN_STEPS, MAX_STEPS = 1, 200
 MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE = 0.0, 20.0
 MAX_GUIDANCE_STRIDE = 10

@@ -18,8 +18,10 @@ from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.vae import decode_flops, encode_flops
 from safelight.pipeline.params import StageCost
+from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 Pixels = np.ndarray  # (H, W, 3) uint8
+PREVIEW_SCALES = (1, 2, 4)  # by which previews may be reduced before they are decoded
 
 
 class InvalidImage(ArithmeticError):
@@ -50,15 +52,53 @@ class ImageDecoder:
     @torch.inference_mode()
     def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | InvalidImage:
         started = time.perf_counter()
+        pixels = self._pixels(latent)
+        if isinstance(pixels, InvalidImage):
+            return pixels
+        array = _quantize(pixels)
+        seconds = time.perf_counter() - started
+        return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))
+
+    def preview_scale(self, latent: Tensor, budget_seconds: float, curve: CostCurve) -> int:
+        """By how much to reduce a preview so that decoding it takes at most `budget_seconds`, if possible.
+
+        Args:
+            latent: (C, h, w).
+            budget_seconds: Device time that decoding may take.
+            curve: What decoding costs here.
+        """
+        for scale in PREVIEW_SCALES:
+            flops = decode_flops(self._vae.options, *_reduced_size(latent, scale))
+            if curve.seconds_for(flops) <= budget_seconds:
+                return scale
+        return PREVIEW_SCALES[-1]
+
+    @torch.inference_mode()
+    def decode_preview(self, latent: Tensor, scale: int = 1) -> tuple[Pixels, StageCost] | InvalidImage:
+        """Decode a latent (C, h, w) to the pixels that `decode` gives, in detail reduced by `scale`.
+
+        The latent is averaged over squares of `scale` x `scale`, and its pixels are enlarged.
+        """
+        started = time.perf_counter()
+        size = _reduced_size(latent, scale)
+        pixels = self._pixels(F.adaptive_avg_pool2d(latent, size) if scale > 1 else latent)
+        if isinstance(pixels, InvalidImage):
+            return pixels
+        if scale > 1:
+            enlargement = pixels.shape[1] // size[0]
+            full_size = [enlargement * side for side in latent.shape[1:]]
+            pixels = F.interpolate(pixels[None], full_size, mode="bicubic")[0]
+        array = _quantize(pixels)
+        return array, StageCost(time.perf_counter() - started, decode_flops(self._vae.options, *size))
+
+    def _pixels(self, latent: Tensor) -> Tensor | InvalidImage:
+        """The pixels (3, H, W) float32 of a latent, in about [-1, 1], on the device."""
         if not latent.isfinite().all():  # some decoders make finite pixels of an infinite latent
             return InvalidImage("the denoiser left numbers that are not finite")
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
             return InvalidImage("the decoder left numbers that are not finite")
-        quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
-        array = quantized.permute(1, 2, 0).contiguous().cpu().numpy()
-        seconds = time.perf_counter() - started
-        return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))
+        return pixels
 
     @torch.inference_mode()
     def encode(self, source: SourceImage) -> tuple[SourceLatents, StageCost]:
@@ -81,6 +121,18 @@ class ImageDecoder:
         seconds = time.perf_counter() - started
         cost = StageCost(seconds, encode_flops(self._vae.options, *source.pixels.shape[:2]))
         return SourceLatents(latents, redraw), cost
+
+
+def _quantize(pixels: Tensor) -> Pixels:
+    """Pixels (3, H, W) in about [-1, 1] as (H, W, 3) uint8 on the host."""
+    quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
+    return quantized.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _reduced_size(latent: Tensor, scale: int) -> tuple[int, int]:
+    """(h, w) of a latent (C, h, w) reduced by `scale`."""
+    height, width = latent.shape[1:]
+    return -(-height // scale), -(-width // scale)
 
 
 def _latent_mask(redraw: Pixels, shape: torch.Size) -> Tensor:

@@ -17,6 +17,7 @@ PARAMETERS_JSON = "safelight"  # PNG text chunk with the exact parameters
 USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769
 FULL_COLOUR_QUALITY = 90  # from here on colour keeps its full resolution
+PREVIEW_QUALITY = 80  # at most, of a preview's WebP or JPEG
 
 
 def encode_image(
@@ -53,6 +54,30 @@ def encode_image(
         options: dict[str, Any] = {"pnginfo": _png_info(text, exact, mark)}
     else:
         options = _lossy_options(format, compression, text, exact, mark)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format.upper(), **options)
+    return buffer.getvalue()
+
+
+def encode_preview(pixels: np.ndarray, format: str, compression: int, is_marked: bool = True) -> bytes:
+    """The bytes of a preview's file: written fast, and without parameters, which give another image.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        format: One of `FORMATS`.
+        compression: The quality of WebP and JPEG, which is at most `PREVIEW_QUALITY` here.
+        is_marked: Whether the file says, in XMP, that its image was made by a trained model.
+    """
+    packet = xmp.packet(xmp.AI_MARK if is_marked else None)
+    options: dict[str, Any]
+    if format == "png":
+        options = {"compress_level": 1, "pnginfo": PngInfo()}
+        if is_marked:
+            options["pnginfo"].add_itxt(xmp.PNG_KEYWORD, packet.decode())
+    else:
+        options = {"quality": min(compression, PREVIEW_QUALITY), "xmp": packet}
+        if format == "webp":
+            options["method"] = 0
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format.upper(), **options)
     return buffer.getvalue()

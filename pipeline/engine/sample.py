@@ -4,7 +4,7 @@ Shapes: C latent channels, H x W latent pixels, T ticks of the plan.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from safelight.pipeline.diffusion.guidance import Guide
 from safelight.pipeline.diffusion.solvers import STATE, Plan
 from safelight.pipeline.engine.source_latents import NoisedSource, SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
@@ -44,6 +44,7 @@ class QueuedSample:
     source: SourceLatents | None = None  # of an edit
     device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # as in `RunningSample`
+    previews: PreviewRequest = NO_PREVIEWS
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +67,7 @@ class RunningSample:
     step_index: int = 0  # ticks done
     # (C, H, W): cond - uncond at the last tick that evaluated both, kept only if a later tick reuses it
     difference: Tensor | None = None
+    previews: dict[int, int] = field(default_factory=dict)  # index of each by the ticks done before it
 
     @property
     def x(self) -> Tensor:

@@ -11,32 +11,24 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated
 
 from fastapi import FastAPI, Query
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.errors import InvalidParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import (
-    InvalidRequest,
-    MethodNotAllowed,
-    RouteNotFound,
-    ServiceError,
-    as_service_error,
-)
 from safelight.service.http.auth import BearerToken, require_admin
+from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
+from safelight.service.http.error_answers import add_error_handlers
 from safelight.service.http.gateway_parts import Gateway, make_image_store
-from safelight.service.http.generation import OpenRequest, generate_images, open_request, plan_images
+from safelight.service.http.generation import open_request, plan_images
 from safelight.service.http.image_files import add_file_routes
-from safelight.service.http.image_response import make_response, response_json
+from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
-from safelight.service.http.middleware import Envelope, error_response
+from safelight.service.http.middleware import Envelope
 from safelight.service.http.openapi import (
     ERRORS,
     GENERATION_ERRORS,
@@ -47,17 +39,18 @@ from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.public_url import base_url
 from safelight.service.http.readiness import WarmUp
-from safelight.service.http.request_body import read_json_body, unless_gone
-from safelight.service.http.request_log import describe_error
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.request_body import read_json_object
+from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from safelight.service.http.sdapi.routes import add_sdapi_routes
+from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.http.translation import (
-    check_model,
     describe_curves,
     describe_model,
 )
-from safelight.service.http.validation import parse_request
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
+from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
@@ -99,9 +92,9 @@ def build_gateway(
     app.state.dispatcher = gateway.dispatcher
     for add_routes in (
         _add_image_route,
+        add_edit_routes,
         add_file_routes,
         add_sdapi_routes,
-        add_edit_routes,
         _add_accounting_route,
         _add_model_routes,
         _add_health_routes,
@@ -109,8 +102,10 @@ def build_gateway(
         add_routes(app, gateway)
     add_mcp_route(app, mcp_endpoint)
     add_page_routes(app)
-    _add_error_handlers(app)
+    add_error_handlers(app)
+    app.add_middleware(RequestPaths, root_path=settings.root_path)
     app.add_middleware(Envelope, proxied=proxied)
+    add_cors(app, names_in(settings.cors_origins))  # the outermost, so that every answer has its headers
     return app
 
 
@@ -131,6 +126,7 @@ def _make_gateway(
     dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
     return Gateway(
         model=model,
+        names=ModelNames(model, names_in(settings.aliases)),
         settings=settings,
         dispatcher=dispatcher,
         warm_up=WarmUp(dispatcher, model),
@@ -165,23 +161,17 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses=GENERATION_ERRORS,
-        openapi_extra=image_request_body(gateway.model),
+        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
+        openapi_extra=image_request_body(gateway.names, gateway.settings.strict),
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
         # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
         with open_request(request, gateway, base_url(request, gateway.settings)) as opened:
-            return await _generate(request, opened)
-
-
-async def _generate(request: Request, opened: OpenRequest) -> Response:
-    """Answer one request for images."""
-    settings = opened.gateway.settings
-    body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
-    plan = plan_images(parse_request(body), opened.gateway)
-    generation = await unless_gone(request, generate_images(plan, opened))
-    return Response(response_json(make_response(generation)), media_type="application/json")
+            limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
+            fields = await read_json_object(request, limit, seconds)
+            reading = read_image_request(request, gateway, fields, opened.record)
+            return await answer_images(request, plan_images(reading, gateway, fields.get("model")), opened)
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
@@ -203,7 +193,7 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
-    description = describe_model(gateway.model, created=int(time.time()))
+    description = describe_model(gateway.names, created=int(time.time()))
 
     async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
@@ -217,7 +207,7 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
-        check_model(model_id, gateway.model)
+        gateway.names.find(model_id, gateway.settings.strict)
         return await describe()
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
@@ -230,6 +220,11 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     async def livez() -> dict[str, bool]:
         return {"alive": True}
 
+    @app.get(
+        "/health",
+        responses={503: {"model": Readiness}},
+        summary="The same as /readyz, under the name that load balancers try",
+    )
     @app.get(
         "/readyz",
         responses={503: {"model": Readiness}},
@@ -251,41 +246,3 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
             snapshot = await gateway.ledger.snapshot()
             gateway.metrics.observe_snapshot(snapshot, (await gateway.ledger.report(None, 0)).mfu)
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ServiceError, _answer_error)
-    app.add_exception_handler(InvalidParams, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid_query)
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    return _respond(request, as_service_error(error), error)
-
-
-def _respond(request: Request, answer: ServiceError, error: Exception | None = None) -> Response:
-    """Answer with an error, and have the request's log line say why: because of `error`, if it is another."""
-    request.state.request_log |= describe_error(error or answer, answer)
-    return error_response(answer, request.state.request_id)
-
-
-async def _answer_invalid_query(request: Request, error: Exception) -> Response:
-    """The first fault of a query string; bodies are validated by `parse_request`."""
-    assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    name = str(fault["loc"][-1])
-    return _respond(request, InvalidRequest(f"{name}: {fault['msg']}.", name))
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors, which are about routes and methods."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        response = _respond(
-            request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
-        )
-        response.headers["allow"] = allowed
-        return response
-    return _respond(request, RouteNotFound() if error.status_code == 404 else ServiceError(), error)

@@ -6,6 +6,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.readiness import WarmUp
+from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.image_store.store import ImageStore
 from safelight.service.setting_types import NO_STORE
 from safelight.service.settings import Settings
@@ -21,6 +22,7 @@ class Gateway:
     """The parts that the routes share."""
 
     model: ModelInfo
+    names: ModelNames
     settings: Settings
     dispatcher: RequestDispatcher
     warm_up: WarmUp

@@ -62,8 +62,3 @@ def add_file_routes(app: FastAPI, gateway: Gateway) -> None:
     )
     async def get_file(request: Request, name: str, expires: Expires, signature: Signature) -> Response:
         return await find(request, name, expires, signature)
-
-    @app.head(FILES_PATH + "/{name}", include_in_schema=False)
-    async def head_file(request: Request, name: str, expires: Expires, signature: Signature) -> Response:
-        response = await find(request, name, expires, signature)
-        return Response(status_code=response.status_code, headers=dict(response.headers))

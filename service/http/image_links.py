@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from safelight.service.errors import InvalidRequest, StoreFailed
 from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.reading.model_names import PREFIX
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.image_store.store import ImageStore
 from safelight.service.usage.records import RequestRecorder, StoreUsage
@@ -34,14 +35,22 @@ class LinkPlan:
     is_required: bool = False
 
 
-async def plan_links(request: ImageRequest, gateway: Gateway, base_url: str) -> LinkPlan:
-    """How the images of `request` are answered; decided before they are drawn.
+async def plan_links(request: ImageRequest, asked_model: object, gateway: Gateway, base_url: str) -> LinkPlan:
+    """How the images of a request are answered; decided before they are drawn.
 
-    Raises `InvalidRequest` if links are asked for and turned off, and `StoreFailed` if the store cannot be
-    opened.
+    Args:
+        request: The request.
+        asked_model: The model's name as the client wrote it.
+        gateway: What answers it.
+        base_url: What links begin with.
+
+    Raises:
+        InvalidRequest: Links are asked for and turned off.
+        StoreFailed: The store cannot be opened.
     """
     is_required = request.response_format == "url"
-    is_expected = request.response_format is None and (request.model or "").startswith(LINKED_MODELS)
+    name = str(asked_model).strip().lower().removeprefix(PREFIX)
+    is_expected = request.response_format is None and name.startswith(LINKED_MODELS)
     if gateway.image_store is None:
         if is_required:
             raise InvalidRequest(

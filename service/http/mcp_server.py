@@ -37,9 +37,9 @@ from safelight.service.http.generation import (
     plan_images,
 )
 from safelight.service.http.public_url import base_url
+from safelight.service.http.reading.request import read_request
 from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import MAX_IMAGES
-from safelight.service.http.sdapi.reading import read_fields
 from safelight.service.http.translation import size_names
 from safelight.service.http.trusted_hosts import TrustedHosts
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
@@ -92,7 +92,8 @@ class McpEndpoint:
         try:
             base = base_url(request, self._gateway.settings)
             with open_request(request, self._gateway, base) as opened:
-                plan = plan_images(read_fields(params.arguments or {}, self._gateway), self._gateway)
+                reading = read_request(params.arguments or {}, self._gateway.names, is_strict=False)
+                plan = plan_images(reading, self._gateway)
                 generation = await self._generate(plan, opened, context)
         except (ServiceError, InvalidParams) as error:
             answer = as_service_error(error)

@@ -19,8 +19,8 @@ SCHEMES = ("http", "https")
 def base_url(request: Request, settings: Settings) -> str:
     """The URL in front of the service's paths, without a slash at its end.
 
-    It is the setting `public_url`, else what the proxies in front say in `X-Forwarded-Proto`, `-Host` and
-    `-Prefix`, else what the request says.
+    It is the setting `public_url`, else what the proxies in front say in `X-Forwarded-Proto` and `-Host`,
+    else what the request says.
     """
     if settings.public_url:
         return settings.public_url
@@ -38,12 +38,10 @@ def base_url(request: Request, settings: Settings) -> str:
 
 
 def _prefix(request: Request) -> str:
-    """The path in front of the service's own, which a proxy has taken off."""
-    for prefix in (_first(request, "x-forwarded-prefix"), request.scope.get("root_path", "")):
-        path = prefix.rstrip("/")
-        if path and len(path) <= MAX_CHARACTERS and PREFIX.fullmatch(path) and ".." not in path.split("/"):
-            return str(path)
-    return ""
+    """The path in front of the service's own, of `root_path` or `X-Forwarded-Prefix`."""
+    path = str(request.scope.get("root_path", "")).rstrip("/")
+    is_path = len(path) <= MAX_CHARACTERS and PREFIX.fullmatch(path) and ".." not in path.split("/")
+    return path if is_path else ""
 
 
 def _first(request: Request, header: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
+from safelight.service.http.reading.body import decompress, read_object
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 
 T = TypeVar("T")
@@ -54,6 +55,18 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     except Exception:  # a disconnect: Starlette and Serve's proxy raise different classes
         raise ClientGone() from None
     return bytes(body)
+
+
+async def read_json_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
+    """The JSON object in the body of a request.
+
+    Raises as `read_json_body`, `decompress` and `read_object` do; `limit` holds before and after
+    decompression.
+    """
+    body = await read_json_body(request, limit, seconds)
+    headers = request.headers
+    body = decompress(body, headers.get("content-encoding", ""), limit)
+    return read_object(body, headers.get("content-type", ""))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

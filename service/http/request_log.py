@@ -7,6 +7,7 @@ from typing import Any
 from starlette.types import Scope
 
 from safelight.service.errors import InvalidRequest, ServiceError
+from safelight.service.http.reading.field_names import field_of, without_wrapper
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ def describe_error(error: BaseException, answer: ServiceError) -> dict[str, Any]
     An error that nothing has foreseen, for which the answer is a bare `ServiceError`, has its traceback.
     """
     if isinstance(answer, InvalidRequest):
-        cause = None if answer.param in TEXT_FIELDS else str(answer)
+        field = field_of(without_wrapper(answer.param or ""))
+        cause = None if field in TEXT_FIELDS else str(answer)
         return {"code": answer.code, "param": answer.param, "cause": _shortened(cause)}
     root = _root_cause(error)
     fields = {"code": answer.code, "cause": _shortened(f"{type(root).__name__}: {root}".removesuffix(": "))}

@@ -13,8 +13,11 @@ from safelight.pipeline.catalog.model_info import (
     MIN_GUIDANCE_SCALE,
     MIN_STEPS,
 )
+from safelight.service.previews import MAX_PREVIEWS
 
 MAX_IMAGES = 10
+Quality = Literal["low", "medium", "high", "xhigh", "max"]
+QualitySynonym = Literal["auto", "standard", "hd"]
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -50,8 +53,12 @@ class ImageRequest(BaseModel):
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of webp and jpeg, default 100; png is lossless and ignores it."
     )
-    stream: Literal[False] | None = Field(None, description="Streaming is not supported yet.")
-    partial_images: Literal[0] | None = Field(None, description="Previews are not supported yet.")
+    stream: bool | None = Field(
+        None, description="Whether to answer with server-sent events, one for each image once it is done."
+    )
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PREVIEWS)] | None = Field(
+        None, description="With `stream`: how many previews of each image to send before it; default 0."
+    )
 
     negative_prompt: Prompt | None = Field(
         None, description="Extension: what the image should not show; used under guidance only."
@@ -91,16 +98,34 @@ class ImageRequest(BaseModel):
         "n of at least k + 1.",
     )
 
-    quality: str | None = _ignored("the model has one quality; see num_inference_steps")
-    style: str | None = _ignored("write the style into the prompt")
-    background: str | None = _ignored("images are opaque")
+    quality: Literal[Quality, QualitySynonym] | None = Field(
+        None,
+        description="How many steps, unless num_inference_steps says it: medium, standard and auto (the "
+        "default) are the model's, low half, high and hd twice, xhigh three and max four times as many.",
+    )
+    background: Literal["auto", "opaque"] | None = Field(None, description="Images are opaque.")
+    user: str | None = Field(
+        None, description="Whose request it is, for the accounting, which keeps a hash; OpenAI's old name."
+    )
+    safety_identifier: str | None = Field(
+        None, description="Whose request it is, for the accounting, which keeps a hash of it."
+    )
+
+    style: Literal["vivid", "natural"] | None = _ignored("write the style into the prompt")
     moderation: str | None = _ignored("there is no safety model")
-    user: str | None = _ignored("deprecated by OpenAI")
-    safety_identifier: str | None = _ignored("there is no safety model")
     complexity: str | None = _ignored("vector images are not drawn")
     svg: dict[str, Any] | None = _ignored("vector images are not drawn")
     frame_count: int | None = _ignored("moving images are not drawn")
     frame_duration_ms: int | None = _ignored("moving images are not drawn")
+
+
+class Adjustment(BaseModel):
+    """A field that was read in another way than it was written."""
+
+    field: str = Field(description="The field, by the name that the client sent.")
+    asked: Any = Field(description="The client's value; the start of it as text if it is long.")
+    used: Any = Field(description="The value that was used; null if the field has no effect.")
+    note: str = Field(description="How it was read.")
 
 
 class Image(BaseModel):
@@ -115,6 +140,13 @@ class InputTokens(BaseModel):
 
     text_tokens: int
     image_tokens: int = 0
+
+
+class OutputTokens(BaseModel):
+    """OpenAI's breakdown of the output tokens."""
+
+    image_tokens: int
+    text_tokens: int = 0
 
 
 class StageSeconds(BaseModel):
@@ -158,6 +190,7 @@ class Cost(BaseModel):
     guidance_stride: int
     guidance_rescale: float
     edit: Edit | None = Field(None, description="Of requests for edits.")
+    previews: int = Field(description="Previews that were drawn; `device_seconds` and `flops` include them.")
     nfe: int = Field(description="Network evaluations; one under guidance counts once.")
     rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
     flops: int = Field(description="Floating-point operations of all stages.")
@@ -179,6 +212,10 @@ class Cost(BaseModel):
     batch_invariant: bool = Field(
         description="Whether the same request is proved to give the same bytes in any batch on this device."
     )
+    adjusted: list[Adjustment] = Field(
+        description="What was read in another way than it was written; the header x-safelight-adjusted has "
+        "the names. The request header `x-safelight-strict: 1` refuses such requests."
+    )
 
 
 class Usage(BaseModel):
@@ -187,6 +224,7 @@ class Usage(BaseModel):
     input_tokens: int
     input_tokens_details: InputTokens
     output_tokens: int
+    output_tokens_details: OutputTokens
     total_tokens: int
     safelight: Cost
 
@@ -195,8 +233,10 @@ class ImageResponse(BaseModel):
     """OpenAI's images response."""
 
     created: int = Field(description="Unix time of the response.")
+    background: Literal["opaque"] = "opaque"
     data: list[Image]
     output_format: str
+    quality: Quality = Field(description="The best quality whose number of steps was reached.")
     size: str
     usage: Usage
 
@@ -233,7 +273,7 @@ class Model(BaseModel):
     limits: dict[str, tuple[int | float, int | float]] = Field(
         description="The least and the most of a number, by field; of `prompt` its characters."
     )
-    edits: bool = Field(False, description="Whether `/v1/images/edits` is served.")
+    edits: Annotated[bool, Field(description="Whether `/v1/images/edits` is served.")] = False
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from safelight.pipeline.catalog.model_info import (
@@ -18,9 +19,13 @@ from safelight.pipeline.catalog.model_info import (
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
+from safelight.service.backend import STAGES
+from safelight.service.errors import InvalidRequest, StageFailed
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.reading.quality import steps_of
 from safelight.service.http.schemas import (
     MAX_IMAGES,
+    Adjustment,
     Cost,
     Curve,
     Curves,
@@ -28,15 +33,15 @@ from safelight.service.http.schemas import (
     ImageRequest,
     InputTokens,
     Model,
+    OutputTokens,
+    Quality,
+    QualitySynonym,
     StageSeconds,
     Usage,
 )
 from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
 from safelight.service.usage.records import NOTHING_STORED, StoreUsage
-
-# Model names that OpenAI's clients hard-code.
-ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")
 
 Value = TypeVar("Value")
 
@@ -47,7 +52,7 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
     Raises `InvalidParams`, `InvalidRequest` or `ModelNotFound`.
     """
     if request.model is not None:
-        check_model(request.model, model)
+        ModelNames(model).find(request.model, is_strict=True)
     width, height = parse_size(request.size or "auto", model)
     seed = _or_default(request.seed, random_seed())
     start, end = _or_default(request.guidance_interval, [0.0, 1.0])
@@ -72,9 +77,19 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
         )
         for index in range(_or_default(request.n, 1))
     ]
+    if request.num_inference_steps is None and request.quality is not None:
+        steps = _steps_of_quality(request.quality, images[0], model)
+        images = [replace(image, num_steps=steps) for image in images]
     check_params(images[0], model)  # the images differ in image_index only
     plan_request(images[0], model)  # refuses too few steps for the solver before any stage has worked
     return images
+
+
+def _steps_of_quality(quality: Quality | QualitySynonym, params: GenerationParams, model: ModelInfo) -> int:
+    def check(num_steps: int) -> None:
+        plan_request(replace(params, num_steps=num_steps), model)
+
+    return steps_of(quality, model.num_steps, check)
 
 
 def make_output(request: ImageRequest) -> ImageFormat:
@@ -89,6 +104,7 @@ def make_usage(
     images: Sequence[GenerationParams],
     model: ModelInfo,
     seconds: float,
+    adjustments: Sequence[Adjustment] = (),
     store: StoreUsage = NOTHING_STORED,
 ) -> Usage:
     """The usage of one request; the command line prints it too.
@@ -96,8 +112,9 @@ def make_usage(
     Args:
         results: The finished images.
         images: Their parameters.
-        model: The served model.
+        model: The model that drew them.
         seconds: Since the request's arrival.
+        adjustments: What was read in another way than it was written.
         store: What storing the images cost.
     """
     usages = [result.usage for result in results]
@@ -117,6 +134,7 @@ def make_usage(
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
         edit=_describe_edit(first, usages[0]),
+        previews=sum(len(usage.previews) for usage in usages),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
@@ -129,22 +147,21 @@ def make_usage(
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
         prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
+        adjusted=list(adjustments),
     )
     return Usage(
         input_tokens=text_tokens + source_tokens,
         input_tokens_details=InputTokens(text_tokens=text_tokens, image_tokens=source_tokens),
         output_tokens=image_tokens,
+        output_tokens_details=OutputTokens(image_tokens=image_tokens),
         total_tokens=text_tokens + source_tokens + image_tokens,
         safelight=cost,
     )
 
 
 def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
-    return StageSeconds(
-        encode=sum(usage.encode.device_seconds for usage in usages),
-        denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-        decode=sum(usage.stages["decode"].device_seconds for usage in usages),
-    )
+    stages = [usage.stages for usage in usages]
+    return StageSeconds(**{stage: sum(costs[stage].device_seconds for costs in stages) for stage in STAGES})
 
 
 def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:
@@ -160,15 +177,6 @@ def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:
         crop=source.crop,
         device_seconds=source.cost.device_seconds,
     )
-
-
-def check_model(name: str, model: ModelInfo) -> None:
-    """Raise `ModelNotFound` unless `name` is a name of `model` or an alias."""
-    if name not in (*model.names, *ALIASES):
-        allowed = ", ".join((*model.names, *ALIASES))
-        raise ModelNotFound(
-            f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model"
-        )
 
 
 def describe_curves(stages: Mapping[str, StageStatus | None], model: ModelInfo, settings: Settings) -> Curves:
@@ -197,13 +205,14 @@ def _curve(curve: CostCurve) -> Curve:
     return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.slowdown)
 
 
-def describe_model(model: ModelInfo, created: int) -> Model:
+def describe_model(names: ModelNames, created: int) -> Model:
     """OpenAI's model object, `created` at that Unix time."""
+    model = names.model
     return Model(
         id=model.id,
         created=created,
         licence=model.licence,
-        aliases=[*model.names[1:], *ALIASES],
+        aliases=[name for name in names.listed if name != model.id],
         sizes=size_names(model),
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),

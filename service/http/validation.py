@@ -10,11 +10,12 @@ from safelight.service.errors import InvalidRequest, MalformedBody, ServiceError
 from safelight.service.http.schemas import ImageRequest
 
 # Values that OpenAI allows, by field, and why Safelight refuses them.
-NOT_YET: dict[str, tuple[tuple[object, ...], str]] = {
-    "stream": ((True,), "streaming is not supported yet"),
-    "partial_images": ((1, 2, 3), "previews are not supported yet"),
+NOT_GIVEN: dict[str, tuple[tuple[object, ...], str]] = {
+    "background": (("transparent",), "images are opaque, so transparent cannot be given"),
+    "output_format": (("gif", "svg"), "images are still and made of pixels, so gif and svg cannot be given"),
 }
 MAX_SHOWN = 100  # characters of a value in a sentence
+NO_NAMES: Mapping[str, str] = {}
 
 
 def parse_request(body: bytes) -> ImageRequest:
@@ -25,7 +26,18 @@ def parse_request(body: bytes) -> ImageRequest:
     try:
         return ImageRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _as_service_error(error) from None
+        raise _as_service_error(error, {}) from None
+
+
+def validate_fields(fields: Mapping[str, object], sent_names: Mapping[str, str] = NO_NAMES) -> ImageRequest:
+    """The request with these `fields`; errors speak of a field by its `sent_names`, if it has one there.
+
+    Raises `UnknownField` or `InvalidRequest` for the first fault.
+    """
+    try:
+        return ImageRequest.model_validate(fields)
+    except ValidationError as error:
+        raise _as_service_error(error, sent_names) from None
 
 
 def describe(rule: Mapping[str, Any]) -> str:
@@ -36,6 +48,8 @@ def describe(rule: Mapping[str, Any]) -> str:
         return str(rule["const"]).lower()
     if "enum" in rule:
         return "one of " + ", ".join(map(str, rule["enum"]))
+    if "minimum" in rule and rule["minimum"] == rule["maximum"]:
+        return str(rule["minimum"])
     if "minimum" in rule:
         return f"{_article(rule['type'])} between {rule['minimum']} and {rule['maximum']}"
     if "items" in rule:
@@ -53,7 +67,7 @@ def _article(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
 
 
-def _as_service_error(error: ValidationError) -> ServiceError:
+def _as_service_error(error: ValidationError, sent_names: Mapping[str, str]) -> ServiceError:
     """The service error for the first fault in `error`."""
     fault = error.errors(include_url=False)[0]
     if not fault["loc"]:
@@ -67,11 +81,12 @@ def _as_service_error(error: ValidationError) -> ServiceError:
     if fault["type"] == "missing":
         return InvalidRequest(f"{field} is required.", field)
     allowed = describe(ImageRequest.model_json_schema()["properties"][field])
-    values, reason = NOT_YET.get(field, ((), ""))
+    values, reason = NOT_GIVEN.get(field, ((), ""))
     value = fault["input"]
+    sent_name = sent_names.get(field, field)[:MAX_SHOWN]
     if any(type(value) is type(refused) and value == refused for refused in values):
-        return InvalidRequest(f"{field}: {reason}; allowed: {allowed}.", field)
-    return InvalidRequest(f"{field} must be {allowed}; got {_show(value)}.", field)
+        return InvalidRequest(f"{sent_name}: {reason}; allowed: {allowed}.", sent_name)
+    return InvalidRequest(f"{sent_name} must be {allowed}; got {_show(value)}.", sent_name)
 
 
 def _show(value: object) -> str:

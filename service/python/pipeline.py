@@ -58,6 +58,7 @@ class RequestOptions(TypedDict, total=False):
     n: int
     size: str
     seed: int
+    quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"]
     num_inference_steps: int
     guidance_scale: float
     solver: str

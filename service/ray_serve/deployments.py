@@ -1,6 +1,7 @@
 """Ray Serve deployments of the stages, the ledger and the gateway: thin wrappers around their classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -9,7 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 from safelight.service.backend import Backend
 from safelight.service.errors import BrokenImage
 from safelight.service.http.gateway import build_gateway
@@ -22,15 +23,19 @@ from safelight.service.messages import (
     EncodeResult,
     ImageFormat,
     PreparedSource,
+    Preview,
+    PreviewLatents,
     RequestContext,
     StageStatus,
     Upload,
 )
+from safelight.service.previews import CallbackSink, PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.backends import RemoteLedger
 from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
+from safelight.service.runtime.asyncio_tasks import items_then_result
 from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
-from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.stages.denoise import DenoiseStage, OnPreview
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.telemetry.logs import configure_logs
 from safelight.service.telemetry.tracing import make_tracing
@@ -133,12 +138,15 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewRequest = NO_PREVIEWS,
+        on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
+        """Denoise one image; `on_preview` is for callers in this process."""
         states, content = await conditioning.value(), await _content_of(source)
         with self._tracing.span(
             "denoise", context.traceparent, solver=params.solver, image=params.image_index
         ) as span:
-            denoised = await self._stage.generate(states, params, context, content)
+            denoised = await self._stage.generate(states, params, context, content, previews, on_preview)
             usage = denoised.denoise
             span.set(
                 queue_seconds=usage.cost.queue_seconds,
@@ -147,6 +155,25 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
                 rows=usage.rows,
             )
             return denoised
+
+    async def generate_with_previews(
+        self,
+        conditioning: DeferredResult[EncodeResult],
+        params: GenerationParams,
+        context: RequestContext,
+        source: PreparedSource | None,
+        previews: PreviewRequest,
+    ) -> AsyncIterator[bool | PreviewLatents | DenoiseResult]:
+        """The previews of one image and then its result, each after a truth value as in `defer_items`."""
+
+        async def generate(on_preview: OnPreview) -> DenoiseResult:
+            return await self.generate(conditioning, params, context, source, previews, on_preview)
+
+        items = items_then_result(generate)
+        async with aclosing(items):
+            async for item in items:
+                yield isinstance(item, DenoiseResult)
+                yield item
 
     def check_health(self) -> None:
         """Called by Serve; an exception makes it replace the replica."""
@@ -177,6 +204,17 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
             cost = result.usage.decode
             span.set(queue_seconds=cost.queue_seconds, device_seconds=cost.device_seconds)
             return result
+
+    async def decode_preview(
+        self,
+        preview: DeferredResult[PreviewLatents] | ReadyResult[PreviewLatents],
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+    ) -> Preview | None:
+        """Decode a preview, or None if it was dropped."""
+        latents, content = await preview.value(), await _content_of(source)
+        return await self._stage.decode_preview(latents, output, context, content)
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         """Read and encode the files of an edit, which stay in Ray's object store: gateways have no torch."""
@@ -211,10 +249,38 @@ class ColocatedDeployment:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
+        """Generate one image; `previews` is for callers in this process."""
         encoded = await self._encoder.encode(params, context)
-        denoised = await self._denoiser.generate(ReadyResult(encoded), params, context, source)
-        return await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
+
+        async def decode(latents: PreviewLatents) -> Preview | None:
+            return await self._decoder.decode_preview(ReadyResult(latents), output, context, source)
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoised = await self._denoiser.generate(
+                ReadyResult(encoded), params, context, source, decoding.request, decoding.start
+            )
+            result = await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
+            return decoding.charge(result)
+
+    async def generate_with_previews(
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        source: PreparedSource | None,
+        previews: PreviewRequest,
+    ) -> AsyncIterator[Preview | DecodeResult]:
+        """The previews of one image, and then the image."""
+
+        async def generate(put: Callable[[Preview], None]) -> DecodeResult:
+            return await self.generate(params, output, context, source, CallbackSink(previews, put))
+
+        items = items_then_result(generate)
+        async with aclosing(items):
+            async for item in items:
+                yield item
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         return await self._decoder.prepare(upload, context)

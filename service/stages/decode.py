@@ -1,9 +1,11 @@
-"""Decoding: latents to pixels, and pixels to the bytes of an image file; and the reverse for edits."""
+"""Decoding: latents to pixels and a file, previews after images; and the reverse for edits."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from safelight.service.messages import (
     EncodedSource,
     ImageFormat,
     ImageUsage,
+    Preview,
+    PreviewLatents,
     RequestContext,
     SourceReport,
     Upload,
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.source_image import SourceImage
     from safelight.pipeline.engine.source_latents import SourceLatents
 
-WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
+# The parameters are None for a preview, whose file holds none.
+WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams | None], bytes]
+PREVIEW_PRIORITY = 1  # after that of images, which is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         read_source: ReadSource | None = None,
     ):
         self._write_image = write_image
+        self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
         super().__init__("decode", make_decoder)
         self._reader = UploadReader(read_source, self.meter)
 
@@ -97,6 +104,74 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         super().close()
         self._reader.close()
 
+    async def run_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
+        for job in jobs:
+            self._drop_preview(job.denoised.image_id)
+        return await super().run_batch(jobs)
+
+    async def decode_preview(
+        self,
+        preview: PreviewLatents,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
+    ) -> Preview | None:
+        """Decode a preview when no image waits.
+
+        Returns:
+            None if the preview was dropped: a newer one or the image itself came first, or its latents cannot
+            be decoded.
+        """
+        self._drop_preview(preview.image_id)
+        call = self._worker.submit(
+            lambda network: self._decode_preview(network, preview, output, context, source),
+            PREVIEW_PRIORITY,
+        )
+        self._queued_previews[preview.image_id] = call
+        decoding = asyncio.wrap_future(call)
+        try:
+            await asyncio.wait({decoding})
+            return None if decoding.cancelled() else decoding.result()
+        finally:
+            decoding.cancel()
+            if self._queued_previews.get(preview.image_id) is call:
+                del self._queued_previews[preview.image_id]
+
+    def _drop_preview(self, image_id: str) -> None:
+        """Cancel the queued preview of an image, if there is one and it is not being decoded."""
+        if (call := self._queued_previews.pop(image_id, None)) is not None:
+            call.cancel()
+
+    def _decode_preview(
+        self,
+        network: ImageDecoder,
+        preview: PreviewLatents,
+        output: ImageFormat,
+        context: RequestContext,
+        source: EncodedSource | None,
+    ) -> Preview | None:
+        """Decode, write and charge a preview, on the worker thread.
+
+        Its wait is not counted: it delays nobody. Reduced previews cost more per operation than images do, so
+        the cost curve does not learn from them.
+        """
+        started = time.perf_counter()
+        curve = self._status.curve or UNKNOWN
+        scale = network.preview_scale(preview.latents, preview.budget_seconds, curve)
+        decoded = network.decode_preview(preview.latents, scale)
+        if isinstance(decoded, ArithmeticError):
+            return None
+        pixels, cost = decoded
+        if scale == 1:
+            self._update_curve(cost)
+        if source is not None:
+            pixels = source.image.paste(pixels)
+        image = self._write_image(pixels, output, None)
+        cost = replace(cost, device_seconds=time.perf_counter() - started)
+        self.meter.record_usage(context, cost)
+        self._status = replace(self._status, previews=self._status.previews + 1)
+        return Preview(preview.index, image, cost)
+
     def _process(
         self, network: ImageDecoder, jobs: Sequence[DecodeJob], started: float
     ) -> list[DecodeResult | BrokenImage]:
@@ -114,8 +189,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
 
     def _finish(self, job: DecodeJob, pixels: np.ndarray, cost: StageCost, started: float) -> DecodeResult:
         """Write the file and record the usage of one decoded image."""
-        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
-        self._status = replace(self._status, curve=curve)
+        self._update_curve(cost)
         write_started = time.perf_counter()
         if job.source is not None:
             pixels = job.source.image.paste(pixels)
@@ -127,6 +201,10 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         self.meter.record_usage(job.context, cost)
         denoised = job.denoised
         return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
+
+    def _update_curve(self, cost: StageCost) -> None:
+        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
+        self._status = replace(self._status, curve=curve)
 
 
 def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[SourceLatents, StageCost]:

@@ -6,17 +6,20 @@ import asyncio
 import itertools
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.params import FinishReason, GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, FinishReason, GenerationParams, PreviewRequest
 from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed
 from safelight.service.messages import (
     NO_CONTEXT,
     DenoiseResult,
     EncodedSource,
     EncodeResult,
+    PreviewLatents,
     RequestContext,
     StageStatus,
 )
@@ -25,8 +28,11 @@ from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
     from safelight.pipeline.engine.engine import Engine, SampleOutcome
+    from safelight.pipeline.engine.previews import SamplePreview
 
 logger = logging.getLogger(__name__)
+
+OnPreview = Callable[[PreviewLatents], None]
 
 
 class DenoiseStage:
@@ -50,8 +56,18 @@ class DenoiseStage:
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
         source: EncodedSource | None = None,
+        previews: PreviewRequest = NO_PREVIEWS,
+        on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
         """Denoise one image; when cancelled, return only after the sample has left the engine.
+
+        Args:
+            conditioning: The image's texts.
+            params: The image.
+            context: Its request.
+            source: Of an edit.
+            previews: The previews that it should have.
+            on_preview: Called with each preview, on the caller's event loop, before this method returns.
 
         Raises:
             InvalidRequest: The engine refuses the parameters.
@@ -60,12 +76,16 @@ class DenoiseStage:
         """
         if self._loop.failure is not None:
             raise StageFailed()
+        image_id = secrets.token_hex(8) if previews.count else ""
         call = self._make_call(conditioning, params, context, source)
+        if on_preview is not None:
+            call = replace(call, previews=previews, on_preview=_with_id(image_id, on_preview))
         self._loop.commands.put(call)
         if self._loop.failure is not None:  # the thread may have read its last command before this one
             call.settle(StageFailed())
         try:
-            return _denoise_result(await asyncio.shield(call.future), conditioning, context)
+            result = _denoise_result(await asyncio.shield(call.future), conditioning, context)
+            return replace(result, image_id=image_id)
         except asyncio.CancelledError:
             await asyncio.shield(self._abort(call))
             raise
@@ -113,6 +133,13 @@ class DenoiseStage:
     async def _abort(self, call: PendingCall) -> None:
         self._loop.commands.put(Abort(call.id))
         await asyncio.wait({call.future})
+
+
+def _with_id(image_id: str, on_preview: OnPreview) -> Callable[[SamplePreview], None]:
+    """Pass the engine's previews to `on_preview` as those of the image `image_id`."""
+    return lambda preview: on_preview(
+        PreviewLatents(image_id, preview.index, preview.latents, preview.budget_seconds)
+    )
 
 
 def _denoise_result(

@@ -134,6 +134,12 @@ STAGE_METRICS = (
         "Images finished by the living replicas.",
         lambda s: s.status.images,
     ),
+    StageMetric(
+        "safelight_stage_previews",
+        "gauge",
+        "Previews decoded by the living replicas.",
+        lambda s: s.status.previews,
+    ),
     StageMetric("safelight_stage_ticks", "gauge", "Ticks of the living replicas.", lambda s: s.status.ticks),
     StageMetric(
         "safelight_stage_rows",

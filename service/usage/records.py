@@ -1,6 +1,7 @@
 """Exactly one usage record for every request, however it ends; the stages report its cost to the ledger."""
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -48,10 +49,11 @@ class UsageRecord:
     key: str  # of the account that the request belongs to
     model: str
     num_images: int  # requested; 0 when the request was refused before the number was known
-    image_usages: tuple[ImageUsage, ...]  # of the images sent
+    image_usages: tuple[ImageUsage, ...]  # of the images sent, also if a later one of its stream failed
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
     store: StoreUsage = NOTHING_STORED
+    user: str = ""  # `hash_user` of the person whose request it is, if the client says who
 
     @property
     def is_done(self) -> bool:
@@ -69,6 +71,7 @@ class RequestRecorder:
         self.request_id = request_id
         self.model = model
         self.key = key
+        self.user = ""
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
         self.store = NOTHING_STORED
@@ -90,11 +93,17 @@ class RequestRecorder:
             key=self.key,
             model=self.model,
             num_images=self.num_images,
-            image_usages=self.image_usages if outcome is RequestOutcome.DONE else (),
+            image_usages=self.image_usages,
             seconds=self.seconds,
             ended=time.time(),
             store=self.store,
+            user=self.user,
         )
+
+
+def hash_user(name: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a user's name in UTF-8; empty without a name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16] if name else ""
 
 
 @contextmanager

@@ -213,6 +213,7 @@ def _request_report(entry: LedgerEntry) -> RequestReport:
         images=entry.images,
         seconds=record.seconds,
         ended=record.ended,
+        user=record.user,
         stages=entry.usage,
         store_seconds=record.store.seconds,
         stored_bytes=record.store.num_bytes,

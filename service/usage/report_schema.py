@@ -41,6 +41,10 @@ class RequestReport(BaseModel):
     images: int
     seconds: float = Field(description="From the request's arrival to its response.")
     ended: float = Field(description="Unix time.")
+    user: str = Field(
+        description="The first 16 hexadecimal digits of the SHA-256 of the request's `safety_identifier` or "
+        "`user`; empty without one."
+    )
     stages: dict[str, UsageAmounts]
     store_seconds: float
     stored_bytes: int

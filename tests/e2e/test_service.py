@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from safelight.pipeline.engine.source_image import read_source
 from tests.broken import tiny_without
 from tests.live import SAFELIGHT, LiveService, serving
+from tests.service.http.uploads import mask, photo, png
 
 PATIENCE = 120.0  # seconds; the machine may be doing something else
 ROUTE = "/v1/images/generations"
@@ -91,6 +94,40 @@ def test_the_openai_client_draws_an_image(live_service: LiveService) -> None:
     assert f"{image.width}x{image.height}" == answer.size
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     assert names == [(answer.usage.model_extra or {})["safelight"]["model"]]
+
+
+def test_the_openai_client_edits_an_image_and_its_bytes_do_not_depend_on_batch_mates(
+    live_service: LiveService, http: httpx2.Client
+) -> None:
+    """Through Ray's object store, with a mask, beside generations; outside the mask every pixel is kept."""
+    client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+    source = photo(96, 64)
+    options = {"seed": 3, "num_inference_steps": 6, "strength": 0.7}
+
+    def edit() -> list[str | None]:
+        answer = client.images.edit(
+            image=("a.png", png(source)), mask=("m.png", png(mask(96, 64))), prompt="a red apple", n=2,
+            extra_body=options,
+        )  # fmt: skip
+        return [image.b64_json for image in answer.data or []]
+
+    with client, ThreadPoolExecutor() as threads:
+        alone = edit()
+        generations = [threads.submit(draw, http, num_inference_steps=9 + k, seed=k) for k in range(4)]
+        edits = [threads.submit(edit) for _ in range(2)]
+        assert [future.result() for future in edits] == [alone] * 2
+        for future in generations:
+            future.result()
+    first = Image.open(io.BytesIO(base64.b64decode(alone[0] or "")))
+    expected = read_source(png(source), None, lambda _: first.size).pixels
+    kept = np.asarray(first)[:, : first.width // 2 - 1]
+    assert np.array_equal(kept, expected[:, : first.width // 2 - 1])
+
+
+def test_an_upload_that_is_no_image_is_refused_with_its_reason(http: httpx2.Client) -> None:
+    answer = http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": b"text"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("image must be a PNG, JPEG or WebP file")
 
 
 def test_the_openai_client_understands_a_refusal(live_service: LiveService) -> None:

@@ -28,7 +28,14 @@ from safelight.service.http.gateway import EDITS_PATH
 from safelight.service.http.middleware import error_response
 from safelight.service.http.translation import make_params, make_usage
 from safelight.service.http.validation import parse_request
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+)
+from safelight.service.previews import PreviewSink
 from tests.fakes import MODEL, USAGE, FakeBackend
 
 GENERATIONS_PATH = "/v1/images/generations"
@@ -51,9 +58,15 @@ class ImageBackend(FakeBackend):
     """A `FakeBackend` whose files are images."""
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        return replace(await super().generate(params, output, context), image=draw_image(params))
+        result = await super().generate(params, output, context, source, previews)
+        return replace(result, image=draw_image(params))
 
 
 class StreamStub:

@@ -1,6 +1,7 @@
 """Drawing from words: previews, the image, cancelling, errors, the session's images."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ READ_STREAM = """async (text) => {
     const results = [];
     for (let cut = 0; cut < bytes.length; cut += 1) {
         const parts = [bytes.slice(0, cut), bytes.slice(cut)];
-        const body = ReadableStream.from(parts);
+        const body = new ReadableStream({
+            start: (to) => { parts.forEach((part) => to.enqueue(part)); to.close(); },
+        });
         const events = [];
         for await (const event of readEvents(body)) events.push(event);
         results.push(events);
@@ -178,9 +181,14 @@ def test_a_service_without_streams_is_asked_without(page: Page, service: Service
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("Too many images are waiting; please try again later (in 2 s).")
     expect(alert).to_contain_text("Request ")
+    page.reload()
+    page.locator("#guide").wait_for()
     draw(page, "an apple")
-    expect(alert).to_be_hidden()
     expect(page.locator("#status")).to_contain_text("This service sends no previews")
+    with page.expect_request(ROUTE) as request:
+        draw(page, "a pear")
+    assert request.value.post_data_json == {"model": "emoji-128", "prompt": "a pear"}  # refused only once
+    expect(page.locator("#status")).to_have_text(re.compile(r"^The image took [\d.]+ m?s\.$"))
     assert pixels(page) == ((128, 128), rgba(seed_of(page)))
 
 

@@ -17,9 +17,10 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
+from safelight.pipeline.engine.previews import SamplePreview
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 
 
 @lru_cache
@@ -64,9 +65,9 @@ def params(**changes: Any) -> GenerationParams:
     return GenerationParams(**(defaults | changes))
 
 
-def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
+def add(engine: Engine, request_id: str, p: GenerationParams, previews: PreviewRequest = NO_PREVIEWS) -> None:
     uncond = states(p.negative_prompt) if needs_uncond(p.guidance_scale) else None
-    engine.add(request_id, p, states(p.prompt), uncond)
+    engine.add(request_id, p, states(p.prompt), uncond, previews=previews)
 
 
 def drain(engine: Engine) -> dict[str, SampleOutcome]:
@@ -80,6 +81,16 @@ def drain_one(engine: Engine, p: GenerationParams) -> SampleOutcome:
     """The outcome of `p` in `engine`, by itself."""
     add(engine, "only", p)
     return drain(engine)["only"]
+
+
+def previews_alone(
+    p: GenerationParams, previews: PreviewRequest, dtype: torch.dtype = torch.float32
+) -> list[SamplePreview]:
+    """The previews of `p` in an engine of its own."""
+    fresh_engine = engine(dtype=dtype)
+    add(fresh_engine, "only", p, previews)
+    drain(fresh_engine)
+    return fresh_engine.take_previews()
 
 
 def latents_of(outcome: SampleOutcome) -> Tensor:

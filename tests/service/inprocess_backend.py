@@ -14,6 +14,7 @@ from safelight.service.messages import (
     StageStatus,
     Upload,
 )
+from safelight.service.previews import PreviewSink
 
 
 class InProcessBackend:
@@ -28,8 +29,9 @@ class InProcessBackend:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        return await self._pipeline.generate(params, output, context, source)
+        return await self._pipeline.generate(params, output, context, source, previews)
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         return await self._pipeline.prepare(upload, context)

@@ -35,6 +35,7 @@ from safelight.service.messages import (
     StageStatus,
     Upload,
 )
+from safelight.service.previews import PreviewSink
 from safelight.service.settings import Settings
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
 from tests.service.conftest import ROUTE
@@ -136,6 +137,7 @@ class UnreachableBackend:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         raise AssertionError(params)
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from safelight.pipeline.diffusion.prediction import x0_coefficients
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS, langevin
 from safelight.pipeline.diffusion.solvers.multistep import (
@@ -175,7 +176,8 @@ def make_plan(
     ticks = planner(SolverGrid.from_times(schedule, prediction, times, lower_order_final, inner_times))
     name = canonical_name(solver) if eta == 0.0 else "ddim"
     levels = tuple(schedule.alpha_sigma(t) for t in (*(tick.t for tick in ticks), times[-1]))
-    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]), levels)
+    data = tuple(x0_coefficients(prediction, *level) for level in levels[:-1])
+    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]), levels, data)
 
 
 def canonical_name(solver: str) -> str:

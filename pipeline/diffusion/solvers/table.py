@@ -59,6 +59,9 @@ class Plan:
 
     `levels` has (alpha, sigma) of x before each tick and after the last one. A sample whose first tick is
     below t = 1 can start from data noised to `levels[0]`.
+
+    `data` has (p, q) of each tick such that x0 = p x + q out is the data that the network predicts there. A
+    solver in noise form reads the same output as noise, so its own p and q differ.
     """
 
     solver: str
@@ -66,6 +69,7 @@ class Plan:
     ticks: tuple[Tick, ...]
     start_scale: float
     levels: tuple[tuple[float, float], ...]
+    data: tuple[tuple[float, float], ...]
 
     @property
     def nfe(self) -> int:

@@ -1,5 +1,6 @@
 """`POST /v1/images/edits`: images drawn from an image and a text."""
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -8,31 +9,33 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from safelight.service.errors import MalformedBody, WrongContentType
+from safelight.service.errors import WrongContentType
 from safelight.service.http.edits.fields import take_options
 from safelight.service.http.edits.multipart import read_form
 from safelight.service.http.edits.params import make_edits, make_upload
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.gateway_parts import Gateway
-from safelight.service.http.generation import OpenRequest, generate_images, open_request, plan_images
-from safelight.service.http.image_response import make_response, response_json
+from safelight.service.http.generation import OpenRequest, open_request, plan_images
+from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
 from safelight.service.http.public_url import base_url
-from safelight.service.http.request_body import content_type, is_json, read_body, unless_gone
+from safelight.service.http.reading.body import decompress, read_object
+from safelight.service.http.request_body import content_type, is_json, read_body
 from safelight.service.http.schemas import ImageResponse
-from safelight.service.http.validation import parse_request
+from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.settings import Settings
 
 FORM = "multipart/form-data"
+TEXT_FIELDS = ("prompt", "negative_prompt", "model", "size", "user", "safety_identifier")
 
 
 def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/edits",
         response_model=ImageResponse,
-        responses=GENERATION_ERRORS,
-        openapi_extra=edit_request_body(image_request_body(gateway.model)),
+        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
+        openapi_extra=edit_request_body(image_request_body(gateway.names, gateway.settings.strict)),
         summary="Draw images from an image and a text",
     )
     async def edit(request: Request) -> Response:
@@ -46,13 +49,11 @@ async def _edit(request: Request, opened: OpenRequest) -> Response:
     gateway = opened.gateway
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
-    plan = plan_images(parse_request(json.dumps(_typed(others)).encode()), gateway)
+    reading = read_image_request(request, gateway, others, opened.record)
+    plan = plan_images(reading, gateway, others.get("model"))
     params = make_edits(plan.params, gateway.model, options.strength, parts.mask is not None)
     upload = make_upload(parts.image, parts.mask, plan.request, params[0])
-    generation = await unless_gone(
-        request, generate_images(replace(plan, params=params, upload=upload), opened)
-    )
-    return Response(response_json(make_response(generation)), media_type="application/json")
+    return await answer_images(request, replace(plan, params=params, upload=upload), opened)
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:
@@ -64,23 +65,17 @@ async def read_edit_fields(request: Request, settings: Settings) -> EditFields:
     if kind != FORM and not is_json(kind):
         raise WrongContentType(f"The body must be a form ({FORM}) or JSON: name it in content-type.")
     body = await read_body(request, settings.max_upload_bytes, settings.body_seconds)
+    if coding := request.headers.get("content-encoding", ""):
+        body = await asyncio.to_thread(decompress, body, coding, settings.max_upload_bytes)
     if kind == FORM:
-        return split_fields(await read_form(request.headers["content-type"], body))
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise MalformedBody(f"The body is not valid JSON ({error}).") from None
-    if not isinstance(fields, dict):
-        raise MalformedBody("The body must be a JSON object.")
-    return split_fields(fields.items())
+        parts = split_fields(await read_form(request.headers["content-type"], body))
+        return replace(parts, others=_typed(parts.others))
+    return split_fields(read_object(body, request.headers["content-type"]).items())
 
 
 def _typed(fields: dict[str, object]) -> dict[str, object]:
     """The fields of a form with the numbers that their texts are."""
     return {name: _number(value) if name not in TEXT_FIELDS else value for name, value in fields.items()}
-
-
-TEXT_FIELDS = ("prompt", "negative_prompt", "model", "size", "user")
 
 
 def _number(value: Any) -> Any:

@@ -8,8 +8,8 @@ from safelight.service.http.edits.params import make_edits, make_upload
 from safelight.service.http.edits.uploads import split_fields
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import ImagePlan, plan_images
+from safelight.service.http.reading.request import read_request
 from safelight.service.http.sdapi.fields import generation_fields, with_seeds
-from safelight.service.http.sdapi.reading import read_fields
 
 STRENGTH = 0.75  # AUTOMATIC1111's default
 # Masks, which AUTOMATIC1111 reads in another way. To draw the whole image instead would surprise.
@@ -18,7 +18,7 @@ MASKS = ("mask", "mask_image")
 
 def plan_txt2img(sent: Mapping[str, object], gateway: Gateway) -> ImagePlan:
     """The images of a text. Raises `InvalidRequest` or `InvalidParams`."""
-    plan = plan_images(read_fields(generation_fields(sent), gateway), gateway)
+    plan = plan_images(read_request(generation_fields(sent), gateway.names, is_strict=False), gateway)
     return replace(plan, params=with_seeds(plan.params))
 
 

@@ -11,7 +11,7 @@ from safelight.pipeline.engine.image_metadata import parameters_text
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import ImagePlan, OpenRequest, generate_images, open_request
 from safelight.service.http.openapi import GENERATION_ERRORS, OTHER_ERRORS
-from safelight.service.http.request_body import read_json_body, unless_gone
+from safelight.service.http.request_body import read_json_object, unless_gone
 from safelight.service.http.sdapi.fields import (
     describe_info,
     describe_parameters,
@@ -19,7 +19,6 @@ from safelight.service.http.sdapi.fields import (
 )
 from safelight.service.http.sdapi.jobs import Jobs
 from safelight.service.http.sdapi.plans import plan_img2img, plan_txt2img
-from safelight.service.http.sdapi.reading import read_object
 from safelight.service.http.sdapi.samplers import list_samplers, list_schedulers
 from safelight.service.http.sdapi.schemas import (
     EDIT_SCHEMA,
@@ -62,7 +61,7 @@ def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
         )
         async def draw(request: Request) -> Response:
             with open_request(request, gateway, "", name) as opened:
-                sent = read_object(await read_json_body(request, limit, gateway.settings.body_seconds))
+                sent = await read_json_object(request, limit, gateway.settings.body_seconds)
                 return await _draw(request, opened, jobs, sent, read_plan(sent, gateway))
 
     settings = gateway.settings

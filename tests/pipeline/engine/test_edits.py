@@ -227,12 +227,14 @@ def test_a_flow_model_edits_as_diffusers_does(tmp_path: Path, monkeypatch: pytes
 class PixArtAsUNet(nn.Module):
     """A PixArt transformer behind the interface of the network in diffusers' image-to-image pipeline."""
 
+    config: Any
+
     def __init__(self, transformer: nn.Module, masks: Tensor) -> None:
         super().__init__()
         self.transformer = transformer
         self.masks = masks
         self.dtype, self.device = torch.float32, torch.device("cpu")
-        self.config: Any = transformer.config
+        self.config = transformer.config
         self.config.time_cond_proj_dim = None
 
     def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:

@@ -16,8 +16,18 @@ from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.metering import TickRecord
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import text_flops, times_flops
-from safelight.pipeline.params import FinishReason, GenerationParams
-from tests.pipeline.parts import add, alone, drain, engine, latents_of, model, params, states
+from safelight.pipeline.params import FinishReason, GenerationParams, PreviewRequest
+from tests.pipeline.parts import (
+    add,
+    alone,
+    drain,
+    engine,
+    latents_of,
+    model,
+    params,
+    previews_alone,
+    states,
+)
 from tests.pipeline.reference_loop import reference
 
 
@@ -91,21 +101,32 @@ REQUESTS = st.builds(
 ).map(with_possible_eta)
 
 
+PREVIEW_REQUESTS = st.builds(PreviewRequest, st.integers(0, 3), st.sampled_from([0, 0, 1]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Of any of the requests, wherever it stands in the order of arrival."""
-    arrivals = data.draw(st.lists(st.tuples(REQUESTS, st.integers(0, 6)), min_size=2, max_size=7))
+    """Of any of the requests, wherever it stands in the order of arrival; and neither do previews."""
+    arrivals = data.draw(
+        st.lists(st.tuples(REQUESTS, st.integers(0, 6), PREVIEW_REQUESTS), min_size=2, max_size=7)
+    )
     busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
     outcomes: dict[str, SampleOutcome] = {}
-    for number, (request, ticks) in enumerate(arrivals):
-        add(busy, str(number), request)
+    for number, (request, ticks, previews) in enumerate(arrivals):
+        add(busy, str(number), request, previews)
         for _ in range(ticks):
             outcomes |= {outcome.request_id: outcome for outcome in (busy.step() if busy.has_work else ())}
     outcomes |= drain(busy)
-    for number, (request, _) in enumerate(arrivals):
+    all_previews = busy.take_previews()
+    for number, (request, _, previews) in enumerate(arrivals):
         assert torch.equal(latents_of(outcomes[str(number)]), alone(request, dtype)), request
+        batched = [preview for preview in all_previews if preview.request_id == str(number)]
+        single = previews_alone(request, previews, dtype)
+        assert [preview.index for preview in batched] == [preview.index for preview in single]
+        for ours, theirs in zip(batched, single, strict=True):
+            assert torch.equal(ours.latents, theirs.latents), (request, ours.index)
 
 
 def test_samples_leave_after_their_own_last_tick() -> None:

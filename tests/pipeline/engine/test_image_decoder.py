@@ -1,16 +1,22 @@
 """From the decoder's numbers to levels of 255, and what is refused."""
 
+import math
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from safelight.models.autoencoders.interface import Autoencoder
 from safelight.models.autoencoders.loading import load_vae
 from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.find_checkpoint import find_folder
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
+from safelight.pipeline.flops.vae import decode_flops
+from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 
 class Passthrough(Autoencoder):
@@ -69,3 +75,44 @@ def test_numbers_that_are_not_finite_are_refused_by_the_stage_that_left_them(val
     [refused] = decoder.decode([good])
     assert isinstance(refused, InvalidImage)
     assert str(refused) == "the decoder left numbers that are not finite"
+
+
+def test_a_preview_in_full_is_the_image(decoder: ImageDecoder) -> None:
+    latent = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0)) - 0.5
+    [image], preview = decoder.decode([latent]), decoder.decode_preview(latent)
+    assert not isinstance(image, InvalidImage) and not isinstance(preview, InvalidImage)
+    assert np.array_equal(preview[0], image[0])
+    assert preview[1].flops == image[1].flops
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 12), (6, 10)])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_reduced_preview_is_the_decoded_average_in_the_images_size(
+    height: int, width: int, scale: int
+) -> None:
+    vae: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
+    real = ImageDecoder(vae, torch.float32, torch.device("cpu"))
+    latent = torch.randn(8, height, width, generator=torch.Generator().manual_seed(0))
+    preview = real.decode_preview(latent, scale)
+    assert not isinstance(preview, InvalidImage)
+    pixels, cost = preview
+    assert pixels.shape == (8 * height, 8 * width, 3)
+    small_size = (math.ceil(height / scale), math.ceil(width / scale))
+    [small] = real.decode([functional.adaptive_avg_pool2d(latent, small_size)])
+    assert not isinstance(small, InvalidImage)
+    assert cost.flops == small[1].flops
+    enlarged = Image.fromarray(small[0]).resize((8 * width, 8 * height), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(enlarged).astype(float) - pixels).mean() < 6.0  # another bicubic kernel
+
+
+def test_a_preview_is_reduced_until_it_fits_its_budget(decoder: ImageDecoder) -> None:
+    latent = torch.zeros(3, 16, 16)
+    curve = CostCurve((float(decode_flops(TinyOptions(scaling_factor=0.5), 16, 16)),), (8.0,))
+    scales = [decoder.preview_scale(latent, budget, curve) for budget in (8.0, 7.9, 2.0, 1.9, 0.5, 0.1)]
+    assert scales == [1, 2, 2, 4, 4, 4]
+
+
+def test_a_preview_that_is_not_finite_is_refused(decoder: ImageDecoder) -> None:
+    latent = torch.full((3, 4, 4), float("nan"))
+    for scale in (1, 2):
+        assert isinstance(decoder.decode_preview(latent, scale), InvalidImage)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from safelight.pipeline.engine.image_files import FORMATS, encode_image
+from safelight.pipeline.engine import xmp
+from safelight.pipeline.engine.image_files import FORMATS, encode_image, encode_preview
 from safelight.pipeline.engine.image_metadata import parameters_json, parameters_text
 from safelight.pipeline.params import EditParams, GenerationParams
 from tests.pipeline.engine.metadata_readers import automatic1111, civitai
@@ -283,3 +284,21 @@ def properties(packet: bytes) -> dict[str, Any]:
         "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
     )
     return {element.tag: element.text for element in description}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_preview_has_the_mark_and_no_parameters(format: str, is_marked: bool) -> None:
+    data = encode_preview(PIXELS, format, 90, is_marked)
+    assert (xmp.AI_MARK.encode() in data) == is_marked
+    assert b"safelight:parameters" not in data and b"Steps:" not in data
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == (format.upper(), (PIXELS.shape[1], PIXELS.shape[0]))
+    if format == "png":
+        assert np.array_equal(decoded(data), PIXELS)
+
+
+def test_a_previews_quality_is_limited() -> None:
+    for format in ("webp", "jpeg"):
+        best, limited, low = (encode_preview(PIXELS, format, quality) for quality in (100, 80, 20))
+        assert best == limited != low

@@ -111,6 +111,24 @@ def test_the_answer_says_what_became_of_the_upload_and_what_it_cost(
     assert usage["input_tokens"] == 23 and usage["total_tokens"] == 23 + usage["output_tokens"]
 
 
+def test_an_image_of_another_size_is_told(client: TestClient, backend: FakeBackend) -> None:
+    """In the answer and in the header, beside what else was adjusted."""
+    response = client.post(ROUTE, data=FORM | {"steps": "3"}, files={"image": b"image"})
+    assert response.headers["x-safelight-adjusted"] == "steps, image"
+    told = response.json()["usage"]["safelight"]["adjusted"][1]
+    assert (told["field"], told["asked"], told["used"]) == ("image", "33x16", "16x8")
+    assert told["note"] == "cut to the part from 0,0 to 32,16 and resampled to a size of the model"
+
+
+def test_a_form_has_numbers_also_in_the_strict_reading(client: TestClient, backend: FakeBackend) -> None:
+    strict = {"x-safelight-strict": "1"}
+    fields = FORM | {"n": "2", "guidance_scale": "2.5", "strength": "0.5"}
+    response = client.post(ROUTE, data=fields, files={"image": b"image"}, headers=strict)
+    assert response.status_code == 200, response.text
+    response = client.post(ROUTE, data=fields | {"steps": "3"}, files={"image": b"image"}, headers=strict)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "steps")
+
+
 def test_a_generation_says_nothing_of_an_edit(client: TestClient) -> None:
     usage = client.post("/v1/images/generations", json=FORM).json()["usage"]
     assert usage["safelight"]["edit"] is None

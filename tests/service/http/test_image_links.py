@@ -235,6 +235,23 @@ def test_links_can_be_turned_off(backend: FakeBackend) -> None:
     assert response.json()["data"][0].keys() == {"b64_json"}
 
 
+@pytest.mark.parametrize(
+    ("headers", "start"),
+    [
+        ({"x-forwarded-prefix": "/images/", "x-forwarded-proto": "https"}, "https://testserver/images/v1/"),
+        ({"x-forwarded-host": "example.org"}, "http://example.org/v1/"),
+    ],
+)
+def test_a_link_begins_with_what_proxies_say(service: Service, headers: dict[str, str], start: str) -> None:
+    (image,) = service.client.post(ROUTE, json=BODY, headers=headers).json()["data"]
+    assert image["url"].startswith(start)
+
+
+def test_links_are_not_streamed(service: Service) -> None:
+    response = service.client.post(ROUTE, json=BODY | {"stream": True})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "response_format")
+
+
 def test_openais_older_models_answer_links_and_images(service: Service) -> None:
     """OpenAI's default for them is a link, which LangChain reads; other clients read the image."""
     fields = {"response_format": None, "model": "dall-e-2", "n": 2}

@@ -11,7 +11,12 @@ from starlette.testclient import TestClient
 
 from tests.service.openapi_answers import AnswerCheck
 
-MEDIA_TYPES = ({"application/json"}, {"text/plain"}, {"image/png", "image/webp", "image/jpeg"})
+MEDIA_TYPES = (
+    {"application/json"},
+    {"text/plain"},
+    {"application/json", "text/event-stream"},
+    {"image/png", "image/webp", "image/jpeg"},
+)
 
 
 def test_the_schema_is_valid_openapi(client: TestClient) -> None:

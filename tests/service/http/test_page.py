@@ -104,7 +104,7 @@ def test_the_page_is_no_part_of_the_schema(client: TestClient) -> None:
 
 def test_the_model_says_what_a_form_needs(client: TestClient) -> None:
     (model,) = client.get("/v1/models").json()["data"]
-    assert model["edits"] is False
+    assert model["edits"] is True
     for field, values in model["limits"].items():
         for value in values:
             body = {"prompt": "p", field: "p" * value if field == "prompt" else value}
@@ -113,12 +113,3 @@ def test_the_model_says_what_a_form_needs(client: TestClient) -> None:
         headers = {"x-safelight-strict": "1"}  # for services that adjust what is out of range
         refused = client.post(ROUTE, json={"prompt": "p", field: beyond}, headers=headers)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
-
-
-def test_a_gateway_with_the_route_of_edits_says_so() -> None:
-    async def edit() -> None: ...
-
-    app = build_gateway(FakeBackend(), MODEL, Settings())
-    app.add_api_route("/v1/images/edits", edit, methods=["POST"])
-    with TestClient(app) as client:
-        assert client.get("/v1/models").json()["data"][0]["edits"] is True

@@ -27,7 +27,7 @@ def request(scheme: str = "http", root_path: str = "", **headers: str) -> Reques
                 "x_forwarded_proto": "HTTPS, http",
                 "x_forwarded_prefix": "/p/",
             },
-            "https://b/p",
+            "https://b",
         ),
     ],
 )
@@ -37,13 +37,11 @@ def test_the_request_says_how_it_came(headers: dict[str, str], url: str) -> None
 
 def test_the_scheme_and_the_path_in_front_are_the_requests() -> None:
     assert base_url(request("https", "/images", host="here"), Settings()) == "https://here/images"
-    sent = request("https", "/images", host="here", x_forwarded_prefix="/other")
-    assert base_url(sent, Settings()) == "https://here/other"
 
 
 def test_the_setting_comes_first() -> None:
     settings = Settings(public_url="https://example.org/images/")
-    sent = request(host="here", x_forwarded_host="evil.org", x_forwarded_prefix="/x")
+    sent = request(host="here", x_forwarded_host="evil.org")
     assert base_url(sent, settings) == "https://example.org/images"
 
 
@@ -74,16 +72,10 @@ def test_an_ipv6_address_of_the_service_is_in_brackets() -> None:
     assert base_url(request(), Settings(host="::1")) == "http://[::1]:8000"
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"x_forwarded_proto": "javascript"},
-        {"x_forwarded_prefix": "//evil.org"},
-        {"x_forwarded_prefix": "/a/../b"},
-        {"x_forwarded_prefix": "no-slash"},
-        {"x_forwarded_prefix": "/a?b=c"},
-        {"x_forwarded_prefix": "/" + "x" * 256},
-    ],
-)
-def test_what_is_no_scheme_or_path_is_left_out(headers: dict[str, str]) -> None:
-    assert base_url(request(host="here", **headers), Settings()) == "http://here"
+def test_what_is_no_scheme_is_left_out() -> None:
+    assert base_url(request(host="here", x_forwarded_proto="javascript"), Settings()) == "http://here"
+
+
+@pytest.mark.parametrize("path", ["//evil.org", "/a/../b", "no-slash", "/a?b=c", "/" + "x" * 256])
+def test_what_is_no_path_is_left_out(path: str) -> None:
+    assert base_url(request(root_path=path, host="here"), Settings()) == "http://here"

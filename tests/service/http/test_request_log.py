@@ -59,6 +59,12 @@ def test_a_request_is_one_line_without_its_prompt(client: TestClient, lines: Lin
     assert "secret" not in str(list(lines))
 
 
+def test_what_was_adjusted_is_in_the_line_by_name(client: TestClient, lines: Lines) -> None:
+    client.post(ROUTE, json={"prompt": "p", "size": "64x64", "negative": "secret"})
+    line = lines.last()
+    assert line["adjusted"] == "size, negative" and "secret" not in str(line)
+
+
 def test_prompts_are_logged_if_the_operator_says_so(backend: FakeBackend, lines: Lines) -> None:
     client = TestClient(build_gateway(backend, MODEL, Settings(log_prompts=True)))
     client.post(ROUTE, json={"prompt": "an apple\nforged"})
@@ -72,13 +78,19 @@ def test_prompts_are_logged_if_the_operator_says_so(backend: FakeBackend, lines:
         ({"prompt": "p", "colour": 1}, {"code": "unknown_parameter", "param": "colour"}),
         ({"prompt": ["secret"]}, {"code": "invalid_value", "param": "prompt", "cause": None}),
         ({"prompt": "p", "negative_prompt": ["secret"]}, {"param": "negative_prompt", "cause": None}),
+        ({"prompt": "p", "negative": ["secret"]}, {"param": "negative", "cause": None}),
+        (
+            {"prompt": "p", "extra_body": {"negative_prompt": ["secret"]}},
+            {"param": "extra_body.negative_prompt", "cause": None},
+        ),
         ({"prompt": "p", "model": "x"}, {"status": 404, "code": "model_not_found"}),
     ],
 )
 def test_a_refusal_is_a_line_with_its_cause(
     client: TestClient, lines: Lines, body: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    answer = client.post(ROUTE, json=body)
+    headers = {"x-safelight-strict": "1"} if "colour" in body else {}
+    answer = client.post(ROUTE, json=body, headers=headers)
     line = lines.last()
     assert line["level"] == "WARNING" and line["id"] == answer.headers["x-request-id"]
     assert line == line | {"status": 400, "model": "fake-8"} | fields

@@ -194,6 +194,7 @@ def test_its_options_are_the_fields_of_a_request() -> None:
         if "ignored" in (field.description or "") and name != "output_compression"
     }
     elsewhere = {"prompt", "model", "response_format", "stream", "partial_images"}
+    elsewhere |= {"background", "user", "safety_identifier"}
     expected = ImageRequest.model_fields.keys() - ignored - elsewhere
     assert get_type_hints(safelight.RequestOptions).keys() == expected
 

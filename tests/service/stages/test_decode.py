@@ -25,8 +25,9 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
     decoder, clock = FakeDecoder(), ManualClock(now=100.0)
     clock.install(monkeypatch, decode, batched_stage)
 
-    def write(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
+    def write(pixels: Any, output: ImageFormat, params: GenerationParams | None) -> bytes:
         clock.advance(0.25)
+        assert params is not None
         return bytes(pixels) + fake_image(params, output)
 
     stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
@@ -71,7 +72,7 @@ async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
     assert (image_or_raise(first).image, image_or_raise(third).image) == (b"a", b"c")
     assert isinstance(broken, BrokenImage)
     assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
-    assert (broken.status, broken.headers) == (503, {})  # no retry-after
+    assert (broken.status, broken.headers) == (503, {"x-should-retry": "false"})  # no retry-after
     assert len(stage.meter.collect_report("s", 0, stage.status()).events) == 2
     with pytest.raises(BrokenImage):
         await stage.decode(jobs[1].denoised, make_params(), ImageFormat())

@@ -74,7 +74,7 @@ STATUS = {
         peak_flops=1e4,
         curve=CURVE,
     ),
-    "decode": StageStatus(images=41),
+    "decode": StageStatus(images=41, previews=42),
 }
 TOTALS = {
     "encode": StageTotals(busy=3.0, starting=1.25, work_left=5.5),
@@ -182,6 +182,7 @@ def expected_of_stages() -> dict[str, float]:
         **by_stage("safelight_stage_images_running", 0, 32, 0),
         **by_stage("safelight_stage_images_waiting", 0, 33, 0),
         **by_stage("safelight_stage_images_finished", 21, 31, 41),
+        **by_stage("safelight_stage_previews", 0, 0, 42),
         **by_stage("safelight_stage_ticks", 0, 34, 0),
         **by_stage("safelight_stage_rows", 0, 35, 0),
         **by_stage("safelight_stage_cache_hits", 22, 0, 0),
@@ -236,7 +237,7 @@ def test_the_accounting_report_has_the_same_sums(accounting: tuple[Metrics, Acco
 
 
 def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
-    counts = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
+    counts = ("images", "previews", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
     statuses = []
     for replica in (1, 2):
         numbers: dict[str, Any] = {name: 10 * number + replica for number, name in enumerate(counts)}

@@ -26,6 +26,7 @@ from safelight.service.messages import (
     PreparedSource,
     RequestContext,
 )
+from safelight.service.previews import PreviewSink
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import Tracing, make_tracing
@@ -61,6 +62,7 @@ class RecordingBackend(FakeBackend):
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self.contexts.append(context)
         return await super().generate(params, output)

@@ -1,5 +1,6 @@
 """What real stages of the tiny model report: to the client, to Prometheus and to the ledger, the same."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,27 @@ def service() -> Iterator[Service]:
     pipeline.wait()
     yield Service(pipeline)
     pipeline.close()
+
+
+def test_previews_are_charged_alike_everywhere(service: Service) -> None:
+    """What the events of a stream say is what metrics and ledger have, previews included."""
+    body = BODY | {"num_inference_steps": 9, "stream": True, "partial_images": 2}
+    answer = service.client.post(ROUTE, json=body)
+    lines = [line for line in answer.text.split("\n") if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    costs = [event["usage"]["safelight"] for event in events if event["type"].endswith("completed")]
+    accounting, metrics = service.accounting(), service.metrics()
+    assert len(costs) == accounting["images"] == metrics["safelight_images_total"] == 2
+    assert accounting["requests"]["done"] == 1
+    num_previews = sum(cost["previews"] for cost in costs)
+    assert 0 < num_previews == metrics["safelight_stage_previews decode"]
+    for stage in STAGES:
+        seconds = sum(cost["device_seconds"][stage] for cost in costs)
+        assert accounting["device_seconds"][stage] == pytest.approx(seconds)
+        assert metrics[f"safelight_image_device_seconds_total {stage}"] == pytest.approx(seconds)
+    assert accounting["flops"] == sum(cost["flops"] for cost in costs)
+    balance = accounting["balance"]["stages"]["decode"]
+    assert balance["requests"] <= balance["busy"]
 
 
 def test_client_metrics_and_ledger_agree(service: Service) -> None:

@@ -28,6 +28,8 @@ export async function isReady() {
   }
 }
 
+const refusals = new Set(); // the paths that do not stream
+
 /**
  * Sends a request for images and yields what comes back.
  *
@@ -36,10 +38,13 @@ export async function isReady() {
  */
 export async function* draw(request, { key, signal, numPreviews }) {
   let response;
+  const isRefused = refusals.has(request.path);
+  const streaming = isRefused ? {} : { stream: true, partial_images: numPreviews };
   try {
-    response = await post(request, { stream: true, partial_images: numPreviews }, key, signal);
+    response = await post(request, streaming, key, signal);
   } catch (error) {
-    if (error.status !== 400 || !["stream", "partial_images"].includes(error.param)) throw error;
+    if (isRefused || error.status !== 400 || !["stream", "partial_images"].includes(error.param)) throw error;
+    refusals.add(request.path);
     yield { kind: "notice", text: "This service sends no previews: each image appears when it is done." };
     response = await post(request, {}, key, signal);
   }

@@ -32,28 +32,34 @@ async function submit() {
     showError(new ApiError("Choose an image to start from, or draw from words."));
     return;
   }
-  await run(form.read(), isEdit() ? await source.files() : null, source.strength);
+  await run(form.read(), isEdit() ? source.files() : null, source.strength);
 }
 
-/** Draws `settings`, from `files` if there are any. */
+/** Draws `settings`, from `files` or a promise of them; null for words alone. One request at a time. */
 async function run(settings, files, strength) {
-  const request = makeRequest(settings, form.model, files, strength);
+  controller = new AbortController();
+  try {
+    await drawRequest(settings, makeRequest(settings, form.model, await files, strength));
+  } catch (error) {
+    report(error);
+  } finally {
+    controller = null;
+  }
+}
+
+async function drawRequest(settings, request) {
   const before = gallery.shown;
   showError(null);
-  controller = new AbortController();
   const images = Array.from({ length: settings.n }, (_, index) => gallery.add(settings, request, index));
   gallery.show(images[0]);
   startWork();
   const stopClock = startClock();
   try {
     await receive(request, images);
-  } catch (error) {
-    report(error);
   } finally {
     images.filter((image) => !image.url).forEach((image) => gallery.remove(image, before));
     stopClock();
     endWork();
-    controller = null;
   }
 }
 
@@ -163,11 +169,14 @@ function chooseMode(mode) {
 }
 
 let filesForCode = null;
+let numCodes = 0;
 
 /** Writes the request of the form as code, if that is open. */
 async function updateCode() {
   if (!form.model || !byId("code-panel").open) return;
+  const number = (numCodes += 1);
   const anyFiles = source.isOpen ? await source.files() : { image: true, mask: true };
+  if (number !== numCodes) return; // the form has changed meanwhile
   const files = isEdit() ? anyFiles : null;
   const request = makeRequest(form.read(), form.model, files, source.strength);
   const language = form.element.elements.language.value;

@@ -100,8 +100,9 @@ export function costsOf({ answer, numImages }) {
 /** How a finished image was drawn, as rows of a name, a text and a class. */
 export function factsOf({ settings, request, index, answer }) {
   const used = answer.usage.safelight;
+  const seed = index ? `${used.seeds[0]}, image ${index + 1} of ${settings.n}` : String(used.seeds[0]);
   const facts = [
-    ["Seed", index ? `${used.seeds[0]}, image ${index + 1} of ${settings.n}` : String(used.seeds[0]), "wide"],
+    ["Seed", seed, seed.length > 12 ? "wide" : ""],
     ["Model", used.model],
     ["Size", (answer.size ?? settings.size).replace("x", " × ")],
     ["Steps", String(used.num_inference_steps)],

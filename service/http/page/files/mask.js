@@ -131,8 +131,8 @@ export class MaskPainter {
     context.lineWidth = 2 * radius;
     context.lineCap = context.lineJoin = "round";
     context.beginPath();
-    context.moveTo(...points[0]);
-    points.forEach((point) => context.lineTo(...point)); // a single point becomes a dot
+    context.moveTo(points[0][0] - 0.01, points[0][1]); // a line without length is not drawn
+    points.forEach((point) => context.lineTo(...point));
     context.stroke();
   }
 
