@@ -187,9 +187,15 @@ def test_the_command_line_gives_the_same_bytes(http: httpx2.Client, tmp_path: Pa
     ("method", "path", "kwargs", "status", "param"),
     [
         ("POST", "/v1/images/generations", {"json": {"prompt": ""}}, 400, "prompt"),
-        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "size": "3x3"}}, 400, "size"),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "size": "0x3"}}, 400, "size"),
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "solver": "magic"}}, 400, "solver"),
-        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "colour": "red"}}, 400, "colour"),
+        (
+            "POST",
+            "/v1/images/generations",
+            {"json": {"prompt": "p", "colour": "red"}, "headers": {"x-safelight-strict": "1"}},
+            400,
+            "colour",
+        ),
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "model": "sdxl"}}, 404, "model"),
         (
             "POST",

@@ -95,7 +95,7 @@ def test_every_bar_has_a_change_that_misses_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bars", "figures"), zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, STREAMED), strict=True)
+    ("bars", "figures"), list(zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, STREAMED), strict=True))
 )
 def test_figures_within_all_bars_pass(bars: tuple[Bar, ...], figures: Mapping[str, Any]) -> None:
     verdicts = judge(bars, figures, "AVX2")

@@ -47,7 +47,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["draw"], "invalid choice: 'draw'"),
         (["generate"], "required: PROMPT"),
         (["generate", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
-        (["generate", ""], "PROMPT must be a string of 1 to 4000 characters, not blank"),
+        (["generate", ""], "PROMPT must be a string of 1 to 32000 characters, not blank"),
         (["generate", "x", "--steps", "201"], "--steps must be an integer between 1 and 200"),
         (["generate", "x", "--solver", "plms", "--steps", "2"], "--steps must be at least 3 for plms"),
         (
@@ -80,7 +80,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
             "'nosuch' is neither a folder nor one of",
         ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
-        (["encode", "a" * 4001, "-o", "x.safetensors"], "PROMPT has 4001 characters; at most 4000"),
+        (["encode", "a" * 32001, "-o", "x.safetensors"], "PROMPT has 32001 characters; at most 32000"),
         (["bench", "--engine-only", "--no-compile"], "--no-compile has no effect with --engine-only"),
         (["plan", "--model", "sd3-medium", "--variant", "fp16"], "--variant has no effect on sd3-medium"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
