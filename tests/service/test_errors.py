@@ -83,6 +83,7 @@ TREE = {
     "BodyTooSlow": (408, "invalid_request_error", "request_timeout", None),
     "BodyTooLarge": (413, "invalid_request_error", "request_too_large", None),
     "WrongContentType": (415, "invalid_request_error", "unsupported_media_type", None),
+    "UnsupportedEncoding": (415, "invalid_request_error", "unsupported_encoding", None),
     "ClientGone": (499, "server_error", "client_gone", None),
     "Interrupted": (409, "invalid_request_error", "interrupted", None),
     "QueueFull": (429, "rate_limit_error", "queue_full", 2),
