@@ -4,13 +4,16 @@ import asyncio
 import os
 import resource
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from safelight.service.errors import ImageNotStored, StoreFailed
+from safelight.service.image_store import signing_key
 from safelight.service.image_store.names import ImageName
 from safelight.service.image_store.signing_key import KEY_NAME, folder_key
 from safelight.service.image_store.store import ImageStore
@@ -80,9 +83,20 @@ async def test_two_gateways_share_the_key_and_the_images(folder: Path, clock: Ma
     assert await second.load(name) == b"one"
 
 
-async def test_gateways_that_start_at_once_agree_on_the_key(tmp_path: Path) -> None:
-    keys = await asyncio.gather(*(asyncio.to_thread(folder_key, tmp_path) for _ in range(16)))
-    assert len(set(keys)) == 1
+def test_gateways_that_start_at_once_agree_on_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has found no key before any has written one."""
+    make_key, barrier = signing_key._new_key, threading.Barrier(4)
+
+    def make_key_with_others() -> bytes:
+        barrier.wait(60.0)
+        return make_key()
+
+    monkeypatch.setattr(signing_key, "_new_key", make_key_with_others)
+    with ThreadPoolExecutor(4) as pool:
+        keys = set(pool.map(folder_key, [tmp_path] * 4))
+    assert keys == {folder_key(tmp_path)}
     assert [path.name for path in tmp_path.iterdir()] == [KEY_NAME]
 
 
@@ -199,15 +213,19 @@ async def test_another_gateway_sweeps_too(folder: Path, clock: ManualClock) -> N
     task.cancel()
 
 
-async def test_too_many_bytes_are_swept_at_once(folder: Path, clock: ManualClock) -> None:
+async def test_too_many_bytes_are_swept_at_once(
+    folder: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safelight.service.image_store.store.SWEEP_SECONDS", 1e6)
     store = make_store(folder, clock, max_bytes=1000)
     task = asyncio.ensure_future(store.run())
     names = []
     for k in range(11):
         names += await store.save([bytes([k]) * 100], "png")
         os.utime(folder / str(names[-1]), (k, k))
-    while len(image_files(folder)) > 9:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60.0):  # only if it is never swept
+        while len(image_files(folder)) > 9:
+            await asyncio.sleep(0.001)
     task.cancel()
     assert set(image_files(folder)) == set(map(str, names[-9:]))
 
