@@ -100,6 +100,13 @@ def test_gateways_that_start_at_once_agree_on_the_key(
     assert [path.name for path in tmp_path.iterdir()] == [KEY_NAME]
 
 
+def test_the_first_key_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another gateway has found no key before the first one wrote it."""
+    key = folder_key(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert folder_key(tmp_path) == key
+
+
 async def test_a_key_that_is_given_is_used_and_none_is_made(folder: Path, clock: ManualClock) -> None:
     given = ImageStore(str(folder), key="k" * 32)
     other = ImageStore(str(folder / "other"), key="k" * 32)
