@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.http.generation import Generation
@@ -30,7 +30,7 @@ def response_json(response: ImageResponse) -> str:
 
 
 def _images(generation: Generation) -> Iterator[Image]:
-    links = generation.links or [None] * len(generation.results)
+    links: Sequence[str | None] = generation.links or [None] * len(generation.results)
     for result, link in zip(generation.results, links, strict=True):
         file = base64.b64encode(result.image).decode("ascii") if generation.has_files else None
         yield Image(b64_json=file, url=link)

@@ -4,6 +4,7 @@ import base64
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from safelight.service.errors import StageFailed
-from safelight.service.http import image_files
+from safelight.service.http import gateway_parts, image_files
 from safelight.service.http.gateway import build_gateway
 from safelight.service.image_store.signing_key import KEY_NAME
 from safelight.service.image_store.store import ImageStore
@@ -53,8 +54,7 @@ class Service:
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     clock = ManualClock(1_700_000_000.5)
     monkeypatch.setattr(image_files, "time", clock)
-    init = ImageStore.__init__
-    monkeypatch.setattr(ImageStore, "__init__", lambda *args: init(*args, clock=clock.time))
+    monkeypatch.setattr(gateway_parts, "ImageStore", partial(ImageStore, clock=clock.time))
     return clock
 
 
