@@ -7,15 +7,21 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── Unauthorized         401
 │   ├── ModelNotFound        404
 │   ├── RouteNotFound        404
+│   ├── InvalidLink          403  of a stored image: its signature is wrong
+│   ├── UntrustedHost        403
+│   ├── ImageNotStored       404
+│   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
 │   └── WrongContentType     415
 │       └── UnsupportedEncoding  415  of the body: compression or character set
 ├── ClientGone               499  never sent: the client has disconnected
+│   └── Interrupted          409  the client has asked for an end
 ├── QueueFull                429
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
+├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
@@ -94,6 +100,32 @@ class RouteNotFound(InvalidRequest):
     message = "There is no such route; /docs lists those that exist."
 
 
+class InvalidLink(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "invalid_link"
+    message = "The link is not one of this service: its name, time or signature was changed."
+
+
+class UntrustedHost(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "untrusted_host"
+    message = "This route is not open to the host or the origin of the request."
+
+
+class ImageNotStored(InvalidRequest):
+    status = 404
+    code = "image_not_found"
+    message = "There is no such image, or it has been deleted."
+
+
+class LinkExpired(InvalidRequest):
+    status = 410
+    code = "link_expired"
+    message = "The link has expired; images are not kept longer than their links."
+
+
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
@@ -132,6 +164,13 @@ class ClientGone(ServiceError):
     should_retry = False
 
 
+class Interrupted(ClientGone):
+    status = 409
+    type = "invalid_request_error"
+    code = "interrupted"
+    message = "The request was ended by its caller before its images were drawn."
+
+
 class QueueFull(ServiceError):
     status = 429
     type = "rate_limit_error"
@@ -151,6 +190,12 @@ class ShuttingDown(ServiceError):
     code = "shutting_down"
     message = "The service is being stopped; please try again later."
     retry_after = 10
+
+
+class StoreFailed(ServiceError):
+    code = "image_store_failed"
+    message = "The image store cannot be used."
+    retry_after = None
 
 
 class StageFailed(ServiceError):

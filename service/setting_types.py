@@ -5,12 +5,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, SecretStr, ValidationInfo
 
+from safelight.service.image_store.locations import BadLocation, check_location
 from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
 
 SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
+PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._~/-]*)?")
+NO_STORE = "none"  # the value of `image_store` that turns links off
+MIN_KEY_CHARACTERS = 32
 ALIAS = re.compile(r"[A-Za-z0-9._:@+/*-]{1,128}")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]{1,255}")
 ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}")
@@ -122,6 +127,41 @@ def check_variant(value: str) -> str:
     if value and not VARIANT.fullmatch(value):
         raise ValueError(f"variant must be a name such as fp16 or non-ema, got {value[:200]!r}")
     return value
+
+
+def check_image_store(value: str, info: ValidationInfo) -> str:
+    if value in ("", NO_STORE):
+        return value
+    try:
+        return check_location(value)
+    except BadLocation as error:
+        raise ValueError(f"{info.field_name} {error}; {NO_STORE!r} turns links off") from None
+
+
+def check_link_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    if 0 < len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
+        raise ValueError(f"{info.field_name} must have at least {MIN_KEY_CHARACTERS} characters")
+    return value
+
+
+def check_public_url(value: str, info: ValidationInfo) -> str:
+    url = value.rstrip("/")
+    if value and not _is_public_url(url):
+        raise ValueError(
+            f"{info.field_name} must be an http or https URL without query, such as "
+            f"https://images.example.org; got {value[:200]!r}"
+        )
+    return url
+
+
+def _is_public_url(url: str) -> bool:
+    if not PUBLIC_URL.fullmatch(url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port, or no IPv6 address
+        return False
 
 
 def _check_model_values(value: str, info: ValidationInfo) -> str:

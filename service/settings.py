@@ -25,9 +25,12 @@ from safelight.service.setting_types import (
     check_aliases,
     check_folder,
     check_gateway_replicas,
+    check_image_store,
+    check_link_key,
     check_max_rows,
     check_origins,
     check_port,
+    check_public_url,
     check_root_path,
     check_served_name,
     check_variant,
@@ -236,6 +239,31 @@ class Settings(BaseSettings):
     admin_key: SecretStr = Field(
         SecretStr(""),
         description="Bearer key that `/v1/accounting` requires. Empty: anyone may read it.",
+    )
+    image_store: Annotated[str, AfterValidator(check_image_store)] = Field(
+        "",
+        description="Where images are stored that are answered as links: the absolute path of a folder, or "
+        "the URL of a bucket such as `s3://bucket/prefix`, `gs://...` or `az://...`, whose credentials are "
+        "read from the environment (docs/links.md). Empty: `safelight/images` in the user's folder for data. "
+        "`none`: there are no links.",
+    )
+    image_store_bytes: Count = Field(
+        1 << 30,
+        description="Most bytes of stored images; beyond it the oldest are deleted, although their links "
+        "have not expired. 0: no limit.",
+    )
+    link_seconds: PositiveFloat = Field(
+        86_400.0, description="Seconds for which a link to an image holds, and the image is stored."
+    )
+    link_key: Annotated[SecretStr, AfterValidator(check_link_key)] = Field(
+        SecretStr(""),
+        description="Key that signs links, at least 32 characters. Empty: one is made and kept in the image "
+        "store.",
+    )
+    public_url: Annotated[str, AfterValidator(check_public_url)] = Field(
+        "",
+        description="URL at which callers reach the service, such as `https://images.example.org`, with "
+        "which links begin. Empty: as the request says, in `Host` and `X-Forwarded-*`.",
     )
     secrets_dir: Annotated[str, AfterValidator(check_folder)] = Field(
         "",

@@ -15,6 +15,10 @@ class ManualClock:
     def perf_counter(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        """The Unix time."""
+        return self.now
+
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
@@ -23,6 +27,6 @@ class ManualClock:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         """Let the `modules`, which say `import time`, read this clock."""
-        clock: Any = SimpleNamespace(perf_counter=self.perf_counter, sleep=self.sleep)
+        clock: Any = SimpleNamespace(perf_counter=self.perf_counter, sleep=self.sleep, time=self.time)
         for module in modules:
             monkeypatch.setattr(module, "time", clock)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 
 # Before any import, and inherited by every process that a test starts: nothing is fetched, and no setting of
 # the developer's own environment applies.
+DATA = tempfile.TemporaryDirectory(prefix="safelight-tests-")
 for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
     del os.environ[name]
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "XDG_DATA_HOME": DATA.name,  # where images are stored by default
     "NO_COLOR": "1",
     # Several processes share the cores: a thread that waits for another must not spin.
     "OMP_WAIT_POLICY": "passive",

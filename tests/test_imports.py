@@ -70,7 +70,8 @@ ARROWS: dict[str, str] = {
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
     "service.model_values": "",
-    "service.setting_types": "service.model_values",
+    "service.image_store": "service.errors",
+    "service.setting_types": "service.image_store service.model_values",
     "service.setting_sources": "service.runtime",
     "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
     "service.served_model": (
@@ -96,8 +97,9 @@ ARROWS: dict[str, str] = {
         "service.settings service.stages"
     ),
     "service.http": (
-        "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
-        "service.dispatcher service.errors service.image_stream service.messages service.previews "
+        "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
+        "service.backend service.dispatcher service.errors service.image_store service.image_stream "
+        "service.messages service.previews "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (

@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from typing import Annotated, Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.responses import PlainTextResponse, Response
@@ -16,7 +16,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.http.auth import BearerToken, require_admin
@@ -24,8 +23,11 @@ from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.error_answers import add_error_handlers
-from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.gateway_parts import Gateway, make_image_store
+from safelight.service.http.generation import open_request, plan_images
+from safelight.service.http.image_files import add_file_routes
 from safelight.service.http.image_requests import answer_images, read_image_request
+from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
 from safelight.service.http.middleware import Envelope
 from safelight.service.http.openapi import (
     ERRORS,
@@ -34,29 +36,26 @@ from safelight.service.http.openapi import (
     image_request_body,
 )
 from safelight.service.http.page.routes import add_page_routes
+from safelight.service.http.progress import ProgressEstimator
+from safelight.service.http.public_url import base_url
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
-from safelight.service.http.request_body import read_json_object, unless_gone
+from safelight.service.http.request_body import read_json_object
 from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
-from safelight.service.http.streaming import EVENT_STREAM, StreamedImages, StreamedRequest
+from safelight.service.http.sdapi.routes import add_sdapi_routes
+from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.http.translation import (
     describe_curves,
     describe_model,
-    make_output,
-    make_params,
-    make_response,
-    make_usage,
 )
-from safelight.service.messages import RequestContext
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from safelight.service.telemetry.tracing import LiveSpan, Tracing
+from safelight.service.telemetry.tracing import Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import RequestRecorder, record_request
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
@@ -83,21 +82,25 @@ def build_gateway(
         tracing: Opens the spans; None for no tracing.
     """
     gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
+    mcp_endpoint = make_mcp_endpoint(gateway)
     app = make_app(
         title="Safelight",
         summary="Text in, image out.",
-        lifespan=_lifespan(gateway),
+        lifespan=_lifespan(gateway, mcp_endpoint),
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
     for add_routes in (
         _add_image_route,
         add_edit_routes,
+        add_file_routes,
+        add_sdapi_routes,
         _add_accounting_route,
         _add_model_routes,
         _add_health_routes,
     ):
         add_routes(app, gateway)
+    add_mcp_route(app, mcp_endpoint)
     add_page_routes(app)
     add_error_handlers(app)
     app.add_middleware(RequestPaths, root_path=settings.root_path)
@@ -132,16 +135,23 @@ def _make_gateway(
         outbox=outbox,
         reporter=UsageReporter(outbox.collect, ledger.send),
         tracing=tracing,
+        image_store=make_image_store(settings),
+        progress=ProgressEstimator(),
     )
 
 
-def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    gateway: Gateway, mcp_endpoint: Endpoint | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.ensure_future(gateway.warm_up.run())
+        tasks = [asyncio.ensure_future(gateway.warm_up.run())]
+        if gateway.image_store is not None:
+            tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         gateway.reporter.start()
-        yield
-        await cancel_and_wait(warming)
+        async with running(mcp_endpoint):
+            yield
+        await cancel_and_wait(*tasks)
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
@@ -156,59 +166,12 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
-        # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
-        request.state.request_log["model"] = gateway.model.id
-        request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
-        with ExitStack() as open_request:
-            record = open_request.enter_context(record_request(request_id, gateway.model.id, gateway.record))
-            span = open_request.enter_context(
-                gateway.tracing.span(
-                    "generate", parent_span, model=gateway.model.id, request_id=record.request_id
-                )
-            )
-            return await _generate(request, gateway, record, span, open_request)
-
-
-async def _generate(
-    request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan, open_request: ExitStack
-) -> Response:
-    """Generate the images of one request, and set their usage in `record`.
-
-    Args:
-        request: The request.
-        gateway: The gateway.
-        record: The request's.
-        span: The request's.
-        open_request: Closes both; a streamed answer does so after its last event.
-    """
-    settings, model = gateway.settings, gateway.model
-    fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
-    reading = read_image_request(request, gateway, fields, record)
-    params, image_format = make_params(reading.request, model), make_output(reading.request)
-    record.num_images = len(params)
-    request.state.request_log |= _describe_request(params, settings)
-    span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
-    context = RequestContext(record.id, span.traceparent, record.request_id)
-    if reading.request.stream:
-        streamed = StreamedRequest(request, record, open_request, params, image_format, model, reading)
-        return StreamedImages(streamed, gateway.dispatcher, context)
-    results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
-    usage = make_usage(results, params, model, record.seconds, reading.adjustments)
-    request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
-    response = make_response(results, params, image_format, usage, model)
-    record.image_usages = tuple(result.usage for result in results)
-    return answer_images(response, reading)
-
-
-def _describe_request(params: list[GenerationParams], settings: Settings) -> dict[str, Any]:
-    """What the log line says about the request; the prompt only if the settings say so."""
-    first = params[0]
-    fields: dict[str, Any] = {
-        "images": len(params),
-        "size": f"{first.width}x{first.height}",
-        "steps": first.num_steps,
-    }
-    return fields | {"prompt": first.prompt} if settings.log_prompts else fields
+        # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
+        with open_request(request, gateway, base_url(request, gateway.settings)) as opened:
+            limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
+            fields = await read_json_object(request, limit, seconds)
+            reading = read_image_request(request, gateway, fields, opened.record)
+            return await answer_images(request, plan_images(reading, gateway, fields.get("model")), opened)
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:

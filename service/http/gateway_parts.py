@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.dispatcher import RequestDispatcher
+from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.image_store.store import ImageStore
+from safelight.service.setting_types import NO_STORE
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
@@ -28,8 +31,22 @@ class Gateway:
     outbox: Outbox
     reporter: UsageReporter
     tracing: Tracing
+    image_store: ImageStore | None  # None: there are no links
+    progress: ProgressEstimator
 
     def record(self, record: UsageRecord) -> None:
         """Count a finished request, and queue its record for the ledger."""
         self.metrics.record(record)
         self.outbox.put(record)
+
+
+def make_image_store(settings: Settings) -> ImageStore | None:
+    """The store that the settings describe."""
+    if settings.image_store == NO_STORE:
+        return None
+    return ImageStore(
+        settings.image_store,
+        settings.link_key.get_secret_value(),
+        settings.link_seconds,
+        settings.image_store_bytes,
+    )

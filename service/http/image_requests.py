@@ -5,10 +5,20 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
+from safelight.service.errors import InvalidRequest
 from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.generation import (
+    ImagePlan,
+    OpenRequest,
+    describe_plan,
+    generate_images,
+    request_context,
+)
+from safelight.service.http.image_response import make_response, response_json
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.request import STRICT_HEADER, ReadRequest, asks_for_strict, read_request
-from safelight.service.http.schemas import ImageResponse
+from safelight.service.http.request_body import unless_gone
+from safelight.service.http.streaming import StreamedImages, StreamedRequest
 from safelight.service.usage.records import RequestRecorder, hash_user
 
 
@@ -35,7 +45,33 @@ def read_image_request(
     return reading
 
 
-def answer_images(response: ImageResponse, reading: ReadRequest) -> Response:
-    """The HTTP answer with `response`; a header names what was adjusted."""
-    headers = {HEADER: header_value(reading.adjustments)} if reading.adjustments else None
-    return Response(response.model_dump_json(), headers=headers, media_type="application/json")
+async def answer_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
+    """Draw the images and answer with them, or with the stream of their events.
+
+    Raises `ServiceError`.
+    """
+    if plan.request.stream:
+        return _stream_images(request, plan, opened)
+    generation = await unless_gone(request, generate_images(plan, opened))
+    headers = {HEADER: header_value(generation.adjustments)} if generation.adjustments else None
+    body = response_json(make_response(generation, opened.gateway.model))
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def _stream_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
+    if plan.request.response_format == "url":
+        raise InvalidRequest(
+            "response_format: links are not streamed; allowed with stream: b64_json.", "response_format"
+        )
+    describe_plan(opened, plan)
+    streamed = StreamedRequest(
+        request,
+        opened.record,
+        opened.closing,
+        plan.params,
+        plan.output,
+        opened.gateway.model,
+        plan.reading,
+        plan.upload,
+    )
+    return StreamedImages(streamed, opened.gateway.dispatcher, request_context(opened))

@@ -44,8 +44,10 @@ class ImageRequest(BaseModel):
         description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is the operator's default, "
         "else its native size.",
     )
-    response_format: Literal["b64_json"] | None = Field(
-        None, description="Images come in the response; there is no image store yet."
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="`b64_json`: images come in the response. `url`: they are stored and links to them come. "
+        "Default b64_json; for OpenAI's names dall-e-*, both.",
     )
     output_format: Literal["png", "webp", "jpeg"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
@@ -127,9 +129,10 @@ class Adjustment(BaseModel):
 
 
 class Image(BaseModel):
-    """One image of a response."""
+    """One image of a response; what was not asked for is absent."""
 
-    b64_json: str = Field(description="The image's bytes in base64.")
+    b64_json: str | None = Field(None, description="The image's bytes in base64.")
+    url: str | None = Field(None, description="A link to the image, which holds for a limited time.")
 
 
 class InputTokens(BaseModel):
@@ -194,6 +197,8 @@ class Cost(BaseModel):
     device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
     queue_seconds: float = Field(description="Waiting time, summed over images and stages.")
     seconds: float = Field(description="From the request's arrival to its response.")
+    store_seconds: float = Field(description="Of these, waiting for the image store.")
+    stored_bytes: int = Field(description="Bytes of the images that were stored.")
     truncated: bool = Field(
         description="Whether a text was longer than the text encoder can read, and was cut."
     )

@@ -1,8 +1,6 @@
 """Translates requests into generation parameters, and results into responses with their usage."""
 
-import base64
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -24,7 +22,7 @@ from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.backend import STAGES
 from safelight.service.errors import InvalidRequest, StageFailed
 from safelight.service.http.reading.model_names import ModelNames
-from safelight.service.http.reading.quality import quality_of, steps_of
+from safelight.service.http.reading.quality import steps_of
 from safelight.service.http.schemas import (
     MAX_IMAGES,
     Adjustment,
@@ -32,9 +30,7 @@ from safelight.service.http.schemas import (
     Curve,
     Curves,
     Edit,
-    Image,
     ImageRequest,
-    ImageResponse,
     InputTokens,
     Model,
     OutputTokens,
@@ -45,6 +41,7 @@ from safelight.service.http.schemas import (
 )
 from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
+from safelight.service.usage.records import NOTHING_STORED, StoreUsage
 
 Value = TypeVar("Value")
 
@@ -102,38 +99,13 @@ def make_output(request: ImageRequest) -> ImageFormat:
     )
 
 
-def make_response(
-    results: Sequence[DecodeResult],
-    images: Sequence[GenerationParams],
-    output: ImageFormat,
-    usage: Usage,
-    model: ModelInfo,
-) -> ImageResponse:
-    """The response to a request.
-
-    Args:
-        results: The finished images.
-        images: Their parameters.
-        output: The format of their files.
-        usage: What `make_usage` returns for them.
-        model: The model that drew them.
-    """
-    return ImageResponse(
-        created=int(time.time()),
-        data=[Image(b64_json=base64.b64encode(result.image).decode("ascii")) for result in results],
-        output_format=output.format,
-        quality=quality_of(images[0].num_steps, model.num_steps),
-        size=f"{images[0].width}x{images[0].height}",
-        usage=usage,
-    )
-
-
 def make_usage(
     results: Sequence[DecodeResult],
     images: Sequence[GenerationParams],
     model: ModelInfo,
     seconds: float,
     adjustments: Sequence[Adjustment] = (),
+    store: StoreUsage = NOTHING_STORED,
 ) -> Usage:
     """The usage of one request; the command line prints it too.
 
@@ -143,6 +115,7 @@ def make_usage(
         model: The model that drew them.
         seconds: Since the request's arrival.
         adjustments: What was read in another way than it was written.
+        store: What storing the images cost.
     """
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
@@ -168,6 +141,8 @@ def make_usage(
         device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
+        store_seconds=store.seconds,
+        stored_bytes=store.num_bytes,
         truncated=any(usage.text.truncated for usage in usages),
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),

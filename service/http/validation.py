@@ -13,10 +13,6 @@ from safelight.service.http.schemas import ImageRequest
 NOT_GIVEN: dict[str, tuple[tuple[object, ...], str]] = {
     "background": (("transparent",), "images are opaque, so transparent cannot be given"),
     "output_format": (("gif", "svg"), "images are still and made of pixels, so gif and svg cannot be given"),
-    "response_format": (
-        ("url",),
-        "url is not supported yet: there is no image store. Images come in the response",
-    ),
 }
 MAX_SHOWN = 100  # characters of a value in a sentence
 NO_NAMES: Mapping[str, str] = {}

@@ -25,6 +25,20 @@ class RequestOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StoreUsage:
+    """What storing the images of a request cost. Stores are no devices: their time is in no balance."""
+
+    seconds: float  # of waiting for the store, also for one that has failed
+    num_bytes: int  # stored
+
+    def __add__(self, other: "StoreUsage") -> "StoreUsage":
+        return StoreUsage(self.seconds + other.seconds, self.num_bytes + other.num_bytes)
+
+
+NOTHING_STORED = StoreUsage(0.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRecord:
     """How one request ended."""
 
@@ -38,6 +52,7 @@ class UsageRecord:
     image_usages: tuple[ImageUsage, ...]  # of the images sent, also if a later one of its stream failed
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
+    store: StoreUsage = NOTHING_STORED
     user: str = ""  # `hash_user` of the person whose request it is, if the client says who
 
     @property
@@ -59,6 +74,7 @@ class RequestRecorder:
         self.user = ""
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
+        self.store = NOTHING_STORED
         self._started = time.perf_counter()
 
     @property
@@ -80,6 +96,7 @@ class RequestRecorder:
             image_usages=self.image_usages,
             seconds=self.seconds,
             ended=time.time(),
+            store=self.store,
             user=self.user,
         )
 
@@ -106,7 +123,7 @@ def _outcome_of(error: BaseException | None) -> tuple[RequestOutcome, str]:
     if error is None:
         return RequestOutcome.DONE, "ok"
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
-        return RequestOutcome.ABORTED, ClientGone.code
+        return RequestOutcome.ABORTED, error.code if isinstance(error, ClientGone) else ClientGone.code
     service_error = as_service_error(error) if isinstance(error, Exception) else ServiceError()
     is_refusal = service_error.status < 500
     return (RequestOutcome.REFUSED if is_refusal else RequestOutcome.FAILED), service_error.code

@@ -24,6 +24,8 @@ class AccountTotals(BaseModel):
     requests: dict[str, int]
     images: int
     stages: dict[str, UsageAmounts]
+    store_seconds: float = Field(description="Waiting for the image store.")
+    stored_bytes: int
 
 
 class RequestReport(BaseModel):
@@ -44,6 +46,8 @@ class RequestReport(BaseModel):
         "`user`; empty without one."
     )
     stages: dict[str, UsageAmounts]
+    store_seconds: float
+    stored_bytes: int
 
 
 class StageBalance(BaseModel):
@@ -107,6 +111,10 @@ class AccountingReport(BaseModel):
     flops: int
     device_seconds: dict[str, float]
     device_seconds_per_image: float | None
+    store_seconds: float = Field(
+        description="Waiting for the image store, of requests that asked for links; no device's time."
+    )
+    stored_bytes: int
     mfu: float | None = Field(
         description="Model FLOPs utilisation of the busy denoiser: FLOP/s over `peak_flops`."
     )

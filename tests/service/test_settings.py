@@ -44,6 +44,19 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
         ({"encode_gpus": "inf"}, "encode_gpus must be at least 0 and finite, got inf"),
         ({"gateway_replicas": "0-2"}, "gateway_replicas must be at least 1"),
         ({"secrets_dir": "/nowhere"}, "secrets_dir must be a folder, got '/nowhere'"),
+        ({"image_store": "images"}, "image_store must be an absolute path or a URL, got 'images'; 'none'"),
+        (
+            {"image_store": "ftp://host"},
+            "image_store must be a path or a URL that starts with one of file://",
+        ),
+        ({"image_store_bytes": "-1"}, "image_store_bytes must be at least 0"),
+        ({"link_seconds": "0"}, "link_seconds must be more than 0"),
+        ({"link_key": "secret"}, "^link_key must have at least 32 characters$"),
+        ({"public_url": "example.org"}, "public_url must be an http or https URL without query"),
+        ({"public_url": "https://example.org/?a=b"}, "public_url must be"),
+        ({"public_url": "https://user@example.org"}, "public_url must be"),
+        ({"public_url": "https://example.org:99999"}, "public_url must be"),
+        ({"public_url": "https://[::1"}, "public_url must be"),
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],
 )
@@ -120,3 +133,22 @@ def test_variables_of_kubernetes_and_empty_values_set_nothing(
     assert (settings.port, settings.max_rows) == (81, Settings.model_fields["max_rows"].default)
     [line] = [record.getMessage() for record in caplog.records if "without effect" in record.getMessage()]
     assert "SAFELIGHT_PORT, SAFELIGHT_SERVICE_HOST (service discovery" in line and "SAFELIGHT_HOST," in line
+
+
+@pytest.mark.parametrize(
+    "value", ["", "none", "/var/lib/images", "file:///var/lib/images", "s3://bucket/prefix", "az://container"]
+)
+def test_an_image_store_is_a_folder_or_a_bucket(value: str) -> None:
+    assert Settings(image_store=value).image_store == value
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("https://example.org/", "https://example.org"),
+        ("http://example.org:8000/a/b/", "http://example.org:8000/a/b"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+    ],
+)
+def test_a_public_url_has_no_slash_at_its_end(value: str, url: str) -> None:
+    assert Settings(public_url=value).public_url == url

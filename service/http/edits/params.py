@@ -6,8 +6,9 @@ from dataclasses import replace
 from safelight.pipeline.catalog.model_info import ModelInfo, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import EditParams, GenerationParams
-from safelight.service.http.schemas import ImageRequest
-from safelight.service.messages import DecodeResult, Upload
+from safelight.service.http.reading.adjustments import adjustment
+from safelight.service.http.schemas import Adjustment, ImageRequest
+from safelight.service.messages import DecodeResult, SourceReport, Upload
 
 # Chosen by looking at edits of the embedded model: below 0.5 a prompt changes little, from 0.8 on little is
 # left of the source. What a mask shows is usually to become something else.
@@ -58,3 +59,14 @@ def make_upload(image: bytes, mask: bytes | None, request: ImageRequest, params:
     """
     is_open = request.size in (None, "auto")
     return Upload(image, mask, None if is_open else (params.width, params.height))
+
+
+def source_adjustments(source: SourceReport | None) -> list[Adjustment]:
+    """What the answer says about an image that had another size."""
+    if source is None or source.uploaded == source.size:
+        return []
+    uploaded, size = (f"{width}x{height}" for width, height in (source.uploaded, source.size))
+    left, top, right, bottom = source.crop
+    is_whole = source.crop == (0, 0, *source.uploaded)
+    part = "" if is_whole else f"cut to the part from {left},{top} to {right},{bottom} and "
+    return [adjustment("image", uploaded, size, f"{part}resampled to a size of the model")]

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,22 +12,19 @@ from starlette.requests import Request
 from safelight.service.errors import WrongContentType
 from safelight.service.http.edits.fields import take_options
 from safelight.service.http.edits.multipart import read_form
-from safelight.service.http.edits.params import make_edits, make_upload, with_source_size
+from safelight.service.http.edits.params import make_edits, make_upload
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.generation import OpenRequest, open_request, plan_images
 from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
-from safelight.service.http.reading.adjustments import adjustment
+from safelight.service.http.public_url import base_url
 from safelight.service.http.reading.body import decompress, read_object
-from safelight.service.http.request_body import content_type, is_json, read_body, unless_gone
-from safelight.service.http.schemas import Adjustment, ImageResponse
-from safelight.service.http.streaming import EVENT_STREAM, StreamedImages, StreamedRequest
-from safelight.service.http.translation import make_output, make_params, make_response, make_usage
-from safelight.service.messages import RequestContext, SourceReport
+from safelight.service.http.request_body import content_type, is_json, read_body
+from safelight.service.http.schemas import ImageResponse
+from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.settings import Settings
-from safelight.service.telemetry.tracing import LiveSpan
-from safelight.service.usage.records import RequestRecorder, record_request
 
 FORM = "multipart/form-data"
 TEXT_FIELDS = ("prompt", "negative_prompt", "model", "size", "user", "safety_identifier")
@@ -43,67 +39,21 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
         summary="Draw images from an image and a text",
     )
     async def edit(request: Request) -> Response:
-        # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
-        request.state.request_log["model"] = gateway.model.id
-        request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
-        with ExitStack() as open_request:
-            record = open_request.enter_context(record_request(request_id, gateway.model.id, gateway.record))
-            span = open_request.enter_context(
-                gateway.tracing.span(
-                    "edit", parent_span, model=gateway.model.id, request_id=record.request_id
-                )
-            )
-            return await _edit(request, gateway, record, span, open_request)
+        # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
+        with open_request(request, gateway, base_url(request, gateway.settings), "edit") as opened:
+            return await _edit(request, opened)
 
 
-async def _edit(
-    request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan, open_request: ExitStack
-) -> Response:
-    """Draw the images of one request, and set their usage in `record`.
-
-    Args:
-        request: The request.
-        gateway: The gateway.
-        record: The request's.
-        span: The request's.
-        open_request: Closes both; a streamed answer does so after its last event.
-    """
-    model = gateway.model
+async def _edit(request: Request, opened: OpenRequest) -> Response:
+    """Answer one request for edits."""
+    gateway = opened.gateway
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
-    reading = read_image_request(request, gateway, others, record)
-    image_request = reading.request
-    params, output = make_params(image_request, model), make_output(image_request)
-    params = make_edits(params, model, options.strength, parts.mask is not None)
-    upload = make_upload(parts.image, parts.mask, image_request, params[0])
-    record.num_images = len(params)
-    log = {"images": len(params), "steps": params[0].steps_taken}
-    request.state.request_log |= log | ({"prompt": params[0].prompt} if gateway.settings.log_prompts else {})
-    span.set(images=len(params), steps=params[0].steps_taken)
-    context = RequestContext(record.id, span.traceparent, record.request_id)
-    if image_request.stream:
-        streamed = StreamedRequest(request, record, open_request, params, output, model, reading, upload)
-        return StreamedImages(streamed, gateway.dispatcher, context)
-    results = await unless_gone(request, gateway.dispatcher.generate(params, output, context, upload))
-    params = with_source_size(params, results)
-    adjustments = (*reading.adjustments, *source_adjustments(results[0].usage.source))
-    reading = replace(reading, adjustments=adjustments)
-    usage = make_usage(results, params, model, record.seconds, adjustments)
-    request.state.request_log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
-    response = make_response(results, params, output, usage, model)
-    record.image_usages = tuple(result.usage for result in results)
-    return answer_images(response, reading)
-
-
-def source_adjustments(source: SourceReport | None) -> list[Adjustment]:
-    """What the answer says about an image that had another size."""
-    if source is None or source.uploaded == source.size:
-        return []
-    uploaded, size = (f"{width}x{height}" for width, height in (source.uploaded, source.size))
-    left, top, right, bottom = source.crop
-    is_whole = source.crop == (0, 0, *source.uploaded)
-    part = "" if is_whole else f"cut to the part from {left},{top} to {right},{bottom} and "
-    return [adjustment("image", uploaded, size, f"{part}resampled to a size of the model")]
+    reading = read_image_request(request, gateway, others, opened.record)
+    plan = plan_images(reading, gateway, others.get("model"))
+    params = make_edits(plan.params, gateway.model, options.strength, parts.mask is not None)
+    upload = make_upload(parts.image, parts.mask, plan.request, params[0])
+    return await answer_images(request, replace(plan, params=params, upload=upload), opened)
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:
