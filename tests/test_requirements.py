@@ -10,9 +10,9 @@ from tests.deploy.manifests import PROJECT, ROOT, pins
 
 EXTRAS = {  # of each file, as in the Makefile
     "serve": (),
-    "dev": ("dev", "docs", "load", "otel", "t5"),
-    "image": ("otel", "t5"),
-    "image-cuda": ("cuda", "otel", "t5"),
+    "dev": ("dev", "docs", "load", "mcp", "otel", "t5"),
+    "image": ("mcp", "otel", "t5"),
+    "image-cuda": ("cuda", "mcp", "otel", "t5"),
 }
 OF_TORCH = {"torch", "torchvision"}  # installed first, from TORCH_SPEC
 
