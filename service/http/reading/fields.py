@@ -155,9 +155,14 @@ def _drop_unknown(draft: Draft, unknown: list[tuple[str, object]]) -> None:
 
 
 def _unwrapped(fields: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """The fields, with those inside a wrapper after the others, as `extra_body.seed`."""
+    """The fields, with those inside a wrapper after the others, as `extra_body.seed`.
+
+    A wrapper without a value stays as it is: the strict reading refuses it, so it must be listed as dropped.
+    """
     wrappers = {
-        name: value for name, value in fields.items() if name in WRAPPERS and isinstance(value, Mapping)
+        name: value
+        for name, value in fields.items()
+        if name in WRAPPERS and isinstance(value, Mapping) and any(v is not None for v in value.values())
     }
     yield from ((name, value) for name, value in fields.items() if name not in wrappers)
     for wrapper, inner in wrappers.items():

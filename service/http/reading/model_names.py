@@ -43,6 +43,6 @@ class ModelNames:
         plain = text.removeprefix(PREFIX)
         return (
             not text
-            or text in (name.lower() for name in self.listed)
+            or any(fnmatchcase(text, name.lower()) for name in self.listed)
             or any(fnmatchcase(plain, pattern) for pattern in PATTERNS)
         )

@@ -1,11 +1,11 @@
 """The OpenAPI schema of a request as it is read: every name and form of a value that is understood."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelight.service.http.reading.field_names import SIBLINGS, WRAPPERS
-from safelight.service.http.reading.model_names import PATTERNS, ModelNames
+from safelight.service.http.reading.model_names import PATTERNS, PREFIX, ModelNames
 from safelight.service.http.reading.numbers import decimals, integer_pattern, number_pattern
 from safelight.service.http.reading.samplers import SOLVERS, SPACINGS
 from safelight.service.http.reading.sizes import MAX_SIDE, SIZE_PATTERN, size_name
@@ -80,8 +80,7 @@ def _other_forms(field: str, exact: Mapping[str, Any], names: ModelNames) -> lis
             {"type": "integer", "minimum": 1, "maximum": MAX_SIDE},
         ]
     if field == "model":
-        patterns = (pattern.replace("*", ".*") for pattern in (*PATTERNS, *names.aliases))
-        return [{"type": "string", "pattern": f"^({'|'.join(patterns)})?$"}]
+        return [_text(_model_pattern(names)), BLANK]
     if field in ("solver", "timestep_spacing"):
         return [BLANK, _sampler_names(field, names)]
     kind = KINDS.get(field)
@@ -109,9 +108,24 @@ def _text(pattern: str) -> Schema:
     return {"type": "string", "pattern": pattern}
 
 
+def _model_pattern(names: ModelNames) -> str:
+    """A regular expression for the names that `ModelNames.find` understands."""
+    return f"^ *(?:{_any_of(names.listed)}|(?:{_caseless(PREFIX)})?{_any_of(PATTERNS)}) *$"
+
+
+def _any_of(patterns: Sequence[str]) -> str:
+    """A regular expression for any of `patterns`, in which `*` stands for anything."""
+    return f"(?:{'|'.join('.*'.join(map(_caseless, pattern.split('*'))) for pattern in patterns)})"
+
+
 def _caseless(word: str) -> str:
     """A regular expression for `word` in small or capital letters."""
-    return "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else re.escape(c) for c in word)
+    return "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else _literal(c) for c in word)
+
+
+def _literal(word: str) -> str:
+    """A regular expression for `word`. `re.escape` also escapes hyphens, which JavaScript's do not allow."""
+    return re.sub(r"[\^$.|?*+()[\]{}/\\]", r"\\\g<0>", word)
 
 
 def _flags(exact: Mapping[str, Any]) -> list[Schema]:

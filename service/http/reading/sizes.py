@@ -12,7 +12,7 @@ MAX_SIDE = 16_384  # pixels; a size beyond is a mistake and has no nearest one
 SIZE_TEXT = re.compile(r" *(-?[0-9]{1,20})(?: *[xX*×] *(-?[0-9]{1,20}))? *")
 RATIO_TEXT = re.compile(r" *([0-9]{1,5}) *[:/] *([0-9]{1,5}) *")
 _SIDE = whole_numbers(1, MAX_SIDE)
-SIZE_PATTERN = rf"^ *(?:[aA][uU][tT][oO]|{_SIDE}(?: *[xX*×] *{_SIDE})?)? *$"
+SIZE_PATTERN = rf"^ *(?:[aA][uU][tT][oO]|{_SIDE}(?:\.0*| *[xX*×] *{_SIDE})?)? *$"
 RATIO_PATTERN = r"^ *0*[1-9][0-9]{0,3} *[:/] *0*[1-9][0-9]{0,3} *$"
 
 

@@ -238,7 +238,6 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"guidance_interval": "all"}, "guidance_interval", "a list of 2"),
     ({"seed": 1.5}, "seed", "an integer"),
     ({"seed": "lucky"}, "seed", "an integer"),
-    ({"response_format": "url"}, "response_format", "no image store"),
     ({"extra_body": {"n": 99}}, "extra_body.n", "between 1 and 10"),
     ({"prompt": 5}, "prompt", "a string"),
     ({"prompt": "x" * 32_001}, "prompt", "32001 characters"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -15,7 +15,7 @@ from safelight.service.http.reading.schema import strict_schema, tolerant_schema
 from safelight.service.http.translation import make_params
 from tests.fakes import MODEL
 
-NAMES = ModelNames(MODEL, ("flux-*",))
+NAMES = ModelNames(MODEL, ("flux.1-*",))
 SCHEMA = tolerant_schema(NAMES)
 VALIDATOR = Draft202012Validator(SCHEMA)
 FIELDS: dict[str, Any] = SCHEMA["properties"]
@@ -42,8 +42,9 @@ SCALARS = st.one_of(
     ),
     st.sampled_from(["low", "High", "ultra", "opaque", "transparent", "vivid", "noir", "url", "base64"]),
     st.sampled_from(
-        ["[0, 1]", "0.2,0.8", "[0.2", "0.2, 2", "fake-8", "gpt-image-9", "dall-e-2", "flux-1", "sdxl"]
+        ["[0, 1]", "0.2,0.8", "[0.2", "0.2, 2", "fake-8", "gpt-image-9", "dall-e-2", "flux.1-dev", "sdxl"]
     ),
+    st.sampled_from([" openai/Dall-E-9 ", "openai/fake-8", "FAKE-8 ", "Flux.1-dev", "fluxx1-dev"]),
 )
 VALUES = st.one_of(
     SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.sampled_from(["n", "a"]), SCALARS)
@@ -63,6 +64,9 @@ def is_read(fields: dict[str, Any]) -> bool:
 
 @settings(max_examples=400, deadline=None)
 @given(REQUESTS)
+@example({"model": " "})
+@example({"model": "FAKE-8 "})
+@example({"model": " openai/Dall-E-9 "})
 def test_the_service_reads_exactly_what_the_schema_allows(fields: dict[str, Any]) -> None:
     for wrapper in ("extra_body", "extra_json"):
         if isinstance(fields.get(wrapper), dict):
@@ -73,6 +77,8 @@ def test_the_service_reads_exactly_what_the_schema_allows(fields: dict[str, Any]
 
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS)
+@example({"extra_body": {}})
+@example({"extra_json": {"seed": None}})
 def test_what_is_not_adjusted_is_read_strictly_to_the_same(fields: dict[str, Any]) -> None:
     fields = {"prompt": "p", "seed": 0} | {name: value for name, value in fields.items() if value is not None}
     try:
@@ -94,5 +100,5 @@ def test_a_prompt_is_required() -> None:
 
 
 def test_names_of_the_operators_are_in_the_schema() -> None:
-    assert VALIDATOR.is_valid({"prompt": "p", "model": "flux-schnell"})
+    assert VALIDATOR.is_valid({"prompt": "p", "model": "flux.1-schnell"})
     assert not VALIDATOR.is_valid({"prompt": "p", "model": "sdxl"})
