@@ -105,8 +105,10 @@ class StreamedRequest:
 class StreamedImages(EventSourceResponse):
     """The response to a streamed request. Its images are drawn from the moment that it is made.
 
+    It is to be opened before it is sent.
+
     Raises:
-        ServiceError: The request was not admitted. Later errors are events.
+        ServiceError: The request was not admitted.
     """
 
     def __init__(self, streamed: StreamedRequest, dispatcher: RequestDispatcher, context: RequestContext):
@@ -114,10 +116,24 @@ class StreamedImages(EventSourceResponse):
         super().__init__((), headers=HEADERS | ({HEADER: header_value(adjustments)} if adjustments else {}))
         self._streamed = streamed
         self._stream = ImageStream(streamed.reading.request.partial_images or 0)
-        # if this raises, the request ends here
         self._work = dispatcher.start_stream(
             streamed.images, streamed.output, self._stream, context, streamed.upload
         )
+
+    async def open(self) -> None:
+        """Wait until the upload of an edit has been read, and take over what the request keeps open.
+
+        Raises:
+            ServiceError: The upload was refused, or the client has gone: the request ends here. Later errors
+                are events.
+        """
+        streamed = self._streamed
+        try:
+            if streamed.upload is not None:
+                await unless_gone(streamed.request, self._stream.wait_for_source(self._work))
+        except BaseException:
+            await cancel_and_wait(self._work)
+            raise
         self._open_request = streamed.open_request.pop_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
