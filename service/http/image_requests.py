@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from safelight.service.errors import InvalidRequest
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
     ImagePlan,
@@ -59,10 +58,6 @@ async def answer_images(request: Request, plan: ImagePlan, opened: OpenRequest) 
 
 
 async def _stream_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
-    if plan.request.response_format == "url":
-        raise InvalidRequest(
-            "response_format: links are not streamed; allowed with stream: b64_json.", "response_format"
-        )
     describe_plan(opened, plan)
     streamed = StreamedRequest(
         request,

@@ -5,7 +5,7 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel, Field
@@ -32,6 +32,8 @@ KEEP_ALIVE_SECONDS = 15.0  # without an event, after which a comment is sent, so
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # no proxy may store or hold back events
 
 Kind = Literal["image_generation", "image_edit"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PARTS = ("partial_image", "completed")
 
 
 class ImageEvent(BaseModel):
@@ -59,14 +61,43 @@ class CompletedEvent(ImageEvent):
     usage: Usage
 
 
-# Of a streamed answer, for the OpenAPI schema.
+def _image_event_schemas() -> list[dict[str, Any]]:
+    """The schemas of the data of an image's events."""
+    partial = PartialImageEvent.model_json_schema()
+    whole = ImageEvent.model_json_schema()
+    completed = {
+        "required": [*whole["required"], "usage"],
+        "properties": whole["properties"] | {"usage": {"type": "object", "description": "Of this image."}},
+    }
+    return [partial, whole | completed]
+
+
+ERROR_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {"type": "object", "required": ["message", "type", "param", "code"]},
+        "request_id": {"type": "string"},
+    },
+}
+# One event of a streamed answer, for the OpenAPI schema.
 EVENT_STREAM: dict[str, Any] = {
     "text/event-stream": {
         "schema": {
-            "type": "string",
+            "type": "object",
             "description": "With `stream`: the events `image_generation.partial_image` and, once for each "
             "image, `image_generation.completed` (of edits `image_edit.…`), whose data are JSON objects; "
             "`error` in place of what can no longer be drawn.",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": [*(f"{kind}.{part}" for kind in KINDS for part in PARTS), "error"]},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"anyOf": [*_image_event_schemas(), ERROR_EVENT]},
+                },
+            },
         }
     }
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from safelight.service.errors import QueueFull, StageFailed, StageLost
@@ -374,4 +375,12 @@ def test_the_schema_says_that_answers_may_be_events() -> None:
     schema = build_gateway(FakeBackend(), MODEL, Settings()).openapi()
     content = schema["paths"][ROUTE]["post"]["responses"]["200"]["content"]
     assert content.keys() == {"application/json", "text/event-stream"}
-    assert content["text/event-stream"]["schema"]["type"] == "string"
+    event = content["text/event-stream"]["schema"]["properties"]
+    assert {"image_generation.partial_image", "image_edit.completed", "error"} <= set(event["event"]["enum"])
+    answers = streamed(FakeBackend(), STREAM | {"partial_images": 2})
+    answers += streamed(FakeBackend(StageFailed()), STREAM)
+    validator = Draft202012Validator(event["data"]["contentSchema"])
+    for name, data in answers:
+        assert name in event["event"]["enum"]
+        validator.validate(data)
+        assert not validator.is_valid({key: value for key, value in data.items() if key != "type"})
