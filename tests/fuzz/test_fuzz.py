@@ -4,7 +4,7 @@ import pytest
 
 from tests.fuzz.run import fuzz
 
-SHORT_EXAMPLES = 6  # to each route
+SHORT_EXAMPLES = 40  # to each route
 
 
 def test_every_answer_is_one_that_the_schema_declares() -> None:
@@ -12,8 +12,8 @@ def test_every_answer_is_one_that_the_schema_declares() -> None:
     report = fuzz(SHORT_EXAMPLES, is_short=True)
     assert (report.findings, report.errors) == ([], [])
     assert max(report.statuses) < 500
-    assert {200, 400, 404, 405} <= report.statuses.keys()
-    assert report.num_cases > 200
+    assert {200, 400, 404} <= report.statuses.keys()
+    assert report.num_cases >= 250
 
 
 @pytest.mark.long

@@ -24,6 +24,7 @@ class ReadRequest:
 
     request: ImageRequest
     adjustments: tuple[Adjustment, ...] = ()
+    is_strict: bool = False
 
 
 def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: bool) -> ReadRequest:
@@ -32,7 +33,7 @@ def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: boo
     Raises `InvalidRequest`, `UnknownField` or `ModelNotFound` for the first fault.
     """
     if is_strict:
-        return ReadRequest(_with_model_id(_validate(fields), names))
+        return ReadRequest(_with_model_id(_validate(fields), names), is_strict=True)
     draft = read_fields(fields, names)
     request = _with_model_id(_validate(draft.values, draft.sent_names), names)
     request = _with_enough_steps(request, draft)

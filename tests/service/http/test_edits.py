@@ -121,6 +121,20 @@ def test_an_image_of_another_size_is_told(client: TestClient, backend: FakeBacke
     assert item["note"] == "cut to the part from 0,0 to 32,16 and resampled to a size of the model"
 
 
+def test_a_strength_that_leaves_too_few_steps_is_raised_and_told(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    """To the least that `plms` can do with; the strict reading refuses it."""
+    fields = {"prompt": "p", "image": data_url(b"image"), "solver": "plms", "num_inference_steps": 20}
+    response = client.post(ROUTE, json=fields | {"strength": 0.1})
+    edit = backend.drawn[-1][0].edit
+    assert edit is not None and (edit.strength, backend.drawn[-1][0].steps_taken) == (0.15, 3)
+    adjusted = {item["field"]: item for item in response.json()["usage"]["safelight"]["adjusted"]}
+    assert (adjusted["strength"]["asked"], adjusted["strength"]["used"]) == (0.1, 0.15)
+    response = client.post(ROUTE, json=fields | {"strength": 0.1}, headers={"x-safelight-strict": "1"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "strength")
+
+
 def test_a_form_has_numbers_also_in_the_strict_reading(client: TestClient, backend: FakeBackend) -> None:
     strict = {"x-safelight-strict": "1"}
     fields = FORM | {"n": "2", "guidance_scale": "2.5", "strength": "0.5"}

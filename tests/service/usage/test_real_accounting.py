@@ -1,10 +1,11 @@
 """What real stages of the tiny model report: to the client, to Prometheus and to the ledger, the same."""
 
+import asyncio
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -32,6 +33,7 @@ class Service:
         self._pipeline = pipeline
         self._ledger = LocalLedger(SETTINGS)
         app = build_gateway(InProcessBackend(pipeline), find_model("tiny"), SETTINGS, self._ledger)
+        self._app = app
         self.client = TestClient(app)  # without lifespan: no warm-up image
         self._reports = 0
 
@@ -44,18 +46,17 @@ class Service:
         report: dict[str, Any] = self.client.get("/v1/accounting", params={"latest": 5}).json()
         return report
 
-    def draw(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """What the answer to `body` says that it cost: once, or for each image of a stream."""
-        response = self.client.post("/v1/images/edits" if "image" in body else ROUTE, json=body)
-        assert response.status_code == 200, response.text
-        if not body.get("stream"):
-            return [response.json()["usage"]["safelight"]]
-        events = [
-            json.loads(line.removeprefix("data: "))
-            for line in response.text.split("\n")
-            if line.startswith("data: ")
-        ]
-        return [event["usage"]["safelight"] for event in events if event["type"].endswith("completed")]
+    def draw(self, *bodies: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the answers to `bodies`, all drawn at once, say that it cost: each, or each streamed image."""
+
+        async def draw_all() -> list[httpx2.Response]:
+            transport = httpx2.ASGITransport(app=self._app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=120) as client:
+                routes = ["/v1/images/edits" if "image" in body else ROUTE for body in bodies]
+                calls = (client.post(route, json=body) for route, body in zip(routes, bodies, strict=True))
+                return list(await asyncio.gather(*calls))
+
+        return [cost for response in asyncio.run(draw_all()) for cost in _costs_of(response)]
 
     def metrics(self) -> dict[str, float]:
         families = text_string_to_metric_families(self.client.get("/metrics").text)
@@ -64,6 +65,16 @@ class Service:
             for family in families
             for sample in family.samples
         }
+
+
+def _costs_of(response: httpx2.Response) -> list[dict[str, Any]]:
+    """What an answer says that it cost: once, or for each image of a stream."""
+    assert response.status_code == 200, response.text
+    if response.headers["content-type"] == "application/json":
+        return [response.json()["usage"]["safelight"]]
+    lines = [line for line in response.text.split("\n") if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    return [event["usage"]["safelight"] for event in events if event["type"].endswith("completed")]
 
 
 @pytest.fixture(autouse=True)
@@ -160,9 +171,7 @@ def test_requests_of_all_kinds_at_once_add_up(service: Service) -> None:
         BODY | {"response_format": "url", "output_format": "webp"},
         BODY | {"image": source, "response_format": "url"},
     ]
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        answers = list(pool.map(service.draw, bodies))
-    costs = [cost for answer in answers for cost in answer]
+    costs = service.draw(*bodies)
     accounting, metrics = service.accounting(), service.metrics()
     assert accounting["requests"]["done"] == len(bodies) and accounting["images"] == 2 * len(bodies)
     for name in ("nfe", "rows"):
