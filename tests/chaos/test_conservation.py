@@ -254,8 +254,8 @@ class ChaosLoad:
         return body, rng.uniform(0.2, 1.0) if fate > 0.85 else None
 
 
-SOURCE, MASK = (data_url(png(image(SIDE, SIDE))) for image in (photo, mask))
-STREAM = {"stream": True, "partial_images": 2}
+SOURCE, MASK = data_url(png(photo(SIDE, SIDE))), data_url(png(mask(SIDE, SIDE)))
+STREAM: dict[str, Any] = {"stream": True, "partial_images": 2}
 # What is added to a generation.
 MIX: tuple[dict[str, Any], ...] = (
     {},

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from schemathesis.engine.recorder import ScenarioRecorder
+from schemathesis.python.asgi import shutdown_lifespans
 
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.http.edits.schema import DATA_FORMAT
@@ -140,7 +141,7 @@ def _gateway() -> Iterator[Any]:
         yield build_gateway(InProcessBackend(pipeline), model, SETTINGS)
     finally:
         logging.disable(level)
-        schemathesis.python.asgi.shutdown_lifespans()
+        shutdown_lifespans()
         pipeline.close()
 
 

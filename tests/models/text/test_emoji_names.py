@@ -1,6 +1,7 @@
 """Emoji in prompts of `emoji-128`: each means its name, and the others are listed as unknown."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -90,7 +91,12 @@ def test_every_piece_of_a_text_is_read_once(tower: ClipTextTower, monkeypatch: p
     """So that the longest prompt of emoji costs what a short one does."""
     pieces: list[str] = []
     words = tower._pairs.words
-    monkeypatch.setattr(tower._pairs, "words", lambda text: pieces.append(text) or words(text))
+
+    def record(text: str) -> Iterator[tuple[str, bool]]:
+        pieces.append(text)
+        return words(text)
+
+    monkeypatch.setattr(tower._pairs, "words", record)
     tokenised = tower.tokenise("🍎 and 🇫🇷" * 4_000)
     assert sorted(pieces) == ["", " and ", "red apple", "🇫🇷"]
     assert tokenised.num_tokens == 4_000 * tower.tokenise("red apple and").num_tokens

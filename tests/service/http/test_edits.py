@@ -125,12 +125,12 @@ def test_a_strength_that_leaves_too_few_steps_is_raised_and_told(
     client: TestClient, backend: FakeBackend
 ) -> None:
     """To the least that `plms` can do with; the strict reading refuses it."""
-    fields = {"prompt": "p", "image": data_url(b"image"), "solver": "plms", "num_inference_steps": 20}
+    fields = {"prompt": "p", "image": data_url(b"image"), "solver": "plms", "num_inference_steps": 10}
     response = client.post(ROUTE, json=fields | {"strength": 0.1})
     edit = backend.drawn[-1][0].edit
-    assert edit is not None and (edit.strength, backend.drawn[-1][0].steps_taken) == (0.15, 3)
+    assert edit is not None and (edit.strength, backend.drawn[-1][0].steps_taken) == (0.2, 2)
     adjusted = {item["field"]: item for item in response.json()["usage"]["safelight"]["adjusted"]}
-    assert (adjusted["strength"]["asked"], adjusted["strength"]["used"]) == (0.1, 0.15)
+    assert (adjusted["strength"]["asked"], adjusted["strength"]["used"]) == (0.1, 0.2)
     response = client.post(ROUTE, json=fields | {"strength": 0.1}, headers={"x-safelight-strict": "1"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "strength")
 

@@ -188,7 +188,8 @@ async def test_the_stream_of_an_edit_begins_once_its_upload_is_read(records: lis
     client.scope |= {"path": EDITS}
     answering = asyncio.ensure_future(client.call(build_gateway(backend, MODEL, Settings())))
     backend.step.release()
-    await until(client, '"partial_image_index":0')
+    async with asyncio.timeout(30.0):  # else it waits for the image, which waits for the test
+        await until(client, '"partial_image_index":0')
     backend.step.release()
     await answering
     assert [name for name, _ in events_of(body_of(client))] == [
