@@ -16,6 +16,7 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import SecretStr
+from schemathesis import Case, HookContext
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from schemathesis.engine.recorder import ScenarioRecorder
@@ -82,6 +83,7 @@ def fuzz(
         is_short: Leave out the requests that cover every part of the schema.
     """
     _register_files()
+    _register_prompt()
     report, started = Report(), time.perf_counter()
     with _gateway() as app:
         schema = schemathesis.openapi.from_asgi(
@@ -116,6 +118,20 @@ def _config(max_examples: int, seed: int, is_short: bool) -> SchemathesisConfig:
             },
         }
     )  # fmt: skip
+
+
+def _register_prompt() -> None:
+    """Let no valid form have an empty prompt.
+
+    In one form that covers the schema, schemathesis fills whatever is required beside files with empty texts,
+    whether these are valid or not.
+    """
+
+    @schemathesis.hook
+    def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+        is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+        if is_valid and isinstance(case.body, dict) and case.body.get("prompt") == "":
+            case.body["prompt"] = "a red apple"
 
 
 def _register_files() -> None:
