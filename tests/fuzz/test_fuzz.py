@@ -4,7 +4,7 @@ import pytest
 
 from tests.fuzz.run import fuzz
 
-SHORT_EXAMPLES = 40  # to each route
+SHORT_EXAMPLES = 12  # to each route
 
 
 def test_every_answer_is_one_that_the_schema_declares() -> None:
@@ -13,7 +13,7 @@ def test_every_answer_is_one_that_the_schema_declares() -> None:
     assert (report.findings, report.errors) == ([], [])
     assert max(report.statuses) < 500
     assert {200, 400, 404} <= report.statuses.keys()
-    assert report.num_cases >= 250
+    assert report.num_cases >= 90
 
 
 @pytest.mark.long
