@@ -12,11 +12,11 @@ INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
-.PHONY: docs bench load e2e chaos
+.PHONY: docs bench load e2e chaos fuzz
 
 help:
 	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants"
-	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos"
+	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz"
 
 install: $(DEVELOPING)
 
@@ -122,6 +122,10 @@ load: $(DEVELOPING)
 # Tables and plots of README.md and docs/, from docs/data and from the code.
 docs: $(DEVELOPING)
 	$(BIN)/python -m docs.figures
+
+# Requests made from the OpenAPI schema, against every check of schemathesis.
+fuzz: $(DEVELOPING)
+	$(BIN)/python -m tests.fuzz
 
 mutants: $(DEVELOPING)
 	$(BIN)/python -m tests.mutants

@@ -159,6 +159,8 @@ class RequestDispatcher:
         stream: ImageStream | None,
     ) -> list[DecodeResult]:
         source = None if upload is None else await self._prepare(upload, context)
+        if stream is not None:
+            stream.begin()
         job = _ImageJob(output, context, upload, source, stream)
         tasks = [asyncio.ensure_future(self._run(params, job)) for params in images]
         try:

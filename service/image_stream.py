@@ -33,6 +33,7 @@ class ImageStream:
         self._images: deque[StreamEvent] = deque()
         self._previews: OrderedDict[int, StreamEvent] = OrderedDict()
         self._changed = asyncio.Event()
+        self._has_source = asyncio.Event()
 
     def sink(self, params: GenerationParams) -> "ImageSink | None":
         """The sink for the previews of one image; None if there should not be any."""
@@ -46,6 +47,17 @@ class ImageStream:
         else:
             self._images.append(StreamEvent(params, content))
         self._changed.set()
+
+    def begin(self) -> None:
+        """Say that the upload of an edit has been read, if there is one."""
+        self._has_source.set()
+
+    async def wait_for_source(self, work: "asyncio.Future[Any]") -> None:
+        """Wait until `begin` was called, by `work`; raises the error of `work` if that ends before."""
+        work.add_done_callback(lambda _: self._has_source.set())
+        await self._has_source.wait()
+        if work.done():
+            work.result()
 
     def take(self) -> StreamEvent | None:
         """Take out the next event, if there is one."""

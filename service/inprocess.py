@@ -172,13 +172,14 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
             num_threads=settings.decode_threads or _threads_for(model_profile(model).decode(height, width)),
         )
 
-    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams | None) -> bytes:
-        if params is None:
-            return encode_preview(pixels, output.format, output.compression, settings.mark_images)
+    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
         return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
+
+    def write_preview(pixels: np.ndarray, output: ImageFormat, is_edit: bool) -> bytes:
+        return encode_preview(pixels, output.format, output.compression, is_edit, settings.mark_images)
 
     def read(upload: Upload) -> SourceImage:
         sizes = model.sizes if upload.size is None else (upload.size,)
         return read_source(upload.image, upload.mask, lambda size: nearest_size(size, sizes))
 
-    return DecodeStage(make, write, read)
+    return DecodeStage(make, write, write_preview, read)

@@ -7,6 +7,7 @@ Shapes: B texts, L text tokens, D width.
 
 import math
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,27 +73,36 @@ class ClipTextTower(nn.Module):
     def tokenise(self, text: str) -> TokenisedText:
         """The known words of `text` as ids, cut to the context length; unknown words are listed."""
         prompt = read_prompt(text)
-        words = UnknownWords()
+        unknown = UnknownWords()
         token_ids: list[int] = []
-        for piece, is_emoji in split_emoji(prompt.text):
-            name = name_of(piece, self._emoji_names) if is_emoji else None
-            token_ids += self._known_tokens(piece if name is None else name, words, is_emoji)
+        words_of: dict[tuple[str, bool], list[Word]] = {}  # a text may repeat one piece a thousand times
+        for piece in split_emoji(prompt.text):
+            if piece not in words_of:
+                words_of[piece] = self._read_piece(*piece)
+            for word in words_of[piece]:
+                if word.tokens:
+                    token_ids += word.tokens
+                else:
+                    unknown.add(word.text, word.is_joined)
         ids = self._pairs.frame(token_ids, self.context_length, pad_id=0)
         is_cut = len(token_ids) > self.context_length - SPECIAL_TOKENS
-        return TokenisedText(ids, len(token_ids), is_cut, words.as_tuple(), prompt.marks)
+        return TokenisedText(ids, len(token_ids), is_cut, unknown.as_tuple(), prompt.marks)
 
-    def _known_tokens(self, text: str, unknown: "UnknownWords", is_emoji: bool) -> list[int]:
-        """The tokens of the known words of `text`; adds the others to `unknown`, an emoji as a whole."""
-        token_ids: list[int] = []
+    def _read_piece(self, piece: str, is_emoji: bool) -> list["Word"]:
+        """The words of a piece of a text; an emoji that is not known is one of them as a whole."""
+        text = piece
+        if is_emoji and (name := name_of(piece, self._emoji_names)) is not None:
+            text = name
+        words: list[Word] = []
         for word, is_joined in self._pairs.words(text):
             tokens = self._pairs.encode(word) if len(word) <= MAX_WORD_LENGTH else []
             if tokens and all(self._known[token] for token in tokens):
-                token_ids += tokens
+                words.append(Word(word, is_joined, tuple(tokens)))
             elif is_emoji:
-                unknown.add(text, is_joined=False)
+                words.append(Word(text, is_joined=False))
             else:
-                unknown.add(word, is_joined)
-        return token_ids
+                words.append(Word(word, is_joined))
+        return words
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, context) to states (B, 1 + context, D) and a mask (B, 1 + context), False at padding."""
@@ -104,6 +114,15 @@ class ClipTextTower(nn.Module):
         lengths = ids.argmax(dim=1) + 1  # the end mark has the largest id
         positions = torch.arange(self.num_states, device=ids.device)
         return states, positions[None] <= lengths[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a text."""
+
+    text: str
+    is_joined: bool  # whether nothing stands between it and the word before
+    tokens: tuple[int, ...] = ()  # none if the word is not known
 
 
 class UnknownWords:

@@ -49,7 +49,7 @@ def encode_image(
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; allowed: {', '.join(FORMATS)}")
     text, exact = parameters_text(params, model_id), parameters_json(params, model_id)
-    mark = _mark_of(params) if is_marked else None
+    mark = _mark(params.edit is not None) if is_marked else None
     if format == "png":
         options: dict[str, Any] = {"pnginfo": _png_info(text, exact, mark)}
     else:
@@ -59,16 +59,19 @@ def encode_image(
     return buffer.getvalue()
 
 
-def encode_preview(pixels: np.ndarray, format: str, compression: int, is_marked: bool = True) -> bytes:
+def encode_preview(
+    pixels: np.ndarray, format: str, compression: int, is_edit: bool = False, is_marked: bool = True
+) -> bytes:
     """The bytes of a preview's file: written fast, and without parameters, which give another image.
 
     Args:
         pixels: (H, W, 3) uint8.
         format: One of `FORMATS`.
         compression: The quality of WebP and JPEG, which is at most `PREVIEW_QUALITY` here.
+        is_edit: Whether its image is an edit of another, whose mark is another one.
         is_marked: Whether the file says, in XMP, that its image was made by a trained model.
     """
-    packet = xmp.packet(xmp.AI_MARK if is_marked else None)
+    packet = xmp.packet(_mark(is_edit) if is_marked else None)
     options: dict[str, Any]
     if format == "png":
         options = {"compress_level": 1, "pnginfo": PngInfo()}
@@ -83,9 +86,9 @@ def encode_preview(pixels: np.ndarray, format: str, compression: int, is_marked:
     return buffer.getvalue()
 
 
-def _mark_of(params: GenerationParams) -> str:
-    """What XMP says of the origin of an image with `params`."""
-    return xmp.AI_MARK if params.edit is None else xmp.EDIT_MARK
+def _mark(is_edit: bool) -> str:
+    """What XMP says of the origin of an image."""
+    return xmp.EDIT_MARK if is_edit else xmp.AI_MARK
 
 
 def _lossy_options(format: str, compression: int, text: str, exact: str, mark: str | None) -> dict[str, Any]:

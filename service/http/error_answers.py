@@ -5,6 +5,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.errors import (
@@ -48,11 +49,22 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors, which are about routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        methods = (error.headers or {}).get("Allow", "").split(", ")
-        allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
+        allowed = ", ".join(sorted(_allowed_methods(request)))
         response = _respond(
             request, MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
         )
         response.headers["allow"] = allowed
         return response
     return _respond(request, RouteNotFound() if error.status_code == 404 else ServiceError(), error)
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    """The methods of all routes of the request's path, and HEAD where there is GET."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    methods = {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return methods | {"HEAD"} if "GET" in methods else methods

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.http.auth import BearerToken, require_admin
+from safelight.service.http.auth import admin_key, require_admin
 from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
@@ -177,17 +177,18 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
+        dependencies=admin_key(gateway.settings.admin_key),
         responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
-        token: BearerToken,
+        request: Request,
         window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
         latest: Annotated[
             int, Query(ge=0, le=1000, description="How many single requests to list, newest first.")
         ] = 0,
     ) -> AccountingReport:
-        require_admin(token, gateway.settings.admin_key)
+        await require_admin(request, gateway.settings.admin_key)
         await asyncio.to_thread(gateway.reporter.deliver)
         return await gateway.ledger.report(window, latest)
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from safelight.service.errors import InvalidRequest
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
     ImagePlan,
@@ -51,18 +50,14 @@ async def answer_images(request: Request, plan: ImagePlan, opened: OpenRequest) 
     Raises `ServiceError`.
     """
     if plan.request.stream:
-        return _stream_images(request, plan, opened)
+        return await _stream_images(request, plan, opened)
     generation = await unless_gone(request, generate_images(plan, opened))
     headers = {HEADER: header_value(generation.adjustments)} if generation.adjustments else None
     body = response_json(make_response(generation, opened.gateway.model))
     return Response(body, headers=headers, media_type="application/json")
 
 
-def _stream_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
-    if plan.request.response_format == "url":
-        raise InvalidRequest(
-            "response_format: links are not streamed; allowed with stream: b64_json.", "response_format"
-        )
+async def _stream_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
     describe_plan(opened, plan)
     streamed = StreamedRequest(
         request,
@@ -74,4 +69,6 @@ def _stream_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Re
         plan.reading,
         plan.upload,
     )
-    return StreamedImages(streamed, opened.gateway.dispatcher, request_context(opened))
+    response = StreamedImages(streamed, opened.gateway.dispatcher, request_context(opened))
+    await response.open()
+    return response

@@ -270,7 +270,7 @@ class Model(BaseModel):
     solvers: list[str]
     timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
-    limits: dict[str, tuple[int | float, int | float]] = Field(
+    limits: dict[str, Annotated[list[int | float], Field(min_length=2, max_length=2)]] = Field(
         description="The least and the most of a number, by field; of `prompt` its characters."
     )
     edits: Annotated[bool, Field(description="Whether `/v1/images/edits` is served.")] = False

@@ -5,7 +5,7 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel, Field
@@ -32,6 +32,8 @@ KEEP_ALIVE_SECONDS = 15.0  # without an event, after which a comment is sent, so
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # no proxy may store or hold back events
 
 Kind = Literal["image_generation", "image_edit"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PARTS = ("partial_image", "completed")
 
 
 class ImageEvent(BaseModel):
@@ -59,14 +61,43 @@ class CompletedEvent(ImageEvent):
     usage: Usage
 
 
-# Of a streamed answer, for the OpenAPI schema.
+def _image_event_schemas() -> list[dict[str, Any]]:
+    """The schemas of the data of an image's events."""
+    partial = PartialImageEvent.model_json_schema()
+    whole = ImageEvent.model_json_schema()
+    completed = {
+        "required": [*whole["required"], "usage"],
+        "properties": whole["properties"] | {"usage": {"type": "object", "description": "Of this image."}},
+    }
+    return [partial, whole | completed]
+
+
+ERROR_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {"type": "object", "required": ["message", "type", "param", "code"]},
+        "request_id": {"type": "string"},
+    },
+}
+# One event of a streamed answer, for the OpenAPI schema.
 EVENT_STREAM: dict[str, Any] = {
     "text/event-stream": {
         "schema": {
-            "type": "string",
+            "type": "object",
             "description": "With `stream`: the events `image_generation.partial_image` and, once for each "
             "image, `image_generation.completed` (of edits `image_edit.…`), whose data are JSON objects; "
             "`error` in place of what can no longer be drawn.",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": [*(f"{kind}.{part}" for kind in KINDS for part in PARTS), "error"]},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"anyOf": [*_image_event_schemas(), ERROR_EVENT]},
+                },
+            },
         }
     }
 }
@@ -105,8 +136,10 @@ class StreamedRequest:
 class StreamedImages(EventSourceResponse):
     """The response to a streamed request. Its images are drawn from the moment that it is made.
 
+    It is to be opened before it is sent.
+
     Raises:
-        ServiceError: The request was not admitted. Later errors are events.
+        ServiceError: The request was not admitted.
     """
 
     def __init__(self, streamed: StreamedRequest, dispatcher: RequestDispatcher, context: RequestContext):
@@ -114,10 +147,24 @@ class StreamedImages(EventSourceResponse):
         super().__init__((), headers=HEADERS | ({HEADER: header_value(adjustments)} if adjustments else {}))
         self._streamed = streamed
         self._stream = ImageStream(streamed.reading.request.partial_images or 0)
-        # if this raises, the request ends here
         self._work = dispatcher.start_stream(
             streamed.images, streamed.output, self._stream, context, streamed.upload
         )
+
+    async def open(self) -> None:
+        """Wait until the upload of an edit has been read, and take over what the request keeps open.
+
+        Raises:
+            ServiceError: The upload was refused, or the client has gone: the request ends here. Later errors
+                are events.
+        """
+        streamed = self._streamed
+        try:
+            if streamed.upload is not None:
+                await unless_gone(streamed.request, self._stream.wait_for_source(self._work))
+        except BaseException:
+            await cancel_and_wait(self._work)
+            raise
         self._open_request = streamed.open_request.pop_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -218,11 +218,11 @@ def describe_model(names: ModelNames, created: int) -> Model:
         timestep_spacings=list(model.spacings),
         defaults=describe_defaults(model),
         limits={
-            "prompt": (1, MAX_PROMPT_CHARACTERS),
-            "n": (1, MAX_IMAGES),
-            "num_inference_steps": (MIN_STEPS, MAX_STEPS),
-            "guidance_scale": (MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE),
-            "seed": (0, MAX_SEED),
+            "prompt": [1, MAX_PROMPT_CHARACTERS],
+            "n": [1, MAX_IMAGES],
+            "num_inference_steps": [MIN_STEPS, MAX_STEPS],
+            "guidance_scale": [MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE],
+            "seed": [0, MAX_SEED],
         },
     )
 

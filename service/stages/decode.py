@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.source_image import SourceImage
     from safelight.pipeline.engine.source_latents import SourceLatents
 
-# The parameters are None for a preview, whose file holds none.
-WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams | None], bytes]
+WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
+# A preview's file holds no parameters; the flag says whether its image is an edit.
+WritePreview = Callable[["np.ndarray", ImageFormat, bool], bytes]
 PREVIEW_PRIORITY = 1  # after that of images, which is 0
 
 
@@ -59,6 +60,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     Args:
         make_decoder: Loads the decoder; called on the stage's thread.
         write_image: Writes pixels as a file's bytes; called on the stage's thread.
+        write_preview: Likewise for previews.
         read_source: Reads the files of an edit; called on a thread of its own.
     """
 
@@ -66,9 +68,10 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         self,
         make_decoder: Callable[[], ImageDecoder],
         write_image: WriteImage,
+        write_preview: WritePreview,
         read_source: ReadSource | None = None,
     ):
-        self._write_image = write_image
+        self._write_image, self._write_preview = write_image, write_preview
         self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
         self._preview_budget = PreviewBudget()  # used by the worker thread only
         super().__init__("decode", make_decoder)
@@ -172,7 +175,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
             self._update_curve(cost)
         if source is not None:
             pixels = source.image.paste(pixels)
-        image = self._write_image(pixels, output, None)
+        image = self._write_preview(pixels, output, source is not None)
         cost = replace(cost, device_seconds=time.perf_counter() - started)
         self._preview_budget.spend((height, width), scale, cost.device_seconds)
         self.meter.record_usage(context, cost)

@@ -11,7 +11,7 @@ from torch import Tensor
 from safelight.models.denoisers import load_network
 from safelight.models.networks.dit import DiT
 from safelight.pipeline.assembly.encoder import build_text_encoder
-from safelight.pipeline.assembly.engine import build_engine, build_runner
+from safelight.pipeline.assembly.engine import build_engine, build_runner, engine_on
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
@@ -48,6 +48,11 @@ def states(text: str) -> TextStates:
 
 def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
     return build_engine(model(), max_rows=max_rows, max_tokens=10**6, dtype=dtype)
+
+
+def engine_on_used_network(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
+    """A new engine, made at once, on a network that has read texts before: they are charged to nobody."""
+    return engine_on(runner(dtype), model(), max_rows=max_rows, max_tokens=10**6)
 
 
 def params(**changes: Any) -> GenerationParams:
@@ -87,7 +92,7 @@ def previews_alone(
     p: GenerationParams, previews: PreviewRequest, dtype: torch.dtype = torch.float32
 ) -> list[SamplePreview]:
     """The previews of `p` in an engine of its own."""
-    fresh_engine = engine(dtype=dtype)
+    fresh_engine = engine_on_used_network(dtype=dtype)
     add(fresh_engine, "only", p, previews)
     drain(fresh_engine)
     return fresh_engine.take_previews()
@@ -101,7 +106,7 @@ def latents_of(outcome: SampleOutcome) -> Tensor:
 
 def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The latents of `p` in an engine of its own."""
-    fresh_engine = engine(dtype=dtype)
+    fresh_engine = engine_on_used_network(dtype=dtype)
     add(fresh_engine, "only", p)
     return latents_of(drain(fresh_engine)["only"])
 

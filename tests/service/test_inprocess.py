@@ -9,7 +9,7 @@ import pytest
 
 from safelight.pipeline.assembly import decoder, encoder, engine
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.engine.image_files import encode_image
+from safelight.pipeline.engine.image_files import encode_image, encode_preview
 from safelight.service import inprocess
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import ImageFormat
@@ -90,10 +90,14 @@ def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, 
     params = make_params(prompt="a red apple", seed=5)
     expected = encode_image(pixels, output.format, output.compression, params, "tiny")
     assert stage._write_image(pixels, output, params) == expected
+    for is_edit in (False, True):
+        preview = encode_preview(pixels, output.format, output.compression, is_edit)
+        assert stage._write_preview(pixels, output, is_edit) == preview
     stage = inprocess.make_decode_stage(find_model("tiny"), Settings(model="tiny", mark_images=False))
     stage.close()
     assert b"trainedAlgorithmicMedia" in expected
-    assert b"trainedAlgorithmicMedia" not in stage._write_image(pixels, output, params)
+    for file in (stage._write_image(pixels, output, params), stage._write_preview(pixels, output, False)):
+        assert b"trainedAlgorithmicMedia" not in file
 
 
 def test_large_libraries_are_imported_before_any_stage_has_a_thread() -> None:

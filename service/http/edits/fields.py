@@ -1,13 +1,14 @@
 """The fields that requests for edits have beside those of generations."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from safelight.service.errors import InvalidRequest
+from safelight.service.http.reading.numbers import read_number
 
 STRENGTH_NAMES = ("strength", "denoising_strength")  # ours, and AUTOMATIC1111's
 FIDELITIES = ("low", "high")
+MAX_SHOWN = 100  # characters of a value in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +25,15 @@ def take_options(fields: Mapping[str, object]) -> tuple[EditOptions, dict[str, o
     fidelity = fields.get("input_fidelity")
     if fidelity not in (None, "", *FIDELITIES):
         raise InvalidRequest(f"input_fidelity must be one of {', '.join(FIDELITIES)}.", "input_fidelity")
-    strengths = (_read_strength(name, fields.get(name)) for name in STRENGTH_NAMES)
+    strengths = [read_strength(name, fields.get(name)) for name in STRENGTH_NAMES]
     return EditOptions(next((strength for strength in strengths if strength is not None), None)), others
 
 
-def _read_strength(name: str, value: object) -> float | None:
-    """A share, also as text. Raises `InvalidRequest`."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+def read_strength(name: str, value: object) -> float | None:
+    """A share, also as text; None if it is blank. Raises `InvalidRequest`."""
+    if value is None or (isinstance(value, str) and not value.strip(" ")):
         return None
-    strength = math.nan
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            strength = float(value)
-        except (ValueError, OverflowError):
-            strength = math.nan
-    if not 0.0 <= strength <= 1.0:
-        shown = value if isinstance(value, (int, float)) else str(value)[:100]
-        raise InvalidRequest(f"{name} must be a number between 0 and 1; got {shown}.", name)
-    return strength
+    strength = read_number(value)
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 <= strength <= 1.0:
+        raise InvalidRequest(f"{name} must be a number between 0 and 1; got {str(value)[:MAX_SHOWN]}.", name)
+    return float(strength)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from safelight.service.errors import WrongContentType
 from safelight.service.http.edits.fields import take_options
 from safelight.service.http.edits.multipart import read_form
-from safelight.service.http.edits.params import make_edits, make_upload
+from safelight.service.http.edits.params import make_edits, make_upload, strength_adjustments
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.gateway_parts import Gateway
@@ -51,9 +51,12 @@ async def _edit(request: Request, opened: OpenRequest) -> Response:
     options, others = take_options(parts.others)
     reading = read_image_request(request, gateway, others, opened.record)
     plan = plan_images(reading, gateway, others.get("model"))
-    params = make_edits(plan.params, gateway.model, options.strength, parts.mask is not None)
+    has_mask = parts.mask is not None
+    params = make_edits(plan.params, gateway.model, options.strength, has_mask, reading.is_strict)
+    adjustments = (*reading.adjustments, *strength_adjustments(options.strength, params[0].edit))
     upload = make_upload(parts.image, parts.mask, plan.request, params[0])
-    return await answer_images(request, replace(plan, params=params, upload=upload), opened)
+    plan = replace(plan, params=params, upload=upload, reading=replace(reading, adjustments=adjustments))
+    return await answer_images(request, plan, opened)
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:

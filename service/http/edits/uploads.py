@@ -56,9 +56,8 @@ def _text(name: str, value: object) -> object:
 
 def _items(value: object) -> list[object]:
     """A value that may be a list, as one; null is nothing."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if item is not None]
 
 
 def _only(values: list[object], name: str) -> object:

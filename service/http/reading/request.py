@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from safelight.pipeline.errors import InvalidParams
+from safelight.service.errors import InvalidRequest
 from safelight.service.http.reading.draft import Draft
 from safelight.service.http.reading.fields import read_fields
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.schemas import Adjustment, ImageRequest
 from safelight.service.http.translation import make_params
-from safelight.service.http.validation import validate_fields
+from safelight.service.http.validation import NO_NAMES, validate_fields
 
 STRICT_HEADER = "x-safelight-strict"
 MOST_NEEDED = 4  # steps that a solver may need at least
@@ -23,6 +24,7 @@ class ReadRequest:
 
     request: ImageRequest
     adjustments: tuple[Adjustment, ...] = ()
+    is_strict: bool = False
 
 
 def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: bool) -> ReadRequest:
@@ -31,11 +33,20 @@ def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: boo
     Raises `InvalidRequest`, `UnknownField` or `ModelNotFound` for the first fault.
     """
     if is_strict:
-        return ReadRequest(_with_model_id(validate_fields(fields), names))
+        return ReadRequest(_with_model_id(_validate(fields), names), is_strict=True)
     draft = read_fields(fields, names)
-    request = _with_model_id(validate_fields(draft.values, draft.sent_names), names)
+    request = _with_model_id(_validate(draft.values, draft.sent_names), names)
     request = _with_enough_steps(request, draft)
     return ReadRequest(request, tuple(draft.adjustments))
+
+
+def _validate(fields: Mapping[str, object], sent_names: Mapping[str, str] = NO_NAMES) -> ImageRequest:
+    request = validate_fields(fields, sent_names)
+    if request.stream and request.response_format == "url":
+        raise InvalidRequest(
+            "response_format: links are not streamed; allowed with stream: b64_json.", "response_format"
+        )
+    return request
 
 
 def _with_enough_steps(request: ImageRequest, draft: Draft) -> ImageRequest:

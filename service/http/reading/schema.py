@@ -22,13 +22,22 @@ from safelight.service.http.reading.values import (
     RESPONSE_FORMATS,
     SEED,
     TEXT,
-    TEXT_INTEGERS,
 )
 from safelight.service.http.schemas import ImageRequest
 
 Schema = dict[str, Any]
 BLANK = {"type": "string", "pattern": "^ *$"}
 NULL = {"type": "null"}
+# Links are not streamed.
+STREAMED_LINKS = {
+    "required": ["stream", "response_format"],
+    "properties": {
+        "stream": {
+            "anyOf": [{"enum": [True, 1]}, {"type": "string", "pattern": "^ *(?:[tT][rR][uU][eE]|1) *$"}]
+        },
+        "response_format": {"type": "string", "pattern": "^ *[uU][rR][lL] *$"},
+    },
+}
 SYNONYMS = {"output_format": OUTPUT_FORMATS, "response_format": RESPONSE_FORMATS}
 
 
@@ -43,7 +52,7 @@ def strict_schema(names: ModelNames) -> Schema:
         "timestep_spacing": model.spacings,
     }.items():
         schema["properties"][field]["anyOf"][0] = {"type": "string", "enum": list(choices)}
-    return schema
+    return schema | {"not": STREAMED_LINKS}
 
 
 def tolerant_schema(names: ModelNames) -> Schema:
@@ -85,26 +94,27 @@ def _other_forms(field: str, exact: Mapping[str, Any], names: ModelNames) -> lis
         return [BLANK, _sampler_names(field, names)]
     kind = KINDS.get(field)
     if kind is INTEGER:
-        return [_text(integer_pattern(exact["minimum"], exact["maximum"])), BLANK]
+        return [text_schema(integer_pattern(exact["minimum"], exact["maximum"])), BLANK]
     if kind is NUMBER:
-        return [_text(number_pattern(int(exact["maximum"]))), BLANK]
+        return [text_schema(number_pattern(int(exact["maximum"]))), BLANK]
     if kind is SEED:
-        return [{"type": "integer"}, _text(r"^ *-?[0-9]{1,400}(?:\.0*)? *$"), BLANK]
+        return [{"type": "integer"}, text_schema(r"^ *-?[0-9]{1,400}(?:\.0*)? *$"), BLANK]
     if kind is FLAG:
         return _flags(exact)
     if kind is PAIR:
         return _pairs()
     if kind is TEXT:
-        return [{"type": "integer", "minimum": -TEXT_INTEGERS, "maximum": TEXT_INTEGERS}]
+        return [{"type": "integer"}]  # of at most 400 digits
     if kind in (NO_TEXT, NO_INTEGER, NO_OBJECT):
         return [{}]
     if "const" in exact or "enum" in exact:
         words = (*exact.get("enum", [exact.get("const")]), *SYNONYMS.get(field, {}))
-        return [_text(f"^ *(?:{'|'.join(map(_caseless, words))})? *$")]
+        return [text_schema(f"^ *(?:{'|'.join(map(_caseless, words))})? *$")]
     return []
 
 
-def _text(pattern: str) -> Schema:
+def text_schema(pattern: str) -> Schema:
+    """The schema of texts that match `pattern`."""
     return {"type": "string", "pattern": pattern}
 
 
@@ -133,16 +143,16 @@ def _flags(exact: Mapping[str, Any]) -> list[Schema]:
     words = [word for value in values for word in (str(value), str(int(value)))]
     return [
         {"type": "integer", "enum": [int(value) for value in values]},
-        _text(f"^ *(?:{'|'.join(map(_caseless, words))})? *$"),
+        text_schema(f"^ *(?:{'|'.join(map(_caseless, words))})? *$"),
     ]
 
 
 def _pairs() -> list[Schema]:
     share = decimals(1)
-    item = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _text(f"^ *{share} *$")]}
+    item = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, text_schema(f"^ *{share} *$")]}
     return [
         {"type": "array", "items": item, "minItems": 2, "maxItems": 2},
-        _text(rf"^ *(?:\[? *{share} *, *{share} *\]? *)?$"),
+        text_schema(rf"^ *(?:\[? *{share} *, *{share} *\]? *)?$"),
     ]
 
 
@@ -165,7 +175,7 @@ def _special() -> Schema:
     side = {
         "anyOf": [
             {"type": "number", "minimum": 1, "maximum": MAX_SIDE},
-            _text(integer_pattern(1, MAX_SIDE)),
+            text_schema(integer_pattern(1, MAX_SIDE)),
             {"type": "string", "not": {"pattern": r"^ *-?[0-9]{1,400}(?:\.0*)? *$"}},
             {"type": ["boolean", "array", "object", "null"]},
         ],

@@ -12,7 +12,7 @@ from safelight.pipeline.catalog.model_info import MAX_SEED
 from safelight.service.http.reading.numbers import read_integer, read_number
 from safelight.service.http.translation import random_seed
 
-TEXT_INTEGERS = 2**64  # the largest that is read as text
+TEXT_INTEGERS = 10**400  # the largest that is read as text, about as long as the longest number in a text
 FLAGS = {"true": True, "1": True, "false": False, "0": False, "": None}
 Reader = Callable[[object], object]
 

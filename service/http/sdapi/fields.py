@@ -14,6 +14,7 @@ from safelight.service.http.sdapi.samplers import AUTOMATIC, sampler_name
 
 # Fields that a generation has under another name.
 NAMES = {"steps": "num_inference_steps", "cfg_scale": "guidance_scale"}
+SAMPLER_NAMES = ("sampler_name", "sampler_index")
 PLAIN = ("prompt", "negative_prompt", "seed", "width", "height")
 
 
@@ -22,8 +23,7 @@ def generation_fields(sent: Mapping[str, object]) -> dict[str, object]:
     fields = {name: sent[name] for name in PLAIN if sent.get(name) is not None}
     fields |= {ours: sent[name] for name, ours in NAMES.items() if sent.get(name) is not None}
     fields["n"] = min(_count(sent.get("batch_size")) * _count(sent.get("n_iter")), MAX_IMAGES)
-    if sampler := sent.get("sampler_name") or sent.get("sampler_index"):
-        fields["sampler_name"] = sampler
+    fields |= {name: sent[name] for name in SAMPLER_NAMES if sent.get(name) not in (None, "")}
     scheduler = sent.get("scheduler")
     if isinstance(scheduler, str) and scheduler.lower() not in ("", AUTOMATIC):
         fields["scheduler"] = scheduler

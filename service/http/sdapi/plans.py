@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from safelight.service.errors import InvalidRequest
+from safelight.service.http.edits.fields import read_strength
 from safelight.service.http.edits.params import make_edits, make_upload
 from safelight.service.http.edits.uploads import split_fields
 from safelight.service.http.gateway_parts import Gateway
@@ -25,21 +26,13 @@ def plan_txt2img(sent: Mapping[str, object], gateway: Gateway) -> ImagePlan:
 def plan_img2img(sent: Mapping[str, object], gateway: Gateway) -> ImagePlan:
     """The images of a text and the first of `init_images`. Raises `InvalidRequest` or `InvalidParams`."""
     for name in MASKS:
-        if sent.get(name):
+        if sent.get(name) not in (None, "", False):
             raise InvalidRequest(f"{name}: masks are read by /v1/images/edits only.", name)
     images = sent.get("init_images")
     if not isinstance(images, list) or not images:
         raise InvalidRequest("init_images must be a list with an image in base64.", "init_images")
     source = split_fields([("image", images[0])]).image
     plan = plan_txt2img(sent, gateway)
-    params = make_edits(plan.params, gateway.model, _strength(sent.get("denoising_strength")), False)
+    strength = read_strength("denoising_strength", sent.get("denoising_strength"))
+    params = make_edits(plan.params, gateway.model, STRENGTH if strength is None else strength, False)
     return replace(plan, params=params, upload=make_upload(source, None, plan.request, params[0]))
-
-
-def _strength(value: object) -> float:
-    if value is None:
-        return STRENGTH
-    try:
-        return float(str(value))
-    except ValueError:
-        raise InvalidRequest("denoising_strength must be a number.", "denoising_strength") from None

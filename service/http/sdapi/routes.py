@@ -21,8 +21,6 @@ from safelight.service.http.sdapi.jobs import Jobs
 from safelight.service.http.sdapi.plans import plan_img2img, plan_txt2img
 from safelight.service.http.sdapi.samplers import list_samplers, list_schedulers
 from safelight.service.http.sdapi.schemas import (
-    EDIT_SCHEMA,
-    REQUEST_SCHEMA,
     Drawn,
     Named,
     Progress,
@@ -30,6 +28,8 @@ from safelight.service.http.sdapi.schemas import (
     Scheduler,
     SdModel,
     Upscaler,
+    edit_schema,
+    generation_schema,
 )
 
 PREFIX = "/sdapi/v1"
@@ -64,9 +64,10 @@ def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
                 sent = await read_json_object(request, limit, gateway.settings.body_seconds)
                 return await _draw(request, opened, jobs, sent, read_plan(sent, gateway))
 
-    settings = gateway.settings
-    add("txt2img", REQUEST_SCHEMA, plan_txt2img, settings.max_body_bytes, "Draw as AUTOMATIC1111 does")
-    add("img2img", EDIT_SCHEMA, plan_img2img, settings.max_upload_bytes, "Edit as AUTOMATIC1111 does")
+    names, settings = gateway.names, gateway.settings
+    generation, edit = generation_schema(names), edit_schema(names)
+    add("txt2img", generation, plan_txt2img, settings.max_body_bytes, "Draw as AUTOMATIC1111 does")
+    add("img2img", edit, plan_img2img, settings.max_upload_bytes, "Edit as AUTOMATIC1111 does")
 
 
 async def _draw(

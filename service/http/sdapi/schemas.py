@@ -4,40 +4,63 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# What is read of a request. Values are read as tolerantly as those of `/v1/images/generations`; any other
-# field is ignored, as by AUTOMATIC1111.
-REQUEST_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": True,
-    "required": ["prompt"],
-    "properties": {
-        "prompt": {"type": "string"},
-        "negative_prompt": {"type": "string"},
-        "steps": {"description": "Denoising steps."},
-        "cfg_scale": {"description": "Guidance."},
-        "sampler_name": {"description": "One of /sdapi/v1/samplers; also `sampler_index`."},
-        "scheduler": {"description": "One of /sdapi/v1/schedulers."},
-        "width": {"description": "The nearest size that is served is drawn."},
-        "height": {"description": "As for `width`."},
-        "seed": {"description": "-1 or absent: random. Image k has the seed plus k."},
-        "batch_size": {"description": "Images; times `n_iter`."},
-        "n_iter": {"description": "Images; times `batch_size`."},
-        "send_images": {"type": "boolean", "description": "Whether the answer holds the images."},
-    },
-}
+from safelight.service.http.edits.schema import ANY_IMAGE, SHARE
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.reading.schema import tolerant_schema
 
-EDIT_SCHEMA: dict[str, Any] = REQUEST_SCHEMA | {
-    "required": ["prompt", "init_images"],
-    "properties": REQUEST_SCHEMA["properties"]
-    | {
+Schema = dict[str, Any]
+# What the fields mean; each is read as tolerantly as by `/v1/images/generations`.
+DESCRIPTIONS = {
+    "prompt": "What the image shows.",
+    "negative_prompt": "What it should not show.",
+    "steps": "Denoising steps.",
+    "cfg_scale": "Guidance.",
+    "sampler_name": "One of /sdapi/v1/samplers; another name means the default.",
+    "sampler_index": "As `sampler_name`, if that is not given.",
+    "width": "The nearest size that is served is drawn.",
+    "height": "As for `width`.",
+    "seed": "-1 or absent: random. Image k has the seed plus k.",
+}
+# Any value is taken: one without a meaning for a field is ignored, as is any other field by AUTOMATIC1111.
+OTHERS = {
+    "scheduler": "One of /sdapi/v1/schedulers.",
+    "batch_size": "Images; times `n_iter`.",
+    "n_iter": "Images; times `batch_size`.",
+    "send_images": "Whether the answer holds the images; `false`: it does not.",
+}
+NO_MASK = {"enum": [None, "", False, 0], "description": "Masks are read by /v1/images/edits only."}
+
+
+def generation_schema(names: ModelNames) -> Schema:
+    """The schema of a request of `txt2img`."""
+    fields = tolerant_schema(names)["properties"]
+    properties = {name: fields[name] | {"description": text} for name, text in DESCRIPTIONS.items()}
+    return {
+        "type": "object",
+        "additionalProperties": True,
+        "required": ["prompt"],
+        "properties": properties | {name: {"description": text} for name, text in OTHERS.items()},
+    }
+
+
+def edit_schema(names: ModelNames) -> Schema:
+    """The schema of a request of `img2img`."""
+    schema = generation_schema(names)
+    own = {
         "init_images": {
             "type": "array",
-            "items": {"type": "string"},
-            "description": "The image to edit, in base64 or as a data: URL.",
+            "minItems": 1,
+            "prefixItems": [{"anyOf": ANY_IMAGE}],
+            "description": "The image to edit, in base64 or as a data: URL; further ones are ignored.",
         },
-        "denoising_strength": {"description": "0 to 1: how much is redrawn; default 0.75."},
-    },
-}
+        "denoising_strength": {
+            "anyOf": SHARE,
+            "description": "How much is redrawn; default 0.75.",
+        },
+        "mask": NO_MASK,
+        "mask_image": NO_MASK,
+    }
+    return schema | {"required": ["prompt", "init_images"], "properties": schema["properties"] | own}
 
 
 class Drawn(BaseModel):

@@ -1,6 +1,7 @@
 """Emoji in prompts of `emoji-128`: each means its name, and the others are listed as unknown."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -84,6 +85,30 @@ def test_what_cannot_be_read_is_listed_and_has_no_effect(
     assert tokenised.unknown_words == unknown
     if unknown:
         assert tokenised.ids.tolist() == tower.tokenise("apple").ids.tolist()
+
+
+def test_every_piece_of_a_text_is_read_once(tower: ClipTextTower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the longest prompt of emoji costs what a short one does."""
+    pieces: list[str] = []
+    words = tower._pairs.words
+
+    def record(text: str) -> Iterator[tuple[str, bool]]:
+        pieces.append(text)
+        return words(text)
+
+    monkeypatch.setattr(tower._pairs, "words", record)
+    tokenised = tower.tokenise("🍎 and 🇫🇷" * 4_000)
+    assert sorted(pieces) == ["", " and ", "red apple", "🇫🇷"]
+    assert tokenised.num_tokens == 4_000 * tower.tokenise("red apple and").num_tokens
+    assert tokenised.truncated and tokenised.unknown_words == ("🇫🇷",)
+
+
+def test_a_repeated_piece_means_the_same_each_time(tower: ClipTextTower) -> None:
+    repeated = tower.tokenise("🍎 on 🚗 on 🍎 ட 🍎ட")
+    assert (
+        repeated.ids.tolist() == tower.tokenise("red apple on automobile on red apple red apple").ids.tolist()
+    )
+    assert repeated.unknown_words == ("ட",)
 
 
 def test_digits_and_signs_are_no_emoji(tower: ClipTextTower) -> None:

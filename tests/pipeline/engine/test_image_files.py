@@ -287,10 +287,16 @@ def properties(packet: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("is_marked", [True, False])
-def test_a_preview_has_the_mark_and_no_parameters(format: str, is_marked: bool) -> None:
-    data = encode_preview(PIXELS, format, 90, is_marked)
-    assert (xmp.AI_MARK.encode() in data) == is_marked
+@pytest.mark.parametrize(
+    ("is_edit", "is_marked", "mark"),
+    [(False, True, xmp.AI_MARK), (True, True, xmp.EDIT_MARK), (False, False, None), (True, False, None)],
+)
+def test_a_preview_has_the_mark_of_its_image_and_no_parameters(
+    format: str, is_edit: bool, is_marked: bool, mark: str | None
+) -> None:
+    data = encode_preview(PIXELS, format, 90, is_edit, is_marked)
+    marks = [mark for mark in (xmp.AI_MARK, xmp.EDIT_MARK) if mark.encode() in data]
+    assert marks == ([] if mark is None else [mark])
     assert b"safelight:parameters" not in data and b"Steps:" not in data
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.size) == (format.upper(), (PIXELS.shape[1], PIXELS.shape[0]))

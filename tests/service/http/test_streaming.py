@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
 from safelight.service.errors import QueueFull, StageFailed, StageLost
 from safelight.service.http import streaming
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import DecodeResult
+from safelight.service.messages import DecodeResult, PreparedSource
 from safelight.service.settings import Settings
 from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.reporter import Outbox
@@ -23,6 +24,7 @@ from tests.service.http.uploads import data_url
 from tests.virtual_time import run_in_virtual_time
 
 Event = tuple[str, dict[str, Any]]
+EDITS = "/v1/images/edits"
 STREAM = {"prompt": "p", "seed": 1, "stream": True}
 
 
@@ -135,7 +137,7 @@ def test_the_images_are_those_of_the_same_request_without_a_stream() -> None:
 def test_edits_stream_under_their_own_names_in_the_size_of_their_source(records: list[UsageRecord]) -> None:
     body = STREAM | {"n": 2, "image": data_url(b"image"), "strength": 0.5}
     app = build_gateway(FakeBackend(), MODEL, Settings())
-    response = TestClient(app).post("/v1/images/edits", json=body)  # without lifespan: no warm-up image
+    response = TestClient(app).post(EDITS, json=body)  # without lifespan: no warm-up image
     events = events_of(response.text)
     assert [name for name, _ in events] == ["image_edit.completed"] * 2
     assert {(data["type"], data["size"]) for _, data in events} == {("image_edit.completed", "16x8")}
@@ -165,6 +167,58 @@ def test_errors_before_the_first_event_are_ordinary_answers(
     assert response.status_code == status
     assert response.json()["error"]["message"]
     assert [r.outcome for r in records] == [RequestOutcome.REFUSED]
+
+
+def test_an_upload_that_is_refused_is_an_ordinary_answer(records: list[UsageRecord]) -> None:
+    """It is read before the first event."""
+    backend = FakeBackend()
+    app = build_gateway(backend, MODEL, Settings())
+    body = STREAM | {"image": data_url(b"bad"), "partial_images": 1}
+    response = TestClient(app).post(EDITS, json=body)  # without lifespan: no warm-up image
+    assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
+    assert response.json()["error"]["param"] == "image"
+    assert [(r.outcome, r.code) for r in records] == [(RequestOutcome.REFUSED, "invalid_value")]
+    assert backend.calls == [] and app.state.dispatcher._in_flight == 0
+
+
+async def test_the_stream_of_an_edit_begins_once_its_upload_is_read(records: list[UsageRecord]) -> None:
+    """And not when its image is done."""
+    backend = SteppingBackend()
+    client = AsgiClient.of(STREAM | {"image": data_url(b"image"), "partial_images": 1})
+    client.scope |= {"path": EDITS}
+    answering = asyncio.ensure_future(client.call(build_gateway(backend, MODEL, Settings())))
+    backend.step.release()
+    async with asyncio.timeout(30.0):  # else it waits for the image, which waits for the test
+        await until(client, '"partial_image_index":0')
+    backend.step.release()
+    await answering
+    assert [name for name, _ in events_of(body_of(client))] == [
+        "image_edit.partial_image",
+        "image_edit.completed",
+    ]
+    assert [r.outcome for r in records] == [RequestOutcome.DONE]
+
+
+async def test_a_client_that_goes_while_its_upload_is_read_has_one_record(records: list[UsageRecord]) -> None:
+    class Reading(FakeBackend):
+        async def prepare(self, *args: Any) -> PreparedSource:
+            self.waiting.release()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.num_cancelled += 1
+            raise AssertionError
+
+    backend = Reading()
+    app = build_gateway(backend, MODEL, Settings())
+    client = AsgiClient.of(STREAM | {"image": data_url(b"image")})
+    client.scope |= {"path": EDITS}
+    answering = asyncio.ensure_future(client.call(app))
+    await backend.waiting.acquire()
+    client.disconnected.set()
+    await answering
+    assert backend.num_cancelled == 1 and app.state.dispatcher._in_flight == 0
+    assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
 @pytest.mark.parametrize(
@@ -322,4 +376,12 @@ def test_the_schema_says_that_answers_may_be_events() -> None:
     schema = build_gateway(FakeBackend(), MODEL, Settings()).openapi()
     content = schema["paths"][ROUTE]["post"]["responses"]["200"]["content"]
     assert content.keys() == {"application/json", "text/event-stream"}
-    assert content["text/event-stream"]["schema"]["type"] == "string"
+    event = content["text/event-stream"]["schema"]["properties"]
+    assert {"image_generation.partial_image", "image_edit.completed", "error"} <= set(event["event"]["enum"])
+    answers = streamed(FakeBackend(), STREAM | {"partial_images": 2})
+    answers += streamed(FakeBackend(StageFailed()), STREAM)
+    validator = Draft202012Validator(event["data"]["contentSchema"])
+    for name, data in answers:
+        assert name in event["event"]["enum"]
+        validator.validate(data)
+        assert not validator.is_valid({key: value for key, value in data.items() if key != "type"})

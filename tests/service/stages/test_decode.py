@@ -21,16 +21,19 @@ def denoised(latents: object) -> DenoiseResult:
     return DenoiseResult(cast(Tensor, latents), USAGE.text, USAGE.encode, USAGE.denoise)
 
 
+def no_preview(pixels: Any, output: ImageFormat, is_edit: bool) -> bytes:
+    raise AssertionError("no test here decodes a preview")
+
+
 async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, clock = FakeDecoder(), ManualClock(now=100.0)
     clock.install(monkeypatch, decode, batched_stage)
 
-    def write(pixels: Any, output: ImageFormat, params: GenerationParams | None) -> bytes:
+    def write(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
         clock.advance(0.25)
-        assert params is not None
         return bytes(pixels) + fake_image(params, output)
 
-    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
+    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write, no_preview)
     images = [make_params(image_index=k) for k in range(3)]
     jobs = [
         DecodeJob(
@@ -65,7 +68,9 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
 
 
 async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
-    stage = DecodeStage(lambda: cast(ImageDecoder, FakeDecoder()), lambda pixels, *_: cast(bytes, pixels))
+    stage = DecodeStage(
+        lambda: cast(ImageDecoder, FakeDecoder()), lambda pixels, *_: cast(bytes, pixels), no_preview
+    )
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
     jobs = [DecodeJob(denoised(latent), make_params(), ImageFormat()) for latent in latents]
     first, broken, third = await stage.run_batch(jobs)

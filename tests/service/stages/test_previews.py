@@ -12,7 +12,14 @@ from torch import Tensor
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder
 from safelight.pipeline.params import GenerationParams, PreviewRequest, StageCost, UsageAmounts
-from safelight.service.messages import DenoiseResult, ImageFormat, Preview, PreviewLatents, RequestContext
+from safelight.service.messages import (
+    DenoiseResult,
+    EncodedSource,
+    ImageFormat,
+    Preview,
+    PreviewLatents,
+    RequestContext,
+)
 from safelight.service.stages import decode
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
@@ -64,6 +71,14 @@ class GatedDecoder(FakeDecoder):
         assert self.gate.acquire(timeout=30.0)
 
 
+def write_image(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
+    return f"{pixels} as {output.format} of {params.seed}".encode()
+
+
+def write_preview(pixels: Any, output: ImageFormat, is_edit: bool) -> bytes:
+    return f"{pixels} as {output.format}{' of an edit' * is_edit}".encode()
+
+
 @pytest.fixture
 def decoder() -> GatedDecoder:
     return GatedDecoder()
@@ -71,10 +86,7 @@ def decoder() -> GatedDecoder:
 
 @pytest.fixture
 def stage(decoder: GatedDecoder) -> Iterator[DecodeStage]:
-    def write(pixels: Any, output: ImageFormat, params: GenerationParams | None) -> bytes:
-        return f"{pixels}, {output.format}, {params and params.seed}".encode()
-
-    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
+    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write_image, write_preview)
     yield stage
     for _ in range(20):
         decoder.gate.release()
@@ -163,15 +175,15 @@ async def test_a_preview_is_decoded_within_its_budget_and_charged(
     clock, decoder = ManualClock(now=100.0), FakeDecoder()
     clock.install(monkeypatch, decode)
 
-    def write(pixels: Any, output: ImageFormat, params: GenerationParams | None) -> bytes:
-        clock.advance(0.0 if params else 0.25)
-        return f"{pixels} as {output.format} of {params and params.seed}".encode()
+    def write(pixels: Any, output: ImageFormat, is_edit: bool) -> bytes:
+        clock.advance(0.25)
+        return write_preview(pixels, output, is_edit)
 
-    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
+    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write_image, write)
     await stage.decode(denoised("image"), make_params(), OUTPUT, RequestContext("before"))
     result = await stage.decode_preview(latents("x", index=2, budget=budget), OUTPUT, CONTEXT)
     cost = StageCost(0.25, 20 // scale)
-    assert result == Preview(2, b"x as webp of None", cost)
+    assert result == Preview(2, b"x as webp", cost)
     assert decoder.previews == [("x", scale)]
     report = stage.meter.collect_report("s", 0, stage.status())
     assert report.events[1:] == (UsageEvent("record", UsageAmounts(0.25, 0.0, 20 // scale)),)
@@ -218,6 +230,23 @@ def test_a_pause_does_not_save_for_ever() -> None:
         budget.spend((8, 8), 1, 0.5)
         drawn += 1
     assert drawn == 1
+
+
+@pytest.mark.parametrize("is_edit", [False, True])
+async def test_a_previews_file_is_written_as_that_of_an_edit_if_it_is_one(is_edit: bool) -> None:
+    """And what the mask keeps is pasted into it."""
+
+    class Image:
+        def paste(self, pixels: object) -> str:
+            return f"{pixels}, pasted"
+
+    stage = DecodeStage(lambda: cast(ImageDecoder, FakeDecoder()), write_image, write_preview)
+    source = EncodedSource(cast(Any, None), cast(Any, Image()))
+    await stage.decode(denoised("image"), make_params(), OUTPUT)
+    preview = await stage.decode_preview(latents("x"), OUTPUT, CONTEXT, source if is_edit else None)
+    assert preview is not None
+    assert preview.image == (b"x, pasted as webp of an edit" if is_edit else b"x as webp")
+    stage.close()
 
 
 async def test_a_preview_that_would_cost_too_much_is_dropped_and_free(stage: DecodeStage) -> None:

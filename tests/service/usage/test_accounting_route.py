@@ -91,6 +91,13 @@ def test_the_route_requires_the_admin_key(header: str | None, status: int) -> No
         )
 
 
+@pytest.mark.parametrize("key", ["", "secret"])
+def test_the_schema_asks_for_the_admin_key_if_the_route_does(key: str) -> None:
+    schema = build_gateway(FakeBackend(), MODEL, Settings(admin_key=key)).openapi()
+    expected = [{"admin_key": []}] if key else None
+    assert schema["paths"]["/v1/accounting"]["get"].get("security") == expected
+
+
 @pytest.mark.parametrize("query", ["window=0", "window=-1", "window=x", "latest=-1", "latest=2000"])
 def test_an_error_names_the_invalid_query_parameter(client: TestClient, query: str) -> None:
     answer = client.get(f"/v1/accounting?{query}")

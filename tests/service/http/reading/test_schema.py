@@ -94,6 +94,21 @@ def test_the_first_form_of_a_field_is_the_strict_one(name: str) -> None:
     assert FIELDS[name]["anyOf"][0] == strict_schema(NAMES)["properties"][name]["anyOf"][0]
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_allowed"),
+    [
+        ({"stream": True, "response_format": "url"}, False),
+        ({"stream": "1", "response_format": " URL "}, False),
+        ({"stream": False, "response_format": "url"}, True),
+        ({"user": 2**70}, True),
+        ({"user": -(10**300)}, True),
+    ],
+)
+def test_values_that_are_rarely_drawn(fields: dict[str, Any], is_allowed: bool) -> None:
+    fields = {"prompt": "p"} | fields
+    assert is_read(fields) == VALIDATOR.is_valid(fields) == is_allowed
+
+
 def test_a_prompt_is_required() -> None:
     assert not VALIDATOR.is_valid({}) and not VALIDATOR.is_valid({"prompt": None})
     assert VALIDATOR.is_valid({"prompt": "p", "colour": 1})

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -246,6 +247,8 @@ def test_an_image_is_edited(client: TestClient, backend: FakeBackend) -> None:
         ({"init_images": ["!"]}, "image"),
         ({"init_images": ["eA=="], "mask": "eA=="}, "mask"),
         ({"init_images": ["eA=="], "denoising_strength": "much"}, "denoising_strength"),
+        ({"init_images": ["eA=="], "denoising_strength": "0_5"}, "denoising_strength"),
+        ({"init_images": ["eA=="], "sampler_name": "Euler", "sampler_index": {}}, "sampler_index"),
     ],
 )
 def test_an_edit_that_cannot_be_drawn_is_refused(
@@ -253,6 +256,30 @@ def test_an_edit_that_cannot_be_drawn_is_refused(
 ) -> None:
     response = client.post("/sdapi/v1/img2img", json={"prompt": "p"} | fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_the_schema_says_what_is_read(client: TestClient) -> None:
+    """As of other routes, so that what it allows is drawn; `steps: abc` was allowed."""
+    body = client.get("/openapi.json").json()["paths"][TXT2IMG]["post"]["requestBody"]
+    validator = Draft202012Validator(body["content"]["application/json"]["schema"])
+    values: dict[str, list[object]] = {
+        "steps": [20, "20", 20.0, "", None, "abc", 0],
+        "cfg_scale": [4.5, "4.5", None, "high", []],
+        "sampler_name": ["Euler", "of nobody", "", None, 5, {}],
+        "seed": [-1, "7", None, "x", 0.5],
+        "width": [512, "512", "wide", None, 0, 16385],
+        "batch_size": [2, "2", "two", None, []],
+    }
+    for field, tried in values.items():
+        for value in tried:
+            fields = {"prompt": "p", field: value}
+            status = client.post(TXT2IMG, json=fields).status_code
+            assert status == (200 if validator.is_valid(fields) else 400), fields
+
+
+def test_an_address_of_two_routes_allows_the_methods_of_both(client: TestClient) -> None:
+    answer = client.delete("/sdapi/v1/options")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
 
 
 @pytest.fixture
