@@ -89,9 +89,8 @@ def fuzz(
         schema = schemathesis.openapi.from_asgi(
             "/openapi.json", app, config=_config(max_examples, seed, is_short)
         )
-        if path is not None:
-            schema = schema.include(path=path)
-        for event in from_schema(schema).execute():
+        included = schema if path is None else schema.include(path=path)
+        for event in from_schema(included).execute():
             if isinstance(event, events.ScenarioFinished):
                 _record(report, event.recorder)
             elif isinstance(event, events.NonFatalError):
@@ -128,7 +127,7 @@ def _register_prompt() -> None:
     """
 
     @schemathesis.hook
-    def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
+    def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
         is_valid = case.meta is not None and case.meta.generation.mode.is_positive
         if is_valid and isinstance(case.body, dict) and case.body.get("prompt") == "":
             case.body["prompt"] = "a red apple"

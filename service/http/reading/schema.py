@@ -89,7 +89,7 @@ def _other_forms(field: str, exact: Mapping[str, Any], names: ModelNames) -> lis
             {"type": "integer", "minimum": 1, "maximum": MAX_SIDE},
         ]
     if field == "model":
-        return [_text(_model_pattern(names)), BLANK]
+        return [text_schema(_model_pattern(names)), BLANK]
     if field in ("solver", "timestep_spacing"):
         return [BLANK, _sampler_names(field, names)]
     kind = KINDS.get(field)

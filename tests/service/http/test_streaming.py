@@ -185,7 +185,7 @@ async def test_the_stream_of_an_edit_begins_once_its_upload_is_read(records: lis
     """And not when its image is done."""
     backend = SteppingBackend()
     client = AsgiClient.of(STREAM | {"image": data_url(b"image"), "partial_images": 1})
-    client.scope |= {"path": EDITS}
+    client.scope["path"] = EDITS
     answering = asyncio.ensure_future(client.call(build_gateway(backend, MODEL, Settings())))
     backend.step.release()
     async with asyncio.timeout(30.0):  # else it waits for the image, which waits for the test
@@ -212,7 +212,7 @@ async def test_a_client_that_goes_while_its_upload_is_read_has_one_record(record
     backend = Reading()
     app = build_gateway(backend, MODEL, Settings())
     client = AsgiClient.of(STREAM | {"image": data_url(b"image")})
-    client.scope |= {"path": EDITS}
+    client.scope["path"] = EDITS
     answering = asyncio.ensure_future(client.call(app))
     await backend.waiting.acquire()
     client.disconnected.set()
