@@ -3,9 +3,10 @@
 import argparse
 import logging
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from rich.table import Table
 
 from tests.clients import environment
 from tests.clients.exchange import Outcome, fetch_image, hold_all
-from tests.clients.libraries import PROGRAMS, Program
+from tests.clients.libraries import PROGRAMS, Action, Program, Result
 from tests.clients.payloads import read_conversations
 from tests.clients.readers import OF_IMAGES
 from tests.clients.service import drawing_service
 
 Row = tuple[str, str, str, str, str]
+BY_LIBRARY = "by the library"  # it, and not we, chooses what is sent, and reads the status
 NOT_INSTALLED = "not installed: make clients"
 
 
@@ -51,21 +53,30 @@ def _payload_row(outcome: Outcome) -> Row:
 
 
 def _program_rows(program: Program, url: str, folder: Path) -> Iterator[Row]:
-    """A row for each action; the library, and not we, chooses what it sends and reads the status."""
+    """A row for each action."""
     if program.is_installed and not environment.is_made():
         yield from ((str(action), "", "", action.reads, NOT_INSTALLED) for action in program.actions)
         return
-    results = program.run(url, folder)
+    try:
+        results = program.run(url, folder)
+    except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
+        yield from ((str(action), BY_LIBRARY, "", action.reads, str(error)) for action in program.actions)
+        return
     with httpx2.Client() as client:
         for action in program.actions:
-            try:
-                result = results[action.client, action.name]
-                assert "failure" not in result, result["failure"]
-                action.check(result, lambda link: fetch_image(client, link))
-                works = "yes"
-            except Exception as error:
-                works = f"{type(error).__name__}: {error}"
-            yield str(action), "by the library", "", action.reads, works
+            fault = _fault(results, action, client)
+            yield str(action), BY_LIBRARY, "", action.reads, fault or "yes"
+
+
+def _fault(results: Mapping[tuple[str, str], Result], action: Action, client: httpx2.Client) -> str:
+    """What is wrong with the result of an action, if anything is."""
+    try:
+        result = results[action.client, action.name]
+        assert "failure" not in result, result["failure"]
+        action.check(result, lambda link: fetch_image(client, link))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _print(rows: list[Row]) -> None:
