@@ -12,11 +12,11 @@ INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
-.PHONY: docs bench load e2e chaos fuzz
+.PHONY: docs bench load e2e chaos fuzz clients
 
 help:
 	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants"
-	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz"
+	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz | clients"
 
 install: $(DEVELOPING)
 
@@ -80,8 +80,9 @@ OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit 
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
 	nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
-LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-	--generate-hashes --no-header --no-annotate --constraint requirements/torch.txt \
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate
+LOCK = $(COMPILE) pyproject.toml --constraint requirements/torch.txt \
 	$(addprefix --no-emit-package ,$(OF_TORCH))
 
 # A part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own, which
@@ -107,6 +108,23 @@ lock: $(DEVELOPING)
 	$(LOCK) --extra dev --extra docs --extra load --extra mcp --extra otel --extra t5 -o requirements/dev.txt
 	$(LOCK) --extra mcp --extra otel --extra t5 -o requirements/image.txt
 	$(LOCK) --extra cuda --extra mcp --extra otel --extra t5 -o requirements/image-cuda.txt
+	$(COMPILE) requirements/clients.in -o requirements/clients.txt
+	npm update --prefix tests/clients/node --package-lock-only --save
+
+# Clients of the service that would pin other versions than ours: tests/clients runs them from here.
+CLIENTS := build/clients
+OF_NODE := $(addprefix tests/clients/node/,package.json package-lock.json .npmrc)
+CLIENT_LOCKS := requirements/clients.txt tests/clients/node/package-lock.json
+
+clients: $(CLIENTS)/.installed
+
+$(CLIENTS)/.installed: $(CLIENT_LOCKS) | $(DEVELOPING)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CLIENTS)/venv
+	$(BIN)/uv pip install --quiet --python $(CLIENTS)/venv/bin/python --no-deps --require-hashes \
+		-r requirements/clients.txt
+	cp $(OF_NODE) $(CLIENTS)
+	npm ci --prefix $(CLIENTS) --ignore-scripts --no-audit --no-fund --loglevel error
+	sha256sum $(CLIENT_LOCKS) > $@
 
 # A part of `make test-long`.
 e2e chaos: $(DEVELOPING)

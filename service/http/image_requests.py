@@ -1,6 +1,7 @@
 """What the routes that draw images have in common: how they read their fields, and how they answer."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,12 +18,17 @@ from safelight.service.http.image_response import make_response, response_json
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.request import STRICT_HEADER, ReadRequest, asks_for_strict, read_request
 from safelight.service.http.request_body import unless_gone
+from safelight.service.http.schemas import Adjustment
 from safelight.service.http.streaming import StreamedImages, StreamedRequest
 from safelight.service.usage.records import RequestRecorder, hash_user
 
 
 def read_image_request(
-    request: Request, gateway: Gateway, fields: Mapping[str, object], record: RequestRecorder
+    request: Request,
+    gateway: Gateway,
+    fields: Mapping[str, object],
+    record: RequestRecorder,
+    adjustments: tuple[Adjustment, ...] = (),
 ) -> ReadRequest:
     """The request that `fields` are; its record and its log line say whose it is and what was adjusted.
 
@@ -31,6 +37,7 @@ def read_image_request(
         gateway: Its settings may, too.
         fields: The fields by name.
         record: The request's record.
+        adjustments: Of fields that have been taken out of the request before.
 
     Raises:
         InvalidRequest: A field is invalid.
@@ -38,6 +45,7 @@ def read_image_request(
     """
     is_strict = gateway.settings.strict or asks_for_strict(request.headers.get(STRICT_HEADER))
     reading = read_request(fields, gateway.names, is_strict)
+    reading = replace(reading, adjustments=(*adjustments, *reading.adjustments))
     record.user = hash_user(reading.request.safety_identifier or reading.request.user or "")
     if reading.adjustments:
         request.state.request_log["adjusted"] = header_value(reading.adjustments)

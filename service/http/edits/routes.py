@@ -49,7 +49,7 @@ async def _edit(request: Request, opened: OpenRequest) -> Response:
     gateway = opened.gateway
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
-    reading = read_image_request(request, gateway, others, opened.record)
+    reading = read_image_request(request, gateway, others, opened.record, options.adjustments)
     plan = plan_images(reading, gateway, others.get("model"))
     has_mask = parts.mask is not None
     params = make_edits(plan.params, gateway.model, options.strength, has_mask, reading.is_strict)

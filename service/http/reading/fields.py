@@ -32,7 +32,7 @@ def read_fields(
 
     Fields in a wrapper such as `extra_body` come out of it; a field under another server's name gets its own;
     width and height become a size; values that are written otherwise are read; what no field has is dropped.
-    If nothing is listed as adjusted, the strict reading takes the same fields.
+    If nothing is listed as adjusted, the strict reading takes the same fields, apart from empty wrappers.
 
     Args:
         fields: The fields as the client sent them.
@@ -155,14 +155,9 @@ def _drop_unknown(draft: Draft, unknown: list[tuple[str, object]]) -> None:
 
 
 def _unwrapped(fields: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """The fields, with those inside a wrapper after the others, as `extra_body.seed`.
-
-    A wrapper without a value stays as it is: the strict reading refuses it, so it must be listed as dropped.
-    """
+    """The fields, with those inside a wrapper after the others, as `extra_body.seed`."""
     wrappers = {
-        name: value
-        for name, value in fields.items()
-        if name in WRAPPERS and isinstance(value, Mapping) and any(v is not None for v in value.values())
+        name: value for name, value in fields.items() if name in WRAPPERS and isinstance(value, Mapping)
     }
     yield from ((name, value) for name, value in fields.items() if name not in wrappers)
     for wrapper, inner in wrappers.items():

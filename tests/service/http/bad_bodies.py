@@ -36,6 +36,9 @@ BAD_BODIES: dict[str, tuple[bytes, int, str | None]] = {
     "a list without an image": (as_json(FORM | {"image": [None]}), 400, "image"),
     "strength true": (as_json(FORM | {"image": "QQ==", "strength": True}), 400, "strength"),
     "strength NaN": (b'{"prompt": "a", "image": "QQ==", "strength": NaN}', 400, "strength"),
+    "strength of 2 in a wrapper": (
+        as_json(FORM | {"image": "QQ==", "extra_body": {"strength": 2}}), 400, "extra_body.strength",
+    ),
     "fidelity": (as_json(FORM | {"image": "QQ==", "input_fidelity": "max"}), 400, "input_fidelity"),
     "no json": (b"{", 400, None),
     "a list": (b"[]", 400, None),

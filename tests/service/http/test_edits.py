@@ -150,6 +150,45 @@ def test_a_generation_says_nothing_of_an_edit(client: TestClient) -> None:
     assert usage["input_tokens_details"]["image_tokens"] == 0
 
 
+WRAPPED: dict[str, tuple[dict[str, Any], float, list[tuple[str, object]]]] = {
+    "alone": ({"extra_body": {"strength": "0.25"}}, 0.25, [("extra_body.strength", 0.25)]),
+    "by its other name": (
+        {"extra_json": {"denoising_strength": 0.5, "input_fidelity": "high"}},
+        0.5,
+        [("extra_json.denoising_strength", 0.5)],
+    ),
+    "beside the field": (
+        {"strength": 0.75, "extra_body": {"strength": 0.5}},
+        0.75,
+        [("extra_body.strength", None)],
+    ),
+    "null": ({"extra_body": {"strength": None}}, 0.6, []),
+}
+
+
+@pytest.mark.parametrize(("fields", "strength", "adjusted"), WRAPPED.values(), ids=WRAPPED)
+def test_strength_is_read_in_a_literal_extra_body(
+    client: TestClient,
+    backend: FakeBackend,
+    fields: dict[str, Any],
+    strength: float,
+    adjusted: list[tuple[str, object]],
+) -> None:
+    body = FORM | {"image": data_url(b"image")} | fields
+    response = client.post(ROUTE, json=body)
+    assert response.status_code == 200, response.text
+    edit = backend.drawn[-1][0].edit
+    assert edit is not None and edit.strength == strength
+    items = response.json()["usage"]["safelight"]["adjusted"]
+    assert [(item["field"], item["used"]) for item in items if item["field"] != "image"] == adjusted
+    assert ("strength" in response.headers["x-safelight-adjusted"]) == bool(adjusted)
+    strictly = client.post(ROUTE, json=body, headers={"x-safelight-strict": "1"})
+    assert (strictly.status_code, strictly.json()["error"]["param"]) in {
+        (400, "extra_body"),
+        (400, "extra_json"),
+    }
+
+
 @pytest.mark.parametrize("name", BAD_BODIES)
 def test_a_bad_body_is_refused_by_its_field(name: str, client: TestClient, backend: FakeBackend) -> None:
     body, status, param = BAD_BODIES[name]
