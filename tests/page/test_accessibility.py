@@ -6,14 +6,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from safelight.service.usage.records import RequestOutcome
 from tests.page.actions import begin, draw
-from tests.page.conftest import Service
+from tests.page.service import Service
 
 
 def states(page: Page) -> Iterator[str]:
     """Brings the page into each of its states in turn; yields their names."""
     yield "empty"
-    draw(page, "a blorp apple with a name so long, and without spaces: " + "x" * 80)
+    draw(page, "an ((apple)) with a name so long, and without spaces: " + "x" * 80)
     for panel in ("#settings", "#code-panel"):
         page.locator(f"{panel} > summary").click()
     yield "drawn"
@@ -71,9 +72,9 @@ def test_progress_is_announced(page: Page) -> None:
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_nothing_moves_where_less_motion_is_preferred(page: Page, service: Service, motion: str) -> None:
     page.emulate_media(reduced_motion="reduce" if motion == "reduce" else "no-preference")
-    service.stub.is_stepped = True
+    service.gate.hold()
     begin(page, "an apple")
     expect(page.locator("#cancel")).to_be_visible()
     assert (page.evaluate("document.getAnimations().length") > 0) is (motion == "no-preference")
     page.keyboard.press("Escape")
-    assert service.stub.disconnected.wait(20)
+    assert service.record().outcome is RequestOutcome.ABORTED

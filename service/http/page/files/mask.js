@@ -79,13 +79,21 @@ export class MaskPainter {
 
   #move(event) {
     if (!this.stroke) return;
-    const box = this.canvas.getBoundingClientRect();
-    this.stroke.points.push([
-      ((event.clientX - box.left) / box.width) * this.layer.width,
-      ((event.clientY - box.top) / box.height) * this.layer.height,
-    ]);
+    this.stroke.points.push(this.#pointOf(event));
     this.#paint(this.stroke);
     this.#show();
+  }
+
+  /** Where in the image a pointer is. The canvas has a border, and an image with another aspect in its middle. */
+  #pointOf({ clientX, clientY }) {
+    const { left, top } = this.canvas.getBoundingClientRect();
+    const { clientLeft, clientTop, clientWidth, clientHeight } = this.canvas;
+    const { width, height } = this.layer;
+    const scale = Math.min(clientWidth / width, clientHeight / height);
+    return [
+      (clientX - left - clientLeft - clientWidth / 2) / scale + width / 2,
+      (clientY - top - clientTop - clientHeight / 2) / scale + height / 2,
+    ];
   }
 
   #end() {
