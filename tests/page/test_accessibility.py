@@ -10,6 +10,15 @@ from safelight.service.usage.records import RequestOutcome
 from tests.page.actions import begin, draw
 from tests.page.service import Service
 
+READ_BOXES = """(share) => {
+    scrollTo(0, share * document.documentElement.scrollHeight);
+    const names = ['viewer', 'film', 'controls', 'print'];
+    return Object.fromEntries(names.map((name) => {
+        const { top, bottom } = document.querySelector(`.${name}:not([hidden])`).getBoundingClientRect();
+        return [name, { top, bottom }];
+    }));
+}"""  # where parts of the page are after it was scrolled
+
 
 def states(page: Page) -> Iterator[str]:
     """Brings the page into each of its states in turn; yields their names."""
@@ -41,6 +50,18 @@ def test_nothing_is_wider_than_a_small_screen(page: Page) -> None:
     for state in states(page):
         widths = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]")
         assert max(widths) <= 320, state
+
+
+def test_the_image_stays_in_sight_beside_a_long_form_and_covers_nothing(page: Page) -> None:
+    draw(page, "an apple")
+    page.get_by_role("button", name="Edit").click()
+    for panel in ("#settings", "#code-panel", "#settings"):  # the second click on it folds it again
+        page.locator(f"{panel} > summary").click()
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            boxes = page.evaluate(READ_BOXES, share)
+            assert boxes["viewer"]["bottom"] <= boxes["film"]["top"], (panel, share)
+            if boxes["controls"]["bottom"] > 900:  # the form fills the screen
+                assert 0 <= boxes["print"]["top"] < 100, (panel, share)
 
 
 def test_everything_works_by_keyboard(page: Page) -> None:

@@ -73,6 +73,8 @@ def test_previews_appear_and_then_the_image(page: Page, service: Service, traffi
 
 
 def test_an_image_says_what_it_cost_and_what_had_no_effect(page: Page, service: Service) -> None:
+    page.locator("#settings summary").click()
+    page.fill("#previews", "0")
     draw(page, "an ((apple))")
     names, values = (page.locator(f"#costs {tag}").all_inner_texts() for tag in ("dt", "dd"))
     costs = dict(zip(names, values, strict=True))
@@ -80,8 +82,7 @@ def test_an_image_says_what_it_cost_and_what_had_no_effect(page: Page, service: 
         "Prompt syntax of other programs, without effect: ((apple))."
     ]
     (usage,) = service.record().image_usages
-    decode_seconds = usage.decode.device_seconds + sum(cost.device_seconds for cost in usage.previews)
-    seconds = (usage.encode.device_seconds, usage.denoise.cost.device_seconds, decode_seconds)
+    seconds = [cost.device_seconds for cost in (usage.encode, usage.denoise.cost, usage.decode)]
     texts = page.evaluate(
         "(all) => import('./page/dom.js').then(({ formatSeconds }) => all.map(formatSeconds))",
         [sum(seconds), *seconds],
@@ -92,21 +93,24 @@ def test_an_image_says_what_it_cost_and_what_had_no_effect(page: Page, service: 
 
 def test_costs_have_units(page: Page) -> None:
     device_seconds = {"encode": 0.25, "denoise": 1.75, "decode": 0.375}
-    usage = {"device_seconds": device_seconds, "seconds": 125.0, "queue_seconds": 0.0625, "nfe": 5}
-    costs = page.evaluate(
-        "(image) => import('./page/gallery.js').then(({ costsOf }) => costsOf(image))",
-        {"answer": {"usage": {"safelight": usage | {"flops": 2130}}}, "numImages": 2},
-    )
-    assert {name: text for name, text, *_ in costs} == {
-        "Device time": "2.38 s, for 2 images",
-        "Total time": "2 min 5 s",
-        "Text": "0.25 s",
-        "Denoising": "1.75 s",
-        "Decoding": "0.38 s",
-        "Waiting": "63 ms",
-        "Network evaluations": "5",
-        "Operations": "2.13 kFLOP",
-    }
+    usage = {"device_seconds": device_seconds, "seconds": 125.0, "queue_seconds": 0.0625}
+    usage |= {"nfe": 5, "flops": 2130}
+    answers = [{"usage": {"safelight": usage | {"previews": count}}} for count in (0, 1, 3)]
+    for answer, previews in zip(answers, ("", " with 1 preview", " with 3 previews"), strict=True):
+        costs = page.evaluate(
+            "(image) => import('./page/gallery.js').then(({ costsOf }) => costsOf(image))",
+            {"answer": answer, "numImages": 2},
+        )
+        assert {name: text for name, text, *_ in costs} == {
+            "Device time": "2.38 s, for 2 images",
+            "Total time": "2 min 5 s",
+            "Text": "0.25 s",
+            "Denoising": "1.75 s",
+            "Decoding": f"0.38 s{previews}",
+            "Waiting": "63 ms",
+            "Network evaluations": "5",
+            "Operations": "2.13 kFLOP",
+        }
 
 
 def test_what_the_service_adjusted_is_said(page: Page) -> None:

@@ -60,6 +60,7 @@ def test_inpainting_sends_the_image_and_the_painted_mask(page: Page, service: Se
     expect(page.locator(MASK)).to_be_focused()
     paint(page, UPPER_RIGHT, UPPER_RIGHT)
     expect(page.locator("#mask-share")).to_have_text("2 % of the image is drawn anew.")
+    expect(page.locator("#strength-value")).to_have_text("1.00")  # the default with a mask
     page.fill("#strength", "0.8")
     page.fill("#prompt", "a worm")
     page.locator("#draw").click()
@@ -94,8 +95,9 @@ def test_erasing_undoing_and_clearing_a_mask(page: Page, service: Service) -> No
     expect(share).to_have_text(painted)
     page.get_by_role("button", name="Clear").click()
     expect(share).to_have_text("Nothing painted: the whole image changes.")
+    expect(page.locator("#strength-value")).to_have_text("0.60")
     page.locator("#draw").click()
-    expect(page.locator("#facts")).to_contain_text("Strength")
+    expect(page.locator("#facts")).to_contain_text("Strength0.6")  # what the service chose
     (upload,) = service.uploads
     assert upload.mask is None
 
@@ -107,7 +109,7 @@ def test_a_mask_is_painted_with_keys(page: Page, service: Service) -> None:
         page.locator(MASK).press(key)
     expect(page.locator("#mask-share")).to_have_text("2 % of the image is drawn anew.")
     page.locator("#draw").click()
-    expect(page.locator("#facts")).to_contain_text("Strength")
+    expect(page.locator("#facts")).to_contain_text("Strength1")
     mask = sent_image(service, "mask")
     assert [alpha_at(mask, point) for point in ((0.71, 0.29), LOWER_LEFT)] == [0, 255]
 
@@ -120,6 +122,7 @@ def test_a_photograph_is_made_upright_and_no_larger_than_needed(
     exif = Image.Exif()
     exif[0x0112] = 6  # the left side is the top
     photograph.save(tmp_path / "photograph.jpg", exif=exif)
+    page.set_viewport_size({"width": 1280, "height": 700})  # too low for the whole width of the canvas
     page.get_by_text("From an image").click()
     page.set_input_files("#file", tmp_path / "photograph.jpg")
     expect(page.locator(MASK)).to_be_visible()

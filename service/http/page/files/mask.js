@@ -13,6 +13,7 @@ export class MaskPainter {
     this.layer.getContext("2d", { willReadFrequently: true });
     this.hatching = new OffscreenCanvas(1, 1);
     this.strokes = [];
+    this.share = 0; // of the image that is painted
     this.erases = false;
     this.size = 0.14; // of the image's longer side
     this.cursor = null; // of the keyboard's brush
@@ -184,7 +185,8 @@ export class MaskPainter {
 
   #report() {
     const { width, height } = this.layer;
-    this.onChange(shareOf(this.layer.getContext("2d").getImageData(0, 0, width, height)));
+    this.share = shareOf(this.layer.getContext("2d").getImageData(0, 0, width, height));
+    this.onChange(this.share);
   }
 }
 
