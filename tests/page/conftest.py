@@ -43,7 +43,7 @@ class Traffic:
         if not url.removeprefix("blob:").startswith(f"{self.origin}/") and not url.startswith("data:"):
             self.findings.append(f"request to {url}")
         if request.headers.get("content-type") == "application/json":
-            self.sent.append(request.post_data_json)
+            self.sent.append(request.post_data_json or {})
 
 
 @pytest.fixture(scope="package")

@@ -12,7 +12,7 @@ from tests.page.service import Service
 
 READ_BOXES = """(share) => {
     scrollTo(0, share * document.documentElement.scrollHeight);
-    const names = ['viewer', 'film', 'controls', 'print'];
+    const names = ['board', 'film', 'controls', 'print'];
     return Object.fromEntries(names.map((name) => {
         const { top, bottom } = document.querySelector(`.${name}:not([hidden])`).getBoundingClientRect();
         return [name, { top, bottom }];
@@ -59,7 +59,7 @@ def test_the_image_stays_in_sight_beside_a_long_form_and_covers_nothing(page: Pa
         page.locator(f"{panel} > summary").click()
         for share in (0, 0.25, 0.5, 0.75, 1):
             boxes = page.evaluate(READ_BOXES, share)
-            assert boxes["viewer"]["bottom"] <= boxes["film"]["top"], (panel, share)
+            assert boxes["board"]["bottom"] <= boxes["film"]["top"], (panel, share)
             if boxes["controls"]["bottom"] > 900:  # the form fills the screen
                 assert 0 <= boxes["print"]["top"] < 100, (panel, share)
 

@@ -21,6 +21,7 @@ def paint(page: Page, *points: Point) -> None:
     left, top, width, height = page.evaluate(
         """(selector) => {
             const canvas = document.querySelector(selector);
+            canvas.scrollIntoView();
             const box = canvas.getBoundingClientRect();
             const border = parseFloat(getComputedStyle(canvas).borderLeftWidth);
             const scale = Math.min(
