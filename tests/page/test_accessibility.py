@@ -6,14 +6,24 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from safelight.service.usage.records import RequestOutcome
 from tests.page.actions import begin, draw
-from tests.page.conftest import Service
+from tests.page.service import Service
+
+READ_BOXES = """(share) => {
+    scrollTo(0, share * document.documentElement.scrollHeight);
+    const names = ['board', 'film', 'controls', 'print'];
+    return Object.fromEntries(names.map((name) => {
+        const { top, bottom } = document.querySelector(`.${name}:not([hidden])`).getBoundingClientRect();
+        return [name, { top, bottom }];
+    }));
+}"""  # where parts of the page are after it was scrolled
 
 
 def states(page: Page) -> Iterator[str]:
     """Brings the page into each of its states in turn; yields their names."""
     yield "empty"
-    draw(page, "a blorp apple with a name so long, and without spaces: " + "x" * 80)
+    draw(page, "an ((apple)) with a name so long, and without spaces: " + "x" * 80)
     for panel in ("#settings", "#code-panel"):
         page.locator(f"{panel} > summary").click()
     yield "drawn"
@@ -40,6 +50,18 @@ def test_nothing_is_wider_than_a_small_screen(page: Page) -> None:
     for state in states(page):
         widths = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]")
         assert max(widths) <= 320, state
+
+
+def test_the_image_stays_in_sight_beside_a_long_form_and_covers_nothing(page: Page) -> None:
+    draw(page, "an apple")
+    page.get_by_role("button", name="Edit").click()
+    for panel in ("#settings", "#code-panel", "#settings"):  # the second click on it folds it again
+        page.locator(f"{panel} > summary").click()
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            boxes = page.evaluate(READ_BOXES, share)
+            assert boxes["board"]["bottom"] <= boxes["film"]["top"], (panel, share)
+            if boxes["controls"]["bottom"] > 900:  # the form fills the screen
+                assert 0 <= boxes["print"]["top"] < 100, (panel, share)
 
 
 def test_everything_works_by_keyboard(page: Page) -> None:
@@ -71,9 +93,9 @@ def test_progress_is_announced(page: Page) -> None:
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
 def test_nothing_moves_where_less_motion_is_preferred(page: Page, service: Service, motion: str) -> None:
     page.emulate_media(reduced_motion="reduce" if motion == "reduce" else "no-preference")
-    service.stub.is_stepped = True
+    service.gate.hold()
     begin(page, "an apple")
     expect(page.locator("#cancel")).to_be_visible()
     assert (page.evaluate("document.getAnimations().length") > 0) is (motion == "no-preference")
     page.keyboard.press("Escape")
-    assert service.stub.disconnected.wait(20)
+    assert service.record().outcome is RequestOutcome.ABORTED

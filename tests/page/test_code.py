@@ -1,27 +1,23 @@
 """The code that the page writes for a request draws the same image."""
 
-import io
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.page.actions import draw, pixels
-from tests.page.conftest import Service
+from tests.page.actions import draw, pixels, wait_until_done
+from tests.page.service import Pixels, Service, read_pixels
 
 PROMPT = 'it\'s a "red" $(apple) \\n `x` 🍎\nand a pear'
 READ_CLIPBOARD = "navigator.clipboard.readText()"
 
 
-def image_in(folder: Path) -> tuple[tuple[int, int], bytes]:
-    """The size and the pixels of the one file that a program has written to `folder`."""
-    (path,) = folder.glob("*.png")
-    assert path.name == "image-0.png"
-    with Image.open(path) as image:
-        return image.size, image.convert("RGBA").tobytes()
+def run(command: str, folder: Path) -> Pixels:
+    """Run a copied command in `folder`; returns the image that it writes."""
+    process = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    return read_pixels((folder / "image-0.png").read_bytes())
 
 
 def copied(page: Page, button: str) -> str:
@@ -32,13 +28,10 @@ def copied(page: Page, button: str) -> str:
     return text
 
 
-def test_the_copied_curl_command_draws_the_same_image(page: Page, service: Service, tmp_path: Path) -> None:
+def test_the_copied_curl_command_draws_the_same_image(page: Page, tmp_path: Path) -> None:
     draw(page, PROMPT)
-    command = copied(page, "Copy as curl")
-    process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
-    assert image_in(tmp_path) == pixels(page)
-    assert service.stub.requests[-1]["prompt"] == PROMPT
+    assert run(copied(page, "Copy as curl"), tmp_path) == pixels(page)
+    assert [path.name for path in tmp_path.iterdir()] == ["image-0.png"]
 
 
 def test_the_copied_program_draws_the_same_image(
@@ -47,12 +40,13 @@ def test_the_copied_program_draws_the_same_image(
     page.locator("#settings summary").click()
     page.fill("#num_inference_steps", "3")
     draw(page, PROMPT)
+    assert service.record().num_images == 1
     program = copied(page, "Copy as Python")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "copied", "exec"), {})
-    assert image_in(tmp_path) == pixels(page)
-    sent = service.stub.requests[-1]
-    assert (sent["prompt"], sent["num_inference_steps"]) == (PROMPT, 3)
+    assert read_pixels((tmp_path / "image-0.png").read_bytes()) == pixels(page)
+    (usage,) = service.record().image_usages
+    assert usage.denoise.nfe == 3  # the library's request has the fields that it does not know
 
 
 def test_the_code_of_the_form_follows_it(page: Page) -> None:
@@ -78,11 +72,13 @@ def test_code_is_copied_where_browsers_have_no_clipboard(page: Page) -> None:
     assert '"prompt":"a pear"' in page.evaluate(READ_CLIPBOARD)
 
 
-def test_the_copied_edit_sends_the_saved_files(page: Page, service: Service, tmp_path: Path) -> None:
+def test_the_copied_edit_draws_the_same_image(page: Page, service: Service, tmp_path: Path) -> None:
     draw(page, "a pear")
     page.get_by_role("button", name="Edit").click()
     page.locator("#mask").press(" ")
     page.locator("#code-panel summary").click()
+    page.locator("#settings summary").click()
+    page.fill("#seed", "5")
     for name in ("image", "mask"):
         with page.expect_download() as download:
             page.get_by_role("button", name=f"Save {name}.png").click()
@@ -90,7 +86,10 @@ def test_the_copied_edit_sends_the_saved_files(page: Page, service: Service, tmp
     page.fill("#prompt", "a 'worm'")
     expect(page.locator("#code")).to_contain_text("worm")
     command = page.locator("#code").text_content() or ""
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, env=os.environ)
-    assert service.stub.requests[-1] == {"model": "emoji-128", "prompt": "a 'worm'"}
-    sent = {name: Image.open(io.BytesIO(file)).size for name, file in service.stub.files.items()}
-    assert sent == {"image": (128, 128), "mask": (128, 128)}
+    page.locator("#draw").click()
+    expect(page.locator("#caption")).to_have_text("a 'worm'")
+    wait_until_done(page)
+    assert run(command, tmp_path) == pixels(page)
+    by_page, by_command = service.uploads
+    assert by_page == by_command
+    assert by_page.mask is not None

@@ -4,29 +4,34 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from playwright.sync_api import Page, Route, expect
 
 from tests.page.actions import draw, pixels, wait_until_done
-from tests.page.conftest import Service
+from tests.page.service import Service
 
 MASK = "#mask"
 UPPER_RIGHT, LOWER_LEFT = (0.75, 0.25), (0.25, 0.75)
+LEFT = (0.2, 0.4)
 Point = tuple[float, float]
 
 
 def paint(page: Page, *points: Point) -> None:
-    """A stroke through `points`, in shares of the canvas inside its border."""
-    box = page.evaluate(
+    """A stroke through `points`, in shares of the image, which is in the middle of the canvas."""
+    left, top, width, height = page.evaluate(
         """(selector) => {
             const canvas = document.querySelector(selector);
-            const { left, top } = canvas.getBoundingClientRect();
-            const { clientLeft, clientTop, clientWidth, clientHeight } = canvas;
-            return [left + clientLeft, top + clientTop, clientWidth, clientHeight];
+            canvas.scrollIntoView();
+            const box = canvas.getBoundingClientRect();
+            const border = parseFloat(getComputedStyle(canvas).borderLeftWidth);
+            const scale = Math.min(
+                (box.width - 2 * border) / canvas.width, (box.height - 2 * border) / canvas.height);
+            const [width, height] = [scale * canvas.width, scale * canvas.height];
+            return [box.left + (box.width - width) / 2, box.top + (box.height - height) / 2, width, height];
         }""",
         MASK,
     )
-    places = [(box[0] + x * box[2], box[1] + y * box[3]) for x, y in points]
+    places = [(left + x * width, top + y * height) for x, y in points]
     page.mouse.move(*places[0])
     page.mouse.down()
     for place in places:
@@ -35,7 +40,11 @@ def paint(page: Page, *points: Point) -> None:
 
 
 def sent_image(service: Service, name: str) -> Image.Image:
-    with Image.open(io.BytesIO(service.stub.files[name])) as image:
+    """The image or the mask of the one edit, as the gateway has read it."""
+    (upload,) = service.uploads
+    file = upload.mask if name == "mask" else upload.image
+    assert file is not None
+    with Image.open(io.BytesIO(file)) as image:
         return image.convert("RGBA")
 
 
@@ -52,19 +61,24 @@ def test_inpainting_sends_the_image_and_the_painted_mask(page: Page, service: Se
     expect(page.locator(MASK)).to_be_focused()
     paint(page, UPPER_RIGHT, UPPER_RIGHT)
     expect(page.locator("#mask-share")).to_have_text("2 % of the image is drawn anew.")
+    expect(page.locator("#strength-value")).to_have_text("1.00")  # the default with a mask
     page.fill("#strength", "0.8")
     page.fill("#prompt", "a worm")
     page.locator("#draw").click()
     expect(page.locator("#caption")).to_have_text("a worm")
     wait_until_done(page)
-    fields = {"prompt": "a worm", "strength": 0.8, "model": "emoji-128"}
-    assert fields.items() <= service.stub.requests[-1].items()
     image, mask = sent_image(service, "image"), sent_image(service, "mask")
     assert (image.size, image.tobytes()) == shown
     assert mask.size == image.size
     assert [alpha_at(mask, point) for point in (UPPER_RIGHT, LOWER_LEFT)] == [0, 255]
     assert set(mask.getchannel("A").tobytes()) == {0, 255}
-    expect(page.locator("#facts")).to_contain_text("Strength")
+    expect(page.locator("#facts")).to_contain_text("Strength0.8")
+    expect(page.locator("#notes")).to_be_hidden()  # the whole image was used
+    size, edited = pixels(page)
+    before, after = (Image.frombytes("RGBA", size, data) for data in (shown[1], edited))
+    box = ImageChops.difference(before.convert("RGB"), after.convert("RGB")).getbbox()
+    assert box is not None  # something has changed, in the upper right quarter alone
+    assert box[0] >= size[0] // 2 and box[3] <= size[1] // 2
 
 
 def test_erasing_undoing_and_clearing_a_mask(page: Page, service: Service) -> None:
@@ -82,9 +96,11 @@ def test_erasing_undoing_and_clearing_a_mask(page: Page, service: Service) -> No
     expect(share).to_have_text(painted)
     page.get_by_role("button", name="Clear").click()
     expect(share).to_have_text("Nothing painted: the whole image changes.")
+    expect(page.locator("#strength-value")).to_have_text("0.60")
     page.locator("#draw").click()
-    expect(page.locator("#facts")).to_contain_text("Strength")
-    assert set(service.stub.files) == {"image"}
+    expect(page.locator("#facts")).to_contain_text("Strength0.6")  # what the service chose
+    (upload,) = service.uploads
+    assert upload.mask is None
 
 
 def test_a_mask_is_painted_with_keys(page: Page, service: Service) -> None:
@@ -94,7 +110,7 @@ def test_a_mask_is_painted_with_keys(page: Page, service: Service) -> None:
         page.locator(MASK).press(key)
     expect(page.locator("#mask-share")).to_have_text("2 % of the image is drawn anew.")
     page.locator("#draw").click()
-    expect(page.locator("#facts")).to_contain_text("Strength")
+    expect(page.locator("#facts")).to_contain_text("Strength1")
     mask = sent_image(service, "mask")
     assert [alpha_at(mask, point) for point in ((0.71, 0.29), LOWER_LEFT)] == [0, 255]
 
@@ -107,15 +123,25 @@ def test_a_photograph_is_made_upright_and_no_larger_than_needed(
     exif = Image.Exif()
     exif[0x0112] = 6  # the left side is the top
     photograph.save(tmp_path / "photograph.jpg", exif=exif)
+    page.set_viewport_size({"width": 1280, "height": 700})  # too low for the whole width of the canvas
     page.get_by_text("From an image").click()
     page.set_input_files("#file", tmp_path / "photograph.jpg")
     expect(page.locator(MASK)).to_be_visible()
+    page.fill("#brush-size", "4")
+    paint(page, LEFT, LEFT)
     draw(page, "a lake")
-    image = sent_image(service, "image")
-    assert image.size == (160, 320)  # twice the longest side of the model's sizes
-    top, bottom = image.getpixel((80, 40)), image.getpixel((80, 280))
+    image, mask = sent_image(service, "image"), sent_image(service, "mask")
+    box = mask.getchannel("A").point(lambda alpha: 255 - alpha).getbbox()
+    assert box is not None
+    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    assert middle == pytest.approx((LEFT[0] * 96, LEFT[1] * 192), abs=1.0)
+    assert image.size == (96, 192)  # twice the longest side of the model's sizes
+    top, bottom = image.getpixel((48, 24)), image.getpixel((48, 168))
     assert isinstance(top, tuple) and isinstance(bottom, tuple)
     assert top[0] > 200 > 100 > top[2] and bottom[2] > 200 > 100 > bottom[0]
+    assert page.locator("#notes li").all_inner_texts() == [
+        "Of the image that it started from, 96 × 96 of 96 × 192 pixels were used."
+    ]
 
 
 def test_a_file_that_is_no_image_is_a_sentence(page: Page, tmp_path: Path) -> None:

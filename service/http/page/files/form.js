@@ -81,7 +81,7 @@ export class RequestForm {
   #summarise() {
     const { n, num_inference_steps: steps, guidance_scale: guidance, solver, seed } = this.read();
     const parts = [`${steps} steps`, `guidance ${guidance}`, solver];
-    parts.push(seed === null ? "random seed" : `seed ${seed}`);
+    if (seed !== null) parts.push(`seed ${seed}`);
     if (n !== 1) parts.unshift(`${n} images`);
     byId("settings-summary").textContent = parts.join(" · ");
   }

@@ -82,7 +82,7 @@ export class Gallery {
 
 /** What a finished image cost, as rows of a name, a text and a class. */
 export function costsOf({ answer, numImages }) {
-  const { device_seconds: device, seconds, queue_seconds: queue, nfe, flops } = answer.usage.safelight;
+  const { device_seconds: device, seconds, queue_seconds: queue, nfe, flops, previews } = answer.usage.safelight;
   const total = device.encode + device.denoise + device.decode;
   const whole = numImages > 1 ? `, for ${numImages} images` : "";
   return [
@@ -90,11 +90,15 @@ export function costsOf({ answer, numImages }) {
     ["Total time", formatSeconds(seconds), "main"],
     ["Text", formatSeconds(device.encode), "encode"],
     ["Denoising", formatSeconds(device.denoise), "denoise"],
-    ["Decoding", formatSeconds(device.decode), "decode"],
+    ["Decoding", `${formatSeconds(device.decode)}${previewsOf(previews)}`, "decode"],
     ["Waiting", formatSeconds(queue)],
     ["Network evaluations", String(nfe)],
     ["Operations", `${formatCount(flops)}FLOP`],
   ];
+}
+
+function previewsOf(count) {
+  return count ? ` with ${count} preview${count === 1 ? "" : "s"}` : "";
 }
 
 /** How a finished image was drawn, as rows of a name, a text and a class. */

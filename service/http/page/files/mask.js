@@ -13,6 +13,7 @@ export class MaskPainter {
     this.layer.getContext("2d", { willReadFrequently: true });
     this.hatching = new OffscreenCanvas(1, 1);
     this.strokes = [];
+    this.share = 0; // of the image that is painted
     this.erases = false;
     this.size = 0.14; // of the image's longer side
     this.cursor = null; // of the keyboard's brush
@@ -79,13 +80,21 @@ export class MaskPainter {
 
   #move(event) {
     if (!this.stroke) return;
-    const box = this.canvas.getBoundingClientRect();
-    this.stroke.points.push([
-      ((event.clientX - box.left) / box.width) * this.layer.width,
-      ((event.clientY - box.top) / box.height) * this.layer.height,
-    ]);
+    this.stroke.points.push(this.#pointOf(event));
     this.#paint(this.stroke);
     this.#show();
+  }
+
+  /** Where in the image a pointer is. The canvas has a border, and an image with another aspect in its middle. */
+  #pointOf({ clientX, clientY }) {
+    const { left, top } = this.canvas.getBoundingClientRect();
+    const { clientLeft, clientTop, clientWidth, clientHeight } = this.canvas;
+    const { width, height } = this.layer;
+    const scale = Math.min(clientWidth / width, clientHeight / height);
+    return [
+      (clientX - left - clientLeft - clientWidth / 2) / scale + width / 2,
+      (clientY - top - clientTop - clientHeight / 2) / scale + height / 2,
+    ];
   }
 
   #end() {
@@ -176,7 +185,8 @@ export class MaskPainter {
 
   #report() {
     const { width, height } = this.layer;
-    this.onChange(shareOf(this.layer.getContext("2d").getImageData(0, 0, width, height)));
+    this.share = shareOf(this.layer.getContext("2d").getImageData(0, 0, width, height));
+    this.onChange(this.share);
   }
 }
 

@@ -3,6 +3,10 @@
 import { byId } from "./dom.js";
 import { MaskPainter } from "./mask.js";
 
+// The service's defaults, which it chooses by whether there is a mask; they are shown, not sent.
+const STRENGTH = 0.6;
+const INPAINTING_STRENGTH = 1;
+
 export class SourceImage {
   /** `onChange()` is called after each change, `onFault(message)` for a file that is no image. */
   constructor(onChange, onFault) {
@@ -57,11 +61,16 @@ export class SourceImage {
     return this.painter.image !== null;
   }
 
-  // The service's default depends on whether there is a mask, so it is left to the service.
+  /** Sets what is sent; null leaves it to the service. */
   #setStrength(strength) {
     this.strength = strength;
-    byId("strength-value").value = strength === null ? "default" : strength.toFixed(2);
-    if (strength === null) byId("strength").value = 0.6;
+    this.#showStrength();
+  }
+
+  #showStrength() {
+    const strength = this.strength ?? (this.painter.share ? INPAINTING_STRENGTH : STRENGTH);
+    byId("strength").value = strength;
+    byId("strength-value").value = strength.toFixed(2);
   }
 
   /** The files of an edit; its mask is null if nothing is painted. */
@@ -74,6 +83,7 @@ export class SourceImage {
     const percent = share > 0 && share < 0.01 ? "Less than 1" : Math.round(100 * share);
     const text = share ? `${percent} % of the image is drawn anew.` : "Nothing painted: the whole image changes.";
     byId("mask-share").textContent = text;
+    this.#showStrength();
     this.onChange();
   }
 
