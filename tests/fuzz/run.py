@@ -130,7 +130,7 @@ def _register_prompt() -> None:
     def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
         is_valid = case.meta is not None and case.meta.generation.mode.is_positive
         if is_valid and isinstance(case.body, dict) and case.body.get("prompt") == "":
-            case.body["prompt"] = "a red apple"
+            case.body = case.body | {"prompt": "a red apple"}  # a copy: other cases have the same body
 
 
 def _register_files() -> None:
