@@ -196,6 +196,7 @@ class StoreFailed(ServiceError):
     code = "image_store_failed"
     message = "The image store cannot be used."
     retry_after = None
+    should_retry = False  # the images would be drawn again, and the store is still full or away
 
 
 class StageFailed(ServiceError):

@@ -129,7 +129,8 @@ class Settings(BaseSettings):
     strict: bool = Field(
         False,
         description="Whether a request is refused if a field is unknown or is not written as docs/api.md "
-        "says; else it is read as far as it can be understood, and the answer lists what was adjusted.",
+        "says; else it is read as far as it can be understood, and the answer lists what was adjusted. "
+        "`/sdapi/v1` is always read so.",
     )
     stages: Literal["split", "colocated"] = Field(
         "split",

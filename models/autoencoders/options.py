@@ -42,6 +42,16 @@ class KLOptions:
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
+    @property
+    def encoder_scale(self) -> int:
+        """How many times an image's side is that of its latents."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def decoder_scale(self) -> int:
+        """The same of a decoded image."""
+        return self.encoder_scale
+
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> KLOptions:
         """Read the `config.json` of an `AutoencoderKL`.
@@ -81,6 +91,16 @@ class TinyOptions:
     num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
     scaling_factor: Positive = 1.0
     shift_factor: float | None = 0.0
+
+    @property
+    def encoder_scale(self) -> int:
+        """How many times an image's side is that of its latents."""
+        return int(2 ** (len(self.encoder_block_out_channels) - 1))
+
+    @property
+    def decoder_scale(self) -> int:
+        """The same of a decoded image; the config may say another."""
+        return int(self.upsampling_scaling_factor ** (len(self.decoder_block_out_channels) - 1))
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> TinyOptions:

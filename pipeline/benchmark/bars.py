@@ -240,7 +240,7 @@ FORECAST_BARS = (
 
 STREAMING_BARS = (
     Bar(
-        "throughput cost where every image asks for two previews", 0.03, False, "share",
+        "throughput cost of two previews an image, as many as are drawn under load", 0.03, False, "share",
         lambda figures: figures["throughput_cost"],
     ),
     Bar(

@@ -38,6 +38,7 @@ class ModelInfo:
     request_size: tuple[int, int] | None = None
     checkpoint_id: str = ""  # its id by its folder, if that is not `id`
     read_options: ReadOptions = DEFAULT_READ_OPTIONS
+    has_edits: bool = True  # whether its autoencoder encodes images to the size that it decodes
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
 """The models that can be served, for the gateway and the command line. No torch is imported here."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.autoencoders.options import read_options as read_autoencoder
+from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.options import read_known
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.families.registry import list_families
 from safelight.models.families.spec import Family
@@ -71,4 +74,14 @@ def _describe(checkpoint: Checkpoint, read_options: ReadOptions) -> ModelInfo:
         prediction=prediction,
         labels=family.conditioning.read_labels(checkpoint.folder),
         read_options=read_options,
+        has_edits=_has_edits(checkpoint.folder, read_options),
     )
+
+
+def _has_edits(folder: Path, choices: ReadOptions) -> bool:
+    path = folder / "vae" / "config.json"
+    try:
+        options = read_known(read_autoencoder, read_json(path), path, choices)
+    except CheckpointError:
+        return False  # the model is refused when it is checked, which says why
+    return options.encoder_scale == options.decoder_scale

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safelight.models.autoencoders.interface import Autoencoder, decode_latents, encode_pixels
-from safelight.models.autoencoders.options import TinyOptions
 from safelight.pipeline.engine.source_image import SourceImage
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.errors import InvalidParams
@@ -138,11 +137,7 @@ def _latent_mask(redraw: Pixels, shape: torch.Size) -> Tensor:
 
 def _check_scales(vae: Autoencoder) -> None:
     """Raise `InvalidParams` if decoded images have another size than encoded ones."""
-    options = vae.options
-    if not isinstance(options, TinyOptions):
-        return
-    shrinking = 2 ** (len(options.encoder_block_out_channels) - 1)
-    enlarging = options.upsampling_scaling_factor ** (len(options.decoder_block_out_channels) - 1)
+    shrinking, enlarging = vae.options.encoder_scale, vae.options.decoder_scale
     if shrinking != enlarging:
         raise InvalidParams(
             "image",

@@ -24,7 +24,7 @@ from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.error_answers import add_error_handlers
 from safelight.service.http.gateway_parts import Gateway, make_image_store
-from safelight.service.http.generation import open_request, plan_images
+from safelight.service.http.generation import open_exchange, plan_images
 from safelight.service.http.image_files import add_file_routes
 from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
@@ -59,7 +59,6 @@ from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
-EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
 
 
@@ -166,12 +165,12 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
-        # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
-        with open_request(request, gateway, base_url(request, gateway.settings)) as opened:
+        # The body is parsed here and not by FastAPI, so that open_exchange also records malformed bodies.
+        with open_exchange(request, gateway, base_url(request, gateway.settings)) as exchange:
             limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
             fields = await read_json_object(request, limit, seconds)
-            reading = read_image_request(request, gateway, fields, opened.record)
-            return await answer_images(request, plan_images(reading, gateway, fields.get("model")), opened)
+            reading = read_image_request(request, gateway, fields, exchange.record)
+            return await answer_images(request, plan_images(reading, gateway, fields.get("model")), exchange)
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
@@ -198,9 +197,8 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
 
     async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
-        edits = any(getattr(route, "path", "") == EDITS_PATH for route in app.routes)
         attention = denoiser.attention if denoiser else None
-        return description.model_copy(update={"attention": attention, "edits": edits})
+        return description.model_copy(update={"attention": attention})
 
     @app.get("/v1/models", summary="The served models")
     async def list_models() -> ModelList:

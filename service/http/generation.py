@@ -23,8 +23,8 @@ from safelight.service.usage.records import RequestRecorder, record_request
 
 
 @dataclass(frozen=True)
-class OpenRequest:
-    """A request for images that is being answered.
+class Exchange:
+    """A request for images and the answer to it, while it is being made.
 
     Attributes:
         gateway: What answers it.
@@ -90,9 +90,9 @@ class Generation:
 
 
 @contextmanager
-def open_request(
+def open_exchange(
     request: Request, gateway: Gateway, base_url: str, action: str = "generate"
-) -> Iterator[OpenRequest]:
+) -> Iterator[Exchange]:
     """Record and trace an HTTP request for images, from before its body is read until the block ends.
 
     Args:
@@ -109,7 +109,7 @@ def open_request(
         span = closing.enter_context(
             gateway.tracing.span(action, parent_span, model=gateway.model.id, request_id=record.request_id)
         )
-        yield OpenRequest(gateway, record, span, log, base_url, closing)
+        yield Exchange(gateway, record, span, log, base_url, closing)
 
 
 def plan_images(reading: ReadRequest, gateway: Gateway, asked_model: object = None) -> ImagePlan:
@@ -118,20 +118,20 @@ def plan_images(reading: ReadRequest, gateway: Gateway, asked_model: object = No
     return ImagePlan(reading, asked_model, make_params(request, gateway.model), make_output(request))
 
 
-def request_context(opened: OpenRequest) -> RequestContext:
+def request_context(exchange: Exchange) -> RequestContext:
     """What goes along with the images from stage to stage."""
-    return RequestContext(opened.record.id, opened.span.traceparent, opened.record.request_id)
+    return RequestContext(exchange.record.id, exchange.span.traceparent, exchange.record.request_id)
 
 
-async def generate_images(plan: ImagePlan, opened: OpenRequest) -> Generation:
+async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
     """Draw the images, store them if the request asks for links, and set their usage in its record.
 
     Raises `ServiceError`.
     """
-    gateway, record, params = opened.gateway, opened.record, plan.params
-    describe_plan(opened, plan)
-    links = await plan_links(plan.request, plan.asked_model, gateway, opened.base_url)
-    results = await gateway.dispatcher.generate(params, plan.output, request_context(opened), plan.upload)
+    gateway, record, params = exchange.gateway, exchange.record, plan.params
+    describe_plan(exchange, plan)
+    links = await plan_links(plan.request, plan.asked_model, gateway, exchange.base_url)
+    results = await gateway.dispatcher.generate(params, plan.output, request_context(exchange), plan.upload)
     urls = await store_images(links, [result.image for result in results], plan.output.format, record)
     adjustments = plan.reading.adjustments
     if plan.upload is not None:
@@ -140,20 +140,20 @@ async def generate_images(plan: ImagePlan, opened: OpenRequest) -> Generation:
     usage = make_usage(results, params, gateway.model, record.seconds, adjustments, record.store)
     record.image_usages = tuple(result.usage for result in results)
     gateway.progress.observe(record.seconds, params[0].steps_taken)
-    opened.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
+    exchange.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     if links.store is not None:
-        opened.log["store_seconds"] = round(record.store.seconds, 4)
+        exchange.log["store_seconds"] = round(record.store.seconds, 4)
     return Generation(params, plan.output, results, urls, not links.is_required, usage, adjustments)
 
 
-def describe_plan(opened: OpenRequest, plan: ImagePlan) -> None:
+def describe_plan(exchange: Exchange, plan: ImagePlan) -> None:
     """Say in the record, the trace and the log what is drawn; the prompt only if the settings say so."""
     first = plan.params[0]
     facts: dict[str, Any] = {"images": len(plan.params), "steps": first.steps_taken}
     if plan.upload is None:  # else the size is the upload's, which is not decoded here
         facts["size"] = f"{first.width}x{first.height}"
-    opened.record.num_images = len(plan.params)
-    opened.span.set(**facts)
-    opened.log.update(facts)
-    if opened.gateway.settings.log_prompts:
-        opened.log["prompt"] = first.prompt
+    exchange.record.num_images = len(plan.params)
+    exchange.span.set(**facts)
+    exchange.log.update(facts)
+    if exchange.gateway.settings.log_prompts:
+        exchange.log["prompt"] = first.prompt

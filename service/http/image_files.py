@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from safelight.service.errors import ImageNotStored, InvalidLink, LinkExpired
+from safelight.service.http.entity_tags import has_copy
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.image_links import FILES_PATH
 from safelight.service.http.openapi import ERRORS, OTHER_ERRORS
@@ -30,8 +31,8 @@ def add_file_routes(app: FastAPI, gateway: Gateway) -> None:
 
     async def find(request: Request, name: str, expires: int, signature: str) -> Response:
         image_name = ImageName.parse(name)
-        if image_name is None or gateway.image_store is None:
-            raise ImageNotStored()
+        if image_name is None or gateway.image_store is None or not gateway.image_store.is_in_use():
+            raise ImageNotStored()  # and no store is made by who asks for an image that cannot be in it
         signer = await gateway.image_store.signer()
         if not signer.is_valid(name, expires, signature):
             raise InvalidLink()
@@ -45,7 +46,7 @@ def add_file_routes(app: FastAPI, gateway: Gateway) -> None:
             "content-disposition": f'inline; filename="safelight-{image_name.token}.{image_name.format}"',
         }
         data = await gateway.image_store.load(image_name)
-        if etag in request.headers.get("if-none-match", ""):
+        if has_copy(request, etag):
             return Response(status_code=304, headers=headers)
         return Response(data, headers=headers, media_type=image_name.media_type)
 

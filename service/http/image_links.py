@@ -46,7 +46,7 @@ async def plan_links(request: ImageRequest, asked_model: object, gateway: Gatewa
 
     Raises:
         InvalidRequest: Links are asked for and turned off.
-        StoreFailed: The store cannot be opened.
+        StoreFailed: The store cannot be exchange.
     """
     is_required = request.response_format == "url"
     name = str(asked_model).strip().lower().removeprefix(PREFIX)

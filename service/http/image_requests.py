@@ -8,18 +8,17 @@ from starlette.responses import Response
 
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
+    Exchange,
     ImagePlan,
-    OpenRequest,
     describe_plan,
     generate_images,
-    request_context,
 )
 from safelight.service.http.image_response import make_response, response_json
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.request import STRICT_HEADER, ReadRequest, asks_for_strict, read_request
 from safelight.service.http.request_body import unless_gone
 from safelight.service.http.schemas import Adjustment
-from safelight.service.http.streaming import StreamedImages, StreamedRequest
+from safelight.service.http.streaming import StreamedImages
 from safelight.service.usage.records import RequestRecorder, hash_user
 
 
@@ -52,31 +51,21 @@ def read_image_request(
     return reading
 
 
-async def answer_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
+async def answer_images(request: Request, plan: ImagePlan, exchange: Exchange) -> Response:
     """Draw the images and answer with them, or with the stream of their events.
 
     Raises `ServiceError`.
     """
     if plan.request.stream:
-        return await _stream_images(request, plan, opened)
-    generation = await unless_gone(request, generate_images(plan, opened))
+        return await _stream_images(request, plan, exchange)
+    generation = await unless_gone(request, generate_images(plan, exchange))
     headers = {HEADER: header_value(generation.adjustments)} if generation.adjustments else None
-    body = response_json(make_response(generation, opened.gateway.model))
+    body = response_json(make_response(generation, exchange.gateway.model))
     return Response(body, headers=headers, media_type="application/json")
 
 
-async def _stream_images(request: Request, plan: ImagePlan, opened: OpenRequest) -> Response:
-    describe_plan(opened, plan)
-    streamed = StreamedRequest(
-        request,
-        opened.record,
-        opened.closing,
-        plan.params,
-        plan.output,
-        opened.gateway.model,
-        plan.reading,
-        plan.upload,
-    )
-    response = StreamedImages(streamed, opened.gateway.dispatcher, request_context(opened))
+async def _stream_images(request: Request, plan: ImagePlan, exchange: Exchange) -> Response:
+    describe_plan(exchange, plan)
+    response = StreamedImages(request, plan, exchange)
     await response.open()
     return response

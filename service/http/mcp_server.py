@@ -26,20 +26,20 @@ from safelight.pipeline.catalog.model_info import (
     MIN_STEPS,
 )
 from safelight.pipeline.errors import InvalidParams
-from safelight.service.errors import ServiceError, ShuttingDown, as_service_error
+from safelight.service.errors import InvalidRequest, ServiceError, ShuttingDown, as_service_error
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
+    Exchange,
     Generation,
     ImagePlan,
-    OpenRequest,
     generate_images,
-    open_request,
+    open_exchange,
     plan_images,
 )
+from safelight.service.http.image_requests import read_image_request
 from safelight.service.http.public_url import base_url
-from safelight.service.http.reading.request import read_request
 from safelight.service.http.request_log import describe_error
-from safelight.service.http.schemas import MAX_IMAGES
+from safelight.service.http.schemas import MAX_IMAGES, ImageRequest
 from safelight.service.http.translation import size_names
 from safelight.service.http.trusted_hosts import TrustedHosts
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
@@ -91,20 +91,21 @@ class McpEndpoint:
         assert request is not None  # over HTTP there is one
         try:
             base = base_url(request, self._gateway.settings)
-            with open_request(request, self._gateway, base) as opened:
-                reading = read_request(params.arguments or {}, self._gateway.names, is_strict=False)
+            with open_exchange(request, self._gateway, base) as exchange:
+                reading = read_image_request(request, self._gateway, params.arguments or {}, exchange.record)
+                _refuse_other_answers(reading.request)
                 plan = plan_images(reading, self._gateway)
-                generation = await self._generate(plan, opened, context)
+                generation = await self._generate(plan, exchange, context)
         except (ServiceError, InvalidParams) as error:
             answer = as_service_error(error)
             request.state.request_log.update(describe_error(error, answer))
             return types.CallToolResult(content=[types.TextContent(text=str(answer))], is_error=True)
         return describe_generation(generation)
 
-    async def _generate(self, plan: ImagePlan, opened: OpenRequest, context: Context) -> Generation:
+    async def _generate(self, plan: ImagePlan, exchange: Exchange, context: Context) -> Generation:
         reports = asyncio.ensure_future(self._report_progress(plan, context))
         try:
-            generation = await generate_images(plan, opened)
+            generation = await generate_images(plan, exchange)
         finally:
             await cancel_and_wait(reports)
         await context.session.report_progress(1.0, 1.0, "drawn")
@@ -120,6 +121,14 @@ class McpEndpoint:
                 await context.session.report_progress(share, 1.0, f"drawing {len(plan.params)} image(s)")
                 reported = share
             await asyncio.sleep(PROGRESS_SECONDS)
+
+
+def _refuse_other_answers(request: ImageRequest) -> None:
+    """Raise `InvalidRequest` if the images are to be stored or streamed: the tool returns them."""
+    if request.response_format == "url":
+        raise InvalidRequest("response_format: the tool returns the images; leave it out.", "response_format")
+    if request.stream:
+        raise InvalidRequest("stream: the tool returns the images; leave it out.", "stream")
 
 
 def describe_tool(gateway: Gateway) -> types.Tool:

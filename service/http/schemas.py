@@ -273,7 +273,7 @@ class Model(BaseModel):
     limits: dict[str, Annotated[list[int | float], Field(min_length=2, max_length=2)]] = Field(
         description="The least and the most of a number, by field; of `prompt` its characters."
     )
-    edits: Annotated[bool, Field(description="Whether `/v1/images/edits` is served.")] = False
+    edits: Annotated[bool, Field(description="Whether the model edits images.")] = False
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

@@ -4,7 +4,6 @@ import base64
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
@@ -12,21 +11,19 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import GenerationParams
-from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import ClientGone, ServiceError, as_service_error
+from safelight.service.http.edits.params import source_adjustments
+from safelight.service.http.generation import Exchange, ImagePlan, request_context
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.quality import quality_of
-from safelight.service.http.reading.request import ReadRequest
+from safelight.service.http.reading.sizes import size_name
 from safelight.service.http.request_body import unless_gone
 from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import Usage
 from safelight.service.http.translation import make_usage
 from safelight.service.image_stream import ImageStream, StreamEvent
-from safelight.service.messages import DecodeResult, ImageFormat, Preview, RequestContext, Upload
+from safelight.service.messages import DecodeResult, Preview
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
-from safelight.service.usage.records import RequestRecorder
 
 KEEP_ALIVE_SECONDS = 15.0  # without an event, after which a comment is sent, so that no proxy hangs up
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # no proxy may store or hold back events
@@ -103,36 +100,6 @@ EVENT_STREAM: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class StreamedRequest:
-    """A request whose images are streamed, and what it keeps open until its last event.
-
-    Attributes:
-        request: The HTTP request.
-        record: Counts the images that were sent.
-        open_request: Writes the usage record and ends the span; the response takes over what it holds.
-        images: The parameters of each image; edits get the size of their source.
-        output: The format of their files.
-        model: The model that draws them.
-        reading: What was asked, and in what it was read in another way than it was written.
-        upload: Of edits.
-    """
-
-    request: Request
-    record: RequestRecorder
-    open_request: ExitStack
-    images: list[GenerationParams]
-    output: ImageFormat
-    model: ModelInfo
-    reading: ReadRequest
-    upload: Upload | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """The first part of the events' types."""
-        return "image_generation" if self.upload is None else "image_edit"
-
-
 class StreamedImages(EventSourceResponse):
     """The response to a streamed request. Its images are drawn from the moment that it is made.
 
@@ -142,38 +109,40 @@ class StreamedImages(EventSourceResponse):
         ServiceError: The request was not admitted.
     """
 
-    def __init__(self, streamed: StreamedRequest, dispatcher: RequestDispatcher, context: RequestContext):
-        adjustments = streamed.reading.adjustments
+    def __init__(self, request: Request, plan: ImagePlan, exchange: Exchange):
+        adjustments = plan.reading.adjustments
         super().__init__((), headers=HEADERS | ({HEADER: header_value(adjustments)} if adjustments else {}))
-        self._streamed = streamed
-        self._stream = ImageStream(streamed.reading.request.partial_images or 0)
-        self._work = dispatcher.start_stream(
-            streamed.images, streamed.output, self._stream, context, streamed.upload
+        self._request = request
+        self._plan = plan
+        self._exchange = exchange
+        self._kind: Kind = "image_generation" if plan.upload is None else "image_edit"
+        self._closing = ExitStack()  # what the exchange keeps open, from `open` on
+        self._stream = ImageStream(plan.request.partial_images or 0)
+        self._work = exchange.gateway.dispatcher.start_stream(
+            plan.params, plan.output, self._stream, request_context(exchange), plan.upload
         )
 
     async def open(self) -> None:
-        """Wait until the upload of an edit has been read, and take over what the request keeps open.
+        """Wait until the upload of an edit has been read, and take over what the exchange keeps open.
 
         Raises:
             ServiceError: The upload was refused, or the client has gone: the request ends here. Later errors
                 are events.
         """
-        streamed = self._streamed
         try:
-            if streamed.upload is not None:
-                await unless_gone(streamed.request, self._stream.wait_for_source(self._work))
+            if self._plan.upload is not None:
+                await unless_gone(self._request, self._stream.wait_for_source(self._work))
         except BaseException:
             await cancel_and_wait(self._work)
             raise
-        self._open_request = streamed.open_request.pop_all()
+        self._closing = self._exchange.closing.pop_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = self._streamed.request
         try:
-            with self._open_request:
-                await unless_gone(request, self._send_events(send))
+            with self._closing:
+                await unless_gone(self._request, self._send_events(send))
         except ServiceError as error:  # the client was told, or has gone
-            request.state.request_log |= describe_error(error.__cause__ or error, error)
+            self._request.state.request_log |= describe_error(error.__cause__ or error, error)
         finally:
             await cancel_and_wait(self._work)
 
@@ -189,7 +158,7 @@ class StreamedImages(EventSourceResponse):
         except Exception as error:
             failure = as_service_error(error)
             failure.__cause__ = error if error is not failure else error.__cause__
-            await _send_part(send, _error_event(failure, self._streamed.request.state.request_id))
+            await _send_part(send, _error_event(failure, self._request.state.request_id))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         if failure is not None:
             raise failure
@@ -201,26 +170,35 @@ class StreamedImages(EventSourceResponse):
         model = self._describe(event)
         await _send_part(send, format_sse_event(data_str=model.model_dump_json(), event=model.type))
         if isinstance(event.content, DecodeResult):
-            self._streamed.record.image_usages += (event.content.usage,)
+            self._count(event.content)
+
+    def _count(self, result: DecodeResult) -> None:
+        """Record an image that was sent, as `generate_images` does for all of a request."""
+        record, log = self._exchange.record, self._exchange.log
+        record.image_usages += (result.usage,)
+        self._exchange.gateway.progress.observe(record.seconds, self._plan.params[0].steps_taken)
+        log["queue_seconds"] = round(log.get("queue_seconds", 0.0) + result.usage.queue_seconds, 4)
 
     def _describe(self, event: StreamEvent) -> ImageEvent:
         """The data of an event."""
-        streamed, content, params = self._streamed, event.content, event.params
+        plan, content, params = self._plan, event.content, event.params
+        model = self._exchange.gateway.model
         common: dict[str, Any] = {
             "image_index": params.image_index,
             "b64_json": base64.b64encode(content.image).decode("ascii"),
             "created_at": int(time.time()),
-            "output_format": streamed.output.format,
-            "quality": quality_of(params.num_steps, streamed.model.num_steps),
-            "size": f"{params.width}x{params.height}",
+            "output_format": plan.output.format,
+            "quality": quality_of(params.num_steps, model.num_steps),
+            "size": size_name((params.width, params.height)),
         }
         if isinstance(content, Preview):
-            kind = f"{streamed.kind}.partial_image"
+            kind = f"{self._kind}.partial_image"
             return PartialImageEvent(type=kind, partial_image_index=content.index, **common)
-        usage = make_usage(
-            [content], [params], streamed.model, streamed.record.seconds, streamed.reading.adjustments
-        )
-        return CompletedEvent(type=f"{streamed.kind}.completed", usage=usage, **common)
+        adjustments = plan.reading.adjustments
+        if plan.upload is not None:
+            adjustments = (*adjustments, *source_adjustments(content.usage.source))
+        usage = make_usage([content], [params], model, self._exchange.record.seconds, adjustments)
+        return CompletedEvent(type=f"{self._kind}.completed", usage=usage, **common)
 
 
 async def _send_part(send: Send, part: bytes) -> None:

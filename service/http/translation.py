@@ -217,6 +217,7 @@ def describe_model(names: ModelNames, created: int) -> Model:
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
         defaults=describe_defaults(model),
+        edits=model.has_edits,
         limits={
             "prompt": [1, MAX_PROMPT_CHARACTERS],
             "n": [1, MAX_IMAGES],

@@ -26,15 +26,15 @@ def surplus_images(images: Sequence[StoredImage], now: float, max_bytes: int) ->
     oldest of them go too, whose links then end early.
     """
     expired = [image for image in images if image.name.expires <= now]
-    kept = sorted(
+    valid = sorted(
         (image for image in images if image.name.expires > now),
         key=lambda image: (image.written, image.name.expires, image.name.token),
     )
-    total = sum(image.num_bytes for image in kept)
+    total = sum(image.num_bytes for image in valid)
     if not max_bytes or total <= max_bytes:
         return expired
     oldest = []
-    for image in kept:
+    for image in valid:
         if total <= KEPT_SHARE * max_bytes:
             break
         oldest.append(image)

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 30.0  # in which the images of a request must be stored
 LOAD_SECONDS = 30.0
+REOPEN_SECONDS = 5.0  # between two attempts to open a store that cannot be opened
 SWEEP_SECONDS = 60.0  # between two searches for images to delete
 DELETED_AT_ONCE = 1000
 MAX_IMAGE_BYTES = 256 << 20  # no image of ours is so large
@@ -59,6 +60,8 @@ class ImageStore:
         self._clock = clock
         self._store: OpenStore | None = None
         self._opening = asyncio.Lock()
+        self._failure: StoreFailed | None = None  # of the latest attempt to open it
+        self._failure_time = -math.inf
         self._num_bytes = 0  # stored, as far as this gateway knows
         self._is_full = asyncio.Event()
 
@@ -124,26 +127,36 @@ class ImageStore:
     async def run(self) -> None:
         """Sweep regularly, and when the store is full, until the task is cancelled."""
         while True:
-            if self._is_in_use():
+            if self.is_in_use():
                 await self._sweep_quietly()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_full.wait(), SWEEP_SECONDS)
             self._is_full.clear()
 
-    async def _open(self) -> OpenStore:
-        async with self._opening:
-            if self._store is None:
-                with store_errors("The image store cannot be opened"):
-                    self._store = await asyncio.wait_for(open_store(self._location, self._key), LOAD_SECONDS)
-            return self._store
-
-    def _is_in_use(self) -> bool:
+    def is_in_use(self) -> bool:
         """Whether there is a store, made by this gateway or before."""
         if self._store is not None or is_bucket(self._location):
             return True
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, OSError):
             return folder_of(self._location).is_dir()
         return False
+
+    async def _open(self) -> OpenStore:
+        async with self._opening:
+            if self._store is None:
+                # Requests that waited for an attempt share its failure, and do not each make another.
+                if self._failure is not None and time.monotonic() < self._failure_time + REOPEN_SECONDS:
+                    raise StoreFailed(str(self._failure)) from self._failure
+                try:
+                    self._store = await self._open_now()
+                except StoreFailed as failure:
+                    self._failure, self._failure_time = failure, time.monotonic()
+                    raise
+            return self._store
+
+    async def _open_now(self) -> OpenStore:
+        with store_errors("The image store cannot be opened"):
+            return await asyncio.wait_for(open_store(self._location, self._key), LOAD_SECONDS)
 
     async def _put_all(
         self, objects: ObjectStore, names: Sequence[ImageName], images: Sequence[bytes]

@@ -12,7 +12,7 @@ from safelight.service.http.reading.request import MOST_NEEDED
 from safelight.service.http.schemas import Adjustment, ImageRequest
 from safelight.service.messages import DecodeResult, SourceReport, Upload
 
-# Chosen by looking at edits of the embedded model: below 0.5 a prompt changes little, from 0.8 on little is
+# Chosen by looking at edits of the embedded model: below 0.4 a prompt changes little, from 0.8 on little is
 # left of the source. What a mask shows is usually to become something else.
 STRENGTH, INPAINTING_STRENGTH = 0.6, 1.0
 

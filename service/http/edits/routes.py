@@ -16,7 +16,7 @@ from safelight.service.http.edits.params import make_edits, make_upload, strengt
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.gateway_parts import Gateway
-from safelight.service.http.generation import OpenRequest, open_request, plan_images
+from safelight.service.http.generation import Exchange, open_exchange, plan_images
 from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
 from safelight.service.http.public_url import base_url
@@ -39,24 +39,24 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
         summary="Draw images from an image and a text",
     )
     async def edit(request: Request) -> Response:
-        # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
-        with open_request(request, gateway, base_url(request, gateway.settings), "edit") as opened:
-            return await _edit(request, opened)
+        # The body is parsed here and not by FastAPI, so that open_exchange also records malformed bodies.
+        with open_exchange(request, gateway, base_url(request, gateway.settings), "edit") as exchange:
+            return await _edit(request, exchange)
 
 
-async def _edit(request: Request, opened: OpenRequest) -> Response:
+async def _edit(request: Request, exchange: Exchange) -> Response:
     """Answer one request for edits."""
-    gateway = opened.gateway
+    gateway = exchange.gateway
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
-    reading = read_image_request(request, gateway, others, opened.record, options.adjustments)
+    reading = read_image_request(request, gateway, others, exchange.record, options.adjustments)
     plan = plan_images(reading, gateway, others.get("model"))
     has_mask = parts.mask is not None
     params = make_edits(plan.params, gateway.model, options.strength, has_mask, reading.is_strict)
     adjustments = (*reading.adjustments, *strength_adjustments(options.strength, params[0].edit))
     upload = make_upload(parts.image, parts.mask, plan.request, params[0])
     plan = replace(plan, params=params, upload=upload, reading=replace(reading, adjustments=adjustments))
-    return await answer_images(request, plan, opened)
+    return await answer_images(request, plan, exchange)
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:

@@ -80,9 +80,16 @@ def _content(value: object, name: str) -> bytes:
             f"{name}: addresses are not fetched; send the image itself, as a file or a data: URL.", name
         )
     try:
-        return base64.b64decode(re.sub(r"\s", "", DATA_URL.sub("", value.lstrip(), count=1)), validate=True)
+        return base64.b64decode("".join(_base64_text(value).split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(f"{name} is not valid base64.", name) from None
+
+
+def _base64_text(value: str) -> str:
+    """`value` without the beginning of a `data:` URL, which is looked for in no other place."""
+    text = value.lstrip()
+    match = DATA_URL.match(text)
+    return text if match is None else text[match.end() :]
 
 
 def _inner(value: Mapping[str, object], name: str) -> object:

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from starlette.requests import Request
 
+from safelight.service.http.entity_tags import has_copy
+
 FILES = Path(__file__).parent / "files"
 INDEX = "index.html"
 MEDIA_TYPES = {
@@ -63,8 +65,7 @@ class PageFile:
     async def respond(self, request: Request) -> Response:
         """The file, or 304 if the client's copy is the same."""
         headers = HEADERS | {"etag": self.etag}
-        copies = request.headers.get("if-none-match", "").split(",")
-        if self.etag in (copy.strip().removeprefix("W/") for copy in copies):
+        if has_copy(request, self.etag):
             return Response(status_code=304, headers=headers)
         return Response(self.content, headers=headers, media_type=self.media_type)
 

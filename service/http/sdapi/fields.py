@@ -18,13 +18,13 @@ SAMPLER_NAMES = ("sampler_name", "sampler_index")
 PLAIN = ("prompt", "negative_prompt", "seed", "width", "height")
 
 
-def generation_fields(sent: Mapping[str, object]) -> dict[str, object]:
-    """The fields of a generation that `sent` asks for; fields that mean nothing here are left out."""
-    fields = {name: sent[name] for name in PLAIN if sent.get(name) is not None}
-    fields |= {ours: sent[name] for name, ours in NAMES.items() if sent.get(name) is not None}
-    fields["n"] = min(_count(sent.get("batch_size")) * _count(sent.get("n_iter")), MAX_IMAGES)
-    fields |= {name: sent[name] for name in SAMPLER_NAMES if sent.get(name) not in (None, "")}
-    scheduler = sent.get("scheduler")
+def generation_fields(body: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a generation that `body` asks for; fields that mean nothing here are left out."""
+    fields = {name: body[name] for name in PLAIN if body.get(name) is not None}
+    fields |= {ours: body[name] for name, ours in NAMES.items() if body.get(name) is not None}
+    fields["n"] = min(_count(body.get("batch_size")) * _count(body.get("n_iter")), MAX_IMAGES)
+    fields |= {name: body[name] for name in SAMPLER_NAMES if body.get(name) not in (None, "")}
+    scheduler = body.get("scheduler")
     if isinstance(scheduler, str) and scheduler.lower() not in ("", AUTOMATIC):
         fields["scheduler"] = scheduler
     return fields

@@ -17,22 +17,22 @@ STRENGTH = 0.75  # AUTOMATIC1111's default
 MASKS = ("mask", "mask_image")
 
 
-def plan_txt2img(sent: Mapping[str, object], gateway: Gateway) -> ImagePlan:
+def plan_txt2img(body: Mapping[str, object], gateway: Gateway) -> ImagePlan:
     """The images of a text. Raises `InvalidRequest` or `InvalidParams`."""
-    plan = plan_images(read_request(generation_fields(sent), gateway.names, is_strict=False), gateway)
+    plan = plan_images(read_request(generation_fields(body), gateway.names, is_strict=False), gateway)
     return replace(plan, params=with_seeds(plan.params))
 
 
-def plan_img2img(sent: Mapping[str, object], gateway: Gateway) -> ImagePlan:
+def plan_img2img(body: Mapping[str, object], gateway: Gateway) -> ImagePlan:
     """The images of a text and the first of `init_images`. Raises `InvalidRequest` or `InvalidParams`."""
     for name in MASKS:
-        if sent.get(name) not in (None, "", False):
+        if body.get(name) not in (None, "", False):
             raise InvalidRequest(f"{name}: masks are read by /v1/images/edits only.", name)
-    images = sent.get("init_images")
+    images = body.get("init_images")
     if not isinstance(images, list) or not images:
         raise InvalidRequest("init_images must be a list with an image in base64.", "init_images")
     source = split_fields([("image", images[0])]).image
-    plan = plan_txt2img(sent, gateway)
-    strength = read_strength("denoising_strength", sent.get("denoising_strength"))
+    plan = plan_txt2img(body, gateway)
+    strength = read_strength("denoising_strength", body.get("denoising_strength"))
     params = make_edits(plan.params, gateway.model, STRENGTH if strength is None else strength, False)
     return replace(plan, params=params, upload=make_upload(source, None, plan.request, params[0]))

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.engine.image_metadata import parameters_text
 from safelight.service.http.gateway_parts import Gateway
-from safelight.service.http.generation import ImagePlan, OpenRequest, generate_images, open_request
+from safelight.service.http.generation import Exchange, ImagePlan, generate_images, open_exchange
 from safelight.service.http.openapi import GENERATION_ERRORS, OTHER_ERRORS
 from safelight.service.http.request_body import read_json_object, unless_gone
 from safelight.service.http.sdapi.fields import (
@@ -21,8 +21,8 @@ from safelight.service.http.sdapi.jobs import Jobs
 from safelight.service.http.sdapi.plans import plan_img2img, plan_txt2img
 from safelight.service.http.sdapi.samplers import list_samplers, list_schedulers
 from safelight.service.http.sdapi.schemas import (
-    Drawn,
-    Named,
+    DrawResponse,
+    NamedItem,
     Progress,
     Sampler,
     Scheduler,
@@ -51,7 +51,7 @@ def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
     def add(name: str, schema: dict[str, Any], read_plan: ReadPlan, limit: int, summary: str) -> None:
         @app.post(
             f"{PREFIX}/{name}",
-            response_model=Drawn,
+            response_model=DrawResponse,
             responses=GENERATION_ERRORS | {409: OTHER_ERRORS["default"]},
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -60,9 +60,9 @@ def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
             operation_id=name,
         )
         async def draw(request: Request) -> Response:
-            with open_request(request, gateway, "", name) as opened:
-                sent = await read_json_object(request, limit, gateway.settings.body_seconds)
-                return await _draw(request, opened, jobs, sent, read_plan(sent, gateway))
+            with open_exchange(request, gateway, "", name) as exchange:
+                body = await read_json_object(request, limit, gateway.settings.body_seconds)
+                return await _draw(request, exchange, jobs, body, read_plan(body, gateway))
 
     names, settings = gateway.names, gateway.settings
     generation, edit = generation_schema(names), edit_schema(names)
@@ -71,29 +71,29 @@ def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
 
 
 async def _draw(
-    request: Request, opened: OpenRequest, jobs: Jobs, sent: Mapping[str, object], plan: ImagePlan
+    request: Request, exchange: Exchange, jobs: Jobs, body: Mapping[str, object], plan: ImagePlan
 ) -> Response:
     """Answer one request for images.
 
     Args:
         request: The request.
-        opened: Its record.
+        exchange: Its record.
         jobs: The requests under way.
-        sent: Its body.
+        body: Its body.
         plan: What is drawn for it.
     """
     work = jobs.run(
-        generate_images(plan, opened), _caller(request), len(plan.params), plan.params[0].steps_taken
+        generate_images(plan, exchange), _caller(request), len(plan.params), plan.params[0].steps_taken
     )
     generation = await unless_gone(request, work)
-    model_id = opened.gateway.model.id
+    model_id = exchange.gateway.model.id
     infotexts = [parameters_text(params, model_id) for params in generation.params]
-    drawn = Drawn(
-        images=encode_images(generation, sent.get("send_images") is not False),
+    answer = DrawResponse(
+        images=encode_images(generation, body.get("send_images") is not False),
         parameters=describe_parameters(generation.params),
         info=describe_info(generation, model_id, infotexts),
     )
-    return Response(drawn.model_dump_json(), media_type="application/json")
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _add_job_routes(app: FastAPI, jobs: Jobs) -> None:
@@ -108,10 +108,12 @@ def _add_job_routes(app: FastAPI, jobs: Jobs) -> None:
 
 
 def _caller(request: Request) -> str:
-    """Who asks, as far as it can be told: requests of one caller see and interrupt each other."""
+    """Who asks: requests of one caller see and interrupt each other.
+
+    `X-Forwarded-For` is not read: anyone can write it, and so end the work of others.
+    """
     address = request.client.host if request.client else ""
-    forwarded = request.headers.get("x-forwarded-for", "").partition(",")[0].strip()
-    return "\n".join((forwarded or address, request.headers.get("authorization", "")))
+    return "\n".join((address, request.headers.get("authorization", "")))
 
 
 def _add_lists(app: FastAPI, gateway: Gateway) -> None:
@@ -138,7 +140,7 @@ def _add_lists(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _empty_list() -> Callable[[], Any]:
-    async def answer() -> list[Named]:
+    async def answer() -> list[NamedItem]:
         return []
 
     return answer

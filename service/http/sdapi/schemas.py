@@ -46,7 +46,7 @@ def generation_schema(names: ModelNames) -> Schema:
 def edit_schema(names: ModelNames) -> Schema:
     """The schema of a request of `img2img`."""
     schema = generation_schema(names)
-    own = {
+    fields = {
         "init_images": {
             "type": "array",
             "minItems": 1,
@@ -60,10 +60,10 @@ def edit_schema(names: ModelNames) -> Schema:
         "mask": NO_MASK,
         "mask_image": NO_MASK,
     }
-    return schema | {"required": ["prompt", "init_images"], "properties": schema["properties"] | own}
+    return schema | {"required": ["prompt", "init_images"], "properties": schema["properties"] | fields}
 
 
-class Drawn(BaseModel):
+class DrawResponse(BaseModel):
     """The images, and what was drawn."""
 
     images: list[str] = Field(description="PNG files in base64.")
@@ -108,7 +108,7 @@ class Upscaler(BaseModel):
     scale: float | None = None
 
 
-class Named(BaseModel):
+class NamedItem(BaseModel):
     name: str
 
 

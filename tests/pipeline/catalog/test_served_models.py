@@ -14,6 +14,15 @@ from safelight.pipeline.diffusion.spacing import SPACINGS
 from tests.pipeline.parts import model, params
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_an_autoencoder_with_unequal_scales_cannot_edit(tmp_path: Path, factor: int) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(model().path, folder)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"upsampling_scaling_factor": factor}))
+    assert find_model(str(folder)).has_edits is (factor == 2)
+
+
 def test_the_embedded_model_has_its_familys_defaults() -> None:
     emoji = find_model("emoji-128")
     assert (emoji.id, emoji.family, emoji.path.name) == ("emoji-128", "pixart-clip", "emoji-128")

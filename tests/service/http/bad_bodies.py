@@ -25,6 +25,8 @@ BAD_BODIES: dict[str, tuple[bytes, int, str | None]] = {
     "an empty object": (as_json(FORM | {"image": {}}), 400, "image"),
     "a number": (as_json(FORM | {"image": 3}), 400, "image"),
     "no base64": (as_json(FORM | {"image": "data:image/png;base64,?"}), 400, "image"),
+    "many beginnings of data: URLs": (as_json(FORM | {"image": "data:" * 400_000}), 400, "image"),
+    "a data: URL in the middle": (as_json(FORM | {"image": "QUJDdata:image/png;base64,QUJD"}), 400, "image"),
     "data without base64": (as_json(FORM | {"image": "data:image/png,abc"}), 400, "image"),
     "strength of 2": (as_json(FORM | {"image": "QQ==", "strength": 2}), 400, "strength"),
     "strength in words": (as_json(FORM | {"image": "QQ==", "strength": "high"}), 400, "strength"),

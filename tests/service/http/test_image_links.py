@@ -208,7 +208,8 @@ def test_a_full_disk_is_an_error_and_nothing_stays(service: Service) -> None:
     error = response.json()["error"]
     assert error["code"] == "image_store_failed"
     assert error["message"] == "The images were drawn and could not be stored: File too large."
-    assert "retry-after" not in response.headers  # to draw them again would not make room
+    # to draw them again would not make room
+    assert "retry-after" not in response.headers and response.headers["x-should-retry"] == "false"
     assert len(stored_files(service.folder)) == 1
     assert service.client.get(kept).status_code == 200
 
@@ -222,6 +223,12 @@ def test_a_store_that_cannot_be_opened_is_told_before_anything_is_drawn(
     response = client.post(ROUTE, json=BODY)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "image_store_failed")
     assert backend.calls == []
+
+
+def test_who_asks_for_an_image_makes_no_store(service: Service) -> None:
+    response = service.client.get(f"/v1/images/files/1-{'0' * 16}-{'0' * 32}.png?expires=1&signature=a")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "image_not_found")
+    assert not service.folder.exists()
 
 
 def test_links_can_be_turned_off(backend: FakeBackend) -> None:
@@ -264,9 +271,10 @@ def test_openais_older_models_answer_links_and_images(service: Service) -> None:
 
 
 def test_an_image_is_not_lost_for_a_link_that_nobody_asked_for(
-    service: Service, caplog: pytest.LogCaptureFixture
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = {"response_format": None, "model": "dall-e-2"}
+    monkeypatch.setattr("safelight.service.image_store.store.REOPEN_SECONDS", 0.0)
     for _ in ("the store cannot be opened", "the image cannot be stored"):
         with largest_file(10):
             (image,) = service.draw(**fields)

@@ -88,6 +88,22 @@ async def test_a_fault_is_a_sentence_for_the_agent(url: str, backend: FakeBacken
     assert result.is_error and "Too many images are waiting" in text_of(result)
 
 
+@pytest.mark.parametrize("fields", [{"response_format": "url"}, {"stream": True}])
+async def test_images_are_answered_in_no_other_way(
+    url: str, backend: FakeBackend, fields: dict[str, Any]
+) -> None:
+    num_drawn = len(backend.drawn)
+    result = await call(url, {"prompt": "p"} | fields)
+    assert result.is_error and "the tool returns the images" in text_of(result)
+    assert len(backend.drawn) == num_drawn
+
+
+async def test_a_strict_service_refuses_unknown_fields(backend: FakeBackend) -> None:
+    with served(build_gateway(backend, MODEL, Settings(strict=True))) as url:
+        result = await call(url, {"prompt": "p", "colour": "red"})
+    assert result.is_error and "colour is not a field" in text_of(result)
+
+
 async def test_calls_are_recorded_as_all_other_requests(url: str, backend: FakeBackend) -> None:
     assert not (await call(url, {"prompt": "p", "n": 2})).is_error
     assert (await call(url, {"prompt": ""})).is_error

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -102,9 +103,15 @@ def test_the_page_is_no_part_of_the_schema(client: TestClient) -> None:
     assert not [path for path in client.get("/openapi.json").json()["paths"] if "page" in path or path == "/"]
 
 
+@pytest.mark.parametrize("has_edits", [True, False])
+def test_the_model_says_whether_it_edits(has_edits: bool) -> None:
+    app = build_gateway(FakeBackend(), replace(MODEL, has_edits=has_edits), Settings())
+    (model,) = TestClient(app).get("/v1/models").json()["data"]
+    assert model["edits"] is has_edits
+
+
 def test_the_model_says_what_a_form_needs(client: TestClient) -> None:
     (model,) = client.get("/v1/models").json()["data"]
-    assert model["edits"] is True
     for field, values in model["limits"].items():
         for value in values:
             body = {"prompt": "p", field: "p" * value if field == "prompt" else value}

@@ -143,6 +143,8 @@ def test_edits_stream_under_their_own_names_in_the_size_of_their_source(records:
     assert {(data["type"], data["size"]) for _, data in events} == {("image_edit.completed", "16x8")}
     edits = {data["image_index"]: data["usage"]["safelight"]["edit"] for _, data in events}
     assert edits[0]["uploaded_size"] == "33x16" and edits[1] is None  # one upload, charged once
+    adjusted = {data["image_index"]: data["usage"]["safelight"]["adjusted"] for _, data in events}
+    assert [item["field"] for item in adjusted[0]] == ["image"] and adjusted[1] == []
     assert [(r.outcome, len(r.image_usages)) for r in records] == [(RequestOutcome.DONE, 2)]
 
 

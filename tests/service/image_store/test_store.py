@@ -1,6 +1,7 @@
 """Images in a folder: stored whole or not at all, kept as promised, and nothing else is touched."""
 
 import asyncio
+import errno
 import os
 import resource
 import stat
@@ -15,6 +16,7 @@ import pytest
 from safelight.service.errors import ImageNotStored, StoreFailed
 from safelight.service.image_store import signing_key
 from safelight.service.image_store.names import ImageName
+from safelight.service.image_store.object_stores import OpenStore
 from safelight.service.image_store.signing_key import KEY_NAME, folder_key
 from safelight.service.image_store.store import ImageStore
 from tests.clock import ManualClock
@@ -194,6 +196,38 @@ async def test_a_folder_that_cannot_be_made_is_an_error_without_its_path(
     with pytest.raises(StoreFailed, match="The image store cannot be opened: Not a directory") as error:
         await make_store(tmp_path / "file" / "images", clock).signer()
     assert str(tmp_path) not in str(error.value)
+
+
+async def test_a_store_that_cannot_be_opened_is_tried_again_after_a_while(
+    folder: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that does not answer takes half a minute: not each of the waiting requests tries it."""
+    num_attempts = 0
+
+    async def fail(location: str, key: str) -> OpenStore:
+        nonlocal num_attempts
+        num_attempts += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("safelight.service.image_store.store.open_store", fail)
+    store = make_store(folder, clock)
+    ends = await asyncio.gather(*(store.signer() for _ in range(5)), return_exceptions=True)
+    assert {str(end) for end in ends} == {"The image store cannot be opened: Input/output error."}
+    assert num_attempts == 1
+    monkeypatch.setattr("safelight.service.image_store.store.REOPEN_SECONDS", 0.0)
+    with pytest.raises(StoreFailed):
+        await store.signer()
+    assert num_attempts == 2
+
+
+def test_a_folder_that_must_not_be_looked_at_is_not_in_use(
+    folder: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert not make_store(folder, clock).is_in_use()
 
 
 async def test_images_stay_until_their_links_expire(folder: Path, clock: ManualClock) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.image_metadata import parameters_text
 from safelight.service.errors import QueueFull, StageFailed
 from safelight.service.http.gateway import build_gateway
+from safelight.service.http.sdapi import routes
 from safelight.service.http.sdapi.samplers import SAMPLERS
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import ImageFormat
@@ -190,8 +192,8 @@ def test_the_nearest_size_is_drawn_and_told(
     client: TestClient, size: tuple[int, int], served: tuple[int, int]
 ) -> None:
     _, info, parameters = draw(client, {"prompt": "p", "width": size[0], "height": size[1]})
-    for told in (info, parameters):
-        assert (told["width"], told["height"]) == served
+    for answer in (info, parameters):
+        assert (answer["width"], answer["height"]) == served
 
 
 def test_images_that_are_not_wanted_are_not_sent(client: TestClient) -> None:
@@ -328,10 +330,22 @@ def test_an_interrupt_ends_the_callers_requests(
 def test_nobody_elses_requests_are_interrupted(
     client: TestClient, backend: FakeBackend, waiting: Any
 ) -> None:
-    for headers in ({"authorization": "Basic b3RoZXI="}, {"x-forwarded-for": "10.1.2.3, 10.0.0.1"}):
-        assert client.post("/sdapi/v1/interrupt", headers=headers).status_code == 200
+    """Those of another address cannot be sent here; that a header cannot feign one is the next test."""
+    headers = {"authorization": "Basic b3RoZXI="}
+    assert client.post("/sdapi/v1/interrupt", headers=headers).status_code == 200
     client.portal.call(backend.gate.set)  # type: ignore[union-attr]
     assert waiting.result(10).status_code == 200
+
+
+def test_a_header_names_no_caller() -> None:
+    def caller(client: tuple[str, int], **headers: str) -> str:
+        pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        return routes._caller(Request({"type": "http", "client": client, "headers": pairs}))
+
+    me = caller(("10.0.0.1", 5000))
+    assert caller(("10.0.0.1", 6000), x_forwarded_for="10.0.0.2") == me
+    assert caller(("10.0.0.2", 5000), x_forwarded_for="10.0.0.1") != me
+    assert caller(("10.0.0.1", 5000), authorization="Basic b3RoZXI=") != me
 
 
 def test_a_real_image_has_what_the_info_says() -> None:
