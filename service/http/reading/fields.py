@@ -20,6 +20,7 @@ from safelight.service.http.reading.solver_fields import read_scheduler, read_so
 from safelight.service.http.reading.values import KINDS, Kind, same
 from safelight.service.http.validation import validate_fields
 
+WITHOUT_STREAM = "previews are sent with stream only"
 MAX_UNKNOWN = 20  # unknown fields that are listed one by one
 SOLVER_FIELDS = ("solver", "timestep_spacing")
 NO_KINDS: Mapping[str, Kind] = {}
@@ -54,6 +55,7 @@ def read_fields(
     for field, name, value in others.repeated:
         _drop_repeated(draft, field, name, value)
     _drop_eta(draft)
+    _drop_previews(draft)
     _drop_unknown(draft, others.unknown)
     return draft
 
@@ -143,6 +145,15 @@ def _drop_eta(draft: Draft) -> None:
         validate_fields({"prompt": "-", "eta": eta}, draft.sent_names)
         draft.drop(draft.sent_names["eta"], eta, f"eta has a meaning for ddim only, not for {solver}")
         del draft.values["eta"]
+
+
+def _drop_previews(draft: Draft) -> None:
+    """Drop previews of an answer that is not streamed."""
+    number = draft.values.get("partial_images")
+    if number and type(number) is int and not draft.values.get("stream"):
+        validate_fields({"prompt": "-", "partial_images": number}, draft.sent_names)
+        draft.drop(draft.sent_names["partial_images"], number, WITHOUT_STREAM)
+        del draft.values["partial_images"]
 
 
 def _drop_unknown(draft: Draft, unknown: list[tuple[str, object]]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.errors import InvalidRequest
 from safelight.service.http.reading.draft import Draft
-from safelight.service.http.reading.fields import read_fields
+from safelight.service.http.reading.fields import WITHOUT_STREAM, read_fields
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.schemas import Adjustment, ImageRequest
 from safelight.service.http.translation import make_params
@@ -33,7 +33,10 @@ def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: boo
     Raises `InvalidRequest`, `UnknownField` or `ModelNotFound` for the first fault.
     """
     if is_strict:
-        return ReadRequest(_with_model_id(_validate(fields), names), is_strict=True)
+        request = _validate(fields)
+        if request.partial_images and not request.stream:
+            raise InvalidRequest(f"partial_images: {WITHOUT_STREAM}; leave it out.", "partial_images")
+        return ReadRequest(_with_model_id(request, names), is_strict=True)
     draft = read_fields(fields, names)
     request = _with_model_id(_validate(draft.values, draft.sent_names), names)
     request = _with_enough_steps(request, draft)

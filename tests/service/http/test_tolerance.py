@@ -132,6 +132,7 @@ UNDERSTOOD: dict[str, tuple[dict[str, object], dict[str, Any], list[str]]] = {
     "model with a provider": ({"model": "openai/gpt-image-2.5-large"}, {}, ["model"]),
     "model empty": ({"model": ""}, {}, ["model"]),
     "model listed": ({"model": "dall-e-3"}, {}, []),
+    "previews without a stream": ({"partial_images": 2}, {}, ["partial_images"]),
     "stream as text": ({"stream": "false", "partial_images": "0"}, {}, ["stream", "partial_images"]),
     "words": (
         {"background": "Opaque", "style": "", "quality": "AUTO"},
