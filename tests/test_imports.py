@@ -35,7 +35,7 @@ ARROWS: dict[str, str] = {
     "pipeline.scheduling": "",
     "pipeline.diffusion": "pipeline.errors",
     "pipeline.catalog": (
-        "models.checkpoints models.families models.find_checkpoint models.text "
+        "models.autoencoders models.checkpoints models.families models.find_checkpoint models.text "
         "pipeline.diffusion pipeline.errors pipeline.params"
     ),
     "pipeline.engine": (
