@@ -6,7 +6,7 @@ from collections.abc import Sequence
 Size = tuple[int, int]  # width and height in pixels
 
 
-def nearest_size(size: Size, sizes: Sequence[Size]) -> Size:
+def nearest_size(size: tuple[float, float], sizes: Sequence[Size]) -> Size:
     """The one of `sizes` whose aspect ratio is nearest to that of `size`, of several the nearest area.
 
     Ratios and areas are compared by their logarithms, so that twice and half are equally far.

@@ -200,10 +200,10 @@ def _print_table(report: list[Answer], growth: int) -> None:
         table.add_row(answer.name, f"{answer.status}{mark}", answer.code, *cells)
     console = Console(width=160)
     console.print(table)
-    most = max(answer.seconds for answer in report)
+    slowest = max(answer.seconds for answer in report)
     peak = max(answer.peak_bytes for answer in report) / MEBIBYTE
     console.print(
-        f"{len(report)} requests; the slowest took {most:.3f} s, the largest {peak:.1f} MiB; "
+        f"{len(report)} requests; the slowest took {slowest:.3f} s, the largest {peak:.1f} MiB; "
         f"after all of them the process had grown by {growth / MEBIBYTE:.1f} MiB"
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from safelight.service.http.reading.draft import Draft
 from safelight.service.http.reading.numbers import read_integer
-from safelight.service.http.reading.sizes import AUTO, MAX_SIDE, nearest_size, read_ratio, size_name
+from safelight.service.http.reading.sizes import AUTO, MAX_SIDE, read_ratio, served_size, size_name
 
 SIDES = ("width", "height")
 Sent = Mapping[str, tuple[str, object]]  # by field: the client's name of it, and the value
@@ -45,7 +45,7 @@ def _size_of_sides(draft: Draft, sides: Sent) -> tuple[int, int] | None:
     aspect = draft.model.default_size[0] / draft.model.default_size[1]
     width = pixels.get("width", _within_limits(pixels.get("height", 0.0) * aspect))
     height = pixels.get("height", _within_limits(width / aspect))
-    return nearest_size(width, height, draft.model, sides[next(iter(pixels))][0])
+    return served_size(width, height, draft.model, sides[next(iter(pixels))][0])
 
 
 def _within_limits(side: float) -> float:

@@ -4,6 +4,7 @@ import math
 import re
 
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.nearest_size import nearest_size
 from safelight.service.errors import InvalidRequest
 from safelight.service.http.reading.numbers import read_integer, whole_numbers
 
@@ -38,10 +39,10 @@ def read_size(value: object, model: ModelInfo, field: str) -> object:
     if match is None:
         return value
     width = int(match[1])
-    return size_name(nearest_size(width, int(match[2] or width), model, field))
+    return size_name(served_size(width, int(match[2] or width), model, field))
 
 
-def nearest_size(width: float, height: float, model: ModelInfo, field: str) -> tuple[int, int]:
+def served_size(width: float, height: float, model: ModelInfo, field: str) -> tuple[int, int]:
     """The served size whose aspect ratio is nearest, and of those the one whose area is.
 
     Raises `InvalidRequest`, naming `field`, for sides that are not 1 to `MAX_SIDE` pixels.
@@ -52,7 +53,7 @@ def nearest_size(width: float, height: float, model: ModelInfo, field: str) -> t
             f"got {width:.20g}x{height:.20g}.",
             field,
         )
-    return _nearest(width, height, model)
+    return nearest_size((width, height), model.sizes)
 
 
 def read_ratio(value: object, model: ModelInfo) -> tuple[int, int] | None:
@@ -64,12 +65,4 @@ def read_ratio(value: object, model: ModelInfo) -> tuple[int, int] | None:
     if not width or not height:
         return None
     scale = math.sqrt(math.prod(model.default_size) / (width * height))
-    return _nearest(width * scale, height * scale, model)
-
-
-def _nearest(width: float, height: float, model: ModelInfo) -> tuple[int, int]:
-    def distance(size: tuple[int, int]) -> tuple[float, float]:
-        aspect = abs(math.log(size[0] / size[1] * height / width))
-        return round(aspect, 6), abs(math.log(math.prod(size) / (width * height)))
-
-    return min(model.sizes, key=distance)
+    return nearest_size((width * scale, height * scale), model.sizes)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safelight.service.errors import InvalidRequest
-from safelight.service.http.reading.sizes import MAX_SIDE, nearest_size, read_ratio, read_size
+from safelight.service.http.reading.sizes import MAX_SIDE, read_ratio, read_size, served_size
 from tests.fakes import MODEL
 
 SIZES = ((1024, 1024), (512, 512), (1344, 768), (768, 1344), (1536, 640))
@@ -31,7 +31,7 @@ SIDES = st.integers(1, MAX_SIDE)
     ],
 )
 def test_the_nearest_size(asked: tuple[int, int], used: tuple[int, int]) -> None:
-    assert nearest_size(*asked, BUCKETS, "size") == used
+    assert served_size(*asked, BUCKETS, "size") == used
 
 
 @given(SIDES, SIDES)
@@ -40,13 +40,13 @@ def test_no_served_size_has_a_nearer_aspect_ratio(width: int, height: int) -> No
         ratios = size[0] / size[1], width / height
         return max(ratios) / min(ratios)
 
-    size = nearest_size(width, height, BUCKETS, "size")
+    size = served_size(width, height, BUCKETS, "size")
     assert all(distance(size) <= distance(other) * (1 + 2e-6) for other in SIZES)
 
 
 @given(st.sampled_from(SIZES))
 def test_a_served_size_is_itself(size: tuple[int, int]) -> None:
-    assert nearest_size(*size, BUCKETS, "size") == size
+    assert served_size(*size, BUCKETS, "size") == size
 
 
 @pytest.mark.parametrize("sides", [(0, 8), (8, 0), (-1, 8), (MAX_SIDE + 1, 8), (8, 1e20), (float("nan"), 8)])
@@ -54,7 +54,7 @@ def test_absurd_sides_are_refused(sides: tuple[float, float]) -> None:
     with pytest.raises(
         InvalidRequest, match=r"^height: the sides of an image must be between 1 and 16384"
     ) as error:
-        nearest_size(*sides, BUCKETS, "height")
+        served_size(*sides, BUCKETS, "height")
     assert error.value.param == "height"
 
 

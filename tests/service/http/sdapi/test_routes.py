@@ -21,7 +21,7 @@ from safelight.pipeline.engine.image_metadata import parameters_text
 from safelight.service.errors import QueueFull, StageFailed
 from safelight.service.http.gateway import build_gateway
 from safelight.service.http.sdapi import routes
-from safelight.service.http.sdapi.samplers import SAMPLERS
+from safelight.service.http.sdapi.samplers import NAMES, solvers_by_name
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import ImageFormat
 from safelight.service.settings import Settings
@@ -148,7 +148,7 @@ def test_every_listed_sampler_is_drawn_by_the_solver_that_it_names(
 
 
 def test_every_sampler_means_a_solver_of_the_embedded_model() -> None:
-    assert set(SAMPLERS.values()) <= set(find_model("emoji-128").solvers)
+    assert tuple(solvers_by_name(find_model("emoji-128").solvers)) == NAMES
 
 
 def test_a_sampler_and_a_schedule_that_are_not_ours_are_the_models(
