@@ -122,7 +122,9 @@ export function factsOf({ settings, request, index, answer }) {
 /** Sentences about what the service changed or could not use. */
 export function notesOf({ answer }) {
   const { adjusted = [], unknown_words: words, prompt_syntax: marks, truncated, edit } = answer.usage.safelight;
-  const notes = adjusted.map(({ field, asked, used }) => {
+  // That an image is resampled to a size of the model is no news here; what was cut off is said below.
+  const changes = adjusted.filter(({ field }) => field !== "image");
+  const notes = changes.map(({ field, asked, used }) => {
     const change = used === null || used === undefined ? "had no effect" : `was changed to ${show(used)}`;
     return `${field}: ${show(asked)} ${change}.`;
   });
