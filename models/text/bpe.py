@@ -41,6 +41,11 @@ class BytePairs:
         self.start_id: int = self._tokenizer.sot_token_id
         self.end_id: int = self._tokenizer.eot_token_id
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The number of every token; a token that ends a word is spelt with `</w>`."""
+        return dict(self._tokenizer.encoder)
+
     def words(self, text: str) -> list[str]:
         """Words and punctuation of `text`; a mark in open_clip's spelling is one of them."""
         return [match[0] for match in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text))]

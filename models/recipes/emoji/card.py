@@ -9,6 +9,7 @@ SETS = {
     "backgrounds": "`… on a blue background`, colours that may have been trained",
     "held-out-backgrounds": "the same, (concept, colour) pairs never trained",
     "keywords": "two or three keywords without the name; any concept that bears them is right",
+    "natural": "natural captions of other people's words, never trained: `a bunch of bananas`",
 }
 HEAD = (
     "| set | what is asked | prompts | concept top-1 | of the ceiling | top-5 | ceiling | floor "

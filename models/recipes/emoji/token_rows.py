@@ -1,0 +1,111 @@
+"""The rows of the text tower's embedding that are in training: which, and where they start.
+
+The vocabulary has 49,408 tokens, of which captions use a sixth. Training holds a table of the used rows only,
+with ids that number them; the end mark keeps the largest id, by which open_clip finds the end of a text.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from open_clip.model import CustomTextCLIP
+from torch import Tensor, nn
+
+from safelight.models.recipes.emoji import data, teacher, text
+from safelight.models.text.bpe import BytePairs
+
+MIN_VARIATIONS = 3  # occurrences of a token in variations from which on it is trained
+RIDGE = 1.0
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The trained tokens (N,), sorted."""
+
+    tokens: Tensor
+
+    def ids(self, captions: Sequence[str]) -> Tensor:
+        """Captions as ids (B, context) of the compact table; words with untrained tokens are left out."""
+        known = set(self.tokens.tolist())
+        return torch.searchsorted(self.tokens, tokenise(captions, known))
+
+
+def choose(
+    dataset: data.Dataset, captions: Mapping[str, Iterable[str]], variations: Iterable[str]
+) -> TokenRows:
+    """The tokens of the grammar, of all captions, and those that variations use repeatedly."""
+    pairs = _pairs()
+    counts = Counter(
+        token for text in variations for word in pairs.words(text) for token in pairs.encode(word)
+    )
+    repeated = {token for token, count in counts.items() if count >= MIN_VARIATIONS}
+    written = text.trained_tokens(dataset, (c for of_concept in captions.values() for c in of_concept))
+    return TokenRows(torch.tensor(sorted({0, *written, *repeated})))  # 0 pads
+
+
+def tokenise(captions: Sequence[str], known: set[int] | None = None) -> Tensor:
+    """Captions as CLIP's ids (B, context), without the words that have a token outside `known`, as served."""
+    pairs = _pairs()
+    rows = []
+    for caption in captions:
+        words = [pairs.encode(word) for word in pairs.words(caption)]
+        kept = [word for word in words if known is None or known.issuperset(word)]
+        rows.append(pairs.frame([token for word in kept for token in word], text.CONTEXT, pad_id=0))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def initialise(clip: CustomTextCLIP, rows: TokenRows, work: Path) -> None:
+    """Give new rows a start: a linear map of the word's sentence embedding, fitted on the trained rows.
+
+    Words of like meaning so start near each other. Parts of words start at zero mean with the rows' spread.
+    """
+    table = clip.text.token_embedding.weight
+    words = _whole_words(rows)
+    is_trained = table.abs().amax(1) > 0
+    sources = torch.tensor([token for token in words if is_trained[token]])
+    new = torch.tensor([token for token in words if not is_trained[token]])
+    embeddings = dict(zip(words, teacher.embed(work, [*words.values()]), strict=True))
+    x, y = torch.stack([embeddings[int(t)] for t in sources]), table[sources]
+    weights = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]), x.T @ y)
+    size = y.norm(dim=1).mean()
+    others = torch.tensor([t for t in rows.tokens.tolist() if not is_trained[t] and t not in words])
+    if len(others):
+        noise = torch.randn(len(others), table.shape[1], generator=torch.Generator().manual_seed(0))
+        table[others] = 0.5 * size * nn.functional.normalize(noise, dim=-1)
+    if len(new):
+        mapped = torch.stack([embeddings[int(t)] for t in new]) @ weights
+        table[new] = size * nn.functional.normalize(mapped, dim=-1)
+
+
+def compact(clip: CustomTextCLIP, rows: TokenRows) -> None:
+    """Replace the embedding of the whole vocabulary by the rows in training."""
+    table = clip.text.token_embedding.weight.detach()
+    clip.text.token_embedding = nn.Embedding.from_pretrained(table[rows.tokens].clone(), freeze=False)
+
+
+def expand(clip: CustomTextCLIP, rows: TokenRows) -> None:
+    """Undo `compact`: all other rows become zero."""
+    small = clip.text.token_embedding.weight.detach()
+    table = torch.zeros(text.TEXT["vocab_size"], small.shape[1])
+    table[rows.tokens] = small
+    clip.text.token_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+
+
+def _whole_words(rows: TokenRows) -> dict[int, str]:
+    """The rows' tokens that are whole words of letters, with the word."""
+    spelt = {number: token for token, number in _pairs().vocabulary.items()}
+    words = {int(token): spelt[int(token)] for token in rows.tokens}
+    return {
+        token: word.removesuffix("</w>")
+        for token, word in words.items()
+        if word.endswith("</w>") and word.removesuffix("</w>").isalpha()
+    }
+
+
+@cache
+def _pairs() -> BytePairs:
+    return BytePairs()
