@@ -9,6 +9,8 @@ from pathlib import Path
 # In the order in which they are run.
 STAGES = (
     "data",
+    "pack",
+    "unpack",
     "start",
     "text",
     "locked",
@@ -92,6 +94,7 @@ def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         export,
         locked,
         natural_text,
+        pack,
         prompts,
         rate,
         retrieval,
@@ -111,6 +114,8 @@ def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
 
     return {
         "data": lambda: data.run(args.work),
+        "pack": lambda: pack.run(args.work),
+        "unpack": lambda: pack.unpack(args.work),
         "start": lambda: start.run(args.work, args.output),
         "text": lambda: text.run(args.work, args.steps or 1100),
         "locked": lambda: locked.run(args.work, args.steps or 3500),

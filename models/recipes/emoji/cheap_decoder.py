@@ -31,7 +31,7 @@ class DecoderShape:
     """Width, and blocks at 1/8, 1/4, 1/2 and the whole of the image's side."""
 
     width: int = 40
-    num_blocks: tuple[int, int, int, int] = (3, 3, 2, 0)
+    num_blocks: tuple[int, int, int, int] = (3, 2, 2, 0)
 
 
 def build(shape: DecoderShape = DecoderShape()) -> AutoencoderTiny:  # noqa: B008

@@ -37,13 +37,14 @@ from safelight.models.recipes.emoji.captions import COLOURS, WHITE, Concept, sam
 from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage
 from safelight.models.text.clip import text_states
 
-NATURAL, SOFT, GRAMMAR, READ = 96, 96, 64, 32  # texts a step: of each kind, and those of them that are read
+NATURAL, SOFT, GRAMMAR, READ = 96, 128, 40, 32  # texts a step: of each kind, and those that are read
+LENGTH_GROUPS = 4
 NUM_QUERIES = 24
 QUERY_IMAGES = 16
 READING_WEIGHT, ANCHOR_WEIGHT = 0.5, 4.0
 WARMUP = 40  # steps
 LABEL_SHARE = 0.5  # of a labelled text's own concept in its soft target
-RATE = 6e-4
+RATE = 8e-4
 
 
 def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) -> None:
@@ -112,8 +113,7 @@ class NaturalStage:
         """The loss on texts that the step and the generator decide."""
         texts = self._draw(random.Random(self._seed * 1_000_003 + step), generator)
         captions = [*texts.natural, *texts.grammar, *texts.soft]
-        with text.shortened(self.clip.text, self._rows.ids(captions)) as ids:
-            states, mask = text_states(self.clip.text, ids)
+        states, mask = states_by_length(self.clip, self._rows.ids(captions))
         pooled = F.normalize(states[:, 0], dim=-1)
         hard = len(texts.natural) + len(texts.grammar)
         candidates = self._candidates(texts.colour)
@@ -138,8 +138,7 @@ class NaturalStage:
 
     @torch.no_grad()
     def _old_states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        with text.shortened(self._old.text, self._rows.ids(captions)) as ids:
-            return text_states(self._old.text, ids)
+        return states_by_length(self._old, self._rows.ids(captions))
 
     def _candidates(self, colour: str) -> Tensor:
         """The views on white, then those on `colour`."""
@@ -188,6 +187,24 @@ class NaturalStage:
         """Write the whole CLIP with the trained tower, every row of its vocabulary in place."""
         token_rows.expand(self.clip, self._rows)
         text.write_folder(folder, text.CONDITIONING, self.clip)
+
+
+def states_by_length(clip: CustomTextCLIP, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """States (M, 1 + L, D) and mask (M, 1 + L) of `ids` (M, context), L the length of the longest text.
+
+    Short texts are computed apart from long ones: half of a mixed batch would be padding.
+    """
+    lengths = ids.argmax(1) + 1
+    order = lengths.argsort(stable=True)
+    states, masks = [], []
+    for rows in order.tensor_split(LENGTH_GROUPS):
+        with text.shortened(clip.text, ids[rows]) as short:
+            group_states, group_mask = text_states(clip.text, short)
+        missing = int(lengths.max()) + 1 - group_states.shape[1]
+        states.append(F.pad(group_states, (0, 0, 0, missing)))
+        masks.append(F.pad(group_mask, (0, missing)))
+    back = order.argsort()
+    return torch.cat(states)[back], torch.cat(masks)[back]
 
 
 def concept_slots(concepts: Sequence[Concept], dataset: data.Dataset, images: Sequence[int]) -> Tensor:
