@@ -19,7 +19,7 @@ MAX_BYTES = 16_000_000
 
 
 def run(work: Path) -> None:
-    """Write `work/pictures.zip` from the data set of `work`; raise `ValueError` if it becomes too large."""
+    """Write `work/pictures.zip` from the data set; raise `ValueError` if it becomes too large."""
     pixels = np.load(work / PIXELS, mmap_mode="r")
     with zipfile.ZipFile(work / FILE, "w") as package:
         package.writestr(RECORDS, (work / RECORDS).read_text(), zipfile.ZIP_DEFLATED)
@@ -32,7 +32,7 @@ def run(work: Path) -> None:
 
 
 def unpack(work: Path) -> None:
-    """Write the data set of `work/pictures.zip` into `work`, as stage `data` does; an existing one is kept."""
+    """Write the data set of `work/pictures.zip` as stage `data` does; an existing one is kept."""
     if (work / RECORDS).exists():
         print(f"unpack: {work / RECORDS} exists, nothing to do")
         return
