@@ -220,7 +220,7 @@ def concept_slots(concepts: Sequence[Concept], dataset: data.Dataset, images: Se
 def concept_logits(logits: Tensor, slots: Tensor) -> Tensor:
     """Logits of images (M, images) to logits of concepts (M, concepts); -1e4 for one without images."""
     picked = logits[:, slots.clamp_min(0).flatten()].unflatten(1, slots.shape)
-    summed: Tensor = picked.masked_fill(slots < 0, -1e4).logsumexp(-1)
+    summed: Tensor = picked.masked_fill(slots < 0, 0.0).logsumexp(-1)
     return summed
 
 
