@@ -41,10 +41,10 @@ NATURAL, SOFT, GRAMMAR, READ = 96, 128, 40, 32  # texts a step: of each kind, an
 LENGTH_GROUPS = 4
 NUM_QUERIES = 24
 QUERY_IMAGES = 16
-READING_WEIGHT, ANCHOR_WEIGHT = 0.5, 4.0
+READING_WEIGHT, ANCHOR_WEIGHT = 1.0, 8.0
 WARMUP = 40  # steps
 LABEL_SHARE = 0.5  # of a labelled text's own concept in its soft target
-RATE = 8e-4
+RATE, NEW_RATE = 2.5e-4, 2e-3  # the second for rows of words that the old tower did not know
 
 
 def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) -> None:
@@ -53,8 +53,13 @@ def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) ->
     stage = NaturalStage(work, seed)
     tower = nn.ModuleDict({"text": stage.clip.text})
     average = WeightAverage(tower, decay=0.99)
+    new = stage.clip.text.token_embedding.new
+    old = [p for p in tower.parameters() if p is not new]
     optimiser = torch.optim.AdamW(
-        tower.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+        [{"params": [new], "lr": NEW_RATE}, {"params": old, "lr": RATE}],
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        fused=True,
     )
     TrainingRun(
         "natural",
@@ -100,9 +105,10 @@ class NaturalStage:
         self._scale = self._old.logit_scale.detach().exp()
         self._read = _reading(work, self._dataset, self._old, seed)
         self._slots = concept_slots(self._concepts, self._dataset, self._images[: self._num_white])
+        is_new = token_rows.find_new(self._old, self._rows)
         token_rows.initialise(self.clip, self._rows, work)
         for tower in (self.clip, self._old):
-            token_rows.compact(tower, self._rows)
+            token_rows.compact(tower, self._rows, is_new)
         self._old.requires_grad_(False)
 
     @property
@@ -220,7 +226,7 @@ def concept_slots(concepts: Sequence[Concept], dataset: data.Dataset, images: Se
 def concept_logits(logits: Tensor, slots: Tensor) -> Tensor:
     """Logits of images (M, images) to logits of concepts (M, concepts); -1e4 for one without images."""
     picked = logits[:, slots.clamp_min(0).flatten()].unflatten(1, slots.shape)
-    summed: Tensor = picked.masked_fill(slots < 0, 0.0).logsumexp(-1)
+    summed: Tensor = picked.masked_fill(slots < 0, -1e4).logsumexp(-1)
     return summed
 
 

@@ -81,10 +81,33 @@ def initialise(clip: CustomTextCLIP, rows: TokenRows, work: Path) -> None:
         table[new] = size * nn.functional.normalize(mapped, dim=-1)
 
 
-def compact(clip: CustomTextCLIP, rows: TokenRows) -> None:
-    """Replace the embedding of the whole vocabulary by the rows in training."""
+class SplitEmbedding(nn.Module):
+    """An embedding whose old and new rows are two parameters, so that each has a learning rate of its own."""
+
+    def __init__(self, table: Tensor, is_new: Tensor):
+        super().__init__()
+        self.old, self.new = nn.Parameter(table[~is_new].clone()), nn.Parameter(table[is_new].clone())
+        self._place = torch.cat([(~is_new).nonzero()[:, 0], is_new.nonzero()[:, 0]]).argsort()
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows (N, D) in order."""
+        return torch.cat([self.old, self.new])[self._place]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.weight)
+
+
+def find_new(clip: CustomTextCLIP, rows: TokenRows) -> Tensor:
+    """Which of the rows (N,) the tower has no embedding for."""
+    is_new: Tensor = clip.text.token_embedding.weight[rows.tokens].abs().amax(1) == 0
+    return is_new
+
+
+def compact(clip: CustomTextCLIP, rows: TokenRows, is_new: Tensor) -> None:
+    """Replace the embedding of the whole vocabulary by the rows in training, of which some are new."""
     table = clip.text.token_embedding.weight.detach()
-    clip.text.token_embedding = nn.Embedding.from_pretrained(table[rows.tokens].clone(), freeze=False)
+    clip.text.token_embedding = SplitEmbedding(table[rows.tokens], is_new)
 
 
 def expand(clip: CustomTextCLIP, rows: TokenRows) -> None:

@@ -12,6 +12,7 @@ from safelight.models.recipes.emoji import (
     turbo,
     vae,
 )
+from safelight.models.vae import AutoencoderTiny
 from safelight.pipeline.flops.vae import decode_flops
 
 
@@ -73,8 +74,8 @@ def test_the_cheap_decoder_learns_on_frozen_latents(work: Path, monkeypatch: pyt
     monkeypatch.setattr(vae, "BATCH", 2)
     monkeypatch.setattr(vae, "psnr", lambda *_: 0.0)  # of hundreds of images
     cheap_decoder.run(work, 2)
-    present = vae.AutoencoderTiny.from_pretrained(work / "vae")
-    cheap = vae.AutoencoderTiny.from_pretrained(work / cheap_decoder.FOLDER)
+    present = AutoencoderTiny.from_pretrained(work / "vae")
+    cheap = AutoencoderTiny.from_pretrained(work / cheap_decoder.FOLDER)
     for name, tensor in present.encoder.state_dict().items():
         assert torch.equal(cheap.encoder.state_dict()[name], tensor), name
     torch.manual_seed(0)

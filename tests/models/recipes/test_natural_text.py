@@ -13,6 +13,7 @@ from safelight.models.recipes.emoji import (
     natural,
     natural_text,
     reading,
+    retrieval,
     teacher,
     text,
     token_rows,
@@ -54,9 +55,11 @@ def test_the_anchor_is_zero_before_training(work: Path) -> None:
 def test_compact_rows_leave_the_states_as_they_are(work: Path) -> None:
     dataset = data.load(work)
     rows = token_rows.choose(dataset, natural.training_captions(), ["a gizmo", "gizmo", "gizmo", "doodad"])
-    whole, small = (natural_text.retrieval.load_clip(work / text.CONDITIONING.folder) for _ in range(2))
-    token_rows.compact(small, rows)
-    assert small.text.token_embedding.num_embeddings == len(rows.tokens) < 20_000
+    whole, small = (retrieval.load_clip(work / text.CONDITIONING.folder) for _ in range(2))
+    is_new = token_rows.find_new(small, rows)
+    assert 0 < int(is_new.sum()) < len(rows.tokens) < 20_000
+    token_rows.compact(small, rows, is_new)
+    assert len(small.text.token_embedding.new) == int(is_new.sum())
     captions = ["a flat red apple on blue", "gizmo cactus"]
     with torch.no_grad():
         expected = text_states(whole.text, token_rows.tokenise(captions))[0]
@@ -71,7 +74,7 @@ def test_compact_rows_leave_the_states_as_they_are(work: Path) -> None:
 
 def test_new_rows_start_where_their_words_mean(work: Path) -> None:
     """New rows are the image of the words' embeddings under the map that fits the trained rows."""
-    clip = natural_text.retrieval.load_clip(work / text.CONDITIONING.folder)
+    clip = retrieval.load_clip(work / text.CONDITIONING.folder)
     rows = token_rows.choose(data.load(work), natural.training_captions(), ())
     table = clip.text.token_embedding.weight
     before = table.detach().clone()
@@ -133,8 +136,8 @@ def test_variations_are_new_and_no_held_out_caption_is_among_them() -> None:
 
 
 def test_synonyms_are_read_from_wordnet() -> None:
-    line = "02124272 05 n 03 cat 0 true_cat(a) 1 2020s 0 001 @ 02123649 n 0000 | feline mammal"
-    assert variations.synset(line) == ["cat", "true cat"]
+    line = "02124272 05 n 04 cat 0 true_cat(a) 1 2020s 0 kitty 2 001 @ 02123649 n 0000 | feline mammal"
+    assert variations.synset(line) == ["cat", "true cat", "kitty"]
     assert variations.synset("  1 This software and database is being provided") == []
 
 
@@ -150,7 +153,7 @@ def test_the_classifier_finds_what_it_was_fitted_on() -> None:
 
 
 def test_labelled_texts_are_of_their_concepts() -> None:
-    captions = {"1f680": ("spaceship", "lift off")}
+    captions: dict[str, tuple[str, ...]] = {"1f680": ("spaceship", "lift off")}
     texts, labels = teacher.labelled_texts(CONCEPTS, captions)
     assert [texts[i] for i in (labels == 1).nonzero()[:, 0]] == [
         "rocket",

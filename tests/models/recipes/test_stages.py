@@ -20,12 +20,12 @@ from safelight.models.recipes.emoji import (
     rate,
     start,
     turbo,
-    vae,
     views,
 )
 from safelight.models.recipes.emoji.captions import Concept, sample_caption
 from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage
 from safelight.models.text.clip import ClipTextTower
+from safelight.models.vae import AutoencoderTiny
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.prompts import Prompt
 from tests.models.recipes.small_data import CONCEPTS, WEIGHTS
@@ -57,7 +57,7 @@ def test_a_stage_that_is_interrupted_resumes_exactly(work: Path, train: Any) -> 
         (work / "dit.ckpt").write_bytes((work / "given.ckpt").read_bytes())
         for checkpoint in ("natural.ckpt", "turbo.ckpt"):
             (work / checkpoint).unlink(missing_ok=True)
-        steps = []
+        steps: list[int] = []
         while not steps or steps[-1] < OPTIONS.num_steps:
             state = torch.load(train(work, replace(OPTIONS, minutes=minutes)), weights_only=True)
             steps.append(state["step"])
@@ -152,7 +152,7 @@ def test_a_start_takes_the_exported_weights(tmp_path: Path) -> None:
     towers = [ClipTextTower(folder / "text_encoder") for folder in (WEIGHTS, tmp_path)]
     with torch.no_grad():
         assert torch.equal(towers[0].read(caption).states, towers[1].read(caption).states)
-    vae.AutoencoderTiny.from_pretrained(tmp_path / "vae")
+    AutoencoderTiny.from_pretrained(tmp_path / "vae")
 
 
 def test_a_checkpoint_in_training_is_rated(work: Path) -> None:
