@@ -69,7 +69,7 @@ def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) ->
         num_steps,
         work / "natural.ckpt",
         warmup=WARMUP,
-        save_every_s=300.0,
+        save_every_s=120.0,
         minutes=minutes,
     ).train(stage.loss_of_step, seed)
     tower.load_state_dict(average.shadow, strict=False)
