@@ -42,6 +42,7 @@ def write_inputs(work: Path) -> None:
     text.write_folder(work / text.CONDITIONING.folder, text.CONDITIONING, clip)
     vae.build().save_pretrained(work / "vae")
     model = dit.ConditionedDiT(dit.build(SMALL))
+    torch.nn.init.normal_(model.dit.proj_out.weight, std=0.1)  # a network of zeros has nothing to distil
     state = {"step": 0, "module": model.state_dict(), "average": WeightAverage(model, 0.9).shadow}
     torch.save(state | {"optimisers": []}, work / "dit.ckpt")
     texts = ["red apple", "a tin of sardines", "rocket ship"]

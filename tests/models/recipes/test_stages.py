@@ -67,7 +67,8 @@ def test_a_stage_that_is_interrupted_resumes_exactly(work: Path, train: Any) -> 
     assert whole["module"].keys() == parts["module"].keys()
     for name in whole["module"]:
         assert torch.equal(whole["module"][name], parts["module"][name]), name
-        assert not name.endswith("to_q.weight") or whole["module"][name].isfinite().all()
+    average = whole["average"]  # lags behind weights that move
+    assert any(not torch.equal(whole["module"][name], average[name]) for name in average)
 
 
 def test_batches_of_other_sizes_have_about_as_many_pixels() -> None:
