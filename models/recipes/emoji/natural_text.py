@@ -124,23 +124,23 @@ class NaturalStage:
         hard = len(texts.natural) + len(texts.grammar)
         candidates = self._candidates(texts.colour)
         logits = self._scale * pooled[:hard] @ self._features[candidates].T
-        contrastive = F.cross_entropy(logits, texts.views)
+        contrast = F.cross_entropy(logits, texts.views)
         soft = self._scale * pooled[hard:] @ self._features[: self._num_white].T
-        distilled = soft_cross_entropy(concept_logits(soft, self._slots), texts.soft_targets)
-        return contrastive + distilled + self._reading_loss(texts, states, mask)
+        distillation = soft_cross_entropy(concept_logits(soft, self._slots), texts.soft_targets)
+        return contrast + distillation + self._reading_loss(texts, states, mask)
 
     def _reading_loss(self, texts: Texts, states: Tensor, mask: Tensor) -> Tensor:
         """How far the DiT's reading is from that of the old tower, and the grammar's states from the old."""
         old_states, old_mask = self._old_states([*texts.names[:READ], *texts.grammar[:READ]])
         target = self._read(old_states, old_mask)
         first, last = len(texts.natural), len(texts.natural) + READ
-        moved = reading.distance(self._read(states[:READ], mask[:READ]), target[:, :, :READ])
-        kept_states, kept_mask = states[first:last], mask[first:last]
-        kept = reading.distance(self._read(kept_states, kept_mask), target[:, :, READ:])
+        natural_distance = reading.distance(self._read(states[:READ], mask[:READ]), target[:, :, :READ])
+        grammar_states, grammar_mask = states[first:last], mask[first:last]
+        grammar_distance = reading.distance(self._read(grammar_states, grammar_mask), target[:, :, READ:])
         length = min(states.shape[1], old_states.shape[1])
         where = old_mask[READ:, :length]
-        drift = (kept_states[:, :length] - old_states[READ:, :length]).square().mean(-1)[where].mean()
-        return READING_WEIGHT * moved + ANCHOR_WEIGHT * (kept + drift)
+        drift = (grammar_states[:, :length] - old_states[READ:, :length]).square().mean(-1)[where].mean()
+        return READING_WEIGHT * natural_distance + ANCHOR_WEIGHT * (grammar_distance + drift)
 
     @torch.no_grad()
     def _old_states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -158,16 +158,16 @@ class NaturalStage:
         white = torch.randint(self._num_white, (NATURAL + GRAMMAR,), generator=generator)
         others = torch.randint(self._num_white, len(candidates), (NATURAL + GRAMMAR,), generator=generator)
         views = torch.where(is_coloured, others, white)
-        shown = [
+        labelled = [
             (self._dataset.images[self._images[i]], self._colours[i]) for i in candidates[views].tolist()
         ]
-        frames = [sample_frame(image.style, name, rng) for image, name in shown[:NATURAL]]
-        pairs = list(zip(frames, (image.concept for image, _ in shown), strict=False))
+        frames = [sample_frame(image.style, name, rng) for image, name in labelled[:NATURAL]]
+        pairs = list(zip(frames, (image.concept for image, _ in labelled), strict=False))
         picks = torch.randint(len(self._targets.texts), (SOFT,), generator=generator)
         return Texts(
             natural=[frame.format(rng.choice(self._captions[c.hexcode])) for frame, c in pairs],
             names=[frame.format(concept.label) for frame, concept in pairs],
-            grammar=[sample_caption(i.concept, i.style, name, rng) for i, name in shown[NATURAL:]],
+            grammar=[sample_caption(i.concept, i.style, name, rng) for i, name in labelled[NATURAL:]],
             soft=[self._targets.texts[i] for i in picks.tolist()],
             views=views,
             soft_targets=self._soft_targets(picks),
@@ -225,9 +225,9 @@ def concept_slots(concepts: Sequence[Concept], dataset: data.Dataset, images: Se
 
 def concept_logits(logits: Tensor, slots: Tensor) -> Tensor:
     """Logits of images (M, images) to logits of concepts (M, concepts); -1e4 for one without images."""
-    picked = logits[:, slots.clamp_min(0).flatten()].unflatten(1, slots.shape)
-    summed: Tensor = picked.masked_fill(slots < 0, -1e4).logsumexp(-1)
-    return summed
+    image_logits = logits[:, slots.clamp_min(0).flatten()].unflatten(1, slots.shape)
+    sums: Tensor = image_logits.masked_fill(slots < 0, -1e4).logsumexp(-1)
+    return sums
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

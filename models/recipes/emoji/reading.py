@@ -56,12 +56,12 @@ def collect_queries(
         num_queries: how many to draw in every block.
         generator: draws noise, times and queries.
     """
-    drawn: list[Tensor] = []
+    queries: list[Tensor] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         tokens = output.flatten(0, 1)  # (M N, A K)
         rows = torch.randperm(len(tokens), generator=generator)[:num_queries]
-        drawn.append(tokens[rows].unflatten(1, (dit.config.num_attention_heads, -1)).transpose(0, 1))
+        queries.append(tokens[rows].unflatten(1, (dit.config.num_attention_heads, -1)).transpose(0, 1))
 
     hooks = [block.attn2.to_q.register_forward_hook(keep) for block in dit.transformer_blocks]
     eps = torch.randn(x0.shape, generator=generator)
@@ -70,4 +70,4 @@ def collect_queries(
     dit(objectives.flow_sample(x0, eps, t), times, dit.text_key_values(states, mask))
     for hook in hooks:
         hook.remove()
-    return torch.stack(drawn)
+    return torch.stack(queries)

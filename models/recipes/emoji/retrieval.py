@@ -35,8 +35,8 @@ def rate(folder: Path, dataset: data.Dataset, features: Tensor, of_set: Sequence
     """The rate of the tower in `folder`; `features` (images, D) are of all images on white."""
     tower = ClipTextTower(folder).eval()
     with torch.inference_mode():
-        read = [tower.read(prompt.text).states[0] for prompt in of_set]  # the pooled vector is the first
-    nearest = (torch.stack(read) @ features.T).argmax(1).tolist()
+        vectors = [tower.read(prompt.text).states[0] for prompt in of_set]  # the pooled vector is the first
+    nearest = (torch.stack(vectors) @ features.T).argmax(1).tolist()
     return Rate.from_hits(
         [
             dataset.images[i].concept.hexcode in prompt.concepts

@@ -52,8 +52,8 @@ def run(work: Path, limit: int, seed: int = 0) -> None:
     embeddings = embed(work, [*texts, *held_out])
     classifier = Classifier(embeddings[: len(texts)], labels, len(concepts))
     classifier.fit(embeddings[: len(texts)], labels)
-    found = classifier(embeddings[len(texts) :]).argmax(1)
-    print(f"teacher: {float((found == held_out_labels).float().mean()):.1%} of held-out captions")
+    guesses = classifier(embeddings[len(texts) :]).argmax(1)
+    print(f"teacher: {float((guesses == held_out_labels).float().mean()):.1%} of held-out captions")
     unlabelled = variations.make(concepts, variations.load_synonyms(work), seed)[:limit]
     everything = torch.cat([embeddings[: len(texts)], embed(work, unlabelled)])
     with torch.no_grad():
@@ -114,11 +114,11 @@ class Classifier(nn.Module):
 def embed(work: Path, texts: Sequence[str]) -> Tensor:
     """Unit vectors (N, 384) of `texts`; those embedded before are read from `work/embeddings.pt`."""
     file = work / "embeddings.pt"
-    known: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
     if file.exists():
         saved = torch.load(file, weights_only=True)
-        known = dict(zip(saved["texts"], saved["vectors"], strict=True))
-    missing = sorted({text for text in texts if text not in known}, key=len)  # short ones need no padding
+        vectors = dict(zip(saved["texts"], saved["vectors"], strict=True))
+    missing = sorted({text for text in texts if text not in vectors}, key=len)  # short ones need no padding
     if missing:
         from transformers import AutoTokenizer, BertModel  # only this stage needs it
 
@@ -130,15 +130,15 @@ def embed(work: Path, texts: Sequence[str]) -> Tensor:
             inputs = tokenizer(chunk, padding=True, return_tensors="pt")
             states, mask = bert(**inputs).last_hidden_state, inputs["attention_mask"][..., None].float()
             means = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-            known |= zip(chunk, means.half(), strict=True)
+            vectors |= zip(chunk, means.half(), strict=True)
             if number % 40 == 0 or number == len(chunks):
-                _save(file, known)
-    return torch.stack([known[text] for text in texts]).float()
+                _save(file, vectors)
+    return torch.stack([vectors[text] for text in texts]).float()
 
 
-def _save(file: Path, known: dict[str, Tensor]) -> None:
+def _save(file: Path, vectors: dict[str, Tensor]) -> None:
     partial = file.with_suffix(".partial")
-    torch.save({"texts": [*known], "vectors": torch.stack([*known.values()])}, partial)
+    torch.save({"texts": [*vectors], "vectors": torch.stack([*vectors.values()])}, partial)
     partial.replace(file)
 
 

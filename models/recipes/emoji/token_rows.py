@@ -29,8 +29,8 @@ class TokenRows:
 
     def ids(self, captions: Sequence[str]) -> Tensor:
         """Captions as ids (B, context) of the compact table; words with untrained tokens are left out."""
-        known = set(self.tokens.tolist())
-        return torch.searchsorted(self.tokens, tokenise(captions, known))
+        vocabulary = set(self.tokens.tolist())
+        return torch.searchsorted(self.tokens, tokenise(captions, vocabulary))
 
 
 def choose(
@@ -41,19 +41,19 @@ def choose(
     counts = Counter(
         token for text in variations for word in pairs.words(text) for token in pairs.encode(word)
     )
-    repeated = {token for token, count in counts.items() if count >= MIN_VARIATIONS}
-    written = text.trained_tokens(dataset, (c for of_concept in captions.values() for c in of_concept))
-    return TokenRows(torch.tensor(sorted({0, *written, *repeated})))  # 0 pads
+    frequent = {token for token, count in counts.items() if count >= MIN_VARIATIONS}
+    of_captions = text.trained_tokens(dataset, (c for of_concept in captions.values() for c in of_concept))
+    return TokenRows(torch.tensor(sorted({0, *of_captions, *frequent})))  # 0 pads
 
 
-def tokenise(captions: Sequence[str], known: set[int] | None = None) -> Tensor:
-    """Captions as CLIP's ids (B, context), without the words that have a token outside `known`, as served."""
+def tokenise(captions: Sequence[str], vocabulary: set[int] | None = None) -> Tensor:
+    """Captions as CLIP's ids (B, context), without words that have a token outside `vocabulary`."""
     pairs = _pairs()
     rows = []
     for caption in captions:
         words = [pairs.encode(word) for word in pairs.words(caption)]
-        kept = [word for word in words if known is None or known.issuperset(word)]
-        rows.append(pairs.frame([token for word in kept for token in word], text.CONTEXT, pad_id=0))
+        allowed = [word for word in words if vocabulary is None or vocabulary.issuperset(word)]
+        rows.append(pairs.frame([token for word in allowed for token in word], text.CONTEXT, pad_id=0))
     return torch.stack(rows)
 
 
@@ -77,8 +77,8 @@ def initialise(clip: CustomTextCLIP, rows: TokenRows, work: Path) -> None:
         noise = torch.randn(len(others), table.shape[1], generator=torch.Generator().manual_seed(0))
         table[others] = 0.5 * size * nn.functional.normalize(noise, dim=-1)
     if len(new):
-        mapped = torch.stack([embeddings[int(t)] for t in new]) @ weights
-        table[new] = size * nn.functional.normalize(mapped, dim=-1)
+        starts = torch.stack([embeddings[int(t)] for t in new]) @ weights
+        table[new] = size * nn.functional.normalize(starts, dim=-1)
 
 
 class SplitEmbedding(nn.Module):

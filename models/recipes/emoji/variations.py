@@ -49,8 +49,8 @@ def make(concepts: Iterable[Concept], synonyms: Synonyms, seed: int = 0) -> list
         for concept in concepts
         for text in _of_concept(concept, captions.get(concept.hexcode, ()), synonyms, rng)
     ]
-    known = {caption for of_concept in natural.load().values() for caption in of_concept}
-    unique = [text for text in dict.fromkeys(texts) if text not in known]
+    existing = {caption for of_concept in natural.load().values() for caption in of_concept}
+    unique = [text for text in dict.fromkeys(texts) if text not in existing]
     rng.shuffle(unique)
     return unique
 
