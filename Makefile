@@ -12,11 +12,11 @@ INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
-.PHONY: docs bench load e2e chaos
+.PHONY: docs bench load e2e chaos fuzz clients
 
 help:
 	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants"
-	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos"
+	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz | clients"
 
 install: $(DEVELOPING)
 
@@ -80,8 +80,9 @@ OF_TORCH := torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit 
 	nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
 	nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx
-LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
-	--generate-hashes --no-header --no-annotate --constraint requirements/torch.txt \
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate
+LOCK = $(COMPILE) pyproject.toml --constraint requirements/torch.txt \
 	$(addprefix --no-emit-package ,$(OF_TORCH))
 
 # A part of the tests with the lowest versions that pyproject.toml allows, in an environment of its own, which
@@ -97,16 +98,33 @@ test-lowest: $(DEVELOPING)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip compile pyproject.toml --quiet --resolution lowest-direct --python $(BIN)/python --no-header \
 		--constraint requirements/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH)) \
-		$(addprefix --extra ,dev load otel t5) -o $(LOWEST)/requirements.txt
+		$(addprefix --extra ,dev load mcp otel t5) -o $(LOWEST)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps -r $(LOWEST)/requirements.txt
 	ln -sfn $(abspath $(BORROWED)) $(LOWEST)/lib/python3*/site-packages/
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 lock: $(DEVELOPING)
 	$(LOCK) -o requirements/serve.txt
-	$(LOCK) --extra dev --extra docs --extra load --extra otel --extra t5 -o requirements/dev.txt
-	$(LOCK) --extra otel --extra t5 -o requirements/image.txt
-	$(LOCK) --extra cuda --extra otel --extra t5 -o requirements/image-cuda.txt
+	$(LOCK) --extra dev --extra docs --extra load --extra mcp --extra otel --extra t5 -o requirements/dev.txt
+	$(LOCK) --extra mcp --extra otel --extra t5 -o requirements/image.txt
+	$(LOCK) --extra cuda --extra mcp --extra otel --extra t5 -o requirements/image-cuda.txt
+	$(COMPILE) requirements/clients.in -o requirements/clients.txt
+	npm update --prefix tests/clients/node --package-lock-only --save
+
+# Clients of the service that would pin other versions than ours: tests/clients runs them from here.
+CLIENTS := build/clients
+OF_NODE := $(addprefix tests/clients/node/,package.json package-lock.json .npmrc)
+CLIENT_LOCKS := requirements/clients.txt tests/clients/node/package-lock.json
+
+clients: $(CLIENTS)/.installed
+
+$(CLIENTS)/.installed: $(CLIENT_LOCKS) | $(DEVELOPING)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CLIENTS)/venv
+	$(BIN)/uv pip install --quiet --python $(CLIENTS)/venv/bin/python --no-deps --require-hashes \
+		-r requirements/clients.txt
+	cp $(OF_NODE) $(CLIENTS)
+	npm ci --prefix $(CLIENTS) --ignore-scripts --no-audit --no-fund --loglevel error
+	sha256sum $(CLIENT_LOCKS) > $@
 
 # A part of `make test-long`.
 e2e chaos: $(DEVELOPING)
@@ -122,6 +140,10 @@ load: $(DEVELOPING)
 # Tables and plots of README.md and docs/, from docs/data and from the code.
 docs: $(DEVELOPING)
 	$(BIN)/python -m docs.figures
+
+# Requests made from the OpenAPI schema, against every check of schemathesis.
+fuzz: $(DEVELOPING)
+	$(BIN)/python -m tests.fuzz
 
 mutants: $(DEVELOPING)
 	$(BIN)/python -m tests.mutants

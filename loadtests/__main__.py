@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx2
 
@@ -19,7 +20,7 @@ from loadtests.accounting import compare
 from loadtests.measure import Load, Measurement, measure
 from loadtests.replay import was_behind_schedule
 from loadtests.report import phases_table, targets_table, write_record, write_report
-from loadtests.service import CannotStart, Service, service
+from loadtests.service import CannotStart, Service, keep_loopback_direct, service
 from loadtests.subprocesses import bench_engine, run_spike
 from loadtests.traces import InvalidTrace, ScheduledRequest, read_trace
 from loadtests.verdicts import EngineAlone, Thresholds, Verdict, judge
@@ -30,9 +31,11 @@ MISSED, NOT_MEASURED = 1, 2
 def main() -> int:
     """Run the load test that the command line describes; returns the exit status."""
     args = _parser().parse_args()
+    keep_loopback_direct()
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()  # whether the report can be written, before an hour of load
         recorded = read_trace(Path(args.trace), args.speed) if args.trace else None
         is_bench_skipped = args.url or args.trace or args.no_bench
         engine_images_per_hour = None if is_bench_skipped else bench_engine(args.model, folder)

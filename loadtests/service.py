@@ -16,6 +16,9 @@ START_SECONDS = 300.0
 STOP_SECONDS = 60.0
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
 class CannotStart(Exception):
     """The service did not start; the message holds the end of its log."""
 
@@ -46,6 +49,14 @@ def service(model: str, log: Path) -> Iterator[Service]:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def keep_loopback_direct() -> None:
+    """Let no request to this machine go to a proxy that the environment names, also those of locust."""
+    values = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
+    entries = [entry.strip() for value in values for entry in value.split(",") if entry.strip()]
+    value = "*" if "*" in entries else ",".join(dict.fromkeys([*entries, *LOOPBACK]))
+    os.environ.update(no_proxy=value, NO_PROXY=value)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

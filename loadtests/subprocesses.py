@@ -10,6 +10,7 @@ from pathlib import Path
 from loadtests.service import CannotStart
 
 BENCH_REQUESTS = 120
+LAST_ANSWERS_S = 120  # how long locust waits for requests under way when its time is over
 
 
 def bench_engine(model: str, folder: Path) -> float:
@@ -37,6 +38,7 @@ def run_spike(url: str, seconds: float, folder: Path, sizes: Sequence[str]) -> b
     locust = str(Path(sys.executable).with_name("locust"))
     users = str(Path(__file__).with_name("users.py"))
     command = [locust, "-f", users, "--headless", "--host", url, "--only-summary"]
+    command += ["--stop-timeout", str(LAST_ANSWERS_S)]
     command += ["--html", str(folder / "locust.html"), "--json-file", str(folder / "locust")]
     environment = os.environ | {"SHAPE": "spike", "SECONDS": str(seconds), "SIZES": ",".join(sizes)}
     print(f"spike: locust's users for {seconds:.0f} s")

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
-from safelight.models.checkpoints.tensors import load_into
+from safelight.models.checkpoints.options import find_unknown, read_known
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
+from safelight.models.checkpoints.tensors import WEIGHTS, load_into
 from safelight.models.families.registry import find_network, list_networks, network_class, network_of
 from safelight.models.families.spec import NetworkSpec
 from safelight.models.networks.interface import Network, NetworkConfig, PackedNetwork
@@ -20,30 +22,39 @@ from safelight.models.packed.unpacked import PerShapeNetwork
 logger = logging.getLogger(__name__)
 
 
-def read_config(folder: Path) -> NetworkConfig:
+def read_config(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> NetworkConfig:
     """The configuration of the network in `folder`.
 
     Raises `CheckpointError` for a class or an option that is not supported.
     """
-    return _read(folder)[1]
+    return _read(folder, options)[1]
 
 
-def build_empty(folder: Path) -> nn.Module:
+def unknown_options(folder: Path) -> tuple[str, ...]:
+    """The options of the network in `folder` that are not known."""
+    config = read_json(folder / "config.json")
+    spec = find_network(config)
+    return find_unknown(spec.read_config, config) if spec else ()
+
+
+def build_empty(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> nn.Module:
     """The network in `folder` without its weights, on the meta device.
 
     Raises `CheckpointError` as `read_config` does.
     """
-    spec, config = _read(folder)
+    spec, config = _read(folder, options)
     with torch.device("meta"):
         return spec.build(config)
 
 
-def load_network(folder: Path, device: str, dtype: torch.dtype) -> Network:
+def load_network(
+    folder: Path, device: str, dtype: torch.dtype, options: ReadOptions = DEFAULT_READ_OPTIONS
+) -> Network:
     """The network in `folder`, with its weights on `device` in `dtype`.
 
     Raises `CheckpointError` unless the files hold exactly the tensors of the network.
     """
-    return cast(Network, load_into(build_empty(folder), folder, device, dtype))
+    return cast(Network, load_into(build_empty(folder, options), folder, device, dtype, WEIGHTS, options))
 
 
 def pack(network: Network, quantization: str = "none") -> PackedNetwork:
@@ -78,7 +89,7 @@ def example_text(
     return network_of(config).example_text(config, num_states)
 
 
-def _read(folder: Path) -> tuple[NetworkSpec[Any], NetworkConfig]:
+def _read(folder: Path, options: ReadOptions) -> tuple[NetworkSpec[Any], NetworkConfig]:
     path = folder / "config.json"
     config = read_json(path)
     spec = find_network(config)
@@ -87,7 +98,4 @@ def _read(folder: Path) -> tuple[NetworkSpec[Any], NetworkConfig]:
             f"{path}: class {network_class(config)!r} is not supported; "
             f"supported: {', '.join(list_networks())}"
         )
-    try:
-        return spec, spec.read_config(config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    return spec, read_known(spec.read_config, config, path, options)

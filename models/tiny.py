@@ -1,41 +1,23 @@
 """The `tiny` preset: a whole checkpoint folder of random weights from a fixed seed, for tests."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from torch import nn
 
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
 from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
-from safelight.models.vae import AutoencoderTiny
 
 WIDTH, CONTEXT = 16, 15
 # Of the decoder's last layer: without them all pixels of all images would be clamped to black.
 CONTRAST, BRIGHTNESS = 20.0, (-0.35, 1.24, 0.73)
 VISION = {"image_size": 16, "layers": 1, "width": WIDTH, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": WIDTH, "heads": 2, "layers": 1}
-
-
-def ensure_tiny() -> Path:
-    """The folder of the `tiny` preset, written if it is missing. Several processes may call this at once."""
-    folder = tiny_folder()
-    if not (folder / "model_index.json").exists():
-        partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-        write_tiny(partial)
-        try:
-            os.rename(partial, folder)
-        except OSError:  # another process was faster; its folder holds the same bits
-            shutil.rmtree(partial)
-    return folder
-
-
-def tiny_folder() -> Path:
-    """Where `ensure_tiny` writes: one folder for each user and format."""
-    return Path(tempfile.gettempdir()) / f"safelight-tiny-v3-{os.getuid()}"
 
 
 def write_tiny(folder: Path, seed: int = 0) -> None:
@@ -48,14 +30,15 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
         )  # fmt: skip
         dit = DiT(config)
         dit.init_tables()
-        vae = AutoencoderTiny(
+        options = TinyOptions(
             encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, latent_channels=4,
             num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
         )  # fmt: skip
+        vae = AutoencoderTiny(options)
         _brighten(vae)
         clip = CustomTextCLIP(WIDTH, CLIPVisionCfg(**VISION), CLIPTextCfg(**TEXT))
     write_part(folder / "transformer", config.to_diffusers(), dit.state_dict())
-    vae.save_pretrained(folder / "vae")
+    write_part(folder / "vae", options.to_diffusers(), vae.state_dict())
     write_clip(folder / "text_encoder", WIDTH, VISION, TEXT, clip.state_dict())
     write_index(folder, FLOW_SCHEDULER)
 
@@ -63,6 +46,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
 @torch.no_grad()
 def _brighten(vae: AutoencoderTiny) -> None:
     """Spread the decoder's pixels over the range of colours."""
-    last = vae.decoder.layers[-1]
+    last = cast(nn.Conv2d, vae.decoder.layers[-1])
+    assert last.bias is not None
     last.weight.mul_(CONTRAST)
     last.bias.copy_(torch.tensor(BRIGHTNESS))

@@ -1,5 +1,6 @@
 """The records that all layers share: generation parameters, usage and finish reason. Free of torch."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +12,14 @@ class FinishReason(StrEnum):
     ABORTED = "aborted"
     FAILED = "failed"
     EXPIRED = "expired"  # its deadline passed first
+
+
+@dataclass(frozen=True, slots=True)
+class EditParams:
+    """How an image is made from another one, its source."""
+
+    strength: float  # share of the steps that are taken, 0 to 1; 1 starts from pure noise
+    is_inpainting: bool = False  # redraws only a part of the source, which a mask shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,26 @@ class GenerationParams:
     guidance_stride: int = 1
     # phi: how far a guided prediction is scaled towards the standard deviation of the conditional one
     guidance_rescale: float = 0.0
+    edit: EditParams | None = None  # None: drawn from noise alone
+
+    @property
+    def steps_taken(self) -> int:
+        """The solver steps that are taken: an edit leaves out the first ones, but takes at least one."""
+        if self.edit is None:
+            return self.num_steps
+        # a product of floats may exceed a whole number by its last bit
+        return max(1, math.ceil(self.edit.strength * self.num_steps - 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRequest:
+    """How many previews an image should have, of which those before `first` are not made (again)."""
+
+    count: int = 0
+    first: int = 0
+
+
+NO_PREVIEWS = PreviewRequest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +72,7 @@ class TextReport:
     num_tokens: int  # before truncation, without start and end tokens
     truncated: bool
     unknown_words: tuple[str, ...]
+    prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +82,13 @@ class StageCost:
     device_seconds: float
     flops: int
     queue_seconds: float = 0.0
+
+    def __add__(self, other: "StageCost") -> "StageCost":
+        return StageCost(
+            self.device_seconds + other.device_seconds,
+            self.flops + other.flops,
+            self.queue_seconds + other.queue_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
-from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.backend import Backend
+from safelight.service.previews import MAX_PREVIEWS
 from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
 from safelight.service.ray_serve.deployments import (
     ColocatedDeployment,
@@ -19,7 +19,9 @@ from safelight.service.ray_serve.deployments import (
     GatewayDeployment,
     LedgerDeployment,
 )
-from safelight.service.settings import Settings, may_sleep, read_settings, replica_range
+from safelight.service.served_model import find_served_model
+from safelight.service.setting_types import replica_range
+from safelight.service.settings import Settings, may_sleep, read_settings
 
 # CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores.
 # The stages set their numbers of threads themselves.
@@ -48,8 +50,8 @@ def app_from_args(args: dict[str, str]) -> Application:
 
 
 def build_app(settings: Settings) -> Application:
-    """The application of the gateway, the ledger and the stages. Raises `UnknownModel`."""
-    model = find_model(settings.model)
+    """The application of the gateway, the ledger and the stages. Raises `UnknownModel` or `BadSetting`."""
+    model = find_served_model(settings)
     ledger = _ledger(settings).bind(settings)
     stages = _colocated_stages(settings) if settings.stages == "colocated" else _split_stages(settings)
     backend_class: Callable[..., Backend] = (
@@ -106,7 +108,9 @@ def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings
     """
     minimum, maximum = replica_range(name, replicas)
     options = _options(settings, num_gpus)
-    all_calls = settings.max_pictures + STATUS_CALLS
+    # a decoder also takes all previews, lest they keep out images that are done
+    calls_per_image = 1 + MAX_PREVIEWS if stage is DecodeDeployment else 1
+    all_calls = calls_per_image * settings.max_pictures + STATUS_CALLS
     if minimum == maximum:
         options |= {
             "num_replicas": minimum,

@@ -2,13 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES, Backend
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
+from safelight.service.image_stream import ImageStream
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+    with_size_of,
+    with_source_usage,
+)
+from safelight.service.previews import PreviewSink
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
@@ -40,23 +52,53 @@ class RequestDispatcher:
         self._is_draining = False
 
     async def generate(
-        self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        upload: Upload | None = None,
     ) -> list[DecodeResult]:
         """Generate all images of one request, in order.
+
+        Args:
+            images: Their parameters. Edits get the size that their source has.
+            output: Their file format.
+            context: Of the request.
+            upload: What the images are edits of.
 
         Raises:
             ServiceError: The request failed; none of its images is left in the batch.
         """
+        self._admit(len(images))
         try:
-            with self._room_for(len(images)):
-                return await asyncio.wait_for(
-                    self._generate_all(images, output, context), self._settings.deadline_seconds
-                )
-        except Exception as error:
-            service_error = as_service_error(error)
-            if service_error.status >= 500:
-                logger.warning("generating images failed: %s: %s", type(error).__name__, error)
-            raise service_error from error
+            return await self._generate_in_time(images, output, context, upload)
+        finally:
+            self._count(-len(images))
+
+    def start_stream(
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        stream: ImageStream,
+        context: RequestContext = NO_CONTEXT,
+        upload: Upload | None = None,
+    ) -> "asyncio.Future[list[DecodeResult]]":
+        """Begin to generate all images of one request into `stream`.
+
+        Args:
+            images: As in `generate`, as are the arguments that are not listed.
+            stream: Gets images and previews.
+
+        Returns:
+            The work, whose result is the images in order. It ends without its reader, and can be cancelled.
+
+        Raises:
+            ServiceError: The request was not admitted. The work raises one if the request fails later.
+        """
+        self._admit(len(images))
+        work = asyncio.ensure_future(self._generate_in_time(images, output, context, upload, stream))
+        work.add_done_callback(lambda _: self._count(-len(images)))  # also if it is cancelled at once
+        return work
 
     async def drain(self) -> None:
         """Refuse new requests; returns when no image is in flight."""
@@ -81,39 +123,96 @@ class RequestDispatcher:
         self._metrics.observe_status(status)
         return status
 
-    @contextmanager
-    def _room_for(self, num_images: int) -> Iterator[None]:
+    def _admit(self, num_images: int) -> None:
+        """Count the images as in flight. Raises `ShuttingDown` or `QueueFull`."""
         if self._is_draining:
             raise ShuttingDown()
         if self._in_flight + num_images > self._settings.max_pictures:
             raise QueueFull()
         self._count(num_images)
-        try:
-            yield
-        finally:
-            self._count(-num_images)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
         self._metrics.set_in_flight(self._in_flight)
 
-    async def _generate_all(
-        self, images: Sequence[GenerationParams], output: ImageFormat, context: RequestContext
+    async def _generate_in_time(
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext,
+        upload: Upload | None,
+        stream: ImageStream | None = None,
     ) -> list[DecodeResult]:
-        tasks = [asyncio.ensure_future(self._generate_one(params, output, context)) for params in images]
         try:
-            return await asyncio.gather(*tasks)
+            return await asyncio.wait_for(
+                self._generate_all(images, output, context, upload, stream), self._settings.deadline_seconds
+            )
+        except Exception as error:
+            raise as_service_error(error) from error  # the request's log line names the cause
+
+    async def _generate_all(
+        self,
+        images: Sequence[GenerationParams],
+        output: ImageFormat,
+        context: RequestContext,
+        upload: Upload | None,
+        stream: ImageStream | None,
+    ) -> list[DecodeResult]:
+        source = None if upload is None else await self._prepare(upload, context)
+        if stream is not None:
+            stream.begin()
+        job = _ImageJob(output, context, upload, source, stream)
+        tasks = [asyncio.ensure_future(self._run(params, job)) for params in images]
+        try:
+            return with_source_usage(await asyncio.gather(*tasks), source)
         finally:
             await cancel_and_wait(*tasks)
 
-    async def _generate_one(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext
-    ) -> DecodeResult:
+    async def _prepare(self, upload: Upload, context: RequestContext) -> PreparedSource:
         try:
-            return await self._backend.generate(params, output, context)
+            return await self._backend.prepare(upload, context)
         except Exception as error:
-            if not isinstance(as_service_error(error), StageLost):
-                raise
+            self._check_retry(error, {"id": context.request_id, "image": "source"})
+        return await self._backend.prepare(upload, context)
+
+    async def _run(self, params: GenerationParams, job: "_ImageJob") -> DecodeResult:
+        """Generate one image, and put it into the stream, if there is one."""
+        params, stream = with_size_of(params, job.source), job.stream
+        if stream is None:
+            return await self._generate_one(params, job, None)
+        result = await self._generate_one(params, job, stream.sink(params))
+        if params.image_index == 0:
+            [result] = with_source_usage([result], job.source)
+        stream.put(params, result)
+        return result
+
+    async def _generate_one(
+        self, params: GenerationParams, job: "_ImageJob", previews: PreviewSink | None
+    ) -> DecodeResult:
+        """Generate one image, once more if a stage is lost, which may have held the source."""
+        try:
+            return await self._backend.generate(params, job.output, job.context, job.source, previews)
+        except Exception as error:
+            self._check_retry(error, {"id": job.context.request_id, "image": params.image_index})
+        source = None if job.upload is None else await self._backend.prepare(job.upload, job.context)
         # an image is a pure function of its parameters, so the retry gives the same one
+        return await self._backend.generate(params, job.output, job.context, source, previews)
+
+    def _check_retry(self, error: Exception, fields: dict[str, object]) -> None:
+        """Count a retry, if `error` is the loss of a stage; raise it otherwise."""
+        if not isinstance(as_service_error(error), StageLost):
+            raise error
+        fields["cause"] = type(error).__name__
+        logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         self._metrics.count_retry()
-        return await self._backend.generate(params, output, context)
+
+
+@dataclass(frozen=True, slots=True)
+class _ImageJob:
+    """What the images of one request share."""
+
+    output: ImageFormat
+    context: RequestContext
+    upload: Upload | None  # of edits
+    source: PreparedSource | None  # the upload, prepared
+    stream: ImageStream | None  # gets the images of a streamed request

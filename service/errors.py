@@ -7,14 +7,21 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── Unauthorized         401
 │   ├── ModelNotFound        404
 │   ├── RouteNotFound        404
+│   ├── InvalidLink          403  of a stored image: its signature is wrong
+│   ├── UntrustedHost        403
+│   ├── ImageNotStored       404
+│   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
 │   └── WrongContentType     415
+│       └── UnsupportedEncoding  415  of the body: compression or character set
 ├── ClientGone               499  never sent: the client has disconnected
+│   └── Interrupted          409  the client has asked for an end
 ├── QueueFull                429
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
+├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
@@ -34,6 +41,8 @@ class ServiceError(Exception):
     message = "The service could not draw the image; please try again."
     # Seconds; None where a retry is of no use.
     retry_after: int | None = 5
+    # Whether a client should send the same request again by itself.
+    should_retry = True
 
     def __init__(self, message: str | None = None, param: str | None = None):
         super().__init__(message or self.message)
@@ -41,7 +50,9 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        # OpenAI's clients send 408, 409, 429 and all of 500 and above again, unless this says no
+        return headers if self.should_retry else headers | {"x-should-retry": "false"}
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object, always with all four keys."""
@@ -56,6 +67,7 @@ class InvalidRequest(ServiceError):
     code = "invalid_value"
     message = "The request is not valid."
     retry_after = None
+    should_retry = False
 
 
 class MalformedBody(InvalidRequest):
@@ -74,7 +86,7 @@ class Unauthorized(InvalidRequest):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"www-authenticate": "Bearer"}  # RFC 9110: every 401 names its scheme
+        return super().headers | {"www-authenticate": "Bearer"}  # RFC 9110: every 401 names its scheme
 
 
 class ModelNotFound(InvalidRequest):
@@ -88,6 +100,32 @@ class RouteNotFound(InvalidRequest):
     message = "There is no such route; /docs lists those that exist."
 
 
+class InvalidLink(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "invalid_link"
+    message = "The link is not one of this service: its name, time or signature was changed."
+
+
+class UntrustedHost(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "untrusted_host"
+    message = "This route is not open to the host or the origin of the request."
+
+
+class ImageNotStored(InvalidRequest):
+    status = 404
+    code = "image_not_found"
+    message = "There is no such image, or it has been deleted."
+
+
+class LinkExpired(InvalidRequest):
+    status = 410
+    code = "link_expired"
+    message = "The link has expired; images are not kept longer than their links."
+
+
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
@@ -96,6 +134,7 @@ class MethodNotAllowed(InvalidRequest):
 class BodyTooSlow(InvalidRequest):
     status = 408
     code = "request_timeout"
+    should_retry = True
 
 
 class BodyTooLarge(InvalidRequest):
@@ -109,11 +148,27 @@ class WrongContentType(InvalidRequest):
     message = "The body must be JSON: send the header content-type: application/json."
 
 
+class UnsupportedEncoding(WrongContentType):
+    code = "unsupported_encoding"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return super().headers | {"accept-encoding": "gzip, deflate"}  # RFC 7694
+
+
 class ClientGone(ServiceError):
     status = 499
     code = "client_gone"
     message = "The client went away before its image was drawn."
     retry_after = None
+    should_retry = False
+
+
+class Interrupted(ClientGone):
+    status = 409
+    type = "invalid_request_error"
+    code = "interrupted"
+    message = "The request was ended by its caller before its images were drawn."
 
 
 class QueueFull(ServiceError):
@@ -128,12 +183,19 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
     message = "The image was not finished in time; please try again later."
     retry_after = 10
+    should_retry = False  # at once: an overloaded service would work on it for the whole deadline again
 
 
 class ShuttingDown(ServiceError):
     code = "shutting_down"
     message = "The service is being stopped; please try again later."
     retry_after = 10
+
+
+class StoreFailed(ServiceError):
+    code = "image_store_failed"
+    message = "The image store cannot be used."
+    retry_after = None
 
 
 class StageFailed(ServiceError):
@@ -143,6 +205,7 @@ class StageFailed(ServiceError):
 class BrokenImage(StageFailed):
     code = "broken_picture"
     retry_after = None
+    should_retry = False
 
 
 class StageLost(StageFailed):

@@ -5,12 +5,29 @@ No other module of the service makes stages. Torch is imported when a stage is m
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.nearest_size import nearest_size
 from safelight.pipeline.params import GenerationParams
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    EncodedSource,
+    ImageFormat,
+    PreparedSource,
+    Preview,
+    PreviewLatents,
+    RequestContext,
+    Upload,
+    with_size_of,
+    with_source_usage,
+)
+from safelight.service.previews import PreviewDecoding, PreviewSink
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings
@@ -23,6 +40,7 @@ if TYPE_CHECKING:
 
     from safelight.pipeline.engine.engine import Engine
     from safelight.pipeline.engine.image_decoder import ImageDecoder
+    from safelight.pipeline.engine.source_image import SourceImage
     from safelight.pipeline.engine.text_encoder import TextEncoder
 
 # Floating-point operations of a text or an image below which its stage uses one thread.
@@ -36,19 +54,53 @@ class InProcessPipeline:
     def __init__(self, model: ModelInfo, settings: Settings):
         # Before any stage has a thread: what they import must not be imported by two threads at once.
         with gc_frozen_imports():
-            import safelight.pipeline.assembly.decoder
-            import safelight.pipeline.assembly.encoder  # noqa: F401
+            from safelight.pipeline.assembly.encoder import import_libraries
+
+            import_libraries(model)
 
         self.encoder = make_encode_stage(model, settings)
         self.denoiser = make_denoise_stage(model, settings)
         self.decoder = make_decode_stage(model, settings)
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
+        """Generate one image: see `Backend.generate`."""
+        content: EncodedSource | None = None if source is None else source.content
         conditioning = await self.encoder.encode(params, context)
-        denoised = await self.denoiser.generate(conditioning, params, context)
-        return await self.decoder.decode(denoised, params, output, context)
+
+        async def decode(latents: PreviewLatents) -> Preview | None:
+            return await self.decoder.decode_preview(latents, output, context, content)
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoised = await self.denoiser.generate(
+                conditioning, params, context, content, decoding.request, decoding.start
+            )
+            result = await self.decoder.decode(denoised, params, output, context, content)
+            return decoding.charge(result)
+
+    async def generate_all(
+        self, images: Sequence[GenerationParams], output: ImageFormat, upload: Upload | None = None
+    ) -> list[DecodeResult]:
+        """Generate all images of one request, in order; edits get the size that their source has."""
+        source = None if upload is None else await self.prepare(upload)
+        tasks = [
+            asyncio.ensure_future(self.generate(with_size_of(image, source), output, source=source))
+            for image in images
+        ]
+        try:
+            return with_source_usage(await asyncio.gather(*tasks), source)
+        finally:
+            await cancel_and_wait(*tasks)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        content, report = await self.decoder.prepare(upload, context)
+        return PreparedSource(report, content)
 
     @property
     def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
@@ -72,7 +124,9 @@ def _threads_for(flops: float) -> int:
 def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
     """Make the text encoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
-        from safelight.pipeline.assembly.encoder import build_text_encoder
+        from safelight.pipeline.assembly.encoder import build_text_encoder, import_libraries
+
+        import_libraries(model)
 
     def make() -> TextEncoder:
         return build_text_encoder(
@@ -108,7 +162,8 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
     """Make the decoding stage. It loads its network on its own thread: see its `wait`."""
     with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
-        from safelight.pipeline.engine.image_files import encode_image
+        from safelight.pipeline.engine.image_files import encode_image, encode_preview
+        from safelight.pipeline.engine.source_image import read_source
 
     def make() -> ImageDecoder:
         width, height = (side // model_profile(model).scale for side in model.native_size)
@@ -118,6 +173,13 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
         )
 
     def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
-        return encode_image(pixels, output.format, output.compression, params, model.id)
+        return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
 
-    return DecodeStage(make, write)
+    def write_preview(pixels: np.ndarray, output: ImageFormat, is_edit: bool) -> bytes:
+        return encode_preview(pixels, output.format, output.compression, is_edit, settings.mark_images)
+
+    def read(upload: Upload) -> SourceImage:
+        sizes = model.sizes if upload.size is None else (upload.size,)
+        return read_source(upload.image, upload.mask, lambda size: nearest_size(size, sizes))
+
+    return DecodeStage(make, write, write_preview, read)

@@ -1,7 +1,6 @@
 """Runs the service on one machine, on a Ray instance that is started and stopped with it."""
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -10,25 +9,34 @@ import shutil
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.catalog.served_models import find_model
-from safelight.service.settings import Settings, replica_range
+from safelight.service.previews import MAX_PREVIEWS
+from safelight.service.runtime.addresses import Address, find_address
+from safelight.service.runtime.environment import bypass_proxies, service_environment
+from safelight.service.runtime.readiness import ask_readiness
+from safelight.service.served_model import find_served_model
+from safelight.service.setting_types import replica_range
+from safelight.service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 APPLICATION = "safelight"
 READY_SECONDS = 300.0
+REACHABLE_SECONDS = 60.0  # after the deployment, in which Serve's proxy must listen
+STOPPING = "stopping"  # the last progress: the images in flight are finished
 # Ray's time limits at start are short for a busy machine or a cold disk.
 RAY_ATTEMPTS = 3
 POLL_SECONDS = 0.1
 FLOAT32_BYTES = 4
 MIN_STORE_BYTES = 128 << 20
+RAY_MIN_STORE_BYTES = 75 << 20  # Ray refuses less
 # Share of the object store beyond which Ray moves objects to disk.
 SPILLING_SHARE = 0.8
 SHARED_MEMORY = Path("/dev/shm")  # where Ray keeps the object store
@@ -41,6 +49,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "HF_HUB_OFFLINE": "1",
+    # Serve's proxy uses and answers any id that a client sends; this makes it use ours.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "safelight.service.http.request_ids:proxy_middlewares",
 }
 ERROR_LINE = re.compile(r"^\S*(?:Error|Exception): (.+)$", re.MULTILINE)
 
@@ -53,33 +63,56 @@ class CannotServe(Exception):
 
 @contextlib.contextmanager
 def running_service(settings: Settings, report_progress: ProgressCallback) -> Iterator[str]:
-    """Start the service, yield its URL when it is ready, and stop it.
+    """Start the service in this process, yield its URL when it is ready, and stop it.
 
-    Ctrl-C and SIGTERM raise `KeyboardInterrupt`. Inside, stdout is stderr: Ray reports dead workers on
-    stdout, which is reserved for the command's output. Raises `CannotServe`.
+    The environment must be one of `make_environment`. Ctrl-C and SIGTERM raise `KeyboardInterrupt`. Inside,
+    stdout is stderr: Ray reports dead workers on stdout, which is reserved for the command's output. Raises
+    `CannotServe`.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            _start_ray(report_progress, object_store_bytes(settings))
-            report_progress(f"starting the stages, {settings.stages}")
-            _deploy(settings)
-            report_progress("drawing the warm-up image")
-            wait_until_ready(url_of(settings))
-            yield url_of(settings)
+            start_ray(settings, report_progress)
+            yield deploy_service(settings, report_progress)
         finally:
-            report_progress("finishing the images in flight")
-            _drain(settings.shutdown_seconds)
-            report_progress("stopping")
-            _stop()
+            stop_service(settings, report_progress)
+
+
+def start_ray(settings: Settings, report_progress: ProgressCallback) -> None:
+    """Start Ray on this machine. Raises `CannotServe`."""
+    _set_variables()
+    _start_ray(report_progress, object_store_bytes(settings))
+
+
+def deploy_service(settings: Settings, report_progress: ProgressCallback) -> str:
+    """Start the stages and the gateway, and return the service's URL when it is ready.
+
+    Raises `CannotServe`.
+    """
+    address = find_address(settings.host, settings.port)
+    report_progress(f"starting the stages, {settings.stages}")
+    _deploy(settings, address)
+    report_progress("drawing the warm-up image")
+    wait_until_ready(address)
+    return address.url
+
+
+def stop_service(settings: Settings, report_progress: ProgressCallback) -> None:
+    """Finish the images in flight, as far as `shutdown_seconds` allow, and stop Ray."""
+    report_progress("finishing the images in flight")
+    _drain(settings.shutdown_seconds)
+    report_progress(STOPPING)
+    _stop()
+
+
+def _set_variables() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def try_ray() -> str:
     """Start Ray, run a task, stop Ray, and return its version. Raises `CannotServe`."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with contextlib.redirect_stdout(sys.stderr):
+    _set_variables()
+    with service_environment(), contextlib.redirect_stdout(sys.stderr):
         import ray
 
         try:
@@ -101,7 +134,7 @@ def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) 
 
     Beyond it Ray moves objects to disk, which is slower. Memory is taken as it is used, not at the start.
     """
-    model = find_model(settings.model)
+    model = find_served_model(settings)
     _, num_gateways = replica_range("gateway_replicas", settings.gateway_replicas)
     needed = num_gateways * settings.max_pictures * _image_bytes(model, settings.stages == "split")
     try:
@@ -114,8 +147,8 @@ def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) 
 def _image_bytes(model: ModelInfo, is_split: bool) -> int:
     """The most that one image leaves in the object store until it is answered.
 
-    Between split stages these are the states of its two texts and its latents; in any layout its file, which
-    is at most its pixels.
+    Between split stages these are the states of its two texts, and the latents of the image and its previews;
+    in any layout its file, which is at most its pixels.
     """
     profile = model_profile(model)
     pixels = max(width * height for width, height in model.sizes)
@@ -123,7 +156,7 @@ def _image_bytes(model: ModelInfo, is_split: bool) -> int:
     if not is_split:
         return file
     latents = FLOAT32_BYTES * profile.latent_channels * pixels // profile.scale**2
-    return 2 * profile.text_bytes + latents + file
+    return 2 * profile.text_bytes + (1 + MAX_PREVIEWS) * latents + file
 
 
 def _start_ray(report_progress: ProgressCallback, store_bytes: int) -> None:
@@ -146,13 +179,52 @@ def _start_ray(report_progress: ProgressCallback, store_bytes: int) -> None:
 def _init_ray(store_bytes: int) -> None:
     import ray
 
+    # Ray's processes reach each other at this address of the machine.
+    os.environ.update(bypass_proxies(os.environ, ray.util.get_node_ip_address()))
+    _leave_out_api_server()
+    folder, store_bytes = place_object_store(store_bytes, Path(os.environ["RAY_TMPDIR"]))
     ray.init(
         address="local",
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.CRITICAL,
         object_store_memory=store_bytes,
+        _plasma_directory=folder,
     )
+
+
+def _leave_out_api_server() -> None:
+    """Let Ray start without its API server, which nothing here uses.
+
+    Ray starts it also without a dashboard, for usage statistics. It then asks the metadata servers of three
+    clouds where it runs, also if these statistics are off, and no setting prevents it.
+    """
+    services: Any = import_module("ray._private.services")
+    services.start_api_server = lambda *_, **__: (None, None)  # what it returns when it has failed
+
+
+def place_object_store(
+    store_bytes: int, temporary: Path, shared_memory: Path = SHARED_MEMORY
+) -> tuple[str | None, int]:
+    """The folder and the size of Ray's object store; without a folder, Ray uses shared memory.
+
+    Raises `CannotServe` if neither shared memory nor `temporary` has room for the smallest store.
+    """
+    if sys.platform != "linux":
+        return None, store_bytes
+    is_usable = shared_memory.is_dir() and os.access(shared_memory, os.W_OK | os.X_OK)
+    free = shutil.disk_usage(shared_memory).free if is_usable else 0
+    if free >= store_bytes:
+        return None, store_bytes
+    room = min(store_bytes, shutil.disk_usage(temporary).free * 9 // 10)
+    too_small = (
+        f"{shared_memory} has {free >> 20} MiB free and Ray's object store needs {store_bytes >> 20} MiB"
+    )
+    advice = "docker run --shm-size, or a volume of medium Memory in Kubernetes, makes it larger"
+    if room < RAY_MIN_STORE_BYTES:
+        raise CannotServe(f"{too_small}, for which {temporary} has no room either; {advice}")
+    logger.warning("%s, so it lies in %s, which may be slower; %s", too_small, temporary, advice)
+    return str(temporary), room
 
 
 def _stop() -> None:
@@ -173,14 +245,17 @@ def _stop() -> None:
 
 def _drain(seconds: float) -> None:
     """Let the gateway finish the images in flight; another Ctrl-C ends the wait."""
+    import ray
     from ray import serve
 
+    if not ray.is_initialized():  # Serve would start it
+        return
     # A service that did not start has no application to drain.
     with contextlib.suppress(Exception, KeyboardInterrupt):
         serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=seconds)
 
 
-def _deploy(settings: Settings) -> None:
+def _deploy(settings: Settings, address: Address) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
@@ -189,15 +264,16 @@ def _deploy(settings: Settings) -> None:
     try:
         # Longer than the gateway's own limits, because Serve answers a timeout in plain text.
         http = HTTPOptions(
-            host=settings.host,
-            port=settings.port,
+            host=address.host,
+            port=address.port,
             request_timeout_s=settings.body_seconds + settings.deadline_seconds + 30.0,
         )
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(proxy_location="HeadOnly", http_options=http)
         serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        stages = serve.status().applications[APPLICATION].deployments.values()
+        application = serve.status().applications.get(APPLICATION)  # absent if Serve itself did not start
+        stages = application.deployments.values() if application else ()
         raise CannotServe(first_cause(*(stage.message for stage in stages), str(error))) from None
 
 
@@ -210,40 +286,23 @@ def first_cause(*reports: str) -> str:
     return str(causes[0]) if causes else reports[-1].strip().splitlines()[-1]
 
 
-def wait_until_ready(url: str) -> None:
-    """Return when the service at `url` is ready.
+def wait_until_ready(address: Address) -> None:
+    """Return when the service at `address` is ready.
 
-    Raises `CannotServe` if it will never be ready, or is not ready after `READY_SECONDS`.
+    Raises `CannotServe` if it will never be ready, or is not ready after `READY_SECONDS`, or if nothing
+    answers for `REACHABLE_SECONDS`.
     """
-    answer = "no answer"
-    give_up = time.monotonic() + READY_SECONDS
-    while time.monotonic() < give_up:
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=10.0):
-                return
-        except urllib.error.HTTPError as error:
-            answer = error.read().decode(errors="replace")
-            if reason := reason_to_give_up(answer):
-                raise CannotServe(f"the warm-up image failed: {reason}") from None
-        except OSError as error:
-            answer = str(error)
+    start = reached = time.monotonic()
+    while not (answer := ask_readiness(address)).is_ready:
+        if answer.is_final:
+            raise CannotServe(f"the warm-up image failed: {answer.text}")
+        now = time.monotonic()
+        reached = now if answer.is_reached else reached
+        if now > reached + REACHABLE_SECONDS:
+            raise CannotServe(f"nothing has answered for {REACHABLE_SECONDS:g} seconds: {answer.text}")
+        if now > start + READY_SECONDS:
+            raise CannotServe(f"the service was not ready after {READY_SECONDS:g} seconds: {answer.text}")
         time.sleep(POLL_SECONDS)
-    raise CannotServe(f"the service was not ready after {READY_SECONDS:g} seconds: {answer}")
-
-
-def reason_to_give_up(readiness: str) -> str | None:
-    """Why the model can never generate images, by the response of `/readyz`; None if it may become ready."""
-    try:
-        report = json.loads(readiness)
-        return str(report["reason"]) if report["failed"] else None
-    except (ValueError, KeyError, TypeError):  # Serve's own response while it starts
-        return None
-
-
-def url_of(settings: Settings) -> str:
-    """The URL at which this machine reaches the service."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
-    return f"http://{host}:{settings.port}"
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

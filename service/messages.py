@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from safelight.pipeline.params import DenoiseUsage, StageCost, TextReport
+from safelight.pipeline.params import DenoiseUsage, GenerationParams, StageCost, TextReport
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from safelight.pipeline.engine.source_image import SourceImage
+    from safelight.pipeline.engine.source_latents import SourceLatents
     from safelight.pipeline.engine.text_encoder import TextStates
 
 
@@ -20,6 +23,7 @@ class RequestContext:
 
     record_id: str = ""  # of the request's usage record; empty for the warm-up image, which has none
     traceparent: str | None = None  # of the gateway's span, a W3C header
+    request_id: str = ""  # the client's own, or ours, for log lines
 
 
 NO_CONTEXT = RequestContext()
@@ -31,6 +35,41 @@ class ImageFormat:
 
     format: str = "png"
     compression: int = 100  # quality of webp and jpeg, 0 to 100
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The files of an edit, as they were sent."""
+
+    image: bytes = field(repr=False)
+    mask: bytes | None = field(default=None, repr=False)
+    size: tuple[int, int] | None = None  # of the edited image; None: the model's nearest to the upload's
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What became of an upload, and what that cost the decoding stage, which has the autoencoder."""
+
+    size: tuple[int, int]  # width and height of the edited image in pixels
+    uploaded: tuple[int, int]  # of the upload, upright
+    crop: tuple[int, int, int, int]  # the part of it that is edited: left, top, right, bottom
+    cost: StageCost
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSource:
+    """The source of an edit as the stages use it: latents to start from, pixels to paste back."""
+
+    latents: SourceLatents
+    image: SourceImage
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSource:
+    """An upload that is ready for any number of edits."""
+
+    report: SourceReport
+    content: Any  # an `EncodedSource` or the backend's reference to one, which only the backend looks into
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +90,26 @@ class DenoiseResult:
     text: TextReport
     encode: StageCost
     denoise: DenoiseUsage
+    image_id: str = ""  # ties previews to their image; empty without previews
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewLatents:
+    """What an image that is being denoised would be by its latest tick."""
+
+    image_id: str  # as in `DenoiseResult`
+    index: int  # 0 for the image's first preview
+    latents: Tensor
+    budget_seconds: float  # device time that decoding it may take
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A preview of an unfinished image: the bytes of its file, and its cost in the decoder."""
+
+    index: int  # 0 for the image's first preview
+    image: bytes
+    cost: StageCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +120,14 @@ class ImageUsage:
     encode: StageCost
     denoise: DenoiseUsage
     decode: StageCost
+    previews: tuple[StageCost, ...] = ()  # in the decoder
+    source: SourceReport | None = None  # of the first image of an edit: one upload serves the whole request
 
     @property
     def stages(self) -> dict[str, StageCost]:
-        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": self.decode}
+        """The costs by stage; the decoder's are also those of previews and of the source."""
+        decode = sum(self.previews, self.decode if self.source is None else self.decode + self.source.cost)
+        return {"encode": self.encode, "denoise": self.denoise.cost, "decode": decode}
 
     @property
     def flops(self) -> int:
@@ -94,6 +157,7 @@ class StageStatus:
 
     is_asleep: bool = False  # scaled to zero replicas; the next image starts one
     images: int = 0  # finished
+    previews: int = 0  # decoded
     running: int = 0
     waiting: int = 0
     ticks: int = 0
@@ -104,3 +168,19 @@ class StageStatus:
     peak_flops: float | None = None  # peak FLOP/s of the denoiser's device
     # measured seconds by operations of a tick, text or image; updated by every measurement
     curve: CostCurve | None = None
+
+
+def with_size_of(params: GenerationParams, source: PreparedSource | None) -> GenerationParams:
+    """`params` with the size of the source, if there is one."""
+    if source is None:
+        return params
+    width, height = source.report.size
+    return replace(params, width=width, height=height)
+
+
+def with_source_usage(results: Sequence[DecodeResult], source: PreparedSource | None) -> list[DecodeResult]:
+    """The images of one request, the first of them with the usage of their source, if there is one."""
+    if source is None:
+        return list(results)
+    first, *others = results
+    return [replace(first, usage=replace(first.usage, source=source.report)), *others]

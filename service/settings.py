@@ -1,75 +1,53 @@
 """The service's settings, and the only module that reads the environment (prefix `SAFELIGHT_`)."""
 
-import math
+import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from safelight.service.model_values import parse_model_values
+from safelight.service.runtime.ignored_variables import describe_ignored
+from safelight.service.setting_sources import EnvironmentSource, FolderSource
+from safelight.service.setting_types import (
+    MODEL_VALUES,
+    Amount,
+    BadSetting,
+    Count,
+    ModelValues,
+    PositiveFloat,
+    PositiveInt,
+    StageReplicas,
+    check_aliases,
+    check_folder,
+    check_gateway_replicas,
+    check_image_store,
+    check_link_key,
+    check_max_rows,
+    check_origins,
+    check_port,
+    check_public_url,
+    check_root_path,
+    check_served_name,
+    check_variant,
+    replica_range,
+)
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "SAFELIGHT_"
 DEFAULT_MODEL = "emoji-128"
-
-Number = TypeVar("Number", int, float)
-
-
-class BadSetting(ValueError):
-    """An unknown or invalid setting; the message names it and says what is allowed."""
+SPLIT_ONLY = ("encode_replicas", "decode_replicas", "encode_gpus", "decode_gpus")
 
 
-def _check_positive(value: Number, info: ValidationInfo) -> Number:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{info.field_name} must be more than 0 and finite, got {value}")
-    return value
-
-
-def _check_not_negative(value: Number, info: ValidationInfo) -> Number:
-    if not value >= 0:
-        raise ValueError(f"{info.field_name} must be at least 0, got {value}")
-    return value
-
-
-def _check_not_negative_and_finite(value: float, info: ValidationInfo) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{info.field_name} must be at least 0 and finite, got {value}")
-    return value
-
-
-def _check_port(value: int, info: ValidationInfo) -> int:
-    if not 0 <= value <= 65535:
-        raise ValueError(f"{info.field_name} must be between 0 and 65535, got {value}")
-    return value
-
-
-def _check_max_rows(value: int) -> int:
-    if value < 2:
-        raise ValueError(f"max_rows must be at least 2, the rows of one guided image; got {value}")
-    return value
-
-
-def _check_stage_replicas(value: str, info: ValidationInfo) -> str:
-    replica_range(str(info.field_name), value)
-    return value
-
-
-def _check_gateway_replicas(value: str) -> str:
-    replica_range("gateway_replicas", value, min_replicas=1)
-    return value
-
-
-def _check_folder(value: str, info: ValidationInfo) -> str:
-    if value and not Path(value).is_dir():
-        raise ValueError(f"{info.field_name} must be a folder, got {value!r}")
-    return value
-
-
-PositiveInt = Annotated[int, AfterValidator(_check_positive)]
-PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
-Count = Annotated[int, AfterValidator(_check_not_negative)]
-Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
-StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
+@cache
+def _warn_of_ignored(description: str) -> None:
+    """Once a process: settings are made more than once."""
+    logger.warning("environment variables without effect: %s", description)
 
 
 class Settings(BaseSettings):
@@ -93,11 +71,65 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        DEFAULT_MODEL, description="Name of an embedded model, or path of a checkpoint folder."
+        DEFAULT_MODEL,
+        description="Name of an embedded model, path of a checkpoint folder, or id of a model in the Hugging "
+        "Face cache of the machine, such as `org/name`.",
+    )
+    served_name: Annotated[str, AfterValidator(check_served_name)] = Field(
+        "",
+        description="Name under which the model is served: in requests, `/v1/models`, images, accounting and "
+        "metrics. Empty: an embedded model's name, the id in the Hugging Face cache, or the folder's name.",
+    )
+    aliases: Annotated[str, AfterValidator(check_aliases)] = Field(
+        "",
+        description="Further names by which requests may ask for the model, separated by commas; a `*` "
+        "stands for any text, so that `*` alone takes every name. OpenAI's names are taken anyway.",
+    )
+    variant: Annotated[str, AfterValidator(check_variant)] = Field(
+        "",
+        description="Variant of the weight files, such as `fp16` for `model.fp16.safetensors`; parts without "
+        "it are read as if none was chosen. Empty: the file without a variant, else the variant of the "
+        "dtype that the device computes in, else the only one.",
+    )
+    allow_unknown_config: bool = Field(
+        False,
+        description="Whether options in the configurations of the transformer and the autoencoder that are "
+        "not known are logged and ignored; else the folder is refused.",
+    )
+    default_steps: ModelValues = Field(
+        "",
+        description="`num_inference_steps` of requests that do not say, such as `4`; or by the names of "
+        "models, such as `sd3=28,turbo=4`. Empty: the family's.",
+    )
+    default_guidance: ModelValues = Field(
+        "", description="`guidance_scale` of requests that do not say; as for `default_steps`."
+    )
+    default_solver: ModelValues = Field(
+        "", description="`solver` of requests that do not say; as for `default_steps`."
+    )
+    default_size: ModelValues = Field(
+        "",
+        description="`size` of requests that do not say or ask for `auto`, as `WIDTHxHEIGHT`; as for "
+        "`default_steps`. Empty: the native size.",
     )
     host: str = Field("127.0.0.1", description="Address on which HTTP is served.")
-    port: Annotated[int, AfterValidator(_check_port)] = Field(
+    port: Annotated[int, AfterValidator(check_port)] = Field(
         8000, description="TCP port on which HTTP is served, 0 to 65535; 0 takes any free port."
+    )
+    root_path: Annotated[str, AfterValidator(check_root_path)] = Field(
+        "",
+        description="Path below which a proxy in front serves the service, such as `/safelight`, whether it "
+        "takes it away or not. Empty: the proxy's header `X-Forwarded-Prefix`, else none.",
+    )
+    cors_origins: Annotated[str, AfterValidator(check_origins)] = Field(
+        "",
+        description="Origins whose web pages may call the service from a browser, such as "
+        "`https://chat.example.com`, separated by commas; `*` for all. Empty: none but its own.",
+    )
+    strict: bool = Field(
+        False,
+        description="Whether a request is refused if a field is unknown or is not written as docs/api.md "
+        "says; else it is read as far as it can be understood, and the answer lists what was adjusted.",
     )
     stages: Literal["split", "colocated"] = Field(
         "split",
@@ -117,7 +149,7 @@ class Settings(BaseSettings):
         description="CPU threads of an image decoder. 0: one thread if an image is little work, else every "
         "core that the process may use.",
     )
-    gateway_replicas: Annotated[str, AfterValidator(_check_gateway_replicas)] = Field(
+    gateway_replicas: Annotated[str, AfterValidator(check_gateway_replicas)] = Field(
         "1",
         description="Gateway replicas: a number from 1, or a range such as `1-8`, scaled by requests in "
         "flight.",
@@ -162,7 +194,7 @@ class Settings(BaseSettings):
         description="Quantization of the denoiser's large layers; `int8` is faster from a width of about "
         "1,000 (docs/performance.md).",
     )
-    max_rows: Annotated[int, AfterValidator(_check_max_rows)] = Field(
+    max_rows: Annotated[int, AfterValidator(check_max_rows)] = Field(
         16,
         description="Most rows of the network's batch in one tick, at least 2: a guided image takes two.",
     )
@@ -176,7 +208,15 @@ class Settings(BaseSettings):
         description="Memory of the cache of encoded texts, in bytes; the default holds about 11,000 texts "
         "of emoji-128 or 49 of Stable Diffusion 3. 0 turns the cache off.",
     )
+    mark_images: bool = Field(
+        True,
+        description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
+        "`DigitalSourceType` `trainedAlgorithmicMedia`, for edits `compositeWithTrainedAlgorithmicMedia`.",
+    )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
+    max_upload_bytes: PositiveInt = Field(
+        20 << 20, description="Largest body of a request that uploads images to be edited, in bytes."
+    )
     max_pictures: PositiveInt = Field(
         256,
         description="Most images in flight in one gateway; a request that would exceed it is refused "
@@ -200,7 +240,32 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Bearer key that `/v1/accounting` requires. Empty: anyone may read it.",
     )
-    secrets_dir: Annotated[str, AfterValidator(_check_folder)] = Field(
+    image_store: Annotated[str, AfterValidator(check_image_store)] = Field(
+        "",
+        description="Where images are stored that are answered as links: the absolute path of a folder, or "
+        "the URL of a bucket such as `s3://bucket/prefix`, `gs://...` or `az://...`, whose credentials are "
+        "read from the environment (docs/links.md). Empty: `safelight/images` in the user's folder for data. "
+        "`none`: there are no links.",
+    )
+    image_store_bytes: Count = Field(
+        1 << 30,
+        description="Most bytes of stored images; beyond it the oldest are deleted, although their links "
+        "have not expired. 0: no limit.",
+    )
+    link_seconds: PositiveFloat = Field(
+        86_400.0, description="Seconds for which a link to an image holds, and the image is stored."
+    )
+    link_key: Annotated[SecretStr, AfterValidator(check_link_key)] = Field(
+        SecretStr(""),
+        description="Key that signs links, at least 32 characters. Empty: one is made and kept in the image "
+        "store.",
+    )
+    public_url: Annotated[str, AfterValidator(check_public_url)] = Field(
+        "",
+        description="URL at which callers reach the service, such as `https://images.example.org`, with "
+        "which links begin. Empty: as the request says, in `Host` and `X-Forwarded-*`.",
+    )
+    secrets_dir: Annotated[str, AfterValidator(check_folder)] = Field(
         "",
         description="Folder with one file per setting, named like its environment variable, such as "
         "`SAFELIGHT_ADMIN_KEY`; Kubernetes mounts a Secret as such a folder. The environment takes "
@@ -217,6 +282,20 @@ class Settings(BaseSettings):
         description="Price of one device for one hour, in any currency, from which `/v1/accounting` computes "
         "costs. 0: no costs.",
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="The least level of the log lines that are written. Every request for images is a line "
+        "of `info`, a refusal of `warning`, a fault of `error`; other requests are lines of `debug`.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of a log line: `text` for people, or `json`, one object a line."
+    )
+    log_prompts: bool = Field(False, description="Whether log lines hold the prompts.")
+    log_socket: str = Field(
+        "",
+        description="Unix datagram socket to which all processes send their log lines. `safelight serve` "
+        "makes one and writes the lines to standard error. Empty: each process writes to its own.",
+    )
     trace_endpoint: str = Field(
         "",
         description="URL to which OpenTelemetry spans are sent by OTLP over HTTP, such as "
@@ -228,12 +307,40 @@ class Settings(BaseSettings):
         "at start.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *defaults: PydanticBaseSettingsSource, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        folder = sources["file_secret_settings"].secrets_dir
+        return (
+            sources["init_settings"],
+            EnvironmentSource(settings_cls),
+            FolderSource(settings_cls, secrets_dir=folder),
+        )
+
     def __init__(self, **values: Any):
+        if description := describe_ignored(os.environ, PREFIX):
+            _warn_of_ignored(description)
         folder = values.get("secrets_dir") or os.environ.get(f"{PREFIX}SECRETS_DIR") or None
         try:
             super().__init__(_secrets_dir=folder if folder and Path(folder).is_dir() else None, **values)
         except ValidationError as error:
             raise BadSetting(_sentence(error)) from None
+
+    def model_defaults(self) -> dict[str, dict[str, Any]]:
+        """The defaults of requests by setting and name of a model; an empty name stands for every model."""
+        return {name: parse_model_values(getattr(self, name), parse) for name, parse in MODEL_VALUES.items()}
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        for name in SPLIT_ONLY if self.stages == "colocated" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                denoise = name.replace("encode", "denoise").replace("decode", "denoise")
+                raise ValueError(
+                    f"{name} has no effect with stages=colocated, where one replica holds all stages; "
+                    f"set {denoise} instead"
+                )
+        return self
 
     def updated(self, **changes: Any) -> Self:
         """A copy with `changes`, validated like any other settings."""
@@ -241,11 +348,11 @@ class Settings(BaseSettings):
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
-    """Settings from `values`, where a None leaves the setting to the environment and the defaults.
+    """Settings from `values`, where None or an empty text leaves the setting to environment and defaults.
 
     Raises `BadSetting`.
     """
-    return Settings(**{name: value for name, value in values.items() if value is not None})
+    return Settings(**{name: value for name, value in values.items() if value not in (None, "")})
 
 
 def may_sleep(settings: Settings) -> frozenset[str]:
@@ -260,34 +367,19 @@ def may_sleep(settings: Settings) -> frozenset[str]:
     return frozenset(stage for stage, replicas in ranges.items() if replica_range(stage, replicas)[0] == 0)
 
 
-def replica_range(name: str, text: str, min_replicas: int = 0) -> tuple[int, int]:
-    """The minimum and maximum of `text`, a number of replicas such as `3` or a range such as `1-8`.
-
-    Raises `BadSetting`, naming the setting `name`, for other texts and for a minimum below `min_replicas`.
-    """
-    first, dash, last = text.partition("-")
-    if not (first.isdecimal() and (last.isdecimal() or not dash)):
-        raise BadSetting(f"{name} must be a number of replicas or a range as in 1-8, got {text!r}")
-    minimum, maximum = int(first), int(last or first)
-    if not min_replicas <= minimum <= maximum or maximum == 0:
-        raise BadSetting(
-            f"{name} must be at least {min_replicas}, and a range must rise to at least 1; got {text!r}"
-        )
-    return minimum, maximum
-
-
 def _sentence(error: ValidationError) -> str:
     """The first fault in `error`, as one sentence that names the setting."""
     fault = error.errors(include_url=False)[0]
-    name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "value_error":  # of a validator above, which writes the whole sentence
         return str(fault["ctx"]["error"])
+    name, value = str(fault["loc"][0]), fault["input"]
     if fault["type"] == "extra_forbidden":
         return f"{name} is not a setting; allowed: {', '.join(Settings.model_fields)}"
-    kind = Settings.model_fields[name].annotation
+    kind: Any = Settings.model_fields[name].annotation
     if kind is SecretStr:  # its value is not repeated
         return f"{name} must be text"
     if fault["type"] == "literal_error":
         return f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}"
-    noun = "a whole number" if kind is int else "a number" if kind is float else "text"
+    nouns = {int: "a whole number", float: "a number", bool: "true or false"}
+    noun = nouns.get(kind, "text") if isinstance(kind, type) else "text"
     return f"{name} must be {noun}, got {value!r}"

@@ -15,11 +15,18 @@ class ManualClock:
     def perf_counter(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        """The Unix time."""
+        return self.now
+
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + 1e-9  # as a real one does, so that rounding cannot end it too early
+
     def install(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         """Let the `modules`, which say `import time`, read this clock."""
-        clock: Any = SimpleNamespace(perf_counter=self.perf_counter)
+        clock: Any = SimpleNamespace(perf_counter=self.perf_counter, sleep=self.sleep, time=self.time)
         for module in modules:
             monkeypatch.setattr(module, "time", clock)

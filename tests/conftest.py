@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 
 # Before any import, and inherited by every process that a test starts: nothing is fetched, and no setting of
 # the developer's own environment applies.
+DATA = tempfile.TemporaryDirectory(prefix="safelight-tests-")
 for name in [name for name in os.environ if name.startswith("SAFELIGHT_")]:
     del os.environ[name]
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "XDG_DATA_HOME": DATA.name,  # where images are stored by default
     "NO_COLOR": "1",
     # Several processes share the cores: a thread that waits for another must not spin.
     "OMP_WAIT_POLICY": "passive",
@@ -22,7 +25,10 @@ os.environ |= {
 # A shell starts background processes with SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from safelight.service.runtime.environment import keep_loopback_direct  # noqa: E402
 from tests.live import LiveService, serving  # noqa: E402
+
+keep_loopback_direct()  # a proxy of the developer's environment must not get requests to this machine
 
 pytest_plugins = ("tests.needs", "tests.skips", "tests.workers")
 TESTS = Path(__file__).parent
@@ -35,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
-        if folder in ("e2e", "chaos"):
+        if folder in ("chaos", "e2e", "page"):
             item.add_marker(folder)
         if item.get_closest_marker("long") and not config.getoption("--long"):
             item.add_marker(pytest.mark.skip(reason="long; --long runs it"))

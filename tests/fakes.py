@@ -8,11 +8,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from torch import Tensor
+
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion.schedules import Flow
+from safelight.pipeline.engine.previews import SamplePreview
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams, StageCost, TextReport
+from safelight.pipeline.params import (
+    NO_PREVIEWS,
+    DenoiseUsage,
+    FinishReason,
+    GenerationParams,
+    PreviewRequest,
+    StageCost,
+    TextReport,
+)
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
 from safelight.service.messages import (
@@ -21,9 +32,14 @@ from safelight.service.messages import (
     EncodeResult,
     ImageFormat,
     ImageUsage,
+    PreparedSource,
+    Preview,
     RequestContext,
+    SourceReport,
     StageStatus,
+    Upload,
 )
+from safelight.service.previews import PreviewSink
 
 MODEL = ModelInfo(
     id="fake-8",
@@ -42,7 +58,7 @@ MODEL = ModelInfo(
 )
 # All numbers differ, so that one in the place of another is seen; seconds are exact in binary.
 USAGE = ImageUsage(
-    text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",)),
+    text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",), prompt_syntax=("[x]",)),
     encode=StageCost(device_seconds=0.25, flops=100, queue_seconds=0.5),
     denoise=DenoiseUsage(
         ticks=6,
@@ -52,6 +68,12 @@ USAGE = ImageUsage(
         cost=StageCost(device_seconds=1.75, flops=2000, queue_seconds=0.125),
     ),
     decode=StageCost(device_seconds=0.375, flops=30, queue_seconds=0.0625),
+)
+
+# Of one image: as many as a request can ask for. Their seconds and operations are exact in binary, too.
+PREVIEWS = tuple(Preview(k, f"preview {k}".encode(), StageCost(2.0**-k / 16, 3 << k)) for k in range(3))
+SOURCE = SourceReport(
+    size=(16, 8), uploaded=(33, 16), crop=(0, 0, 32, 16), cost=StageCost(0.5, 7, queue_seconds=0.25)
 )
 
 
@@ -67,13 +89,19 @@ def fake_image(params: GenerationParams, output: ImageFormat) -> bytes:
 class FakeBackend:
     """Answers at once. Raises `errors` first, one per call; while `gate` is closed, calls wait.
 
+    A call that takes previews gets the first of `previews` at once, before an error and before the gate.
     `calls` holds the arguments of every call, also of those that raise; `drawn` those of finished images.
     """
 
     def __init__(self, *errors: Exception, stages: Mapping[str, StageStatus | None] | None = None) -> None:
         self.errors = list(errors)
+        self.image_errors: list[Exception] = []  # likewise, but not for uploads
         self.calls: list[tuple[GenerationParams, ImageFormat, RequestContext]] = []
+        self.sources: list[PreparedSource | None] = []  # of every call
+        self.uploads: list[Upload] = []
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
+        self.previews = PREVIEWS
+        self.preview_requests: list[PreviewRequest] = []
         self.num_cancelled = 0
         self.waiting = asyncio.Semaphore(0)  # released once for every call that has begun
         self.gate = asyncio.Event()
@@ -81,11 +109,22 @@ class FakeBackend:
         self.stages = stages or dict.fromkeys(STAGES, StageStatus(images=1))
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self.calls.append((params, output, context))
-        if self.errors:
-            raise self.errors.pop(0)
+        self.sources.append(source)
+        if previews is not None:
+            self.preview_requests.append(previews.request)
+            for preview in self.previews[: previews.request.count]:
+                if preview.index >= previews.request.first:
+                    previews.put(preview)
+        if errors := self.errors or self.image_errors:
+            raise errors.pop(0)
         self.waiting.release()
         try:
             await self.gate.wait()
@@ -94,6 +133,16 @@ class FakeBackend:
             raise
         self.drawn.append((params, output))
         return DecodeResult(fake_image(params, output), USAGE)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """The source of an upload, which is one of (16, 8) pixels; raises `InvalidParams` for `bad`."""
+        self.uploads.append(upload)
+        if self.errors:
+            raise self.errors.pop(0)
+        if upload.image == b"bad":
+            raise InvalidParams("image", "image must be a PNG, JPEG or WebP file")
+        size = upload.size or (16, 8)
+        return PreparedSource(replace(SOURCE, size=size), upload)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return self.stages
@@ -107,6 +156,7 @@ ENDS = {"diverge": FinishReason.FAILED, "expire": FinishReason.EXPIRED}
 class FakeSample:
     params: GenerationParams
     ticks_left: int
+    previews: PreviewRequest
 
 
 class FakeEngine:
@@ -126,6 +176,7 @@ class FakeEngine:
         self.samples: dict[str, FakeSample] = {}
         self.times: list[tuple[float, float]] = []  # arrival and deadline of every sample that was added
         self.aborted: list[Any] = []
+        self.ready_previews: list[SamplePreview] = []
         self.may_tick = threading.Event()
         self.may_tick.set()
 
@@ -147,25 +198,36 @@ class FakeEngine:
         uncond: Any,
         arrived: float,
         deadline: float,
+        source: Any = None,
+        previews: PreviewRequest = NO_PREVIEWS,
     ) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")
         if params.prompt == "stumble":
             raise RuntimeError("shape mismatch")
         self.times.append((arrived, deadline))
-        self.samples[request_id] = FakeSample(params, params.num_steps)
+        self.samples[request_id] = FakeSample(params, params.num_steps, previews)
 
     def abort(self, request_id: str) -> None:
         if self.samples.pop(request_id, None):
             self.aborted.append(_outcome(request_id, FinishReason.ABORTED))
 
+    def take_previews(self) -> list[Any]:
+        previews, self.ready_previews = self.ready_previews, []
+        return previews
+
     def step(self) -> list[Any]:
+        """A sample has one preview a tick, as many as it should have, but none at its last tick."""
         self.may_tick.wait(10)
         if any(sample.params.prompt == "crash" for sample in self.samples.values()):
             raise RuntimeError("the device is on fire")
         outcomes, self.aborted = self.aborted, []
         for request_id, sample in list(self.samples.items()):
             sample.ticks_left -= 1
+            index = sample.params.num_steps - sample.ticks_left - 1
+            if sample.ticks_left and sample.previews.first <= index < sample.previews.count:
+                latents = cast(Tensor, f"preview {index}")
+                self.ready_previews.append(SamplePreview(request_id, index, latents, budget_seconds=0.5))
             if not sample.ticks_left:
                 del self.samples[request_id]
                 reason = ENDS.get(sample.params.prompt, FinishReason.DONE)
@@ -210,7 +272,10 @@ class FakeTextEncoder:
 def _report(text: str) -> TextReport:
     words = text.split()
     return TextReport(
-        len(words), truncated=len(words) > 5, unknown_words=tuple(word for word in words if word == "blorp")
+        len(words),
+        truncated=len(words) > 5,
+        unknown_words=tuple(word for word in words if word == "blorp"),
+        prompt_syntax=tuple(word for word in words if word.startswith("--")),
     )
 
 
@@ -221,6 +286,16 @@ class FakeDecoder:
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
+        self.previews: list[tuple[Any, int]] = []  # latents and scales
+
+    def preview_flops(self, latent: Any) -> dict[int, int]:
+        return {1: 20, 2: 10}
+
+    def decode_preview(self, latent: Any, scale: int = 1) -> tuple[Any, StageCost] | ArithmeticError:
+        self.previews.append((latent, scale))
+        return (
+            latent if isinstance(latent, ArithmeticError) else (latent, StageCost(2.0 / scale, 20 // scale))
+        )
 
     def decode(self, latents: Sequence[Any]) -> list[tuple[Any, StageCost] | ArithmeticError]:
         self.batches.append(list(latents))

@@ -51,6 +51,11 @@ def serving(
         _end(process)
 
 
+def user_environment() -> dict[str, str]:
+    """The environment of a user's shell: without the variables that help Python find packages."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 def free_port() -> int:
     """A TCP port that nothing listens on."""
     with socket.socket() as s:

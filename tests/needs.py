@@ -1,12 +1,14 @@
-"""What tests need that no Python package brings, checked before they run: a pytest plugin.
+"""What tests need that the environment of development lacks, checked before they run: a pytest plugin.
 
 A test whose need is not met is skipped with a sentence that says what to install. Continuous integration sets
-`TESTS_IN_CI=1`: then Debian packages are installed, and such a skip is a failure (tests/skips.py).
+`TESTS_IN_CI=1`: then Debian packages are installed and environments made, and such a skip is a failure
+(tests/skips.py).
 """
 
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,23 +16,31 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients import environment as clients
+
 IS_CI = os.environ.get("TESTS_IN_CI") == "1"
 TESTS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Need:
-    """Programs or headers that some tests need, and the Debian packages that have them."""
+    """What some tests need, and how it is had: Debian packages, or a target of make."""
 
     name: str
     packages: str
     is_met: Callable[[], bool]
     tests: tuple[str, ...] = ()  # beginnings of node ids, from `tests/` on
     fixtures: tuple[str, ...] = ()  # every test that uses one
+    target: str = ""
 
     @property
     def reason(self) -> str:
-        return f"{self.name} is missing: apt-get install {self.packages}"
+        command = f"make {self.target}" if self.target else f"apt-get install {self.packages}"
+        return f"{self.name} is missing: {command}"
+
+
+def _has_chromium() -> bool:
+    return shutil.which("chromium") is not None
 
 
 def _has_compiler() -> bool:
@@ -43,10 +53,19 @@ def _has_curl() -> bool:
     return shutil.which("curl") is not None
 
 
+def _has_exiftool() -> bool:
+    return shutil.which("exiftool") is not None
+
+
+def _has_node() -> bool:
+    return shutil.which("node") is not None and shutil.which("npm") is not None
+
+
 def _has_prometheus() -> bool:
     return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
 
 
+INSTALLED_CLIENTS = ("clients/test_clients.py::test_an_installed_library",)
 NEEDS = (
     Need(
         "a C++ compiler with Python's headers",
@@ -58,22 +77,40 @@ NEEDS = (
             "service/test_quantization.py::",
         ),
     ),
+    Need("Chromium", "chromium", _has_chromium, fixtures=("browser",)),
     Need(
         "curl",
         "curl",
         _has_curl,
-        tests=("test_readme.py::test_command[curl", "e2e/test_service.py::test_curl"),
+        tests=(
+            "e2e/test_service.py::test_curl",
+            "page/test_code.py::test_the_copied_curl",
+            "test_readme.py::test_command[curl",
+        ),
+    ),
+    Need(
+        "ExifTool",
+        "libimage-exiftool-perl",
+        _has_exiftool,
+        tests=("pipeline/engine/test_image_files.py::test_exiftool",),
     ),
     Need("Prometheus with promtool", "prometheus", _has_prometheus, fixtures=("promtool", "scraped")),
+    Need("Node.js with npm", "nodejs npm", _has_node, tests=INSTALLED_CLIENTS),
+    Need(  # after what it is made with
+        "the environment of clients", "", clients.is_made, tests=INSTALLED_CLIENTS, target="clients"
+    ),
 )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """In continuous integration, install what is missing; once, in the process that starts the others."""
-    missing = [need.packages for need in NEEDS if not need.is_met()]
-    is_worker, is_debian = hasattr(session.config, "workerinput"), shutil.which("apt-get") is not None
-    if IS_CI and missing and not is_worker and is_debian and os.geteuid() == 0:
-        _install(" ".join(missing).split())
+    if not IS_CI or hasattr(session.config, "workerinput"):
+        return
+    packages = " ".join(need.packages for need in NEEDS if need.packages and not need.is_met()).split()
+    if packages and shutil.which("apt-get") is not None and os.geteuid() == 0:
+        _install(packages)
+    if targets := [need.target for need in NEEDS if need.target and not need.is_met()]:
+        _make(targets)
 
 
 def pytest_report_header() -> list[str]:
@@ -104,3 +141,11 @@ def _install(packages: list[str]) -> None:
         subprocess.run(command, env=environment, capture_output=True, check=False)
     if "prometheus" in packages and shutil.which("systemctl"):  # the package starts its own server
         subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True, check=False)
+
+
+def _make(targets: list[str]) -> None:
+    """Make targets with the environment that runs the tests, which is not touched itself."""
+    options = [f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed-dev"]
+    done = subprocess.run(["make", *targets, *options], cwd=TESTS.parent, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout + done.stderr)

@@ -5,6 +5,7 @@ seed in the command it must also show what the prompt names: its closest image i
 and the style, and its frame the background.
 """
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from safelight.pipeline.diffusion.solvers import SOLVERS
 from safelight.pipeline.engine.image_files import EXIF_IFD, USER_COMMENT
 from safelight.pipeline.evaluation.nearest_image import frame_background, load_gallery, rate_images
 from safelight.pipeline.evaluation.prompts import Prompt, read_prompt_sets
-from safelight.service.http.schemas import Curves, ModelList, Readiness
+from safelight.service.http.schemas import Curves, ImageResponse, ModelList, Readiness
 from safelight.service.telemetry.metrics import GATEWAY_METRICS, STAGE_METRICS, TICK_METRICS
 from safelight.service.usage.report_schema import AccountingReport
 
@@ -44,6 +45,8 @@ class Drawing:
     options: dict[str, Any] = field(default_factory=dict)  # without a seed, it is read from the file
     index: int = 0
     shows: Prompt | None = None
+    source: str | None = None  # the file of which it is an edit
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ class Expectation:
 def check_drawing(drawing: Drawing, answer: Answer) -> None:
     path = answer.folder / drawing.file
     options = {"seed": seed_of(path)} | drawing.options
-    images = answer.pipeline.generate(drawing.prompt, **options)
+    if drawing.source is None:
+        images = answer.pipeline.generate(drawing.prompt, **options)
+    else:
+        source = answer.folder / drawing.source
+        images = answer.pipeline.edit(drawing.prompt, source, strength=drawing.strength, **options)
     assert path.read_bytes() == images[drawing.index].bytes, f"{path.name} is not what the model draws"
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -79,7 +86,7 @@ def check_drawing(drawing: Drawing, answer: Answer) -> None:
     assert pixels.shape == (128, 128, 3)
     if drawing.shows is not None:
         check_shown(pixels, drawing.shows)
-    if drawing.shows is None or drawing.shows.concepts == RED_APPLE:
+    if drawing.source is None and (drawing.shows is None or drawing.shows.concepts == RED_APPLE):
         middle = pixels[48:80, 48:80].reshape(-1, 3).mean(0)
         assert middle[0] > 1.5 * max(middle[1:]), "the middle of a red apple is red"
 
@@ -113,6 +120,21 @@ def check_python_usage(answer: Answer) -> None:
 def check_generate(answer: Answer) -> None:
     [(name, seed, seconds)] = re.findall(r"\A(\S+): seed (\d+), ([\d.]+) s\n\Z", answer.stdout)
     assert int(seed) == seed_of(answer.folder / name) and float(seconds) > 0.0
+
+
+def check_edit(answer: Answer) -> None:
+    response = ImageResponse.model_validate_json(answer.stdout)
+    images = answer.pipeline.edit("a green apple", answer.folder / "red-apple.png", strength=0.6, seed=7)
+    (image,) = response.data
+    assert base64.b64decode(image.b64_json or "") == images[0].bytes
+    edit = response.usage.safelight.edit
+    assert edit is not None and response.usage.safelight.seeds == [7]
+
+
+def check_stream(answer: Answer) -> None:
+    *previews, completed = answer.stdout.split()
+    assert completed == "image_generation.completed"
+    assert set(previews) <= {"image_generation.partial_image"} and len(previews) <= 2
 
 
 def check_generate_json(answer: Answer) -> None:
@@ -253,7 +275,17 @@ def apples(prefix: str, count: int, **options: Any) -> tuple[Drawing, ...]:
     )
 
 
+GREEN_APPLE = Drawing("green-apple.png", "a green apple", {"seed": 7}, source="red-apple.png", strength=0.6)
 EXPECTATIONS = (
+    Expectation(r"client\.images\.edit\(", drawings=(GREEN_APPLE,)),
+    Expectation(r"curl .*/v1/images/edits", check_edit),
+    Expectation(
+        r"stream=True",
+        check_stream,
+        (Drawing("streamed-apple.png", "a red apple", {"seed": 7}, 0, Prompt("", RED_APPLE)),),
+    ),
+    Expectation(r'pipeline\.edit\("a green apple"', drawings=(GREEN_APPLE,)),
+    Expectation(r'generate "a green apple" --image', check_generate, (GREEN_APPLE,)),
     Expectation(
         r"curl .*/v1/images/generations",
         drawings=(Drawing("apple.png", "a red apple", {"seed": 1}, 0, Prompt("", RED_APPLE)),),
@@ -268,7 +300,7 @@ EXPECTATIONS = (
         drawings=(Drawing("red-apple.png", "a red apple", {"seed": 1}, 0, Prompt("", RED_APPLE)),),
     ),
     Expectation(
-        r"from openai import",
+        r'prompt="a red apple",\n    n=2',
         drawings=apples("apple", 2, seed=7, num_inference_steps=12, guidance_scale=5.0),
     ),
     Expectation(r"curl .*/v1/models$", check_served_models),

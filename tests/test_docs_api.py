@@ -10,13 +10,16 @@ import pytest
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import ServiceError
+from safelight.service.http.reading.field_names import SIBLINGS
+from safelight.service.http.reading.quality import STEPS, TIERS
 from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_output, make_params
 from safelight.service.http.validation import parse_request
 from safelight.service.messages import ImageFormat
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/api.md").read_text(encoding="utf-8")
-FIELDS_SECTION = PAGE.split("## The response")[0]
+FIELDS_SECTION = PAGE.split("### Quality")[0]
+SIBLINGS_SECTION = PAGE.split("## How requests are read")[1].split("## The response")[0]
 ROWS = {
     name: (allowed, default)
     for name, allowed, default in re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", FIELDS_SECTION, re.MULTILINE)
@@ -44,6 +47,8 @@ def allowed_by(schema: dict[str, Any]) -> str:
     if "maxLength" in rule:
         start = f"{rule['minLength']} to" if "minLength" in rule else "up to"
         return f"{start} {rule['maxLength']:,} characters"
+    if "maximum" in rule and rule["minimum"] == rule["maximum"]:
+        return str(rule["minimum"])
     if "maximum" in rule:
         high = "2⁵³ − 1" if rule["maximum"] == 2**53 - 1 else f"{rule['maximum']:g}"
         return f"{rule['minimum']:g} to {high}"
@@ -52,6 +57,9 @@ def allowed_by(schema: dict[str, Any]) -> str:
         "size": "one of the model's sizes as `WIDTHxHEIGHT`, or `auto`",
         "solver": "one of the model's `solvers` in `/v1/models`",
         "timestep_spacing": "one of the model's `timestep_spacings` in `/v1/models`",
+        "stream": "`true`: the answer is a [stream of events](#streaming)",
+        "user": "any text",
+        "safety_identifier": "any text",
     }[schema["title"].lower().replace(" ", "_")]
 
 
@@ -96,6 +104,19 @@ def test_the_default_is_the_models(name: str) -> None:
     assert request(**{name: value}) == request()
 
 
+def test_the_names_of_other_servers_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+).* \|$", SIBLINGS_SECTION, re.MULTILINE)
+    assert {field: tuple(re.findall(r"`(\w+)`", names)) for field, names in rows} == SIBLINGS
+
+
+def test_the_steps_of_each_quality_are_those_of_the_code() -> None:
+    (table,) = re.findall(r"### Quality\n(.*?)\n## ", PAGE, re.DOTALL)
+    factors = {"half, rounded up": 0.5, "the default": 1, "twice": 2, "three times": 3, "four times": 4}
+    rows = re.findall(r"^\| (`.*`) \| (.*) \|$", table, re.MULTILINE)[1:]
+    page = {name: factors[steps] for names, steps in rows for name in re.findall(r"`(\w+)`", names)}
+    assert page == {name: STEPS[quality] for name, quality in TIERS.items()}
+
+
 WORDS = ("required", "the model's", "the served model", "random, and reported")
 
 
@@ -114,6 +135,7 @@ OTHER_VALUES: dict[str, object] = {  # so that a field that is not read at all w
     "output_format": "webp",
     "output_compression": 99,
     "negative_prompt": "green",
+    "quality": "high",
     "eta": 0.5,
     "guidance_interval": [0.1, 1.0],
     "guidance_stride": 2,

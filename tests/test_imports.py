@@ -20,15 +20,17 @@ ARROWS: dict[str, str] = {
     "models.evaluation": "models.checkpoints",
     "models.networks": "models.checkpoints",
     "models.text": "models.checkpoints",
-    "models.vae": "models.checkpoints models.cuda_runtime",
+    "models.autoencoders": "models.checkpoints models.networks",
     "models.packed": "models.cuda_runtime models.networks",
-    "models.tiny": "models.checkpoints models.networks models.vae",
+    "models.tiny": "models.autoencoders models.checkpoints models.networks",
     "models.families": "models.checkpoints models.networks models.packed models.text",
     "models.denoisers": "models.checkpoints models.families models.networks models.packed",
     "models.find_checkpoint": "models.checkpoints models.families models.tiny",
-    "models.inspection": "models.checkpoints models.denoisers models.families models.networks models.vae",
+    "models.inspection": (
+        "models.autoencoders models.checkpoints models.denoisers models.families models.networks"
+    ),
     "pipeline.errors": "",
-    "pipeline.flops": "models.families models.networks",
+    "pipeline.flops": "models.autoencoders models.families models.networks",
     "pipeline.params": "",
     "pipeline.scheduling": "",
     "pipeline.diffusion": "pipeline.errors",
@@ -37,16 +39,16 @@ ARROWS: dict[str, str] = {
         "pipeline.diffusion pipeline.errors pipeline.params"
     ),
     "pipeline.engine": (
-        "models.networks models.text models.vae pipeline.diffusion pipeline.errors "
+        "models.autoencoders models.networks models.text pipeline.diffusion pipeline.errors "
         "pipeline.flops pipeline.params pipeline.scheduling"
     ),
     "pipeline.assembly": (
-        "models.checkpoints models.denoisers models.families models.find_checkpoint "
-        "models.inspection models.vae pipeline.catalog pipeline.engine pipeline.scheduling"
+        "models.autoencoders models.checkpoints models.denoisers models.families models.find_checkpoint "
+        "models.inspection pipeline.catalog pipeline.engine pipeline.scheduling"
     ),
     "pipeline.capacity": (
-        "models.checkpoints models.families models.text pipeline.catalog pipeline.diffusion "
-        "pipeline.errors pipeline.flops pipeline.scheduling"
+        "models.autoencoders models.checkpoints models.families models.text pipeline.catalog "
+        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling"
     ),
     "pipeline.calibration": (
         "models.checkpoints models.denoisers models.packed pipeline.assembly "
@@ -54,7 +56,7 @@ ARROWS: dict[str, str] = {
         "pipeline.scheduling"
     ),
     "pipeline.evaluation": (
-        "models.checkpoints models.denoisers models.evaluation models.networks models.vae "
+        "models.autoencoders models.checkpoints models.denoisers models.evaluation models.networks "
         "pipeline.assembly pipeline.catalog pipeline.diffusion pipeline.engine "
         "pipeline.params"
     ),
@@ -67,43 +69,62 @@ ARROWS: dict[str, str] = {
     "service.errors": "pipeline.errors",
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
-    "service.settings": "",
-    "service.backend": "pipeline.params service.messages",
+    "service.model_values": "",
+    "service.image_store": "service.errors",
+    "service.setting_types": "service.image_store service.model_values",
+    "service.setting_sources": "service.runtime",
+    "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
+    "service.served_model": (
+        "models.checkpoints pipeline.catalog pipeline.errors service.model_values service.setting_types "
+        "service.settings"
+    ),
+    "service.previews": "pipeline.params service.messages service.runtime",
+    "service.image_stream": "pipeline.params service.messages",
+    "service.backend": "pipeline.params service.messages service.previews",
     "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
     "service.stages": (
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.usage"
     ),
-    "service.telemetry": "service.messages service.settings service.usage",
+    "service.telemetry": "service.messages service.setting_types service.settings service.usage",
     "service.dispatcher": (
-        "pipeline.params service.backend service.errors service.messages service.runtime "
-        "service.settings service.telemetry service.usage"
+        "pipeline.params service.backend service.errors service.image_stream service.messages "
+        "service.previews service.runtime service.settings service.telemetry service.usage"
     ),
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
-        "pipeline.engine pipeline.params service.messages service.runtime service.settings "
-        "service.stages"
+        "pipeline.engine pipeline.params service.messages service.previews service.runtime "
+        "service.settings service.stages"
     ),
     "service.http": (
-        "pipeline.catalog pipeline.errors pipeline.params pipeline.scheduling service.backend "
-        "service.dispatcher service.errors service.messages service.runtime service.settings "
-        "service.telemetry service.usage"
+        "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
+        "service.backend service.dispatcher service.errors service.image_store service.image_stream "
+        "service.messages service.previews "
+        "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
-        "pipeline.catalog pipeline.errors pipeline.params service.errors service.http "
-        "service.inprocess service.messages service.runtime service.settings"
+        "pipeline.catalog pipeline.errors service.errors service.http "
+        "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
         "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
-        "service.http service.inprocess service.messages service.settings service.stages "
-        "service.telemetry service.usage"
+        "service.http service.inprocess service.messages service.previews service.runtime "
+        "service.settings service.stages service.telemetry service.usage"
     ),
-    "service.app": "pipeline.catalog service.backend service.ray_serve service.settings",
-    "service.local": "pipeline.capacity pipeline.catalog service.app service.settings",
+    "service.app": (
+        "service.backend service.previews service.ray_serve service.served_model service.setting_types "
+        "service.settings"
+    ),
+    "service.local": (
+        "pipeline.capacity pipeline.catalog service.app service.previews service.runtime "
+        "service.served_model service.setting_types service.settings"
+    ),
+    "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",
 }
 # These start without torch, so that a gateway replica is small.
 TORCH_FREE = (
+    "models.autoencoders.options",
     "models.families",
     "models.find_checkpoint",
     "models.networks.config",
@@ -416,16 +437,20 @@ def test_the_map_names_every_package(part: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("models/vae.py", "import safelight.pipeline.params", "models.vae:1 imports pipeline.params"),
         (
-            "models/vae.py",
-            "def f():\n    from safelight.service import stages",
-            "models.vae:2 imports service",
+            "models/tiny.py",
+            "import safelight.pipeline.params",
+            "models.tiny:1 imports pipeline.params",
         ),
         (
-            "models/vae.py",
+            "models/tiny.py",
+            "def f():\n    from safelight.service import stages",
+            "models.tiny:2 imports service",
+        ),
+        (
+            "models/tiny.py",
             "from safelight.models.recipes import emoji",
-            "models.vae:1 imports models.recipes",
+            "models.tiny:1 imports models.recipes",
         ),
         (
             "models/recipes/emoji/train.py",
@@ -452,8 +477,8 @@ def test_the_map_names_every_package(part: str) -> None:
         ("pipeline/engine/runner.py", "from os import getenv", "only service.settings reads the environment"),
         (
             "pipeline/diffusion/solvers.py",
-            "from safelight.models import vae",
-            "imports models.vae (pipeline.diffusion may",
+            "from safelight.models import tiny",
+            "imports models.tiny (pipeline.diffusion may",
         ),
         (
             "pipeline/diffusion/solvers.py",
@@ -463,8 +488,8 @@ def test_the_map_names_every_package(part: str) -> None:
         ("pipeline/diffusion/spacing.py", "from ..engine import engine", "imports pipeline.engine.engine"),
         (
             "service/stages/denoise.py",
-            "from safelight.models.vae import load_vae",
-            "imports models.vae (service.stages",
+            "from safelight.models.tiny import write_tiny",
+            "imports models.tiny (service.stages",
         ),
         (
             "service/inprocess.py",
@@ -524,7 +549,11 @@ def test_a_right_import_passes(tmp_path: Path, path: str, source: str) -> None:
 def _tree_with(root: Path, path: str, source: str) -> Tree:
     """A small clean tree in which one file is replaced by `source`."""
     files = {f"{part}/__init__.py": "" for part in (*PARTS, "models/recipes", "models/recipes/emoji")}
-    files |= {"models/vae.py": "import torch", "pipeline/params.py": "", "pipeline/engine/engine.py": ""}
+    files |= {
+        "models/tiny.py": "import torch",
+        "pipeline/params.py": "",
+        "pipeline/engine/engine.py": "",
+    }
     files |= {"pipeline/diffusion/spacing.py": "import math", "pipeline/catalog/planning.py": "import torch"}
     for name, text in (files | {path: source}).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """Every command in the README and the user pages gives the right answer, against a live service."""
 
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 import safelight
 from safelight.service.cli import COMMANDS
 from tests.deploy.manifests import PROJECT
-from tests.live import LiveService
+from tests.live import LiveService, user_environment
 from tests.readme_answers import EXPECTATIONS, Answer, check_drawing, expectation_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,12 +138,7 @@ def _run(command: Command, live_service: LiveService, folder: Path) -> str:
     text = command.text.replace("localhost:8000", f"127.0.0.1:{live_service.port}")
     text = re.sub(r"\bcurl ", "curl --fail-with-body ", text)
     done = subprocess.run(
-        [*shell, text], cwd=folder, env=_environment(), capture_output=True, text=True, timeout=900
+        [*shell, text], cwd=folder, env=user_environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    """The environment of a user's shell: without the variables that help Python find packages."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -1,5 +1,6 @@
 """The pinned versions in requirements/ satisfy pyproject.toml; `make lock` renews them."""
 
+import json
 import re
 
 import pytest
@@ -10,10 +11,12 @@ from tests.deploy.manifests import PROJECT, ROOT, pins
 
 EXTRAS = {  # of each file, as in the Makefile
     "serve": (),
-    "dev": ("dev", "docs", "load", "otel", "t5"),
-    "image": ("otel", "t5"),
-    "image-cuda": ("cuda", "otel", "t5"),
+    "dev": ("dev", "docs", "load", "mcp", "otel", "t5"),
+    "image": ("mcp", "otel", "t5"),
+    "image-cuda": ("cuda", "mcp", "otel", "t5"),
 }
+FILES = (*EXTRAS, "clients")  # clients.in lists what clients.txt pins
+NODE = ROOT / "tests/clients/node"
 OF_TORCH = {"torch", "torchvision"}  # installed first, from TORCH_SPEC
 
 
@@ -28,7 +31,26 @@ def test_every_dependency_is_pinned_to_an_allowed_version(name: str) -> None:
             assert requirement.specifier.contains(versions[package]), f"{requirement}: run `make lock`"
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+def test_every_client_is_pinned_to_an_allowed_version() -> None:
+    text = (ROOT / "requirements/clients.in").read_text(encoding="utf-8")
+    requirements = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+    versions = pins("clients")
+    assert requirements and all(
+        requirement.specifier.contains(versions[canonicalize_name(requirement.name)])
+        for requirement in requirements
+    )
+
+
+def test_the_packages_of_node_are_locked_and_name_no_registry() -> None:
+    lock = json.loads((NODE / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    project = lock.pop("")
+    assert project["dependencies"] == json.loads((NODE / "package.json").read_text())["dependencies"]
+    assert lock.keys() >= {f"node_modules/{name}" for name in project["dependencies"]}
+    for package in lock.values():
+        assert package["integrity"].startswith("sha512-") and "resolved" not in package
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_every_pin_has_hashes(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
     assert [line for line in text.splitlines() if line.strip() and "--hash=sha256:" not in line] == []
@@ -53,5 +75,6 @@ def test_the_makefile_locks_these_files_for_this_torch() -> None:
     for name, extras in EXTRAS.items():
         options = "".join(f"--extra {extra} " for extra in extras)
         assert f"\t$(LOCK) {options}-o requirements/{name}.txt\n" in makefile
+    assert "\t$(COMPILE) requirements/clients.in -o requirements/clients.txt\n" in makefile
     (spec,) = re.findall(r"^TORCH_SPEC \?= (.*)$", makefile, re.MULTILINE)
     assert (ROOT / "requirements" / "torch.txt").read_text().split() == spec.split()

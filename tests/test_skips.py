@@ -1,8 +1,11 @@
 """tests/skips.py and tests/needs.py: skips are counted, and fail a run of continuous integration."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -73,13 +76,15 @@ def test_a_reason_must_be_listed_completely() -> None:
 
 def test_every_need_names_tests_that_exist() -> None:
     """A renamed file would run without its need being checked."""
+    fixture_files = ("deploy/test_prometheus.py", "page/conftest.py")
+    fixture_source = "".join((ROOT / "tests" / file).read_text(encoding="utf-8") for file in fixture_files)
     for need in needs.NEEDS:
         for node in need.tests:
             file, _, name = node.partition("::")
             source = (ROOT / "tests" / file).read_text(encoding="utf-8")
             assert f"def {name.partition('[')[0]}" in source, node
         for fixture in need.fixtures:
-            assert f"def {fixture}(" in (ROOT / "tests/deploy/test_prometheus.py").read_text(encoding="utf-8")
+            assert f"def {fixture}(" in fixture_source
 
 
 def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +94,24 @@ def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
     assert needs.pytest_report_header() == [
         "a C++ compiler with Python's headers is missing: apt-get install g++ python3-dev"
     ] + [need.reason for need in needs.NEEDS if need is not compiler and not need.is_met()]
+
+
+def test_what_make_makes_is_made_in_continuous_integration_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the process that starts the workers, with the environment that runs the tests."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    missing = needs.Need("an environment", "", lambda: False, target="clients")
+    assert missing.reason == "an environment is missing: make clients"
+    monkeypatch.setattr(needs, "NEEDS", (missing,))
+    monkeypatch.setattr(needs, "subprocess", SimpleNamespace(run=run))
+    main = cast(pytest.Session, SimpleNamespace(config=SimpleNamespace()))
+    worker = cast(pytest.Session, SimpleNamespace(config=SimpleNamespace(workerinput={})))
+    for is_ci in (False, True):
+        monkeypatch.setattr(needs, "IS_CI", is_ci)
+        needs.pytest_sessionstart(worker)
+        needs.pytest_sessionstart(main)
+    assert [command[:3] for command in commands] == [["make", "clients", f"VENV={sys.prefix}"]]

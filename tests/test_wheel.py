@@ -4,12 +4,12 @@ Python and Ray put the current folder on the import path, so that a foreign pack
 instead.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import httpx2
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.broken import tiny_without
-from tests.live import serving
+from tests.live import serving, user_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("models", "pipeline", "service")
@@ -67,6 +67,12 @@ def test_the_clean_environment_imports_the_wheel(clean_bin: Path, foreign_folder
     assert all(clean_bin.parent in path.parents for path in paths), paths
 
 
+def test_the_wheel_has_the_page(wheel: Path) -> None:
+    folder = "service/http/page/files"
+    names = {f"safelight/{folder}/{file.name}" for file in (ROOT / folder).iterdir()}
+    assert names and names <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_generate_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path) -> None:
     argv = ("generate", "a red apple", "--steps", "2", "-o", "apple.png")
     _run(clean_bin / "safelight", *argv, cwd=foreign_folder)
@@ -88,7 +94,9 @@ def test_the_python_api_draws_beside_foreign_packages(clean_bin: Path, foreign_f
 
 def test_serve_draws_beside_foreign_packages(clean_bin: Path, foreign_folder: Path) -> None:
     safelight = clean_bin / "safelight"
-    with serving(foreign_folder, "--stages", "colocated", safelight=safelight, env=_environment()) as service:
+    with serving(
+        foreign_folder, "--stages", "colocated", safelight=safelight, env=user_environment()
+    ) as service:
         response = httpx2.post(
             f"{service.url}/v1/images/generations",
             json={"prompt": "a red apple", "num_inference_steps": 2},
@@ -105,7 +113,7 @@ def test_serve_refuses_a_broken_checkpoint_beside_foreign_packages(
     process = subprocess.run(
         [clean_bin / "safelight", "serve", "--model", model.name, "--port", "0"],
         cwd=foreign_folder,
-        env=_environment(),
+        env=user_environment(),
         capture_output=True,
         text=True,
     )
@@ -120,11 +128,7 @@ def _pip(*arguments: str | Path) -> None:
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
     process = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=_environment(), capture_output=True, text=True
+        [str(word) for word in command], cwd=cwd, env=user_environment(), capture_output=True, text=True
     )
     assert process.returncode == 0, f"{' '.join(map(str, command))}\n{process.stdout}\n{process.stderr}"
     return process.stdout
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -16,12 +16,15 @@ RAY_FILES = (
     "tests/deploy/test_placement.py",
     "tests/deploy/test_prometheus.py",
     "tests/e2e/test_service.py",
+    "tests/e2e/test_streaming.py",
     "tests/loadtests/test_command.py",
     "tests/test_readme.py",
     "tests/e2e/test_autoscaling.py",
     "tests/chaos/test_conservation.py",
+    "tests/environments/test_start.py",
+    "tests/environments/test_death.py",
     "tests/service/telemetry/test_tracing.py",
-    "tests/service/test_families.py",
+    "tests/e2e/test_families.py",
     "tests/test_wheel.py",
 )
 RANKS = {file: rank for rank, file in enumerate(RAY_FILES)}

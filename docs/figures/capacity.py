@@ -53,7 +53,7 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "published": published_table(runs),
         "batching": _simulated(runs, "batching"),
         "forecasts": forecasts(runs),
-        "fleet": _simulated(runs, "fleet"),
+        "fleet": fleets(runs),
         "unit costs": unit_costs(runs),
     }
 
@@ -162,6 +162,35 @@ def unit_costs(runs: Sequence[Run]) -> str:
     ]
     lines = [f"{HEADINGS[run.folder]}: {run.provenance}" for run in measured]
     return "\n\n".join([table(("processor time", "assumed, ms", *names), rows), *lines])
+
+
+FLEET_HEADER = (
+    "max GPUs", "images/h", "p50, s", "p95, s", "p99, s", "GPU hours", "utilisation", "cost of 1000",
+    "gateway processes", "ledger", "controller",
+)  # fmt: skip
+
+
+def fleets(runs: Sequence[Run]) -> str:
+    """The fleets that `safelight simulate` followed, and the load of their control planes."""
+    run = find_run(runs, "simulated", "fleet")
+    rows = [_fleet_row(report) for report in run.figures["fleets"]]
+    return "\n\n".join([run.provenance, table(FLEET_HEADER, rows)])
+
+
+def _fleet_row(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of the table of fleets, from one entry of `fleets` in `safelight simulate --json`."""
+    control_plane = report["control_plane"]
+    return (
+        f"{report['gpus']:,}",
+        f"{report['images_per_hour']:,.0f}",
+        *(f"{report[name]:.2f}" for name in ("p50_s", "p95_s", "p99_s")),
+        f"{report['gpu_hours']:,.0f}",
+        f"{report['utilisation']:.0%}",
+        f"{report['cost_per_1000_images']:.2f}",
+        f"{control_plane['gateways']['used']:.1f}",
+        f"{control_plane['ledger']['share']:.0%}",
+        f"{control_plane['controller']['share']:.0%}",
+    )
 
 
 def _of_machines(runs: Sequence[Run], name: str) -> list[Run]:

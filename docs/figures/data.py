@@ -15,6 +15,7 @@ TITLES = {
     "forecasts": "Forecasts of throughput and latency",
     "control-plane": "Unit costs of the control plane",
     "http": "Over HTTP",
+    "streaming": "Previews",
 }
 
 

@@ -8,6 +8,7 @@ from docs.figures.markdown import table
 from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
     FORECAST_BARS,
+    STREAMING_BARS,
     UPDATE_BARS,
     VERDICT_HEADER,
     judge,
@@ -52,7 +53,7 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
 
 def bars_table() -> str:
     """Every bar, and a second table of those that are out of reach on some kind of machine."""
-    bars = (*BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS)
+    bars = (*BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS, *STREAMING_BARS)
     misses = [
         (bar.name, kind, bar.as_text(miss.limit), miss.reason)
         for bar in bars
@@ -157,6 +158,27 @@ def _update(run: Run) -> list[str]:
     return [table(VERDICT_HEADER, [verdict.cells for verdict in verdicts])]
 
 
+def _streaming(run: Run) -> list[str]:
+    """What previews cost, and the range of the rounds."""
+    figures = run.figures
+    costs, shares = figures["throughput_costs"], figures["first_preview_shares"]
+    rows = [
+        ("images an hour, eight at a time", f"{figures['images_per_hour']:,.0f}"),
+        ("the same with previews", f"{figures['images_per_hour_streamed']:,.0f}"),
+        ("throughput cost of single rounds", f"{min(costs):.1%} to {max(costs):.1%}"),
+        (
+            "previews drawn of the two that an image asks for, eight at a time",
+            f"{figures['previews_per_image']:.2f}",
+        ),
+        ("first preview of single images, share of the latency", f"{min(shares):.0%} to {max(shares):.0%}"),
+    ]
+    verdicts = judge(STREAMING_BARS, figures, run.kind)
+    return [
+        table(VERDICT_HEADER, [verdict.cells for verdict in verdicts]),
+        table(("figure", "measured"), rows),
+    ]
+
+
 def _load_test(run: Run) -> list[str]:
     """`report.json` of a load test."""
     words = {True: "met", False: "missed", None: "not reachable here"}
@@ -167,7 +189,11 @@ def _load_test(run: Run) -> list[str]:
 
 
 RENDERERS: dict[str, Callable[[Run], list[str]]] = {"bench": _bench}
-RAW_RENDERERS: dict[str, Callable[[Run], list[str]]] = {"update": _update, "http": _load_test}
+RAW_RENDERERS: dict[str, Callable[[Run], list[str]]] = {
+    "update": _update,
+    "http": _load_test,
+    "streaming": _streaming,
+}
 
 
 def newest_bench(runs: Sequence[Run]) -> Run:

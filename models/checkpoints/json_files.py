@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safelight.models.checkpoints.missing_files import describe_missing
+
 CLIP_CONFIG = "open_clip_config.json"
 
 
@@ -25,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        raise CheckpointError(f"{path} {describe_missing(path)}") from None
     except RecursionError:
         raise CheckpointError(f"{path} is nested too deeply") from None
     except OSError as error:

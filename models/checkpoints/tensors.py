@@ -8,23 +8,26 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.missing_files import describe_missing
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
+from safelight.models.checkpoints.weight_files import CLIP_WEIGHTS as CLIP_WEIGHTS
+from safelight.models.checkpoints.weight_files import WEIGHTS as WEIGHTS
+from safelight.models.checkpoints.weight_files import find_weight_files
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-CLIP_WEIGHTS = "open_clip_model.safetensors"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 READABLE = ("F64", "F32", "F16", "BF16", "I64")  # I64: position numbers, in older files
 
 # Older names of attention in diffusers' autoencoders, which published files still have.
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -45,6 +48,7 @@ class PartFiles:
     `expected_shapes` takes the part's folder and returns the tensors that its configuration asks for.
     `canonical_names` returns a file's tensors under the names in `expected_shapes`.
     `check_tokenizer` takes the folders of the part and of its tokenizer.
+    `unknown_options` takes the part's folder and returns the keys of its configuration that are not known.
     All of them raise `CheckpointError`.
     """
 
@@ -52,16 +56,23 @@ class PartFiles:
     expected_shapes: Callable[[Path], Shapes]
     canonical_names: Callable[[dict[str, Any]], dict[str, Any]] = dict
     check_tokenizer: Callable[[Path, Path], object] | None = None
+    unknown_options: Callable[[Path], tuple[str, ...]] | None = None
 
 
-def list_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, StoredTensor]:
+def list_tensors(
+    folder: Path,
+    weights: str = WEIGHTS,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
+    dtype: torch.dtype | None = None,
+) -> dict[str, StoredTensor]:
     """All tensors of a part of a checkpoint (one file or a sharded index), from the files' headers.
 
-    Keys are the names that diffusers uses now.
+    Keys are the names that diffusers uses now. `dtype` is what they are converted to, which may decide the
+    variant.
     Raises `CheckpointError` for files that cannot be read or contradict their index.
     """
     tensors: dict[str, StoredTensor] = {}
-    for file, indexed_names in _weight_files(folder, weights).items():
+    for file, indexed_names in find_weight_files(folder, weights, options, dtype_name(dtype)).files.items():
         in_file = _read_header(file)
         if repeated := tensors.keys() & in_file.keys():
             name = min(repeated)
@@ -107,8 +118,13 @@ def differences(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tu
 
 
 def load_into(
-    module: nn.Module, folder: Path, device: str, dtype: torch.dtype, weights: str = WEIGHTS
-) -> nn.Module:
+    module: AnyModule,
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+    weights: str = WEIGHTS,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
+) -> AnyModule:
     """Fill `module` with the tensors of a part of a checkpoint.
 
     Args:
@@ -117,6 +133,7 @@ def load_into(
         device: where the tensors are put.
         dtype: what they are converted to.
         weights: the name of the weight file.
+        options: which variant of the files is read.
 
     Returns:
         The module, in evaluation mode and without gradients.
@@ -124,13 +141,13 @@ def load_into(
     Raises:
         CheckpointError: before a weight is read, if the files hold other tensors than the module.
     """
-    stored = list_tensors(folder, weights)
+    stored = list_tensors(folder, weights, options, dtype)
     if faults := differences(shapes_of(module.state_dict()), shapes_of(stored)):
         raise CheckpointError(f"{folder}: {faults[0]}")
     return fill(module, read_stored(stored, device, dtype), folder)
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+def fill(module: AnyModule, tensors: dict[str, Tensor], folder: Path) -> AnyModule:
     """Assign `tensors` to `module`, and return it in evaluation mode and without gradients.
 
     Raises `CheckpointError` about `folder` unless all names and shapes match.
@@ -146,7 +163,14 @@ def shapes_of(tensors: Mapping[str, Tensor | StoredTensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """The name of `dtype` without "torch."; empty for None."""
+    return "" if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def _read_header(file: Path) -> dict[str, StoredTensor]:
+    if not file.exists():
+        raise CheckpointError(f"{file} {describe_missing(file)}")
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file")
     try:
@@ -187,48 +211,3 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 def _current_name(name: str) -> str:
     """The name that diffusers uses now for a tensor called `name` in a file."""
     return OLD_ATTENTION.sub(lambda match: f"{match[1]}.{NEW_ATTENTION[match[2]]}.", name)
-
-
-def _weight_files(folder: Path, weights: str) -> dict[Path, list[str]]:
-    """The files to read, each with the names that an index lists for it (none without an index)."""
-    if (folder / weights).exists():
-        return {folder / weights: []}
-    if (folder / f"{weights}.index.json").exists():
-        return _read_index(folder / f"{weights}.index.json")
-    stem, suffix = weights.rsplit(".", 1)
-    variants = _variants(folder, rf"{re.escape(stem)}\.(\w+)\.{suffix}") | _variants(
-        folder, rf"{re.escape(weights)}\.index\.(\w+)\.json"
-    )
-    if len(variants) > 1:
-        raise CheckpointError(
-            f"{folder / weights} is missing, "
-            f"and which of the variants {', '.join(sorted(variants))} to read is not said"
-        )
-    for file in variants.values():
-        return _read_index(file) if file.suffix == ".json" else {file: []}
-    if pickles := sorted(file.name for file in folder.glob("*") if file.suffix in PICKLE_SUFFIXES):
-        raise CheckpointError(
-            f"{folder / pickles[0]} is a pickle, which is never loaded; convert it to {weights}"
-        )
-    raise CheckpointError(f"{folder / weights} is missing")
-
-
-def _variants(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files of the same weights in other dtypes, by variant: `model.fp16.safetensors` is "fp16"."""
-    matches = ((re.fullmatch(pattern, file.name), file) for file in folder.glob("*"))
-    return {match[1]: file for match, file in matches if match}
-
-
-def _read_index(index: Path) -> dict[Path, list[str]]:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index} has no weight_map")
-    files: dict[Path, list[str]] = {}
-    for tensor, name in places.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {name!r}, which is not a safetensors file beside it")
-        files.setdefault(index.parent / name, []).append(tensor)
-    for file in sorted(files):
-        if not file.exists():
-            raise CheckpointError(f"{file} is missing, although the index names it")
-    return files

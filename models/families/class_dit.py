@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.families.published import VAE_4
 from safelight.models.families.spec import (
     Configs,
@@ -91,7 +92,9 @@ class ClassConditioning(TextConditioning):
     def description(self) -> str:
         return "an ImageNet class, by name or number"
 
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> TextTower:
         return LabelTower(folder)
 
     def check_fit(self, folder: Path) -> None:

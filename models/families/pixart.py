@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
+from safelight.models.checkpoints.model_index import read_part_class
 from safelight.models.checkpoints.options import checked
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.families.encoders import open_clip_files, t5_files
 from safelight.models.families.published import T5_XXL, VAE_4
 from safelight.models.families.spec import (
@@ -23,7 +25,6 @@ from safelight.models.families.spec import (
     TextConditioning,
     count_image_tokens,
     patch_flops,
-    read_part_class,
     read_transformer,
     require_text_width,
 )
@@ -108,17 +109,22 @@ class PixArtSpec(NetworkSpec[DiTConfig]):
 class OpenClipConditioning(TextConditioning):
     """An open_clip text tower. Its pooled vector is one more state in front of the token states."""
 
-    parts = (Part(TEXT_ENCODER, open_clip_files, config_file=CLIP_CONFIG),)
+    parts = (Part(TEXT_ENCODER, open_clip_files, config_file=CLIP_CONFIG, is_in_index=False),)
 
     @property
     def description(self) -> str:
         return "an open_clip text tower"
 
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
+    def import_libraries(self) -> None:
+        import safelight.models.text.clip  # noqa: F401
+
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> TextTower:
         """Load the tower, which is small and always in float32 on the CPU."""
         from safelight.models.text.clip import ClipTextTower
 
-        return ClipTextTower(folder / TEXT_ENCODER)
+        return ClipTextTower(folder / TEXT_ENCODER, options)
 
     def check_fit(self, folder: Path) -> None:
         caption_channels = read_transformer(folder).get("caption_channels")
@@ -148,10 +154,17 @@ class T5Conditioning(TextConditioning):
     def description(self) -> str:
         return f"T5-XXL, {self.num_tokens} tokens"
 
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
+    def import_libraries(self) -> None:
+        from safelight.models.text.t5 import import_network
+
+        import_network()
+
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> TextTower:
         from safelight.models.text.t5 import T5Tower
 
-        return T5Tower(folder / TEXT_ENCODER, folder / "tokenizer", self.num_tokens, device, dtype)
+        return T5Tower(folder / TEXT_ENCODER, folder / "tokenizer", self.num_tokens, device, dtype, options)
 
     def check_fit(self, folder: Path) -> None:
         caption_channels = read_transformer(folder).get("caption_channels")

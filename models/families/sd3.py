@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safelight.models.checkpoints.json_files import read_json
 from safelight.models.checkpoints.options import checked
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.families.encoders import hf_clip_files, t5_files
 from safelight.models.families.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE_16
 from safelight.models.families.spec import (
@@ -122,10 +123,15 @@ class ThreeEncoderConditioning(TextConditioning):
     def description(self) -> str:
         return "CLIP-L and OpenCLIP bigG, 77 tokens; T5-XXL, 256 tokens, zeros in its place when absent"
 
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
+    def import_libraries(self) -> None:
+        import safelight.models.text.sd3  # noqa: F401
+
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> TextTower:
         from safelight.models.text.sd3 import Sd3Towers
 
-        return Sd3Towers(folder, device, dtype)
+        return Sd3Towers(folder, device, dtype, options)
 
     def check_fit(self, folder: Path) -> None:
         pooled_width = read_transformer(folder).get("pooled_projection_dim", POOLED_WIDTH)

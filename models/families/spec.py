@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.model_index import has_optional_part
+from safelight.models.checkpoints.read_options import ReadOptions
+from safelight.models.checkpoints.weight_files import list_variants
 from safelight.models.text.label import Labels
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ class Part:
     load_files: Callable[[], PartFiles] | None = None
     tokenizer: str | None = None  # the folder of its tokenizer
     is_optional: bool = False
+    is_in_index: bool = True  # whether model_index.json names its class
     config_file: str = "config.json"
 
 
@@ -150,8 +154,16 @@ class TextConditioning(ABC):
     def description(self) -> str:
         """What reads the prompt, in words."""
 
+    def import_libraries(self) -> None:  # noqa: B027 - optional
+        """Import what `load_tower` needs, if that is large: two threads must not import it at the same time.
+
+        By default nothing is imported.
+        """
+
     @abstractmethod
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> TextTower:
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> TextTower:
         """Load the text encoders of the checkpoint in `folder`, and nothing else of it.
 
         Raises `CheckpointError` naming what is wrong.
@@ -221,10 +233,17 @@ def read_transformer(folder: Path) -> PartConfig:
     return read_json(folder / "transformer" / "config.json")
 
 
-def read_part_class(folder: Path, part: str) -> str | None:
-    """The class that `model_index.json` names for `part`; None for one that is left out (`[null, null]`)."""
-    entry = read_json(folder / "model_index.json").get(part)
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+def has_part(folder: Path, part: Part) -> bool:
+    """Whether the checkpoint in `folder` has `part`: only an optional part may be missing."""
+    return not part.is_optional or has_optional_part(folder, part.folder, part.tokenizer)
+
+
+def check_variant(folder: Path, family: Family, variant: str) -> None:
+    """Raise `CheckpointError` if no part of the checkpoint in `folder` has the `variant`; empty: none."""
+    variants = list_variants(folder / part.folder for part in family.parts)
+    if variant and variant not in variants:
+        listed = f"there are {', '.join(variants)}" if variants else "there is no variant at all"
+        raise CheckpointError(f"{folder}: no part has safetensors files of the variant {variant!r}; {listed}")
 
 
 def require_text_width(

@@ -7,9 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
-from safelight.models.checkpoints.tensors import Shapes, StoredTensor, differences, list_tensors, shapes_of
-from safelight.models.families.spec import Family, Part
+from safelight.models.checkpoints.missing_files import describe_missing
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
+from safelight.models.checkpoints.tensors import (
+    PartFiles,
+    Shapes,
+    StoredTensor,
+    differences,
+    dtype_name,
+    list_tensors,
+    shapes_of,
+)
+from safelight.models.checkpoints.weight_files import find_weight_files
+from safelight.models.families.spec import Family, Part, check_variant, has_part
 from safelight.models.inspection.expected_tensors import files_of
 
 
@@ -22,12 +35,24 @@ class PartReport:
     num_parameters: int  # numbers in the weights, including tables that are not learned
     dtypes: Mapping[str, int]  # number of tensors by dtype, with safetensors' names
     bytes_on_disk: int
+    variant: str = ""  # of the weight files that are read; empty: those without a variant
+    ignored_options: tuple[str, ...] = ()  # of the configuration, because they are not known
 
 
-def check_parts(folder: Path, family: Family) -> tuple[list[PartReport], list[str]]:
-    """A report on every part of `family` in `folder`, and all faults, one line each."""
+def check_parts(
+    folder: Path,
+    family: Family,
+    options: ReadOptions = DEFAULT_READ_OPTIONS,
+    dtype: torch.dtype | None = None,
+) -> tuple[list[PartReport], list[str]]:
+    """A report on every part of `family` in `folder`, and all faults, one line each.
+
+    The weight files are those that are read for `dtype`, where the folder has several variants.
+    """
     faults: list[str] = []
-    reports = [_check_part(folder, part, faults) for part in family.parts]
+    with collected(faults, folder):
+        check_variant(folder, family, options.variant)
+    reports = [_check_part(folder, part, options, dtype, faults) for part in family.parts]
     conditioning = family.conditioning
     if not (faults and conditioning.check_needs_sound_parts):
         with collected(faults, folder / conditioning.checked_file):
@@ -62,18 +87,23 @@ def _in_words(error: Exception, path: Path) -> str:
     return f"{path}: {type(error).__name__}: {error}"
 
 
-def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
-    path, files = folder / part.folder, files_of(part)
+def _check_part(
+    folder: Path, part: Part, options: ReadOptions, dtype: torch.dtype | None, faults: list[str]
+) -> PartReport:
+    path, files = folder / part.folder, files_of(part, options)
+    if not has_part(folder, part):
+        return PartReport(part.folder, None, 0, {}, 0)
     if not path.is_dir():
-        if not part.is_optional:
-            add_fault(faults, f"{path} is missing")
+        add_fault(faults, f"{path} {describe_missing(path)}")
         return PartReport(part.folder, None, 0, {}, 0)
     expected: Shapes = {}
     stored: dict[str, StoredTensor] = {}
+    variant = ""
     with collected(faults, path):
         expected = files.expected_shapes(path)
     with collected(faults, path):
-        stored = files.canonical_names(list_tensors(path, files.weights))
+        variant = find_weight_files(path, files.weights, options, dtype_name(dtype)).variant
+        stored = files.canonical_names(list_tensors(path, files.weights, options, dtype))
     if expected and stored:
         for line in differences(expected, shapes_of(stored)):
             add_fault(faults, f"{path}: {line}")
@@ -89,7 +119,16 @@ def _check_part(folder: Path, part: Part, faults: list[str]) -> PartReport:
         num_parameters=sum(math.prod(shape) for shape in expected.values()),
         dtypes=Counter(tensor.dtype for tensor in stored.values()),
         bytes_on_disk=sum(file.stat().st_size for file in {tensor.file for tensor in stored.values()}),
+        variant=variant,
+        ignored_options=_ignored_options(path, files) if options.allow_unknown_config else (),
     )
+
+
+def _ignored_options(path: Path, files: PartFiles) -> tuple[str, ...]:
+    try:
+        return files.unknown_options(path) if files.unknown_options else ()
+    except CheckpointError:  # a fault that is already in the report
+        return ()
 
 
 def _class_name(path: Path) -> str:

@@ -23,6 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from safelight.models.autoencoders.interface import decode_latents
+from safelight.models.autoencoders.loading import build
+from safelight.models.autoencoders.options import read_options
 from safelight.models.checkpoints.json_files import spatial_compression
 from safelight.models.checkpoints.tensors import PartFiles
 from safelight.models.denoisers import build_empty, example_text
@@ -30,7 +33,6 @@ from safelight.models.families.registry import find_network, list_families, list
 from safelight.models.families.spec import Family, PartConfig, PublishedCheckpoint
 from safelight.models.inspection.expected_tensors import files_of
 from safelight.models.networks.interface import Network
-from safelight.models.vae import CLASSES, decode_latents
 
 NUM_TIMES = 30  # of the plan whose modulations a row holds
 
@@ -80,8 +82,7 @@ def decoding_activations(published: PublishedCheckpoint) -> int:
     """Bytes in bfloat16 at the peak of decoding one image of the native size."""
     config, side = published.configs["vae"], published.configs["transformer"]["sample_size"]
     with torch.device("meta"):
-        options = {key: value for key, value in config.items() if key != "_class_name"}
-        vae = CLASSES[config["_class_name"]](**options).bfloat16()
+        vae = build(read_options(config)).bfloat16()
         latents = torch.empty(1, config["latent_channels"], side, side, dtype=torch.bfloat16)
         return peak_bytes(lambda: decode_latents(vae, latents))
 

@@ -34,6 +34,12 @@ CLASS_DIT_FIXED = {
     "attention_bias": True, "upcast_attention": False,
     "attention_type": "default",  # stands in old folders only
 }  # fmt: skip
+# Options of diffusers' Transformer2DModel, in old folders, that change what a network computes.
+OLD_UNSUPPORTED = (
+    "num_vector_embeds", "use_linear_projection", "only_cross_attention", "double_self_attention",
+    "upcast_attention", "interpolation_scale", "use_additional_conditions", "caption_channels",
+    "cross_attention_dim",
+)  # fmt: skip
 CLASS_DIT_IGNORED = {"dropout", "norm_num_groups"}  # they change nothing at inference
 
 
@@ -65,7 +71,7 @@ class DiTConfig:
 
         Raises `CheckpointError` for an option that is not supported.
         """
-        refuse_unknown(config, DIT_OPTIONS)
+        refuse_unknown(config, DIT_OPTIONS, OLD_UNSUPPORTED)
         require(config, DIT_FIXED)
         options = DIT_DEFAULTS | {
             key: value for key, value in config.items() if value is not None or key == "out_channels"
@@ -200,7 +206,7 @@ class ClassDiTConfig:
         Raises `CheckpointError` for an option that is not supported.
         """
         names = {field.name for field in fields(cls)}
-        refuse_unknown(config, names | CLASS_DIT_FIXED.keys() | CLASS_DIT_IGNORED)
+        refuse_unknown(config, names | CLASS_DIT_FIXED.keys() | CLASS_DIT_IGNORED, OLD_UNSUPPORTED)
         require(config, CLASS_DIT_FIXED)
         options = {key: value for key, value in config.items() if key in names}
         if options.get("out_channels") is None:

@@ -4,7 +4,8 @@ A text is cleaned as in CLIP's training: mojibake and HTML entities are undone, 
 letters become lower case.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.missing_files import describe_missing
 
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text
 MAX_CACHED_WORDS = 10_000
+# Texts that hold no mojibake and no HTML entities.
+CLEAN_EMOJI = re.compile("[\U0001f000-\U0001faff\u200d\ufe0f]+")
+CLEAN_ASCII = re.compile("[ -%'-~]*")  # all but the ampersand
 # The marks for start and end of a text, from open_clip's spelling to the usual one.
 MARKS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 
@@ -46,13 +51,28 @@ class BytePairs:
         """The number of every token; a token that ends a word is spelt with `</w>`."""
         return dict(self._tokenizer.encoder)
 
-    def words(self, text: str) -> list[str]:
-        """Words and punctuation of `text`; a mark in open_clip's spelling is one of them."""
-        return [match[0] for match in self._tokenizer.pat.finditer(self._tokenizer.clean_fn(text))]
+    def words(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Words and punctuation of `text`, each with whether it follows the one before without a space.
+
+        A mark in open_clip's spelling is one of them.
+        """
+        end = -1
+        for match in self._tokenizer.pat.finditer(self.clean(text)):
+            yield match[0], match.start() == end
+            end = match.end()
+
+    def clean(self, text: str) -> str:
+        """`text` as in CLIP's training; what that would not change is recognised, which is a lot faster."""
+        if CLEAN_EMOJI.fullmatch(text):
+            return text
+        if CLEAN_ASCII.fullmatch(text):
+            return " ".join(text.split()).lower()
+        cleaned: str = self._tokenizer.clean_fn(text)
+        return cleaned
 
     def plain_words(self, text: str) -> list[str]:
         """Words and punctuation of `text`, with marks split: none stands for start or end of text."""
-        cleaned = self._tokenizer.clean_fn(text)
+        cleaned = self.clean(text)
         for mark in MARKS:
             cleaned = cleaned.replace(mark, f"{mark[0]} {mark[1:]}")
         return [match[0] for match in self._tokenizer.pat.finditer(cleaned)]
@@ -108,6 +128,8 @@ def _vocabulary_and_merges(folder: Path) -> tuple[dict[str, int], list[tuple[str
 
 
 def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise CheckpointError(f"{path} cannot be read: it {describe_missing(path)}")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

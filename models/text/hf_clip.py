@@ -14,6 +14,7 @@ import torch
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.checkpoints.tensors import PartFiles, Shapes, fill
 from safelight.models.text.bpe import BytePairs
 from safelight.models.text.config import ClipTextConfig
@@ -101,9 +102,15 @@ FILES = PartFiles(HF_WEIGHTS, expected_shapes, canonical_names, check_tokenizer)
 class HfClipTower:
     """The text tower in `folder`, on a device and in a dtype."""
 
-    def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
+    ):
         self.config = ClipTextConfig.read(folder)
-        tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype)
+        tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype, options)
         self._tower = build_empty(self.config)
         fill(self._tower, to_open_clip(tensors, self.config.num_hidden_layers), folder)
         with torch.device(device):

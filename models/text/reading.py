@@ -24,6 +24,7 @@ class TokenisedText:
     num_tokens: int  # of the known words, before truncation
     truncated: bool
     unknown_words: tuple[str, ...] = ()
+    prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Reading:
     num_tokens: int  # of the whole text, before truncation, without special tokens
     truncated: bool
     unknown_words: tuple[str, ...] = ()
+    prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
 
 
 class TextTower(Protocol):

@@ -19,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.model_index import has_optional_part
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.text.bpe import NUM_TOKENS, SPECIAL_TOKENS, BytePairs
 from safelight.models.text.config import SD3_T5_TOKENS, ClipTextConfig, T5EncoderConfig
 from safelight.models.text.hf_clip import HfClipTower
+from safelight.models.text.prompt_syntax import read_prompt
 from safelight.models.text.reading import Reading
 from safelight.models.text.t5 import T5Encoder
 
@@ -38,12 +41,18 @@ class Sd3Towers:
     anything but exactly the tensors that the configs ask for.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype):
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
+    ):
         self._pairs = BytePairs()
         self._context, self._width = fitting_sizes(folder)
         self._pads = _read_pads(self._pairs, folder, self._context)
-        self._clips = [HfClipTower(folder / part, device, dtype) for part in CLIPS]
-        self._t5 = _load_t5(folder, device, dtype) if has_t5(folder) else None
+        self._clips = [HfClipTower(folder / part, device, dtype, options) for part in CLIPS]
+        self._t5 = _load_t5(folder, device, dtype, options) if has_t5(folder) else None
         t5_flops = self._t5.flops_per_text if self._t5 else 0
         self.flops_per_text = sum(clip.flops_per_text for clip in self._clips) + t5_flops
 
@@ -62,7 +71,12 @@ class Sd3Towers:
         states = torch.cat([F.pad(clip_states, (0, self._width - clip_states.shape[1])), t5_states])
         mask = torch.ones(len(states), dtype=torch.bool)
         return Reading(
-            states, mask, pooled, len(tokens), is_t5_cut or len(tokens) > self._context - SPECIAL_TOKENS
+            states,
+            mask,
+            pooled,
+            len(tokens),
+            truncated=is_t5_cut or len(tokens) > self._context - SPECIAL_TOKENS,
+            prompt_syntax=read_prompt(text).marks,
         )
 
     def _read_t5(self, text: str) -> tuple[Tensor, bool]:
@@ -79,13 +93,13 @@ class Sd3Towers:
             )
 
 
-def _load_t5(folder: Path, device: torch.device | str, dtype: torch.dtype) -> T5Encoder:
-    return T5Encoder(folder / T5, folder / T5_TOKENIZER, SD3_T5_TOKENS, device, dtype)
+def _load_t5(folder: Path, device: torch.device | str, dtype: torch.dtype, options: ReadOptions) -> T5Encoder:
+    return T5Encoder(folder / T5, folder / T5_TOKENIZER, SD3_T5_TOKENS, device, dtype, options)
 
 
 def has_t5(folder: Path) -> bool:
     """Whether the checkpoint has its optional T5, 4.8 of the 5.6 billion parameters of the text encoders."""
-    return (folder / T5).is_dir()
+    return has_optional_part(folder, T5, T5_TOKENIZER)
 
 
 def fitting_sizes(folder: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ Shapes: B texts, L text tokens, D width.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -16,15 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
+from safelight.models.checkpoints.missing_files import describe_missing, find_broken_links
+from safelight.models.checkpoints.options import DTYPE_KEYS
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.checkpoints.tensors import PartFiles, Shapes, fill
 from safelight.models.text.config import T5EncoderConfig
 from safelight.models.text.flops import t5_flops
 from safelight.models.text.hf_folder import HF_WEIGHTS, load_exactly
+from safelight.models.text.prompt_syntax import read_prompt
 from safelight.models.text.reading import Reading, TokenisedText
 
 INSTALL = "in the checkout, pip install -e '.[t5]'"
 # Two names of one tied tensor; files hold either of them or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+# How the encoder was run where the file was written. transformers fails for a dtype whose name torch does not
+# know, and for kernels that are not installed.
+RUNTIME_KEYS = (*DTYPE_KEYS, "attn_implementation", "_attn_implementation")
 
 T = TypeVar("T")
 
@@ -68,6 +76,7 @@ class T5Encoder:
         context: the length of every text, in tokens.
         device: where the encoder runs.
         dtype: float32 or bfloat16.
+        options: which variant of the files is read.
 
     Raises:
         CheckpointError: for anything but exactly the tensors that the config asks for, for another model's
@@ -75,13 +84,19 @@ class T5Encoder:
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Path, context: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        folder: Path,
+        tokenizer: Path,
+        context: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
     ):
         self.config = T5EncoderConfig.read(folder)
         self.context = context
         self._tokenizer = load_tokenizer(tokenizer, self.config)
         self._device = device
-        self._network = _load_network(folder, device, dtype)
+        self._network = _load_network(folder, device, dtype, options)
         self.flops_per_text = t5_flops(self.config, context)
 
     def tokenise(self, text: str) -> TokenisedText:
@@ -124,9 +139,15 @@ class T5Tower:
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Path, context: int, device: torch.device | str, dtype: torch.dtype
+        self,
+        folder: Path,
+        tokenizer: Path,
+        context: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        options: ReadOptions = DEFAULT_READ_OPTIONS,
     ):
-        self._encoder = T5Encoder(folder, tokenizer, context, device, dtype)
+        self._encoder = T5Encoder(folder, tokenizer, context, device, dtype, options)
         self.flops_per_text = self._encoder.flops_per_text
 
     def read(self, text: str) -> Reading:
@@ -142,6 +163,7 @@ class T5Tower:
             num_tokens=tokenised.num_tokens,
             truncated=tokenised.truncated,
             unknown_words=tokenised.unknown_words,
+            prompt_syntax=read_prompt(text).marks,
         )
 
 
@@ -150,6 +172,8 @@ def load_tokenizer(folder: Path, config: T5EncoderConfig) -> Any:
 
     Raises `CheckpointError` if it cannot be read or its tokens are not those of the encoder with `config`.
     """
+    if broken := find_broken_links(folder):
+        raise CheckpointError(f"{broken[0]} {describe_missing(broken[0])}")
     if not (folder / "tokenizer.json").exists():
         _require_sentencepiece(folder / "spiece.model")
     transformers = _import_transformers()
@@ -174,11 +198,11 @@ def build_empty(folder: Path) -> nn.Module:
     Raises `CheckpointError` for a config that transformers does not accept as a T5's.
     """
     transformers = _import_transformers()
+    content = read_json(folder / "config.json")
+    config = {key: value for key, value in content.items() if key not in RUNTIME_KEYS}
     try:
         with torch.device("meta"):
-            network: nn.Module = transformers.T5EncoderModel(
-                transformers.T5Config.from_dict(read_json(folder / "config.json"))
-            )
+            network: nn.Module = transformers.T5EncoderModel(transformers.T5Config.from_dict(config))
     except Exception as error:  # what transformers raises for an option depends on its version
         raise CheckpointError(f"{folder / 'config.json'} is not a T5's: {_first_line(error)}") from None
     return network
@@ -199,10 +223,18 @@ def _checked_shapes(folder: Path) -> Shapes:
 FILES = PartFiles(HF_WEIGHTS, _checked_shapes, canonical_names, check_tokenizer)
 
 
-def _load_network(folder: Path, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+def _load_network(
+    folder: Path, device: torch.device | str, dtype: torch.dtype, options: ReadOptions
+) -> nn.Module:
     network = build_empty(folder)
-    tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype)
+    tensors = load_exactly(folder, expected_shapes(folder), canonical_names, device, dtype, options)
     return fill(network, tensors | {EMBEDDING_ALIAS: tensors[EMBEDDING]}, folder)
+
+
+def import_network() -> None:
+    """Import transformers' network, if that is installed; loading an encoder raises an error if it is not."""
+    with suppress(CheckpointError):
+        _import_transformers().T5EncoderModel  # noqa: B018 - imported when it is first named
 
 
 def _import_transformers() -> ModuleType:
@@ -216,7 +248,7 @@ def _import_transformers() -> ModuleType:
 
 def _require_sentencepiece(model: Path) -> None:
     if not model.exists():
-        raise CheckpointError(f"{model} is missing, and so is tokenizer.json")
+        raise CheckpointError(f"{model} {describe_missing(model)}, and so is tokenizer.json")
     if find_spec("sentencepiece") is None:  # without it transformers fails with an obscure error
         raise CheckpointError(f"{model} needs sentencepiece: {INSTALL}")
     from sentencepiece import SentencePieceProcessor

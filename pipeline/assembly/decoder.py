@@ -2,7 +2,7 @@
 
 import torch
 
-from safelight.models.vae import load_vae
+from safelight.models.autoencoders.loading import load_vae
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.image_decoder import ImageDecoder
@@ -24,7 +24,7 @@ def build_decoder(
     set_threads(num_threads)
     dtype = dtype or fast_dtype()
     device = fast_device()
-    vae = load_vae(model.path / "vae", str(device), dtype)
+    vae = load_vae(model.path / "vae", str(device), dtype, model.read_options)
     # In place. Takes two thirds of the time on a processor (docs/performance.md).
     vae.to(memory_format=torch.channels_last)
     return ImageDecoder(vae, dtype, device)

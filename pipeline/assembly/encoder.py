@@ -8,6 +8,11 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.text_encoder import TextEncoder
 
 
+def import_libraries(model: ModelInfo) -> None:
+    """Import the libraries that the text encoder of `model` needs, before threads load networks."""
+    recognise(model.path).conditioning.import_libraries()
+
+
 def build_text_encoder(
     model: ModelInfo, *, num_threads: int | None = None, dtype: torch.dtype | None = None
 ) -> TextEncoder:
@@ -23,4 +28,5 @@ def build_text_encoder(
     """
     set_threads(num_threads)
     conditioning = recognise(model.path).conditioning
-    return TextEncoder(conditioning.load_tower(model.path, fast_device(), dtype or fast_dtype()))
+    tower = conditioning.load_tower(model.path, fast_device(), dtype or fast_dtype(), model.read_options)
+    return TextEncoder(tower)

@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json, spatial_compression
+from safelight.models.checkpoints.model_index import INDEX, is_null
+from safelight.models.checkpoints.options import require
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.denoisers import load_network, pack, read_config
 from safelight.models.families.registry import network_class, recognise
 from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
@@ -14,6 +17,9 @@ from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.scheduling.batcher import Limits
+
+# Options that autoencoders may have otherwise, and without which images would have another size or colours.
+RGB_VAE = {"in_channels": 3, "out_channels": 3, "upsampling_scaling_factor": 2}
 
 
 def build_engine(
@@ -40,7 +46,7 @@ def build_engine(
         ValueError: `max_tokens` is too small for an image that the model serves.
     """
     set_threads(num_threads)
-    check_fit(model.path)
+    check_fit(model.path, model.read_options)
     runner = build_runner(model, dtype=dtype, quantization=quantization)
     return engine_on(runner, model, max_rows=max_rows, max_tokens=max_tokens)
 
@@ -66,20 +72,30 @@ def build_runner(
 ) -> StepRunner:
     """The denoising network alone, its weights checked tensor by tensor; arguments as in `build_engine`."""
     dtype, device = dtype or fast_dtype(), fast_device()
-    network = load_network(model.path / "transformer", str(device), dtype)
+    network = load_network(model.path / "transformer", str(device), dtype, model.read_options)
     return StepRunner(pack(network, quantization), dtype, device)
 
 
-def check_fit(folder: Path) -> None:
+def check_fit(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> None:
     """Raise `CheckpointError` if the parts of a checkpoint, each valid by itself, do not fit together."""
     family = recognise(folder)
-    transformer = read_config(folder / "transformer")
+    for part in family.parts:
+        if part.is_in_index and not part.is_optional and is_null(folder, part.folder):
+            raise CheckpointError(
+                f"{folder / INDEX} has null for {part.folder}, without which {family.name} cannot be served"
+            )
+    transformer = read_config(folder / "transformer", options)
     name = network_class(read_json(folder / "transformer" / "config.json"))
     if name != family.network.class_name:
         raise CheckpointError(
             f"{folder}: the transformer is a {name}, a {family.pipeline} needs a {family.network.class_name}"
         )
-    latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
+    vae = read_json(folder / "vae" / "config.json")
+    try:
+        require(vae, RGB_VAE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / 'vae'}: {error}") from None
+    latent_channels = vae.get("latent_channels", 4)
     if transformer.in_channels != latent_channels:
         raise CheckpointError(
             f"{folder}: the transformer has {transformer.in_channels} latent channels, "

@@ -237,3 +237,14 @@ FORECAST_BARS = (
         {"AMX": KnownMiss(0.5, SHARED_CORES)},
     ),
 )  # fmt: skip
+
+STREAMING_BARS = (
+    Bar(
+        "throughput cost where every image asks for two previews", 0.03, False, "share",
+        lambda figures: figures["throughput_cost"],
+    ),
+    Bar(
+        "first preview of an image alone, share of its latency", 0.30, False, "share",
+        lambda figures: figures["first_preview_share"],
+    ),
+)  # fmt: skip

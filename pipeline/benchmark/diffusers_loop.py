@@ -1,5 +1,7 @@
 """The same weights in diffusers, denoised as its pipelines do. The engine is compared with this.
 
+diffusers is imported only when a loop is loaded: a benchmark of the engine alone does not need it.
+
 Shapes: S images of a batch, L text tokens, C channels, H x W latent pixels.
 """
 
@@ -18,16 +20,6 @@ from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.runner import padded_length
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import GenerationParams
-
-preload_cuda_runtime()  # before diffusers is imported, as in safelight.models.vae
-from diffusers import (  # noqa: E402
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PixArtTransformer2DModel,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +90,9 @@ def load_loop(
         latent_scale: pixels along one side of a latent pixel.
         is_compiled: whether to compile it with torch.compile.
     """
+    preload_cuda_runtime()  # must run first: diffusers imports xformers when it is imported
+    from diffusers import PixArtTransformer2DModel
+
     load: Any = PixArtTransformer2DModel.from_pretrained
     transformer: Any = load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False)
     transformer = transformer.to(device).eval()
@@ -110,19 +105,20 @@ def load_loop(
 
 def _schedulers(folder: Path, family: str) -> dict[str, Callable[[], Any]]:
     """Makers of schedulers by our solvers' names."""
+    import diffusers
 
     def from_folder(scheduler: Any) -> Callable[[], Any]:
         return lambda: scheduler.from_pretrained(folder / "scheduler")
 
     if family == "flow":
         return {
-            "dpmpp_2m": from_folder(DPMSolverMultistepScheduler),
-            "euler": FlowMatchEulerDiscreteScheduler,
-            "heun": FlowMatchHeunDiscreteScheduler,
+            "dpmpp_2m": from_folder(diffusers.DPMSolverMultistepScheduler),
+            "euler": diffusers.FlowMatchEulerDiscreteScheduler,
+            "heun": diffusers.FlowMatchHeunDiscreteScheduler,
         }
     schedulers = {
-        "dpmpp_2m": DPMSolverMultistepScheduler,
-        "euler": EulerDiscreteScheduler,
-        "heun": HeunDiscreteScheduler,
+        "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+        "euler": diffusers.EulerDiscreteScheduler,
+        "heun": diffusers.HeunDiscreteScheduler,
     }
     return {name: from_folder(scheduler) for name, scheduler in schedulers.items()}

@@ -51,7 +51,7 @@ def check_device() -> CheckResult:
 
 def check_weights(model: ModelInfo) -> CheckResult:
     """Whether the folder holds the tensors that its configurations ask for."""
-    report = check_folder(str(model.path))
+    report = check_folder(str(model.path), model.read_options)
     num_tensors = sum(sum(part.dtypes.values()) for part in report.parts)
     message = "; ".join(report.faults) or f"{num_tensors} tensors match the configurations"
     return CheckResult("weights", not report.faults, message)
@@ -59,7 +59,7 @@ def check_weights(model: ModelInfo) -> CheckResult:
 
 def check_attention(model: ModelInfo) -> CheckResult:
     """Whether every attention back end agrees with the plain one on rows of several lengths."""
-    config: Any = read_config(model.path / "transformer")  # every family has heads
+    config: Any = read_config(model.path / "transformer", model.read_options)  # every family has heads
     heads, channels = config.num_attention_heads, config.attention_head_dim
     device, dtype = fast_device(), fast_dtype()
     selected, reason = select_attention(device, dtype, heads, channels)
@@ -85,7 +85,7 @@ def check_compile(_: ModelInfo) -> CheckResult:
 
 def check_network(model: ModelInfo, quantization: str) -> CheckResult:
     """Whether one evaluation of the served network agrees with the plain network in float32 on the CPU."""
-    config: Any = read_config(model.path / "transformer")
+    config: Any = read_config(model.path / "transformer", model.read_options)
     states, mask, pooled = example_text(config)
     states = states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
     x = torch.randn(
@@ -120,7 +120,7 @@ class _Example:
 
 
 def _predict_plain(model: ModelInfo, example: _Example) -> Tensor:
-    network = load_network(model.path / "transformer", "cpu", torch.float32)
+    network = load_network(model.path / "transformer", "cpu", torch.float32, model.read_options)
     times = network.prepare_times(torch.tensor([example.timestep]), example.size)
     row = network.prepare_row(example.states, example.mask, example.pooled, times)
     prediction: Tensor = network.predict(example.x, network.collate([row]), [0])
@@ -129,7 +129,8 @@ def _predict_plain(model: ModelInfo, example: _Example) -> Tensor:
 
 def _predict_served(model: ModelInfo, example: _Example, quantization: str) -> Tensor:
     device, dtype = fast_device(), fast_dtype()
-    network = pack(load_network(model.path / "transformer", str(device), dtype), quantization)
+    plain = load_network(model.path / "transformer", str(device), dtype, model.read_options)
+    network = pack(plain, quantization)
     pooled = example.pooled
     if pooled is not None:
         pooled = pooled.to(device, dtype if pooled.is_floating_point() else pooled.dtype)

@@ -38,7 +38,7 @@ class DenoiserOptions:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """Expected speed of images at the native size, with the model's own steps and guidance."""
+    """Expected speed of images of the default size, with the default steps and guidance."""
 
     seconds: float  # latency of an image alone, all stages
     images_per_hour: float  # throughput of the denoiser in full ticks
@@ -67,7 +67,7 @@ def check_images(model: ModelInfo, options: DenoiserOptions) -> tuple[list[Check
     )
     engine = engine.calibrated(measure_curve(engine, model))
     prompts = ("0", "", "1") if model.labels else ("a red apple", "", LONG_PROMPT)
-    width, height = model.native_size
+    width, height = model.default_size
     params = GenerationParams(
         prompts[0], "", width, height, TICKS, model.guidance_scale, model.solver, seed=1
     )

@@ -18,7 +18,7 @@ SHAPES = (
     (4096, 4096, 4096),
 )
 SECONDS_EACH = 0.6
-# These take less than a second together, when a service starts.
+# Measured when a service starts: under a second on a fast processor, some seconds on a slow one.
 QUICK = ((1024, 256, 1024), (2048, 1152, 4608))
 QUICK_SECONDS = 0.1
 
@@ -29,7 +29,7 @@ def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def quick_gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the faster of two shapes, in less than a second."""
+    """Floating-point operations a second of the faster of two shapes."""
     return max(_rate(shape, device, dtype, QUICK_SECONDS) for shape in QUICK)
 
 

@@ -41,6 +41,7 @@ class ModelProfile:
         sizes: the only sizes that the model serves; empty if it serves every multiple of a token.
         text_bytes: bytes of a text's states as they go from stage to stage; 0 for a model that is not served.
         latent_channels: channels of a latent pixel.
+        request_size: default (width, height) of a request; None: the native size.
     """
 
     name: str
@@ -60,6 +61,11 @@ class ModelProfile:
     sizes: tuple[Size, ...] = ()
     text_bytes: int = 0
     latent_channels: int = 4
+    request_size: Size | None = None
+
+    @property
+    def default_size(self) -> Size:
+        return self.request_size or self.native_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,16 @@
 Only configurations are read, and no torch is imported here.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from safelight.models.autoencoders.options import read_options
 from safelight.models.checkpoints.json_files import read_json, spatial_compression
+from safelight.models.checkpoints.options import find_unknown
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.families.registry import list_families, list_networks, network_class, recognise
-from safelight.models.families.spec import Configs, Family
+from safelight.models.families.spec import Configs, Family, has_part
 from safelight.pipeline.capacity.image_cost import ModelProfile, Size
 from safelight.pipeline.capacity.unserved_profiles import UNSERVED
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -24,14 +28,21 @@ def list_published() -> tuple[str, ...]:
 def model_profile(model: ModelInfo) -> ModelProfile:
     """The profile of a model in a folder, from its configurations alone."""
     family = recognise(model.path)
-    return _profile(
+    profile = _profile(
         name=model.id,
         family=family,
-        configs=_read_configs(family, model.path),
+        configs=_read_configs(family, model.path, model.read_options),
         native_size=model.native_size,
         schedule=model.schedule,
         prediction=model.prediction,
         sizes=model.sizes,
+    )
+    return replace(
+        profile,
+        num_steps=model.num_steps,
+        guidance_scale=model.guidance_scale,
+        solver=model.solver,
+        request_size=model.request_size,
     )
 
 
@@ -61,9 +72,18 @@ def _published_families() -> dict[str, Family]:
     return {family.published.name: family for family in list_families() if family.published is not None}
 
 
-def _read_configs(family: Family, folder: Path) -> Configs:
-    paths = {part.folder: folder / part.folder / part.config_file for part in family.parts}
-    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+def _read_configs(family: Family, folder: Path, options: ReadOptions) -> Configs:
+    """The configuration of every part that the checkpoint has, without options that are ignored."""
+    configs = {
+        part.folder: read_json(folder / part.folder / part.config_file)
+        for part in family.parts
+        if has_part(folder, part) and (folder / part.folder / part.config_file).exists()
+    }
+    if options.allow_unknown_config:
+        for part, read in (("transformer", family.network.read_config), ("vae", read_options)):
+            unknown = find_unknown(read, configs[part])
+            configs[part] = {key: value for key, value in configs[part].items() if key not in unknown}
+    return configs
 
 
 def _profile(
@@ -96,7 +116,7 @@ def _profile(
         text=family.conditioning.flops(configs),
         evaluation=lambda height, width: network.forward_flops(config, height, width, states),
         once=once,
-        decode=partial(decode_flops, configs["vae"]),
+        decode=partial(decode_flops, read_options(configs["vae"])),
         scale=spatial_compression(configs["vae"]),
         patch=config.patch_size,
         sizes=sizes,

@@ -6,6 +6,7 @@ N image tokens, L text tokens, S = N + L, d width.
 from collections.abc import Callable
 from functools import partial
 
+from safelight.models.autoencoders.options import read_options
 from safelight.models.checkpoints.options import checked
 from safelight.models.families.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE_4, VAE_16
 from safelight.models.families.spec import PublishedPart
@@ -64,7 +65,7 @@ def _flux(name: str, num_steps: int, text_tokens: int) -> ModelProfile:
         text=_clip_flops(CLIP_L) + t5_flops(t5, text_tokens),
         evaluation=partial(flux_flops, text_tokens=text_tokens),
         once=_nothing_once,
-        decode=partial(decode_flops, VAE_16.config),
+        decode=partial(decode_flops, read_options(VAE_16.config)),
     )
 
 
@@ -81,7 +82,7 @@ def _sdxl() -> ModelProfile:
         text=_clip_flops(CLIP_L) + _clip_flops(CLIP_BIGG),
         evaluation=sdxl_flops,
         once=_nothing_once,
-        decode=partial(decode_flops, VAE_4.config),
+        decode=partial(decode_flops, read_options(VAE_4.config)),
     )
 
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.text.label import Labels
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 
-MAX_PROMPT_CHARACTERS = 4000
+MAX_PROMPT_CHARACTERS = 32_000
 MIN_STEPS, MAX_STEPS = 1, 200
 MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE = 0.0, 20.0
 MAX_GUIDANCE_STRIDE = 10
@@ -19,12 +20,12 @@ MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 class ModelInfo:
     """The limits and defaults of a served model."""
 
-    id: str
+    id: str  # the name under which it is served
     path: Path
     family: str
     licence: str
     sizes: tuple[tuple[int, int], ...]  # (width, height) in pixels, the native size first
-    num_steps: int  # this and the next two: defaults of a request
+    num_steps: int  # this and the next two: defaults of a request, of the family or the operator
     guidance_scale: float
     solver: str
     solvers: tuple[str, ...]
@@ -33,10 +34,32 @@ class ModelInfo:
     schedule: Schedule
     prediction: str  # a key of `safelight.pipeline.diffusion.prediction.PREDICTIONS`
     labels: Labels | None = None  # the classes that a prompt may name, of a class-conditional model
+    # Of a request; None: the native size. The engine's limits and measurements stay those of the native size.
+    request_size: tuple[int, int] | None = None
+    checkpoint_id: str = ""  # its id by its folder, if that is not `id`
+    read_options: ReadOptions = DEFAULT_READ_OPTIONS
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which a request may ask for it, `id` first."""
+        return (self.id, self.checkpoint_id) if self.checkpoint_id else (self.id,)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        return self.request_size or self.native_size
 
     @property
     def native_size(self) -> tuple[int, int]:
         return self.sizes[0]
+
+
+def applied_guidance_scale(scale: float) -> float:
+    """The scale that a request for `scale` gets: at least 1, which is off.
+
+    diffusers guides above 1 only, and the cards of few-step checkpoints ask for 0 and mean no guidance. By
+    the formula, a scale of 0 would ignore the prompt. A scale that is out of range stays, to be refused.
+    """
+    return 1.0 if MIN_GUIDANCE_SCALE <= scale < 1.0 else scale
 
 
 def check_params(params: GenerationParams, model: ModelInfo) -> None:
@@ -58,6 +81,8 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
     _check_range("guidance_stride", params.guidance_stride, 1, MAX_GUIDANCE_STRIDE)
     _check_range("guidance_rescale", params.guidance_rescale, 0.0, 1.0)
     _check_range("seed", params.seed, 0, MAX_SEED)
+    if params.edit is not None:
+        _check_range("strength", params.edit.strength, 0.0, 1.0)
 
 
 def _check_texts(params: GenerationParams, model: ModelInfo) -> None:

@@ -1,15 +1,18 @@
 """The models that can be served, for the gateway and the command line. No torch is imported here."""
 
+from dataclasses import replace
+
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.families.registry import list_families
 from safelight.models.families.spec import Family
-from safelight.models.find_checkpoint import EMBEDDED, Checkpoint, find_checkpoint
+from safelight.models.find_checkpoint import EMBEDDED, TINY, Checkpoint, find_checkpoint
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.schedule_config import read_schedule
 from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, SOLVERS
 from safelight.pipeline.diffusion.spacing import SPACINGS
 
-__all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_models"]
+__all__ = ["Family", "UnknownModel", "find_model", "list_families", "list_model_names", "list_models"]
 
 
 class UnknownModel(ValueError):
@@ -21,15 +24,34 @@ def list_models() -> list[ModelInfo]:
     return [find_model(name) for name in EMBEDDED]
 
 
-def find_model(name_or_dir: str) -> ModelInfo:
-    """An embedded model by name, `tiny`, or a checkpoint folder. Raises `UnknownModel` with the fault."""
+def list_model_names() -> tuple[str, ...]:
+    """The names of models that need no folder."""
+    return (*EMBEDDED, TINY)
+
+
+def find_model(
+    name_or_dir: str, read_options: ReadOptions = DEFAULT_READ_OPTIONS, served_name: str = ""
+) -> ModelInfo:
+    """A model that can be served, with its family's defaults.
+
+    Args:
+        name_or_dir: an embedded model, `tiny`, a checkpoint folder, or an id in the Hugging Face cache.
+        read_options: the choices about reading its folder.
+        served_name: the name under which it is served; empty: its own.
+
+    Raises:
+        UnknownModel: with the fault.
+    """
     try:
-        return _describe(find_checkpoint(name_or_dir))
+        model = _describe(find_checkpoint(name_or_dir, read_options.variant), read_options)
     except CheckpointError as error:
         raise UnknownModel(str(error)) from None
+    if served_name in ("", model.id):
+        return model
+    return replace(model, id=served_name, checkpoint_id=model.id)
 
 
-def _describe(checkpoint: Checkpoint) -> ModelInfo:
+def _describe(checkpoint: Checkpoint, read_options: ReadOptions) -> ModelInfo:
     family = checkpoint.family
     schedule, prediction = read_schedule(checkpoint.folder)
     served = [name for name in SERVED if schedule.family in SOLVERS[name].families]
@@ -48,4 +70,5 @@ def _describe(checkpoint: Checkpoint) -> ModelInfo:
         schedule=schedule,
         prediction=prediction,
         labels=family.conditioning.read_labels(checkpoint.folder),
+        read_options=read_options,
     )

@@ -182,6 +182,19 @@ def update(buffers: UpdateBuffers, out: Tensor) -> Tensor:
     return buffers.written
 
 
+def restore_sources(group: ShapeGroup, state: Tensor) -> Tensor:
+    """Put the sources of inpainting samples back into x outside their masks: `state`, changed in place.
+
+    They are noised to the time of the new x, with the noise from which the sample started (RePaint, Lugmayr
+    et al. 2022, arXiv:2201.09865, eq. 8, without its resampling).
+    """
+    for index, sample in enumerate(group.samples):
+        if sample.source is not None and sample.source.redraw is not None:
+            level = sample.plan.levels[sample.step_index + 1]
+            state[index, 0] = sample.source.restore(state[index, 0], level)
+    return state
+
+
 def scatter(group: ShapeGroup, state: Tensor) -> None:
     """Advance every sample by one tick. Its state is a view of `state`, valid until the group's next tick."""
     for sample, sample_state in zip(group.samples, state.unbind(), strict=True):

@@ -23,11 +23,19 @@ from safelight.pipeline.engine import batch
 from safelight.pipeline.engine.admission import Admission
 from safelight.pipeline.engine.metering import Metering, TickRecord, usage_of
 from safelight.pipeline.engine.plan_cache import PlanCache
+from safelight.pipeline.engine.previews import Estimate, SamplePreview, estimates, preview_ticks
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.sample import QueuedSample, RunningSample, start_state
+from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import row_flops, text_flops
-from safelight.pipeline.params import DenoiseUsage, FinishReason, GenerationParams
+from safelight.pipeline.params import (
+    NO_PREVIEWS,
+    DenoiseUsage,
+    FinishReason,
+    GenerationParams,
+    PreviewRequest,
+)
 from safelight.pipeline.scheduling.batcher import Limits, in_arrival_order
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
 from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times
@@ -84,6 +92,7 @@ class Engine:
         self._recent_arrivals: deque[SampleWorkload] = deque(maxlen=RECENT_ARRIVALS)
         self._layout: batch.BatchLayout | None = None
         self._outcomes: list[SampleOutcome] = []  # since the last `step`
+        self._previews: list[SamplePreview] = []  # since the last `take_previews`
 
     def calibrated(self, curve: CostCurve, peak_flops: float | None = None) -> Engine:
         """A new, empty engine on the same network that starts with measured costs."""
@@ -154,6 +163,8 @@ class Engine:
         uncond: TextStates | None,
         arrived: float | None = None,
         deadline: float = math.inf,
+        source: SourceLatents | None = None,
+        previews: PreviewRequest = NO_PREVIEWS,
     ) -> None:
         """Queue a sample. Times are seconds by `time.perf_counter`.
 
@@ -164,21 +175,36 @@ class Engine:
             uncond: States of the negative prompt; None if no tick is guided.
             arrived: When the request arrived, by default now.
             deadline: When the sample leaves, done or not.
+            source: What an edit starts from.
+            previews: Which of its previews `take_previews` should return.
 
         Raises:
             InvalidParams: This engine cannot generate the image.
-            ValueError: The id is in use, or `uncond` is missing.
+            ValueError: The id is in use, or `uncond` or `source` is missing or has the wrong shape.
         """
         if request_id in self._queue or request_id in self._running:
             raise ValueError(f"request {request_id} is already in the engine")
+        self._check_source(params, source)
         started = time.perf_counter()
         arrived = started if arrived is None else arrived
         sample = self._admission.admit(request_id, params, cond, uncond, self.curve, arrived, deadline)
+        sample.source = source
+        sample.previews = previews
         sample.device_seconds = time.perf_counter() - started
         self._recent_arrivals.append(sample.workload)
         self._queue.add(sample)
         if deadline < math.inf:
             heapq.heappush(self._deadlines, (deadline, request_id))
+
+    def _check_source(self, params: GenerationParams, source: SourceLatents | None) -> None:
+        """Raise `ValueError` unless an edit, and only an edit, has a source of the shape of its latents."""
+        shape = None if source is None else tuple(source.latents.shape)
+        expected = None if params.edit is None else self._latent_shape(params)
+        if shape != expected:
+            raise ValueError(f"the source has latents of the shape {shape}, expected {expected}")
+
+    def _latent_shape(self, params: GenerationParams) -> tuple[int, int, int]:
+        return self._runner.latent_shape(*self._admission.latent_size(params.width, params.height))
 
     def abort(self, request_id: str) -> None:
         """Remove a sample; its outcome comes out of the next `step`. Unknown or finished ids are ignored."""
@@ -195,6 +221,11 @@ class Engine:
         self._expire()
         self._run(self._select())
         return self._collect()
+
+    def take_previews(self) -> list[SamplePreview]:
+        """The previews since the last call; some may be of samples that have left."""
+        previews, self._previews = self._previews, []
+        return previews
 
     def forecast(self) -> dict[str, float]:
         """Seconds until each sample leaves, by request id, if requests go on arriving as recently."""
@@ -253,7 +284,8 @@ class Engine:
         cond, uncond = (
             None if text is None else self._row(text, queued) for text in (queued.cond, queued.uncond)
         )
-        shape = self._runner.latent_shape(*self._admission.latent_size(params.width, params.height))
+        device = self._runner.device
+        source = None if queued.source is None else queued.source.noised(params, device)
         sample = RunningSample(
             request_id=queued.request_id,
             params=params,
@@ -264,9 +296,11 @@ class Engine:
             uncond=uncond,
             workload=queued.workload,
             queue_seconds=started - queued.workload.arrived,
-            state=start_state(params, plan.plan, shape, self._runner.device),
+            state=start_state(params, plan.plan, self._latent_shape(params), device, source),
+            source=source,
             setup_flops=queued.setup_flops,
             device_seconds=queued.device_seconds,
+            previews=preview_ticks(queued.workload.work, queued.previews),
         )
         sample.device_seconds += time.perf_counter() - started
         return sample
@@ -293,10 +327,16 @@ class Engine:
         layout = self._layout
         buffers = [batch.gather(group) for group in layout.groups]
         outputs = self._runner.forward(layout, buffers)
-        for group, group_buffers, out in zip(layout.groups, buffers, outputs, strict=True):
-            batch.scatter(group, batch.update(group_buffers, batch.guided(group, out)))
+        estimated: list[Estimate] = []
+        for group, group_buffers, rows in zip(layout.groups, buffers, outputs, strict=True):
+            out = batch.guided(group, rows)
+            estimated += estimates(group, group_buffers.x, out)
+            state = batch.update(group_buffers, out)
+            batch.scatter(group, batch.restore_sources(group, state))
         self._runner.wait()
         self._metering.record_tick(samples, time.perf_counter() - started)
+        is_alone = len(self._running) + len(self._queue) == 1
+        self._previews += [estimate.preview(is_alone) for estimate in estimated]
 
     def _release_batch_views(self, selected: Sequence[RunningSample]) -> None:
         """Copy the states of samples that are passed over: a view keeps its whole batch in memory."""

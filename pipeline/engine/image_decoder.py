@@ -1,21 +1,27 @@
-"""Latents to pixels, with the same bits for an image in any batch.
+"""Latents to pixels and pixels to latents, with the same bits for an image in any batch.
 
 Shapes: C latent channels, h x w latent pixels, H x W pixels.
 """
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from safelight.models.vae import decode_latents
-from safelight.pipeline.flops.vae import decode_flops
+from safelight.models.autoencoders.interface import Autoencoder, decode_latents, encode_pixels
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.pipeline.engine.source_image import SourceImage
+from safelight.pipeline.engine.source_latents import SourceLatents
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.flops.vae import decode_flops, encode_flops
 from safelight.pipeline.params import StageCost
 
 Pixels = np.ndarray  # (H, W, 3) uint8
+PREVIEW_SCALES = (1, 2, 4, 8)  # by which previews may be reduced before they are decoded
+MIN_PREVIEW_SIDE = 4  # latent pixels of a reduced preview
 
 
 class InvalidImage(ArithmeticError):
@@ -23,7 +29,7 @@ class InvalidImage(ArithmeticError):
 
 
 class ImageDecoder:
-    """The autoencoder's decoder. Images that arrive together are decoded one by one at one fixed shape.
+    """The autoencoder. Images that arrive together are decoded one by one at one fixed shape.
 
     A batched convolution gains nothing on a processor, and a fixed shape keeps an image's bits independent of
     its batch-mates.
@@ -31,12 +37,10 @@ class ImageDecoder:
 
     max_batch = 8
 
-    def __init__(self, vae: nn.Module, dtype: torch.dtype, device: torch.device):
+    def __init__(self, vae: Autoencoder, dtype: torch.dtype, device: torch.device):
         self._vae = vae
         self._device = device
         self._dtype = dtype
-        config: Any = vae.config
-        self._config = {**config, "_class_name": type(vae).__name__}
 
     def decode(self, latents: Sequence[Tensor]) -> list[tuple[Pixels, StageCost] | InvalidImage]:
         """Decode latents (C, h, w), each to pixels (H, W, 3) uint8 and their cost.
@@ -48,12 +52,100 @@ class ImageDecoder:
     @torch.inference_mode()
     def _decode_one(self, latent: Tensor) -> tuple[Pixels, StageCost] | InvalidImage:
         started = time.perf_counter()
+        pixels = self._pixels(latent)
+        if isinstance(pixels, InvalidImage):
+            return pixels
+        array = _quantize(pixels)
+        seconds = time.perf_counter() - started
+        return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))
+
+    def preview_flops(self, latent: Tensor) -> dict[int, int]:
+        """The operations of decoding a latent (C, h, w) by each scale that it may be reduced by."""
+        sizes = {scale: _reduced_size(latent, scale) for scale in PREVIEW_SCALES}
+        return {
+            scale: decode_flops(self._vae.options, *size)
+            for scale, size in sizes.items()
+            if scale == 1 or min(size) >= MIN_PREVIEW_SIDE
+        }
+
+    @torch.inference_mode()
+    def decode_preview(self, latent: Tensor, scale: int = 1) -> tuple[Pixels, StageCost] | InvalidImage:
+        """Decode a latent (C, h, w) to the pixels that `decode` gives, in detail reduced by `scale`.
+
+        The latent is averaged over squares of `scale` x `scale`, and its pixels are enlarged.
+        """
+        started = time.perf_counter()
+        size = _reduced_size(latent, scale)
+        pixels = self._pixels(F.adaptive_avg_pool2d(latent, size) if scale > 1 else latent)
+        if isinstance(pixels, InvalidImage):
+            return pixels
+        if scale > 1:
+            enlargement = pixels.shape[1] // size[0]
+            full_size = [enlargement * side for side in latent.shape[1:]]
+            pixels = F.interpolate(pixels[None], full_size, mode="bicubic")[0]
+        array = _quantize(pixels)
+        return array, StageCost(time.perf_counter() - started, decode_flops(self._vae.options, *size))
+
+    def _pixels(self, latent: Tensor) -> Tensor | InvalidImage:
+        """The pixels (3, H, W) float32 of a latent, in about [-1, 1], on the device."""
         if not latent.isfinite().all():  # some decoders make finite pixels of an infinite latent
             return InvalidImage("the denoiser left numbers that are not finite")
         pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
         if not pixels.isfinite().all():
             return InvalidImage("the decoder left numbers that are not finite")
-        quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
-        array = quantized.permute(1, 2, 0).contiguous().cpu().numpy()
+        return pixels
+
+    @torch.inference_mode()
+    def encode(self, source: SourceImage) -> tuple[SourceLatents, StageCost]:
+        """The latents of an edit's source, and their cost.
+
+        They are the mode of the posterior, so that the same pixels always give the same latents. A latent
+        pixel is redrawn if any of its pixels is.
+
+        Raises:
+            InvalidImage: The encoder left numbers that are not finite.
+            InvalidParams: The model cannot edit.
+        """
+        started = time.perf_counter()
+        _check_scales(self._vae)
+        shares = torch.from_numpy(source.pixels).permute(2, 0, 1)[None].to(self._device).float() / 255.0
+        latents = encode_pixels(self._vae, (2.0 * shares - 1.0).to(self._dtype))[0].float().cpu()
+        if not latents.isfinite().all():
+            raise InvalidImage("the encoder left numbers that are not finite")
+        redraw = None if source.redraw is None else _latent_mask(source.redraw, latents.shape[1:])
         seconds = time.perf_counter() - started
-        return array, StageCost(seconds, decode_flops(self._config, *latent.shape[1:]))
+        cost = StageCost(seconds, encode_flops(self._vae.options, *source.pixels.shape[:2]))
+        return SourceLatents(latents, redraw), cost
+
+
+def _quantize(pixels: Tensor) -> Pixels:
+    """Pixels (3, H, W) in about [-1, 1] as (H, W, 3) uint8 on the host."""
+    quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
+    return quantized.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _reduced_size(latent: Tensor, scale: int) -> tuple[int, int]:
+    """(h, w) of a latent (C, h, w) reduced by `scale`."""
+    height, width = latent.shape[1:]
+    return -(-height // scale), -(-width // scale)
+
+
+def _latent_mask(redraw: Pixels, shape: torch.Size) -> Tensor:
+    """Which latent pixels (h, w) hold a pixel that `redraw` (H, W) lets be redrawn."""
+    weights = torch.from_numpy(redraw)[None].float()
+    return F.adaptive_max_pool2d(weights, tuple(shape))[0] > 0.0
+
+
+def _check_scales(vae: Autoencoder) -> None:
+    """Raise `InvalidParams` if decoded images have another size than encoded ones."""
+    options = vae.options
+    if not isinstance(options, TinyOptions):
+        return
+    shrinking = 2 ** (len(options.encoder_block_out_channels) - 1)
+    enlarging = options.upsampling_scaling_factor ** (len(options.decoder_block_out_channels) - 1)
+    if shrinking != enlarging:
+        raise InvalidParams(
+            "image",
+            f"image cannot be edited by this model: its autoencoder shrinks {shrinking} times, "
+            f"and enlarges {enlarging} times",
+        )

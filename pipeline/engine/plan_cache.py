@@ -11,7 +11,7 @@ from safelight.pipeline.params import GenerationParams
 
 PLANS_KEPT = 64
 
-PlanKey = tuple[str, float, str, int, tuple[int, int] | None]
+PlanKey = tuple[str, float, str, int, int, tuple[int, int] | None]
 
 
 class PlanCache:
@@ -47,4 +47,4 @@ class PlanCache:
     def _key(self, params: GenerationParams) -> PlanKey:
         name = params.solver if params.eta else canonical_name(params.solver)
         size = (params.height, params.width) if self._runner.network.config.is_sized else None
-        return name, params.eta, params.timestep_spacing, params.num_steps, size
+        return name, params.eta, params.timestep_spacing, params.num_steps, params.steps_taken, size

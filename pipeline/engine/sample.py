@@ -4,7 +4,7 @@ Shapes: C latent channels, H x W latent pixels, T ticks of the plan.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from safelight.models.networks.interface import Row, Times
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.guidance import Guide
 from safelight.pipeline.diffusion.solvers import STATE, Plan
+from safelight.pipeline.engine.source_latents import NoisedSource, SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
@@ -40,8 +41,10 @@ class QueuedSample:
     uncond: TextStates | None
     workload: SampleWorkload
     setup_flops: int  # of preparing the plan's times and the texts that this sample is the first to need
+    source: SourceLatents | None = None  # of an edit
     device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # as in `RunningSample`
+    previews: PreviewRequest = NO_PREVIEWS
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +61,13 @@ class RunningSample:
     workload: SampleWorkload
     queue_seconds: float
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
+    source: NoisedSource | None = None  # of an edit
     setup_flops: int = 0
     device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # ticks done
     # (C, H, W): cond - uncond at the last tick that evaluated both, kept only if a later tick reuses it
     difference: Tensor | None = None
+    previews: dict[int, int] = field(default_factory=dict)  # index of each by the ticks done before it
 
     @property
     def x(self) -> Tensor:
@@ -96,9 +101,25 @@ class RunningSample:
 
 
 def start_state(
-    params: GenerationParams, plan: Plan, shape: tuple[int, int, int], device: torch.device
+    params: GenerationParams,
+    plan: Plan,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    source: NoisedSource | None = None,
 ) -> Tensor:
-    """The state (5, C, H, W) of a sample before its first tick."""
+    """The state (5, C, H, W) of a sample before its first tick.
+
+    Args:
+        params: The image.
+        plan: Its plan.
+        shape: (C, H, W) of its latents.
+        device: Where it runs.
+        source: What an edit starts from. An edit that takes all steps starts from noise, as any other image.
+    """
     state = torch.zeros(len(STATE), *shape, device=device)
-    state[0] = plan.start_scale * noise.draw(params.seed, params.image_index, noise.START, shape).to(device)
+    if source is None or plan.ticks[0].t == 1.0:
+        z = noise.draw(params.seed, params.image_index, noise.START, shape).to(device)
+        state[0] = plan.start_scale * z
+    else:
+        state[0] = source.at(plan.levels[0])
     return state

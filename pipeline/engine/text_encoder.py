@@ -63,5 +63,7 @@ class TextEncoder:
         started = time.perf_counter()
         reading = self._tower.read(text)
         cost = StageCost(time.perf_counter() - started, self._tower.flops_per_text)
-        report = TextReport(reading.num_tokens, reading.truncated, reading.unknown_words)
+        report = TextReport(
+            reading.num_tokens, reading.truncated, reading.unknown_words, reading.prompt_syntax
+        )
         return TextStates(reading.states, reading.mask, reading.pooled, report, cost)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from safelight.models.autoencoders.interface import Autoencoder, encode_pixels
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.denoisers import load_network
 from safelight.models.networks.interface import Network, Times
-from safelight.models.vae import encode_pixels, load_vae
 from safelight.pipeline.assembly.device import fast_device
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import check_fit
@@ -69,7 +70,7 @@ class LatentLikelihood:
     """A checkpoint as a density of latents, in float32 and without guidance, which has no density."""
 
     network: Network
-    vae: nn.Module
+    vae: Autoencoder
     encoder: TextEncoder
     schedule: Schedule
     prediction: str
@@ -154,11 +155,11 @@ def build_likelihood(model: ModelInfo) -> LatentLikelihood:
     Raises:
         CheckpointError: a `ValueError`; the checkpoint cannot be loaded.
     """
-    check_fit(model.path)
+    check_fit(model.path, model.read_options)
     device = fast_device()
     encoder = build_text_encoder(model)
-    network = load_network(model.path / "transformer", str(device), torch.float32)
-    vae = load_vae(model.path / "vae", str(device), torch.float32)
+    network = load_network(model.path / "transformer", str(device), torch.float32, model.read_options)
+    vae = load_vae(model.path / "vae", str(device), torch.float32, model.read_options)
     return LatentLikelihood(network, vae, encoder, model.schedule, model.prediction, device)
 
 

@@ -28,7 +28,8 @@ class Renderer:
         self._model = model
         self._folder = folder
         quantized = "" if quantization == "none" else quantization
-        self._weights = _digest(model.path) + quantized if folder else ""
+        # of all weight files, whichever variant is read
+        self._weights = _digest(model.path) + model.read_options.variant + quantized if folder else ""
 
     def render(
         self, requests: Sequence[GenerationParams], progress: Callable[[int], None] = lambda num: None
@@ -83,7 +84,8 @@ class Renderer:
 
     def _file(self, folder: Path, params: GenerationParams) -> Path:
         """The file's name has the prompt's words, for people, and a digest of all that decides its bytes."""
-        words = "-".join("".join(c if c.isalnum() else " " for c in params.prompt).split())[:60]
+        words = "-".join("".join(c if c.isalnum() else " " for c in params.prompt).split())
+        words = words.encode()[:60].decode(errors="ignore")  # file systems limit bytes
         return folder / f"{words}-{hashlib.sha256(f'{self._weights} {params}'.encode()).hexdigest()[:12]}.png"
 
 

@@ -1,74 +1,89 @@
-"""Floating-point operations of decoding one image by an autoencoder, by closed formulas.
+"""Floating-point operations of an autoencoder on one image, by closed formulas, without torch.
 
-One multiply-add is two operations; elementwise work is not counted. The formulas take diffusers'
-`config.json`, without torch; an option that it leaves out has diffusers' default.
+One multiply-add is two operations; elementwise work is not counted.
 
 Shapes: h x w pixels of a layer, A to B channels; a convolution of k x k is 2 k^2 A B h w.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-Config = Mapping[str, Any]
-
-KL_DEFAULTS = {
-    "out_channels": 3, "latent_channels": 4, "layers_per_block": 1, "block_out_channels": (64,),
-    "mid_block_add_attention": True, "use_post_quant_conv": True,
-}  # fmt: skip
-TINY_DEFAULTS = {
-    "out_channels": 3, "latent_channels": 4, "decoder_block_out_channels": (64,) * 4,
-    "num_decoder_blocks": (3, 3, 3, 1), "upsampling_scaling_factor": 2,
-}  # fmt: skip
+from safelight.models.autoencoders.options import KLOptions, Options, TinyOptions
 
 
-def decode_flops(config: Config, height: int, width: int) -> int:
-    """Operations of decoding one image from latents of `height` x `width`.
+def decode_flops(options: Options, height: int, width: int) -> int:
+    """Operations of decoding one image from latents of `height` x `width`."""
+    if isinstance(options, KLOptions):
+        return _decode_kl(options, height, width)
+    return _decode_tiny(options, height, width)
 
-    Raises `TypeError` for a class without a formula.
+
+def encode_flops(options: Options, height: int, width: int) -> int:
+    """Operations of encoding one image of `height` x `width` pixels."""
+    if isinstance(options, KLOptions):
+        return _encode_kl(options, height, width)
+    return _encode_tiny(options, height, width)
+
+
+def _encode_kl(options: KLOptions, height: int, width: int) -> int:
+    """AutoencoderKL: a convolution from pixels, one block a scale, the middle, mean and variance.
+
+    Each block but the last halves the size.
     """
-    name = str(config.get("_class_name"))
-    if name not in FORMULAS:
-        raise TypeError(f"no formula for {name!r}, only for {', '.join(FORMULAS)}")
-    return FORMULAS[name](config, height, width)
+    moments, widths = 2 * options.latent_channels, options.block_out_channels
+    total = _conv(options.in_channels, widths[0], height * width)
+    in_channels = widths[0]
+    for scale, channels in enumerate(widths):
+        total += _residuals(in_channels, channels, options.layers_per_block, height * width)
+        if scale < len(widths) - 1:
+            height, width = height // 2, width // 2
+            total += _conv(channels, channels, height * width)
+        in_channels = channels
+    pixels = height * width
+    total += _middle(in_channels, pixels, options.mid_block_add_attention)
+    total += _conv(in_channels, moments, pixels)
+    return total + (_conv(moments, moments, pixels, kernel=1) if options.use_quant_conv else 0)
 
 
-def _decode_kl(config: Config, height: int, width: int) -> int:
+def _encode_tiny(options: TinyOptions, height: int, width: int) -> int:
+    """AutoencoderTiny: at each scale a convolution, which halves the size but at the first, then blocks."""
+    widths = options.encoder_block_out_channels
+    total, in_channels = 0, options.in_channels
+    for scale, (channels, blocks) in enumerate(zip(widths, options.num_encoder_blocks, strict=True)):
+        if scale:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        pixels = height * width
+        total += _conv(in_channels, channels, pixels) + blocks * 3 * _conv(channels, channels, pixels)
+        in_channels = channels
+    return total + _conv(in_channels, options.latent_channels, height * width)
+
+
+def _decode_kl(options: KLOptions, height: int, width: int) -> int:
     """AutoencoderKL: a convolution to the widest channels, the middle, then one block a scale.
 
     Each block but the last doubles the size; blocks have one layer more than the encoder's.
     """
-    config = {**KL_DEFAULTS, **config}
-    latent, widths = config["latent_channels"], config["block_out_channels"][::-1]
+    latent, widths = options.latent_channels, options.block_out_channels[::-1]
     pixels = height * width
-    total = _conv(latent, latent, pixels, kernel=1) if config["use_post_quant_conv"] else 0
-    total += _conv(latent, widths[0], pixels) + _middle(widths[0], pixels, config["mid_block_add_attention"])
+    total = _conv(latent, latent, pixels, kernel=1) if options.use_post_quant_conv else 0
+    total += _conv(latent, widths[0], pixels) + _middle(widths[0], pixels, options.mid_block_add_attention)
     in_channels = widths[0]
     for scale, channels in enumerate(widths):
-        total += _residuals(in_channels, channels, config["layers_per_block"] + 1, pixels)
+        total += _residuals(in_channels, channels, options.layers_per_block + 1, pixels)
         if scale < len(widths) - 1:
             pixels *= 4
             total += _conv(channels, channels, pixels)
         in_channels = channels
-    return total + _conv(in_channels, config["out_channels"], pixels)
+    return total + _conv(in_channels, options.out_channels, pixels)
 
 
-def _decode_tiny(config: Config, height: int, width: int) -> int:
+def _decode_tiny(options: TinyOptions, height: int, width: int) -> int:
     """AutoencoderTiny: blocks of three convolutions, and one convolution to the next scale or to pixels."""
-    config = {**TINY_DEFAULTS, **config}
-    widths, pixels = config["decoder_block_out_channels"], height * width
-    total = _conv(config["latent_channels"], widths[0], pixels)
-    for scale, (channels, blocks) in enumerate(zip(widths, config["num_decoder_blocks"], strict=True)):
+    widths, pixels = options.decoder_block_out_channels, height * width
+    total = _conv(options.latent_channels, widths[0], pixels)
+    for scale, (channels, blocks) in enumerate(zip(widths, options.num_decoder_blocks, strict=True)):
         total += blocks * 3 * _conv(channels, channels, pixels)
         is_last = scale == len(widths) - 1
-        pixels *= 1 if is_last else config["upsampling_scaling_factor"] ** 2
-        total += _conv(channels, config["out_channels"] if is_last else channels, pixels)
+        pixels *= 1 if is_last else options.upsampling_scaling_factor**2
+        total += _conv(channels, options.out_channels if is_last else channels, pixels)
     return total
-
-
-FORMULAS: Mapping[str, Callable[[Config, int, int], int]] = {
-    "AutoencoderKL": _decode_kl,
-    "AutoencoderTiny": _decode_tiny,
-}
 
 
 def _conv(in_channels: int, out_channels: int, pixels: int, kernel: int = 3) -> int:

@@ -8,6 +8,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
+from safelight.service.runtime.environment import keep_loopback_direct
+
 USER_ERROR = 2
 
 
@@ -42,6 +44,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names, by default the process's arguments; returns the exit status."""
     args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+    keep_loopback_direct()
     try:
         code = int(_module(args.command).run(args))
         sys.stdout.flush()

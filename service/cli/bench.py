@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model, add_quantization
+from safelight.service.cli.arguments import add_model, add_quantization, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.cli.tables import format_table
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = settings_of(model=args.model, quantization=args.quantization)
+    settings = settings_of(**model_settings(args), quantization=args.quantization)
     model = model_of(settings)
     if model.family not in FAMILIES and not args.engine_only:
         raise UserError(
@@ -146,9 +146,10 @@ def _measure_engine(
 def _command(args: argparse.Namespace) -> str:
     """The command that measures again what these flags measured; flags of the output are left out."""
     words = ["safelight", "bench"]
-    for flag in ("model", "quantization"):
+    for flag in ("model", "variant", "quantization"):
         if value := getattr(args, flag):
             words += [f"--{flag}", value]
+    words += ["--allow-unknown-config"] if args.allow_unknown_config else []
     words += ["--requests", str(args.requests), "--rounds", str(args.rounds)]
     words += [f"--{flag}" for flag in ("no-compile", "engine-only") if getattr(args, flag.replace("-", "_"))]
     return shlex.join(words)

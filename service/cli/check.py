@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_defaults, add_reading, add_served_name, model_settings
+from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.http.translation import describe_defaults
 from safelight.service.runtime.fast_imports import gc_frozen_imports
+from safelight.service.served_model import read_options
 
 if TYPE_CHECKING:
     from safelight.pipeline.assembly.check import FolderReport, PartReport
@@ -25,30 +30,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Reads the configurations, the tokenizers and the headers of the weight files, not the weights. "
         "Prints one line for each fault. The exit status is 1 if there is any."
     )
-    parser.add_argument("folder", metavar="DIR", help="a checkpoint folder, or the name of an embedded model")
+    parser.add_argument(
+        "folder",
+        metavar="DIR",
+        help="a checkpoint folder, the id of a model in the Hugging Face cache, or an embedded model's name",
+    )
+    add_reading(parser)
+    add_served_name(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_defaults(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     with gc_frozen_imports():
         from safelight.pipeline.assembly.check import FolderReport, check_folder
+    settings = settings_of(**model_settings(args) | {"model": args.folder})
     try:
-        report = check_folder(args.folder)
+        report = check_folder(settings.model, read_options(settings))
     except UnknownModel as error:
         if not args.json:
             raise UserError(str(error)) from None
-        report = FolderReport(Path(args.folder), None, (), (str(error),))
-    print(json.dumps(_describe(report)) if args.json else _as_text(report))
+        report = FolderReport(Path(args.folder), args.folder, None, (), (str(error),))
+    model = None if report.faults else model_of(settings)
+    print(json.dumps(_describe(report, model)) if args.json else _as_text(report, model))
     return FAULTY if report.faults else 0
 
 
-def _describe(report: FolderReport) -> dict[str, object]:
+def _describe(report: FolderReport, model: ModelInfo | None) -> dict[str, object]:
+    """The keys of `--json`; `model` is None for a folder with faults."""
     parts = [
         {
             "part": part.folder,
             "class": part.class_name,
             "parameters": part.num_parameters,
             "dtypes": dict(part.dtypes),
+            "variant": part.variant or None,
+            "ignored_options": list(part.ignored_options),
             "bytes_on_disk": part.bytes_on_disk,
             "bytes_on_device": {
                 dtype: part.num_parameters * size for dtype, size in BYTES_PER_PARAMETER.items()
@@ -58,14 +75,16 @@ def _describe(report: FolderReport) -> dict[str, object]:
     ]
     return {
         "path": str(report.folder),
+        "id": model.id if model else report.id,
+        "defaults": describe_defaults(model) if model else None,
         "family": report.family,
         "parts": parts,
         "faults": list(report.faults),
     }
 
 
-def _as_text(report: FolderReport) -> str:
-    """The parts as a table, then the faults, then the verdict."""
+def _as_text(report: FolderReport, model: ModelInfo | None) -> str:
+    """The parts as a table, then the name and the defaults or the faults, then the verdict."""
     name = " ".join(str(report.folder).split())  # a folder's name may hold line breaks
     lines = [f"{name}: {report.family or 'family unknown'}"]
     if report.parts:
@@ -74,6 +93,17 @@ def _as_text(report: FolderReport) -> str:
             *map(_part_row, report.parts),
             _totals(report),
         ]
+    lines += [
+        f"{part.folder}: unknown options are ignored: {', '.join(part.ignored_options)}"
+        for part in report.parts
+        if part.ignored_options
+    ]
+    if model:
+        width, height = model.default_size
+        lines.append(
+            f"served as {' '.join(model.id.split())}; by default {width}x{height}, "
+            f"{model.num_steps} steps of {model.solver} at guidance {model.guidance_scale:g}"
+        )
     lines += report.faults
     count = len(report.faults)
     lines.append(f"{count} fault{'s' * (count > 1)}" if count else "sound")
@@ -84,6 +114,7 @@ def _part_row(part: PartReport) -> str:
     if part.class_name is None:
         return _row(part.folder, "left out")
     stored = ", ".join(f"{count} {dtype}" for dtype, count in part.dtypes.items())
+    stored += f", variant {part.variant}" if part.variant else ""
     return _row(part.folder, part.class_name, *_amounts(part.num_parameters, part.bytes_on_disk), stored)
 
 

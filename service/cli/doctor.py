@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_defaults, add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.cores import num_cores
@@ -33,10 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--port", help="port that the service would listen on; default 8000")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_defaults(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = settings_of(model=args.model, port=args.port)
+    settings = settings_of(**model_settings(args), port=args.port)
     model = model_of(settings)
     with progress("loading the model") as say:
         with gc_frozen_imports():
@@ -74,7 +74,7 @@ def _as_text(
         title = CHECK_TITLES.get(result.name, result.name)
         lines.append(_line(title, RESULT_TEXTS[result.is_sound], result.message))
     if expectation:
-        width, height = model.native_size
+        width, height = model.default_size
         lines += [
             "",
             f"expected for {width}x{height}, {model.num_steps} steps, guidance {model.guidance_scale:g}",
@@ -101,12 +101,12 @@ def _check_ray() -> CheckResult:
 
 
 def _check_port(settings: Settings) -> CheckResult:
-    """Listen on the service's port for a moment."""
+    """Take the service's port for a moment."""
     from safelight.pipeline.calibration.checks import CheckResult
+    from safelight.service.runtime.addresses import BadAddress, find_address, reserved
 
-    address = f"{settings.port} of {settings.host}"
     try:
-        socket.create_server((settings.host, settings.port)).close()
-    except OSError as error:
-        return CheckResult("port", False, f"{address}: {error.strerror or error}")
-    return CheckResult("port", True, f"{address} is free")
+        with reserved(find_address(settings.host, settings.port)) as address:
+            return CheckResult("port", True, f"{settings.port} of {address.host} is free")
+    except BadAddress as error:
+        return CheckResult("port", False, str(error))

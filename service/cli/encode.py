@@ -1,13 +1,20 @@
 """`safelight encode`: write the text states of a prompt, as the network reads them, to a file."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS
+from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, ModelInfo
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import note, progress
+from safelight.service.cli.progress import note, note_ignored, progress
+from safelight.service.runtime.output_files import CannotWrite, check_writable, write_file
+
+if TYPE_CHECKING:
+    from safelight.pipeline.engine.text_encoder import TextStates
 
 OUTPUT_HELP = (
     "the file to write: `states` (1, L, D), `mask` (1, L) and, if the network reads it, `pooled` (1, P)"
@@ -22,29 +29,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = model_of(settings_of(model=args.model))
+    model = model_of(settings_of(**model_settings(args)))
     path = Path(args.output)
     if len(args.prompt) > MAX_PROMPT_CHARACTERS:
         raise UserError(
             f"PROMPT has {len(args.prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
         )
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}")
+    try:
+        check_writable(path)
+        text = _encode(model, args.prompt, path)
+    except CannotWrite as error:
+        raise UserError(str(error)) from None
+    cut = ", cut to the encoder's maximum length" if text.report.truncated else ""
+    note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")
+    note_ignored(text.report.unknown_words, text.report.prompt_syntax)
+    return 0
+
+
+def _encode(model: ModelInfo, prompt: str, path: Path) -> TextStates:
+    """Encode `prompt`, and write the file. Raises `UserError` and `CannotWrite`."""
     with progress("loading the text encoder"):
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from safelight.pipeline.assembly.encoder import build_text_encoder
 
         try:
-            [text] = build_text_encoder(model).encode([args.prompt])
+            [text] = build_text_encoder(model).encode([prompt])
         except ValueError as error:  # a checkpoint that cannot be loaded
             raise UserError(str(error)) from None
         tensors = {"states": text.states, "mask": text.mask}
         if text.pooled is not None:
             tensors["pooled"] = text.pooled
-        save_file({name: tensor[None].contiguous() for name, tensor in tensors.items()}, path)
-    cut = ", cut to the encoder's maximum length" if text.report.truncated else ""
-    note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")
-    if text.report.unknown_words:
-        note(f"words that the model does not know: {', '.join(text.report.unknown_words)}")
-    return 0
+        write_file(path, save({name: tensor[None].contiguous() for name, tensor in tensors.items()}))
+    return text

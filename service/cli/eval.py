@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.catalog.model_info import ModelInfo, check_params
+from safelight.pipeline.catalog.model_info import ModelInfo, applied_guidance_scale, check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation.prompts import InvalidPrompts, Prompt, read_prompt_sets, read_prompts
 from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model, add_quantization
+from safelight.service.cli.arguments import add_model, add_quantization, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import counter
 from safelight.service.runtime.fast_imports import gc_frozen_imports
+from safelight.service.runtime.output_files import CannotWrite, check_writable
 
 if TYPE_CHECKING:
     from safelight.pipeline.evaluation.clip_score import Mean
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--prompts", metavar="FILE", help="a file of prompts, as above")
     flag("--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default the model's")
-    flag("--guidance-scale", type=float, metavar="W", help="0 to 20; 1 is off; default the model's")
+    flag("--guidance-scale", type=float, metavar="W", help="0 to 20; up to 1 is off; default the model's")
     flag("--solver", metavar="S", help="default the model's")
     flag("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     flag("--limit", type=int, metavar="N", help="use at most N prompts of each set")
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    settings = settings_of(model=args.model, quantization=args.quantization)
+    settings = settings_of(**model_settings(args), quantization=args.quantization)
     model = model_of(settings)
     sets = _sets(args, model)
     requests = {name: _requests(args, model, prompts) for name, prompts in sets.items()}
@@ -100,7 +101,7 @@ def _requests(
     args: argparse.Namespace, model: ModelInfo, prompts: Sequence[Prompt]
 ) -> list[GenerationParams]:
     """One validated request for each prompt. Raises `UserError` that names the flag at fault."""
-    width, height = model.native_size
+    width, height = model.default_size
     requests = [
         GenerationParams(
             prompt=prompt.text,
@@ -108,7 +109,9 @@ def _requests(
             width=width,
             height=height,
             num_steps=model.num_steps if args.steps is None else args.steps,
-            guidance_scale=model.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+            guidance_scale=applied_guidance_scale(
+                model.guidance_scale if args.guidance_scale is None else args.guidance_scale
+            ),
             solver=args.solver or model.solver,
             seed=args.seed + index,
         )
@@ -142,8 +145,7 @@ def _evaluate(
     Returns:
         The rates and mean scores of each set, by name.
     """
-    if args.keep is not None and not Path(args.keep).is_dir():
-        raise UserError(f"there is no folder {args.keep}")
+    _check_folder(args.keep)
     with gc_frozen_imports():
         from safelight.pipeline.evaluation.clip_score import clip_scores, load_scorer
         from safelight.pipeline.evaluation.nearest_image import check_prompts, load_gallery, rate_images
@@ -164,6 +166,16 @@ def _evaluate(
         scores = clip_scores(scorer, gallery, prompts, images) if scorer else {}
         results[name] = {**rate_images(gallery, prompts, images), **scores}
     return results
+
+
+def _check_folder(folder: str | None) -> None:
+    """Raise `UserError` unless images can be kept in `folder`."""
+    if folder is None:
+        return
+    try:
+        check_writable(Path(folder) / "image.png")
+    except CannotWrite as error:
+        raise UserError(str(error)) from None
 
 
 def _as_text(report: Mapping[str, object], results: Mapping[str, Mapping[str, Rate | Mean]]) -> str:

@@ -1,9 +1,11 @@
 """The settings and the model of a command, with mistakes reported as `UserError`."""
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
-from safelight.service.settings import BadSetting, Settings, read_settings
+from safelight.service.served_model import find_served_model
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings, read_settings
 
 
 def settings_of(**flags: object) -> Settings:
@@ -17,6 +19,6 @@ def settings_of(**flags: object) -> Settings:
 def model_of(settings: Settings) -> ModelInfo:
     """The model that the settings name. Raises `UserError`."""
     try:
-        return find_model(settings.model)
-    except UnknownModel as error:
+        return find_served_model(settings)
+    except (UnknownModel, BadSetting) as error:
         raise UserError(str(error)) from None

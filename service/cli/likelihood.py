@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEED, ModelInfo
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import ProgressCallback, note, progress
+from safelight.service.cli.progress import ProgressCallback, note, note_ignored, progress
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is None:
         args.steps = DEFAULT_STEPS[args.method]
     _check_numbers(args)
-    model = model_of(settings_of(model=args.model))
+    model = model_of(settings_of(**model_settings(args)))
     pixels = _read_pixels(Path(args.image), model)
     with progress("loading the model") as say:
         report = _estimate(args, model, pixels, say)
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(_as_json(args, model, report, seconds)) if args.json else _as_text(args, model, report))
     if report.text.truncated:
         note("the prompt was cut to the encoder's maximum length")
-    if report.text.unknown_words:
-        note(f"words that the model does not know: {', '.join(report.text.unknown_words)}")
+    note_ignored(report.text.unknown_words, report.text.prompt_syntax)
     return 0
 
 

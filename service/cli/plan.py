@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from safelight.pipeline.capacity.devices import (
@@ -18,11 +19,12 @@ from safelight.pipeline.capacity.devices import (
 from safelight.pipeline.capacity.image_cost import ImageSpec, ModelProfile, image_cost
 from safelight.pipeline.capacity.model_profiles import list_published, model_profile, published_profile
 from safelight.pipeline.capacity.predict import Targets, predict
-from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.pipeline.catalog.model_info import ModelInfo, applied_guidance_scale
+from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
+from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import settings_of
 from safelight.service.cli.plan_report import as_text
 from safelight.service.cli.plan_values import (
@@ -35,6 +37,8 @@ from safelight.service.cli.progress import ProgressCallback, progress
 from safelight.service.errors import as_invalid_request
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
+from safelight.service.served_model import find_served_model, request_defaults
+from safelight.service.settings import Settings
 
 THIS_MACHINE = "cpu"
 THIS_MACHINE_MFU = 0.5  # share of the best matrix product that full ticks reach (docs/performance.md)
@@ -56,12 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and image")
-    group.add_argument(
-        "--model",
-        metavar="NAME_OR_DIR",
-        help="an embedded model, a checkpoint folder, or the name of a published checkpoint "
-        "such as sd3-medium; default emoji-128",
-    )
+    add_model(group, names=", or the name of a published checkpoint such as sd3-medium")
     group.add_argument("--size", metavar="WxH", help="image size in pixels; default: the model's native size")
     group.add_argument(
         "--steps", type=int, metavar="N", help="denoising steps, 1 to 200; default: the model's"
@@ -70,7 +69,7 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="W",
-        help="guidance scale, 0 to 20; 1 is off; default: the model's",
+        help="guidance scale, 0 to 20; up to 1 is off; default: the model's",
     )
     group.add_argument("--solver", metavar="NAME", help="one of `safelight solvers`; default: the model's")
 
@@ -135,9 +134,11 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    name = settings_of(model=args.model).model
+    settings = settings_of(**model_settings(args))
+    if settings.model in list_published():
+        _check_published(args, settings.model)
     with progress("reading the model") as say:
-        model, profile = _find_profile(name)
+        model, profile = _find_profile(settings)
         spec = _image_spec(args, profile)
         targets = Targets(args.images_per_hour, args.latency_s, args.percentile)
         try:
@@ -184,13 +185,24 @@ def _check_service(args: argparse.Namespace) -> None:
             )
 
 
-def _find_profile(name: str) -> tuple[ModelInfo | None, ModelProfile]:
+def _check_published(args: argparse.Namespace, model: str) -> None:
+    """Raise `UserError` for flags that have no effect on a published checkpoint."""
+    for name in ("variant", "allow_unknown_config"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} has no effect on {model}, which is planned without a folder; leave it out"
+            )
+
+
+def _find_profile(settings: Settings) -> tuple[ModelInfo | None, ModelProfile]:
     """A published checkpoint by its name, without model information; else an embedded model or a folder."""
     with gc_frozen_imports():
-        if name in list_published():
-            return None, published_profile(name)
         try:
-            model = find_model(name)
+            if settings.model in list_published():
+                defaults = request_defaults(settings, (settings.model,))
+                return None, replace(published_profile(settings.model), **defaults.changes())
+            model = find_served_model(settings)
             return model, model_profile(model)
         except (UnknownModel, ValueError) as error:
             message = str(error)
@@ -200,7 +212,7 @@ def _find_profile(name: str) -> tuple[ModelInfo | None, ModelProfile]:
 
 
 def _image_spec(args: argparse.Namespace, profile: ModelProfile) -> ImageSpec:
-    size = profile.native_size
+    size = profile.default_size
     if args.size is not None and args.size != "auto":
         match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", args.size)
         if match is None:
@@ -209,7 +221,9 @@ def _image_spec(args: argparse.Namespace, profile: ModelProfile) -> ImageSpec:
     return ImageSpec(
         size,
         profile.num_steps if args.steps is None else args.steps,
-        profile.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        applied_guidance_scale(
+            profile.guidance_scale if args.guidance_scale is None else args.guidance_scale
+        ),
         args.solver or profile.solver,
     )
 
@@ -252,7 +266,7 @@ def _measure(
     """This machine as measured with the model; None for a model too large to run here."""
     with gc_frozen_imports():
         from safelight.pipeline.calibration.stage_times import measure_stage_times
-    settings = settings_of(model=args.model)
+    settings = settings_of(**model_settings(args))
     try:
         return measure_stage_times(
             model,
@@ -268,7 +282,7 @@ def _measure(
 
 
 def _num_threads(args: argparse.Namespace) -> int:
-    return settings_of(model=args.model).denoise_threads or num_cores()
+    return settings_of(**model_settings(args)).denoise_threads or num_cores()
 
 
 def _service_device(
@@ -290,7 +304,7 @@ def _service_device(
         raise UserError(f"--service {args.service} has no cost curves: {reason}") from None
     # A folder or a published checkpoint may be served under another name; the user says that it is the same.
     is_asserted = model is None or (args.model is not None and Path(args.model).is_dir())
-    if served != profile.name and not is_asserted:
+    if served not in (model.names if model else (profile.name,)) and not is_asserted:
         raise UserError(f"--service {args.service} serves {served!r}, not {profile.name!r}; give its --model")
     try:
         return measured_device(curves, profile, spec.size, *limits)

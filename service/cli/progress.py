@@ -1,7 +1,7 @@
 """Progress for a person at a terminal; prints nothing when stderr is not a terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 ProgressCallback = Callable[[str], None]
@@ -31,6 +31,14 @@ def counter(label: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def note_ignored(unknown_words: Sequence[str], prompt_syntax: Sequence[str]) -> None:
+    """Say which parts of a prompt have no effect."""
+    if unknown_words:
+        note(f"words that the model does not know: {', '.join(unknown_words)}")
+    if prompt_syntax:
+        note(f"prompt syntax without effect: {', '.join(prompt_syntax)}")
 
 
 def note(text: str) -> None:

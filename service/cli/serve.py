@@ -3,51 +3,81 @@
 import argparse
 import contextlib
 import json
-import signal
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
-from safelight.service.cli.arguments import add_model
+from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
+from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
 from safelight.service.settings import Settings
+from safelight.service.supervision.stop_request import StopRequest
 
 # -P: Python would look for packages in the working directory first, which may hold others of these names.
 CHECK = (sys.executable, "-P", "-m", "safelight.service.cli", "check")
+CHECK_SECONDS = 600.0  # reading the headers of many files from a slow disk takes long
+LOST = 1  # the exit status when the service has failed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_served_name(parser)
     parser.add_argument("--host", help="address to listen on; default 127.0.0.1")
     parser.add_argument("--port", help="port to listen on, 0 for any free port; default 8000")
     parser.add_argument(
         "--stages", metavar="split|colocated", help="one process per stage (default), or one for all three"
     )
+    add_defaults(parser)
+    parser.add_argument(
+        "--log-level", metavar="debug|info|warning|error", help="least level of log lines; default info"
+    )
+    parser.add_argument(
+        "--log-format", metavar="text|json", help="form of the log lines on stderr; default text"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = settings_of(model=args.model, host=args.host, port=args.port, stages=args.stages)
-    settings = settings.updated(port=_free_port(settings))
-    model = model_of(settings)  # an unknown model is refused before anything is started
-    if Path(settings.model).is_dir():
-        _check_folder(settings.model)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C and SIGTERM end the command
-        _serve(settings, model)
+    with StopRequest() as stop, contextlib.suppress(KeyboardInterrupt):  # a signal ends the command
+        settings = settings_of(
+            **model_settings(args),
+            host=args.host,
+            port=args.port,
+            stages=args.stages,
+            log_level=args.log_level,
+            log_format=args.log_format,
+        )
+        try:
+            with reserved(find_address(settings.host, settings.port)) as address:
+                settings = settings.updated(host=address.host, port=address.port)
+                model = model_of(settings)  # an unknown model is refused before anything is started
+                if settings.model not in list_model_names():
+                    _check_folder(settings)
+                return _serve(settings, model, address, stop)
+        except BadAddress as error:
+            raise UserError(str(error)) from None
     return 0
 
 
-def _check_folder(folder: str) -> None:
+def _check_folder(settings: Settings) -> None:
     """Raise `UserError` for a checkpoint folder that cannot be served.
 
     A stage would fail on it too, but half a minute later and with Ray's message. The check runs in a process
     of its own, because its libraries are large and this process lives as long as the service.
     """
+    folder = settings.model
+    flags = ["--json", "--variant", settings.variant] if settings.variant else ["--json"]
+    flags += ["--allow-unknown-config"] if settings.allow_unknown_config else []
+    command = [*CHECK, *flags, "--", folder]
     with progress(f"checking {folder}"):
-        process = subprocess.run([*CHECK, folder, "--json"], capture_output=True, text=True, check=False)
+        try:
+            process = subprocess.run(
+                command, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{folder} could not be checked within {CHECK_SECONDS:g} seconds") from None
     try:
         faults = json.loads(process.stdout)["faults"]
     except ValueError:  # the check itself has failed, and says why in its last line
@@ -57,35 +87,27 @@ def _check_folder(folder: str) -> None:
         raise UserError("; ".join(faults))
 
 
-def _serve(settings: Settings, model: ModelInfo) -> None:
-    stdout = sys.stdout
-    with contextlib.ExitStack() as service:
-        with progress("loading Ray") as report_progress:
-            from safelight.service.local import CannotServe, running_service
+def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopRequest) -> int:
+    from safelight.service.local import CannotServe
+    from safelight.service.supervision.supervisor import ServiceLost, Supervisor
 
-            try:
-                url = service.enter_context(running_service(settings, report_progress))
-            except CannotServe as error:
-                raise UserError(str(error)) from None
-        stdout.write(_announcement(url, model))
-        stdout.flush()
-        signal.pause()
-
-
-def _free_port(settings: Settings) -> int:
-    """The port of the settings, or any free port for 0. Raises `UserError` if it is in use."""
     try:
-        with socket.create_server((settings.host, settings.port)) as probe:
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"cannot listen on port {settings.port} of {settings.host}: {reason}; choose another with --port"
-        ) from None
+        with Supervisor(settings, address, stop) as service:
+            with progress("loading Ray") as report_progress:
+                url = service.wait_until_ready(report_progress)
+            if url:
+                print(_announcement(url, model), flush=True)
+                service.watch()
+    except CannotServe as error:
+        raise UserError(str(error)) from None
+    except ServiceLost as error:
+        print(f"safelight serve: {error}", file=sys.stderr)
+        return LOST
+    return 0
 
 
 def _announcement(url: str, model: ModelInfo) -> str:
     prompt = "0" if model.labels else "a red apple"  # a class label for class-conditional models
     header, body = "content-type: application/json", json.dumps({"prompt": prompt})
     curl = f"curl {url}/v1/images/generations -H '{header}' -d '{body}'"
-    return f"Safelight serves {model.id} on {url}, try: {curl}\n"
+    return f"Safelight serves {model.id} on {url}, try: {curl}"

@@ -8,81 +8,59 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import FastAPI, Query
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.errors import InvalidParams
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import (
-    InvalidRequest,
-    MethodNotAllowed,
-    RouteNotFound,
-    ServiceError,
-    as_service_error,
-)
-from safelight.service.http.auth import BearerToken, require_admin
+from safelight.service.http.auth import admin_key, require_admin
+from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
-from safelight.service.http.middleware import Envelope, error_response
+from safelight.service.http.edits.routes import add_edit_routes
+from safelight.service.http.error_answers import add_error_handlers
+from safelight.service.http.gateway_parts import Gateway, make_image_store
+from safelight.service.http.generation import open_request, plan_images
+from safelight.service.http.image_files import add_file_routes
+from safelight.service.http.image_requests import answer_images, read_image_request
+from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
+from safelight.service.http.middleware import Envelope
 from safelight.service.http.openapi import (
     ERRORS,
     GENERATION_ERRORS,
     OTHER_ERRORS,
     image_request_body,
 )
+from safelight.service.http.page.routes import add_page_routes
+from safelight.service.http.progress import ProgressEstimator
+from safelight.service.http.public_url import base_url
 from safelight.service.http.readiness import WarmUp
-from safelight.service.http.request_body import read_json_body, unless_gone
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.request_body import read_json_object
+from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
+from safelight.service.http.sdapi.routes import add_sdapi_routes
+from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.http.translation import (
-    check_model,
     describe_curves,
     describe_model,
-    make_output,
-    make_params,
-    make_response,
-    make_usage,
 )
-from safelight.service.http.validation import parse_request
-from safelight.service.messages import RequestContext
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
+from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from safelight.service.telemetry.tracing import LiveSpan, Tracing
+from safelight.service.telemetry.tracing import Tracing
 from safelight.service.usage.client import LedgerClient, LocalLedger
 from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
-from safelight.service.usage.records import RequestRecorder, UsageRecord, record_request
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
+EDITS_PATH = "/v1/images/edits"
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """The parts that the routes share."""
-
-    model: ModelInfo
-    settings: Settings
-    dispatcher: RequestDispatcher
-    warm_up: WarmUp
-    metrics: Metrics
-    ledger: LedgerClient
-    outbox: Outbox
-    reporter: UsageReporter
-    tracing: Tracing
-
-    def record(self, record: UsageRecord) -> None:
-        """Count a finished request, and queue its record for the ledger."""
-        self.metrics.record(record)
-        self.outbox.put(record)
 
 
 def build_gateway(
@@ -104,17 +82,30 @@ def build_gateway(
         tracing: Opens the spans; None for no tracing.
     """
     gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
+    mcp_endpoint = make_mcp_endpoint(gateway)
     app = make_app(
         title="Safelight",
         summary="Text in, image out.",
-        lifespan=_lifespan(gateway),
+        lifespan=_lifespan(gateway, mcp_endpoint),
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
-    for add_routes in (_add_image_route, _add_accounting_route, _add_model_routes, _add_health_routes):
+    for add_routes in (
+        _add_image_route,
+        add_edit_routes,
+        add_file_routes,
+        add_sdapi_routes,
+        _add_accounting_route,
+        _add_model_routes,
+        _add_health_routes,
+    ):
         add_routes(app, gateway)
-    _add_error_handlers(app)
+    add_mcp_route(app, mcp_endpoint)
+    add_page_routes(app)
+    add_error_handlers(app)
+    app.add_middleware(RequestPaths, root_path=settings.root_path)
     app.add_middleware(Envelope, proxied=proxied)
+    add_cors(app, names_in(settings.cors_origins))  # the outermost, so that every answer has its headers
     return app
 
 
@@ -135,6 +126,7 @@ def _make_gateway(
     dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
     return Gateway(
         model=model,
+        names=ModelNames(model, names_in(settings.aliases)),
         settings=settings,
         dispatcher=dispatcher,
         warm_up=WarmUp(dispatcher, model),
@@ -143,16 +135,23 @@ def _make_gateway(
         outbox=outbox,
         reporter=UsageReporter(outbox.collect, ledger.send),
         tracing=tracing,
+        image_store=make_image_store(settings),
+        progress=ProgressEstimator(),
     )
 
 
-def _lifespan(gateway: Gateway) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    gateway: Gateway, mcp_endpoint: Endpoint | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warming = asyncio.ensure_future(gateway.warm_up.run())
+        tasks = [asyncio.ensure_future(gateway.warm_up.run())]
+        if gateway.image_store is not None:
+            tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         gateway.reporter.start()
-        yield
-        await cancel_and_wait(warming)
+        async with running(mcp_endpoint):
+            yield
+        await cancel_and_wait(*tasks)
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
@@ -162,71 +161,55 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses=GENERATION_ERRORS,
-        openapi_extra=image_request_body(gateway.model),
+        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
+        openapi_extra=image_request_body(gateway.names, gateway.settings.strict),
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
-        # The body is parsed here and not by FastAPI, so that record_request also records malformed bodies.
-        request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
-        with (
-            record_request(request_id, gateway.model.id, gateway.record) as record,
-            gateway.tracing.span(
-                "generate", parent_span, model=gateway.model.id, request_id=record.request_id
-            ) as span,
-        ):
-            return await _generate(request, gateway, record, span)
-
-
-async def _generate(request: Request, gateway: Gateway, record: RequestRecorder, span: LiveSpan) -> Response:
-    """Generate the images of one request, and set their usage in `record`."""
-    settings, model = gateway.settings, gateway.model
-    body = await read_json_body(request, settings.max_body_bytes, settings.body_seconds)
-    image_request = parse_request(body)
-    params, image_format = make_params(image_request, model), make_output(image_request)
-    record.num_images = len(params)
-    span.set(images=len(params), steps=params[0].num_steps, size=f"{params[0].width}x{params[0].height}")
-    context = RequestContext(record.id, span.traceparent)
-    results = await unless_gone(request, gateway.dispatcher.generate(params, image_format, context))
-    record.image_usages = tuple(result.usage for result in results)
-    usage = make_usage(results, params, model, record.seconds)
-    response = make_response(results, params, image_format, usage)
-    return Response(response.model_dump_json(), media_type="application/json")
+        # The body is parsed here and not by FastAPI, so that open_request also records malformed bodies.
+        with open_request(request, gateway, base_url(request, gateway.settings)) as opened:
+            limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
+            fields = await read_json_object(request, limit, seconds)
+            reading = read_image_request(request, gateway, fields, opened.record)
+            return await answer_images(request, plan_images(reading, gateway, fields.get("model")), opened)
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
+        dependencies=admin_key(gateway.settings.admin_key),
         responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
-        token: BearerToken,
+        request: Request,
         window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
         latest: Annotated[
             int, Query(ge=0, le=1000, description="How many single requests to list, newest first.")
         ] = 0,
     ) -> AccountingReport:
-        require_admin(token, gateway.settings.admin_key)
+        await require_admin(request, gateway.settings.admin_key)
         await asyncio.to_thread(gateway.reporter.deliver)
         return await gateway.ledger.report(window, latest)
 
 
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
-    description = describe_model(gateway.model, created=int(time.time()))
+    description = describe_model(gateway.names, created=int(time.time()))
 
-    async def describe_with_attention() -> Model:
+    async def describe() -> Model:
         denoiser = (await gateway.dispatcher.status()).get("denoise")
-        return description.model_copy(update={"attention": denoiser.attention if denoiser else None})
+        edits = any(getattr(route, "path", "") == EDITS_PATH for route in app.routes)
+        attention = denoiser.attention if denoiser else None
+        return description.model_copy(update={"attention": attention, "edits": edits})
 
     @app.get("/v1/models", summary="The served models")
     async def list_models() -> ModelList:
-        return ModelList(data=[await describe_with_attention()])
+        return ModelList(data=[await describe()])
 
-    @app.get("/v1/models/{model_id}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
+    @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
-        check_model(model_id, gateway.model)
-        return await describe_with_attention()
+        gateway.names.find(model_id, gateway.settings.strict)
+        return await describe()
 
     @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
     async def get_curve() -> Curves:
@@ -238,6 +221,11 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     async def livez() -> dict[str, bool]:
         return {"alive": True}
 
+    @app.get(
+        "/health",
+        responses={503: {"model": Readiness}},
+        summary="The same as /readyz, under the name that load balancers try",
+    )
     @app.get(
         "/readyz",
         responses={503: {"model": Readiness}},
@@ -259,35 +247,3 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
             snapshot = await gateway.ledger.snapshot()
             gateway.metrics.observe_snapshot(snapshot, (await gateway.ledger.report(None, 0)).mfu)
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ServiceError, _answer_error)
-    app.add_exception_handler(InvalidParams, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid_query)
-
-
-async def _answer_error(_: Request, error: Exception) -> Response:
-    return error_response(as_service_error(error))
-
-
-async def _answer_invalid_query(_: Request, error: Exception) -> Response:
-    """The first fault of a query string; bodies are validated by `parse_request`."""
-    assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    name = str(fault["loc"][-1])
-    return error_response(InvalidRequest(f"{name}: {fault['msg']}.", name))
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors, which are about routes and methods."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        response = error_response(
-            MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.")
-        )
-        response.headers["allow"] = allowed
-        return response
-    return error_response(RouteNotFound() if error.status_code == 404 else ServiceError())

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.service.http.schemas import ErrorResponse, ImageRequest
-from safelight.service.http.translation import ALIASES, size_names
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.reading.schema import strict_schema, tolerant_schema
+from safelight.service.http.schemas import ErrorResponse
 
 _DESCRIPTIONS = {
     400: "A field is invalid; `param` names it and the message says what is allowed",
     401: "The admin key is missing or wrong",
-    404: "No such model",
+    403: "The link is not one of this service",
+    404: "No such model or image",
     408: "The body did not arrive in time",
+    410: "The link has expired",
     413: "The body is too large",
-    415: "The body is not declared as JSON",
+    415: "The body is not declared as JSON, or in an encoding that is not supported",
     429: "Too many images are waiting; see Retry-After",
     503: "The image could not be drawn now; see Retry-After",
 }
@@ -25,17 +27,10 @@ OTHER_ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorResponse, "description": "An error"}
 }
 
-GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status != 401}
+GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status not in (401, 403, 410)}
 
 
-def image_request_body(model: ModelInfo) -> dict[str, Any]:
-    """The request body's schema, whose enumerations are what `model` serves."""
-    schema = ImageRequest.model_json_schema()
-    for field, choices in {
-        "model": (model.id, *ALIASES),
-        "size": ("auto", *size_names(model)),
-        "solver": model.solvers,
-        "timestep_spacing": model.spacings,
-    }.items():
-        schema["properties"][field]["anyOf"][0] = {"type": "string", "enum": list(choices)}
+def image_request_body(names: ModelNames, is_strict: bool) -> dict[str, Any]:
+    """The request body's schema, whose enumerations are what the model serves."""
+    schema = strict_schema(names) if is_strict else tolerant_schema(names)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from safelight.pipeline.catalog.model_info import MIN_STEPS, ModelInfo
+from safelight.pipeline.catalog.planning import plan_request
+from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import BrokenImage, ServiceError
@@ -52,7 +55,19 @@ class WarmUp:
 
 
 def make_warm_up_image(model: ModelInfo) -> GenerationParams:
-    """The cheapest image that exercises every stage: native size, the model's guidance, few steps."""
-    width, height = model.native_size
+    """The cheapest image that exercises every stage: default size and guidance, as few steps as possible."""
+    width, height = model.default_size
     prompt = "0" if model.labels else "warm-up"  # a class label for class-conditional models
-    return GenerationParams(prompt, "", width, height, MIN_STEPS, model.guidance_scale, model.solver, seed=0)
+    image = GenerationParams(prompt, "", width, height, MIN_STEPS, model.guidance_scale, model.solver, seed=0)
+    while not _can_plan(image, model):
+        image = replace(image, num_steps=image.num_steps + 1)
+    return image
+
+
+def _can_plan(image: GenerationParams, model: ModelInfo) -> bool:
+    """Whether the solver can make do with so few steps; the model's own number always suffices."""
+    try:
+        plan_request(image, model)
+    except InvalidParams:
+        return image.num_steps >= model.num_steps
+    return True

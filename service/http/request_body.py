@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone, WrongContentType
+from safelight.service.http.reading.body import decompress, read_object
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 
 T = TypeVar("T")
@@ -18,9 +19,24 @@ async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
     Raises `WrongContentType`, `BodyTooLarge` as soon as it is known to exceed `limit` bytes, `BodyTooSlow` if
     it has not arrived whole within `seconds`, and `ClientGone`.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if not is_json(content_type(request)):
         raise WrongContentType()
+    return await read_body(request, limit, seconds)
+
+
+def content_type(request: Request) -> str:
+    """The media type of the body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_json(media_type: str) -> bool:
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+
+
+async def read_body(request: Request, limit: int, seconds: float) -> bytes:
+    """The body of a request; errors as in `read_json_body`."""
     too_large = BodyTooLarge(f"The body is larger than {limit} bytes, the most that is allowed.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -39,6 +55,18 @@ async def read_json_body(request: Request, limit: int, seconds: float) -> bytes:
     except Exception:  # a disconnect: Starlette and Serve's proxy raise different classes
         raise ClientGone() from None
     return bytes(body)
+
+
+async def read_json_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
+    """The JSON object in the body of a request.
+
+    Raises as `read_json_body`, `decompress` and `read_object` do; `limit` holds before and after
+    decompression.
+    """
+    body = await read_json_body(request, limit, seconds)
+    headers = request.headers
+    body = decompress(body, headers.get("content-encoding", ""), limit)
+    return read_object(body, headers.get("content-type", ""))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

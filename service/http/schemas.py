@@ -13,8 +13,11 @@ from safelight.pipeline.catalog.model_info import (
     MIN_GUIDANCE_SCALE,
     MIN_STEPS,
 )
+from safelight.service.previews import MAX_PREVIEWS
 
 MAX_IMAGES = 10
+Quality = Literal["low", "medium", "high", "xhigh", "max"]
+QualitySynonym = Literal["auto", "standard", "hd"]
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -37,17 +40,25 @@ class ImageRequest(BaseModel):
         None, description="How many images; default 1."
     )
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] | None = Field(
-        None, description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is its native size."
+        None,
+        description="WIDTHxHEIGHT, one of the model's sizes; `auto` (the default) is the operator's default, "
+        "else its native size.",
     )
-    response_format: Literal["b64_json"] | None = Field(
-        None, description="Images come in the response; there is no image store yet."
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="`b64_json`: images come in the response. `url`: they are stored and links to them come. "
+        "Default b64_json; for OpenAI's names dall-e-*, both.",
     )
     output_format: Literal["png", "webp", "jpeg"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of webp and jpeg, default 100; png is lossless and ignores it."
     )
-    stream: Literal[False] | None = Field(None, description="Streaming is not supported yet.")
-    partial_images: Literal[0] | None = Field(None, description="Previews are not supported yet.")
+    stream: bool | None = Field(
+        None, description="Whether to answer with server-sent events, one for each image once it is done."
+    )
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PREVIEWS)] | None = Field(
+        None, description="With `stream`: how many previews of each image to send before it; default 0."
+    )
 
     negative_prompt: Prompt | None = Field(
         None, description="Extension: what the image should not show; used under guidance only."
@@ -56,7 +67,7 @@ class ImageRequest(BaseModel):
         None, description="Extension: denoising steps; default: the model's."
     )
     guidance_scale: Annotated[float, Field(ge=MIN_GUIDANCE_SCALE, le=MAX_GUIDANCE_SCALE)] | None = Field(
-        None, description="Extension: w in uncond + w * (cond - uncond); 1 is off; default: the model's."
+        None, description="Extension: w in uncond + w * (cond - uncond); 0 to 1 is off; default: the model's."
     )
     solver: str | None = Field(None, description="Extension: the name of a solver; default: the model's.")
     timestep_spacing: str | None = Field(
@@ -87,22 +98,41 @@ class ImageRequest(BaseModel):
         "n of at least k + 1.",
     )
 
-    quality: str | None = _ignored("the model has one quality; see num_inference_steps")
-    style: str | None = _ignored("write the style into the prompt")
-    background: str | None = _ignored("images are opaque")
+    quality: Literal[Quality, QualitySynonym] | None = Field(
+        None,
+        description="How many steps, unless num_inference_steps says it: medium, standard and auto (the "
+        "default) are the model's, low half, high and hd twice, xhigh three and max four times as many.",
+    )
+    background: Literal["auto", "opaque"] | None = Field(None, description="Images are opaque.")
+    user: str | None = Field(
+        None, description="Whose request it is, for the accounting, which keeps a hash; OpenAI's old name."
+    )
+    safety_identifier: str | None = Field(
+        None, description="Whose request it is, for the accounting, which keeps a hash of it."
+    )
+
+    style: Literal["vivid", "natural"] | None = _ignored("write the style into the prompt")
     moderation: str | None = _ignored("there is no safety model")
-    user: str | None = _ignored("deprecated by OpenAI")
-    safety_identifier: str | None = _ignored("there is no safety model")
     complexity: str | None = _ignored("vector images are not drawn")
     svg: dict[str, Any] | None = _ignored("vector images are not drawn")
     frame_count: int | None = _ignored("moving images are not drawn")
     frame_duration_ms: int | None = _ignored("moving images are not drawn")
 
 
-class Image(BaseModel):
-    """One image of a response."""
+class Adjustment(BaseModel):
+    """A field that was read in another way than it was written."""
 
-    b64_json: str = Field(description="The image's bytes in base64.")
+    field: str = Field(description="The field, by the name that the client sent.")
+    asked: Any = Field(description="The client's value; the start of it as text if it is long.")
+    used: Any = Field(description="The value that was used; null if the field has no effect.")
+    note: str = Field(description="How it was read.")
+
+
+class Image(BaseModel):
+    """One image of a response; what was not asked for is absent."""
+
+    b64_json: str | None = Field(None, description="The image's bytes in base64.")
+    url: str | None = Field(None, description="A link to the image, which holds for a limited time.")
 
 
 class InputTokens(BaseModel):
@@ -112,12 +142,35 @@ class InputTokens(BaseModel):
     image_tokens: int = 0
 
 
+class OutputTokens(BaseModel):
+    """OpenAI's breakdown of the output tokens."""
+
+    image_tokens: int
+    text_tokens: int = 0
+
+
 class StageSeconds(BaseModel):
     """Seconds, stage by stage."""
 
     encode: float
     denoise: float
     decode: float
+
+
+class Edit(BaseModel):
+    """How the images were made from the one that was uploaded."""
+
+    strength: float
+    inpainting: bool = Field(description="Whether only what the mask shows was redrawn.")
+    steps_taken: int = Field(description="Of num_inference_steps: the last ones.")
+    uploaded_size: str = Field(description="WIDTHxHEIGHT of the upload, upright.")
+    crop: tuple[int, int, int, int] = Field(
+        description="Left, top, right and bottom of the part of the upload that was resampled to the size of "
+        "the images."
+    )
+    device_seconds: float = Field(
+        description="Reading and encoding the upload, a part of the stage `decode`."
+    )
 
 
 class Cost(BaseModel):
@@ -130,26 +183,38 @@ class Cost(BaseModel):
     )
     solver: str
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float = Field(description="As applied: 1, without guidance, for any request up to 1.")
     timestep_spacing: str
     eta: float
     guidance_interval: tuple[float, float]
     guidance_stride: int
     guidance_rescale: float
+    edit: Edit | None = Field(None, description="Of requests for edits.")
+    previews: int = Field(description="Previews that were drawn; `device_seconds` and `flops` include them.")
     nfe: int = Field(description="Network evaluations; one under guidance counts once.")
     rows: int = Field(description="Rows of the network's batch: two per evaluation under guidance, else one.")
     flops: int = Field(description="Floating-point operations of all stages.")
     device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
     queue_seconds: float = Field(description="Waiting time, summed over images and stages.")
     seconds: float = Field(description="From the request's arrival to its response.")
+    store_seconds: float = Field(description="Of these, waiting for the image store.")
+    stored_bytes: int = Field(description="Bytes of the images that were stored.")
     truncated: bool = Field(
         description="Whether a text was longer than the text encoder can read, and was cut."
     )
     unknown_words: list[str] = Field(
         description="Words that the text encoder does not know; they do not affect the image."
     )
+    prompt_syntax: list[str] = Field(
+        description="Weights, LoRA tags, command flags and the like that were found in the texts. None is "
+        "obeyed: the embedded model draws the words without them, others read them as plain text."
+    )
     batch_invariant: bool = Field(
         description="Whether the same request is proved to give the same bytes in any batch on this device."
+    )
+    adjusted: list[Adjustment] = Field(
+        description="What was read in another way than it was written; the header x-safelight-adjusted has "
+        "the names. The request header `x-safelight-strict: 1` refuses such requests."
     )
 
 
@@ -159,6 +224,7 @@ class Usage(BaseModel):
     input_tokens: int
     input_tokens_details: InputTokens
     output_tokens: int
+    output_tokens_details: OutputTokens
     total_tokens: int
     safelight: Cost
 
@@ -167,8 +233,10 @@ class ImageResponse(BaseModel):
     """OpenAI's images response."""
 
     created: int = Field(description="Unix time of the response.")
+    background: Literal["opaque"] = "opaque"
     data: list[Image]
     output_format: str
+    quality: Quality = Field(description="The best quality whose number of steps was reached.")
     size: str
     usage: Usage
 
@@ -183,9 +251,10 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """OpenAI's error object."""
+    """OpenAI's error object, with the request's id, which is also the header `X-Request-ID`."""
 
     error: ErrorDetail
+    request_id: str
 
 
 class Model(BaseModel):
@@ -201,6 +270,10 @@ class Model(BaseModel):
     solvers: list[str]
     timestep_spacings: list[str]
     defaults: dict[str, str | int | float]
+    limits: dict[str, Annotated[list[int | float], Field(min_length=2, max_length=2)]] = Field(
+        description="The least and the most of a number, by field; of `prompt` its characters."
+    )
+    edits: Annotated[bool, Field(description="Whether `/v1/images/edits` is served.")] = False
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

@@ -1,33 +1,47 @@
 """Translates requests into generation parameters, and results into responses with their usage."""
 
-import base64
 import secrets
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from safelight.pipeline.catalog.model_info import MAX_SEED, ModelInfo, check_params
+from safelight.pipeline.catalog.model_info import (
+    MAX_GUIDANCE_SCALE,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MIN_GUIDANCE_SCALE,
+    MIN_STEPS,
+    ModelInfo,
+    applied_guidance_scale,
+    check_params,
+)
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.service.errors import InvalidRequest, ModelNotFound, StageFailed
+from safelight.service.backend import STAGES
+from safelight.service.errors import InvalidRequest, StageFailed
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.reading.quality import steps_of
 from safelight.service.http.schemas import (
+    MAX_IMAGES,
+    Adjustment,
     Cost,
     Curve,
     Curves,
-    Image,
+    Edit,
     ImageRequest,
-    ImageResponse,
     InputTokens,
     Model,
+    OutputTokens,
+    Quality,
+    QualitySynonym,
     StageSeconds,
     Usage,
 )
-from safelight.service.messages import DecodeResult, ImageFormat, StageStatus
+from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
-
-# Model names that OpenAI's clients hard-code.
-ALIASES = ("gpt-image-1", "dall-e-2", "dall-e-3")
+from safelight.service.usage.records import NOTHING_STORED, StoreUsage
 
 Value = TypeVar("Value")
 
@@ -38,7 +52,7 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
     Raises `InvalidParams`, `InvalidRequest` or `ModelNotFound`.
     """
     if request.model is not None:
-        check_model(request.model, model)
+        ModelNames(model).find(request.model, is_strict=True)
     width, height = parse_size(request.size or "auto", model)
     seed = _or_default(request.seed, random_seed())
     start, end = _or_default(request.guidance_interval, [0.0, 1.0])
@@ -49,7 +63,9 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
             width=width,
             height=height,
             num_steps=_or_default(request.num_inference_steps, model.num_steps),
-            guidance_scale=float(_or_default(request.guidance_scale, model.guidance_scale)),
+            guidance_scale=applied_guidance_scale(
+                float(_or_default(request.guidance_scale, model.guidance_scale))
+            ),
             solver=_or_default(request.solver, model.solver),
             seed=seed,
             image_index=index,
@@ -61,9 +77,19 @@ def make_params(request: ImageRequest, model: ModelInfo) -> list[GenerationParam
         )
         for index in range(_or_default(request.n, 1))
     ]
+    if request.num_inference_steps is None and request.quality is not None:
+        steps = _steps_of_quality(request.quality, images[0], model)
+        images = [replace(image, num_steps=steps) for image in images]
     check_params(images[0], model)  # the images differ in image_index only
     plan_request(images[0], model)  # refuses too few steps for the solver before any stage has worked
     return images
+
+
+def _steps_of_quality(quality: Quality | QualitySynonym, params: GenerationParams, model: ModelInfo) -> int:
+    def check(num_steps: int) -> None:
+        plan_request(replace(params, num_steps=num_steps), model)
+
+    return steps_of(quality, model.num_steps, check)
 
 
 def make_output(request: ImageRequest) -> ImageFormat:
@@ -73,26 +99,28 @@ def make_output(request: ImageRequest) -> ImageFormat:
     )
 
 
-def make_response(
-    results: Sequence[DecodeResult], images: Sequence[GenerationParams], output: ImageFormat, usage: Usage
-) -> ImageResponse:
-    """The response to a request: `results` are the finished `images`, written as `output`."""
-    return ImageResponse(
-        created=int(time.time()),
-        data=[Image(b64_json=base64.b64encode(result.image).decode("ascii")) for result in results],
-        output_format=output.format,
-        size=f"{images[0].width}x{images[0].height}",
-        usage=usage,
-    )
-
-
 def make_usage(
-    results: Sequence[DecodeResult], images: Sequence[GenerationParams], model: ModelInfo, seconds: float
+    results: Sequence[DecodeResult],
+    images: Sequence[GenerationParams],
+    model: ModelInfo,
+    seconds: float,
+    adjustments: Sequence[Adjustment] = (),
+    store: StoreUsage = NOTHING_STORED,
 ) -> Usage:
-    """The usage of one request, `seconds` after its arrival; the command line prints it too."""
+    """The usage of one request; the command line prints it too.
+
+    Args:
+        results: The finished images.
+        images: Their parameters.
+        model: The model that drew them.
+        seconds: Since the request's arrival.
+        adjustments: What was read in another way than it was written.
+        store: What storing the images cost.
+    """
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
     image_tokens = sum(usage.image_tokens for usage in usages)
+    source_tokens = usages[0].image_tokens if usages[0].source else 0  # it has the size of the images
     first = images[0]
     cost = Cost(
         model=model.id,
@@ -105,36 +133,50 @@ def make_usage(
         guidance_interval=first.guidance_interval,
         guidance_stride=first.guidance_stride,
         guidance_rescale=first.guidance_rescale,
+        edit=_describe_edit(first, usages[0]),
+        previews=sum(len(usage.previews) for usage in usages),
         nfe=sum(usage.denoise.nfe for usage in usages),
         rows=sum(usage.denoise.rows for usage in usages),
         flops=sum(usage.flops for usage in usages),
-        device_seconds=StageSeconds(
-            encode=sum(usage.encode.device_seconds for usage in usages),
-            denoise=sum(usage.denoise.cost.device_seconds for usage in usages),
-            decode=sum(usage.decode.device_seconds for usage in usages),
-        ),
+        device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
+        store_seconds=store.seconds,
+        stored_bytes=store.num_bytes,
         truncated=any(usage.text.truncated for usage in usages),
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
+        prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
+        adjusted=list(adjustments),
     )
     return Usage(
-        input_tokens=text_tokens,
-        input_tokens_details=InputTokens(text_tokens=text_tokens),
+        input_tokens=text_tokens + source_tokens,
+        input_tokens_details=InputTokens(text_tokens=text_tokens, image_tokens=source_tokens),
         output_tokens=image_tokens,
-        total_tokens=text_tokens + image_tokens,
+        output_tokens_details=OutputTokens(image_tokens=image_tokens),
+        total_tokens=text_tokens + source_tokens + image_tokens,
         safelight=cost,
     )
 
 
-def check_model(name: str, model: ModelInfo) -> None:
-    """Raise `ModelNotFound` unless `name` is the id of `model` or an alias."""
-    if name != model.id and name not in ALIASES:
-        allowed = ", ".join((model.id, *ALIASES))
-        raise ModelNotFound(
-            f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model"
-        )
+def _device_seconds(usages: Sequence[ImageUsage]) -> StageSeconds:
+    stages = [usage.stages for usage in usages]
+    return StageSeconds(**{stage: sum(costs[stage].device_seconds for costs in stages) for stage in STAGES})
+
+
+def _describe_edit(params: GenerationParams, usage: ImageUsage) -> Edit | None:
+    """What became of the source, if the request was for edits."""
+    if params.edit is None or usage.source is None:
+        return None
+    source = usage.source
+    return Edit(
+        strength=params.edit.strength,
+        inpainting=params.edit.is_inpainting,
+        steps_taken=params.steps_taken,
+        uploaded_size=f"{source.uploaded[0]}x{source.uploaded[1]}",
+        crop=source.crop,
+        device_seconds=source.cost.device_seconds,
+    )
 
 
 def describe_curves(stages: Mapping[str, StageStatus | None], model: ModelInfo, settings: Settings) -> Curves:
@@ -163,24 +205,38 @@ def _curve(curve: CostCurve) -> Curve:
     return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.slowdown)
 
 
-def describe_model(model: ModelInfo, created: int) -> Model:
+def describe_model(names: ModelNames, created: int) -> Model:
     """OpenAI's model object, `created` at that Unix time."""
+    model = names.model
     return Model(
         id=model.id,
         created=created,
         licence=model.licence,
-        aliases=list(ALIASES),
+        aliases=[name for name in names.listed if name != model.id],
         sizes=size_names(model),
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
-        defaults={
-            "size": size_names(model)[0],
-            "num_inference_steps": model.num_steps,
-            "guidance_scale": model.guidance_scale,
-            "solver": model.solver,
-            "timestep_spacing": model.timestep_spacing,
+        defaults=describe_defaults(model),
+        limits={
+            "prompt": [1, MAX_PROMPT_CHARACTERS],
+            "n": [1, MAX_IMAGES],
+            "num_inference_steps": [MIN_STEPS, MAX_STEPS],
+            "guidance_scale": [MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE],
+            "seed": [0, MAX_SEED],
         },
     )
+
+
+def describe_defaults(model: ModelInfo) -> dict[str, str | int | float]:
+    """What a request gets that does not say, by its fields."""
+    width, height = model.default_size
+    return {
+        "size": f"{width}x{height}",
+        "num_inference_steps": model.num_steps,
+        "guidance_scale": model.guidance_scale,
+        "solver": model.solver,
+        "timestep_spacing": model.timestep_spacing,
+    }
 
 
 def size_names(model: ModelInfo) -> list[str]:
@@ -194,7 +250,7 @@ def parse_size(text: str, model: ModelInfo) -> tuple[int, int]:
     Whether the model serves that size is checked by `check_params`.
     """
     if text == "auto":
-        return model.native_size
+        return model.default_size
     width, x, height = text.partition("x")
     if not (x and width.isdecimal() and height.isdecimal()):
         raise InvalidRequest(

@@ -1,5 +1,6 @@
 """Parses a request body into an `ImageRequest`, or names the first invalid field and what it allows."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,12 +9,13 @@ from pydantic import ValidationError
 from safelight.service.errors import InvalidRequest, MalformedBody, ServiceError, UnknownField
 from safelight.service.http.schemas import ImageRequest
 
-# For fields whose other values OpenAI allows: why Safelight refuses them.
-NOT_YET = {
-    "response_format": "url is not supported yet: there is no image store. Images come in the response",
-    "stream": "streaming is not supported yet",
-    "partial_images": "previews are not supported yet",
+# Values that OpenAI allows, by field, and why Safelight refuses them.
+NOT_GIVEN: dict[str, tuple[tuple[object, ...], str]] = {
+    "background": (("transparent",), "images are opaque, so transparent cannot be given"),
+    "output_format": (("gif", "svg"), "images are still and made of pixels, so gif and svg cannot be given"),
 }
+MAX_SHOWN = 100  # characters of a value in a sentence
+NO_NAMES: Mapping[str, str] = {}
 
 
 def parse_request(body: bytes) -> ImageRequest:
@@ -24,7 +26,18 @@ def parse_request(body: bytes) -> ImageRequest:
     try:
         return ImageRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _as_service_error(error) from None
+        raise _as_service_error(error, {}) from None
+
+
+def validate_fields(fields: Mapping[str, object], sent_names: Mapping[str, str] = NO_NAMES) -> ImageRequest:
+    """The request with these `fields`; errors speak of a field by its `sent_names`, if it has one there.
+
+    Raises `UnknownField` or `InvalidRequest` for the first fault.
+    """
+    try:
+        return ImageRequest.model_validate(fields)
+    except ValidationError as error:
+        raise _as_service_error(error, sent_names) from None
 
 
 def describe(rule: Mapping[str, Any]) -> str:
@@ -35,6 +48,8 @@ def describe(rule: Mapping[str, Any]) -> str:
         return str(rule["const"]).lower()
     if "enum" in rule:
         return "one of " + ", ".join(map(str, rule["enum"]))
+    if "minimum" in rule and rule["minimum"] == rule["maximum"]:
+        return str(rule["minimum"])
     if "minimum" in rule:
         return f"{_article(rule['type'])} between {rule['minimum']} and {rule['maximum']}"
     if "items" in rule:
@@ -52,9 +67,9 @@ def _article(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
 
 
-def _as_service_error(error: ValidationError) -> ServiceError:
+def _as_service_error(error: ValidationError, sent_names: Mapping[str, str]) -> ServiceError:
     """The service error for the first fault in `error`."""
-    fault = error.errors(include_url=False, include_input=False)[0]
+    fault = error.errors(include_url=False)[0]
     if not fault["loc"]:
         return MalformedBody(_whole_body(fault["type"], fault["msg"]))
     field = str(fault["loc"][0])
@@ -66,9 +81,20 @@ def _as_service_error(error: ValidationError) -> ServiceError:
     if fault["type"] == "missing":
         return InvalidRequest(f"{field} is required.", field)
     allowed = describe(ImageRequest.model_json_schema()["properties"][field])
-    if field in NOT_YET:
-        return InvalidRequest(f"{field}: {NOT_YET[field]}; allowed: {allowed}.", field)
-    return InvalidRequest(f"{field} must be {allowed}.", field)
+    values, reason = NOT_GIVEN.get(field, ((), ""))
+    value = fault["input"]
+    sent_name = sent_names.get(field, field)[:MAX_SHOWN]
+    if any(type(value) is type(refused) and value == refused for refused in values):
+        return InvalidRequest(f"{sent_name}: {reason}; allowed: {allowed}.", sent_name)
+    return InvalidRequest(f"{sent_name} must be {allowed}; got {_show(value)}.", sent_name)
+
+
+def _show(value: object) -> str:
+    """`value` as JSON, or its length if it is a long text."""
+    if isinstance(value, str) and len(value) > MAX_SHOWN:
+        return f"{len(value)} characters"
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _whole_body(kind: str, message: str) -> str:

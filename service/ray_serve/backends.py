@@ -5,14 +5,28 @@ Results go from stage to stage by reference; only the finished image passes thro
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext, StageStatus
-from safelight.service.ray_serve.deferred import defer
+from safelight.service.errors import StageLost
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    EncodeResult,
+    ImageFormat,
+    PreparedSource,
+    Preview,
+    PreviewLatents,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
+from safelight.service.previews import PreviewDecoding, PreviewSink
+from safelight.service.ray_serve.deferred import DeferredResult, defer, defer_items
 from safelight.service.usage.events import UsageReport
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.stage_snapshot import Snapshot
@@ -41,24 +55,82 @@ class SplitBackend:
         self._may_sleep = may_sleep
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         calls: list[Any] = []
         try:
             calls.append(self._encoder.encode.remote(params, context))
-            calls.append(self._denoiser.generate.remote(await defer(calls[-1]), params, context))
-            calls.append(self._decoder.decode.remote(await defer(calls[-1]), params, output, context))
+            encoded = await defer(calls[-1])
+            if previews is not None:
+                image = _StreamedImage(params, output, context, source, previews)
+                return await self._generate_with_previews(encoded, image, calls)
+            calls.append(self._denoiser.generate.remote(encoded, params, context, source))
+            denoised = await defer(calls[-1])
+            calls.append(self._decoder.decode.remote(denoised, params, output, context, source))
             result: DecodeResult = await calls[-1]
             return result
         except BaseException:
             _cancel(calls)
             raise
 
+    async def _generate_with_previews(
+        self, encoded: DeferredResult[EncodeResult], image: "_StreamedImage", calls: list[Any]
+    ) -> DecodeResult:
+        """Denoise and decode an image, and decode its previews on the way.
+
+        Args:
+            encoded: The image's texts.
+            image: The image.
+            calls: The calls that the caller of this method cancels; it adds to them.
+        """
+        output, context, source = image.output, image.context, image.source
+
+        async def decode(latents: DeferredResult[PreviewLatents]) -> Preview | None:
+            preview: Preview | None = await _result(
+                self._decoder.decode_preview.remote(latents, output, context, source)
+            )
+            return preview
+
+        async with PreviewDecoding(decode, image.previews) as decoding:
+            denoiser = self._denoiser.options(stream=True)
+            calls.append(
+                denoiser.generate_with_previews.remote(
+                    encoded, image.params, context, source, decoding.request
+                )
+            )
+            async for is_result, reference in defer_items(calls[-1]):
+                if is_result:
+                    call = self._decoder.decode.remote(reference, image.params, output, context, source)
+                    calls.append(call)
+                else:
+                    decoding.start(reference)
+            return decoding.charge(await calls[-1])
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        source: PreparedSource = await _result(self._decoder.prepare.remote(upload, context))
+        return source
+
     async def status(self) -> Mapping[str, StageStatus | None]:
         handles = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
         awake = [stage for stage in handles if stage not in self._may_sleep]
         answers = await asyncio.gather(*(_in_time(handles[stage].status.remote()) for stage in awake))
         return dict.fromkeys(STAGES) | dict(zip(awake, answers, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _StreamedImage:
+    """One image that is drawn with previews."""
+
+    params: GenerationParams
+    output: ImageFormat
+    context: RequestContext
+    source: PreparedSource | None  # of an edit
+    previews: PreviewSink
 
 
 class ColocatedBackend:
@@ -69,15 +141,33 @@ class ColocatedBackend:
         self._may_sleep = may_sleep
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
-        call = self._pipeline.generate.remote(params, output, context)
-        try:
-            result: DecodeResult = await call
+        if previews is None:
+            result: DecodeResult = await _result(
+                self._pipeline.generate.remote(params, output, context, source)
+            )
             return result
+        pipeline = self._pipeline.options(stream=True)
+        call: Any = pipeline.generate_with_previews.remote(params, output, context, source, previews.request)
+        try:
+            async for item in call:
+                if isinstance(item, DecodeResult):
+                    return item
+                previews.put(item)
         except BaseException:
             _cancel([call])
             raise
+        raise StageLost()  # the stream ended without the image
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        source: PreparedSource = await _result(self._pipeline.prepare.remote(upload, context))
+        return source
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:
@@ -107,6 +197,15 @@ class RemoteLedger:
             self._ledger.report.remote(window, latest), STATUS_SECONDS
         )
         return answer
+
+
+async def _result(call: Any) -> Any:
+    """The result of a call, which is cancelled if nobody waits for it any more."""
+    try:
+        return await call
+    except BaseException:
+        _cancel([call])
+        raise
 
 
 def _cancel(calls: Sequence[Any]) -> None:

@@ -1,9 +1,10 @@
 """References to results of one stage, passed to the next stage before the results exist."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ray.serve.handle import DeploymentResponse
+from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 T = TypeVar("T")
 
@@ -39,3 +40,17 @@ class ReadyResult(Generic[T]):
 async def defer(response: DeploymentResponse[T]) -> DeferredResult[T]:
     """A reference to the result of `response`; returns when a replica has accepted the call."""
     return DeferredResult(await response._to_object_ref())
+
+
+async def defer_items(
+    response: DeploymentResponseGenerator[Any],
+) -> AsyncIterator[tuple[bool, DeferredResult[Any]]]:
+    """References to the items of a streaming call, each with whether it is the call's result, the last item.
+
+    The called method yields that truth value before each item, so that the caller, which must not fetch the
+    items, knows what they are.
+    """
+    references = await response._to_object_ref_gen()
+    async for marker in references:
+        is_result: bool = await marker
+        yield is_result, DeferredResult(await anext(references))

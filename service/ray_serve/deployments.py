@@ -1,14 +1,16 @@
 """Ray Serve deployments of the stages, the ledger and the gateway: thin wrappers around their classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 from safelight.service.backend import Backend
 from safelight.service.errors import BrokenImage
 from safelight.service.http.gateway import build_gateway
@@ -17,17 +19,25 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     DenoiseResult,
+    EncodedSource,
     EncodeResult,
     ImageFormat,
+    PreparedSource,
+    Preview,
+    PreviewLatents,
     RequestContext,
     StageStatus,
+    Upload,
 )
+from safelight.service.previews import CallbackSink, PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.backends import RemoteLedger
 from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
+from safelight.service.runtime.asyncio_tasks import items_then_result
 from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
-from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.stages.denoise import DenoiseStage, OnPreview
 from safelight.service.stages.encode import EncodeJob, EncodeStage
+from safelight.service.telemetry.logs import configure_logs
 from safelight.service.telemetry.tracing import make_tracing
 from safelight.service.usage.events import StageReport, UsageReport
 from safelight.service.usage.ledger import Ledger
@@ -47,6 +57,7 @@ class LedgerDeployment:
     """The ledger as a single replica: all stage replicas report to it, all gateways query it."""
 
     def __init__(self, settings: Settings):
+        configure_logs(settings, "ledger")
         self._settings = settings
         self._ledger = Ledger()
 
@@ -74,6 +85,7 @@ class StageDeployment(Generic[Stage]):
     """
 
     def __init__(self, name: str, make_stage: Callable[[], Stage], settings: Settings, ledger: Handle):
+        configure_logs(settings, name)
         self._tracing = make_tracing(settings, name)
         self._stage: Stage = make_stage()
         # started before the network is loaded, so that the seconds of loading are reported too
@@ -125,12 +137,16 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewRequest = NO_PREVIEWS,
+        on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
-        states = await conditioning.value()
+        """Denoise one image; `on_preview` is for callers in this process."""
+        states, content = await conditioning.value(), await _content_of(source)
         with self._tracing.span(
             "denoise", context.traceparent, solver=params.solver, image=params.image_index
         ) as span:
-            denoised = await self._stage.generate(states, params, context)
+            denoised = await self._stage.generate(states, params, context, content, previews, on_preview)
             usage = denoised.denoise
             span.set(
                 queue_seconds=usage.cost.queue_seconds,
@@ -139,6 +155,25 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
                 rows=usage.rows,
             )
             return denoised
+
+    async def generate_with_previews(
+        self,
+        conditioning: DeferredResult[EncodeResult],
+        params: GenerationParams,
+        context: RequestContext,
+        source: PreparedSource | None,
+        previews: PreviewRequest,
+    ) -> AsyncIterator[bool | PreviewLatents | DenoiseResult]:
+        """The previews of one image and then its result, each after a truth value as in `defer_items`."""
+
+        async def generate(on_preview: OnPreview) -> DenoiseResult:
+            return await self.generate(conditioning, params, context, source, previews, on_preview)
+
+        items = items_then_result(generate)
+        async with aclosing(items):
+            async for item in items:
+                yield isinstance(item, DenoiseResult)
+                yield item
 
     def check_health(self) -> None:
         """Called by Serve; an exception makes it replace the replica."""
@@ -157,16 +192,36 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
     ) -> DecodeResult:
-        latents = await denoised.value()
+        latents, content = await denoised.value(), await _content_of(source)
         with (
             self._tracing.span("decode", context.traceparent, format=output.format) as span,
             self._stage.meter.count_jobs(1),
         ):
-            result = image_or_raise(await self._decode_batch(DecodeJob(latents, params, output, context)))
+            job = DecodeJob(latents, params, output, context, content)
+            result = image_or_raise(await self._decode_batch(job))
             cost = result.usage.decode
             span.set(queue_seconds=cost.queue_seconds, device_seconds=cost.device_seconds)
             return result
+
+    async def decode_preview(
+        self,
+        preview: DeferredResult[PreviewLatents] | ReadyResult[PreviewLatents],
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+    ) -> Preview | None:
+        """Decode a preview, or None if it was dropped."""
+        latents, content = await preview.value(), await _content_of(source)
+        return await self._stage.decode_preview(latents, output, context, content)
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        """Read and encode the files of an edit, which stay in Ray's object store: gateways have no torch."""
+        with self._tracing.span("prepare", context.traceparent) as span:
+            content, report = await self._stage.prepare(upload, context)
+            span.set(queue_seconds=report.cost.queue_seconds, device_seconds=report.cost.device_seconds)
+            return PreparedSource(report, DeferredResult(ray.put(content)))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
@@ -180,6 +235,7 @@ class ColocatedDeployment:
         self._encoder = EncodeDeployment(model, settings, ledger)
         self._denoiser = DenoiseDeployment(model, settings, ledger)
         self._decoder = DecodeDeployment(model, settings, ledger)
+        configure_logs(settings, "colocated")  # in place of the last stage's name
 
     def __del__(self) -> None:
         """Serve calls this when the replica ends; see `StageDeployment.__del__`."""
@@ -188,11 +244,46 @@ class ColocatedDeployment:
                 getattr(self, name).__del__()
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
+        """Generate one image; `previews` is for callers in this process."""
         encoded = await self._encoder.encode(params, context)
-        denoised = await self._denoiser.generate(ReadyResult(encoded), params, context)
-        return await self._decoder.decode(ReadyResult(denoised), params, output, context)
+
+        async def decode(latents: PreviewLatents) -> Preview | None:
+            return await self._decoder.decode_preview(ReadyResult(latents), output, context, source)
+
+        async with PreviewDecoding(decode, previews) as decoding:
+            denoised = await self._denoiser.generate(
+                ReadyResult(encoded), params, context, source, decoding.request, decoding.start
+            )
+            result = await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
+            return decoding.charge(result)
+
+    async def generate_with_previews(
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext,
+        source: PreparedSource | None,
+        previews: PreviewRequest,
+    ) -> AsyncIterator[Preview | DecodeResult]:
+        """The previews of one image, and then the image."""
+
+        async def generate(put: Callable[[Preview], None]) -> DecodeResult:
+            return await self.generate(params, output, context, source, CallbackSink(previews, put))
+
+        items = items_then_result(generate)
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+    async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
+        return await self._decoder.prepare(upload, context)
 
     async def status(self) -> dict[str, StageStatus]:
         return {
@@ -207,6 +298,14 @@ class ColocatedDeployment:
 
     def check_health(self) -> None:
         self._denoiser.check_health()
+
+
+async def _content_of(source: PreparedSource | None) -> EncodedSource | None:
+    """Fetch the source of an edit; raises `ray.exceptions.ObjectLostError` if its decoder died."""
+    if source is None:
+        return None
+    content: EncodedSource = await source.content.value()
+    return content
 
 
 class GatewayDeployment:
@@ -228,6 +327,7 @@ class GatewayDeployment:
         ledger: Handle,
         *stages: Handle,
     ):
+        configure_logs(settings, "gateway")
         self._backend = make_backend(*stages)
         self._ledger = RemoteLedger(ledger)
         self._model = model

@@ -1,7 +1,11 @@
-"""Cancelling asyncio tasks."""
+"""Cancelling asyncio tasks, and reading what a call gives before it returns."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 async def cancel_and_wait(*tasks: "asyncio.Future[Any]") -> None:
@@ -9,3 +13,24 @@ async def cancel_and_wait(*tasks: "asyncio.Future[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def items_then_result(
+    start: Callable[[Callable[[Item], None]], Coroutine[Any, Any, Result]],
+) -> AsyncGenerator[Item | Result, None]:
+    """The items that a call gives while it runs, as they come, and its result as the last one.
+
+    A reader that stops early must close the iterator, which cancels the call and waits for its end.
+
+    Args:
+        start: Makes the call; what it passes to its argument is an item.
+    """
+    items: asyncio.Queue[Item | None] = asyncio.Queue()
+    call = asyncio.ensure_future(start(items.put_nowait))
+    call.add_done_callback(lambda _: items.put_nowait(None))
+    try:
+        while (item := await items.get()) is not None:
+            yield item
+        yield call.result()
+    finally:
+        await cancel_and_wait(call)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 def gc_frozen_imports() -> Iterator[None]:
     """Import without garbage collection, and exempt every object alive at the end from later collections.
 
-    Modules live until the process ends, so collecting them is wasted work: a fifth of the time that importing
-    open_clip and diffusers takes.
+    Modules live until the process ends, so collecting them is wasted work: a third of the time that importing
+    torch and open_clip takes.
     """
     gc.disable()
     try:

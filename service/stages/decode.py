@@ -1,9 +1,11 @@
-"""Decoding: latents to pixels, and pixels to the bytes of an image file."""
+"""Decoding: latents to pixels and a file, previews after images; and the reverse for edits."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -14,18 +16,30 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     DenoiseResult,
+    EncodedSource,
     ImageFormat,
     ImageUsage,
+    Preview,
+    PreviewLatents,
     RequestContext,
+    SourceReport,
+    Upload,
 )
 from safelight.service.stages.batched_stage import BatchedStage
+from safelight.service.stages.preview_budget import PreviewBudget
+from safelight.service.stages.upload_reader import ReadSource, UploadReader
 
 if TYPE_CHECKING:
     import numpy as np
 
     from safelight.pipeline.engine.image_decoder import ImageDecoder
+    from safelight.pipeline.engine.source_image import SourceImage
+    from safelight.pipeline.engine.source_latents import SourceLatents
 
 WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
+# A preview's file holds no parameters; the flag says whether its image is an edit.
+WritePreview = Callable[["np.ndarray", ImageFormat, bool], bytes]
+PREVIEW_PRIORITY = 1  # after that of images, which is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,7 @@ class DecodeJob:
     params: GenerationParams
     output: ImageFormat
     context: RequestContext = NO_CONTEXT
+    source: EncodedSource | None = None  # of an edit
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -45,11 +60,22 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
     Args:
         make_decoder: Loads the decoder; called on the stage's thread.
         write_image: Writes pixels as a file's bytes; called on the stage's thread.
+        write_preview: Likewise for previews.
+        read_source: Reads the files of an edit; called on a thread of its own.
     """
 
-    def __init__(self, make_decoder: Callable[[], ImageDecoder], write_image: WriteImage):
-        self._write_image = write_image
+    def __init__(
+        self,
+        make_decoder: Callable[[], ImageDecoder],
+        write_image: WriteImage,
+        write_preview: WritePreview,
+        read_source: ReadSource | None = None,
+    ):
+        self._write_image, self._write_preview = write_image, write_preview
+        self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
+        self._preview_budget = PreviewBudget()  # used by the worker thread only
         super().__init__("decode", make_decoder)
+        self._reader = UploadReader(read_source, self.meter)
 
     async def decode(
         self,
@@ -57,9 +83,104 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         params: GenerationParams,
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
     ) -> DecodeResult:
         """Decode one image; raises `BrokenImage`."""
-        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context)))
+        return image_or_raise(await self.run(DecodeJob(denoised, params, output, context, source)))
+
+    async def prepare(
+        self, upload: Upload, context: RequestContext = NO_CONTEXT
+    ) -> tuple[EncodedSource, SourceReport]:
+        """Read and encode the files of an edit; an upload that is refused is charged to its request, too.
+
+        Raises:
+            InvalidParams: A file cannot be edited.
+            BrokenImage: The autoencoder left no valid numbers.
+        """
+        with self.meter.count_jobs(1):
+            image, read_cost = await self._reader.read(upload, context)
+            arrived = time.perf_counter()
+            latents, cost = await self._worker.call(lambda network: _encode(network, image, arrived))
+        self.meter.record_usage(context, cost)
+        report = SourceReport(image.size, image.uploaded, image.crop, read_cost + cost)
+        return EncodedSource(latents, image), report
+
+    def close(self) -> None:
+        super().close()
+        self._reader.close()
+
+    async def run_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
+        for job in jobs:
+            self._drop_preview(job.denoised.image_id)
+        return await super().run_batch(jobs)
+
+    async def decode_preview(
+        self,
+        preview: PreviewLatents,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
+    ) -> Preview | None:
+        """Decode a preview when no image waits.
+
+        Returns:
+            None if the preview was dropped: a newer one or the image itself came first, it would cost more
+            than it may, or its latents cannot be decoded.
+        """
+        self._drop_preview(preview.image_id)
+        call = self._worker.submit(
+            lambda network: self._decode_preview(network, preview, output, context, source),
+            PREVIEW_PRIORITY,
+        )
+        self._queued_previews[preview.image_id] = call
+        decoding = asyncio.wrap_future(call)
+        try:
+            await asyncio.wait({decoding})
+            return None if decoding.cancelled() else decoding.result()
+        finally:
+            decoding.cancel()
+            if self._queued_previews.get(preview.image_id) is call:
+                del self._queued_previews[preview.image_id]
+
+    def _drop_preview(self, image_id: str) -> None:
+        """Cancel the queued preview of an image, if there is one and it is not being decoded."""
+        if (call := self._queued_previews.pop(image_id, None)) is not None:
+            call.cancel()
+
+    def _decode_preview(
+        self,
+        network: ImageDecoder,
+        preview: PreviewLatents,
+        output: ImageFormat,
+        context: RequestContext,
+        source: EncodedSource | None,
+    ) -> Preview | None:
+        """Decode, write and charge a preview, on the worker thread.
+
+        Its wait is not counted: it delays nobody. Reduced previews cost more per operation than images do, so
+        the cost curve does not learn from them.
+        """
+        started = time.perf_counter()
+        height, width = preview.latents.shape[1:]
+        curve = self._status.curve or UNKNOWN
+        estimates = {k: curve.seconds_for(n) for k, n in network.preview_flops(preview.latents).items()}
+        scale = self._preview_budget.choose((height, width), preview.budget_seconds, estimates)
+        if scale is None:
+            return None
+        decoded = network.decode_preview(preview.latents, scale)
+        if isinstance(decoded, ArithmeticError):
+            return None
+        pixels, cost = decoded
+        if scale == 1:
+            self._update_curve(cost)
+        if source is not None:
+            pixels = source.image.paste(pixels)
+        image = self._write_preview(pixels, output, source is not None)
+        cost = replace(cost, device_seconds=time.perf_counter() - started)
+        self._preview_budget.spend((height, width), scale, cost.device_seconds)
+        self.meter.record_usage(context, cost)
+        self._status = replace(self._status, previews=self._status.previews + 1)
+        return Preview(preview.index, image, cost)
 
     def _process(
         self, network: ImageDecoder, jobs: Sequence[DecodeJob], started: float
@@ -78,9 +199,10 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
 
     def _finish(self, job: DecodeJob, pixels: np.ndarray, cost: StageCost, started: float) -> DecodeResult:
         """Write the file and record the usage of one decoded image."""
-        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
-        self._status = replace(self._status, curve=curve)
+        self._update_curve(cost)
         write_started = time.perf_counter()
+        if job.source is not None:
+            pixels = job.source.image.paste(pixels)
         image = self._write_image(pixels, job.output, job.params)
         # writing blocks the stage for all other images, so it counts as device time
         device_seconds = cost.device_seconds + time.perf_counter() - write_started
@@ -89,6 +211,19 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         self.meter.record_usage(job.context, cost)
         denoised = job.denoised
         return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
+
+    def _update_curve(self, cost: StageCost) -> None:
+        curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
+        self._status = replace(self._status, curve=curve)
+
+
+def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[SourceLatents, StageCost]:
+    queue_seconds = time.perf_counter() - arrived
+    try:
+        latents, cost = network.encode(image)
+    except ArithmeticError as error:
+        raise BrokenImage(f"The model could not read the image: {error}.") from None
+    return latents, replace(cost, queue_seconds=queue_seconds)
 
 
 def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:

@@ -6,20 +6,33 @@ import asyncio
 import itertools
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from safelight.pipeline.params import FinishReason, GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, FinishReason, GenerationParams, PreviewRequest
 from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed
-from safelight.service.messages import NO_CONTEXT, DenoiseResult, EncodeResult, RequestContext, StageStatus
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DenoiseResult,
+    EncodedSource,
+    EncodeResult,
+    PreviewLatents,
+    RequestContext,
+    StageStatus,
+)
 from safelight.service.stages.engine_thread import Abort, EngineLoop, PendingCall, Stop
 from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
     from safelight.pipeline.engine.engine import Engine, SampleOutcome
+    from safelight.pipeline.engine.previews import SamplePreview
 
 logger = logging.getLogger(__name__)
+
+OnPreview = Callable[[PreviewLatents], None]
 
 
 class DenoiseStage:
@@ -38,9 +51,23 @@ class DenoiseStage:
         self._ids = map(str, itertools.count())
 
     async def generate(
-        self, conditioning: EncodeResult, params: GenerationParams, context: RequestContext = NO_CONTEXT
+        self,
+        conditioning: EncodeResult,
+        params: GenerationParams,
+        context: RequestContext = NO_CONTEXT,
+        source: EncodedSource | None = None,
+        previews: PreviewRequest = NO_PREVIEWS,
+        on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
         """Denoise one image; when cancelled, return only after the sample has left the engine.
+
+        Args:
+            conditioning: The image's texts.
+            params: The image.
+            context: Its request.
+            source: Of an edit.
+            previews: The previews that it should have.
+            on_preview: Called with each preview, on the caller's event loop, before this method returns.
 
         Raises:
             InvalidRequest: The engine refuses the parameters.
@@ -49,12 +76,16 @@ class DenoiseStage:
         """
         if self._loop.failure is not None:
             raise StageFailed()
-        call = self._make_call(conditioning, params, context)
+        image_id = secrets.token_hex(8) if previews.count else ""
+        call = self._make_call(conditioning, params, context, source)
+        if on_preview is not None:
+            call = replace(call, previews=previews, on_preview=_with_id(image_id, on_preview))
         self._loop.commands.put(call)
         if self._loop.failure is not None:  # the thread may have read its last command before this one
             call.settle(StageFailed())
         try:
-            return _denoise_result(await asyncio.shield(call.future), conditioning)
+            result = _denoise_result(await asyncio.shield(call.future), conditioning, context)
+            return replace(result, image_id=image_id)
         except asyncio.CancelledError:
             await asyncio.shield(self._abort(call))
             raise
@@ -78,7 +109,11 @@ class DenoiseStage:
         self._loop.join()
 
     def _make_call(
-        self, conditioning: EncodeResult, params: GenerationParams, context: RequestContext
+        self,
+        conditioning: EncodeResult,
+        params: GenerationParams,
+        context: RequestContext,
+        source: EncodedSource | None,
     ) -> PendingCall:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
@@ -92,6 +127,7 @@ class DenoiseStage:
             future=loop.create_future(),
             arrived=now,
             deadline=now + self._deadline_seconds - cost.queue_seconds - cost.device_seconds,
+            source=None if source is None else source.latents,
         )
 
     async def _abort(self, call: PendingCall) -> None:
@@ -99,13 +135,23 @@ class DenoiseStage:
         await asyncio.wait({call.future})
 
 
-def _denoise_result(outcome: SampleOutcome | ServiceError, conditioning: EncodeResult) -> DenoiseResult:
+def _with_id(image_id: str, on_preview: OnPreview) -> Callable[[SamplePreview], None]:
+    """Pass the engine's previews to `on_preview` as those of the image `image_id`."""
+    return lambda preview: on_preview(
+        PreviewLatents(image_id, preview.index, preview.latents, preview.budget_seconds)
+    )
+
+
+def _denoise_result(
+    outcome: SampleOutcome | ServiceError, conditioning: EncodeResult, context: RequestContext
+) -> DenoiseResult:
     """The stage's result for an engine's outcome; raises a `ServiceError` if there is no image."""
     if isinstance(outcome, ServiceError):
         raise outcome
     if outcome.reason is FinishReason.EXPIRED:
         raise DeadlineExceeded()
     if outcome.reason is not FinishReason.DONE or outcome.latents is None:
-        logger.error("a sample left the engine as %s: %s", outcome.reason.value, outcome.error)
+        fields = {"id": context.request_id, "reason": outcome.reason.value, "cause": outcome.error}
+        logger.error("a sample left the engine without an image", extra={"fields": fields})
         raise StageFailed()
     return DenoiseResult(outcome.latents, conditioning.text, conditioning.cost, outcome.usage)

@@ -133,4 +133,5 @@ def _merge(reports: Iterable[TextReport]) -> TextReport:
         num_tokens=sum(report.num_tokens for report in merged),
         truncated=any(report.truncated for report in merged),
         unknown_words=tuple(dict.fromkeys(word for report in merged for word in report.unknown_words)),
+        prompt_syntax=tuple(dict.fromkeys(mark for report in merged for mark in report.prompt_syntax)),
     )

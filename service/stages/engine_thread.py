@@ -16,13 +16,15 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.params import FinishReason, GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, FinishReason, GenerationParams, PreviewRequest
 from safelight.service.errors import ServiceError, StageFailed, as_service_error
 from safelight.service.messages import EncodeResult, RequestContext, StageStatus
 from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
     from safelight.pipeline.engine.engine import Engine, SampleOutcome
+    from safelight.pipeline.engine.previews import SamplePreview
+    from safelight.pipeline.engine.source_latents import SourceLatents
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,15 @@ class PendingCall:
     future: asyncio.Future[SampleOutcome | ServiceError]
     arrived: float  # by time.perf_counter
     deadline: float  # by time.perf_counter
+    source: SourceLatents | None = None  # of an edit
+    previews: PreviewRequest = NO_PREVIEWS
+    on_preview: Callable[[SamplePreview], None] | None = None  # called on `loop`
+
+    def pass_on(self, preview: SamplePreview) -> None:
+        """Give the caller a preview, from any thread."""
+        if self.on_preview is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing awaits the image
+                self.loop.call_soon_threadsafe(self.on_preview, preview)
 
     def settle(self, result: SampleOutcome | ServiceError) -> None:
         """Set the result, from any thread; the first one counts, later ones are ignored."""
@@ -117,6 +128,9 @@ class EngineLoop(threading.Thread):
             # before the results: a caller that has its image must see it counted in the status
             self._update_status(engine, outcomes)
             self._meter.set_open_work(engine.open_seconds, engine.work_left)
+            for preview in engine.take_previews():
+                if call := self._calls.get(preview.request_id):
+                    call.pass_on(preview)
             for outcome in outcomes:
                 if call := self._calls.pop(outcome.request_id, None):
                     self._meter.record_usage(call.context, outcome.usage.cost, outcome.usage)
@@ -164,6 +178,8 @@ class EngineLoop(threading.Thread):
                 conditioning.uncond,
                 call.arrived,
                 call.deadline,
+                call.source,
+                call.previews,
             )
         except InvalidParams as error:
             call.settle(as_service_error(error))

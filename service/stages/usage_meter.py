@@ -66,6 +66,11 @@ class UsageMeter:
         finally:
             self.begin()
 
+    def add_busy(self, seconds: float) -> None:
+        """Count busy seconds of another thread of the stage."""
+        with self._lock:
+            self._busy += seconds
+
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Inside `busy`: the network is loaded and measured within the block."""

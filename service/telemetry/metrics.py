@@ -93,6 +93,10 @@ GATEWAY_METRICS = (
     GatewayMetric(
         "safelight_image_device_seconds_total", "counter", ("stage",), "Device seconds of the images sent."
     ),
+    GatewayMetric(
+        "safelight_image_store_seconds_total", "counter", (), "Seconds of waiting for the image store."
+    ),
+    GatewayMetric("safelight_image_store_bytes_total", "counter", (), "Bytes of the images stored."),
     GatewayMetric("safelight_stage_up", "gauge", ("stage",), "1 if the stage answers, else 0."),
     GatewayMetric(
         "safelight_attention_info", "gauge", ("backend",), "1 for the denoiser's attention back end."
@@ -129,6 +133,12 @@ STAGE_METRICS = (
         "gauge",
         "Images finished by the living replicas.",
         lambda s: s.status.images,
+    ),
+    StageMetric(
+        "safelight_stage_previews",
+        "gauge",
+        "Previews decoded by the living replicas.",
+        lambda s: s.status.previews,
     ),
     StageMetric("safelight_stage_ticks", "gauge", "Ticks of the living replicas.", lambda s: s.status.ticks),
     StageMetric(
@@ -197,6 +207,8 @@ class Metrics:
         self._tokens = self._counter("safelight_image_tokens_total")
         self._flops = self._counter("safelight_image_flops_total")
         self._device = self._counter("safelight_image_device_seconds_total")
+        self._store_seconds = self._counter("safelight_image_store_seconds_total")
+        self._store_bytes = self._counter("safelight_image_store_bytes_total")
         self._up = self._gauge("safelight_stage_up")
         self._attention = self._gauge("safelight_attention_info")
         self._slowdown = self._gauge("safelight_tick_slowdown_ratio")
@@ -206,6 +218,8 @@ class Metrics:
         """Count a request that has ended, and the usage of its images."""
         self._requests.labels(record.outcome.value, record.code).inc()
         self._duration.labels(record.outcome.value).observe(record.seconds)
+        self._store_seconds.inc(record.store.seconds)
+        self._store_bytes.inc(record.store.num_bytes)
         for usage in record.image_usages:
             self._record_image(usage)
 

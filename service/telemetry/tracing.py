@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from safelight.service.settings import BadSetting, Settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

@@ -7,7 +7,7 @@ from safelight.pipeline.params import UsageAmounts
 from safelight.service.backend import STAGES
 from safelight.service.usage.events import StageReport, UsageEvent
 from safelight.service.usage.histograms import TickHistogramData
-from safelight.service.usage.records import RequestOutcome, UsageRecord
+from safelight.service.usage.records import NOTHING_STORED, RequestOutcome, StoreUsage, UsageRecord
 
 
 def _no_usage() -> dict[str, UsageAmounts]:
@@ -22,6 +22,7 @@ class RequestTotals:
     codes: Counter[str] = field(default_factory=Counter)  # error codes of the requests that were not done
     images: int = 0  # sent
     usage: dict[str, UsageAmounts] = field(default_factory=_no_usage)  # by stage
+    store: StoreUsage = NOTHING_STORED
 
     def add(self, other: "RequestTotals") -> None:
         self.requests += other.requests
@@ -29,6 +30,7 @@ class RequestTotals:
         self.images += other.images
         for stage, amounts in other.usage.items():
             self.usage[stage] += amounts
+        self.store += other.store
 
 
 @dataclass(slots=True)

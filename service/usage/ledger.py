@@ -133,6 +133,7 @@ class Ledger:
             totals = period.accounts[record.key, record.model]
             totals.requests[record.outcome] += 1
             totals.images += entry.images
+            totals.store += record.store
             if not record.is_done:
                 totals.codes[record.code] += 1
         if pending := self._pending.pop(record.record_id, None):

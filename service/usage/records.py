@@ -1,6 +1,7 @@
 """Exactly one usage record for every request, however it ends; the stages report its cost to the ledger."""
 
 import asyncio
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -24,19 +25,35 @@ class RequestOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StoreUsage:
+    """What storing the images of a request cost. Stores are no devices: their time is in no balance."""
+
+    seconds: float  # of waiting for the store, also for one that has failed
+    num_bytes: int  # stored
+
+    def __add__(self, other: "StoreUsage") -> "StoreUsage":
+        return StoreUsage(self.seconds + other.seconds, self.num_bytes + other.num_bytes)
+
+
+NOTHING_STORED = StoreUsage(0.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRecord:
     """How one request ended."""
 
     record_id: str  # unique, made here; the stages' usage events carry it
-    request_id: str  # the client's own, if it sent one
+    request_id: str  # the client's own if it sent a legal one, else random
     outcome: RequestOutcome
     code: str  # "ok", or the error's code
     key: str  # of the account that the request belongs to
     model: str
     num_images: int  # requested; 0 when the request was refused before the number was known
-    image_usages: tuple[ImageUsage, ...]  # of the images sent
+    image_usages: tuple[ImageUsage, ...]  # of the images sent, also if a later one of its stream failed
     seconds: float  # from the request's arrival to its answer
     ended: float  # Unix time
+    store: StoreUsage = NOTHING_STORED
+    user: str = ""  # `hash_user` of the person whose request it is, if the client says who
 
     @property
     def is_done(self) -> bool:
@@ -54,8 +71,10 @@ class RequestRecorder:
         self.request_id = request_id
         self.model = model
         self.key = key
+        self.user = ""
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
+        self.store = NOTHING_STORED
         self._started = time.perf_counter()
 
     @property
@@ -74,10 +93,17 @@ class RequestRecorder:
             key=self.key,
             model=self.model,
             num_images=self.num_images,
-            image_usages=self.image_usages if outcome is RequestOutcome.DONE else (),
+            image_usages=self.image_usages,
             seconds=self.seconds,
             ended=time.time(),
+            store=self.store,
+            user=self.user,
         )
+
+
+def hash_user(name: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a user's name in UTF-8; empty without a name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16] if name else ""
 
 
 @contextmanager
@@ -97,7 +123,7 @@ def _outcome_of(error: BaseException | None) -> tuple[RequestOutcome, str]:
     if error is None:
         return RequestOutcome.DONE, "ok"
     if isinstance(error, (asyncio.CancelledError, ClientGone)):
-        return RequestOutcome.ABORTED, ClientGone.code
+        return RequestOutcome.ABORTED, error.code if isinstance(error, ClientGone) else ClientGone.code
     service_error = as_service_error(error) if isinstance(error, Exception) else ServiceError()
     is_refusal = service_error.status < 500
     return (RequestOutcome.REFUSED if is_refusal else RequestOutcome.FAILED), service_error.code

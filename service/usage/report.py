@@ -54,6 +54,8 @@ def build_report(
         flops=sum(amounts.flops for amounts in total.usage.values()),
         device_seconds={stage: amounts.device_seconds for stage, amounts in total.usage.items()},
         device_seconds_per_image=usage.device_seconds_per_image,
+        store_seconds=total.store.seconds,
+        stored_bytes=total.store.num_bytes,
         mfu=denoise.flops / denoise.device_seconds / peak if peak and denoise.device_seconds else None,
         peak_flops=peak,
         cost_per_1000_images=usage.cost_per_1000_images(settings.price_per_device_hour),
@@ -176,7 +178,13 @@ def _target(name: str, target: float, value: float | None, at_most: bool) -> Tar
 def _accounts(period: PeriodTotals) -> list[AccountTotals]:
     return [
         AccountTotals(
-            key=key, model=model, requests=_by_outcome(totals), images=totals.images, stages=totals.usage
+            key=key,
+            model=model,
+            requests=_by_outcome(totals),
+            images=totals.images,
+            stages=totals.usage,
+            store_seconds=totals.store.seconds,
+            stored_bytes=totals.store.num_bytes,
         )
         for (key, model), totals in sorted(period.accounts.items())
     ]
@@ -205,5 +213,8 @@ def _request_report(entry: LedgerEntry) -> RequestReport:
         images=entry.images,
         seconds=record.seconds,
         ended=record.ended,
+        user=record.user,
         stages=entry.usage,
+        store_seconds=record.store.seconds,
+        stored_bytes=record.store.num_bytes,
     )

@@ -24,6 +24,8 @@ class AccountTotals(BaseModel):
     requests: dict[str, int]
     images: int
     stages: dict[str, UsageAmounts]
+    store_seconds: float = Field(description="Waiting for the image store.")
+    stored_bytes: int
 
 
 class RequestReport(BaseModel):
@@ -39,7 +41,13 @@ class RequestReport(BaseModel):
     images: int
     seconds: float = Field(description="From the request's arrival to its response.")
     ended: float = Field(description="Unix time.")
+    user: str = Field(
+        description="The first 16 hexadecimal digits of the SHA-256 of the request's `safety_identifier` or "
+        "`user`; empty without one."
+    )
     stages: dict[str, UsageAmounts]
+    store_seconds: float
+    stored_bytes: int
 
 
 class StageBalance(BaseModel):
@@ -103,6 +111,10 @@ class AccountingReport(BaseModel):
     flops: int
     device_seconds: dict[str, float]
     device_seconds_per_image: float | None
+    store_seconds: float = Field(
+        description="Waiting for the image store, of requests that asked for links; no device's time."
+    )
+    stored_bytes: int
     mfu: float | None = Field(
         description="Model FLOPs utilisation of the busy denoiser: FLOP/s over `peak_flops`."
     )

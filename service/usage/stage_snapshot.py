@@ -9,7 +9,7 @@ from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.report import balance
 from safelight.service.usage.report_schema import StageBalance
 
-SUMMED_FIELDS = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
+SUMMED_FIELDS = ("images", "previews", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
 
 
 @dataclass(frozen=True, slots=True)

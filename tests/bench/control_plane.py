@@ -26,6 +26,7 @@ from safelight.pipeline.benchmark.record import benchmark_record
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.local import APPLICATION, running_service
 from safelight.service.messages import StageStatus
+from safelight.service.runtime.environment import service_environment
 from safelight.service.settings import Settings
 from safelight.service.usage.events import StageReport, StageTotals, UsageEvent
 
@@ -60,7 +61,7 @@ def main() -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = Settings(model="tiny", host="127.0.0.1", port=port)
-    with running_service(settings, _report) as url:
+    with service_environment(), running_service(settings, _report) as url:
         figures = {"gateway_request": request_cost(url)} | ledger_costs()
         figures |= {"controller_replica": replica_cost()}
     if args.json:

@@ -1,4 +1,7 @@
-"""The accounting adds up under failures: mixed load, aborts, refusals, and a denoiser that is killed."""
+"""The accounting adds up under failures: mixed load, aborts, refusals, and a denoiser that is killed.
+
+The load has generations, streams with previews, edits, inpaintings and images that are answered as links.
+"""
 
 import asyncio
 import os
@@ -18,8 +21,9 @@ import psutil
 import pytest
 
 from tests.live import LiveService, serving
+from tests.service.http.uploads import data_url, mask, photo, png
 
-ROUTE = "/v1/images/generations"
+ROUTE, EDITS = "/v1/images/generations", "/v1/images/edits"
 SAMPLE_SECONDS = 0.05
 POLL_SECONDS = 0.5  # between requests for the list of replicas
 RATE = 3.0  # requests per second, more than one core of denoising can draw
@@ -30,6 +34,7 @@ SETTLING_SECONDS = 3.0  # after which the last report has arrived at the ledger
 OUTCOMES = {200: "done", 400: "refused", 429: "refused"}
 # A request whose client leaves long before it is done, and the seconds after which it does.
 LEAVES = ({"prompt": "rocket", "n": 4, "num_inference_steps": 200, "solver": "heun"}, 0.5)
+SIDE = 128  # of the images that are edited, that of the model
 
 Records = set[tuple[str, str, int]]  # request id, outcome and images sent
 
@@ -38,7 +43,8 @@ class ThreadSampler(threading.Thread):
     """Measures the stages' worker threads from outside, by the kernel's scheduler statistics.
 
     A thread's seconds are those in which it ran or waited for a core.
-    Each stage works with one thread here, so these are all the seconds that its replica spends.
+    Each stage works with one thread here, so these are all the seconds that its replica spends, but for the
+    milliseconds in which a thread of their own reads uploads.
     """
 
     def __init__(self, url: str) -> None:
@@ -111,8 +117,11 @@ def _check_conservation(service: LiveService, seconds: float) -> None:
     requests = {outcome: number - before[outcome] for outcome, number in accounting["requests"].items()}
     sys.stdout.write(  # pytest shows it when the test fails
         f"answers: {Counter(load.answers.values())}, requests: {requests}, "
-        f"thread seconds: {dict(thread_seconds)}, balance: {accounting['balance']}\n"
+        f"thread seconds: {dict(thread_seconds)}, balance: {accounting['balance']}, "
+        f"kinds: {load.kinds}, stored: {accounting['stored_bytes']} bytes\n"
     )
+    assert load.kinds.keys() == {_kind_of(fields) for fields in MIX}
+    assert accounting["store_seconds"] > 0.0
     _check_requests(load, requests)
     assert accounting["images"] == _count_images(load)
     _check_seconds(accounting["balance"], sum(thread_seconds.values()), is_long=seconds >= LONG)
@@ -138,17 +147,23 @@ def _check_requests(load: "ChaosLoad", requests: Mapping[str, int]) -> None:
 
 
 def _count_images(load: "ChaosLoad") -> int:
-    """The images of all requests that were done, each record's checked against its request.
+    """The images of all requests, each record's checked against its request.
 
-    A request whose client left may have been done just before: nobody saw its images, which were made.
+    A request whose client left may have been done just before: nobody saw its images, which were made. Of a
+    stream that ended early, those count that were sent before.
     """
+    num_cut = 0
     for request_id, outcome, images in load.records:
-        assert images == (load.sizes[request_id] if outcome == "done" else 0), request_id
-    done = sum(images for _, _, images in load.records)
+        if outcome != "done" and request_id in load.streams:
+            assert images < load.sizes[request_id], request_id
+            num_cut += images
+        else:
+            assert images == (load.sizes[request_id] if outcome == "done" else 0), request_id
+    done = sum(images for _, _, images in load.records) - num_cut
     unseen = {request_id for request_id, outcome, _ in load.records if outcome == "done"}
     unseen -= {request_id for request_id, answer in load.answers.items() if answer == 200}
     assert done == load.num_images + sum(load.sizes[request_id] for request_id in unseen)
-    return done
+    return done + num_cut
 
 
 def _check_seconds(balance: Mapping[str, Any], thread_seconds: float, is_long: bool) -> None:
@@ -174,7 +189,9 @@ class ChaosLoad:
     service: LiveService
     answers: dict[str, object] = field(default_factory=dict)  # by request id: a status, or GONE
     sizes: dict[str, int] = field(default_factory=dict)  # images requested, by request id
+    streams: set[str] = field(default_factory=set)  # the ids of streamed requests
     num_images: int = 0  # that arrived
+    kinds: Counter[str] = field(default_factory=Counter)  # of the requests that were done
     records: Records = field(default_factory=set)  # that the service lists
     rng: random.Random = field(default_factory=lambda: random.Random(7))
 
@@ -205,21 +222,24 @@ class ChaosLoad:
         self, client: httpx2.AsyncClient, request_id: str, body: Mapping[str, Any], timeout: float | None
     ) -> None:
         self.sizes[request_id] = body["n"]
+        self.streams |= {request_id} if "stream" in body else set()
+        route = EDITS if "image" in body else ROUTE
         try:
             response = await asyncio.wait_for(
-                client.post(ROUTE, json=body, headers={"x-request-id": request_id}), timeout
+                client.post(route, json=body, headers={"x-request-id": request_id}), timeout
             )
         except TimeoutError:
             self.answers[request_id] = GONE
             return
         self.answers[request_id] = response.status_code
         if response.status_code == 200:
-            self.num_images += len(response.json()["data"])
+            self.num_images += _num_images(response)
+            self.kinds[_kind_of(body)] += 1
 
     def _random_request(self) -> tuple[dict[str, Any], float | None]:
         """A body, one in ten invalid, and for some the seconds after which the client leaves."""
         rng = self.rng
-        kind = rng.random()
+        fate = rng.random()
         body: dict[str, Any] = {
             "prompt": rng.choice(["a red apple", "rocket", "cat face", f"{rng.randrange(1000)} umbrellas"]),
             "n": rng.choice([1, 1, 1, 4]),
@@ -228,9 +248,38 @@ class ChaosLoad:
             "solver": rng.choice(["dpmpp_2m", "heun", "ddim"]),
             "seed": rng.randrange(1000),
         }
-        if kind < 0.1:
+        body |= rng.choice(MIX)
+        if fate < 0.1:
             body["num_inference_steps"] = 0
-        return body, rng.uniform(0.2, 1.0) if kind > 0.85 else None
+        return body, rng.uniform(0.2, 1.0) if fate > 0.85 else None
+
+
+SOURCE, MASK = data_url(png(photo(SIDE, SIDE))), data_url(png(mask(SIDE, SIDE)))
+STREAM: dict[str, Any] = {"stream": True, "partial_images": 2}
+# What is added to a generation.
+MIX: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    STREAM,
+    {"image": SOURCE, "strength": 0.7},
+    {"image": SOURCE, "mask": MASK},
+    {"image": SOURCE, "mask": MASK} | STREAM,
+    {"response_format": "url", "output_format": "webp"},
+)
+
+
+def _kind_of(body: Mapping[str, Any]) -> str:
+    """The fields by which `body` is another request than a generation."""
+    fields = ("stream", "image", "mask", "response_format")
+    return " ".join(field for field in fields if field in body)
+
+
+def _num_images(response: httpx2.Response) -> int:
+    """The finished images in an answer; those of a stream are events, of which none is an error."""
+    if response.headers["content-type"].startswith("text/event-stream"):
+        assert "event: error" not in response.text, response.text
+        return response.text.count(".completed\ndata:")
+    return len(response.json()["data"])
 
 
 async def _read_records(client: httpx2.AsyncClient) -> Records:

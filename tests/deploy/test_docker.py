@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from safelight.service.local import ENVIRONMENT
+from safelight.service.runtime.environment import NO_PROXY, bypass_proxies
 from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, Instruction, argument, instructions, pins
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -65,20 +66,33 @@ def test_its_health_check_asks_for_readiness(dockerfile: Path) -> None:
     (check,) = values(dockerfile, "HEALTHCHECK")
     command = json.loads(check[check.index("[") :])
     assert command[:2] == ["bash", "-c"]
-    assert command[2].endswith("/readyz") and "${SAFELIGHT_PORT:-8000}" in command[2]
+    assert command[2].endswith("/readyz")
     assert "--start-period=300s" in check
 
 
-def test_the_shell_of_the_health_check_takes_the_port_from_the_environment(dockerfile: Path) -> None:
+@pytest.mark.parametrize(
+    ("port", "expected_port"),
+    [("81", 81), (None, 8000), ("", 8000), ("tcp://10.43.1.39:8000", 8000), ("tcp://10.43.1.39:81", 8000)],
+)
+def test_the_health_check_asks_its_own_port_and_no_proxy(
+    dockerfile: Path, tmp_path: Path, port: str | None, expected_port: int
+) -> None:
+    """curl itself is replaced by a script that prints what it was called with."""
     (check,) = values(dockerfile, "HEALTHCHECK")
-    script = json.loads(check[check.index("[") :])[2].replace("curl", "echo")
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={"PATH": "/bin:/usr/bin", "SAFELIGHT_PORT": "81"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split()[-1] == "http://127.0.0.1:81/readyz"
+    command = json.loads(check[check.index("[") :])
+    curl = tmp_path / "curl"
+    curl.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    curl.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/bin:/usr/bin"} | ({"SAFELIGHT_PORT": port} if port is not None else {})
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    arguments = done.stdout.splitlines()
+    assert arguments[-1] == f"http://127.0.0.1:{expected_port}/readyz"
+    assert arguments[arguments.index("--noproxy") + 1] == "*"
+
+
+def test_processes_of_the_image_reach_each_other_without_a_proxy(dockerfile: Path) -> None:
+    """KubeRay's probes call wget."""
+    assert {name: environment(dockerfile)[name] for name in NO_PROXY} == bypass_proxies({})
 
 
 def test_copied_files_exist_and_are_not_ignored(dockerfile: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_images_make_serve_pack() -> None:
             assert f"{name}={value}" in dockerfile.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_encoders_and_decoders_share_a_gpu_and_denoisers_have_their_own(tmp_path: Path) -> None:
     """With as many encoders and decoders as allowed, no more GPUs are used than needed."""
     nodes = [GATEWAY, GATEWAY, GPU, GPU, GPU]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safelight.service.settings import Settings, read_settings, replica_range
+from safelight.service.setting_types import replica_range
+from safelight.service.settings import Settings, read_settings
 from tests.deploy.manifests import SERVE_CONFIGS, settings_of
 
 with warnings.catch_warnings():  # Serve warns about pydantic

@@ -31,6 +31,7 @@ from ray.serve.config import HTTPOptions  # noqa: E402
 from ray.util.state import list_actors  # noqa: E402
 
 from safelight.service.app import build_app  # noqa: E402
+from safelight.service.runtime.addresses import Address  # noqa: E402
 from safelight.service.settings import Settings  # noqa: E402
 
 MAX_DENOISERS = 3
@@ -42,7 +43,7 @@ NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 << 20}
 async def main(port: int) -> dict[str, object]:
     url = f"http://127.0.0.1:{port}"
     with running_cluster(port) as cluster:
-        await asyncio.to_thread(wait_until_ready, url)
+        await asyncio.to_thread(wait_until_ready, Address("127.0.0.1", port))
         # Fills the head node, so that further denoisers go to other nodes.
         placeholder: Any = ray.remote(num_cpus=0.5)(Placeholder).remote()
         await placeholder.__ray_ready__.remote()

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from safelight.pipeline.engine.source_image import read_source
 from tests.broken import tiny_without
 from tests.live import SAFELIGHT, LiveService, serving
+from tests.service.http.uploads import mask, photo, png
 
 PATIENCE = 120.0  # seconds; the machine may be doing something else
 ROUTE = "/v1/images/generations"
@@ -93,6 +96,40 @@ def test_the_openai_client_draws_an_image(live_service: LiveService) -> None:
     assert names == [(answer.usage.model_extra or {})["safelight"]["model"]]
 
 
+def test_the_openai_client_edits_an_image_and_its_bytes_do_not_depend_on_batch_mates(
+    live_service: LiveService, http: httpx2.Client
+) -> None:
+    """Through Ray's object store, with a mask, beside generations; outside the mask every pixel is kept."""
+    client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+    source = photo(96, 64)
+    options = {"seed": 3, "num_inference_steps": 6, "strength": 0.7}
+
+    def edit() -> list[str | None]:
+        answer = client.images.edit(
+            image=("a.png", png(source)), mask=("m.png", png(mask(96, 64))), prompt="a red apple", n=2,
+            extra_body=options,
+        )  # fmt: skip
+        return [image.b64_json for image in answer.data or []]
+
+    with client, ThreadPoolExecutor() as threads:
+        alone = edit()
+        generations = [threads.submit(draw, http, num_inference_steps=9 + k, seed=k) for k in range(4)]
+        edits = [threads.submit(edit) for _ in range(2)]
+        assert [future.result() for future in edits] == [alone] * 2
+        for future in generations:
+            future.result()
+    first = Image.open(io.BytesIO(base64.b64decode(alone[0] or "")))
+    expected = read_source(png(source), None, lambda _: first.size).pixels
+    kept = np.asarray(first)[:, : first.width // 2 - 1]
+    assert np.array_equal(kept, expected[:, : first.width // 2 - 1])
+
+
+def test_an_upload_that_is_no_image_is_refused_with_its_reason(http: httpx2.Client) -> None:
+    answer = http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": b"text"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("image must be a PNG, JPEG or WebP file")
+
+
 def test_the_openai_client_understands_a_refusal(live_service: LiveService) -> None:
     client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
     with client, pytest.raises(openai.BadRequestError) as refused:
@@ -150,9 +187,15 @@ def test_the_command_line_gives_the_same_bytes(http: httpx2.Client, tmp_path: Pa
     ("method", "path", "kwargs", "status", "param"),
     [
         ("POST", "/v1/images/generations", {"json": {"prompt": ""}}, 400, "prompt"),
-        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "size": "3x3"}}, 400, "size"),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "size": "0x3"}}, 400, "size"),
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "solver": "magic"}}, 400, "solver"),
-        ("POST", "/v1/images/generations", {"json": {"prompt": "p", "colour": "red"}}, 400, "colour"),
+        (
+            "POST",
+            "/v1/images/generations",
+            {"json": {"prompt": "p", "colour": "red"}, "headers": {"x-safelight-strict": "1"}},
+            400,
+            "colour",
+        ),
         ("POST", "/v1/images/generations", {"json": {"prompt": "p", "model": "sdxl"}}, 404, "model"),
         (
             "POST",
@@ -184,10 +227,23 @@ def test_a_bad_request_gets_openais_error_object(
     assert len(answer.headers.get_list("x-request-id")) == 1
 
 
-def test_the_request_id_comes_back(http: httpx2.Client) -> None:
-    assert http.get("/livez", headers={"x-request-id": "job-17"}).headers.get_list("x-request-id") == [
-        "job-17"
-    ]
+@pytest.mark.parametrize("sent", ["job-17", "my request 1", "x" * 129, "a/b+c="])
+def test_a_request_has_one_id_everywhere(live_service: LiveService, http: httpx2.Client, sent: str) -> None:
+    """In the answer, its error, the accounting, and one line of the command's output."""
+    answer = http.post(ROUTE, json={"prompt": "x", "n": 0}, headers={"x-request-id": sent})
+    [request_id] = answer.headers.get_list("x-request-id")
+    assert (request_id == sent) == (sent == "job-17")
+    assert answer.json()["request_id"] == request_id
+    latest = http.get("/v1/accounting", params={"latest": 1}).json()["latest"]
+    assert [record["request_id"] for record in latest] == [request_id]
+
+    def lines() -> list[str]:
+        return [line for line in live_service.log.read_text().splitlines() if request_id in line]
+
+    wait_until(lambda: len(lines()) > 0)
+    [line] = lines()
+    assert f" warning gateway: request id={request_id} method=POST path={ROUTE} status=400 " in line
+    assert 'code=invalid_value param=n cause="n must be' in line
 
 
 def test_a_client_that_disconnects_frees_the_engine(http: httpx2.Client) -> None:
@@ -209,7 +265,7 @@ def test_a_client_that_disconnects_frees_the_engine(http: httpx2.Client) -> None
 def test_an_image_of_a_replica_that_dies_is_drawn_by_another(
     live_service: LiveService, http: httpx2.Client
 ) -> None:
-    fields = {**LONG, "seed": 3, "n": 2}
+    fields = {**LONG, "num_inference_steps": 60, "seed": 3, "n": 2}
     expected = draw(http, **fields)["data"]
     denoiser = replica_of(live_service, "Denoiser").pid  # found before the images are in it
     with ThreadPoolExecutor(1) as pool:

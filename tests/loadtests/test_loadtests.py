@@ -30,6 +30,7 @@ from loadtests.metrics_sampler import MetricsSample, MetricsSeries, sample_metri
 from loadtests.replay import replay, was_behind_schedule
 from loadtests.report import write_report
 from loadtests.results import Phase, RequestResult, percentile
+from loadtests.service import keep_loopback_direct
 from loadtests.tables import Table
 from loadtests.traces import InvalidTrace, ScheduledRequest, poisson, read_trace, write_trace
 from loadtests.verdicts import EngineAlone, Thresholds, judge
@@ -376,3 +377,17 @@ def test_accounting_and_clients_are_compared() -> None:
         verdicts = compare(before, wrong, [phase], phase, 0.02)
         missed = [verdict.name for verdict in verdicts if not verdict.is_met]
         assert missed and f"against clients: {name}" in missed[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", "localhost,127.0.0.1,::1"), ("a.org", "a.org,localhost,127.0.0.1,::1"), ("*", "*")],
+)
+def test_a_service_on_this_machine_is_not_asked_by_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    monkeypatch.setenv("no_proxy", before)
+    monkeypatch.setenv("NO_PROXY", before)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    keep_loopback_direct()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == after

@@ -34,7 +34,7 @@ def run_tests(tree: Path, temporary: Path, log: Path, tests: Sequence[str]) -> N
 def write_tiny(tree: Path, temporary: Path, log: Path) -> None:
     """Write the checkpoint `tiny` with unchanged code; tests find it in the folder for temporary files."""
     _enter(tree, temporary, log)
-    from safelight.models.tiny import ensure_tiny
+    from safelight.models.find_checkpoint import ensure_tiny
 
     ensure_tiny()
 

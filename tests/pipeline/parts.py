@@ -11,15 +11,16 @@ from torch import Tensor
 from safelight.models.denoisers import load_network
 from safelight.models.networks.dit import DiT
 from safelight.pipeline.assembly.encoder import build_text_encoder
-from safelight.pipeline.assembly.engine import build_engine, build_runner
+from safelight.pipeline.assembly.engine import build_engine, build_runner, engine_on
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
+from safelight.pipeline.engine.previews import SamplePreview
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
 
 
 @lru_cache
@@ -49,6 +50,11 @@ def engine(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
     return build_engine(model(), max_rows=max_rows, max_tokens=10**6, dtype=dtype)
 
 
+def engine_on_used_network(max_rows: int = 16, dtype: torch.dtype = torch.float32) -> Engine:
+    """A new engine, made at once, on a network that has read texts before: they are charged to nobody."""
+    return engine_on(runner(dtype), model(), max_rows=max_rows, max_tokens=10**6)
+
+
 def params(**changes: Any) -> GenerationParams:
     defaults: dict[str, Any] = {
         "prompt": "a red apple",
@@ -64,9 +70,9 @@ def params(**changes: Any) -> GenerationParams:
     return GenerationParams(**(defaults | changes))
 
 
-def add(engine: Engine, request_id: str, p: GenerationParams) -> None:
+def add(engine: Engine, request_id: str, p: GenerationParams, previews: PreviewRequest = NO_PREVIEWS) -> None:
     uncond = states(p.negative_prompt) if needs_uncond(p.guidance_scale) else None
-    engine.add(request_id, p, states(p.prompt), uncond)
+    engine.add(request_id, p, states(p.prompt), uncond, previews=previews)
 
 
 def drain(engine: Engine) -> dict[str, SampleOutcome]:
@@ -74,6 +80,22 @@ def drain(engine: Engine) -> dict[str, SampleOutcome]:
     while engine.has_work:
         outcomes |= {o.request_id: o for o in engine.step()}
     return outcomes
+
+
+def drain_one(engine: Engine, p: GenerationParams) -> SampleOutcome:
+    """The outcome of `p` in `engine`, by itself."""
+    add(engine, "only", p)
+    return drain(engine)["only"]
+
+
+def previews_alone(
+    p: GenerationParams, previews: PreviewRequest, dtype: torch.dtype = torch.float32
+) -> list[SamplePreview]:
+    """The previews of `p` in an engine of its own."""
+    fresh_engine = engine_on_used_network(dtype=dtype)
+    add(fresh_engine, "only", p, previews)
+    drain(fresh_engine)
+    return fresh_engine.take_previews()
 
 
 def latents_of(outcome: SampleOutcome) -> Tensor:
@@ -84,7 +106,7 @@ def latents_of(outcome: SampleOutcome) -> Tensor:
 
 def alone(p: GenerationParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """The latents of `p` in an engine of its own."""
-    fresh_engine = engine(dtype=dtype)
+    fresh_engine = engine_on_used_network(dtype=dtype)
     add(fresh_engine, "only", p)
     return latents_of(drain(fresh_engine)["only"])
 

@@ -26,8 +26,8 @@ def network(prompt: str) -> Callable[[Tensor, float], Tensor]:
     return evaluate
 
 
-def reference(p: GenerationParams) -> Tensor:
-    """The latents (C, H, W) of an image, float64."""
+def reference(p: GenerationParams, estimates: list[Tensor] | None = None) -> Tensor:
+    """The latents (C, H, W) of an image, float64; `estimates` gets the data that each evaluation predicts."""
     schedule, prediction = model().schedule, model().prediction
     shape = (4, p.height // 8, p.width // 8)
     return generate_one(
@@ -35,5 +35,5 @@ def reference(p: GenerationParams) -> Tensor:
         p.num_steps, noise.draw(p.seed, p.image_index, noise.START, shape),
         lambda k: noise.draw(p.seed, p.image_index, k + 1, shape),
         spacing=p.timestep_spacing, eta=p.eta, guidance_interval=p.guidance_interval,
-        guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale,
+        guidance_stride=p.guidance_stride, guidance_rescale=p.guidance_rescale, estimates=estimates,
     )  # fmt: skip

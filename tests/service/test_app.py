@@ -101,7 +101,7 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
     expected = {
         "TextEncoder": (2, 164, 164, {"num_cpus": 0.1, "num_gpus": 0.25}),
         "Denoiser": (3, 164, 164, {"num_cpus": 0.1, "num_gpus": 1.0}),
-        "VaeDecoder": (4, 164, 164, {"num_cpus": 0.1}),
+        "VaeDecoder": (4, 464, 464, {"num_cpus": 0.1}),  # and three previews of each
         "Gateway": (5, 10_000, -1, {"num_cpus": 0.1}),
         "Ledger": (1, 10_000, -1, {"num_cpus": 0.1}),
     }
@@ -124,7 +124,7 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
     [
         ("TextEncoder", "encode_replicas", 24),
         ("Denoiser", "denoise_replicas", 24),
-        ("VaeDecoder", "decode_replicas", 164),
+        ("VaeDecoder", "decode_replicas", 464),
     ],
 )
 def test_a_range_of_replicas_scales_by_work(name: str, setting: str, ongoing: int) -> None:
@@ -151,7 +151,7 @@ def test_gateways_scale_by_requests_in_flight() -> None:
 
 
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
-    deployments = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5, encode_replicas="2")
+    deployments = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5)
     colocated = deployments["Colocated"]
     assert (colocated.num_replicas, (colocated.ray_actor_options or {})["num_gpus"]) == (3, 0.5)
     scaling = build(stages="colocated", denoise_replicas="0-2")[

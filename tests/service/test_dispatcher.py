@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from safelight.pipeline.errors import InvalidParams
+from safelight.pipeline.params import EditParams
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import (
     ClientGone,
@@ -17,12 +19,12 @@ from safelight.service.errors import (
     StageLost,
 )
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import ImageFormat, RequestContext, StageStatus, Upload
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
-from tests.fakes import MODEL, FakeBackend, make_params
+from tests.fakes import MODEL, SOURCE, FakeBackend, make_params
 from tests.service.asgi import AsgiClient, Message
 from tests.virtual_time import run_in_virtual_time
 
@@ -35,6 +37,7 @@ def metric(dispatcher: RequestDispatcher, name: str) -> float | None:
     return dispatcher._metrics.registry.get_sample_value(name)
 
 
+UPLOAD = Upload(b"image")
 IMAGES = [make_params(image_index=k) for k in range(3)]
 
 
@@ -96,6 +99,36 @@ async def test_only_the_lost_image_of_a_request_is_sent_again() -> None:
     results = await make_dispatcher(backend).generate(IMAGES, ImageFormat())
     assert sorted(params.image_index for params, *_ in backend.calls) == [0, 0, 1, 2]
     assert [f"image_index={k}" in result.image.decode() for k, result in enumerate(results)] == [True] * 3
+
+
+async def test_an_upload_is_prepared_once_for_all_images_and_again_for_a_lost_one() -> None:
+    """What a lost stage held may be lost, too; the size is that of the source."""
+    backend = FakeBackend()
+    edits = [make_params(image_index=k, edit=EditParams(0.5)) for k in range(2)]
+    results = await make_dispatcher(backend).generate(edits, ImageFormat(), upload=UPLOAD)
+    assert backend.uploads == [UPLOAD]
+    assert [(params.width, params.height) for params, _ in backend.drawn] == [(16, 8)] * 2
+    assert [result.usage.source for result in results] == [SOURCE, None]
+    lossy = FakeBackend()
+    lossy.image_errors = [StageLost()]
+    dispatcher = make_dispatcher(lossy)
+    await dispatcher.generate(edits, ImageFormat(), upload=UPLOAD)
+    assert lossy.uploads == [UPLOAD] * 2 and len(lossy.drawn) == 2
+    assert metric(dispatcher, "safelight_images_retried_total") == 1
+
+
+async def test_an_upload_whose_stage_is_lost_is_prepared_again() -> None:
+    backend = FakeBackend(StageLost())
+    await make_dispatcher(backend).generate([make_params(edit=EditParams(1.0))], ImageFormat(), upload=UPLOAD)
+    assert backend.uploads == [UPLOAD] * 2
+
+
+@pytest.mark.parametrize("error", [InvalidParams("image", "no"), StageFailed()], ids=str)
+async def test_an_upload_that_is_refused_is_not_prepared_again(error: Exception) -> None:
+    backend = FakeBackend(error)
+    with pytest.raises(ServiceError):
+        await make_dispatcher(backend).generate([make_params()], ImageFormat(), upload=UPLOAD)
+    assert backend.uploads == [UPLOAD] and backend.calls == []
 
 
 async def test_an_image_lost_twice_is_503() -> None:

@@ -1,5 +1,7 @@
 """How the stages are made from the settings."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from safelight.pipeline.assembly import decoder, encoder, engine
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.engine.image_files import encode_image
+from safelight.pipeline.engine.image_files import encode_image, encode_preview
 from safelight.service import inprocess
 from safelight.service.inprocess import InProcessPipeline
 from safelight.service.messages import ImageFormat
@@ -88,3 +90,39 @@ def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, 
     params = make_params(prompt="a red apple", seed=5)
     expected = encode_image(pixels, output.format, output.compression, params, "tiny")
     assert stage._write_image(pixels, output, params) == expected
+    for is_edit in (False, True):
+        preview = encode_preview(pixels, output.format, output.compression, is_edit)
+        assert stage._write_preview(pixels, output, is_edit) == preview
+    stage = inprocess.make_decode_stage(find_model("tiny"), Settings(model="tiny", mark_images=False))
+    stage.close()
+    assert b"trainedAlgorithmicMedia" in expected
+    for file in (stage._write_image(pixels, output, params), stage._write_preview(pixels, output, False)):
+        assert b"trainedAlgorithmicMedia" not in file
+
+
+def test_large_libraries_are_imported_before_any_stage_has_a_thread() -> None:
+    """Two threads that import at once can fail, and imports would slow the denoiser's first ticks."""
+    program = """
+import sys, threading
+from safelight.pipeline.catalog.served_models import find_model
+from safelight.service.inprocess import InProcessPipeline
+from safelight.service.settings import Settings
+
+class Watcher:
+    importers = {}
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        cls.importers.setdefault(name, (threading.current_thread().name, threading.active_count()))
+
+model = find_model("emoji-128")
+sys.meta_path.insert(0, Watcher)
+pipeline = InProcessPipeline(model, Settings(model="emoji-128", peak_tflops=1.0))
+pipeline.wait()
+pipeline.close()
+print(*(Watcher.importers[name] for name in ("torch", "open_clip", "torchvision")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[0] == " ".join([str(("MainThread", 1))] * 3)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.capacity.model_profiles import model_profile, published_profile
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.service import local
+from safelight.service.runtime.addresses import Address
+from safelight.service.runtime.readiness import ReadinessAnswer
 from safelight.service.settings import Settings
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
 
@@ -24,6 +27,7 @@ with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
     import ray
     from ray import serve
+    from ray._private import services
 
 REPORT = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
 ray::ServeReplica:safelight:Denoiser.initialize_and_get_metadata() (pid=3253, ip=192.0.2.2)
@@ -47,60 +51,56 @@ def test_the_first_cause_is_the_innermost_message_of_serves_reports(
     assert local.first_cause(*reports) == cause
 
 
+NOWHERE = Address("127.0.0.1", 9)
+
+
 @pytest.mark.parametrize(
-    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("0.0.0.0", "http://127.0.0.1:8000")]
+    ("limit", "message"),
+    [("READY_SECONDS", "not ready after"), ("REACHABLE_SECONDS", "nothing has answered")],
 )
-def test_the_url_can_be_opened_on_this_machine(host: str, url: str) -> None:
-    assert local.url_of(Settings(host=host)) == url
-
-
-def test_waiting_ends_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "READY_SECONDS", 0.01)
+def test_waiting_ends_after_each_time_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: str, message: str
+) -> None:
+    monkeypatch.setattr(local, limit, 0.01)
     monkeypatch.setattr(local, "POLL_SECONDS", 0.0)
-    with pytest.raises(local.CannotServe, match="not ready after"):
-        local.wait_until_ready("http://127.0.0.1:9")
+    with pytest.raises(local.CannotServe, match=message):
+        local.wait_until_ready(NOWHERE)
 
 
-@pytest.mark.parametrize(
-    ("readiness", "reason"),
-    [
-        ('{"ready": false, "stages": {}, "reason": "no image", "failed": true}', "no image"),
-        ('{"ready": false, "stages": {}, "reason": "lost", "failed": false}', None),
-        ("Route table is not populated yet.", None),
-        ("[]", None),
-    ],
-)
-def test_waiting_ends_when_the_model_cannot_draw(readiness: str, reason: str | None) -> None:
-    assert local.reason_to_give_up(readiness) == reason
+def test_waiting_ends_when_the_model_cannot_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "ask_readiness", lambda address: ReadinessAnswer(False, True, "no image"))
+    with pytest.raises(local.CannotServe, match="the warm-up image failed: no image"):
+        local.wait_until_ready(NOWHERE)
 
 
 @pytest.fixture
-def ray_inits(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def ray_inits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
     """The options with which Ray would have been started; nothing is started."""
     inits: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "init", lambda **options: inits.append(options))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(local, "ENVIRONMENT", {})
+    monkeypatch.setattr(services, "start_api_server", services.start_api_server)
+    monkeypatch.setattr(os, "environ", os.environ | {"RAY_TMPDIR": str(tmp_path)})
     return inits
 
 
 def test_ray_gets_the_object_store_of_the_settings(
     ray_inits: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to the deployment, which is not made."""
-    monkeypatch.setattr(local, "_deploy", lambda settings: pytest.fail("reached", pytrace=False))
-    monkeypatch.setattr(local, "_drain", lambda seconds: None)
-    monkeypatch.setattr(local, "_stop", lambda: None)
-    monkeypatch.setattr(local, "ENVIRONMENT", {})
     monkeypatch.setattr(local, "object_store_bytes", lambda settings: settings.max_pictures)
-    with (
-        pytest.raises(pytest.fail.Exception, match="reached"),
-        local.running_service(Settings(max_pictures=77), lambda text: None),
-    ):
-        pass
+    local.start_ray(Settings(max_pictures=77), lambda text: None)
     [options] = ray_inits
     assert options["object_store_memory"] == 77
     assert (options["address"], options["include_dashboard"]) == ("local", False)
+
+
+def test_ray_starts_no_api_server(ray_inits: list[dict[str, Any]]) -> None:
+    """It would ask metadata servers where it runs. tests/environments sees that nothing is asked."""
+    local._start_ray(lambda text: None, 1)
+    start: Any = services.start_api_server
+    assert start(None, False, "127.0.0.1") == (None, None)
 
 
 @pytest.mark.parametrize("num_failures", [1, 2, 3])
@@ -127,7 +127,8 @@ def test_serves_own_time_limit_is_longer_than_the_gateways(monkeypatch: pytest.M
     started: list[Any] = []
     monkeypatch.setattr(serve, "start", lambda **options: started.append(options["http_options"]))
     monkeypatch.setattr(serve, "run", lambda app, **options: started.append(options))
-    local._deploy(Settings(model="tiny", host="0.0.0.0", port=81, body_seconds=7.0, deadline_seconds=50.0))
+    settings = Settings(model="tiny", body_seconds=7.0, deadline_seconds=50.0)
+    local._deploy(settings, Address("0.0.0.0", 81))
     [http, run] = started
     assert (http.host, http.port) == ("0.0.0.0", 81)
     assert http.request_timeout_s > 7.0 + 50.0
@@ -152,8 +153,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     ("settings", "image_bytes"),
     [
-        # two texts of 32 states of 192 numbers with a mask, latents of 8 x 16 x 16, a file of 128 x 128
-        ({"max_pictures": 5000}, 2 * 32 * (192 * 4 + 1) + 4 * 8 * 16 * 16 + 3 * 128 * 128),
+        # two texts of 32 states of 192 numbers with a mask, four latents of 8 x 16 x 16, a file of 128 x 128
+        ({"max_pictures": 5000}, 2 * 32 * (192 * 4 + 1) + 4 * 4 * 8 * 16 * 16 + 3 * 128 * 128),
         ({"max_pictures": 5000, "stages": "colocated"}, 3 * 128 * 128),
     ],
 )
@@ -178,6 +179,21 @@ def test_without_shared_memory_it_is_bounded_by_the_machines(monkeypatch: pytest
     pages = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 3_000_000}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert local.object_store_bytes(Settings(max_pictures=10_000), Path("/nowhere")) == 0.9 * GB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory of Linux")
+def test_a_store_that_shared_memory_cannot_hold_lies_in_a_folder(
+    tmp_path: Path, memory: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert local.place_object_store(GB, tmp_path, tmp_path) == (None, GB)
+    assert not caplog.messages
+    assert local.place_object_store(GB, tmp_path, tmp_path / "missing") == (str(tmp_path), GB)
+    assert "missing has 0 MiB free and Ray's object store needs 953 MiB" in caplog.text
+    memory(GB // 2)  # of both
+    assert local.place_object_store(GB, tmp_path, tmp_path) == (str(tmp_path), GB // 2 * 9 // 10)
+    memory(80 << 20)
+    with pytest.raises(local.CannotServe, match="has no room either"):
+        local.place_object_store(GB, tmp_path, tmp_path)
 
 
 @pytest.mark.usefixtures("memory")

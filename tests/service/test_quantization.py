@@ -12,7 +12,8 @@ from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.prompts import Prompt, write_prompts
 from safelight.service import cli
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.settings import BadSetting, Settings, read_settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings, read_settings
 from tests.service.cli.test_eval import examined  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from safelight.service.settings import BadSetting, Settings, read_settings
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings, read_settings
 
 
 def test_values_precede_the_environment_and_the_environment_precedes_defaults(
@@ -22,16 +23,40 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
     [
         ({"port": "http"}, "port must be a whole number, got 'http'"),
         ({"port": "70000"}, "between 0 and 65535"),
+        (
+            {"stages": "colocated", "encode_replicas": "0-2"},
+            "encode_replicas has no effect with stages=colocated, where one replica holds all stages; "
+            "set denoise_replicas instead",
+        ),
+        (
+            {"stages": "colocated", "decode_gpus": 0.5},
+            "decode_gpus has no effect with stages=colocated, where one replica holds all stages; "
+            "set denoise_gpus instead",
+        ),
         ({"stages": "one"}, "stages must be one of split, colocated, got 'one'"),
         ({"deadline_seconds": "soon"}, "deadline_seconds must be a number"),
         ({"deadline_seconds": "nan"}, "more than 0"),
         ({"deadline_seconds": "inf"}, "deadline_seconds must be"),
         ({"max_pictures": "0"}, "more than 0"),
         ({"text_cache_bytes": "-1"}, "at least 0"),
+        ({"mark_images": "perhaps"}, "mark_images must be true or false, got 'perhaps'"),
         ({"max_rows": "1"}, "max_rows must be at least 2"),
         ({"encode_gpus": "inf"}, "encode_gpus must be at least 0 and finite, got inf"),
         ({"gateway_replicas": "0-2"}, "gateway_replicas must be at least 1"),
         ({"secrets_dir": "/nowhere"}, "secrets_dir must be a folder, got '/nowhere'"),
+        ({"image_store": "images"}, "image_store must be an absolute path or a URL, got 'images'; 'none'"),
+        (
+            {"image_store": "ftp://host"},
+            "image_store must be a path or a URL that starts with one of file://",
+        ),
+        ({"image_store_bytes": "-1"}, "image_store_bytes must be at least 0"),
+        ({"link_seconds": "0"}, "link_seconds must be more than 0"),
+        ({"link_key": "secret"}, "^link_key must have at least 32 characters$"),
+        ({"public_url": "example.org"}, "public_url must be an http or https URL without query"),
+        ({"public_url": "https://example.org/?a=b"}, "public_url must be"),
+        ({"public_url": "https://user@example.org"}, "public_url must be"),
+        ({"public_url": "https://example.org:99999"}, "public_url must be"),
+        ({"public_url": "https://[::1"}, "public_url must be"),
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],
 )
@@ -90,3 +115,40 @@ def test_an_update_is_validated() -> None:
     assert settings.updated(port="2") == Settings(port=2, admin_key="hidden")
     with pytest.raises(BadSetting, match="port must be between"):
         settings.updated(port=-1)
+
+
+def test_variables_of_kubernetes_and_empty_values_set_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the environment, in files, and as arguments; a file holds what a variable does not."""
+    for name in Settings.model_fields:
+        if name != "secrets_dir":
+            monkeypatch.setenv(f"SAFELIGHT_{name.upper()}", "")
+    monkeypatch.setenv("SAFELIGHT_PORT", "tcp://10.43.1.39:8000")
+    monkeypatch.setenv("SAFELIGHT_SERVICE_HOST", "10.43.1.39")
+    (tmp_path / "SAFELIGHT_PORT").write_text("81\n")
+    (tmp_path / "SAFELIGHT_MAX_ROWS").write_text("\n")
+    settings = read_settings({"secrets_dir": str(tmp_path), "model": "", "host": ""})
+    assert settings == Settings(secrets_dir=str(tmp_path), port=81)
+    assert (settings.port, settings.max_rows) == (81, Settings.model_fields["max_rows"].default)
+    [line] = [record.getMessage() for record in caplog.records if "without effect" in record.getMessage()]
+    assert "SAFELIGHT_PORT, SAFELIGHT_SERVICE_HOST (service discovery" in line and "SAFELIGHT_HOST," in line
+
+
+@pytest.mark.parametrize(
+    "value", ["", "none", "/var/lib/images", "file:///var/lib/images", "s3://bucket/prefix", "az://container"]
+)
+def test_an_image_store_is_a_folder_or_a_bucket(value: str) -> None:
+    assert Settings(image_store=value).image_store == value
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("https://example.org/", "https://example.org"),
+        ("http://example.org:8000/a/b/", "http://example.org:8000/a/b"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+    ],
+)
+def test_a_public_url_has_no_slash_at_its_end(value: str, url: str) -> None:
+    assert Settings(public_url=value).public_url == url

@@ -6,13 +6,17 @@ The encoder is frozen, so the DiT needs no training. The decoder keeps the shape
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from safelight.models.autoencoders.loading import load_vae
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.models.autoencoders.tiny import AutoencoderTiny
+from safelight.models.checkpoints.writer import write_part
 from safelight.models.recipes.emoji import data, vae
 from safelight.models.recipes.emoji.training import (
     TrainingRun,
@@ -20,7 +24,6 @@ from safelight.models.recipes.emoji.training import (
     forward_function,
     warmup_stable_decay,
 )
-from safelight.models.vae import AutoencoderTiny
 
 FOLDER, CHECKPOINT = "vae-cheap", "decoder.ckpt"
 DISTILLED_WEIGHT = 0.5  # of the error to the present decoder's output
@@ -34,15 +37,13 @@ class DecoderShape:
     num_blocks: tuple[int, int, int, int] = (3, 2, 2, 0)
 
 
-def build(shape: DecoderShape = DecoderShape()) -> AutoencoderTiny:  # noqa: B008
-    """An autoencoder with the present encoder's shape and the cheap decoder's."""
-    return AutoencoderTiny(
-        encoder_block_out_channels=(vae.WIDTH,) * 4,
+def options(shape: DecoderShape = DecoderShape(), scaling_factor: float = 1.0) -> TinyOptions:  # noqa: B008
+    """Those of an autoencoder with the present encoder's shape and the cheap decoder's."""
+    return replace(
+        vae.OPTIONS,
         decoder_block_out_channels=(shape.width,) * 4,
-        latent_channels=vae.LATENT_CHANNELS,
-        num_encoder_blocks=(1, 3, 3, 3),
         num_decoder_blocks=shape.num_blocks,
-        scaling_factor=1.0,
+        scaling_factor=scaling_factor,
     )
 
 
@@ -51,7 +52,7 @@ def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) ->
     torch.manual_seed(seed)
     dataset = data.load(work)
     trained = torch.tensor([i for i, image in enumerate(dataset.images) if not image.held_out_from_vae])
-    present = AutoencoderTiny.from_pretrained(work / "vae").eval().requires_grad_(False)
+    present = load_present(work)
     cheap = start(present).to(memory_format=torch.channels_last)
     decode = forward_function(cheap.decoder)
     average = WeightAverage(cheap.decoder, decay=0.998)
@@ -60,16 +61,16 @@ def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) ->
         picks = trained[torch.randint(len(trained), (vae.BATCH,), generator=generator)]
         crops = vae.crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
         with torch.no_grad():
-            latents = present.encode(crops).latents
+            latents = present.encode(crops)
             latents = latents + vae.LATENT_NOISE * torch.randn(latents.shape, generator=generator)
-            target = present.decode(latents).sample
+            target = present.decode(latents)
         decoded = decode(latents).float()
         return vae.image_loss(decoded, crops) + DISTILLED_WEIGHT * F.l1_loss(decoded, target)
 
     TrainingRun(
         "decoder",
         cheap.decoder,
-        vae.optimisers(cheap.decoder, cheap.config.decoder_block_out_channels[0]),
+        vae.optimisers(cheap.decoder, cheap.options.decoder_block_out_channels[0]),
         average,
         num_steps,
         work / CHECKPOINT,
@@ -77,14 +78,20 @@ def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) ->
         minutes=minutes,
     ).train(loss_of_step, seed)
     cheap.decoder.load_state_dict(average.shadow, strict=False)
-    cheap.save_pretrained(work / FOLDER)
+    write_part(work / FOLDER, cheap.options.to_diffusers(), cheap.state_dict())
     print(f"decoder: held-out PSNR {vae.psnr(cheap, dataset):.2f} dB, now {vae.psnr(present, dataset):.2f}")
+
+
+def load_present(work: Path) -> AutoencoderTiny:
+    """The autoencoder that stage `vae` has written."""
+    present = load_vae(work / "vae", "cpu", torch.float32)
+    assert isinstance(present, AutoencoderTiny)
+    return present
 
 
 def start(present: AutoencoderTiny, shape: DecoderShape = DecoderShape()) -> AutoencoderTiny:  # noqa: B008
     """The untrained cheap autoencoder with the encoder and the scaling factor of the present one."""
-    cheap = build(shape)
+    cheap = AutoencoderTiny(options(shape, present.options.scaling_factor))
     cheap.encoder.load_state_dict(present.encoder.state_dict())
     cheap.encoder.requires_grad_(False)
-    cheap.register_to_config(scaling_factor=present.config.scaling_factor)
     return cheap

@@ -10,12 +10,14 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor
 
+from safelight.models.autoencoders.interface import decode_latents, encode_pixels
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
 from safelight.models.recipes.emoji import data, dit, prompts, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
-from safelight.models.vae import decode_latents, encode_pixels, load_vae
+from safelight.models.text.emoji_names import write_names
 
 BATCH = 16
 # The concept of an image is decided at high noise, where a grid of equal steps in time has few points.
@@ -41,6 +43,8 @@ def run(work: Path, output: Path) -> None:
     write_part(output / "transformer", dit.CONFIG.to_diffusers(), _bfloat16(trained))
     write_index(output, SCHEDULER)
     make_gallery(work, output).save(output)
+    concepts = {image.concept.hexcode: image.concept.label for image in data.load(work).images}
+    write_names(concepts, output / text.CONDITIONING.folder)
     prompts.run(work, output)
     size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
     print(f"export: {output}, {size / 1e6:.1f} MB, DiT after {state['step']} steps")

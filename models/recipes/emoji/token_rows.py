@@ -39,7 +39,7 @@ def choose(
     """The tokens of the grammar, of all captions, and those that variations use repeatedly."""
     pairs = _pairs()
     counts = Counter(
-        token for text in variations for word in pairs.words(text) for token in pairs.encode(word)
+        token for text in variations for word, _ in pairs.words(text) for token in pairs.encode(word)
     )
     frequent = {token for token, count in counts.items() if count >= MIN_VARIATIONS}
     of_captions = text.trained_tokens(dataset, (c for of_concept in captions.values() for c in of_concept))
@@ -51,7 +51,7 @@ def tokenise(captions: Sequence[str], vocabulary: set[int] | None = None) -> Ten
     pairs = _pairs()
     rows = []
     for caption in captions:
-        words = [pairs.encode(word) for word in pairs.words(caption)]
+        words = [pairs.encode(word) for word, _ in pairs.words(caption)]
         allowed = [word for word in words if vocabulary is None or vocabulary.issuperset(word)]
         rows.append(pairs.frame([token for word in allowed for token in word], text.CONTEXT, pad_id=0))
     return torch.stack(rows)

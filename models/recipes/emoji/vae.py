@@ -1,10 +1,11 @@
-"""Stage `vae`: train an 8x autoencoder, a diffusers `AutoencoderTiny`, on 64x64 crops.
+"""Stage `vae`: train an 8x autoencoder, an `AutoencoderTiny`, on 64x64 crops.
 
 The latents are trained towards zero mean and unit variance in every channel, so that a stock pipeline needs
 only one scalar `scaling_factor` and no shift. A little noise on them before decoding makes the decoder robust
 to the denoiser's small errors.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.models.autoencoders.tiny import AutoencoderTiny
+from safelight.models.checkpoints.writer import write_part
 from safelight.models.recipes.emoji import data
 from safelight.models.recipes.emoji.training import (
     FilterMuon,
@@ -20,7 +24,6 @@ from safelight.models.recipes.emoji.training import (
     forward_function,
     warmup_stable_decay,
 )
-from safelight.models.vae import AutoencoderTiny
 from safelight.pipeline.assembly.device import fast_dtype
 
 WIDTH, LATENT_CHANNELS = 48, 8
@@ -30,17 +33,15 @@ MSE_WEIGHT = 5.0  # makes the three terms about equal at 27 dB
 MOMENT_WEIGHT = 0.02
 WHITE_SHARE = 0.5  # the share of crops on white; the others have a random plain background
 
+OPTIONS = TinyOptions(
+    encoder_block_out_channels=(WIDTH,) * 4, decoder_block_out_channels=(WIDTH,) * 4,
+    latent_channels=LATENT_CHANNELS, num_encoder_blocks=(1, 3, 3, 3), num_decoder_blocks=(3, 3, 3, 1),
+)  # fmt: skip
+
 
 def build() -> AutoencoderTiny:
     """Build the untrained autoencoder (1.4 M parameters)."""
-    return AutoencoderTiny(
-        encoder_block_out_channels=(WIDTH,) * 4,
-        decoder_block_out_channels=(WIDTH,) * 4,
-        latent_channels=LATENT_CHANNELS,
-        num_encoder_blocks=(1, 3, 3, 3),
-        num_decoder_blocks=(3, 3, 3, 1),
-        scaling_factor=1.0,
-    )
+    return AutoencoderTiny(OPTIONS)
 
 
 def run(work: Path, num_steps: int, seed: int = 0) -> None:
@@ -66,9 +67,9 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         schedule=warmup_stable_decay,
     ).train(loss_of_step, seed)
     vae.load_state_dict(average.shadow, strict=False)
-    vae.register_to_config(scaling_factor=_scaling_factor(vae, dataset, trained))
-    vae.save_pretrained(work / "vae")
-    print(f"vae: scaling_factor {vae.config.scaling_factor:.4f}, held-out PSNR {psnr(vae, dataset):.2f} dB")
+    options = replace(OPTIONS, scaling_factor=_scaling_factor(vae, dataset, trained))
+    write_part(work / "vae", options.to_diffusers(), vae.state_dict())
+    print(f"vae: scaling_factor {options.scaling_factor:.4f}, held-out PSNR {psnr(vae, dataset):.2f} dB")
 
 
 def optimisers(vae: nn.Module, width: int) -> list[torch.optim.Optimizer]:
@@ -89,7 +90,7 @@ def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
     for index in held_out:
         x = torch.from_numpy(dataset.on_background(index)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
         with torch.inference_mode():
-            y = vae.decode(vae.encode(x).latents).sample.clamp(-1, 1)
+            y = vae.decode(vae.encode(x)).clamp(-1, 1)
         values.append(10.0 * torch.log10(4.0 / (x - y).square().mean()).item())
     return float(np.mean(values))
 
@@ -137,5 +138,5 @@ def _scaling_factor(vae: AutoencoderTiny, dataset: data.Dataset, trained: Tensor
     pixels = np.stack([dataset.on_background(i) for i in sample])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     with torch.inference_mode():
-        latents = torch.cat([vae.encode(part).latents for part in torch.split(x, 16)])
+        latents = torch.cat([vae.encode(part) for part in torch.split(x, 16)])
     return 1.0 / float(latents.std())

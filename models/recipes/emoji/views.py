@@ -17,10 +17,11 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from safelight.models.autoencoders.interface import encode_pixels
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.recipes.emoji import data
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
-from safelight.models.vae import AutoencoderTiny
 from safelight.pipeline.assembly.device import fast_device
 
 NATIVE = (data.SIZE, data.SIZE)
@@ -102,16 +103,16 @@ def encode(
     work: Path, dataset: data.Dataset, pairs: Sequence[tuple[int, int]], size: tuple[int, int] = NATIVE
 ) -> Tensor:
     """Latents (V, C, h, w) bfloat16 of images on backgrounds, given as indices (image, colour)."""
-    vae = AutoencoderTiny.from_pretrained(work / "vae").eval()
-    vae = vae.to(device=fast_device(), memory_format=torch.channels_last)
+    device = fast_device()
+    vae = load_vae(work / "vae", device.type, torch.float32).to(memory_format=torch.channels_last)
     latents = []
     with torch.inference_mode():
         for start in track(range(0, len(pairs), BATCH), description=f"views of {size[0]}x{size[1]}"):
             pixels = np.stack(
                 [placed(dataset.rgba[i], size, COLOURS[NAMES[c]]) for i, c in pairs[start : start + BATCH]]
             )
-            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.device).float() / 127.5 - 1.0
-            latents.append((vae.encode(x).latents * vae.config.scaling_factor).bfloat16().cpu())
+            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1.0
+            latents.append(encode_pixels(vae, x).bfloat16().cpu())
     return torch.cat(latents).clone()  # made in inference mode: a copy can be trained on
 
 

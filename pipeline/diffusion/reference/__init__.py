@@ -57,6 +57,7 @@ def generate_one(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     guidance_stride: int = 1,
     guidance_rescale: float = 0.0,
+    estimates: list[Tensor] | None = None,
 ) -> Tensor:
     """The data (C, H, W), float64, that `solver` generates from the start x (C, H, W).
 
@@ -71,6 +72,7 @@ def generate_one(
         x: the start, from noise of the scale at t = 1.
         noise: gives z (C, H, W) of evaluation k.
         spacing: the rule that places the steps, a key of `SPACINGS`.
+        estimates: gets the data (C, H, W) that each evaluation predicts.
 
     Raises:
         InvalidParams: the solver, the prediction or the spacing is unknown.
@@ -83,7 +85,10 @@ def generate_one(
 
     def denoise(x: Tensor, t: float) -> Tensor:
         out = guided(x, t, schedule.timestep(t))
-        return x0_from(prediction, out, x, *schedule.alpha_sigma(t))
+        x0 = x0_from(prediction, out, x, *schedule.alpha_sigma(t))
+        if estimates is not None:
+            estimates.append(x0)
+        return x0
 
     problem = Problem(denoise, schedule, make_grid(schedule, num_steps, spacing), lambda k: noise(k).double())
     if solver == "ddim":

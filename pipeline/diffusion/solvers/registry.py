@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from safelight.pipeline.diffusion.prediction import x0_coefficients
 from safelight.pipeline.diffusion.schedules import Schedule
 from safelight.pipeline.diffusion.solvers.langevin import INNER_STEPS, langevin
 from safelight.pipeline.diffusion.solvers.multistep import (
@@ -174,7 +175,9 @@ def make_plan(
         raise InvalidParams("grid", "a grid says where the steps stand: give it no timestep_spacing")
     ticks = planner(SolverGrid.from_times(schedule, prediction, times, lower_order_final, inner_times))
     name = canonical_name(solver) if eta == 0.0 else "ddim"
-    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]))
+    levels = tuple(schedule.alpha_sigma(t) for t in (*(tick.t for tick in ticks), times[-1]))
+    data = tuple(x0_coefficients(prediction, *level) for level in levels[:-1])
+    return Plan(name, num_steps, tuple(ticks), _start_scale(schedule, times[0]), levels, data)
 
 
 def canonical_name(solver: str) -> str:

@@ -55,12 +55,21 @@ READ = (*STATE, "out", "z")  # what it reads
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A solver's table of ticks: a sample starts from x = `start_scale` z and executes `ticks` in order."""
+    """A solver's table of ticks: a sample starts from x = `start_scale` z and executes `ticks` in order.
+
+    `levels` has (alpha, sigma) of x before each tick and after the last one. A sample whose first tick is
+    below t = 1 can start from data noised to `levels[0]`.
+
+    `data` has (p, q) of each tick such that x0 = p x + q out is the data that the network predicts there. A
+    solver in noise form reads the same output as noise, so its own p and q differ.
+    """
 
     solver: str
     num_steps: int
     ticks: tuple[Tick, ...]
     start_scale: float
+    levels: tuple[tuple[float, float], ...]
+    data: tuple[tuple[float, float], ...]
 
     @property
     def nfe(self) -> int:

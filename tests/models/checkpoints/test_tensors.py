@@ -13,11 +13,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS, list_tensors, load_into, read_stored
-from safelight.models.find_checkpoint import find_checkpoint
-from safelight.models.tiny import ensure_tiny
-from safelight.models.vae import load_vae
+from safelight.models.find_checkpoint import ensure_tiny, find_checkpoint
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.assembly.engine import build_engine
@@ -138,6 +137,8 @@ def test_a_text_tower_without_weights_or_with_a_pickle_is_refused(folder: Path) 
     ("file", "changes", "match"),
     [
         ("vae/config.json", {"latent_channels": 8}, "transformer has 4 latent channels, the vae 8"),
+        ("vae/config.json", {"upsampling_scaling_factor": 4}, "upsampling_scaling_factor is 4, only 2 is"),
+        ("vae/config.json", {"out_channels": 4}, "out_channels is 4, only 3 is supported"),
         (
             "transformer/config.json",
             {"caption_channels": 99},

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safelight.models.autoencoders.options import TinyOptions
+from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.checkpoints.options import checked, refuse_unknown
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_part
 from safelight.models.families.spec import (
     Configs,
@@ -23,7 +26,6 @@ from safelight.models.families.spec import (
     patch_flops,
 )
 from safelight.models.text.reading import Reading
-from safelight.models.vae import AutoencoderTiny
 
 NUM_STATES, NUM_BYTES = 8, 256
 
@@ -125,7 +127,9 @@ class ByteConditioning(TextConditioning):
     def description(self) -> str:
         return "the bytes of the prompt"
 
-    def load_tower(self, folder: Path, device: torch.device, dtype: torch.dtype) -> ByteTower:
+    def load_tower(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, options: ReadOptions
+    ) -> ByteTower:
         return ByteTower()
 
     def check_fit(self, folder: Path) -> None:
@@ -164,13 +168,14 @@ def write_plaid(folder: Path, **options: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = PlaidNetwork(PlaidConfig())
-        vae = AutoencoderTiny(
+        vae_options = TinyOptions(
             encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, latent_channels=4,
             num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
         )  # fmt: skip
+        vae = AutoencoderTiny(vae_options)
     config = {"_class_name": PlaidSpec.class_name, **asdict(network.config), **options}
     write_part(folder / "transformer", config, network.state_dict())
-    vae.save_pretrained(folder / "vae")
+    write_part(folder / "vae", vae_options.to_diffusers(), vae.state_dict())
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLOW_SCHEDULER))
     (folder / "model_index.json").write_text(json.dumps({"_class_name": FAMILY.pipeline}))

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -133,7 +132,7 @@ def test_a_folder_that_diffusers_wrote_is_loaded(networks: Networks, tmp_path: P
     theirs.save_pretrained(tmp_path)
     with torch.device("meta"):
         empty = ClassDiT(TINY)
-    loaded = cast(ClassDiT, load_into(empty, tmp_path, "cpu", torch.float32))
+    loaded = load_into(empty, tmp_path, "cpu", torch.float32)
     assert torch.equal(forward(loaded, *inputs((16, 16))), forward(ours, *inputs((16, 16))))
 
 

@@ -13,6 +13,7 @@ from safelight.models.networks.dit import DiT
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT, Row
 from safelight.models.packed.layout import Layout, common_runs
+from tests.dtypes import DTYPES
 
 CONFIG = DiTConfig(
     num_attention_heads=4,
@@ -90,7 +91,7 @@ def test_rows_of_many_shapes_and_texts_equal_the_plain_network(backend: str) -> 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", ["fused", "products"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safelight.models.checkpoints.writer import write_part
 from safelight.models.recipes.emoji import (
     data,
     dit,
@@ -40,7 +41,7 @@ def write_inputs(work: Path) -> None:
     clip = text.CONDITIONING.build()
     text._zero_untrained_tokens(clip, text.trained_tokens(dataset))
     text.write_folder(work / text.CONDITIONING.folder, text.CONDITIONING, clip)
-    vae.build().save_pretrained(work / "vae")
+    write_part(work / "vae", vae.OPTIONS.to_diffusers(), vae.build().state_dict())
     model = dit.ConditionedDiT(dit.build(SMALL))
     torch.nn.init.normal_(model.dit.proj_out.weight, std=0.1)  # a network of zeros has nothing to distil
     state = {"step": 0, "module": model.state_dict(), "average": WeightAverage(model, 0.9).shadow}

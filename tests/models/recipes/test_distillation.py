@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from safelight.models.autoencoders.loading import load_vae
+from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.recipes.emoji import (
     cheap_decoder,
     dit,
     turbo,
     vae,
 )
-from safelight.models.vae import AutoencoderTiny
 from safelight.pipeline.flops.vae import decode_flops
 
 
@@ -65,17 +66,16 @@ def test_a_student_that_equals_the_target_has_no_loss() -> None:
 
 
 def test_the_cheap_decoder_takes_a_third_of_the_operations() -> None:
-    present, cheap = (dict(build.config) for build in (vae.build(), cheap_decoder.build()))
-    names = {"_class_name": "AutoencoderTiny"}
-    assert decode_flops(cheap | names, 16, 16) <= decode_flops(present | names, 16, 16) / 3
+    assert decode_flops(cheap_decoder.options(), 16, 16) <= decode_flops(vae.OPTIONS, 16, 16) / 3
 
 
 def test_the_cheap_decoder_learns_on_frozen_latents(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vae, "BATCH", 2)
     monkeypatch.setattr(vae, "psnr", lambda *_: 0.0)  # of hundreds of images
     cheap_decoder.run(work, 2)
-    present = AutoencoderTiny.from_pretrained(work / "vae")
-    cheap = AutoencoderTiny.from_pretrained(work / cheap_decoder.FOLDER)
+    present = cheap_decoder.load_present(work)
+    cheap = load_vae(work / cheap_decoder.FOLDER, "cpu", torch.float32)
+    assert isinstance(cheap, AutoencoderTiny)
     for name, tensor in present.encoder.state_dict().items():
         assert torch.equal(cheap.encoder.state_dict()[name], tensor), name
     torch.manual_seed(0)

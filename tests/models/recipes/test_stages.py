@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.recipes.emoji import (
     data,
     dit,
@@ -25,7 +26,6 @@ from safelight.models.recipes.emoji import (
 from safelight.models.recipes.emoji.captions import Concept, sample_caption
 from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage
 from safelight.models.text.clip import ClipTextTower
-from safelight.models.vae import AutoencoderTiny
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.evaluation.prompts import Prompt
 from tests.models.recipes.small_data import CONCEPTS, WEIGHTS
@@ -153,7 +153,7 @@ def test_a_start_takes_the_exported_weights(tmp_path: Path) -> None:
     towers = [ClipTextTower(folder / "text_encoder") for folder in (WEIGHTS, tmp_path)]
     with torch.no_grad():
         assert torch.equal(towers[0].read(caption).states, towers[1].read(caption).states)
-    AutoencoderTiny.from_pretrained(tmp_path / "vae")
+    load_vae(tmp_path / "vae", "cpu", torch.float32)
 
 
 def test_a_checkpoint_in_training_is_rated(work: Path) -> None:

@@ -319,3 +319,31 @@ def test_with_t5_transformers_is_needed(complete: Written, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(CheckpointError, match=r"pip install -e '.\[t5\]'"):
         towers(complete.folder)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"text_encoder_3": [None, None], "tokenizer_3": [None, None]},
+        {"text_encoder_3": [None, None]},
+        {"text_encoder_3": None},
+        {"text_encoder_3": [None, "T5EncoderModel"]},  # diffusers looks at the library
+        {"tokenizer_3": [None, None]},
+    ],
+)
+def test_null_in_the_index_means_without_t5_even_if_its_folder_is_there(
+    complete: Written, without_t5: Written, tmp_path: Path, entries: dict[str, object]
+) -> None:
+    folder = shutil.copytree(complete.folder, tmp_path / "model")
+    edit_json(folder / "model_index.json", **entries)
+    ours = towers(folder)
+    assert ours.flops_per_text == without_t5.ours.flops_per_text < complete.ours.flops_per_text
+    assert torch.equal(ours.read(TEXTS[0]).states, without_t5.ours.read(TEXTS[0]).states)
+
+
+def test_no_entry_in_the_index_means_without_t5(complete: Written, tmp_path: Path) -> None:
+    folder = shutil.copytree(complete.folder, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["text_encoder_3"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert not towers(folder).read(TEXTS[0]).states[77:].any()

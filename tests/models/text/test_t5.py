@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.families.pixart import T5Conditioning
 from safelight.models.text.hf_folder import HF_WEIGHTS
 from safelight.models.text.t5 import (
     EMBEDDING,
@@ -209,6 +211,21 @@ def test_a_missing_or_malformed_tokenizer_is_named(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"spiece\.model is missing, and so is tokenizer\.json"):
         tower(folder)
+
+
+def test_the_network_can_be_imported_ahead_of_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers is missing, that is an error of loading only."""
+    imported = []
+
+    class Library(ModuleType):
+        def __getattr__(self, name: str) -> None:
+            imported.append(name)
+
+    monkeypatch.setitem(sys.modules, "transformers", Library("transformers"))
+    T5Conditioning(num_tokens=300).import_libraries()
+    assert "T5EncoderModel" in imported
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    T5Conditioning(num_tokens=300).import_libraries()
 
 
 def test_missing_libraries_are_named_with_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
     FORECAST_BARS,
+    STREAMING_BARS,
     UPDATE_BARS,
     Bar,
     KnownMiss,
@@ -69,7 +70,13 @@ MISSES: dict[str, tuple[dict[str, Any], str, Any]] = {
     "largest error of the simulator": (FORECASTS, "comparisons.0.off", -0.21),
     "largest error of `safelight plan`": (FORECASTS, "comparisons.1.off", 0.16),
 }
-BARS = {bar.name: bar for bar in (*BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS)}
+STREAMED = {"throughput_cost": 0.03, "first_preview_share": 0.3}
+MISSES |= {
+    "throughput cost where every image asks for two previews": (STREAMED, "throughput_cost", 0.031),
+    "first preview of an image alone, share of its latency": (STREAMED, "first_preview_share", 0.31),
+}
+ALL_BARS = (BENCH_BARS, UPDATE_BARS, FORECAST_BARS, STREAMING_BARS)
+BARS = {bar.name: bar for bars in ALL_BARS for bar in bars}
 
 
 def changed(figures: Mapping[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def test_every_bar_has_a_change_that_misses_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bars", "figures"), [(BENCH_BARS, BENCH), (UPDATE_BARS, UPDATE), (FORECAST_BARS, FORECASTS)]
+    ("bars", "figures"), list(zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, STREAMED), strict=True))
 )
 def test_figures_within_all_bars_pass(bars: tuple[Bar, ...], figures: Mapping[str, Any]) -> None:
     verdicts = judge(bars, figures, "AVX2")
@@ -100,7 +107,7 @@ def test_figures_within_all_bars_pass(bars: tuple[Bar, ...], figures: Mapping[st
 @pytest.mark.parametrize("name", MISSES)
 def test_each_bar_alone_can_be_missed(name: str) -> None:
     figures, path, value = MISSES[name]
-    bars = next(bars for bars in (BENCH_BARS, UPDATE_BARS, FORECAST_BARS) if BARS[name] in bars)
+    bars = next(bars for bars in ALL_BARS if BARS[name] in bars)
     verdicts = judge(bars, changed(figures, path, value), "AVX2")
     assert [verdict.bar.name for verdict in verdicts if not verdict.is_met] == [name]
     assert exit_status(verdicts) == 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from safelight.models.packed.dit import PackedDiT
+from safelight.pipeline.benchmark import full_ticks, head_of_line, replay
 from safelight.pipeline.benchmark.diffusers_loop import DiffusersLoop
 from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest
 from safelight.pipeline.benchmark.full_ticks import TICKS, measure_full_ticks
@@ -21,12 +22,14 @@ from safelight.pipeline.benchmark.trace import PROMPTS, TraceArrival
 from safelight.pipeline.benchmark.trace_replay import compare_on_trace, overload_trace
 from safelight.pipeline.calibration import peak
 from safelight.pipeline.calibration.peak import gemm_peak
+from safelight.pipeline.engine import engine
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
 from safelight.pipeline.params import GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from tests.pipeline.benchmark.clock import Clock, TimedRunner
+from tests.clock import ManualClock
+from tests.pipeline.benchmark.timed_runner import TimedRunner
 from tests.pipeline.parts import model, params, runner, states
 
 TEXTS: Mapping[str, TextStates] = {prompt: states(prompt) for prompt in (*PROMPTS, "")}
@@ -36,14 +39,14 @@ SECONDS = 0.25  # of a batch of diffusers
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    clock.replace_time(monkeypatch, "engine.engine", "benchmark.replay", "benchmark.head_of_line")
+def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
+    clock = ManualClock()
+    clock.install(monkeypatch, engine, replay, head_of_line)
     return clock
 
 
 @pytest.fixture
-def subject(clock: Clock) -> EngineUnderTest:
+def subject(clock: ManualClock) -> EngineUnderTest:
     return EngineUnderTest(model(), TimedRunner(clock, CURVE), TEXTS, CURVE)
 
 
@@ -54,7 +57,7 @@ def ignore_progress(*args: object) -> None:
 class Recorder:
     """A stand-in for diffusers that records its batches, each of which takes SECONDS."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.batches: list[list[int]] = []
 
@@ -76,7 +79,7 @@ def arrivals(*requests: tuple[float, dict[str, Any]]) -> list[TraceArrival]:
     ]
 
 
-def test_static_batches_hold_equal_requests_and_wait_until_they_are_full(clock: Clock) -> None:
+def test_static_batches_hold_equal_requests_and_wait_until_they_are_full(clock: ManualClock) -> None:
     recorder = Recorder(clock)
     other: dict[str, Any] = {"num_steps": 9}
     trace = arrivals((0.0, {}), (0.0, other), (0.5, {}), (0.6, other), (0.7, {}), (9.0, {}))
@@ -92,7 +95,7 @@ def test_static_batches_hold_equal_requests_and_wait_until_they_are_full(clock: 
     assert result.p95_s == pytest.approx(statistics.quantiles(result.latencies, n=20)[-1])
 
 
-def test_requests_that_differ_in_what_a_batch_shares_are_not_batched(clock: Clock) -> None:
+def test_requests_that_differ_in_what_a_batch_shares_are_not_batched(clock: ManualClock) -> None:
     recorder = Recorder(clock)
     changes: Sequence[dict[str, Any]] = (
         {},
@@ -107,7 +110,7 @@ def test_requests_that_differ_in_what_a_batch_shares_are_not_batched(clock: Cloc
     assert recorder.batches == [[0, 5], [1], [2], [3], [4]]
 
 
-def test_one_at_a_time_is_first_come_first_served(clock: Clock) -> None:
+def test_one_at_a_time_is_first_come_first_served(clock: ManualClock) -> None:
     recorder = Recorder(clock)
     replay = diffusers_replay(recorder.loop, TEXTS, largest_batch=1, max_wait_s=0.0)
     result = replay(arrivals((0.0, {}), (0.0, {}), (0.1, {})), ignore_progress)
@@ -130,7 +133,7 @@ def test_the_engine_serves_every_request(subject: EngineUnderTest) -> None:
     assert result.flops_per_second == pytest.approx(work / (seconds[0] + seconds[2]), rel=1e-6)
 
 
-def test_forecasts_are_right_within_their_bar(subject: EngineUnderTest, clock: Clock) -> None:
+def test_forecasts_are_right_within_their_bar(subject: EngineUnderTest, clock: ManualClock) -> None:
     """Under one and a half times what the engine can do, as the benchmark has it."""
     trace, rate = overload_trace(subject, 40, ignore_progress)
     assert trace[-1].at == pytest.approx(40 / rate, rel=0.5)
@@ -148,9 +151,9 @@ def test_a_short_request_behind_long_ones_is_not_blocked(subject: EngineUnderTes
     assert 1.0 < measure_head_of_line(subject, 40) < 2.0
 
 
-def test_shares_of_a_full_tick(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_full_tick(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of three quarters of a tick: the rest is overhead, and both count for the MFU."""
-    clock.replace_time(monkeypatch, "benchmark.full_ticks")
+    clock.install(monkeypatch, full_ticks)
     network = runner().network
     assert isinstance(network, PackedDiT)
     predict = PackedDiT.predict
@@ -168,15 +171,15 @@ def test_shares_of_a_full_tick(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(StepRunner, "forward", timed_forward)
     subject = EngineUnderTest(model(), runner(), TEXTS, CURVE)
-    full_ticks = measure_full_ticks(subject, peak=1e12)
+    result = measure_full_ticks(subject, peak=1e12)
     assert TICKS > 2
-    assert full_ticks.overhead_share == pytest.approx(0.25)
-    assert full_ticks.mfu == pytest.approx(16 * ROW / 0.04 / 1e12)
+    assert result.overhead_share == pytest.approx(0.25)
+    assert result.mfu == pytest.approx(16 * ROW / 0.04 / 1e12)
 
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    clock.replace_time(monkeypatch, "calibration.peak")
+    clock = ManualClock()
+    clock.install(monkeypatch, peak)
     seconds = {(8, 16, 32): 0.004, (16, 16, 16): 0.001}
     monkeypatch.setattr(peak, "SHAPES", tuple(seconds))
 

@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 
-from safelight.pipeline.capacity.devices import MeasuredDevice, paired_wait_seconds
+from safelight.pipeline.capacity.devices import MeasuredDevice, measured_device, paired_wait_seconds
 from safelight.pipeline.capacity.image_cost import ImageCost
+from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.capacity.queueing import MDcQueue
+from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.queue import select_next_batch
@@ -87,3 +89,12 @@ def test_replicas_share_the_requests() -> None:
     assert paired_wait_seconds(2.0, 0.4, 0.95, 2) == paired_wait_seconds(6.0, 0.4, 0.95, 6) == pair > 0.0
     assert paired_wait_seconds(2.0, 0.4, 0.95, 1) == MDcQueue(2.0, 0.4, 1).wait_quantile(0.95)
     assert paired_wait_seconds(2.0, 0.0, 0.95, 1) == 0.0
+
+
+def test_the_stages_of_a_service_work_at_once() -> None:
+    """They are processes of their own: the slowest decides the throughput."""
+    profile = model_profile(find_model("tiny"))
+    curves = {stage: CostCurve((1e6,), (seconds,)) for stage, seconds in (("encode", 1.0), ("decode", 2.0))}
+    device = measured_device({**curves, "denoise": CHEAPER_BATCHES}, profile, (64, 64), 16, 0)
+    assert device.marginal_seconds(COST) == device.busy_seconds(COST).decode > 0.0
+    assert device.busy_seconds(COST).total > device.marginal_seconds(COST)

@@ -10,9 +10,11 @@ import pytest
 
 from safelight.pipeline.capacity.fleet.control_plane import UnitCosts, control_plane, largest_fleet
 from safelight.pipeline.capacity.fleet.fleet import Fleet, RequestClass, mean_denoise_seconds
+from safelight.pipeline.capacity.fleet.gpu_fleet import gpu_fleet
 from safelight.pipeline.capacity.fleet.scaler import Scaler
 from safelight.pipeline.capacity.fleet.simulator import SimulationResult, Simulator
 from safelight.pipeline.capacity.fleet.traffic import DAY, SHAPES, arrivals
+from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
@@ -48,8 +50,8 @@ def test_cheaper_batches_raise_throughput() -> None:
     """A tick of four rows costs hardly more than one of two: two images at a time keep up with the load."""
     curve = CostCurve((1.0, 2.0), (0.1, 0.11))
     fleet = replace(FLEET, curve=curve, limits=Limits(4, 1 << 20), stride=1)
-    assert run(fleet, 1.6, 3000.0).percentile(0.5) < 6.0
-    one_by_one = run(FLEET, 1.6, 3000.0)
+    assert run(fleet, 1.6, 1000.0).percentile(0.5) < 6.0
+    one_by_one = run(FLEET, 1.6, 1000.0)
     assert one_by_one.percentile(0.5) > 100.0 and one_by_one.max_waiting > 500
 
 
@@ -96,10 +98,10 @@ def test_some_replicas_stand_for_the_fleet() -> None:
 
 
 def test_replicas_follow_the_rate_over_the_day() -> None:
-    fleet = replace(FLEET, gpus=40, downscale_delay=300.0, startup_seconds=60.0, scaling_interval_seconds=5.0)
-    result = run(fleet, 10.0, DAY, shape="diurnal")
-    assert pytest.approx(result.images, rel=0.01) == 10.0 * DAY
-    assert result.gpu_seconds < 0.75 * 40 * DAY and result.max_replicas >= 22
+    fleet = replace(FLEET, gpus=12, downscale_delay=300.0, startup_seconds=60.0, scaling_interval_seconds=5.0)
+    result = run(fleet, 3.0, DAY, shape="diurnal")
+    assert pytest.approx(result.images, rel=0.01) == 3.0 * DAY
+    assert result.gpu_seconds < 0.75 * 12 * DAY and result.max_replicas >= 7
     assert result.percentile(0.95) < 10.0
 
 
@@ -163,3 +165,24 @@ def test_largest_fleet_is_where_a_component_saturates() -> None:
 def test_mean_denoise_seconds_weighs_request_classes_by_share() -> None:
     twice_as_long = replace(REQUESTS, work=(1.0,) * 20, rows=(2,) * 20, share=3.0)
     assert mean_denoise_seconds([REQUESTS, twice_as_long], PROPORTIONAL) == pytest.approx((1.0 + 3 * 2.0) / 4)
+
+
+def test_images_go_to_the_less_busy_of_two_replicas() -> None:
+    """An image takes a replica one second: four at once take two, two seconds."""
+    result = run(replace(FLEET, gpus=2, min_gpus=2), 1.0, 60.0, recorded=[(0.0, 0)] * 4)
+    assert result.last_done == pytest.approx(2.0)
+
+
+def test_the_target_is_within_its_bounds_whatever_the_load() -> None:
+    scaler = Scaler(3, 9, target_seconds=5.0, upscale_delay=0.0, downscale_delay=0.0)
+    assert [scaler.decide(float(now), work, 0.0) for now, work in enumerate((0.0, 1e4, 0.0))] == [3, 9, 3]
+
+
+def test_a_batch_shares_the_fixed_part_of_its_tick() -> None:
+    cost = ImageCost(0.0, 0.0, (1e12,) * 20, 0.0, rows=2, tokens=64)
+    fleet = gpu_fleet(
+        2, cost, 1e14, max_rows=32, min_gpus=1, target_seconds=5.0,
+        startup_seconds=60.0, node_mtbf_seconds=0.0, scaling_interval_seconds=10.0,
+    )  # fmt: skip
+    assert fleet.curve.seconds_for(1e12) == pytest.approx(0.01)
+    assert fleet.curve.seconds_for(16e12) == pytest.approx(0.16 * 0.915625)  # 1 / 1.09 of one by one

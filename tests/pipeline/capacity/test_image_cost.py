@@ -78,3 +78,12 @@ def test_an_impossible_image_is_refused(overrides: dict[str, object], complaint:
     profile = published_profile("pixart-sigma")
     with pytest.raises(InvalidParams, match=complaint):
         predict(profile, default_spec(profile, **overrides), ConstantRateDevice(1e14), Targets())
+
+
+def test_what_is_computed_once_follows_times_and_texts() -> None:
+    """By the network's own formulas: the table of times once, the projection for each text."""
+    profile = published_profile("pixart-sigma")
+    one, two, other_times = profile.once(20, 1), profile.once(20, 2), profile.once(40, 1)
+    per_text = two - one
+    assert per_text > 0 and profile.once(20, 3) == one + 2 * per_text
+    assert other_times > one > per_text

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from safelight.pipeline.capacity.queueing import MDcQueue
+from tests.bench.simulations import batched_latency
 from tests.pipeline.capacity.arrivals import poisson_arrivals, quantile
 
 RATE = 1000 / 3600  # a thousand an hour
@@ -93,3 +94,11 @@ def test_an_impossible_queue_is_refused(rate: float, service: float, servers: in
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"0\.9999"):
         MDcQueue(0.5, 1.0).wait_quantile(share)
+
+
+def test_one_image_at_a_time_is_an_m_d_1_queue_in_the_published_simulation() -> None:
+    mean, p95 = batched_latency(1.7, max_rows=2)
+    queue = MDcQueue(1000 / 3600, 1.7)
+    assert mean == pytest.approx(1.7 + queue.mean_wait, rel=0.05)
+    assert p95 == pytest.approx(1.7 + queue.wait_quantile(0.95), rel=0.05)
+    assert batched_latency(1.7, max_rows=16)[0] > 1.1 * mean

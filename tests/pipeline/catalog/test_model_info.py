@@ -13,8 +13,8 @@ from safelight.pipeline.errors import InvalidParams
 from tests.fakes import MODEL, make_params
 
 ALLOWED: list[dict[str, object]] = [
-    {"prompt": "x" * 4000},
-    {"negative_prompt": "x" * 4000},
+    {"prompt": "x" * 32_000},
+    {"negative_prompt": "x" * 32_000},
     {"width": 16, "height": 8},
     {"num_steps": 1},
     {"num_steps": 200},
@@ -31,8 +31,8 @@ ALLOWED: list[dict[str, object]] = [
 REFUSED: list[tuple[dict[str, object], str]] = [
     ({"prompt": ""}, "prompt"),
     ({"prompt": " \n"}, "prompt"),
-    ({"prompt": "x" * 4001}, "prompt"),
-    ({"negative_prompt": "x" * 4001}, "negative_prompt"),
+    ({"prompt": "x" * 32_001}, "prompt"),
+    ({"negative_prompt": "x" * 32_001}, "negative_prompt"),
     ({"width": 8, "height": 16}, "size"),
     ({"num_steps": 0}, "num_steps"),
     ({"num_steps": 201}, "num_steps"),

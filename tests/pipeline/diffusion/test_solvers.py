@@ -251,6 +251,9 @@ def test_samples_start_from_the_noise_of_their_schedule() -> None:
         (("euler", Flow(), "flow", 2), {"grid": (1.0, 1.0, 0.0)}, "grid"),
         (("euler", Flow(), "flow", 2), {"grid": (1.0, 0.0)}, "grid"),
         (("euler", Flow(), "flow", 2), {"grid": (0.2, 0.5, 0.0)}, "grid"),
+        (("euler", Flow(), "flow", 2), {"grid": (1.0, 0.5, 0.0), "spacing": "karras"}, "grid"),
+        (("dpmpp_2s", LINEAR, "epsilon", 2), {"inner_times": ((), ())}, "inner_times"),
+        (("dpmpp_2s", LINEAR, "epsilon", 2), {"inner_times": ((0.1,), (0.2,))}, "inner_times"),
     ],
 )
 def test_invalid_arguments_are_named(
@@ -259,6 +262,12 @@ def test_invalid_arguments_are_named(
     with pytest.raises(InvalidParams) as caught:
         make_plan(*arguments, **options)
     assert caught.value.param == param
+
+
+def test_a_stochastic_plan_needs_noise() -> None:
+    plan = make_plan("ddpm", Flow(), "flow", 3)
+    with pytest.raises(InvalidParams, match="ddpm adds noise"):
+        execute(plan, lambda x, t: x, torch.ones(1))
 
 
 def test_every_spacing_can_be_planned() -> None:

@@ -1,7 +1,8 @@
 """An image's bytes are the same alone and with any batch-mates, through all stages from prompt to file.
 
-Schedules are random: which requests there are and when they arrive, which are aborted, how many texts and
-latents share a batch. Every image that is finished is compared with the same image alone.
+Generations, edits and inpaintings share batches. Schedules are random: which requests there are and when
+they arrive, which are aborted, how many texts and latents share a batch. Every image that is finished is
+compared with the same image alone.
 """
 
 import io
@@ -26,15 +27,15 @@ from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
 from safelight.pipeline.engine.runner import StepRunner
+from safelight.pipeline.engine.source_image import SourceImage
 from safelight.pipeline.engine.text_encoder import TextEncoder, TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import EditParams, GenerationParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from tests.dtypes import DTYPES
 from tests.models.folders import write_sd3
 
-SCHEDULES = 200
 REQUESTS = 24  # different ones, of which every schedule has some
-DTYPES = [torch.float32, torch.bfloat16]
 PROMPTS = (
     "a red apple",
     "cat",
@@ -81,7 +82,7 @@ class Parts:
 def random_request(model: ModelInfo, rng: random.Random) -> GenerationParams:
     width, height = rng.choice([model.native_size, *model.sizes[:4]])
     solver = rng.choice(["ddim", *model.solvers])
-    return GenerationParams(
+    request = GenerationParams(
         prompt=rng.choice(PROMPTS),
         negative_prompt=rng.choice(["", "", "blurry"]),
         width=width,
@@ -96,6 +97,24 @@ def random_request(model: ModelInfo, rng: random.Random) -> GenerationParams:
         guidance_rescale=rng.choice([0.0, 0.7]),
         seed=rng.randrange(2**53),
     )
+    kind = rng.choice(["generation", "edit", "inpainting"])
+    strength = 1.0 if solver == "plms" else rng.uniform(0.2, 1.0)  # plms does not allow few steps
+    edit = None if kind == "generation" else EditParams(strength, is_inpainting=kind == "inpainting")
+    return replace(request, edit=edit)
+
+
+def source_of(request: GenerationParams) -> SourceImage | None:
+    """The source of an edit, random but always the same; of an inpainting with a rectangle to redraw."""
+    if request.edit is None:
+        return None
+    rng = np.random.default_rng(request.seed)
+    height, width = request.height, request.width
+    pixels = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    redraw = None
+    if request.edit.is_inpainting:
+        redraw = np.zeros((height, width), np.uint8)
+        redraw[rng.integers(0, height // 2) :, rng.integers(0, width // 2) : width - 5] = 255
+    return SourceImage(pixels, redraw, (width, height), (0, 0, width, height))
 
 
 def random_curve(parts: Parts, text_tokens: int, rng: random.Random) -> CostCurve:
@@ -108,6 +127,11 @@ def random_curve(parts: Parts, text_tokens: int, rng: random.Random) -> CostCurv
 def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Random) -> Generated:
     """Generate `requests` by a random schedule, which may abort some of several."""
     states = encode_texts(parts, [*requests.values()], rng)
+    sources = {
+        number: parts.decoder.encode(source)[0]
+        for number, request in requests.items()
+        if (source := source_of(request)) is not None
+    }
     max_rows = rng.randint(4, 16)
     curve = random_curve(parts, max(len(text.mask) for text in states.values()), rng)
     engine = engine_on(parts.runner, parts.model, max_rows=max_rows, max_tokens=10**6).calibrated(curve)
@@ -120,7 +144,8 @@ def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Ra
         for _ in range(min(len(order), rng.choice([0, 0, 1, 1, 2, 5]))):
             number = order.pop()
             request = requests[number]
-            engine.add(str(number), request, states[request.prompt], states[request.negative_prompt])
+            cond, uncond = states[request.prompt], states[request.negative_prompt]
+            engine.add(str(number), request, cond, uncond, source=sources.get(number))
         if len(requests) > 1 and rng.random() < 0.03:
             engine.abort(str(rng.choice([*requests])))
         step_of = step_indices(engine)
@@ -164,7 +189,9 @@ def decode_files(
         images = parts.decoder.decode([latents[number] for number in batch])
         for number, image in zip(batch, images, strict=True):
             assert not isinstance(image, InvalidImage)
-            files[number] = encode_image(image[0], "png", 100, requests[number], parts.model.id)
+            source = source_of(requests[number])
+            pixels = image[0] if source is None else source.paste(image[0])
+            files[number] = encode_image(pixels, "png", 100, requests[number], parts.model.id)
     return files
 
 
@@ -172,6 +199,8 @@ def check(parts: Parts, schedules: int) -> None:
     ticks = shared = compared = expected = 0
     num_requests = min(REQUESTS, max(9, schedules // 2))
     requests = [random_request(parts.model, random.Random(number)) for number in range(num_requests)]
+    edits = [request.edit for request in requests]
+    assert None in edits and {edit.is_inpainting for edit in edits if edit is not None} == {True, False}
     alone = [parts.alone(request) for request in requests]
     for seed in range(schedules):
         rng = random.Random(seed)
@@ -185,32 +214,41 @@ def check(parts: Parts, schedules: int) -> None:
     assert compared > 0.7 * expected, "too many images were aborted"
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=DTYPES)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     dtype: torch.dtype = request.param
     return dtype
 
 
-def test_200_random_schedules_change_no_byte(dtype: torch.dtype) -> None:
-    check(Parts(find_model("tiny"), dtype), SCHEDULES)
+@pytest.fixture(scope="module")
+def num_schedules(request: pytest.FixtureRequest) -> int:
+    return 200 if request.config.getoption("--long") else 48
+
+
+def test_random_schedules_change_no_byte(dtype: torch.dtype, num_schedules: int) -> None:
+    check(Parts(find_model("tiny"), dtype), num_schedules)
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers, which writes the folder
 def test_random_schedules_change_no_byte_in_an_mmdit(
-    dtype: torch.dtype, tmp_path: Path, request: pytest.FixtureRequest
+    dtype: torch.dtype, tmp_path: Path, num_schedules: int
 ) -> None:
     write_sd3(tmp_path / "sd3", "sd3.5-medium")
-    check(
-        Parts(find_model(str(tmp_path / "sd3")), dtype),
-        SCHEDULES if request.config.getoption("--long") else SCHEDULES // 10,
-    )
+    check(Parts(find_model(str(tmp_path / "sd3")), dtype), num_schedules // 4)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_index": 1}, {"prompt": "a green car"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1}, {"image_index": 1}, {"prompt": "a green car"}, {"edit": EditParams(0.5)},
+        {"edit": EditParams(0.5, is_inpainting=True)},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_the_comparison_can_fail(change: dict[str, Any]) -> None:
     """Pixels are compared: a file's bytes hold its parameters, so they differ in any case."""
     parts = Parts(find_model("tiny"), torch.float32)
-    request = random_request(parts.model, random.Random(0))
+    request = replace(random_request(parts.model, random.Random(0)), edit=None)
     assert request.guidance_scale > 0.0
     first, second = (pixels_of(parts.alone(p)) for p in (request, replace(request, **change)))
     assert first.shape == second.shape

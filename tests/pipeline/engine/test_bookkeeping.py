@@ -185,3 +185,10 @@ def test_latents_have_the_images_height_and_width() -> None:
     admission = engine()._admission
     assert admission.latent_size(width=96, height=64) == (8, 12)
     assert admission.row_flops(96, 64) == forward_flops(engine().config, 8, 12, 0)
+
+
+def test_a_guided_sample_needs_the_states_of_its_negative_prompt() -> None:
+    empty = engine()
+    with pytest.raises(ValueError, match="needs the states of its negative prompt"):
+        empty.add("guided", params(guidance_scale=4.0), states("a red apple"), None)
+    assert empty.num_waiting == 0

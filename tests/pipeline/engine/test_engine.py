@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from safelight.pipeline.assembly.engine import build_engine
@@ -16,8 +16,19 @@ from safelight.pipeline.engine.engine import Engine, SampleOutcome
 from safelight.pipeline.engine.metering import TickRecord
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import text_flops, times_flops
-from safelight.pipeline.params import FinishReason, GenerationParams
-from tests.pipeline.parts import add, alone, drain, engine, latents_of, model, params, states
+from safelight.pipeline.params import FinishReason, GenerationParams, PreviewRequest
+from tests.pipeline.parts import (
+    add,
+    alone,
+    drain,
+    engine,
+    engine_on_used_network,
+    latents_of,
+    model,
+    params,
+    previews_alone,
+    states,
+)
 from tests.pipeline.reference_loop import reference
 
 
@@ -91,21 +102,33 @@ REQUESTS = st.builds(
 ).map(with_possible_eta)
 
 
+PREVIEW_REQUESTS = st.builds(PreviewRequest, st.integers(0, 3), st.sampled_from([0, 0, 1]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@settings(max_examples=15, deadline=None)
+# Without shrinking, which would take minutes to tell nothing more.
+@settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_batch_mates_never_change_a_bit(dtype: torch.dtype, data: st.DataObject) -> None:
-    """Of any of the requests, wherever it stands in the order of arrival."""
-    arrivals = data.draw(st.lists(st.tuples(REQUESTS, st.integers(0, 6)), min_size=2, max_size=7))
-    busy = engine(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
+    """Of any of the requests, wherever it stands in the order of arrival; and neither do previews."""
+    arrivals = data.draw(
+        st.lists(st.tuples(REQUESTS, st.integers(0, 6), PREVIEW_REQUESTS), min_size=2, max_size=7)
+    )
+    busy = engine_on_used_network(max_rows=data.draw(st.integers(2, 16)), dtype=dtype)
     outcomes: dict[str, SampleOutcome] = {}
-    for number, (request, ticks) in enumerate(arrivals):
-        add(busy, str(number), request)
+    for number, (request, ticks, previews) in enumerate(arrivals):
+        add(busy, str(number), request, previews)
         for _ in range(ticks):
             outcomes |= {outcome.request_id: outcome for outcome in (busy.step() if busy.has_work else ())}
     outcomes |= drain(busy)
-    for number, (request, _) in enumerate(arrivals):
+    all_previews = busy.take_previews()
+    for number, (request, _, previews) in enumerate(arrivals):
         assert torch.equal(latents_of(outcomes[str(number)]), alone(request, dtype)), request
+        batched = [preview for preview in all_previews if preview.request_id == str(number)]
+        single = previews_alone(request, previews, dtype)
+        assert [preview.index for preview in batched] == [preview.index for preview in single]
+        for ours, theirs in zip(batched, single, strict=True):
+            assert torch.equal(ours.latents, theirs.latents), (request, ours.index)
 
 
 def test_samples_leave_after_their_own_last_tick() -> None:
@@ -252,7 +275,9 @@ def test_samples_with_one_text_and_plan_share_their_rows() -> None:
 def test_waiting_samples_do_not_all_occupy_the_device() -> None:
     shared = engine(max_rows=2)
     for seed in range(9):
-        add(shared, str(seed), params(seed=seed, num_steps=30 - seed))  # each more urgent than those before
+        add(
+            shared, str(seed), params(seed=seed, num_steps=30 - 3 * seed)
+        )  # each more urgent than those before
         shared.step()
     assert shared.num_running <= 4
     assert len(drain(shared)) == 9
@@ -297,13 +322,16 @@ def test_a_text_is_prepared_once_and_charged_to_its_first_sample() -> None:
     assert out["first"] - out["again"] == 2 * per_text + times_flops(shared._runner.network.config, 2)
 
 
-def test_a_diverged_sample_fails_alone() -> None:
+@pytest.mark.parametrize("is_whole", [True, False], ids=["all", "one number"])
+def test_a_diverged_sample_fails_alone(is_whole: bool) -> None:
     shared = engine()
     add(shared, "bad", params(num_steps=2))
     add(shared, "good", params(num_steps=2))
     shared.step()
     bad = next(iter(shared._running.values()))
-    bad.state = torch.full_like(bad.state, float("nan"))
+    diverged = bad.state.clone()
+    (diverged if is_whole else diverged.flatten()[:1]).fill_(float("nan"))
+    bad.state = diverged
     outcomes = drain(shared)
     assert outcomes["bad"].reason is FinishReason.FAILED
     assert "not finite" in (outcomes["bad"].error or "")

@@ -1,34 +1,40 @@
 """From the decoder's numbers to levels of 255, and what is refused."""
 
-from types import SimpleNamespace
+import math
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
+from safelight.models.autoencoders.interface import Autoencoder
+from safelight.models.autoencoders.loading import load_vae
+from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.find_checkpoint import find_folder
-from safelight.models.vae import load_vae
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
+from safelight.pipeline.flops.vae import decode_flops
 
 
-class Passthrough(nn.Module):
+class Passthrough(Autoencoder):
     """An autoencoder whose pixels are its latents, so that a test can choose them."""
 
     def __init__(self) -> None:
         super().__init__()
-        embedded: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
-        config = embedded.config
-        self.config = type(config)({**config, "scaling_factor": 0.5})
+        self.options = TinyOptions(scaling_factor=0.5)
 
-    def decode(self, latents: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=latents)
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
 
 
 @pytest.fixture
 def decoder() -> ImageDecoder:
-    named_class = type("AutoencoderTiny", (Passthrough,), {})  # a class whose operations are known
-    return ImageDecoder(named_class(), torch.float32, torch.device("cpu"))
+    return ImageDecoder(Passthrough(), torch.float32, torch.device("cpu"))
 
 
 def levels(decoder: ImageDecoder, pixels: Tensor) -> list[list[list[int]]]:
@@ -68,3 +74,45 @@ def test_numbers_that_are_not_finite_are_refused_by_the_stage_that_left_them(val
     [refused] = decoder.decode([good])
     assert isinstance(refused, InvalidImage)
     assert str(refused) == "the decoder left numbers that are not finite"
+
+
+def test_a_preview_in_full_is_the_image(decoder: ImageDecoder) -> None:
+    latent = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0)) - 0.5
+    [image], preview = decoder.decode([latent]), decoder.decode_preview(latent)
+    assert not isinstance(image, InvalidImage) and not isinstance(preview, InvalidImage)
+    assert np.array_equal(preview[0], image[0])
+    assert preview[1].flops == image[1].flops
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 12), (6, 10)])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_reduced_preview_is_the_decoded_average_in_the_images_size(
+    height: int, width: int, scale: int
+) -> None:
+    vae: Any = load_vae(find_folder("emoji-128") / "vae", "cpu", torch.float32)
+    real = ImageDecoder(vae, torch.float32, torch.device("cpu"))
+    latent = torch.randn(8, height, width, generator=torch.Generator().manual_seed(0))
+    preview = real.decode_preview(latent, scale)
+    assert not isinstance(preview, InvalidImage)
+    pixels, cost = preview
+    assert pixels.shape == (8 * height, 8 * width, 3)
+    small_size = (math.ceil(height / scale), math.ceil(width / scale))
+    [small] = real.decode([functional.adaptive_avg_pool2d(latent, small_size)])
+    assert not isinstance(small, InvalidImage)
+    assert cost.flops == small[1].flops
+    enlarged = Image.fromarray(small[0]).resize((8 * width, 8 * height), Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(enlarged).astype(float) - pixels).mean() < 6.0  # another bicubic kernel
+
+
+def test_a_preview_may_be_reduced_while_enough_of_it_is_left(decoder: ImageDecoder) -> None:
+    options = TinyOptions(scaling_factor=0.5)
+    whole = decode_flops(options, 32, 48)
+    assert decoder.preview_flops(torch.zeros(3, 32, 48)) == {k: whole // k**2 for k in (1, 2, 4, 8)}
+    assert [*decoder.preview_flops(torch.zeros(3, 16, 48))] == [1, 2, 4]
+    assert [*decoder.preview_flops(torch.zeros(3, 3, 3))] == [1]
+
+
+def test_a_preview_that_is_not_finite_is_refused(decoder: ImageDecoder) -> None:
+    latent = torch.full((3, 4, 4), float("nan"))
+    for scale in (1, 2):
+        assert isinstance(decoder.decode_preview(latent, scale), InvalidImage)

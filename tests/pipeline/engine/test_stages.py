@@ -1,22 +1,18 @@
-"""Encoder, decoder, noise, flops and image files of the pipeline."""
+"""Encoder, decoder, noise and flops of the pipeline."""
 
-import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.assembly.encoder import build_text_encoder
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.engine.image_decoder import InvalidImage
-from safelight.pipeline.engine.image_files import FORMATS, encode_image, parameters_text
 from safelight.pipeline.engine.text_encoder import TextEncoder
-from tests.pipeline.parts import model, params
+from tests.pipeline.parts import model
 
 TEXTS = ["a red apple", "", "cat", "a green car on a blue road", "dog", "x", "3d rocket", "heart"]
 
@@ -73,76 +69,23 @@ def test_noise_depends_on_seed_image_and_tick_only() -> None:
     assert float(many.std()) == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("prompt", ["a red apple", "ein Käse, 日本の林檎"])
-def test_files_carry_their_parameters_and_nothing_else(format: str, prompt: str) -> None:
-    pixels = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3)
-    request = params(prompt=prompt, negative_prompt="blurry")
-    data = encode_image(pixels, format, 90, request, "tiny")
-    assert data == encode_image(pixels, format, 90, request, "tiny")
-    image = Image.open(io.BytesIO(data))
-    assert (image.format, image.size) == (format.upper(), (64, 48))
-    if format == "png":
-        assert isinstance(image, PngImageFile)
-        assert image.text == {"parameters": parameters_text(request, "tiny")}
-        assert np.array_equal(np.asarray(image), pixels)
-    else:
-        comment = image.getexif().get_ifd(0x8769)[0x9286]
-        assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == parameters_text(request, "tiny")
+BUILT_ALONE = {
+    "denoiser": "from safelight.pipeline.assembly.engine import build_engine; build_engine(model)",
+    "decoder": (
+        "import torch; from safelight.pipeline.assembly.decoder import build_decoder;"
+        "build_decoder(model).decode([torch.zeros(8, 4, 4)])"
+    ),
+}
 
 
-def test_parameters_text() -> None:
-    assert parameters_text(params(negative_prompt="blurry", width=96), "tiny").splitlines() == [
-        "a red apple",
-        "Negative prompt: blurry",
-        "Steps: 6, Sampler: dpmpp_2m, CFG scale: 4, Seed: 1, Image index: 0, Size: 96x64, Model: tiny",
-    ]
-
-
-def test_lossless_webp_and_unknown_formats() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(
-        np.asarray(Image.open(io.BytesIO(encode_image(pixels, "webp", 100, params(), "tiny")))), pixels
-    )
-    with pytest.raises(ValueError, match="png, webp, jpeg"):
-        encode_image(pixels, "gif", 100, params(), "tiny")
-
-
-@pytest.mark.parametrize("format", ["webp", "jpeg"])
-def test_quality_is_paid_in_bytes(format: str) -> None:
-    """A better quality is a larger file nearer to the pixels; PNG is lossless and does not know it."""
-    pixels = textured_pixels()
-    files = {quality: encode_image(pixels, format, quality, params(), "tiny") for quality in (0, 30, 75, 99)}
-    sizes = [len(file) for file in files.values()]
-    errors = [np.square(decoded(file) - pixels).mean() for file in files.values()]
-    assert sizes == sorted(sizes) and sizes[-1] > 3 * sizes[0]
-    assert errors == sorted(errors, reverse=True) and errors[0] > 3 * errors[-1] > 0.0
-    assert errors[-1] < 150.0  # of 255 squared: colours have half the resolution
-    png = encode_image(pixels, "png", 100, params(), "tiny")
-    assert png == encode_image(pixels, "png", 0, params(), "tiny")
-    assert np.array_equal(decoded(png), pixels)
-
-
-def textured_pixels() -> np.ndarray:
-    """Waves of every colour and some noise (H, W, 3) uint8, as an image that is no square."""
-    y, x = np.mgrid[:48, :80]
-    waves = np.stack([np.sin(x / 7.0), np.sin(y / 5.0), np.sin((x + 2 * y) / 9.0)], axis=-1)
-    noisy = 127.5 + 100.0 * waves + np.random.default_rng(0).normal(0.0, 12.0, waves.shape)
-    return noisy.clip(0, 255).astype(np.uint8)
-
-
-def decoded(file: bytes) -> np.ndarray:
-    """The pixels (H, W, 3) of an image file, as whole numbers that can be negative."""
-    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
-
-
-def test_a_denoiser_imports_neither_open_clip_nor_diffusers() -> None:
+@pytest.mark.parametrize("stage", BUILT_ALONE)
+def test_only_a_text_encoder_imports_large_libraries(stage: str) -> None:
     """They and torch's compiler take several times as long to import as torch does."""
+    heavy = ("open_clip", "torchvision", "transformers", "timm", "diffusers", "xformers", "torch._dynamo")
     program = (
-        "import sys; from safelight.pipeline.assembly.engine import build_engine;"
-        "from safelight.pipeline.catalog.served_models import find_model;"
-        "build_engine(find_model('emoji-128'));"
-        "print([m for m in ('open_clip', 'diffusers', 'torch._dynamo') if m in sys.modules])"
+        "import sys; from safelight.pipeline.catalog.served_models import find_model;"
+        f"model = find_model('emoji-128'); {BUILT_ALONE[stage]};"
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from safelight.models.checkpoints.json_files import CheckpointError
+from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
+from safelight.pipeline.assembly.decoder import build_decoder
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
@@ -27,7 +29,7 @@ from safelight.pipeline.evaluation.prompts import (
     write_prompts,
 )
 from safelight.pipeline.evaluation.renderer import Renderer
-from tests.pipeline.parts import model, params
+from tests.pipeline.parts import alone, decode, model, params
 
 BACKGROUNDS = {"white": (255, 255, 255), "blue": (50, 110, 210)}
 # c and d are indistinguishable
@@ -227,6 +229,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_prompts(tmp_path / "none.jsonl")
 
 
+def test_images_of_another_variant_of_the_weights_are_rendered_again(tmp_path: Path) -> None:
+    served = model()
+    chosen = replace(served, read_options=ReadOptions(variant="fp16"))  # a part without it is read as it is
+    plain, variant = (Renderer(info, tmp_path)._file(tmp_path, REQUESTS[0]) for info in (served, chosen))
+    assert plain != variant
+
+
 REQUESTS = [params(prompt=f"a {word}", num_steps=2, seed=i) for i, word in enumerate(("cat", "dog", "cat"))]
 
 
@@ -296,3 +305,16 @@ def test_an_invalid_request_is_refused_before_any_image(tmp_path: Path) -> None:
     with pytest.raises(InvalidParams):
         Renderer(model(), tmp_path).render([*REQUESTS, params(solver="odd")])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_is_compared_on_the_background_of_its_prompt(gallery: Gallery) -> None:
+    """On white, the larger disc would be nearer: its colour is nearer to blue than white is."""
+    images = np.stack([image("c", "round", "blue")])
+    rates = rate_images(gallery, [Prompt("round disc c on blue", ("c",), "round", "blue")], images)
+    assert (rates["concept_top1"].hits, rates["style_accuracy"].hits) == (1, 1)
+
+
+def test_the_renderer_tells_prompt_and_negative_prompt_apart() -> None:
+    request = params(prompt="a cat", negative_prompt="a dog", num_steps=2)
+    [pixels] = decode(build_decoder(model()), [alone(request)])
+    assert np.array_equal(Renderer(model()).render([request])[0], pixels)

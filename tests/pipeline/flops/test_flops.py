@@ -10,6 +10,9 @@ import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from safelight.models.autoencoders.loading import build
+from safelight.models.autoencoders.options import read_options
+from safelight.models.checkpoints.json_files import spatial_compression
 from safelight.models.checkpoints.options import checked
 from safelight.models.families.published import CLIP_BIGG, CLIP_L, T5_XXL, VAE_4, VAE_16
 from safelight.models.families.spec import PublishedPart
@@ -23,11 +26,10 @@ from safelight.models.networks.mmdit import MMDiT
 from safelight.models.text import clip, hf_clip, t5
 from safelight.models.text.config import ClipTextConfig, T5EncoderConfig
 from safelight.models.text.flops import clip_flops, open_clip_flops, t5_flops
-from safelight.models.vae import CLASSES
 from safelight.pipeline.capacity.unserved_profiles import flux_flops, sdxl_flops
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
-from safelight.pipeline.flops.vae import decode_flops
+from safelight.pipeline.flops.vae import decode_flops, encode_flops
 
 TEXT_TOKENS, TIMES = 20, 5
 
@@ -152,6 +154,8 @@ SMALL_T5 = T5_CONFIG | {
 }
 SMALL_VAE = VAE | {
     "block_out_channels": [32, 64, 96],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
     "layers_per_block": 1,
     "in_channels": 4,
     "out_channels": 5,
@@ -198,12 +202,6 @@ def test_the_embedded_tower() -> None:
     assert open_clip_flops(config) == counted(lambda: tower(ids))
 
 
-def options(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in config.items() if not key.startswith("_") and key != "block_out_channels"
-    }
-
-
 AUTOENCODERS = {
     "4 channels": (VAE, 1024), "16 channels": (VAE_16.config, 1024), "small": (SMALL_VAE, 48),
     "no attention": (SMALL_VAE | {"mid_block_add_attention": False}, 48),
@@ -212,33 +210,22 @@ AUTOENCODERS = {
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
-def test_decoding(name: str) -> None:
+def test_decoding_and_encoding(name: str) -> None:
     """At the published size, and on an image that is no square."""
     config, side = AUTOENCODERS[name]
-    is_kl = config["_class_name"] == "AutoencoderKL"
-    widths = {"block_out_channels": config["block_out_channels"]} if is_kl else {}
-    if is_kl:
-        count = len(config["block_out_channels"])
-        widths |= {
-            "down_block_types": ["DownEncoderBlock2D"] * count,
-            "up_block_types": ["UpDecoderBlock2D"] * count,
-        }
-    scale = 2 ** (len(config["block_out_channels"]) - 1)
+    options, scale = read_options(config), spatial_compression(config)
     for height, width in ((side, side), (side, side // 2)):
         with torch.device("meta"), torch.no_grad():
-            vae: Any = CLASSES[config["_class_name"]](**options(config) | widths)
-            latents = torch.empty(1, config["latent_channels"], height // scale, width // scale)
-        assert decode_flops(config, height // scale, width // scale) == counted(partial(vae.decode, latents))
+            vae = build(options)
+            latents = torch.empty(1, options.latent_channels, height // scale, width // scale)
+            pixels = torch.empty(1, options.in_channels, height, width)
+        assert decode_flops(options, height // scale, width // scale) == counted(partial(vae.decode, latents))
+        assert encode_flops(options, height, width) == counted(partial(vae.encode, pixels))
 
 
 def test_a_published_autoencoder_as_published() -> None:
-    assert decode_flops(VAE, 128, 128) == pytest.approx(10.470e12, rel=5e-5)
-    assert decode_flops(VAE, 64, 64) == pytest.approx(2.514e12, rel=5e-4)
-
-
-def test_an_autoencoder_without_a_formula_is_refused() -> None:
-    with pytest.raises(TypeError, match="AutoencoderDC"):
-        decode_flops({"_class_name": "AutoencoderDC"}, 32, 32)
+    assert decode_flops(read_options(VAE), 128, 128) == pytest.approx(10.470e12, rel=5e-5)
+    assert decode_flops(read_options(VAE), 64, 64) == pytest.approx(2.514e12, rel=5e-4)
 
 
 @pytest.mark.parametrize(("num_tokens", "published"), [(256, 69.460e12), (512, 74.378e12)])

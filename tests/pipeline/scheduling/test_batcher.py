@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -248,3 +249,42 @@ def test_the_documented_comparison_of_rules_holds() -> None:
     due = next(rule for rule in policies.RULES if rule.startswith("due"))
     assert worst(due) < 0.6 * worst("first come, first served")
     assert worst(due) < 0.5 * worst("most completions a second")
+
+
+def test_a_sample_that_does_not_fit_is_passed_over() -> None:
+    first, large, last = make_sample(2), make_sample(3, tokens=5000), make_sample(4)
+    assert select_batch([first, large, last], 0.0, Limits(16, 500), CURVE) == [first, last]
+
+
+def test_due_time_and_lateness_follow_the_slowdown() -> None:
+    """A tick alone takes 0.012 s, at any slowdown of the curve by which the workload was made."""
+    for curve in (CURVE, replace(CURVE, slowdown=2.0)):
+        workload = make_workload([2] * 10, [2.0] * 10, 64, curve, arrived=5.0, deadline=6.0)
+        assert workload.seconds_left[0] == pytest.approx(0.12)
+        for slowdown, is_late in ((1.0, False), (4.0, True)):
+            will_be_late, due = workload.priority(0, 5.6, slowdown)
+            assert will_be_late is is_late
+            assert due == pytest.approx(5.0 + MAX_SLOWDOWN * 0.12 * slowdown)
+
+
+def test_a_pause_after_the_last_arrival_slows_the_expected_stream() -> None:
+    arrivals = [make_sample(8, arrived=number * 0.1).workload for number in range(16)]
+
+    def seconds(now: float) -> tuple[float, float]:
+        """Until a long sample finishes, with and without expected arrivals."""
+        queue = [make_sample(40, arrived=now)]
+        (expecting,), (alone,) = (finish_times([], queue, now, LIMITS, CURVE, a) for a in (arrivals, []))
+        return expecting, alone
+
+    expecting, alone = seconds(now=1.5)
+    assert expecting > 1.2 * alone
+    expecting, alone = seconds(now=61.5)  # the next arrival is expected four seconds later
+    assert expecting == alone < 4.0
+
+
+def test_the_table_of_policies_has_every_rule_at_every_rate() -> None:
+    rows = list(policies.rows((2.0,)))
+    assert [row[:2] for row in rows] == [["2", rule] for rule in policies.RULES]
+    for row in rows:
+        mean, p95, slowdown_p95, slowdown_max = map(float, row[2:])
+        assert 0.1 < mean < p95 and 1.0 <= slowdown_p95 <= slowdown_max

@@ -1,5 +1,7 @@
 """The cost curve: interpolation, correction by ticks, and its measurement by the engine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -130,3 +132,10 @@ def test_a_calibrated_engine_starts_with_its_curve_and_peak() -> None:
     calibrated = engine.calibrated(CURVE, peak_flops=1e12)
     assert (calibrated.curve, calibrated.peak_flops, calibrated.limits) == (CURVE, 1e12, engine.limits)
     assert engine.curve is UNKNOWN
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(10.0, 0.012), (1e-6, 0.010)])
+def test_a_probe_moves_its_point_between_its_neighbours_only(seconds: float, expected: float) -> None:
+    curve = CostCurve((1.0, 2.0, 4.0), (0.010, 0.011, 0.012), slowdown=1.5)
+    probed = curve.updated_by_probe(2.0, seconds)
+    assert probed == replace(curve, seconds=(0.010, expected, 0.012))

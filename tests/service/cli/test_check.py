@@ -18,7 +18,8 @@ from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.text.hf_folder import HF_WEIGHTS
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.service import cli
-from safelight.service.cli import serve
+from safelight.service.cli import UserError, serve
+from safelight.service.settings import Settings
 from tests.broken import tiny_without
 from tests.live import SAFELIGHT
 from tests.models.folders import write_dit, write_pixart, write_sd3
@@ -228,10 +229,41 @@ def test_a_sound_folder_of_every_family_passes(
 
 def test_the_text_output_is_a_table(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert cli.main(["check", str(folder)]) == 0
-    title, *rows, verdict = capsys.readouterr().out.splitlines()
+    title, *rows, served, verdict = capsys.readouterr().out.splitlines()
     assert (title, verdict) == (f"{folder}: pixart-sigma", "sound")
     assert [row.split()[0] for row in rows] == ["part", "text_encoder", "transformer", "vae", "all"]
     assert rows[1].split()[1] == "T5EncoderModel"
+    assert served == "served as model; by default 64x64, 20 steps of dpmpp_2m at guidance 4.5"
+
+
+def test_choices_about_reading_are_reported(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    weights = folder / "vae" / WEIGHTS
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    edit_json(folder / "transformer" / "config.json", new_flag=True)
+    flags = ["--variant", "fp16", "--allow-unknown-config"]
+    assert cli.main(["check", str(folder), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith(" F32, variant fp16")] == ["vae"]
+    assert "transformer: unknown options are ignored: new_flag" in lines
+    assert cli.main(["check", str(folder), *flags, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["id"] == "model"
+    facts = {part["part"]: (part["variant"], part["ignored_options"]) for part in report["parts"]}
+    assert facts == {"text_encoder": (None, []), "transformer": (None, ["new_flag"]), "vae": ("fp16", [])}
+
+
+def test_serving_checks_the_folder_as_it_will_be_read(folder: Path) -> None:
+    edit_json(folder / "transformer" / "config.json", new_flag=True)
+    with pytest.raises(UserError, match="not supported: new_flag; --allow-unknown-config"):
+        serve._check_folder(Settings(model=str(folder)))
+    serve._check_folder(Settings(model=str(folder), allow_unknown_config=True))
+    weights = folder / "vae" / WEIGHTS
+    for variant in ("fp16", "non-ema"):
+        shutil.copyfile(weights, weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    weights.unlink()
+    with pytest.raises(UserError, match="choose one with --variant fp16 or --variant non-ema"):
+        serve._check_folder(Settings(model=str(folder), allow_unknown_config=True))
+    serve._check_folder(Settings(model=str(folder), allow_unknown_config=True, variant="non-ema"))
 
 
 @pytest.mark.parametrize("name", ["emoji-128", "tiny"])
@@ -346,6 +378,11 @@ def test_serve_refuses_a_folder_whose_check_fails_by_itself(
 
 def test_serve_starts_a_sound_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(serve, "_serve", lambda settings, model: started.append(settings.model))
+
+    def start(settings: Settings, *_: object) -> int:
+        started.append(settings.model)
+        return 0
+
+    monkeypatch.setattr(serve, "_serve", start)
     assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 0
     assert started == [str(folder)]

@@ -1,7 +1,9 @@
 """The command line: refusals, output, and imports."""
 
 import json
+import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.params import GenerationParams
 from safelight.service import cli
-from safelight.service.messages import DecodeResult, ImageFormat
+from safelight.service.messages import DecodeResult, ImageFormat, Upload
 from safelight.service.settings import Settings
 from tests.broken import tiny_without
 from tests.fakes import USAGE
@@ -45,7 +47,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["draw"], "invalid choice: 'draw'"),
         (["generate"], "required: PROMPT"),
         (["generate", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
-        (["generate", ""], "PROMPT must be a string of 1 to 4000 characters, not blank"),
+        (["generate", ""], "PROMPT must be a string of 1 to 32000 characters, not blank"),
         (["generate", "x", "--steps", "201"], "--steps must be an integer between 1 and 200"),
         (["generate", "x", "--solver", "plms", "--steps", "2"], "--steps must be at least 3 for plms"),
         (
@@ -56,6 +58,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["generate", "x", "--size", "7x7"], "--size 7x7 is not served by tiny; allowed: 64x64"),
         (["generate", "x", "--size", "big"], "--size must be WIDTHxHEIGHT or auto"),
         (["generate", "x", "--solver", "magic"], "--solver 'magic' is not served by tiny; allowed: "),
+        (["generate", "x", "--strength", "0.5"], "--strength is for editing an image: give it one"),
+        (["generate", "x", "--mask", "mask.png"], "--mask is for editing an image: give it one"),
+        (["generate", "x", "--image", "/nowhere.png"], "/nowhere.png cannot be read: No such file"),
+        (
+            ["generate", "x", "--image", __file__, "--strength", "2"],
+            "--strength must be between 0 and 1, got 2",
+        ),
+        (
+            ["generate", "x", "--image", __file__, "-o", "/tmp/x.png"],
+            "--image must be a PNG, JPEG or WebP file",
+        ),
         (["generate", "x", "--seed", "-1"], "--seed must be an integer between 0 and"),
         (["generate", "x", "-n", "11"], "-n must be an integer between 1 and 10"),
         (["generate", "x", "-o", "image.gif"], "got 'image.gif'"),
@@ -67,7 +80,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
             "'nosuch' is neither a folder nor one of",
         ),
         (["encode", "x", "-o", "/nowhere/x.safetensors"], "no folder /nowhere"),
+        (["encode", "a" * 32001, "-o", "x.safetensors"], "PROMPT has 32001 characters; at most 32000"),
         (["bench", "--engine-only", "--no-compile"], "--no-compile has no effect with --engine-only"),
+        (["plan", "--model", "sd3-medium", "--variant", "fp16"], "--variant has no effect on sd3-medium"),
         (["serve", "--port", "http"], "port must be a whole number, got 'http'"),
         (["serve", "--stages", "one"], "stages must be one of split, colocated"),
         (["serve", "--model", "nosuch", "--port", "0"], "'nosuch' is neither a folder nor one of"),
@@ -116,15 +131,18 @@ def test_every_flag_of_generate_reaches_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[Sequence[GenerationParams], ImageFormat]] = []
+    uploads: list[Upload | None] = []
 
     async def draw(
         model: ModelInfo,
         settings: Settings,
         images: Sequence[GenerationParams],
         output: ImageFormat,
+        upload: Upload | None,
         _: object,
     ) -> list[DecodeResult]:
         calls.append((images, output))
+        uploads.append(upload)
         return [DecodeResult(b"image", USAGE) for _ in images]
 
     monkeypatch.setattr("safelight.service.cli.generate._draw", draw)
@@ -147,6 +165,56 @@ def test_every_flag_of_generate_reaches_the_image(
     assert output == ImageFormat("webp", 100)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple-0.webp", "apple-1.webp"]
     assert "seed 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("output", "flags", "reason"),
+    [
+        ("/proc/x.png", (), "cannot write /proc/x.png: "),
+        ("folder.png", (), "folder.png: Is a directory"),
+        ("x-1.png", ("-n", "2"), "x-1-1.png: Is a directory"),
+        (f"{'x' * 250}.png", ("-n", "3"), "File name too long"),
+        ("nowhere/x.png", ("-n", "3"), "there is no folder"),
+        ("/proc/x.safetensors", (), "cannot write /proc/x.safetensors: "),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    output: str,
+    flags: tuple[str, ...],
+    reason: str,
+) -> None:
+    for name in ("folder.png", "x-1-1.png"):
+        (tmp_path / name).mkdir()
+    for work in (
+        "safelight.service.cli.generate._draw",
+        "safelight.pipeline.assembly.encoder.build_text_encoder",
+    ):
+        monkeypatch.setattr(work, lambda *_: pytest.fail("the work began"))
+    command = "encode" if output.endswith(".safetensors") else "generate"
+    message = refusal(capsys, command, "x", "--model", "tiny", *flags, "-o", os.path.join(tmp_path, output))
+    assert reason in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "x-1-1.png"]
+
+
+def test_a_write_that_fails_halfway_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def draw(*_: object) -> list[DecodeResult]:
+        return [DecodeResult(bytes(5000), USAGE)]
+
+    monkeypatch.setattr("safelight.service.cli.generate._draw", draw)
+    output = tmp_path / "x.png"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a full disk
+    try:
+        message = refusal(capsys, "generate", "x", "--model", "tiny", "-o", str(output))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seed_is_printed_and_the_suffix_selects_the_format(
@@ -197,6 +265,15 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "import safelight.service.ray_serve.deployments, safelight.service.app",
             {"torch", "diffusers", "open_clip"},
+        ),
+        (
+            "import safelight.service.inprocess, safelight.service.stages.decode",
+            {"torch", "ray", "fastapi"},
+        ),
+        ("import safelight.pipeline.benchmark.report", {"diffusers", "open_clip", "torch._dynamo"}),
+        (
+            "from safelight.pipeline.catalog.served_models import find_model; find_model('tiny')",
+            {"torch", "open_clip"},
         ),
         (
             "import safelight.service.cli.generate, safelight.service.cli.serve, safelight.service.local",

@@ -117,6 +117,7 @@ def test_a_file_of_prompts_and_a_limit(
     result = report(capsys, "--model", str(examined), "--prompts", str(file), "--limit", "1", "--steps", "1")
     assert result["sets"].keys() == {"mine"}
     assert result["sets"]["mine"]["prompts"] == 1
+    assert "style_accuracy" in result["sets"]["mine"]  # the first names a style, the second a background
 
 
 def test_the_text_output(capsys: pytest.CaptureFixture[str], examined: Path) -> None:
@@ -149,6 +150,7 @@ def test_kept_images_are_not_rendered_again(
         (["--seed", "-1"], "--seed must be between 0 and"),
         (["--prompts", "/nowhere.jsonl"], "/nowhere.jsonl cannot be read"),
         (["--keep", "/nowhere"], "there is no folder /nowhere"),
+        (["--keep", "/proc"], "cannot write /proc/"),
     ],
 )
 def test_a_user_error_is_one_line(

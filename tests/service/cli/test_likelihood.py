@@ -126,7 +126,7 @@ def test_the_text_output(capsys: pytest.CaptureFixture[str], image: Path) -> Non
     ("options", "message"),
     [
         (["--prompt", " "], "--prompt must not be empty"),
-        (["--prompt", "x" * 4001], "--prompt has 4001 characters; at most 4000"),
+        (["--prompt", "x" * 32001], "--prompt has 32001 characters; at most 32000"),
         (["--prompt", "x", "--steps", "0"], "--steps must be between 1 and 1000, got 0"),
         (["--prompt", "x", "--steps", "many"], "--steps: invalid int value: 'many'"),
         (["--prompt", "x", "--probes", "0"], "--probes must be between 1 and 1000, got 0"),

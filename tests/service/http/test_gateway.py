@@ -55,7 +55,7 @@ def test_a_model_that_is_not_served_is_404(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
-    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET"), ("POST", "/readyz", "GET")],
+    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET, HEAD"), ("POST", "/readyz", "GET, HEAD")],
 )
 def test_a_wrong_method_is_405_and_names_the_allowed_one(
     client: TestClient, method: str, path: str, allow: str
@@ -66,7 +66,7 @@ def test_a_wrong_method_is_405_and_names_the_allowed_one(
     assert allow in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/images/edits", "/v1/models/", "/v2/models"])
+@pytest.mark.parametrize("path", ["/v1/images/variations", "/v1", "/v2/models"])
 def test_an_unknown_route_is_404(client: TestClient, path: str) -> None:
     response = client.get(path)
     assert response.status_code == 404
@@ -203,7 +203,7 @@ def test_every_response_has_its_processing_time(client: TestClient) -> None:
 
 
 def test_a_bug_in_a_route_is_503_without_details(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safelight.service.http.gateway.parse_request", lambda _: 1 / 0)
+    monkeypatch.setattr("safelight.service.http.image_requests.read_request", lambda *_: 1 / 0)
     response = client.post(ROUTE, json={"prompt": "p"})
     assert response.status_code == 503
     assert response.headers["retry-after"] == "5"

@@ -84,7 +84,13 @@ def test_an_error_of_a_stage_has_its_status_and_headers(
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
     "invalid": ({}, {"json": {"prompt": ""}}, 400, "invalid_value"),
     "malformed": ({}, {"content": b"{", "headers": JSON}, 400, "invalid_json"),
-    "unknown field": ({}, {"json": {"prompt": "p", "colour": 1}}, 400, "unknown_parameter"),
+    "unknown field": ({"strict": True}, {"json": {"prompt": "p", "colour": 1}}, 400, "unknown_parameter"),
+    "encoding": (
+        {},
+        {"content": b"x", "headers": JSON | {"content-encoding": "br"}},
+        415,
+        "unsupported_encoding",
+    ),
     "model": ({}, {"json": {"prompt": "p", "model": "x"}}, 404, "model_not_found"),
     "too large": ({"max_body_bytes": 8}, {"json": BODY}, 413, "request_too_large"),
     "no JSON": ({}, {"content": b"x"}, 415, "unsupported_media_type"),
@@ -104,6 +110,9 @@ def test_a_refused_request_is_not_to_be_retried(
     check_refusal(response, status, code, None)
     assert len(response.headers["x-request-id"]) == 32
     assert response.headers.get("allow") == ("POST" if status == 405 else None)
+    assert response.headers.get("accept-encoding") == (
+        "gzip, deflate" if code == "unsupported_encoding" else None
+    )
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
 
 
@@ -156,6 +165,8 @@ def check_refusal(response: Any, status: int, code: str, retry_after: str | None
     """Assert the status, the body and the headers of a refusal."""
     assert response.status_code == status, response.text
     assert response.headers.get("retry-after") == retry_after
+    is_hopeless = status < 500 and status not in (408, 429) or code in ("broken_picture", "deadline_exceeded")
+    assert response.headers.get("x-should-retry") == ("false" if is_hopeless else None)
     assert response.headers["content-type"] == "application/json"
     assert int(response.headers["openai-processing-ms"]) >= 0
     error: Mapping[str, Any] = response.json()["error"]

@@ -14,6 +14,7 @@ from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage
 from tests.fakes import MODEL, USAGE, FakeBackend, fake_image, make_params
 from tests.service.conftest import ROUTE
 
+JSON = {"content-type": "application/json"}
 DEFAULT = make_params(prompt="a red apple", seed=7)
 
 
@@ -22,7 +23,8 @@ def test_a_minimal_request_gets_the_models_defaults(client: TestClient, backend:
     assert response.status_code == 200
     body = response.json()
     assert base64.b64decode(body["data"][0]["b64_json"]) == fake_image(DEFAULT, ImageFormat("png", 100))
-    assert body["output_format"] == "png"
+    assert (body["output_format"], body["background"], body["quality"]) == ("png", "opaque", "medium")
+    assert "x-safelight-adjusted" not in response.headers
     assert body["size"] == "8x8"
     assert isinstance(body["created"], int)
 
@@ -70,6 +72,7 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 6
     assert usage["input_tokens_details"]["image_tokens"] == 0
     assert usage["output_tokens"] == 34
+    assert usage["output_tokens_details"] == {"image_tokens": 34, "text_tokens": 0}
     assert usage["total_tokens"] == 40
     cost = usage["safelight"]
     assert cost.pop("seconds") > 0
@@ -84,14 +87,20 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
         "guidance_interval": [0.0, 1.0],
         "guidance_stride": 1,
         "guidance_rescale": 0.0,
+        "edit": None,
+        "previews": 0,
         "nfe": 10,
         "rows": 18,
         "flops": 4260,
         "device_seconds": {"encode": 0.5, "denoise": 3.5, "decode": 0.75},
         "queue_seconds": 1.375,
+        "store_seconds": 0.0,
+        "stored_bytes": 0,
         "truncated": False,
         "unknown_words": ["blorp"],
+        "prompt_syntax": ["[x]"],
         "batch_invariant": True,
+        "adjusted": [],
     }
 
 
@@ -121,11 +130,21 @@ def test_null_means_the_default(client: TestClient, backend: FakeBackend) -> Non
     assert client.post(ROUTE, json={"prompt": "p", **nulls}).status_code == 200
 
 
+@pytest.mark.parametrize(("sent", "applied"), [(0, 1.0), (0.5, 1.0), (1, 1.0), (1.5, 1.5), (None, 4.0)])
+def test_no_guidance_is_asked_for_as_in_diffusers(
+    client: TestClient, backend: FakeBackend, sent: float | None, applied: float
+) -> None:
+    """Any scale up to 1 is off, so that the prompt counts; the answer says what was applied."""
+    answer = client.post(ROUTE, json={"prompt": "p", "guidance_scale": sent, "seed": 0}).json()
+    assert answer["usage"]["safelight"]["guidance_scale"] == applied
+    assert backend.drawn[-1][0] == make_params(prompt="p", guidance_scale=applied, seed=0)
+
+
 def test_zero_is_not_the_default(client: TestClient, backend: FakeBackend) -> None:
     fields = {"prompt": "p", "guidance_scale": 0, "seed": 0, "output_format": "jpeg", "output_compression": 0}
     assert client.post(ROUTE, json=fields).status_code == 200
     assert backend.drawn[-1] == (
-        make_params(prompt="p", guidance_scale=0.0, seed=0),
+        make_params(prompt="p", guidance_scale=1.0, seed=0),
         ImageFormat("jpeg", 0),
     )
 
@@ -157,12 +176,12 @@ def test_openais_other_fields_are_ignored(client: TestClient) -> None:
 
 BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "prompt", "required"),
-    ({"prompt": ""}, "prompt", "1 to 4000 characters"),
+    ({"prompt": ""}, "prompt", "1 to 32000 characters"),
     ({"prompt": "  \n"}, "prompt", "not blank"),
-    ({"prompt": "x" * 4001}, "prompt", "4000"),
+    ({"prompt": "x" * 32001}, "prompt", "32000"),
     ({"prompt": 5}, "prompt", "string"),
     ({"prompt": None}, "prompt", "string"),
-    ({"negative_prompt": "x" * 4001}, "negative_prompt", "at most 4000"),
+    ({"negative_prompt": "x" * 32001}, "negative_prompt", "at most 32000"),
     ({"size": "9x9"}, "size", "8x8, 16x8"),
     ({"size": "99999x8"}, "size", "8x8, 16x8"),
     ({"size": "big"}, "size", "WIDTHxHEIGHT or auto"),
@@ -196,10 +215,24 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"seed": 10**400}, "seed", f"between 0 and {MAX_SEED}"),
     ({"output_format": "gif"}, "output_format", "png, webp, jpeg"),
     ({"output_compression": 101}, "output_compression", "between 0 and 100"),
-    ({"response_format": "url"}, "response_format", "no image store"),
-    ({"stream": True}, "stream", "not supported yet"),
-    ({"partial_images": 2}, "partial_images", "not supported yet"),
-    ({"quality": 3}, "quality", "a string"),
+    ({"stream": "false"}, "stream", 'stream must be a boolean; got "false".'),
+    ({"stream": 1}, "stream", "stream must be a boolean; got 1."),
+    ({"partial_images": 4}, "partial_images", "partial_images must be an integer between 0 and 3; got 4."),
+    ({"partial_images": "0"}, "partial_images", 'an integer between 0 and 3; got "0".'),
+    ({"partial_images": False}, "partial_images", "an integer between 0 and 3; got false."),
+    ({"response_format": "base64"}, "response_format", 'one of b64_json, url; got "base64".'),
+    ({"response_format": ["url"]}, "response_format", 'one of b64_json, url; got ["url"].'),
+    ({"n": [1] * 90}, "n", f"between 1 and 10; got [{'1, ' * 33}..."),
+    ({"prompt": "x" * 32001}, "prompt", "not blank; got 32001 characters."),
+    ({"quality": 3}, "quality", "one of low, medium, high"),
+    ({"quality": "ultra"}, "quality", 'max, auto, standard, hd; got "ultra".'),
+    ({"style": "noir"}, "style", "one of vivid, natural"),
+    (
+        {"background": "transparent"},
+        "background",
+        "opaque, so transparent cannot be given; allowed: one of auto",
+    ),
+    ({"background": "plaid"}, "background", "one of auto, opaque"),
     ({"frame_count": "two"}, "frame_count", "an integer"),
     ({"svg": []}, "svg", "an object"),
     ({"steps": 20}, "steps", "num_inference_steps"),
@@ -211,11 +244,11 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     BAD_FIELDS,
     ids=[f"{param}={str(list(fields.values()))[:20]}" for fields, param, _ in BAD_FIELDS],
 )
-def test_an_invalid_field_is_named_with_what_it_allows(
+def test_a_strict_refusal_names_the_field_and_what_it_allows(
     client: TestClient, fields: dict[str, object], param: str | None, allowed: str
 ) -> None:
     body = fields if not fields or "prompt" in fields else {"prompt": "p", **fields}
-    response = client.post(ROUTE, content=json.dumps(body), headers={"content-type": "application/json"})
+    response = client.post(ROUTE, content=json.dumps(body), headers=JSON | {"x-safelight-strict": "1"})
     error = response.json()["error"]
     assert response.status_code == 400, error
     assert error["type"] == "invalid_request_error"
@@ -223,9 +256,13 @@ def test_an_invalid_field_is_named_with_what_it_allows(
     assert error["param"] == param
 
 
-@pytest.mark.parametrize("model", ["gpt-5", "", "../../etc"])
-def test_an_unknown_model_is_404(client: TestClient, model: str) -> None:
-    response = client.post(ROUTE, json={"prompt": "p", "model": model})
+@pytest.mark.parametrize(
+    ("model", "is_strict"),
+    [("gpt-5", False), ("../../etc", False), ("sdxl", True), ("", True), ("gpt-image-1-mini", True)],
+)
+def test_an_unknown_model_is_404(client: TestClient, model: str, is_strict: bool) -> None:
+    headers = {"x-safelight-strict": "1"} if is_strict else {}
+    response = client.post(ROUTE, json={"prompt": "p", "model": model}, headers=headers)
     assert response.status_code == 404
     error = response.json()["error"]
     assert (error["param"], error["code"]) == ("model", "model_not_found")
@@ -296,12 +333,12 @@ def test_a_body_over_the_limit_is_413(client: TestClient, declared: bool) -> Non
 def test_the_schema_lists_what_this_model_serves(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     fields = paths[ROUTE]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert fields["additionalProperties"] is False
+    assert fields["additionalProperties"] is True
     properties = fields["properties"]
     assert properties["size"]["anyOf"][0]["enum"] == ["auto", "8x8", "16x8"]
     assert properties["solver"]["anyOf"][0]["enum"] == list(MODEL.solvers)
     assert properties["seed"]["anyOf"][0]["maximum"] == MAX_SEED
-    assert properties["quality"]["description"].startswith("Accepted for OpenAI's clients and ignored")
+    assert properties["moderation"]["description"].startswith("Accepted for OpenAI's clients and ignored")
     assert {"400", "404", "413", "415", "429", "503"} <= set(paths[ROUTE]["post"]["responses"])
 
 

@@ -19,6 +19,7 @@ from safelight.service.http.schemas import ImageRequest
 from safelight.service.settings import Settings
 from tests.broken import tiny_without
 from tests.service.conftest import ROUTE
+from tests.service.http.uploads import mask, photo, png
 from tests.service.inprocess_backend import InProcessBackend
 
 REQUEST: dict[str, Any] = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0, "n": 2}
@@ -57,6 +58,48 @@ def test_the_bytes_are_those_of_the_command_line_and_of_the_service(
     assert usage == expected
 
 
+def test_edits_have_the_bytes_of_the_command_line_and_of_the_service(
+    pipeline: safelight.Pipeline, tmp_path: Path
+) -> None:
+    files = {"image": png(), "mask": png(mask())}
+    for name, file in files.items():
+        (tmp_path / f"{name}.png").write_bytes(file)
+    options: dict[str, Any] = {"seed": 5, "num_inference_steps": 4, "n": 2}
+    images = pipeline.edit("a red apple", files["image"], files["mask"], strength=0.5, **options)
+    assert (images.usage.safelight.nfe, images[0].width, images[0].height) == (4, 64, 64)
+    again = pipeline.edit("a red apple", photo(), tmp_path / "mask.png", strength=0.5, **options)
+    assert [image.bytes for image in again] == [image.bytes for image in images]
+    argv = ["generate", "a red apple", "--model", "tiny", "--seed", "5", "--steps", "4", "-n", "2"]
+    argv += ["--image", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png")]
+    assert cli.main([*argv, "--strength", "0.5", "-o", str(tmp_path / "edited.png")]) == 0
+    assert [image.bytes for image in images] == [
+        (tmp_path / f"edited-{index}.png").read_bytes() for index in range(2)
+    ]
+    backend = InProcessBackend(pipeline._stages)
+    with TestClient(build_gateway(backend, pipeline._model, Settings(model="tiny"))) as client:
+        fields = {"prompt": "a red apple", "strength": 0.5} | options
+        response = client.post("/v1/images/edits", data=fields, files=files).json()
+    assert [image.bytes for image in images] == [
+        base64.b64decode(image["b64_json"]) for image in response["data"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("/nowhere.png", "image cannot be read: .*No such file"),
+        (b"text", "image must be a PNG, JPEG or WebP file"),
+        (3, "image cannot be read"),
+    ],
+)
+def test_an_image_that_cannot_be_edited_is_named(
+    pipeline: safelight.Pipeline, image: Any, message: str
+) -> None:
+    with pytest.raises(safelight.SafelightError, match=message) as error:
+        pipeline.edit("a red apple", image)
+    assert error.value.param == "image"
+
+
 def test_images_are_a_list_with_their_usage(pipeline: safelight.Pipeline, tmp_path: Path) -> None:
     images = pipeline.generate("a red apple", **REQUEST)
     assert len(images) == 2 and images[0].pil.tobytes() != images[1].pil.tobytes()
@@ -75,6 +118,8 @@ def test_a_file_is_saved_under_a_suffix_of_its_format(pipeline: safelight.Pipeli
     assert (tmp_path / "apple.webp").read_bytes()[8:12] == b"WEBP"
     with pytest.raises(safelight.SafelightError, match="saved as .webp; got 'apple.png'"):
         image.save(tmp_path / "apple.png")
+    with pytest.raises(safelight.SafelightError, match="there is no folder"):
+        image.save(tmp_path / "nowhere" / "apple.webp")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +194,7 @@ def test_its_options_are_the_fields_of_a_request() -> None:
         if "ignored" in (field.description or "") and name != "output_compression"
     }
     elsewhere = {"prompt", "model", "response_format", "stream", "partial_images"}
+    elsewhere |= {"background", "user", "safety_identifier"}
     expected = ImageRequest.model_fields.keys() - ignored - elsewhere
     assert get_type_hints(safelight.RequestOptions).keys() == expected
 

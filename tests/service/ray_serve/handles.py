@@ -2,8 +2,9 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -33,6 +34,49 @@ class FakeCall:
         self.cancelled = True
 
 
+class FakeStream(FakeCall):
+    """Stands in for Serve's `DeploymentResponseGenerator`, whose items a test gives."""
+
+    def __init__(self, method: str, arguments: dict[str, Any]) -> None:
+        super().__init__(method, arguments)
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
+
+    def give(self, *items: Any) -> None:
+        """Give the reader items; an exception is raised, and None ends the stream."""
+        for item in items:
+            self._items.put_nowait(item)
+
+    async def _to_object_ref_gen(self) -> "AsyncIterator[FakeReference]":
+        return self._references()
+
+    async def _references(self) -> "AsyncIterator[FakeReference]":
+        while (item := await self._items.get()) is not None:
+            yield FakeReference(item)
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        if (item := await self._items.get()) is None:
+            raise StopAsyncIteration
+        return await FakeReference(item)
+
+
+@dataclass(frozen=True)
+class FakeReference:
+    """Stands in for Ray's `ObjectRef`."""
+
+    item: Any
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._value().__await__()
+
+    async def _value(self) -> Any:
+        if isinstance(self.item, Exception):
+            raise self.item
+        return self.item
+
+
 class FakeHandle:
     """Stands in for a `DeploymentHandle` of `deployment`; keeps its calls.
 
@@ -44,11 +88,18 @@ class FakeHandle:
         self._deployment = deployment
         self._answer = answer
 
+    def options(self, stream: bool) -> "FakeHandle":
+        """The handle, whose calls of generators are streams, as Serve demands it."""
+        assert stream
+        return self
+
     def __getattr__(self, method: str) -> "FakeMethod":
         return FakeMethod(method, inspect.signature(getattr(self._deployment, method)), self._call)
 
     def _call(self, method: str, arguments: dict[str, Any]) -> FakeCall:
-        self.calls.append(FakeCall(method, arguments, self._answer))
+        is_stream = inspect.isasyncgenfunction(getattr(self._deployment, method))
+        call = FakeStream(method, arguments) if is_stream else FakeCall(method, arguments, self._answer)
+        self.calls.append(call)
         return self.calls[-1]
 
 

@@ -3,18 +3,33 @@
 import asyncio
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from safelight.pipeline.catalog.served_models import find_model
-from safelight.pipeline.params import GenerationParams, StageCost, UsageAmounts
+from safelight.pipeline.params import (
+    EditParams,
+    GenerationParams,
+    PreviewRequest,
+    StageCost,
+    UsageAmounts,
+)
 from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import (
+    DecodeResult,
+    ImageFormat,
+    Preview,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
 from safelight.service.settings import Settings
 from safelight.service.stages.usage_meter import UsageMeter
 from safelight.service.telemetry.tracing import Tracing
@@ -22,11 +37,13 @@ from safelight.service.usage.events import StageReport, UsageEvent
 
 with warnings.catch_warnings():  # Serve warns about pydantic
     warnings.simplefilter("ignore")
+    import ray
     from ray import serve
 
-    from safelight.service.ray_serve.deferred import ReadyResult
+    from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
     from safelight.service.ray_serve.deployments import ColocatedDeployment, LedgerDeployment, StageDeployment
 
+from tests.service.http.uploads import mask, png
 from tests.service.ray_serve.handles import FakeHandle, make_handle
 
 on_one_loop = pytest.mark.asyncio(loop_scope="module")  # as in a replica: `serve.batch` keeps its loop
@@ -66,6 +83,75 @@ async def test_an_image_is_that_of_the_stages_in_one_process(deployment: Colocat
     result = await decoder.decode(ReadyResult(denoised), PARAMS, OUTPUT, CONTEXT)
     assert result.image == expected.image
     assert (result.usage.denoise.nfe, result.usage.denoise.rows) == (2, 4)
+
+
+@on_one_loop
+async def test_an_edit_is_that_of_the_stages_in_one_process(
+    deployment: ColocatedDeployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source goes into Ray's object store, and the answer has a reference to it."""
+    stored: list[Any] = []
+
+    def put(content: Any) -> Any:
+        stored.append(content)
+        reference = asyncio.get_running_loop().create_future()
+        reference.set_result(content)
+        return reference
+
+    monkeypatch.setattr(ray, "put", put)
+    params = replace(PARAMS, num_steps=4, edit=EditParams(0.5, is_inpainting=True))
+    upload = Upload(png(), png(mask()))
+    pipeline = InProcessPipeline(MODEL, SETTINGS)
+    [expected] = await pipeline.generate_all([params], OUTPUT, upload)
+    pipeline.close()
+    source = await deployment.prepare(upload, CONTEXT)
+    assert isinstance(source.content, DeferredResult) and len(stored) == 1
+    assert source.report.size == (64, 64) and source.report.cost.flops > 0
+    result = await deployment.generate(params, OUTPUT, CONTEXT, source)
+    assert result.image == expected.image
+    assert result.usage.denoise.nfe == 2
+
+
+@on_one_loop
+async def test_a_streamed_image_is_the_same_after_its_previews(deployment: ColocatedDeployment) -> None:
+    params = replace(PARAMS, num_steps=8)
+    expected = (await deployment.generate(params, OUTPUT, CONTEXT)).image
+    items = [
+        i async for i in deployment.generate_with_previews(params, OUTPUT, CONTEXT, None, PreviewRequest(2))
+    ]
+    result = items.pop()
+    assert isinstance(result, DecodeResult) and result.image == expected
+    assert all(isinstance(item, Preview) for item in items)
+    assert result.usage.previews == tuple(item.cost for item in items if isinstance(item, Preview))
+
+
+@on_one_loop
+async def test_a_denoiser_yields_what_each_item_is_before_it(deployment: ColocatedDeployment) -> None:
+    params = replace(PARAMS, num_steps=8)
+    encoder, denoiser, _ = stages(deployment)
+    encoded: Any = ReadyResult(await encoder.encode(params, CONTEXT))
+    items = [
+        i async for i in denoiser.generate_with_previews(encoded, params, CONTEXT, None, PreviewRequest(2, 1))
+    ]
+    assert items[::2] == [False, True]
+    latents, result = items[1::2]
+    assert (latents.index, latents.image_id) == (1, result.image_id)
+    plain = await denoiser.generate(encoded, params, CONTEXT)
+    assert torch.equal(result.latents, plain.latents)
+
+
+@on_one_loop
+async def test_a_stream_that_is_closed_takes_its_image_out_of_the_batch(
+    deployment: ColocatedDeployment,
+) -> None:
+    endless = replace(PARAMS, num_steps=900)
+    stream = deployment.generate_with_previews(endless, OUTPUT, CONTEXT, None, PreviewRequest(3))
+    reading = asyncio.ensure_future(anext(stream))
+    while not (await deployment.status())["denoise"].running:
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert (await deployment.status())["denoise"].running == 0
 
 
 @on_one_loop

@@ -21,6 +21,10 @@ def denoised(latents: object) -> DenoiseResult:
     return DenoiseResult(cast(Tensor, latents), USAGE.text, USAGE.encode, USAGE.denoise)
 
 
+def no_preview(pixels: Any, output: ImageFormat, is_edit: bool) -> bytes:
+    raise AssertionError("no test here decodes a preview")
+
+
 async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, clock = FakeDecoder(), ManualClock(now=100.0)
     clock.install(monkeypatch, decode, batched_stage)
@@ -29,7 +33,7 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
         clock.advance(0.25)
         return bytes(pixels) + fake_image(params, output)
 
-    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write)
+    stage = DecodeStage(lambda: cast(ImageDecoder, decoder), write, no_preview)
     images = [make_params(image_index=k) for k in range(3)]
     jobs = [
         DecodeJob(
@@ -64,14 +68,16 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
 
 
 async def test_a_broken_image_does_not_break_its_batch_mates() -> None:
-    stage = DecodeStage(lambda: cast(ImageDecoder, FakeDecoder()), lambda pixels, *_: cast(bytes, pixels))
+    stage = DecodeStage(
+        lambda: cast(ImageDecoder, FakeDecoder()), lambda pixels, *_: cast(bytes, pixels), no_preview
+    )
     latents = [b"a", ArithmeticError("the decoder left numbers that are not finite"), b"c"]
     jobs = [DecodeJob(denoised(latent), make_params(), ImageFormat()) for latent in latents]
     first, broken, third = await stage.run_batch(jobs)
     assert (image_or_raise(first).image, image_or_raise(third).image) == (b"a", b"c")
     assert isinstance(broken, BrokenImage)
     assert str(broken) == "The model drew no image: the decoder left numbers that are not finite."
-    assert (broken.status, broken.headers) == (503, {})  # no retry-after
+    assert (broken.status, broken.headers) == (503, {"x-should-retry": "false"})  # no retry-after
     assert len(stage.meter.collect_report("s", 0, stage.status()).events) == 2
     with pytest.raises(BrokenImage):
         await stage.decode(jobs[1].denoised, make_params(), ImageFormat())

@@ -37,6 +37,8 @@ async def test_guidance_encodes_the_negative_prompt_too(stage: EncodeStage) -> N
     answer = await stage.encode(make_params(prompt="a cat", negative_prompt="blue blorp", guidance_scale=4.0))
     assert (text_of(answer.cond), text_of(answer.uncond)) == ("a cat", "blue blorp")
     assert (answer.text.num_tokens, answer.text.unknown_words) == (4, ("blorp",))
+    marked = await stage.encode(make_params(prompt="cat --fast", negative_prompt="--no dog --fast"))
+    assert marked.text.prompt_syntax == ("--fast", "--no")
     assert (answer.cost.device_seconds, answer.cost.flops) == (2.0, 20)
 
 

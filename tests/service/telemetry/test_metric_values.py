@@ -21,7 +21,7 @@ from safelight.service.usage.histograms import (
     TickHistograms,
 )
 from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.records import RequestOutcome, UsageRecord
+from safelight.service.usage.records import RequestOutcome, StoreUsage, UsageRecord
 from safelight.service.usage.report import build_report
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.stage_snapshot import snapshot
@@ -29,10 +29,14 @@ from tests.fakes import USAGE
 
 OTHER = replace(USAGE, encode=StageCost(0.0, 0, 4.0))  # the second image of a request pays for no text
 RECORDS = (
-    UsageRecord("a", "theirs", RequestOutcome.DONE, "ok", "me", "m", 2, (USAGE, OTHER), 0.2, 0.0),
+    UsageRecord(
+        "a", "theirs", RequestOutcome.DONE, "ok", "me", "m", 2, (USAGE, OTHER), 0.2, 0.0, StoreUsage(0.5, 300)
+    ),
     UsageRecord("b", "theirs", RequestOutcome.DONE, "ok", "me", "m", 1, (USAGE,), 40.0, 0.0),
     UsageRecord("c", "theirs", RequestOutcome.REFUSED, "queue_full", "me", "m", 7, (), 0.05, 0.0),
-    UsageRecord("d", "theirs", RequestOutcome.FAILED, "stage_lost", "me", "m", 8, (), 400.0, 0.0),
+    UsageRecord(
+        "d", "theirs", RequestOutcome.FAILED, "stage_lost", "me", "m", 8, (), 400.0, 0.0, StoreUsage(1.75, 4)
+    ),
 )
 IMAGES = {"a": (USAGE, OTHER), "b": (USAGE,)}
 
@@ -70,7 +74,7 @@ STATUS = {
         peak_flops=1e4,
         curve=CURVE,
     ),
-    "decode": StageStatus(images=41),
+    "decode": StageStatus(images=41, previews=42),
 }
 TOTALS = {
     "encode": StageTotals(busy=3.0, starting=1.25, work_left=5.5),
@@ -150,6 +154,8 @@ def expected_of_requests() -> dict[str, float]:
         "safelight_image_device_seconds_total encode": 0.5,
         "safelight_image_device_seconds_total denoise": 5.25,
         "safelight_image_device_seconds_total decode": 1.125,
+        "safelight_image_store_seconds_total": 2.25,
+        "safelight_image_store_bytes_total": 304,
     }
 
 
@@ -176,6 +182,7 @@ def expected_of_stages() -> dict[str, float]:
         **by_stage("safelight_stage_images_running", 0, 32, 0),
         **by_stage("safelight_stage_images_waiting", 0, 33, 0),
         **by_stage("safelight_stage_images_finished", 21, 31, 41),
+        **by_stage("safelight_stage_previews", 0, 0, 42),
         **by_stage("safelight_stage_ticks", 0, 34, 0),
         **by_stage("safelight_stage_rows", 0, 35, 0),
         **by_stage("safelight_stage_cache_hits", 22, 0, 0),
@@ -216,6 +223,9 @@ def test_the_accounting_report_has_the_same_sums(accounting: tuple[Metrics, Acco
     flops = _of_stages(values, "safelight_image_flops_total")
     assert accounting_report.flops == sum(flops.values())
     [account] = accounting_report.accounts
+    for totals in (accounting_report, account):
+        assert totals.store_seconds == values["safelight_image_store_seconds_total"]
+        assert totals.stored_bytes == values["safelight_image_store_bytes_total"]
     assert {stage: usage.flops for stage, usage in account.stages.items()} == flops
     assert sum(usage.queue_seconds for usage in account.stages.values()) == pytest.approx(
         values["safelight_image_queue_seconds_sum"]
@@ -227,7 +237,7 @@ def test_the_accounting_report_has_the_same_sums(accounting: tuple[Metrics, Acco
 
 
 def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
-    counts = ("images", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
+    counts = ("images", "previews", "running", "waiting", "ticks", "rows", "cache_hits", "cache_misses")
     statuses = []
     for replica in (1, 2):
         numbers: dict[str, Any] = {name: 10 * number + replica for number, name in enumerate(counts)}

@@ -19,8 +19,16 @@ from starlette.testclient import TestClient
 from safelight.pipeline.params import GenerationParams
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import NO_CONTEXT, DecodeResult, ImageFormat, RequestContext
-from safelight.service.settings import BadSetting, Settings
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+)
+from safelight.service.previews import PreviewSink
+from safelight.service.setting_types import BadSetting
+from safelight.service.settings import Settings
 from safelight.service.telemetry.tracing import Tracing, make_tracing
 from tests.fakes import MODEL, FakeBackend
 from tests.live import serving
@@ -49,7 +57,12 @@ class RecordingBackend(FakeBackend):
         self.contexts: list[RequestContext] = []
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self.contexts.append(context)
         return await super().generate(params, output)

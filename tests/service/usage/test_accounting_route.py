@@ -1,6 +1,9 @@
 """`/v1/accounting` over HTTP: one record for each way a request can end, and only with the admin key."""
 
+from typing import Any
+
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from safelight.service.errors import QueueFull, StageFailed
@@ -89,6 +92,13 @@ def test_the_route_requires_the_admin_key(header: str | None, status: int) -> No
             answer.json()["error"]["code"] == "invalid_api_key"
             and "admin key" in answer.json()["error"]["message"]
         )
+
+
+@pytest.mark.parametrize("key", ["", "secret"])
+def test_the_schema_asks_for_the_admin_key_if_the_route_does(key: str) -> None:
+    schema: dict[str, Any] = build_gateway(FakeBackend(), MODEL, Settings(admin_key=SecretStr(key))).openapi()
+    expected: list[Any] | None = [{"admin_key": []}] if key else None
+    assert schema["paths"]["/v1/accounting"]["get"].get("security") == expected
 
 
 @pytest.mark.parametrize("query", ["window=0", "window=-1", "window=x", "latest=-1", "latest=2000"])

@@ -337,3 +337,17 @@ def test_every_second_is_accounted_for_in_any_order_of_reports(
 def test_percentiles_of_a_hundred() -> None:
     result = percentiles([float(n) for n in range(100, 0, -1)])
     assert (result.p50, result.p95, result.p99) == (50.0, 95.0, 99.0)
+
+
+def test_the_ledger_keeps_a_bounded_number_of_minutes_and_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "MINUTES_KEPT", 3)
+    monkeypatch.setattr(ledger_module, "REQUESTS_KEPT", 5)
+    clock = Clock()
+    ledger = Ledger(clock)
+    for number in range(10):
+        ledger.receive(gateway_report(number, record(f"r{number}", ended=clock.time)))
+        clock.time += 60.0
+    assert len(ledger._minutes) == 3
+    assert [entry.record.record_id for entry in ledger.latest_entries(10)] == ["r9", "r8", "r7", "r6", "r5"]
+    assert sum(account.images for account in ledger.totals.accounts.values()) == 10
+    assert sum(account.images for account in ledger.window_totals(1e9).accounts.values()) == 2

@@ -1,4 +1,4 @@
-"""The autoencoders against diffusers' own classes, with the scale and the shift of their configurations."""
+"""Loaded autoencoders against diffusers', with the scale and the shift of their configurations."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from safelight.models.autoencoders.interface import decode_latents, encode_pixels
+from safelight.models.autoencoders.loading import load_vae
 from safelight.models.find_checkpoint import find_folder
-from safelight.models.vae import decode_latents, encode_pixels, load_vae
 from tests.models.folders import make_vae
 
 SHAPE = (1, 3, 40, 64)

@@ -1,0 +1,1 @@
+"""The autoencoders between images and latents: networks, their options, loading from a checkpoint folder."""

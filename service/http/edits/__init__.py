@@ -1,0 +1,1 @@
+"""Edits of uploaded images: reading the request, and the route."""

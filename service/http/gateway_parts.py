@@ -1,0 +1,52 @@
+"""The parts that all routes of a gateway share."""
+
+from dataclasses import dataclass
+
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.service.dispatcher import RequestDispatcher
+from safelight.service.http.progress import ProgressEstimator
+from safelight.service.http.readiness import WarmUp
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.image_store.store import ImageStore
+from safelight.service.setting_types import NO_STORE
+from safelight.service.settings import Settings
+from safelight.service.telemetry.metrics import Metrics
+from safelight.service.telemetry.tracing import Tracing
+from safelight.service.usage.client import LedgerClient
+from safelight.service.usage.records import UsageRecord
+from safelight.service.usage.reporter import Outbox, UsageReporter
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The parts that the routes share."""
+
+    model: ModelInfo
+    names: ModelNames
+    settings: Settings
+    dispatcher: RequestDispatcher
+    warm_up: WarmUp
+    metrics: Metrics
+    ledger: LedgerClient
+    outbox: Outbox
+    reporter: UsageReporter
+    tracing: Tracing
+    image_store: ImageStore | None  # None: there are no links
+    progress: ProgressEstimator
+
+    def record(self, record: UsageRecord) -> None:
+        """Count a finished request, and queue its record for the ledger."""
+        self.metrics.record(record)
+        self.outbox.put(record)
+
+
+def make_image_store(settings: Settings) -> ImageStore | None:
+    """The store that the settings describe."""
+    if settings.image_store == NO_STORE:
+        return None
+    return ImageStore(
+        settings.image_store,
+        settings.link_key.get_secret_value(),
+        settings.link_seconds,
+        settings.image_store_bytes,
+    )

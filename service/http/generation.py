@@ -1,0 +1,159 @@
+"""From a request that has been read to its images: the way of every route that draws.
+
+All of them are admitted, recorded, logged, traced and charged here, and so alike.
+"""
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from safelight.pipeline.params import GenerationParams
+from safelight.service.http.edits.params import source_adjustments, with_source_size
+from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.image_links import plan_links, store_images
+from safelight.service.http.reading.request import ReadRequest
+from safelight.service.http.schemas import Adjustment, ImageRequest, Usage
+from safelight.service.http.translation import make_output, make_params, make_usage
+from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, Upload
+from safelight.service.telemetry.tracing import LiveSpan
+from safelight.service.usage.records import RequestRecorder, record_request
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """A request for images that is being answered.
+
+    Attributes:
+        gateway: What answers it.
+        record: Its usage record, which is written when it ends.
+        span: Its trace.
+        log: The fields of its log line.
+        base_url: What links begin with.
+        closing: Ends record and trace; a streamed answer does so after its last event.
+    """
+
+    gateway: Gateway
+    record: RequestRecorder
+    span: LiveSpan
+    log: MutableMapping[str, Any]
+    base_url: str
+    closing: ExitStack
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What is drawn for a request.
+
+    Attributes:
+        reading: The request.
+        asked_model: The model's name as the client wrote it.
+        params: Of each image, with every choice made.
+        output: The format of all.
+        upload: What an edit starts from.
+    """
+
+    reading: ReadRequest
+    asked_model: object
+    params: list[GenerationParams]
+    output: ImageFormat
+    upload: Upload | None = None
+
+    @property
+    def request(self) -> ImageRequest:
+        return self.reading.request
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The images of a request.
+
+    Attributes:
+        params: Of each image.
+        output: The format of all.
+        results: The images, in order.
+        links: To each image, if the request asked for links.
+        has_files: Whether the answer holds the images themselves.
+        usage: What they cost.
+        adjustments: What was read, or drawn, in another way than it was asked.
+    """
+
+    params: list[GenerationParams]
+    output: ImageFormat
+    results: list[DecodeResult]
+    links: list[str] | None
+    has_files: bool
+    usage: Usage
+    adjustments: tuple[Adjustment, ...]
+
+
+@contextmanager
+def open_request(
+    request: Request, gateway: Gateway, base_url: str, action: str = "generate"
+) -> Iterator[OpenRequest]:
+    """Record and trace an HTTP request for images, from before its body is read until the block ends.
+
+    Args:
+        request: The request.
+        gateway: What answers it.
+        base_url: What links begin with.
+        action: Its name in traces.
+    """
+    log = request.state.request_log
+    log["model"] = gateway.model.id
+    request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
+    with ExitStack() as closing:
+        record = closing.enter_context(record_request(request_id, gateway.model.id, gateway.record))
+        span = closing.enter_context(
+            gateway.tracing.span(action, parent_span, model=gateway.model.id, request_id=record.request_id)
+        )
+        yield OpenRequest(gateway, record, span, log, base_url, closing)
+
+
+def plan_images(reading: ReadRequest, gateway: Gateway, asked_model: object = None) -> ImagePlan:
+    """What is drawn for a request. Raises `InvalidParams` or `InvalidRequest`."""
+    request = reading.request
+    return ImagePlan(reading, asked_model, make_params(request, gateway.model), make_output(request))
+
+
+def request_context(opened: OpenRequest) -> RequestContext:
+    """What goes along with the images from stage to stage."""
+    return RequestContext(opened.record.id, opened.span.traceparent, opened.record.request_id)
+
+
+async def generate_images(plan: ImagePlan, opened: OpenRequest) -> Generation:
+    """Draw the images, store them if the request asks for links, and set their usage in its record.
+
+    Raises `ServiceError`.
+    """
+    gateway, record, params = opened.gateway, opened.record, plan.params
+    describe_plan(opened, plan)
+    links = await plan_links(plan.request, plan.asked_model, gateway, opened.base_url)
+    results = await gateway.dispatcher.generate(params, plan.output, request_context(opened), plan.upload)
+    urls = await store_images(links, [result.image for result in results], plan.output.format, record)
+    adjustments = plan.reading.adjustments
+    if plan.upload is not None:
+        params = with_source_size(params, results)
+        adjustments = (*adjustments, *source_adjustments(results[0].usage.source))
+    usage = make_usage(results, params, gateway.model, record.seconds, adjustments, record.store)
+    record.image_usages = tuple(result.usage for result in results)
+    gateway.progress.observe(record.seconds, params[0].steps_taken)
+    opened.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
+    if links.store is not None:
+        opened.log["store_seconds"] = round(record.store.seconds, 4)
+    return Generation(params, plan.output, results, urls, not links.is_required, usage, adjustments)
+
+
+def describe_plan(opened: OpenRequest, plan: ImagePlan) -> None:
+    """Say in the record, the trace and the log what is drawn; the prompt only if the settings say so."""
+    first = plan.params[0]
+    facts: dict[str, Any] = {"images": len(plan.params), "steps": first.steps_taken}
+    if plan.upload is None:  # else the size is the upload's, which is not decoded here
+        facts["size"] = f"{first.width}x{first.height}"
+    opened.record.num_images = len(plan.params)
+    opened.span.set(**facts)
+    opened.log.update(facts)
+    if opened.gateway.settings.log_prompts:
+        opened.log["prompt"] = first.prompt

@@ -1,0 +1,78 @@
+"""Reads the fields of a request for images, strictly or as their client means them."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from safelight.pipeline.errors import InvalidParams
+from safelight.service.errors import InvalidRequest
+from safelight.service.http.reading.draft import Draft
+from safelight.service.http.reading.fields import read_fields
+from safelight.service.http.reading.model_names import ModelNames
+from safelight.service.http.schemas import Adjustment, ImageRequest
+from safelight.service.http.translation import make_params
+from safelight.service.http.validation import NO_NAMES, validate_fields
+
+STRICT_HEADER = "x-safelight-strict"
+MOST_NEEDED = 4  # steps that a solver may need at least
+TRUE = ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """A valid request, and what in it was read in another way than it was written."""
+
+    request: ImageRequest
+    adjustments: tuple[Adjustment, ...] = ()
+    is_strict: bool = False
+
+
+def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: bool) -> ReadRequest:
+    """The request that `fields` are; if `is_strict`, each must be a field and valid as it is.
+
+    Raises `InvalidRequest`, `UnknownField` or `ModelNotFound` for the first fault.
+    """
+    if is_strict:
+        return ReadRequest(_with_model_id(_validate(fields), names), is_strict=True)
+    draft = read_fields(fields, names)
+    request = _with_model_id(_validate(draft.values, draft.sent_names), names)
+    request = _with_enough_steps(request, draft)
+    return ReadRequest(request, tuple(draft.adjustments))
+
+
+def _validate(fields: Mapping[str, object], sent_names: Mapping[str, str] = NO_NAMES) -> ImageRequest:
+    request = validate_fields(fields, sent_names)
+    if request.stream and request.response_format == "url":
+        raise InvalidRequest(
+            "response_format: links are not streamed; allowed with stream: b64_json.", "response_format"
+        )
+    return request
+
+
+def _with_enough_steps(request: ImageRequest, draft: Draft) -> ImageRequest:
+    """`request` with as many steps as its solver and spacing need at least, if it asks for very few."""
+    steps = request.num_inference_steps
+    if steps is None or steps > MOST_NEEDED:
+        return request
+    for enough in range(steps, MOST_NEEDED + 1):
+        candidate = request.model_copy(update={"num_inference_steps": enough})
+        with contextlib.suppress(InvalidParams):
+            make_params(candidate, draft.model)
+            break
+    else:
+        return request  # which has another fault
+    if enough > steps:
+        note = "the fewest steps that the solver and the spacing allow"
+        draft.adjust(draft.sent_names["num_inference_steps"], steps, enough, note)
+    return candidate
+
+
+def _with_model_id(request: ImageRequest, names: ModelNames) -> ImageRequest:
+    if request.model is None:
+        return request
+    return request.model_copy(update={"model": names.find(request.model, is_strict=True)})
+
+
+def asks_for_strict(header: str | None) -> bool:
+    """Whether the request header `x-safelight-strict` says so."""
+    return (header or "").strip().lower() in TRUE
