@@ -46,6 +46,11 @@ class BytePairs:
         self.start_id: int = self._tokenizer.sot_token_id
         self.end_id: int = self._tokenizer.eot_token_id
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The number of every token; a token that ends a word is spelt with `</w>`."""
+        return dict(self._tokenizer.encoder)
+
     def words(self, text: str) -> Iterator[tuple[str, bool]]:
         """Words and punctuation of `text`, each with whether it follows the one before without a space.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from open_clip.model import CustomTextCLIP
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
@@ -106,14 +107,22 @@ class ClipTextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, context) to states (B, 1 + context, D) and a mask (B, 1 + context), False at padding."""
-        out = self.text.forward_intermediates(ids, indices=1, normalize_intermediates=True, output_fmt="NLC")
-        tokens, pooled = out["text_intermediates"][-1], out["text_features"]
-        # to unit RMS, like the token states
-        pooled = nn.functional.normalize(pooled, dim=-1) * math.sqrt(pooled.shape[-1])
-        states = torch.cat([pooled[:, None], tokens], dim=1)
-        lengths = ids.argmax(dim=1) + 1  # the end mark has the largest id
-        positions = torch.arange(self.num_states, device=ids.device)
-        return states, positions[None] <= lengths[:, None]
+        return text_states(self.text, ids)
+
+
+def text_states(tower: TextTransformer, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """States (B, 1 + L, D) and mask (B, 1 + L) of `ids` (B, L) by open_clip's text tower.
+
+    The network allows no L but the length of its mask.
+    """
+    out = tower.forward_intermediates(ids, indices=1, normalize_intermediates=True, output_fmt="NLC")
+    tokens, pooled = out["text_intermediates"][-1], out["text_features"]
+    # to unit RMS, like the token states
+    pooled = nn.functional.normalize(pooled, dim=-1) * math.sqrt(pooled.shape[-1])
+    states = torch.cat([pooled[:, None], tokens], dim=1)
+    lengths = ids.argmax(dim=1) + 1  # the end mark has the largest id
+    positions = torch.arange(1 + ids.shape[1], device=ids.device)
+    return states, positions[None] <= lengths[:, None]
 
 
 @dataclass(frozen=True, slots=True)

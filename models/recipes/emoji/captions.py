@@ -5,6 +5,7 @@ background.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 STYLES = ("3d", "flat", "noto")
@@ -33,6 +34,7 @@ WHITE_NAMED_SHARE = 0.1
 
 STYLED_SHARE = 0.6  # the share of captions that name the style
 MAX_KEYWORDS = 4
+NATURAL_SHARE = 0.4  # the share of captions about a natural caption, where these are trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,31 @@ def with_background(caption: str, colour: str) -> str:
     return BACKGROUND_PHRASES[0].format(caption, colour)
 
 
-def sample_caption(concept: Concept, style: str, colour: str, rng: random.Random) -> str:
-    """Draw a caption from the grammar for `concept` in `style` on a background of `colour`."""
-    subject = _subject(concept, rng)
+def sample_caption(
+    concept: Concept, style: str, colour: str, rng: random.Random, natural: Sequence[str] = ()
+) -> str:
+    """Draw a caption from the grammar for `concept` in `style` on a background of `colour`.
+
+    Args:
+        concept: what the caption names.
+        style: its style, which the caption may name.
+        colour: its background, which the caption names unless it is white.
+        rng: draws the caption.
+        natural: natural captions of the concept; `NATURAL_SHARE` of the captions are about one of them.
+    """
+    is_natural = bool(natural) and rng.random() < NATURAL_SHARE
+    subject = rng.choice(natural) if is_natural else _subject(concept, rng)
+    return sample_frame(style, colour, rng).format(subject)
+
+
+def sample_frame(style: str, colour: str, rng: random.Random) -> str:
+    """Draw the words around a subject, which may name style and background: `flat {} on blue`, or `{}`."""
+    frame = "{}"
     if rng.random() < STYLED_SHARE:
-        subject = rng.choice(STYLE_PHRASES[style]).format(subject)
+        frame = rng.choice(STYLE_PHRASES[style])
     if colour != WHITE or rng.random() < WHITE_NAMED_SHARE:
-        subject = rng.choice(BACKGROUND_PHRASES).format(subject, colour)
-    return subject
+        frame = rng.choice(BACKGROUND_PHRASES).format(frame, colour)
+    return frame
 
 
 def _subject(concept: Concept, rng: random.Random) -> str:

@@ -9,6 +9,7 @@ SETS = {
     "backgrounds": "`… on a blue background`, colours that may have been trained",
     "held-out-backgrounds": "the same, (concept, colour) pairs never trained",
     "keywords": "two or three keywords without the name; any concept that bears them is right",
+    "natural": "captions as people type them, in words never trained: `mic for the singer`",
 }
 HEAD = (
     "| set | what is asked | prompts | concept top-1 | of the ceiling | top-5 | ceiling | floor "
@@ -18,9 +19,10 @@ HEAD = (
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """Markdown with one row for each set, in the order of `SETS`."""
+    """Markdown with one row for each set that was evaluated, in the order of `SETS`."""
     results = evaluation["sets"]
-    return "\n".join([HEAD, *(_row(name, description, results[name]) for name, description in SETS.items())])
+    rows = [_row(name, description, results[name]) for name, description in SETS.items() if name in results]
+    return "\n".join([HEAD, *rows])
 
 
 def _row(name: str, description: str, result: dict[str, Any]) -> str:

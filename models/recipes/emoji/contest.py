@@ -11,19 +11,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from safelight.models.checkpoints.writer import write_index, write_part
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes import objectives
-from safelight.models.recipes.emoji import data, dit
+from safelight.models.recipes.emoji import data, dit, text
 from safelight.models.recipes.emoji.evaluate import SEED
 from safelight.models.recipes.emoji.export import SCHEDULER
 from safelight.models.recipes.emoji.sheets import default_request
 from safelight.models.recipes.emoji.training import (
     TrainingRun,
     WeightAverage,
-    bfloat16_copies,
+    forward_function,
     warmup_stable_decay,
 )
 from safelight.models.recipes.emoji.views import NATIVE
@@ -103,14 +102,14 @@ def run(work: Path, weights: Path, num_steps: int, limit: int, seed: int = 0) ->
         limit: the largest number of prompts to rate.
         seed: of weights and batches.
     """
-    batches = dit.TrainingBatches(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
+    batches = dit.TrainingBatches(work, data.load(work), ClipTextTower(text.tower_folder(work)), seed)
     rows = {}
     for name, objective in OBJECTIVES.items():
         folder = work / "contest" / name.replace(", ", "-").replace(" ", "-")
         _train(folder, objective, batches, num_steps, seed)
-        for part in ("vae", "text_encoder"):
+        for part, source in (("vae", work / "vae"), ("text_encoder", text.tower_folder(work))):
             if not (folder / part).exists():
-                (folder / part).symlink_to((work / part).resolve())
+                (folder / part).symlink_to(source.resolve())
         rows[name] = {figure: rate.as_dict() for figure, rate in _rate(folder, weights, limit).items()}
         print(json.dumps({name: rows[name]}), flush=True)
     results = {
@@ -150,6 +149,7 @@ def _train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = dit.ConditionedDiT(dit.build(SMALL))
+    forward = forward_function(model)
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         batch = batches.draw(NATIVE, generator)
@@ -157,9 +157,7 @@ def _train(
         t = objective.times(len(eps), generator)
         x = objectives.add_noise(batch.x0, eps, t, objective.schedule)
         timesteps = torch.tensor([objective.schedule.timestep(float(u)) for u in t])
-        out = functional_call(
-            model, bfloat16_copies(model), (x.bfloat16(), timesteps, batch.states, batch.mask)
-        )
+        out = forward(x, timesteps, batch.states, batch.mask)
         return objective.loss(out, batch.x0, eps, t, objective.schedule)
 
     run = TrainingRun(

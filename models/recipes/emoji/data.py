@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def run(work: Path) -> None:
         print(f"data: {work / 'pictures.json'} exists, nothing to do")
         return
     work.mkdir(parents=True, exist_ok=True)
-    packages = _fetch(work)
+    packages = install(work, PACKAGES)
     concepts = _read_concepts(packages)
     renderers = {
         "3d": _fluent_3d(packages),
@@ -115,18 +115,20 @@ def load(work: Path) -> Dataset:
     return Dataset(images, np.load(work / "pictures.npy", mmap_mode="r"))
 
 
-def _falls_in_holdout(name: str) -> bool:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % HELD_OUT_MODULUS == 0
-
-
-def _fetch(work: Path) -> Path:
+def install(work: Path, packages: Sequence[str]) -> Path:
+    """Install npm packages below `work`, beside those that are there; return the folder that holds them."""
     folder = work / "npm"
-    folder.mkdir(exist_ok=True)
-    (folder / "package.json").write_text('{"private": true}')
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "package.json").exists():
+        (folder / "package.json").write_text('{"private": true}')
     subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES], cwd=folder, check=True
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages], cwd=folder, check=True
     )
     return folder / "node_modules"
+
+
+def _falls_in_holdout(name: str) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % HELD_OUT_MODULUS == 0
 
 
 def _read_concepts(packages: Path) -> list[Concept]:

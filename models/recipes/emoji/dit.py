@@ -2,36 +2,37 @@
 
 The objective is flow matching. Stage `dit` trains at a constant learning rate for as long as it helps.
 Stage `anneal` takes a copy of its checkpoint and lowers the rate to zero, which brings out detail (Hägele et
-al. 2024, arXiv:2405.18392); about half of its batches have another size than the native one.
+al. 2024, arXiv:2405.18392). A batch has one size; about half of the batches have another than the native one.
 The text is dropped in a tenth of the samples, so that guidance has an unconditional prediction.
 """
 
+import math
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from safelight.models.networks.attention import BACKENDS
 from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
 from safelight.models.recipes import objectives
-from safelight.models.recipes.emoji import data, views
+from safelight.models.recipes.emoji import data, natural, text, views
 from safelight.models.recipes.emoji.captions import WHITE, sample_caption
 from safelight.models.recipes.emoji.training import (
     TrainingRun,
     WeightAverage,
-    bfloat16_copies,
+    forward_function,
     one_minus_sqrt,
     warmup_stable,
 )
 from safelight.models.recipes.emoji.vae import LATENT_CHANNELS
 from safelight.models.text.clip import ClipTextTower
+from safelight.pipeline.assembly.device import fast_device
 from safelight.pipeline.diffusion.schedules import NUM_TRAIN_STEPS
 
 CONFIG = DiTConfig(
@@ -49,7 +50,8 @@ BATCH = 64  # a step of the optimiser costs as much as 20 samples, at any batch 
 DROPPED_TEXT_SHARE = 0.1
 ANNEALED = "annealed-"  # prefix of the checkpoints of stage `anneal`
 COLOURED_SHARE = 0.2  # the share of samples with another background than white
-OTHER_SIZES_SHARE = 0.5  # the share of batches while annealing
+OTHER_SIZES_SHARE = 0.5  # the share of batches
+WARMUP = 200  # steps
 # The concept of an image is decided while t > 0.7: a single prediction from a noised image shows its concept
 # in 97 % of cases at t = 0.6, and in 15 % at 0.9. With the usual mean of 0 only a fifth of the samples have
 # such times.
@@ -64,7 +66,9 @@ class ConditionedDiT(nn.Module):
         self.dit = dit
 
     def forward(self, x: Tensor, timesteps: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.dit(x, self.dit.modulations(timesteps), self.dit.text_key_values(states, mask))
+        dtype = self.dit.proj_out.weight.dtype
+        text = self.dit.text_key_values(states.to(dtype), mask)
+        out: Tensor = self.dit(x.to(dtype), self.dit.modulations(timesteps), text)
         return out
 
 
@@ -90,30 +94,37 @@ def build(config: DiTConfig = CONFIG) -> DiT:
     return dit
 
 
-def run(work: Path, num_steps: int, seed: int = 0) -> None:
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """How to train: until `num_steps` or for `minutes`, at `rate` times the usual learning rates.
+
+    `batch` is the number of images of the native size in a batch; other sizes have about as many pixels.
+    """
+
+    num_steps: int
+    minutes: float = math.inf
+    batch: int = BATCH
+    rate: float = 1.0
+    other_sizes: bool = True
+    seed: int = 0
+
+
+def run(work: Path, options: TrainingOptions) -> None:
     """Train to `num_steps` in total at a constant learning rate; the state is in `work/dit.ckpt`."""
-    _train(work, work / "dit.ckpt", num_steps, warmup_stable, lambda generator: views.NATIVE, seed)
+    train(work, work / "dit.ckpt", options, warmup_stable)
 
 
-def anneal(work: Path, num_steps: int, other_sizes: bool = True, seed: int = 0) -> None:
+def anneal(work: Path, options: TrainingOptions) -> None:
     """Train a copy of `work/dit.ckpt` for `num_steps` more at a falling rate, as `work/annealed-STEP.ckpt`.
 
-    STEP is the number of steps of `dit.ckpt`; an existing file is resumed. Without `other_sizes` all batches
-    have the native size.
+    STEP is the number of steps of `dit.ckpt`; an existing file is resumed.
     """
     first = int(torch.load(work / "dit.ckpt", weights_only=True)["step"])
     checkpoint = work / f"{ANNEALED}{first:06d}.ckpt"
     if not checkpoint.exists():
         shutil.copy(work / "dit.ckpt", checkpoint)
-    sizes = size_of_batch if other_sizes else lambda generator: views.NATIVE
-    _train(
-        work,
-        checkpoint,
-        first + num_steps,
-        lambda step, last, _: one_minus_sqrt(step, last, first),
-        sizes,
-        seed,
-    )
+    options = replace(options, num_steps=first + options.num_steps)
+    train(work, checkpoint, options, lambda step, last, _: one_minus_sqrt(step, last, first))
 
 
 def latest(work: Path) -> Path:
@@ -128,41 +139,40 @@ def size_of_batch(generator: torch.Generator) -> tuple[int, int]:
     return views.OTHERS[int(torch.randint(len(views.OTHERS), (), generator=generator))]
 
 
-def _train(
-    work: Path,
-    checkpoint: Path,
-    num_steps: int,
-    schedule: Callable[[int, int, int], float],
-    draw_size: Callable[[torch.Generator], tuple[int, int]],
-    seed: int,
+def train(
+    work: Path, checkpoint: Path, options: TrainingOptions, schedule: Callable[[int, int, int], float]
 ) -> None:
     """Train the DiT.
 
     Args:
         work: the recipe's folder.
         checkpoint: the file to resume from and to save to.
-        num_steps: the total number of steps.
+        options: how long, on what and how fast.
         schedule: the learning-rate factor by (step, num_steps, warmup).
-        draw_size: draws the size (width, height) of a batch.
-        seed: of weights and batches.
     """
-    torch.manual_seed(seed)
-    batches = TrainingBatches(work, data.load(work), ClipTextTower(work / "text_encoder"), seed)
-    model = ConditionedDiT(build())
-    average = WeightAverage(model, decay=0.9995)
-    run = TrainingRun(
+    torch.manual_seed(options.seed)
+    device = fast_device()
+    tower = ClipTextTower(text.tower_folder(work)).to(device)
+    batches = TrainingBatches(work, data.load(work), tower, options.seed)
+    model = ConditionedDiT(build()).to(device)
+    forward = forward_function(model)
+
+    def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
+        size = size_of_batch(generator) if options.other_sizes else views.NATIVE
+        return _loss(forward, batches.draw(size, generator, options.batch), generator)
+
+    TrainingRun(
         checkpoint.stem,
         model,
         optimisers(model),
-        average,
-        num_steps,
+        WeightAverage(model, decay=0.9995),
+        options.num_steps,
         checkpoint,
-        warmup=200,
-        schedule=schedule,
-    )
-    run.train(
-        lambda _, generator: _loss(model, batches.draw(draw_size(generator), generator), generator), seed
-    )
+        warmup=WARMUP,
+        schedule=lambda *step: options.rate * schedule(*step),
+        save_every_s=300.0,
+        minutes=options.minutes,
+    ).train(loss_of_step, options.seed)
 
 
 def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -193,45 +203,59 @@ class TrainingBatches:
     def __init__(self, work: Path, dataset: data.Dataset, tower: ClipTextTower, seed: int):
         self._images = dataset.images
         self._tower = tower
+        # Captions that the tower was not trained on would teach the DiT nothing.
+        knows_natural = text.tower_folder(work).name == text.NATURAL_FOLDER
+        self._natural = natural.training_captions() if knows_natural else {}
         self._views = cache(lambda size: views.load(work, dataset, size, seed))
 
-    def draw(self, size: tuple[int, int], generator: torch.Generator) -> Batch:
-        """Draw `BATCH` views of `size` with captions, of which `DROPPED_TEXT_SHARE` are empty."""
-        size_views = self._views(size)
+    def draw(self, size: tuple[int, int], generator: torch.Generator, batch: int = BATCH) -> Batch:
+        """Draw views of `size` with captions, of which `DROPPED_TEXT_SHARE` are empty.
+
+        Args:
+            size: width and height.
+            generator: draws everything.
+            batch: how many to draw at the native size; other sizes have about as many pixels.
+        """
+        size_views, num = self._views(size), batch_of_size(size, batch)
         white = size_views.colour == views.NAMES.index(WHITE)
-        coloured = torch.rand(BATCH, generator=generator) < COLOURED_SHARE
-        picks = torch.where(coloured, _draw(~white, generator), _draw(white, generator))
-        dropped = (torch.rand(BATCH, generator=generator) < DROPPED_TEXT_SHARE).tolist()
+        coloured = torch.rand(num, generator=generator) < COLOURED_SHARE
+        picks = torch.where(coloured, _draw(~white, num, generator), _draw(white, num, generator))
+        dropped = (torch.rand(num, generator=generator) < DROPPED_TEXT_SHARE).tolist()
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
         captions = []
         for index, drop in zip(picks.tolist(), dropped, strict=True):
             image = self._images[int(size_views.image[index])]
             colour = views.NAMES[int(size_views.colour[index])]
-            caption = sample_caption(image.concept, image.style, colour, rng)
+            natural_captions = self._natural.get(image.concept.hexcode, ())
+            caption = sample_caption(image.concept, image.style, colour, rng, natural_captions)
             captions.append("" if drop else caption)
-        states, mask = self._encode(captions)
-        return Batch(size_views.latents[picks].float(), states, mask)
+        states, mask = self.encode(captions)
+        return Batch(size_views.latents[picks].float().to(states.device), states, mask)
 
     @torch.no_grad()
-    def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Text states (B, L, D) and mask (B, L), cut to the longest caption."""
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Text states (B, L, D) and mask (B, L) on the tower's device, cut to the longest caption."""
+        device = next(self._tower.parameters()).device
         ids = torch.stack([self._tower.tokenise(caption).ids for caption in captions])
-        states, mask = self._tower(ids)
+        states, mask = self._tower(ids.to(device))
         longest = int(mask.sum(1).max())
-        return states[:, :longest].bfloat16(), mask[:, :longest]
+        return states[:, :longest], mask[:, :longest]
 
 
-def _draw(is_candidate: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw `BATCH` indices at which `is_candidate` is true."""
+def batch_of_size(size: tuple[int, int], batch: int) -> int:
+    """The number of images of `size` with as many pixels as `batch` images of the native one, or nearly."""
+    return max(1, round(batch * views.NATIVE[0] * views.NATIVE[1] / (size[0] * size[1])))
+
+
+def _draw(is_candidate: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Draw `num` indices at which `is_candidate` is true."""
     rows = is_candidate.nonzero()[:, 0]
-    return rows[torch.randint(len(rows), (BATCH,), generator=generator)]
+    return rows[torch.randint(len(rows), (num,), generator=generator)]
 
 
-def _loss(model: ConditionedDiT, batch: Batch, generator: torch.Generator) -> Tensor:
-    eps = torch.randn(batch.x0.shape, generator=generator)
-    t = objectives.logit_normal_times(len(eps), generator, MEAN_LOGIT_TIME)
+def _loss(forward: Callable[..., Tensor], batch: Batch, generator: torch.Generator) -> Tensor:
+    eps = torch.randn(batch.x0.shape, generator=generator).to(batch.x0.device)
+    t = objectives.logit_normal_times(len(eps), generator, MEAN_LOGIT_TIME).to(batch.x0.device)
     x = objectives.flow_sample(batch.x0, eps, t)
-    out = functional_call(
-        model, bfloat16_copies(model), (x.bfloat16(), NUM_TRAIN_STEPS * t, batch.states, batch.mask)
-    )
+    out = forward(x, NUM_TRAIN_STEPS * t, batch.states, batch.mask)
     return objectives.flow_matching_loss(out, batch.x0, eps)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from safelight.models.recipes.emoji import data, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE, sample_caption
-from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage
+from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage, native_autocast
+from safelight.pipeline.assembly.device import fast_dtype
 
 BATCH = 256
 IMAGE_BATCH = 128
@@ -45,7 +46,7 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
         candidates = torch.cat([white, coloured])
         views = [(dataset.images[images[i]], colours[i]) for i in candidates[picks].tolist()]
         captions = [sample_caption(image.concept, image.style, colour, rng) for image, colour in views]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast():
             text_features = F.normalize(text.encode_texts(clip, tokenizer(captions)), dim=-1)
             logits = text_features @ features[candidates].T
         return F.cross_entropy(scale * logits.float(), picks)
@@ -78,12 +79,12 @@ def encode_views(clip: CustomTextCLIP, dataset: data.Dataset) -> tuple[Tensor, l
     features = []
     for first, last in pairwise([*range(0, len(views), IMAGE_BATCH), len(views)]):
         images, colours = zip(*views[first:last], strict=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast():
             features.append(
                 clip.encode_image(text.on_backgrounds(small[list(images)], colours), normalize=True)
             )
     images, colours = zip(*views, strict=True)
-    return torch.cat(features).bfloat16(), list(images), list(colours)
+    return torch.cat(features).to(fast_dtype()), list(images), list(colours)
 
 
 def _draw(rows: Tensor, generator: torch.Generator) -> Tensor:

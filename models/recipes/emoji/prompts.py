@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji import data, natural
 from safelight.models.recipes.emoji.captions import (
     COLOURS,
     STYLES,
@@ -41,7 +41,8 @@ def make_sets(images: Iterable[data.EmojiImage]) -> dict[str, list[Prompt]]:
         - `backgrounds`: concepts on colours that it may have been trained on;
         - `held-out-backgrounds`: concepts on colours that it was not trained on;
         - `keywords`: two or three keywords of a concept without its name. Any concept with all of them is
-          right.
+          right;
+        - `natural`: natural captions that no part of the model was trained on.
     """
     images = tuple(images)
     concepts = list(dict.fromkeys(image.concept for image in images))
@@ -64,6 +65,7 @@ def make_sets(images: Iterable[data.EmojiImage]) -> dict[str, list[Prompt]]:
             _on_background(c, colour) for c, colour, _ in _some([pair for pair in coloured if not pair[2]])
         ],
         "keywords": list(islice(_by_keywords(concepts), PER_SET)),
+        "natural": _some(list(_natural(concepts))),
     }
 
 
@@ -82,6 +84,13 @@ def _by_keywords(concepts: list[Concept]) -> Iterator[Prompt]:
             words = rng.sample(concept.keywords, min(len(concept.keywords), rng.randint(2, 3)))
             matching = [c.hexcode for c in concepts if {*words} <= {c.label, *c.keywords}]
             yield Prompt(" ".join(words), tuple(matching))
+
+
+def _natural(concepts: list[Concept]) -> Iterator[Prompt]:
+    captions = natural.held_out_captions()
+    for concept in concepts:
+        for caption in captions.get(concept.hexcode, ()):
+            yield Prompt(caption, (concept.hexcode,))
 
 
 def _some(pool: list[T]) -> list[T]:

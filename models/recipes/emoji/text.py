@@ -6,7 +6,8 @@ rows of tokens that the caption grammar cannot produce are set to zero.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from safelight.models.checkpoints.writer import write_clip
@@ -27,7 +29,7 @@ from safelight.models.recipes.emoji.captions import (
     WHITE,
     sample_caption,
 )
-from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage
+from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage, native_autocast
 
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # tokens; 32 text states with the pooled vector
@@ -70,6 +72,7 @@ class ClipSpec:
 
 
 CONDITIONING = ClipSpec("text", "text_encoder", VISION, seed=0, sees_all=False)
+NATURAL_FOLDER = f"{CONDITIONING.folder}-natural"
 SCORER = ClipSpec("scorer", "scorer", SCORER_VISION, seed=1, sees_all=True)
 
 
@@ -107,10 +110,21 @@ def run(work: Path, num_steps: int, spec: ClipSpec = CONDITIONING) -> None:
 def write(work: Path, spec: ClipSpec, clip: CustomTextCLIP, dataset: data.Dataset) -> None:
     """Write `clip` into its folder, with the embeddings of untrained tokens set to zero."""
     tokenizer = SimpleTokenizer(context_length=CONTEXT)
-    _zero_untrained_tokens(clip, dataset, tokenizer)
-    write_clip(work / spec.folder, EMBED_DIM, spec.vision, TEXT, clip.state_dict())
+    _zero_untrained_tokens(clip, trained_tokens(dataset))
+    write_folder(work / spec.folder, spec, clip)
     share = retrieval(spec, clip, dataset, tokenizer)
     print(f"{spec.stage}: in-batch retrieval (batch {CHECK_IMAGES}) {share:.3f}")
+
+
+def write_folder(folder: Path, spec: ClipSpec, clip: CustomTextCLIP) -> None:
+    """Write `clip` in open_clip's layout as it is."""
+    write_clip(folder, EMBED_DIM, spec.vision, TEXT, clip.state_dict())
+
+
+def tower_folder(work: Path) -> Path:
+    """The text tower to condition on: the one trained on natural captions, if there is one."""
+    folder = work / NATURAL_FOLDER
+    return folder if folder.exists() else work / CONDITIONING.folder
 
 
 @torch.inference_mode()
@@ -132,7 +146,7 @@ def retrieval(
 
 
 def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with native_autocast():
         image_features = clip.encode_image(images, normalize=True)
         text_features = F.normalize(encode_texts(clip, ids), dim=-1)
     logits = clip.logit_scale.exp().clamp(max=100.0) * image_features.float() @ text_features.float().T
@@ -142,13 +156,20 @@ def _loss(clip: CustomTextCLIP, images: Tensor, ids: Tensor) -> Tensor:
 
 def encode_texts(clip: CustomTextCLIP, ids: Tensor) -> Tensor:
     """Encode `ids` (B, context) to pooled vectors (B, D); padding after the longest text is cut off first."""
-    causal, longest = clip.text.attn_mask, int(ids.argmax(dim=1).max()) + 1
-    clip.text.attn_mask = causal[:longest, :longest]
+    with shortened(clip.text, ids) as short:
+        pooled: Tensor = clip.text(short)
+    return pooled
+
+
+@contextmanager
+def shortened(tower: TextTransformer, ids: Tensor) -> Iterator[Tensor]:
+    """Yield `ids` (B, context) without the padding after the longest text; inside, `tower` takes them."""
+    causal, longest = tower.attn_mask, int(ids.argmax(dim=1).max()) + 1
+    tower.attn_mask = causal[:longest, :longest]
     try:
-        pooled: Tensor = clip.text(ids[:, :longest])
-        return pooled
+        yield ids[:, :longest]
     finally:
-        clip.text.attn_mask = causal
+        tower.attn_mask = causal
 
 
 def small_images(dataset: data.Dataset, side: int) -> Tensor:
@@ -183,16 +204,22 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _zero_untrained_tokens(clip: CustomTextCLIP, dataset: data.Dataset, tokenizer: SimpleTokenizer) -> None:
+def _zero_untrained_tokens(clip: CustomTextCLIP, trained: Sequence[int]) -> None:
+    is_untrained = torch.ones(TEXT["vocab_size"], dtype=torch.bool)
+    is_untrained[trained] = False
+    clip.text.token_embedding.weight[is_untrained] = 0.0
+    print(f"{len(trained)} tokens trained, {int(is_untrained.sum())} embedding rows zeroed")
+
+
+def trained_tokens(dataset: data.Dataset, captions: Iterable[str] = ()) -> list[int]:
+    """The tokens of all captions that the grammar can produce, and of additional `captions`, in order."""
+    tokenizer = SimpleTokenizer(context_length=CONTEXT)
     texts = {word for image in dataset.images for word in (image.concept.label, *image.concept.keywords)}
     texts |= {phrase.format("") for phrases in STYLE_PHRASES.values() for phrase in phrases}
-    texts |= {"a", "an", ","}
+    texts |= {"a", "an", ",", *captions}
     texts |= {phrase.format("", colour) for phrase in BACKGROUND_PHRASES for colour in COLOURS}
     trained = {tokenizer.sot_token_id, tokenizer.eot_token_id}
     for text in texts:
         trained.update(tokenizer.encode(text))
         trained.update(tokenizer.encode(f"{text},"))
-    is_untrained = torch.ones(TEXT["vocab_size"], dtype=torch.bool)
-    is_untrained[sorted(trained)] = False
-    clip.text.token_embedding.weight[is_untrained] = 0.0
-    print(f"{len(trained)} tokens trained, {int(is_untrained.sum())} embedding rows zeroed")
+    return sorted(trained)

@@ -18,6 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from safelight.pipeline.assembly.device import fast_dtype
 
 DECAY_SHARE = 0.2  # the share of a run, at its end, over which the rate decays
 
@@ -25,6 +28,11 @@ DECAY_SHARE = 0.2  # the share of a run, at its end, over which the rate decays
 def bfloat16_copies(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of `module` rounded to bfloat16; gradients flow back to the float32 originals."""
     return {name: p.to(torch.bfloat16) for name, p in module.named_parameters()}
+
+
+def native_autocast() -> torch.autocast:
+    """bfloat16 products on a processor that multiplies it natively; float32 on others, where it is slower."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_dtype() is torch.bfloat16)
 
 
 def warmup_cosine(step: int, num_steps: int, warmup: int) -> float:
@@ -94,9 +102,31 @@ class FilterMuon(torch.optim.Muon):
             p.grad = None
 
 
+def forward_function(module: nn.Module) -> Callable[..., Tensor]:
+    """`module` as training calls it: in bfloat16 where the device multiplies it natively, compiled on a GPU.
+
+    On a CPU with bfloat16 the parameters are rounded once a step, which is faster than autocast.
+    """
+    if fast_dtype() is torch.float32:
+        return module
+    if next(module.parameters()).is_cuda:
+        compiled = torch.compile(module)
+
+        def call(*inputs: Tensor) -> Tensor:
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                output: Tensor = compiled(*inputs)
+                return output
+
+        return call
+    return lambda *inputs: functional_call(module, bfloat16_copies(module), inputs)
+
+
 @dataclass
 class TrainingRun:
-    """One resumable training run; `checkpoint` holds all state that its next step depends on."""
+    """One resumable training run; `checkpoint` holds all state that its next step depends on.
+
+    It ends at `num_steps`, or when it has run for `minutes`.
+    """
 
     name: str
     module: nn.Module
@@ -107,6 +137,7 @@ class TrainingRun:
     warmup: int = 100
     schedule: Callable[[int, int, int], float] = warmup_cosine
     save_every_s: float = 60.0
+    minutes: float = math.inf
 
     def train(self, loss_of_step: Callable[[int, torch.Generator], Tensor], seed: int) -> None:
         """Train until `num_steps`; `loss_of_step(step, generator)` draws its batch from the generator alone.
@@ -127,11 +158,14 @@ class TrainingRun:
                 loss = self._step(step, loss_of_step(step, _generator(seed, step)))
                 smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
                 bar.update(task, advance=1, loss=f"loss {smooth:.4f}")
-                if time.monotonic() - last_save > self.save_every_s or step + 1 == self.num_steps:
+                is_last = step + 1 == self.num_steps or time.monotonic() - start > 60.0 * self.minutes
+                if is_last or time.monotonic() - last_save > self.save_every_s:
                     self._save(step + 1)
                     last_save = time.monotonic()
                     progress = f"step {step + 1}/{self.num_steps} loss {smooth:.4f}"
                     print(f"{self.name}: {progress} after {last_save - start:.0f} s", flush=True)
+                if is_last:
+                    break
 
     def _step(self, step: int, loss: Tensor) -> float:
         """Update the parameters and their average; return the loss."""
@@ -160,10 +194,12 @@ class TrainingRun:
                 group.setdefault("initial_lr", group["lr"])
         if not self.checkpoint.exists():
             return 0
-        state = torch.load(self.checkpoint, weights_only=True)
+        device = next(self.module.parameters()).device
+        state = torch.load(self.checkpoint, map_location=device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.average.shadow = state["average"]
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+        # A checkpoint of given weights has no optimisers: they start afresh.
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=bool(state["optimisers"])):
             optimiser.load_state_dict(saved)
         return int(state["step"])
 

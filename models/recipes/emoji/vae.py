@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.autoencoders.tiny import AutoencoderTiny
@@ -22,9 +21,10 @@ from safelight.models.recipes.emoji.training import (
     FilterMuon,
     TrainingRun,
     WeightAverage,
-    bfloat16_copies,
+    forward_function,
     warmup_stable_decay,
 )
+from safelight.pipeline.assembly.device import fast_dtype
 
 WIDTH, LATENT_CHANNELS = 48, 8
 CROP, BATCH = 64, 16
@@ -54,11 +54,17 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
 
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         picks = trained[torch.randint(len(trained), (BATCH,), generator=generator)]
-        crops = _crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
-        return _loss(vae, crops, generator)
+        x = crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
+        return _loss(vae, x, generator)
 
     TrainingRun(
-        "vae", vae, optimisers(vae), average, num_steps, work / "vae.ckpt", schedule=warmup_stable_decay
+        "vae",
+        vae,
+        optimisers(vae, WIDTH),
+        average,
+        num_steps,
+        work / "vae.ckpt",
+        schedule=warmup_stable_decay,
     ).train(loss_of_step, seed)
     vae.load_state_dict(average.shadow, strict=False)
     options = replace(OPTIONS, scaling_factor=_scaling_factor(vae, dataset, trained))
@@ -66,9 +72,9 @@ def run(work: Path, num_steps: int, seed: int = 0) -> None:
     print(f"vae: scaling_factor {options.scaling_factor:.4f}, held-out PSNR {psnr(vae, dataset):.2f} dB")
 
 
-def optimisers(vae: AutoencoderTiny) -> list[torch.optim.Optimizer]:
+def optimisers(vae: nn.Module, width: int) -> list[torch.optim.Optimizer]:
     """Muon for the filters between hidden layers, AdamW for biases and the layers at pixels and latents."""
-    inner = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape[:2]) == WIDTH]
+    inner = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape[:2]) == width]
     ids = {id(p) for p in inner}
     others = [p for p in vae.parameters() if id(p) not in ids]
     return [
@@ -90,44 +96,39 @@ def psnr(vae: AutoencoderTiny, dataset: data.Dataset) -> float:
 
 
 def _loss(vae: AutoencoderTiny, x: Tensor, generator: torch.Generator) -> Tensor:
-    weights = bfloat16_copies(vae)
-    latents = functional_call(vae.encoder, _part(weights, "encoder."), (x.bfloat16(),))
+    latents = forward_function(vae.encoder)(x.to(fast_dtype()))
     noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(latents)
-    y = functional_call(vae.decoder, _part(weights, "decoder."), (noisy,)).float()
+    y = forward_function(vae.decoder)(noisy).float()
     mean, variance = latents.float().mean((0, 2, 3)), latents.float().var((0, 2, 3))
     moments = (mean.square() + variance.clamp_min(1e-4).log().square()).mean()
-    loss: Tensor = (
-        F.l1_loss(y, x)
-        + MSE_WEIGHT * F.mse_loss(y, x)
-        + F.l1_loss(_gradient(y), _gradient(x))
-        + MOMENT_WEIGHT * moments
-    )
+    loss: Tensor = image_loss(y, x) + MOMENT_WEIGHT * moments
     return loss
 
 
-def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+def image_loss(y: Tensor, x: Tensor) -> Tensor:
+    """Absolute and squared error of decoded images y to x, both (B, 3, H, W), and that of their gradients."""
+    return F.l1_loss(y, x) + MSE_WEIGHT * F.mse_loss(y, x) + F.l1_loss(_gradient(y), _gradient(x))
 
 
 def _gradient(x: Tensor) -> Tensor:
     return torch.cat([(x[..., 1:, :-1] - x[..., :-1, :-1]), (x[..., :-1, 1:] - x[..., :-1, :-1])], dim=1)
 
 
-def _crops(rgba: np.ndarray, picks: Tensor, generator: torch.Generator) -> Tensor:
+def crops(rgba: np.ndarray, picks: Tensor, generator: torch.Generator) -> Tensor:
     """Random 64x64 crops over random plain backgrounds, half of them mirrored: (B, 3, 64, 64) in [-1, 1]."""
     max_corner = data.SIZE - CROP
     corners = torch.randint(max_corner + 1, (len(picks), 2), generator=generator).tolist()
     mirrored = (torch.rand(len(picks), generator=generator) < 0.5).tolist()
     white = (torch.rand(len(picks), generator=generator) < WHITE_SHARE).tolist()
     colours = torch.randint(256, (len(picks), 3), generator=generator).tolist()
-    crops = []
+    parts = []
     for index, (y, x), mirror, on_white, colour in zip(
         picks.tolist(), corners, mirrored, white, colours, strict=True
     ):
         window = rgba[index, y : y + CROP, x : x + CROP]
         flat = data.composite(window, (255, 255, 255) if on_white else tuple(colour))
-        crops.append(flat[:, ::-1] if mirror else flat)
-    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        parts.append(flat[:, ::-1] if mirror else flat)
+    pixels = torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2)
     return pixels.float() / 127.5 - 1.0
 
 

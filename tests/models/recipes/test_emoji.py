@@ -16,7 +16,7 @@ from torch import nn
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes import objectives
-from safelight.models.recipes.emoji import card, contest, curves, data, dit, prompts, sizes, views
+from safelight.models.recipes.emoji import card, contest, curves, data, dit, natural, prompts, sizes, views
 from safelight.models.recipes.emoji.captions import (
     COLOURS,
     MAX_KEYWORDS,
@@ -43,6 +43,7 @@ from safelight.models.recipes.emoji.training import (
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.prediction import out_coefficients
 from safelight.pipeline.diffusion.schedules import Flow, Schedule, VariancePreserving
+from safelight.pipeline.evaluation.prompts import read_prompts
 
 WEIGHTS = Path(dit.__file__).parents[2] / "weights" / "emoji-128"
 APPLE = Concept("1f34e", "red apple", ("fruit", "healthy", "mac", "school"))
@@ -198,6 +199,16 @@ def test_prompt_sets_match_their_names() -> None:
     assert prompts.make_sets(IMAGES) == sets
 
 
+def test_the_natural_set_is_of_held_out_captions() -> None:
+    concepts = [Concept(hexcode, f"thing {hexcode}", ()) for hexcode in natural.load()]
+    images = [EmojiImage(concept, style) for concept in concepts for style in STYLES]
+    of_set = prompts.make_sets(images)["natural"]
+    held_out = natural.held_out_captions()
+    assert len({prompt.text for prompt in of_set}) == prompts.PER_SET
+    assert all(prompt.text in held_out[prompt.concepts[0]] for prompt in of_set)
+    assert [*read_prompts(WEIGHTS / "prompts" / "natural.jsonl")] == of_set
+
+
 def test_small_images_keep_colour_and_opacity() -> None:
     rgba = np.zeros((1, 128, 128, 4), np.uint8)
     rgba[0, :64] = (200, 100, 0, 255)
@@ -236,6 +247,14 @@ def test_the_model_card_holds_the_evaluation() -> None:
     assert card.table(evaluation) in read_card()
     settings = "{num_inference_steps} steps, guidance {guidance_scale:g}, `{solver}`"
     assert settings.format(**evaluation) in read_card()
+
+
+def test_the_card_has_a_row_for_every_evaluated_set() -> None:
+    evaluation = read_results("evaluation")
+    assert {*evaluation["sets"]} <= {*card.SETS}  # a set without a description would be left out
+    evaluation["sets"] = {"natural": evaluation["sets"]["names"], "names": evaluation["sets"]["names"]}
+    rows = card.table(evaluation).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["`names`", "`natural`"]
 
 
 def test_the_model_card_holds_the_curves() -> None:
