@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.model import CustomTextCLIP
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, load_into
+from safelight.models.text.open_clip_classes import CustomTextCLIP, SimpleTokenizer
 
 SCORER = "scorer"  # the folder beside a checkpoint's weights
 BATCH_SIZE = 128

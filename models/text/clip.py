@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CustomTextCLIP
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
@@ -22,6 +20,7 @@ from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, PartFiles, Shapes
 from safelight.models.text.bpe import SPECIAL_TOKENS, BytePairs
 from safelight.models.text.emoji_names import name_of, read_names, split_emoji
 from safelight.models.text.flops import open_clip_flops
+from safelight.models.text.open_clip_classes import CustomTextCLIP, TextTransformer
 from safelight.models.text.prompt_syntax import read_prompt
 from safelight.models.text.reading import Reading, TokenisedText
 
