@@ -388,20 +388,25 @@ def _with_parents(name: str) -> Iterator[str]:
     return (".".join(parts[: n + 1]) for n in range(len(parts)))
 
 
-def test_this_tree_has_no_forbidden_import() -> None:
-    assert forbidden_imports(Tree(ROOT)) == []
+@pytest.fixture(scope="module")
+def tree() -> Tree:
+    return Tree(ROOT)
 
 
-def test_no_circle_of_files() -> None:
-    assert circles(file_edges(Tree(ROOT))) == []
+def test_this_tree_has_no_forbidden_import(tree: Tree) -> None:
+    assert forbidden_imports(tree) == []
 
 
-def test_no_circle_of_packages() -> None:
-    assert circles(package_edges(Tree(ROOT))) == []
+def test_no_circle_of_files(tree: Tree) -> None:
+    assert circles(file_edges(tree)) == []
 
 
-def test_no_arrow_is_allowed_that_nothing_uses() -> None:
-    used = package_edges(Tree(ROOT))
+def test_no_circle_of_packages(tree: Tree) -> None:
+    assert circles(package_edges(tree)) == []
+
+
+def test_no_arrow_is_allowed_that_nothing_uses(tree: Tree) -> None:
+    used = package_edges(tree)
     allowed = {
         package: {n for n in names.split() if not n.endswith("*")} for package, names in ARROWS.items()
     }
@@ -414,8 +419,8 @@ def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"]]
 
 
-def test_torch_free_modules_start_without_torch() -> None:
-    names = [name for name in Tree(ROOT).modules(*TORCH_FREE) if not name.endswith("__main__")]
+def test_torch_free_modules_start_without_torch(tree: Tree) -> None:
+    names = [name for name in tree.modules(*TORCH_FREE) if not name.endswith("__main__")]
     imports = [f"import safelight.{name}" for name in names]
     code = "\n".join(
         ["import sys", *imports, f"sys.exit(' '.join({TORCH_LIBRARIES!r} & set(sys.modules)) or None)"]
@@ -425,13 +430,13 @@ def test_torch_free_modules_start_without_torch() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_map_names_every_package(part: str) -> None:
+def test_the_map_names_every_package(part: str, tree: Tree) -> None:
     text = (ROOT / "docs" / "structures.md").read_text()
     section = re.search(rf"^## {part}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section
     rows = re.findall(r"^\| (`.*?) \|", section[1], re.MULTILINE)
     named = {f"{part}.{name}" for row in rows for name in re.findall(r"`([\w.]+)`", row)}
-    assert named == {_package(name) for name in Tree(ROOT).modules(part)} - {part}
+    assert named == {_package(name) for name in tree.modules(part)} - {part}
 
 
 @pytest.mark.parametrize(
