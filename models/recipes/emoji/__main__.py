@@ -64,9 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     flag(
         "--minutes", type=float, default=math.inf, help="dit, anneal: stop after so long; run again to go on"
     )
-    flag("--batch", type=int, default=64, help="dit, anneal: images of the native size in a batch")
-    flag("--rate", type=float, default=1.0, help="dit, anneal: a factor of the learning rates")
-    flag("--native-only", action="store_true", help="dit, anneal: train on the native size only")
+    flag("--batch", type=int, help="dit, anneal, turbo: images of the native size in a batch")
+    flag("--rate", type=float, default=1.0, help="dit, anneal, turbo: a factor of the learning rates")
+    flag(
+        "--native-only",
+        action="store_true",
+        help="dit, anneal, turbo: train on the native size only; rate: rate that size only",
+    )
+    flag("--turbo", action="store_true", help="rate: the student of stage turbo instead of the base")
     flag(
         "--output",
         type=Path,
