@@ -79,6 +79,7 @@ def test_the_json_report(capsys: pytest.CaptureFixture[str], image: Path) -> Non
         "seed": 4,
         "prompt_truncated": False,
         "unknown_words": result["unknown_words"],
+        "corrected_words": {},
     }
 
 
