@@ -11,6 +11,7 @@ import torch
 
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.diffusion import noise
+from safelight.pipeline.engine import device_clock
 from safelight.pipeline.engine import engine as engine_module
 from safelight.pipeline.engine.admission import Admission
 from safelight.pipeline.engine.runner import StepRunner, padded_length
@@ -27,7 +28,8 @@ from tests.pipeline.parts import add, drain, engine, model, params, states
 def seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A clock on which every look takes a second."""
     clock = count(1.0)
-    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for module in (engine_module, device_clock):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     yield
 
 
