@@ -7,12 +7,12 @@ an operation on tensors of both devices fails as it would on a GPU.
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -51,9 +51,11 @@ class FakeCuda(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         packet = func.overloadpacket
+        if func.namespace == "prim":  # the device of a tensor
+            return func(*args, **kwargs)
         if packet is aten.is_pinned:
             return args[0].untyped_storage() in self._pinned
-        if packet is aten._pin_memory:
+        if packet in (aten.pin_memory, aten._pin_memory):
             return self._pin(args[0])
         if packet is aten._to_copy:
             return self._copy(func, args[0], kwargs)
@@ -61,23 +63,41 @@ class FakeCuda(TorchDispatchMode):
             return self._copy_into(func, *args, **kwargs)
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
         if not any(map(_is_on_cuda, tensors)) and not _names_cuda(kwargs.get("device")):
-            return func(*args, **kwargs)
+            return _run_on_host(func, *args, **kwargs)
+        if (result := self._decompose(func, args, kwargs)) is not NotImplemented:
+            return result
         if packet in READS_VALUES or (packet is aten.index and _has_mask(args[1])):
             self._note(str(packet))
         if any(not _is_on_cuda(tensor) and tensor.ndim for tensor in tensors):
             raise RuntimeError(f"{func}: tensors of both devices at {_caller()}")
         return self._run(func, args, kwargs)
 
+    def __enter__(self) -> Self:
+        self._fakes.__enter__()  # torch does not look for a driver below this mode
+        super().__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        self._fakes.__exit__(*reason)
+
+    def _decompose(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of an operation that is made of others; in inference mode torch passes it on whole."""
+        super().__enter__()
+        try:
+            return func.decompose(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
+
     def _run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         args, kwargs = tree_map_only(Tensor, self._as_fake, (tuple(args), dict(kwargs)))
-        with self._fakes:
-            return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def _as_fake(self, tensor: Tensor) -> Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self._fakes.from_tensor(tensor)
 
     def _pin(self, tensor: Tensor) -> Tensor:
-        pinned = tensor.clone()
+        pinned: Tensor = _run_on_host(torch.clone, tensor)
         self._pinned.add(pinned.untyped_storage())
         return pinned
 
@@ -86,16 +106,15 @@ class FakeCuda(TorchDispatchMode):
         device, dtype = options.get("device"), options.get("dtype") or source.dtype
         if not _is_on_cuda(source):
             if not _names_cuda(device):
-                result: Tensor = func(source, **options)
+                result: Tensor = _run_on_host(func, source, **options)
                 return result
             self._upload(source, dtype, bool(options.get("non_blocking")))
-            with self._fakes:
-                return torch.empty_strided(source.shape, source.stride(), dtype=dtype, device="cuda")
+            return torch.empty_strided(source.shape, source.stride(), dtype=dtype, device="cuda")
         if device is None or _names_cuda(device):
             result = self._run(func, (source,), options)
             return result
         self._download(bool(options.get("non_blocking")))
-        return torch.zeros(source.shape, dtype=dtype)
+        return cast(Tensor, _run_on_host(torch.zeros, source.shape, dtype=dtype))
 
     def _copy_into(self, func: Any, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         if _is_on_cuda(target) and not _is_on_cuda(source) and source.ndim:
@@ -105,7 +124,7 @@ class FakeCuda(TorchDispatchMode):
             self._download(non_blocking)
             return target
         if not _is_on_cuda(target):
-            result: Tensor = func(target, source, non_blocking)
+            result: Tensor = _run_on_host(func, target, source, non_blocking)
             return result
         result = self._run(func, (target, source, non_blocking), {})
         return result
@@ -122,6 +141,11 @@ class FakeCuda(TorchDispatchMode):
 
     def _note(self, what: str) -> None:
         self.waits.append(f"{what} at {_caller()}")
+
+
+def _run_on_host(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with unset_fake_temporarily():
+        return func(*args, **kwargs)
 
 
 def _is_on_cuda(tensor: Tensor) -> bool:
