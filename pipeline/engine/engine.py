@@ -17,20 +17,19 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from safelight.models.networks.interface import NetworkConfig, Row
+from safelight.models.networks.interface import NetworkConfig
 from safelight.pipeline.diffusion.solvers import Plan
 from safelight.pipeline.engine import batch
+from safelight.pipeline.engine.activation import charge, start_sample
 from safelight.pipeline.engine.admission import Admission
-from safelight.pipeline.engine.device_clock import Mark
 from safelight.pipeline.engine.in_flight import TickInFlight, queue_tick
 from safelight.pipeline.engine.metering import Metering, TickRecord, usage_of
 from safelight.pipeline.engine.plan_cache import PlanCache
-from safelight.pipeline.engine.previews import SamplePreview, preview_ticks
+from safelight.pipeline.engine.previews import SamplePreview
 from safelight.pipeline.engine.runner import StepRunner
-from safelight.pipeline.engine.sample import Charged, QueuedSample, RunningSample, start_state
+from safelight.pipeline.engine.sample import QueuedSample, RunningSample
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.flops.denoiser import row_flops, text_flops
 from safelight.pipeline.params import (
     NO_PREVIEWS,
     DenoiseUsage,
@@ -197,18 +196,11 @@ class Engine:
         sample = self._admission.admit(request_id, params, cond, uncond, self.curve, arrived, deadline)
         sample.source = source
         sample.previews = previews
-        self._charge(sample, start)
+        charge(sample, start, self._runner.clock)
         self._recent_arrivals.append(sample.workload)
         self._queue.add(sample)
         if deadline < math.inf:
             heapq.heappush(self._deadlines, (deadline, request_id))
-
-    def _charge(self, sample: Charged, start: Mark) -> None:
-        """Charge a sample for what was computed since `start` for it alone."""
-        clock = self._runner.clock
-        sample.spans.append((start, clock.mark()))
-        if not clock.runs_ahead:
-            sample.settle()
 
     def _check_source(self, params: GenerationParams, source: SourceLatents | None) -> None:
         """Raise `ValueError` unless an edit, and only an edit, has a source of the shape of its latents."""
@@ -308,40 +300,7 @@ class Engine:
 
     def _start(self, queued: QueuedSample) -> RunningSample:
         """The sample on the device, with the network's rows of its texts; their cost is its own."""
-        started, start = time.perf_counter(), self._runner.clock.mark()
-        params, plan = queued.params, queued.plan
-        cond, uncond = (
-            None if text is None else self._row(text, queued) for text in (queued.cond, queued.uncond)
-        )
-        device = self._runner.device
-        source = None if queued.source is None else queued.source.noised(params, device)
-        sample = RunningSample(
-            request_id=queued.request_id,
-            params=params,
-            plan=plan.plan,
-            updates=plan.updates,
-            guides=queued.guides,
-            cond=cond,
-            uncond=uncond,
-            workload=queued.workload,
-            queue_seconds=started - queued.workload.arrived,
-            state=start_state(params, plan.plan, self._latent_shape(params), device, source),
-            source=source,
-            setup_flops=queued.setup_flops,
-            device_seconds=queued.device_seconds,
-            spans=queued.spans,
-            previews=preview_ticks(queued.workload.work, queued.previews),
-        )
-        self._charge(sample, start)
-        return sample
-
-    def _row(self, text: TextStates, queued: QueuedSample) -> Row:
-        """The network's row of a text under a plan; the first sample with either pays for it."""
-        plan = queued.plan
-        row, is_new_text, is_new_row = self._runner.row(text, plan.times, plan.key)
-        queued.setup_flops += is_new_text * text_flops(self.config, row.text_tokens)
-        queued.setup_flops += is_new_row * row_flops(self.config, row.text_tokens, plan.plan.nfe)
-        return row
+        return start_sample(queued, self._runner, self._latent_shape(queued.params), time.perf_counter())
 
     def _queue_tick(self) -> TickInFlight | None:
         """Select the samples of the next tick and queue its work; None if none has any.
@@ -374,7 +333,7 @@ class Engine:
         for sample in samples:
             if sample.is_done:
                 self._finishing[sample.request_id] = self._running.pop(sample.request_id)
-                self._layout = None  # it refers to the sample
+                self._layout = None  # without the sample, the next batch has another
             elif self._runner.clock.runs_ahead:
                 sample.draw_noise()
 

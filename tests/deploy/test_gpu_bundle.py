@@ -76,7 +76,9 @@ def test_every_package_is_pinned() -> None:
 
 
 def test_every_import_is_carried_or_there() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     modules = {name.lower() for name in done.stdout.split() if not name.startswith("_")}
     packages = {PACKAGE_OF.get(name, name).replace("_", "-") for name in modules}
     known = {name.replace("_", "-") for name in ON_THE_MACHINE | OPTIONAL}

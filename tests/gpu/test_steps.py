@@ -1,6 +1,8 @@
 """The steps of `make gpu`: time limits, results that are kept, and commands that exist."""
 
 import json
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +21,21 @@ def python(code: str) -> tuple[str, ...]:
     return "{python}", "-c", code
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    return bool(select.select([process], [], [], 5.0)[0])  # readable once it has ended
+
+
 def test_every_step_runs_whatever_the_others_do(tmp_path: Path) -> None:
     """One passes, one fails, one takes too long and has a child that would go on."""
-    hang = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    child = tmp_path / "child"
     steps = [
         Step("first", "passes", python("print('good')"), 60),
         Step("second", "fails", python("import sys; print('bad', file=sys.stderr); sys.exit(3)"), 60),
-        Step("third", "hangs", python(hang), 0.5),
+        Step("third", "hangs", ("sh", "-c", f"sleep 600 & echo $! > {child}; wait"), 0.5),
         Step("last", "passes too", python("print('good again')"), 60),
     ]
     lines: list[str] = []
@@ -41,6 +51,7 @@ def test_every_step_runs_whatever_the_others_do(tmp_path: Path) -> None:
         None,
         0,
     ]
+    assert has_ended(int(child.read_text()))
     assert lines[0] == "first: passes, at most 60 s" and len(lines) == 8
 
 

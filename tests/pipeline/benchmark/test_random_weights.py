@@ -106,6 +106,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_built(
     meminfo.write_text("MemTotal: 9999999 kB\nMemAvailable:    4000000 kB\n")
     monkeypatch.setattr(device_module, "MEMINFO", meminfo)
     monkeypatch.setattr(random_weights, "fast_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(random_weights, "gemm_peak", lambda *_: pytest.fail("it went on"))
     with pytest.raises(DoesNotFit) as refused:
         measure_random_weights(RandomWeightsOptions("sd3.5-large"), nothing)
     sentence = r"sd3.5-large takes about 2\d\.\d GB to build in bfloat16, and cpu has 4.1 GB free"
