@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def test_results_are_kept_when_a_later_step_ends_the_run(tmp_path: Path) -> None
 def test_all_steps_fit_into_ten_minutes() -> None:
     assert sum(step.seconds for step in STEPS) <= 600
     assert next(step.name for step in STEPS if "bench" in step.command) == "capstone"
+
+
+def test_the_page_lists_the_steps_in_order() -> None:
+    page = (Path(__file__).resolve().parents[2] / "deploy" / "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (\d+) \|$", page, re.MULTILINE)
+    assert rows == [(step.name, str(step.seconds)) for step in STEPS]
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step.command[:3] == SAFELIGHT])
