@@ -74,20 +74,20 @@ class FakeCuda(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         self._fakes.__enter__()  # torch does not look for a driver below this mode
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        super().__exit__(*reason)
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
         self._fakes.__exit__(*reason)
 
     def _decompose(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of an operation that is made of others; in inference mode torch passes it on whole."""
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         try:
             return func.decompose(*args, **kwargs)
         finally:
-            super().__exit__(None, None, None)
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         args, kwargs = tree_map_only(Tensor, self._as_fake, (tuple(args), dict(kwargs)))

@@ -70,6 +70,6 @@ def _shrunk(published: PublishedCheckpoint, name: str) -> PublishedCheckpoint:
     parts = {
         **published.parts,
         "transformer": PublishedPart(f"{transformer.name}, tiny", config),
-        "vae": PublishedPart(f"{vae.name}, tiny", vae.config | TINY_VAE),
+        "vae": PublishedPart(f"{vae.name}, tiny", {**vae.config, **TINY_VAE}),
     }
     return replace(published, name=name, parts=parts)

@@ -37,7 +37,7 @@ def largest_error(
     outputs = []
     for backend in (attention, BACKENDS["plain"]):
         metadata = backend.prepare(QUERIES, KEYS, mask, dtype, device)
-        selected = (backend.select_keys(x, 0, metadata) for x in (k, v))
-        outputs.append(backend(q, *selected, metadata).float())
+        selected_k, selected_v = (backend.select_keys(x, 0, metadata) for x in (k, v))
+        outputs.append(backend(q, selected_k, selected_v, metadata).float())
     output, expected = outputs
     return float((output - expected).abs().max() / expected.abs().max())

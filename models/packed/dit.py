@@ -102,7 +102,11 @@ class PackedDiT:
         )
         self._blocks = [_make_block(block, layers) for block in dit.transformer_blocks]
         self.is_compiled = layers.is_compiled
-        self._steps = _Steps(*(layers.step(step) for step in (_query_key_value, _text_query, _feed_forward)))
+        self._steps = _Steps(
+            query_key_value=layers.step(_query_key_value),
+            text_query=layers.step(_text_query),
+            feed_forward=layers.step(_feed_forward),
+        )
         tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])
         self._tables = tables[:, None].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
@@ -185,7 +189,8 @@ class PackedDiT:
         q, k, v = steps.query_key_value(block, x, shift_a, scale_a, by_row, self._heads)
         attended = self.attention(q, k, v, rows.self_attention)
         x, q = steps.text_query(block, x, attended, gate_a, by_row, self._heads)
-        attended = self.attention(q, *key_values.unbind(0), rows.cross_attention)
+        k, v = key_values.unbind(0)
+        attended = self.attention(q, k, v, rows.cross_attention)
         return steps.feed_forward(block, x, attended, (shift_m, scale_m, gate_m), by_row)
 
 
@@ -200,10 +205,11 @@ class _Steps:
 
 def _query_key_value(
     block: _Block, x: Tensor, shift: Tensor, scale: Tensor, by_row: ByRow, heads: int
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (T, A, K) of x (T, D), modulated by shift and 1 + scale (R, D)."""
     qkv = block.to_qkv(by_row.apply_by_row(_shift_and_scale, [_norm(x, block.eps)], [shift, scale]))
-    return torch.unflatten(qkv, 1, (3, heads, -1)).unbind(1)
+    q, k, v = torch.unflatten(qkv, 1, (3, heads, -1)).unbind(1)
+    return q, k, v
 
 
 def _text_query(

@@ -114,7 +114,9 @@ class PackedMMDiT:
         self._final = make_linear(*weight_and_bias(mmdit.proj_out))
         self.is_compiled = layers.is_compiled
         self._steps = _Steps(
-            *(layers.step(step) for step in (_query_key_value, _add_attended, _feed_forward))
+            query_key_value=layers.step(_query_key_value),
+            add_attended=layers.step(_add_attended),
+            feed_forward=layers.step(_feed_forward),
         )
         for adaln in mmdit.norms():
             del adaln.linear

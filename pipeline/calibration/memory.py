@@ -13,7 +13,7 @@ from safelight.pipeline.scheduling.batcher import Limits
 
 # The share of the free memory that ticks may take; the rest is for texts, decoding and fragmentation.
 USABLE = 0.8
-ROWS = (2, 4)
+ROWS = (4, 8)
 
 # Runs a computation; returns the most bytes that it took at one time beyond those that were taken before.
 MeasurePeak = Callable[[Callable[[], object]], int]
@@ -57,7 +57,7 @@ def limits_within(engine: Engine, model: ModelInfo, measure_peak: MeasurePeak, f
     bytes_per_token = max(1.0, (many_bytes - few_bytes) / (many - few))
     fixed_bytes = max(0.0, few_bytes - few * bytes_per_token)
     fitting = int((USABLE * free - fixed_bytes) / bytes_per_token)
-    return replace(limits, max_tokens=min(limits.max_tokens, max(few, fitting)))
+    return replace(limits, max_tokens=min(limits.max_tokens, max(few // 2, fitting)))
 
 
 def cuda_peak(device: torch.device) -> MeasurePeak:

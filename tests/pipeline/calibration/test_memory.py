@@ -16,15 +16,15 @@ def test_roomy_memory_leaves_the_limits() -> None:
     assert not tested.has_work
 
 
-@pytest.mark.parametrize("rows", [6, 10])
+@pytest.mark.parametrize("rows", [8, 12])  # whole products of a processor: 64 tokens
 def test_a_tick_of_the_limited_tokens_fits(rows: int) -> None:
-    """By the memory of a tick of `rows` rows, and not two more."""
+    """By the memory of a tick of `rows` rows, and one of two more does not."""
     tested = engine(max_rows=32)
     run_rows(tested, model(), rows)  # what is allocated once is not a tick's
     free = int(peak_bytes(lambda: run_rows(tested, model(), rows)) / USABLE)
     limits = limits_within(tested, model(), peak_bytes, free)
     assert limits.max_rows == tested.limits.max_rows
-    assert rows - 2 <= limits.max_tokens / 16 <= rows + 2
+    assert rows - 1 <= limits.max_tokens / 16 < rows + 2
 
 
 def test_one_image_always_fits_by_the_limits() -> None:

@@ -114,7 +114,7 @@ class SmallMemory:
 def test_a_tick_that_does_not_fit_is_made_smaller(clock: HostClock) -> None:
     """The images are as alone, and no later tick is tried that is as large."""
     network = SmallMemory(runner().network, 4)
-    small: Any = StepRunner(network, runner().dtype, runner().device, clock)  # type: ignore[arg-type]
+    small: Any = StepRunner(network, runner().dtype, runner().device, clock)
     engine = engine_on(small, model(), max_rows=16, max_tokens=10**6)
     images = [params(seed=seed, num_steps=3) for seed in range(6)]
     for number, image in enumerate(images):
@@ -127,7 +127,7 @@ def test_a_tick_that_does_not_fit_is_made_smaller(clock: HostClock) -> None:
 
 def test_an_image_that_does_not_fit_alone_fails_and_the_others_go_on() -> None:
     network = SmallMemory(runner().network, 1)
-    small: Any = StepRunner(network, runner().dtype, runner().device)  # type: ignore[arg-type]
+    small: Any = StepRunner(network, runner().dtype, runner().device)
     engine = engine_on(small, model(), max_rows=16)
     add(engine, "guided", params())
     add(engine, "plain", replace(params(), guidance_scale=1.0))
