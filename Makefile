@@ -12,11 +12,11 @@ INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
-.PHONY: docs bench load e2e chaos fuzz clients
+.PHONY: docs bench load e2e chaos fuzz clients gpu
 
 help:
 	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants"
-	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz | clients"
+	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz | clients | gpu"
 
 install: $(DEVELOPING)
 
@@ -133,6 +133,10 @@ e2e chaos: $(DEVELOPING)
 bench: $(DEVELOPING)
 	$(BIN)/python -m tests.bench.update
 	$(BIN)/safelight bench --check
+
+# Ten minutes on a GPU, which it needs: deploy/gpu.md.
+gpu: $(DEVELOPING)
+	$(BIN)/python -m tests.gpu
 
 load: $(DEVELOPING)
 	$(BIN)/python -m loadtests

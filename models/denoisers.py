@@ -15,8 +15,9 @@ from safelight.models.families.registry import find_network, list_networks, netw
 from safelight.models.families.spec import NetworkSpec
 from safelight.models.networks.interface import Network, NetworkConfig, PackedNetwork
 from safelight.models.packed.attention_choice import select_attention
+from safelight.models.packed.compiled import CompiledLayers, compile_blocks
 from safelight.models.packed.int8 import Int8, QuantizationUnavailable
-from safelight.models.packed.linear import UNQUANTIZED
+from safelight.models.packed.linear import UNQUANTIZED, LayerFactory
 from safelight.models.packed.unpacked import PerShapeNetwork
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,15 @@ def load_network(
     return cast(Network, load_into(build_empty(folder, options), folder, device, dtype, WEIGHTS, options))
 
 
-def pack(network: Network, quantization: str = "none") -> PackedNetwork:
+def pack(network: Network, quantization: str = "none", is_compiled: bool = False) -> PackedNetwork:
     """`network` in the engine's form, which takes its weights over: `network` must not be used any more.
 
     With `quantization` "int8" the large layers are those of `safelight.models.packed.int8`.
-    Raises `QuantizationUnavailable` if the device or the network does not support that.
+    With `is_compiled` the blocks are those of `safelight.models.packed.compiled`.
+    Raises `QuantizationUnavailable` if the device or the network does not support that, or for both.
     """
+    if is_compiled and quantization != "none":
+        raise QuantizationUnavailable(f"compiled blocks need quantization none, not {quantization}")
     spec = network_of(network.config)
     weight, config = next(cast(nn.Module, network).parameters()), network.config
     if not spec.packs_rows:
@@ -70,13 +74,21 @@ def pack(network: Network, quantization: str = "none") -> PackedNetwork:
             raise QuantizationUnavailable(
                 f"quantization {quantization} is for networks whose rows are packed; {spec.title}'s are not"
             )
-        return PerShapeNetwork(network, is_row_by_row=weight.device.type == "cpu")
+        if is_compiled:
+            compile_blocks(network)
+        return PerShapeNetwork(network, weight.device.type == "cpu", is_compiled)
     attention, why = select_attention(
         weight.device, weight.dtype, config.num_attention_heads, config.attention_head_dim
     )
     logger.info("attention by %s: %s", attention.name, why)
-    layers = Int8.on(weight.device, weight.dtype) if quantization == "int8" else UNQUANTIZED
-    return spec.pack(network, attention, layers)
+    return spec.pack(network, attention, _layers(weight, quantization, is_compiled))
+
+
+def _layers(weight: Tensor, quantization: str, is_compiled: bool) -> LayerFactory:
+    """The large layers of a network with this `weight`; arguments and errors as in `pack`."""
+    if is_compiled:
+        return CompiledLayers()
+    return Int8.on(weight.device, weight.dtype) if quantization == "int8" else UNQUANTIZED
 
 
 def example_text(

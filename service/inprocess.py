@@ -141,6 +141,7 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
     with gc_frozen_imports():
         from safelight.pipeline.assembly.engine import build_engine
         from safelight.pipeline.calibration.cost_curve import measure_curve
+        from safelight.pipeline.calibration.memory import memory_limits
         from safelight.pipeline.calibration.peak import quick_gemm_peak
 
     def make() -> Engine:
@@ -150,10 +151,11 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
             max_tokens=settings.max_tokens,
             num_threads=settings.denoise_threads or num_cores(),
             quantization=settings.quantization,
+            is_compiled=settings.compile_blocks,
         )
         curve = measure_curve(engine, model)
         peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
-        return engine.calibrated(curve, peak_flops)
+        return engine.calibrated(curve, peak_flops, memory_limits(engine, model))
 
     return DenoiseStage(make, settings.deadline_seconds)
 

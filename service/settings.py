@@ -195,6 +195,11 @@ class Settings(BaseSettings):
         description="Quantization of the denoiser's large layers; `int8` is faster from a width of about "
         "1,000 (docs/performance.md).",
     )
+    compile_blocks: bool = Field(
+        False,
+        description="Whether torch compiles the denoiser's blocks, once at the start; for GPUs. An image may "
+        "then differ by rounding from the same image in another batch. Not with `quantization`.",
+    )
     max_rows: Annotated[int, AfterValidator(check_max_rows)] = Field(
         16,
         description="Most rows of the network's batch in one tick, at least 2: a guided image takes two.",
@@ -341,6 +346,8 @@ class Settings(BaseSettings):
                     f"{name} has no effect with stages=colocated, where one replica holds all stages; "
                     f"set {denoise} instead"
                 )
+        if self.compile_blocks and self.quantization != "none":
+            raise ValueError(f"compile_blocks needs quantization=none, got {self.quantization}")
         return self
 
     def updated(self, **changes: Any) -> Self:

@@ -15,6 +15,7 @@ from tests.needs import IS_CI
 # Complete reasons, as regular expressions.
 ALLOWED_IN_CI = (
     "long; --long runs it",  # `make check-long` runs them
+    "no CUDA device; `make gpu` runs it where there is one",
 )
 
 

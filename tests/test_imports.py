@@ -17,11 +17,12 @@ PARTS = ("models", "pipeline", "service")
 ARROWS: dict[str, str] = {
     "models.checkpoints": "",
     "models.cuda_runtime": "",
+    "models.device_copies": "",
     "models.evaluation": "models.checkpoints models.text",
-    "models.networks": "models.checkpoints",
+    "models.networks": "models.checkpoints models.device_copies",
     "models.text": "models.checkpoints",
     "models.autoencoders": "models.checkpoints models.networks",
-    "models.packed": "models.cuda_runtime models.networks",
+    "models.packed": "models.cuda_runtime models.device_copies models.networks",
     "models.tiny": "models.autoencoders models.checkpoints models.networks models.text",
     "models.families": "models.checkpoints models.networks models.packed models.text",
     "models.denoisers": "models.checkpoints models.families models.networks models.packed",
@@ -39,12 +40,13 @@ ARROWS: dict[str, str] = {
         "pipeline.diffusion pipeline.errors pipeline.params"
     ),
     "pipeline.engine": (
-        "models.autoencoders models.networks models.text pipeline.diffusion pipeline.errors "
-        "pipeline.flops pipeline.params pipeline.scheduling"
+        "models.autoencoders models.device_copies models.networks models.text pipeline.diffusion "
+        "pipeline.errors pipeline.flops pipeline.params pipeline.scheduling"
     ),
     "pipeline.assembly": (
         "models.autoencoders models.checkpoints models.denoisers models.families models.find_checkpoint "
-        "models.inspection pipeline.catalog pipeline.engine pipeline.scheduling"
+        "models.inspection models.networks pipeline.catalog pipeline.engine pipeline.params "
+        "pipeline.scheduling"
     ),
     "pipeline.capacity": (
         "models.autoencoders models.checkpoints models.families models.text pipeline.catalog "
@@ -61,8 +63,8 @@ ARROWS: dict[str, str] = {
         "pipeline.params"
     ),
     "pipeline.benchmark": (
-        "models.checkpoints models.cuda_runtime models.networks pipeline.assembly "
-        "pipeline.calibration pipeline.catalog pipeline.diffusion pipeline.engine "
+        "models.checkpoints models.cuda_runtime models.families models.networks pipeline.assembly "
+        "pipeline.calibration pipeline.capacity pipeline.catalog pipeline.diffusion pipeline.engine "
         "pipeline.params pipeline.scheduling"
     ),
     "models.recipes": "models.* pipeline.*",

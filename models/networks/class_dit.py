@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.models.device_copies import to_device
 from safelight.models.networks.attention import BACKENDS, Attention
 from safelight.models.networks.config import TIME_FREQUENCIES, ClassDiTConfig
 from safelight.models.networks.dit import SelfAttention
@@ -161,9 +162,8 @@ class ClassDiT(nn.Module):
         key = (height, width, like.device, like.dtype)
         if key not in self._positions:
             patch, base = self.config.patch_size, self.config.sample_size // self.config.patch_size
-            self._positions[key] = sincos_positions(
-                height // patch, width // patch, base, 1.0, self.config.width
-            )[None].to(like)
+            grid = sincos_positions(height // patch, width // patch, base, 1.0, self.config.width)
+            self._positions[key] = to_device(grid[None], like.device, like.dtype)
         return self._positions[key]
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safelight.models.device_copies import to_device
 from safelight.models.networks.attention import BACKENDS, Attention
 from safelight.models.networks.config import TIME_FREQUENCIES, DiTConfig
 from safelight.models.networks.layers import (
@@ -159,8 +160,10 @@ class AdaLNSingle(nn.Module):
             if size is None:
                 raise ValueError("this network needs the size of the image")
             height, width = size
-            resolution = self._embedded("resolution_embedder", timesteps.new_tensor([height, width]))
-            aspect = self._embedded("aspect_ratio_embedder", timesteps.new_tensor([height / width]))
+            # Filled, not copied from the host, which would wait for the device.
+            sides = torch.cat([timesteps.new_full((1,), height), timesteps.new_full((1,), width)])
+            resolution = self._embedded("resolution_embedder", sides)
+            aspect = self._embedded("aspect_ratio_embedder", timesteps.new_full((1,), height / width))
             final = final + torch.cat([resolution.flatten(), aspect.flatten()])
         return Modulations(torch.unflatten(self.linear(F.silu(final)), 1, (6, -1)), final)
 
@@ -256,5 +259,5 @@ class DiT(nn.Module):
                 config.interpolation_scale,
                 config.width,
             )
-            self._positions[key] = grid[None].to(like)
+            self._positions[key] = to_device(grid[None], like.device, like.dtype)
         return self._positions[key]

@@ -88,12 +88,20 @@ class PackedNetwork(Protocol):
         """Name of the attention back end."""
         ...
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its blocks are compiled; a row's bits may then depend on the other rows."""
+        ...
+
     def prepare_times(self, timesteps: Tensor, size: tuple[int, int]) -> Times:
         """`timesteps` (T,), each 1000 t, for images of `size` (height, width) in pixels."""
         ...
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
-        """The part of `prepare_row` that does not depend on the times; shapes as in `Network.prepare_row`."""
+        """The part of `prepare_row` that does not depend on the times; shapes as in `Network.prepare_row`.
+
+        `mask` is on the host, the others on the network's device.
+        """
         ...
 
     def prepare_row(self, text: Any, times: Times) -> Row:

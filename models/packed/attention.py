@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from safelight.models.device_copies import to_device
 from safelight.models.packed.layout import Layout, RowRun, common_runs
 
 AttentionMetadata = Any  # each back end has its own type
@@ -31,16 +32,28 @@ class PackedAttention(Protocol):
     def name(self) -> str: ...
 
     def prepare(
-        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
+        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype, device: torch.device
     ) -> AttentionMetadata:
         """Return the metadata for rows of these lengths.
 
-        `mask` (S,) is True for the keys to attend to; None attends to all of them.
+        Args:
+            queries: the rows' numbers of queries.
+            keys: the rows' numbers of keys.
+            mask: (S,), on the host, True for the keys to attend to; None attends to all of them.
+            dtype: of queries, keys and values.
+            device: where they are. The host does not wait for it.
+        """
+        ...
+
+    def select_keys(self, keys: Tensor, dim: int, metadata: AttentionMetadata) -> Tensor:
+        """Return the keys or values in the form that calls with `metadata` take; `dim` has all S of them.
+
+        Once a batch, not at every call.
         """
         ...
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """Map q (T, A, K), k and v (S, A, K) to (T, A, K)."""
+        """Map q (T, A, K), k and v (S, A, K), both after `select_keys`, to (T, A, K)."""
         ...
 
 
@@ -65,9 +78,12 @@ class PerLengthAttention:
     kernel: Kernel
 
     def prepare(
-        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
+        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype, device: torch.device
     ) -> tuple[EqualRows, ...]:
-        return tuple(EqualRows(q, k, _bias(mask, k, dtype)) for q, k in common_runs((queries, keys)))
+        return tuple(EqualRows(q, k, _bias(mask, k, dtype, device)) for q, k in common_runs((queries, keys)))
+
+    def select_keys(self, keys: Tensor, dim: int, metadata: tuple[EqualRows, ...]) -> Tensor:
+        return keys
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, metadata: tuple[EqualRows, ...]) -> Tensor:
         outputs = [
@@ -109,15 +125,15 @@ def products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return torch.unflatten(torch.bmm(scores.softmax(dim=-1), v), 0, (rows, heads))
 
 
-def _bias(mask: Tensor | None, keys: RowRun, dtype: torch.dtype) -> Tensor | None:
+def _bias(mask: Tensor | None, keys: RowRun, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """Return 0 for keys to attend to and -inf for the others, (R, 1, 1, L); None if no key is masked."""
     if mask is None:
         return None
     attended = keys.batch(mask)[:, None, None]
     if bool(attended.all()):
         return None
-    bias = torch.zeros(attended.shape, dtype=dtype, device=attended.device)
-    return bias.masked_fill(~attended, -torch.inf)
+    bias = torch.zeros(attended.shape, dtype=dtype).masked_fill(~attended, -torch.inf)
+    return to_device(bias, device)
 
 
 def _heads_first(x: Tensor, run: RowRun) -> Tensor:

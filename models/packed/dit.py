@@ -8,7 +8,7 @@ Shapes: R rows, T image tokens of all rows, L text tokens of a row, S text token
 A heads, K = D / A, B blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from safelight.models.networks.dit import Block, DiT, Modulations
 from safelight.models.networks.layers import modulate
 from safelight.models.packed.attention import AttentionMetadata, PackedAttention
+from safelight.models.packed.compiled import token_rows, with_min_rows
 from safelight.models.packed.layers import (
     add_gated,
     fuse_layers,
@@ -26,7 +27,7 @@ from safelight.models.packed.layers import (
     unpatchify_groups,
     weight_and_bias,
 )
-from safelight.models.packed.layout import Layout
+from safelight.models.packed.layout import ByRow, Layout
 from safelight.models.packed.linear import UNQUANTIZED, LayerFactory, LinearFunction, make_linear
 
 FINAL_EPS = 1e-6
@@ -35,7 +36,10 @@ SCALES = [1, 4]  # which of a block's six modulations are scales; `1 + scale` is
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text for cross-attention: its `key_values` (B, 2, L, A, K) in every block, and its `mask` (L,)."""
+    """One text for cross-attention: its `key_values` (B, 2, L, A, K) in every block.
+
+    Its `mask` (L,) stays on the host, which plans each batch's attention by it.
+    """
 
     key_values: Tensor
     mask: Tensor
@@ -62,8 +66,9 @@ class Rows:
     """A batch of rows: their layout, their packed texts, and each row's modulations."""
 
     image: Layout
+    by_row: ByRow  # of the image tokens
     positions: Tensor  # (T, D)
-    key_values: Tensor  # of the texts, (B, 2, S, A, K)
+    key_values: Tensor  # of the texts, (B, 2, S, A, K), as `select_keys` leaves them
     modulations: tuple[Modulations, ...]
     self_attention: AttentionMetadata
     cross_attention: AttentionMetadata
@@ -96,6 +101,12 @@ class PackedDiT:
             )
         )
         self._blocks = [_make_block(block, layers) for block in dit.transformer_blocks]
+        self.is_compiled = layers.is_compiled
+        self._steps = _Steps(
+            query_key_value=layers.step(_query_key_value),
+            text_query=layers.step(_text_query),
+            feed_forward=layers.step(_feed_forward),
+        )
         tables = torch.stack([block.scale_shift_table for block in dit.transformer_blocks])
         self._tables = tables[:, None].clone()  # (B, 1, 6, D)
         self._tables[:, :, SCALES] += 1
@@ -111,7 +122,7 @@ class PackedDiT:
         return self._dit.modulations(timesteps, size)
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
-        """Prepare one text: `states` (L, caption_channels), `mask` (L,); this family reads no pooled text."""
+        """Prepare one text: `states` (L, caption_channels), and `mask` (L,) of the host; none is pooled."""
         key_values = torch.unflatten(
             self._text(self._dit.caption_projection(states)), 1, (len(self._blocks), 2, self._heads, -1)
         )
@@ -127,14 +138,17 @@ class PackedDiT:
         image = Layout(tuple((height // patch) * (width // patch) for height, width in shapes))
         text = Layout(tuple(row.text_tokens for row in rows))
         key_values = torch.cat([row.text.key_values for row in rows], dim=2)
+        device, dtype = key_values.device, key_values.dtype
         masks = torch.cat([row.text.mask for row in rows])
+        cross_attention = self.attention.prepare(image, text, masks, dtype, device)
         return Rows(
             image=image,
+            by_row=token_rows(image, device) if self.is_compiled else image,
             positions=torch.cat([self._dit.positions(*shape, key_values)[0] for shape in shapes]),
-            key_values=key_values,
+            key_values=self.attention.select_keys(key_values, 2, cross_attention),
             modulations=tuple(row.modulations for row in rows),
-            self_attention=self.attention.prepare(image, image, None, key_values.dtype),
-            cross_attention=self.attention.prepare(image, text, masks, key_values.dtype),
+            self_attention=self.attention.prepare(image, image, None, dtype, device),
+            cross_attention=cross_attention,
         )
 
     def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:
@@ -144,6 +158,8 @@ class PackedDiT:
         """
         row_steps = list(zip(rows.modulations, steps, strict=True))
         modulations = self._tables + torch.stack([m.blocks[step] for m, step in row_steps])  # (B, R, 6, D)
+        if self.is_compiled:
+            modulations = with_min_rows(modulations, 1)
         patch = self.config.patch_size
         x = self._patch(torch.cat([patchify(group, patch) for group in latents])) + rows.positions
         for block, modulation, key_values in zip(self._blocks, modulations, rows.key_values, strict=True):
@@ -168,16 +184,50 @@ class PackedDiT:
         Returns:
             Image tokens (T, D).
         """
-        by_row = rows.image.apply_by_row
+        by_row, steps = rows.by_row, self._steps
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
-        qkv = block.to_qkv(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_a, scale_a]))
-        q, k, v = torch.unflatten(qkv, 1, (3, self._heads, -1)).unbind(1)
-        attended = block.to_out(self.attention(q, k, v, rows.self_attention).flatten(1))
-        x = by_row(add_gated, [x, attended], [gate_a])
-        q, (k, v) = torch.unflatten(block.to_text_q(x), 1, (self._heads, -1)), key_values.unbind(0)
-        x = x + block.to_text_out(self.attention(q, k, v, rows.cross_attention).flatten(1))
-        changed = block.mlp(by_row(_shift_and_scale, [_norm(x, block.eps)], [shift_m, scale_m]))
-        return by_row(add_gated, [x, changed], [gate_m])
+        q, k, v = steps.query_key_value(block, x, shift_a, scale_a, by_row, self._heads)
+        attended = self.attention(q, k, v, rows.self_attention)
+        x, q = steps.text_query(block, x, attended, gate_a, by_row, self._heads)
+        k, v = key_values.unbind(0)
+        attended = self.attention(q, k, v, rows.cross_attention)
+        return steps.feed_forward(block, x, attended, (shift_m, scale_m, gate_m), by_row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """The steps of a block between its attentions, as functions of tensors that may be compiled."""
+
+    query_key_value: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    text_query: Callable[..., tuple[Tensor, Tensor]]
+    feed_forward: Callable[..., Tensor]
+
+
+def _query_key_value(
+    block: _Block, x: Tensor, shift: Tensor, scale: Tensor, by_row: ByRow, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (T, A, K) of x (T, D), modulated by shift and 1 + scale (R, D)."""
+    qkv = block.to_qkv(by_row.apply_by_row(_shift_and_scale, [_norm(x, block.eps)], [shift, scale]))
+    q, k, v = torch.unflatten(qkv, 1, (3, heads, -1)).unbind(1)
+    return q, k, v
+
+
+def _text_query(
+    block: _Block, x: Tensor, attended: Tensor, gate: Tensor, by_row: ByRow, heads: int
+) -> tuple[Tensor, Tensor]:
+    """x (T, D) with the output (T, A, K) of self-attention, and its queries (T, A, K) to the text."""
+    x = by_row.apply_by_row(add_gated, [x, block.to_out(attended.flatten(1))], [gate])
+    return x, torch.unflatten(block.to_text_q(x), 1, (heads, -1))
+
+
+def _feed_forward(
+    block: _Block, x: Tensor, attended: Tensor, modulation: Sequence[Tensor], by_row: ByRow
+) -> Tensor:
+    """x (T, D) with the output (T, A, K) of cross-attention, through the feed-forward."""
+    shift, scale, gate = modulation
+    x = x + block.to_text_out(attended.flatten(1))
+    changed = block.mlp(by_row.apply_by_row(_shift_and_scale, [_norm(x, block.eps)], [shift, scale]))
+    return by_row.apply_by_row(add_gated, [x, changed], [gate])
 
 
 def _make_block(block: Block, layers: LayerFactory) -> _Block:

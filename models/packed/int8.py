@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safelight.models.packed.linear import LinearFunction
+from safelight.models.packed.linear import LinearFunction, Step
 
 MAX_INT8 = 127
 # CPUs multiply unsigned by signed numbers, so there a token's values are stored with this added.
@@ -58,6 +58,10 @@ class Int8:
     """A `LayerFactory` that makes int8 layers."""
 
     kernels: Int8Kernels
+    is_compiled = False  # as a whole; its own kernels are
+
+    def step(self, function: Step) -> Step:
+        return function
 
     @classmethod
     def on(cls, device: torch.device, dtype: torch.dtype) -> "Int8":
@@ -121,7 +125,9 @@ def _quantize_weight(weight: Tensor, bias: Tensor) -> QuantizedWeight:
         if weight.device.type == "cpu"
         else torch.zeros_like(scale, dtype=torch.int32)
     )
-    return QuantizedWeight(values.t().contiguous(), scale / MAX_INT8, surplus, bias.float())
+    # cuBLAS takes the second factor of an int8 product column by column.
+    transposed = values.t().contiguous() if weight.device.type == "cpu" else values.t()
+    return QuantizedWeight(transposed, scale / MAX_INT8, surplus, bias.float())
 
 
 @lru_cache

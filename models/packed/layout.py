@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +76,16 @@ class Layout:
                 for run in self.runs
             ]
         )
+
+
+class ByRow(Protocol):
+    """What elementwise steps need of the rows: `Layout`, or a form of it for compiled steps."""
+
+    def apply_by_row(
+        self, function: Callable[..., Tensor], tokens: Sequence[Tensor], row_values: Sequence[Tensor]
+    ) -> Tensor:
+        """As `Layout.apply_by_row`."""
+        ...
 
 
 def common_runs(layouts: Sequence[Layout]) -> list[tuple[RowRun, ...]]:

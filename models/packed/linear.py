@@ -6,7 +6,7 @@ Shapes: T tokens, D_in and D_out channels.
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from safelight.models.packed.batch_invariance import (
 
 LinearFunction = Callable[[Tensor], Tensor]
 ProductFactory = Callable[[Tensor, Tensor, bool], LinearFunction]  # of weight, bias, has_gelu
+Step = TypeVar("Step", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,23 @@ class LayerFactory(Protocol):
         """Return two layers (weight, bias) with a GELU (tanh) between them, (T, D_in) to (T, D_out)."""
         ...
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `step` compiles."""
+        ...
+
+    def step(self, function: Step) -> Step:
+        """Return `function`, a step of a block between two attentions, in the form in which it runs."""
+        ...
+
 
 class Unquantized:
     """Makes layers in the network's own dtype."""
+
+    is_compiled = False
+
+    def step(self, function: Step) -> Step:
+        return function
 
     def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
         return make_linear(weight, bias)
@@ -62,7 +77,7 @@ def make_linear(weight: Tensor, bias: Tensor, has_gelu: bool = False) -> LinearF
     not depend on the other tokens.
     """
     if weight.device.type != "cpu":
-        return _torch_product(weight, bias, has_gelu)
+        return torch_product(weight, bias, has_gelu)
     d_out, d_in = weight.shape
     make_product, lengths = _select_product(d_out, d_in, weight.dtype, has_gelu, torch.get_num_threads())
     product = make_product(weight, bias, has_gelu)
@@ -104,13 +119,14 @@ def _select_product(
 def _implementations(dtype: torch.dtype) -> tuple[ProductFactory, ...]:
     """The implementations on a CPU, the usually fastest one first."""
     if not _has_onednn(dtype):
-        return (_torch_product,)
+        return (torch_product,)
     if dtype == torch.bfloat16:
-        return (_onednn_product, _torch_product)
-    return (_torch_product, _onednn_product)
+        return (_onednn_product, torch_product)
+    return (torch_product, _onednn_product)
 
 
-def _torch_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
+def torch_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
+    """torch's own product, whose bits may depend on the number of tokens."""
     if has_gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
     return lambda x: F.linear(x, weight, bias)
@@ -118,7 +134,7 @@ def _torch_product(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFuncti
 
 def _product_by_token(weight: Tensor, bias: Tensor, has_gelu: bool) -> LinearFunction:
     """Multiply each token alone: slow, and batch-invariant by construction."""
-    product = _torch_product(weight, bias, has_gelu)
+    product = torch_product(weight, bias, has_gelu)
     return lambda x: torch.cat([product(token) for token in torch.split(x, 1)])
 
 

@@ -10,7 +10,7 @@ D width, A heads, K = D / A, M modulation channels of all blocks, P channels of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from safelight.models.networks.layers import FeedForward, modulate
 from safelight.models.networks.mmdit import AdaLN, Block, ImageAttention, MMDiT, norm
 from safelight.models.packed.attention import AttentionMetadata, PackedAttention
+from safelight.models.packed.compiled import token_rows, with_min_rows
 from safelight.models.packed.layers import (
     add_gated,
     fuse_layers,
@@ -27,7 +28,7 @@ from safelight.models.packed.layers import (
     unpatchify_groups,
     weight_and_bias,
 )
-from safelight.models.packed.layout import Layout, RowRun, common_runs
+from safelight.models.packed.layout import ByRow, Layout, RowRun, common_runs
 from safelight.models.packed.linear import UNQUANTIZED, LayerFactory, LinearFunction, make_linear
 
 
@@ -61,6 +62,8 @@ class Rows:
 
     image: Layout
     text: Layout
+    image_by_row: ByRow
+    text_by_row: ByRow
     positions: Tensor  # (T, D)
     tokens: Tensor  # of the texts, (S, D)
     modulations: tuple[Tensor, ...]
@@ -109,6 +112,12 @@ class PackedMMDiT:
         self._patch = make_linear(*patch_weight_and_bias(mmdit.pos_embed.proj))
         self._blocks = [_make_block(block, layers) for block in mmdit.transformer_blocks]
         self._final = make_linear(*weight_and_bias(mmdit.proj_out))
+        self.is_compiled = layers.is_compiled
+        self._steps = _Steps(
+            query_key_value=layers.step(_query_key_value),
+            add_attended=layers.step(_add_attended),
+            feed_forward=layers.step(_feed_forward),
+        )
         for adaln in mmdit.norms():
             del adaln.linear
         del mmdit.transformer_blocks
@@ -138,17 +147,22 @@ class PackedMMDiT:
         text = Layout(tuple(row.text_tokens for row in rows))
         joint = Layout(tuple(map(sum, zip(image.lengths, text.lengths, strict=True))))
         tokens = torch.cat([row.text.tokens for row in rows])
+        device = tokens.device
         positions = torch.cat([self._mmdit.pos_embed.positions(*shape)[0] for shape in shapes])
         has_dual = any(block.dual for block in self._blocks)
         return Rows(
             image=image,
             text=text,
+            image_by_row=token_rows(image, device) if self.is_compiled else image,
+            text_by_row=token_rows(text, device) if self.is_compiled else text,
             positions=positions.to(tokens.dtype),
             tokens=tokens,
             modulations=tuple(row.modulations for row in rows),
             runs=tuple(common_runs((image, text))),
-            joint_attention=self.attention.prepare(joint, joint, None, tokens.dtype),
-            image_attention=self.attention.prepare(image, image, None, tokens.dtype) if has_dual else None,
+            joint_attention=self.attention.prepare(joint, joint, None, tokens.dtype, device),
+            image_attention=(
+                self.attention.prepare(image, image, None, tokens.dtype, device) if has_dual else None
+            ),
         )
 
     def predict(self, latents: Sequence[Tensor], rows: Rows, steps: Sequence[int]) -> list[Tensor]:
@@ -158,6 +172,8 @@ class PackedMMDiT:
         """
         patch = self.config.patch_size
         modulations = torch.stack([m[step] for m, step in zip(rows.modulations, steps, strict=True)])
+        if self.is_compiled:
+            modulations = with_min_rows(modulations, 0)
         *block_modulations, final = torch.split(modulations, self._widths, dim=1)
         x = self._patch(torch.cat([patchify(group, patch) for group in latents])) + rows.positions
         text = rows.tokens
@@ -169,7 +185,7 @@ class PackedMMDiT:
                 block, x, text, _split(image_norm, image_modulation), _split(text_norm, text_modulation), rows
             )
         shift, scale = _split(self._mmdit.norm_out, final)
-        x = self._final(rows.image.apply_by_row(modulate, [norm(x)], [shift, scale]))
+        x = self._final(rows.image_by_row.apply_by_row(modulate, [norm(x)], [shift, scale]))
         return unpatchify_groups(x, latents, patch)
 
     def _run_block(
@@ -195,74 +211,53 @@ class PackedMMDiT:
         Returns:
             Image tokens (T, D) and text tokens (S, D).
         """
-        normed = norm(x)
-        x_attended, text_attended = self._attend_jointly(
-            block, normed, text, image_modulation[:2], text_modulation[:2], rows
+        steps, by_image, by_text = self._steps, rows.image_by_row, rows.text_by_row
+        image_qkv = steps.query_key_value(block.image, x, *image_modulation[:2], by_image, self._heads)
+        text_qkv = steps.query_key_value(block.text, text, *text_modulation[:2], by_text, self._heads)
+        q, k, v = (_interleave(*pair, rows.runs) for pair in zip(image_qkv, text_qkv, strict=True))
+        attended, text_attended = _separate(
+            self.attention(q, k, v, rows.joint_attention).flatten(1), rows.runs
         )
-        assert block.image.to_out is not None
-        x = rows.image.apply_by_row(add_gated, [x, block.image.to_out(x_attended)], [image_modulation[2]])
+        after = steps.add_attended(block.image, x, attended, image_modulation[2], by_image)
         if block.dual is not None:
-            x = self._attend_to_image(block.dual, x, normed, image_modulation[6:], rows)
-        x = _feed_forward(block.image_mlp, x, image_modulation[3:6], rows.image)
-        if block.text_mlp is not None and block.text.to_out is not None:
+            shift, scale, gate = image_modulation[6:]
+            qkv = steps.query_key_value(block.dual, x, shift, scale, by_image, self._heads)
+            attended = self.attention(*qkv, rows.image_attention).flatten(1)
+            after = steps.add_attended(block.dual, after, attended, gate, by_image)
+        x = steps.feed_forward(block.image_mlp, after, image_modulation[3:6], by_image)
+        if block.text_mlp is not None:
             gate, *mlp = text_modulation[2:]
-            text = rows.text.apply_by_row(add_gated, [text, block.text.to_out(text_attended)], [gate])
-            text = _feed_forward(block.text_mlp, text, mlp, rows.text)
+            text = steps.add_attended(block.text, text, text_attended, gate, by_text)
+            text = steps.feed_forward(block.text_mlp, text, mlp, by_text)
         return x, text
 
-    def _attend_jointly(
-        self,
-        block: _Block,
-        normed: Tensor,
-        text: Tensor,
-        image_modulation: Sequence[Tensor],
-        text_modulation: Sequence[Tensor],
-        rows: Rows,
-    ) -> tuple[Tensor, Tensor]:
-        """Attend over each row's image and text tokens together.
 
-        Args:
-            block: its layers.
-            normed: normalised image tokens (T, D).
-            text: text tokens (S, D).
-            image_modulation: shift and scale (R, D) of the image.
-            text_modulation: shift and scale (R, D) of the text.
-            rows: the batch.
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """The steps of a block between its attentions, as functions of tensors that may be compiled."""
 
-        Returns:
-            The attention's output for image tokens (T, D) and text tokens (S, D).
-        """
-        image_qkv = block.image.query_key_value(
-            rows.image.apply_by_row(modulate, [normed], image_modulation), self._heads
-        )
-        text_qkv = block.text.query_key_value(
-            rows.text.apply_by_row(modulate, [norm(text)], text_modulation), self._heads
-        )
-        q, k, v = (_interleave(*pair, rows.runs) for pair in zip(image_qkv, text_qkv, strict=True))
-        return _separate(self.attention(q, k, v, rows.joint_attention).flatten(1), rows.runs)
+    query_key_value: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    add_attended: Callable[..., Tensor]
+    feed_forward: Callable[..., Tensor]
 
-    def _attend_to_image(
-        self, dual: _Stream, x: Tensor, normed: Tensor, modulation: Sequence[Tensor], rows: Rows
-    ) -> Tensor:
-        """Add a dual block's attention of the image to itself.
 
-        Args:
-            dual: the layers of this attention.
-            x: image tokens (T, D).
-            normed: the block's normalised input (T, D).
-            modulation: shift, scale and gate (R, D) each.
-            rows: the batch.
+def _query_key_value(
+    stream: _Stream, x: Tensor, shift: Tensor, scale: Tensor, by_row: ByRow, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (T, A, K) of a stream's tokens x (T, D); shift and scale are (R, D)."""
+    return stream.query_key_value(by_row.apply_by_row(modulate, [norm(x)], [shift, scale]), heads)
 
-        Returns:
-            Image tokens (T, D).
-        """
-        shift, scale, gate = modulation
-        assert dual.to_out is not None
-        q, k, v = dual.query_key_value(
-            rows.image.apply_by_row(modulate, [normed], [shift, scale]), self._heads
-        )
-        attended = self.attention(q, k, v, rows.image_attention)
-        return rows.image.apply_by_row(add_gated, [x, dual.to_out(attended.flatten(1))], [gate])
+
+def _add_attended(stream: _Stream, x: Tensor, attended: Tensor, gate: Tensor, by_row: ByRow) -> Tensor:
+    """x (T, D) with the output (T, D) of an attention, through the stream's last layer and gate (R, D)."""
+    assert stream.to_out is not None
+    return by_row.apply_by_row(add_gated, [x, stream.to_out(attended)], [gate])
+
+
+def _feed_forward(mlp: LinearFunction, x: Tensor, modulation: Sequence[Tensor], by_row: ByRow) -> Tensor:
+    shift, scale, gate = modulation
+    modulated = by_row.apply_by_row(modulate, [norm(x)], [shift, scale])
+    return by_row.apply_by_row(add_gated, [x, mlp(modulated)], [gate])
 
 
 def _make_block(block: Block, layers: LayerFactory) -> _Block:
@@ -299,12 +294,6 @@ def _mlp(ff: FeedForward, layers: LayerFactory) -> LinearFunction:
 def _split(adaln: AdaLN, modulation: Tensor) -> tuple[Tensor, ...]:
     """Split the output of an adaLN, (R, parts D), into its parts (R, D)."""
     return tuple(part[:, 0] for part in adaln.split(modulation))
-
-
-def _feed_forward(mlp: LinearFunction, x: Tensor, modulation: Sequence[Tensor], layout: Layout) -> Tensor:
-    shift, scale, gate = modulation
-    modulated = layout.apply_by_row(modulate, [norm(x)], [shift, scale])
-    return layout.apply_by_row(add_gated, [x, mlp(modulated)], [gate])
 
 
 def _interleave(image: Tensor, text: Tensor, runs: Sequence[tuple[RowRun, ...]]) -> Tensor:

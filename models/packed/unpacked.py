@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safelight.models.device_copies import to_device
 from safelight.models.networks.interface import Network, Row, Rows, Times
 
 
@@ -35,10 +36,12 @@ class PerShapeNetwork:
     Attributes:
         network: the plain network.
         is_row_by_row: whether each row is, too.
+        is_compiled: whether its blocks are compiled.
     """
 
     network: Network
     is_row_by_row: bool
+    is_compiled: bool = False
 
     @property
     def config(self) -> Any:
@@ -52,7 +55,7 @@ class PerShapeNetwork:
         return self.network.prepare_times(timesteps, size)
 
     def prepare_text(self, states: Tensor, mask: Tensor, pooled: Tensor | None) -> Text:
-        return Text(states, mask, pooled)
+        return Text(states, to_device(mask, states.device), pooled)
 
     def prepare_row(self, text: Text, times: Times) -> Row:
         row: Row = self.network.prepare_row(text.states, text.mask, text.pooled, times)

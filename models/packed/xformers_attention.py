@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from safelight.models.cuda_runtime import preload_cuda_runtime
+from safelight.models.device_copies import to_device
 from safelight.models.packed.attention import PackedAttention
 from safelight.models.packed.attention_probe import TOLERANCE, largest_error
 from safelight.models.packed.layout import Layout
@@ -34,7 +35,7 @@ class BlockDiagonal:
 
 @dataclass(frozen=True, slots=True)
 class XformersAttention:
-    """A `PackedAttention`. Masked keys are removed before the call, so the lengths describe everything."""
+    """A `PackedAttention`. Masked keys are removed once a batch, so the lengths describe everything."""
 
     ops: Any  # the module xformers.ops
 
@@ -43,22 +44,23 @@ class XformersAttention:
         return "xformers"
 
     def prepare(
-        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype
+        self, queries: Layout, keys: Layout, mask: Tensor | None, dtype: torch.dtype, device: torch.device
     ) -> BlockDiagonal:
         key_lengths, key_indices = list(keys.lengths), None
         if mask is not None and not bool(mask.all()):
-            key_indices = mask.nonzero()[:, 0]
-            row_masks = torch.split(mask.cpu(), list(keys.lengths))
+            key_indices = to_device(mask.nonzero()[:, 0], device)
+            row_masks = torch.split(mask, list(keys.lengths))
             key_lengths = [int(row_mask.sum()) for row_mask in row_masks]
-        device = None if mask is None else mask.device
+        # xformers copies the lengths through pinned memory, too.
         bias = self.ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
             list(queries.lengths), key_lengths, device=device
         )
         return BlockDiagonal(bias, key_indices)
 
+    def select_keys(self, keys: Tensor, dim: int, metadata: BlockDiagonal) -> Tensor:
+        return keys if metadata.key_indices is None else keys.index_select(dim, metadata.key_indices)
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, metadata: BlockDiagonal) -> Tensor:
-        if metadata.key_indices is not None:
-            k, v = k[metadata.key_indices], v[metadata.key_indices]
         output: Tensor = self.ops.memory_efficient_attention(
             q[None], k[None], v[None], attn_bias=metadata.bias
         )[0]

@@ -3,7 +3,7 @@
 import torch
 
 from safelight.models.autoencoders.loading import load_vae
-from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
+from safelight.pipeline.assembly.device import fast_device, fast_dtype, keep_precision, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.image_decoder import ImageDecoder
 
@@ -22,6 +22,7 @@ def build_decoder(
         CheckpointError: The checkpoint cannot be loaded.
     """
     set_threads(num_threads)
+    keep_precision()
     dtype = dtype or fast_dtype()
     device = fast_device()
     vae = load_vae(model.path / "vae", str(device), dtype, model.read_options)

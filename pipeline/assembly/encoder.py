@@ -3,7 +3,7 @@
 import torch
 
 from safelight.models.families.registry import recognise
-from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
+from safelight.pipeline.assembly.device import fast_device, fast_dtype, keep_precision, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.engine.text_encoder import TextEncoder
 
@@ -27,6 +27,7 @@ def build_text_encoder(
         CheckpointError: The checkpoint cannot be loaded.
     """
     set_threads(num_threads)
+    keep_precision()
     conditioning = recognise(model.path).conditioning
     tower = conditioning.load_tower(model.path, fast_device(), dtype or fast_dtype(), model.read_options)
     return TextEncoder(tower)

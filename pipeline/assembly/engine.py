@@ -11,7 +11,7 @@ from safelight.models.checkpoints.options import require
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.denoisers import load_network, pack, read_config
 from safelight.models.families.registry import network_class, recognise
-from safelight.pipeline.assembly.device import fast_device, fast_dtype, set_threads
+from safelight.pipeline.assembly.device import fast_device, fast_dtype, keep_precision, set_threads
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.engine.engine import Engine
@@ -30,6 +30,7 @@ def build_engine(
     num_threads: int | None = None,
     dtype: torch.dtype | None = None,
     quantization: str = "none",
+    is_compiled: bool = False,
 ) -> Engine:
     """An engine on the denoiser of `model`, not yet calibrated (`safelight.pipeline.calibration.cost_curve`).
 
@@ -39,7 +40,8 @@ def build_engine(
         max_tokens: Image tokens that a tick may hold over all rows; 0 for those of `max_rows` native rows.
         num_threads: Threads of the kernels that the calling thread runs; None leaves the number to torch.
         dtype: Of the weights; by default what the device computes fast.
-        quantization: As in `safelight.models.denoisers.pack`.
+        quantization: As in `safelight.models.denoisers.pack`, as is `is_compiled`.
+        is_compiled: Whether the network's blocks are compiled.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded.
@@ -47,7 +49,7 @@ def build_engine(
     """
     set_threads(num_threads)
     check_fit(model.path, model.read_options)
-    runner = build_runner(model, dtype=dtype, quantization=quantization)
+    runner = build_runner(model, dtype=dtype, quantization=quantization, is_compiled=is_compiled)
     return engine_on(runner, model, max_rows=max_rows, max_tokens=max_tokens)
 
 
@@ -68,12 +70,17 @@ def engine_on(runner: StepRunner, model: ModelInfo, *, max_rows: int = 16, max_t
 
 
 def build_runner(
-    model: ModelInfo, *, dtype: torch.dtype | None = None, quantization: str = "none"
+    model: ModelInfo,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization: str = "none",
+    is_compiled: bool = False,
 ) -> StepRunner:
     """The denoising network alone, its weights checked tensor by tensor; arguments as in `build_engine`."""
     dtype, device = dtype or fast_dtype(), fast_device()
+    keep_precision()
     network = load_network(model.path / "transformer", str(device), dtype, model.read_options)
-    return StepRunner(pack(network, quantization), dtype, device)
+    return StepRunner.on(pack(network, quantization, is_compiled), dtype, device)
 
 
 def check_fit(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> None:

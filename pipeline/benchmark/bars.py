@@ -124,6 +124,8 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "share": lambda value: f"{100 * value:.3g} %",
     "dB": lambda value: f"{value:.1f} dB",
     "absolute": lambda value: f"{value:.1e}",
+    "seconds": lambda value: f"{value:.3g} s",
+    "count": lambda value: f"{value:,.0f}",
 }
 
 
@@ -248,3 +250,20 @@ STREAMING_BARS = (
         lambda figures: figures["first_preview_share"],
     ),
 )  # fmt: skip
+
+
+def _best_run(name: str, best: Callable[[Iterable[float]], float], in_flight: int | None = None) -> Any:
+    """The best value of a figure over the runs, or over those with one number of images in flight."""
+
+    def value(figures: Figures) -> float | None:
+        runs = [run for run in figures["runs"] if in_flight in (None, run["in_flight"])]
+        return best(run[name] for run in runs) if runs else None
+
+    return value
+
+
+# Of the project, for images of 1024x1024 of a published model on one GPU.
+RANDOM_WEIGHTS_BARS = (
+    Bar("latency of one image alone, decoded", 5.0, False, "seconds", _best_run("latency_s", min, 1)),
+    Bar("images an hour of one device", 1000.0, True, "count", _best_run("images_per_hour", max)),
+)

@@ -50,7 +50,8 @@ class NetworkClock:
 
 def _timed_runner(runner: StepRunner, clock: NetworkClock) -> StepRunner:
     """A runner of the same network whose evaluations are added to `clock`."""
-    return StepRunner(_TimedNetwork(runner.network, runner.wait, clock), runner.dtype, runner.device)
+    timed = _TimedNetwork(runner.network, runner.wait, clock)
+    return StepRunner(timed, runner.dtype, runner.device, runner.clock)
 
 
 @dataclass(frozen=True, slots=True)

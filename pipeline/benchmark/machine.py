@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,19 @@ def instruction_sets(flags: str) -> tuple[str, ...]:
     """The known instruction sets among the flags of a processor, widest last."""
     present = set(flags.split())
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in present)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from now on, where that is possible."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that tensors took on a GPU, or this process on a processor."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _field(cpuinfo: str, name: str) -> str:

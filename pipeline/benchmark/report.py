@@ -3,7 +3,6 @@
 Text is encoded before the clock starts, and latents are not decoded: only denoising is compared.
 """
 
-import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -16,7 +15,7 @@ from safelight.pipeline.benchmark.engine_under_test import EngineUnderTest, prep
 from safelight.pipeline.benchmark.fidelity import NUM_IMAGES, Fidelity, measure_fidelity
 from safelight.pipeline.benchmark.full_ticks import measure_full_ticks
 from safelight.pipeline.benchmark.head_of_line import measure_head_of_line
-from safelight.pipeline.benchmark.machine import Machine, identify_machine
+from safelight.pipeline.benchmark.machine import Machine, identify_machine, peak_memory_bytes
 from safelight.pipeline.benchmark.trace_replay import TraceResult, compare_on_trace, overload_trace
 from safelight.pipeline.benchmark.warm_up import warm_up
 from safelight.pipeline.calibration.curve_json import curve_as_dict
@@ -108,7 +107,7 @@ def run_benchmark(model: ModelInfo, options: BenchmarkOptions, progress: Progres
         head_of_line_crowded=head_of_line_crowded,
         fidelity=fidelity,
         bookkeeping_share=full_ticks.overhead_share,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_memory_bytes(runner.device),
     )
 
 

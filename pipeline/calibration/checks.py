@@ -134,7 +134,7 @@ def _predict_served(model: ModelInfo, example: _Example, quantization: str) -> T
     pooled = example.pooled
     if pooled is not None:
         pooled = pooled.to(device, dtype if pooled.is_floating_point() else pooled.dtype)
-    text = network.prepare_text(example.states.to(device, dtype), example.mask.to(device), pooled)
+    text = network.prepare_text(example.states.to(device, dtype), example.mask, pooled)
     times = network.prepare_times(torch.tensor([example.timestep]).to(device), example.size)
     height, width = example.x.shape[2:]
     rows = network.collate([network.prepare_row(text, times)], [(height, width)])

@@ -52,6 +52,16 @@ GPUS = {
 }
 
 
+# Share of the best matrix product that full ticks reach on a device without data sheet (docs/performance.md).
+MEASURED_PEAK_MFU = 0.5
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """The GPU that a driver calls `name`, such as "NVIDIA H100 80GB HBM3"; None if it is not in `GPUS`."""
+    words = name.lower().replace("-", " ").split()
+    return next((gpu for key, gpu in GPUS.items() if key in words), None)
+
+
 @dataclass(frozen=True, slots=True)
 class StageDurations:
     """Seconds of one image in each stage."""

@@ -11,8 +11,10 @@ from safelight.models.autoencoders.options import read_options
 from safelight.models.checkpoints.json_files import read_json, spatial_compression
 from safelight.models.checkpoints.options import find_unknown
 from safelight.models.checkpoints.read_options import ReadOptions
-from safelight.models.families.registry import list_families, list_networks, network_class, recognise
-from safelight.models.families.spec import Configs, Family, has_part
+from safelight.models.families.published_shapes import find_shape
+from safelight.models.families.published_shapes import list_shapes as list_shapes
+from safelight.models.families.registry import list_networks, network_class, recognise
+from safelight.models.families.spec import Configs, Family, PublishedCheckpoint, has_part
 from safelight.pipeline.capacity.image_cost import ModelProfile, Size
 from safelight.pipeline.capacity.unserved_profiles import UNSERVED
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -22,7 +24,7 @@ from safelight.pipeline.flops.vae import decode_flops
 
 def list_published() -> tuple[str, ...]:
     """The names of the published checkpoints that can be profiled without a folder."""
-    return (*_published_families(), *UNSERVED)
+    return (*list_shapes(), *UNSERVED)
 
 
 def model_profile(model: ModelInfo) -> ModelProfile:
@@ -50,14 +52,16 @@ def published_profile(name: str) -> ModelProfile:
     """The profile of a published checkpoint. Raises `KeyError` for a name that is not in `list_published`."""
     if name in UNSERVED:
         return UNSERVED[name]()
-    family = _published_families()[name]
-    published = family.published
-    assert published is not None
+    return checkpoint_profile(*find_shape(name))
+
+
+def checkpoint_profile(family: Family, published: PublishedCheckpoint) -> ModelProfile:
+    """The profile of a published checkpoint of `family`."""
     configs = published.configs
     side = configs["transformer"]["sample_size"] * spatial_compression(configs["vae"])
     shift = published.flow_shift
     return _profile(
-        name=name,
+        name=published.name,
         family=family,
         configs=configs,
         native_size=(side, side),
@@ -65,11 +69,6 @@ def published_profile(name: str) -> ModelProfile:
         prediction="epsilon" if shift is None else "flow",
         sizes=(),
     )
-
-
-def _published_families() -> dict[str, Family]:
-    """The families with a published checkpoint, by the checkpoint's name."""
-    return {family.published.name: family for family in list_families() if family.published is not None}
 
 
 def _read_configs(family: Family, folder: Path, options: ReadOptions) -> Configs:

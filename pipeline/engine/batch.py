@@ -11,6 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from safelight.models.device_copies import indices, to_device
 from safelight.models.networks.interface import PackedNetwork, Row, Rows
 from safelight.pipeline.diffusion.guidance import Guide, combine, rescale
 from safelight.pipeline.diffusion.solvers import READ, STATE
@@ -117,14 +118,14 @@ def _make_group(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tu
     num_samples = len(samples)
     group = ShapeGroup(
         samples=samples,
-        row_sample=torch.tensor([index for index, _, _ in rows], device=device),
-        cond_row=torch.tensor([position[index, 0] for index in range(num_samples)], device=device),
-        uncond_row=torch.tensor(
-            [position[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device=device
+        row_sample=indices([index for index, _, _ in rows], device),
+        cond_row=indices([position[index, 0] for index in range(num_samples)], device),
+        uncond_row=indices(
+            [position[index, len(sample.rows) - 1] for index, sample in enumerate(samples)], device
         ),
-        scale=torch.tensor([guide.scale for guide in guides], device=device)[:, None, None, None],
-        phi=torch.tensor(phis, device=device)[:, None, None, None] if any(phis) else None,
-        reuses=torch.tensor(reuses, device=device)[:, None, None, None] if any(reuses) else None,
+        scale=_by_sample([guide.scale for guide in guides], device),
+        phi=_by_sample(phis, device) if any(phis) else None,
+        reuses=_by_sample(reuses, device) if any(reuses) else None,
         keeps=tuple(
             index
             for index, sample in enumerate(samples)
@@ -134,6 +135,11 @@ def _make_group(samples: tuple[RunningSample, ...]) -> tuple[ShapeGroup, list[tu
         written=torch.empty(num_samples, len(STATE), *shape, device=device),
     )
     return group, [(samples[index], row) for index, _, row in rows]
+
+
+def _by_sample(values: Sequence[float | bool], device: torch.device) -> Tensor:
+    """One value for each sample, (S, 1, 1, 1), on `device`."""
+    return to_device(torch.tensor(values), device)[:, None, None, None]
 
 
 def gather(group: ShapeGroup) -> UpdateBuffers:
@@ -177,7 +183,8 @@ def update(buffers: UpdateBuffers, out: Tensor) -> Tensor:
     With fewer products than threads they would split products, which changes bits, so one thread does all.
     """
     buffers.read[:, READ.index("out")] = out
-    with nullcontext() if len(out) >= torch.get_num_threads() else _one_thread():
+    is_split = out.device.type == "cpu" and len(out) < torch.get_num_threads()
+    with _one_thread() if is_split else nullcontext():
         torch.bmm(buffers.update, buffers.read.flatten(2), out=buffers.written.flatten(2))
     return buffers.written
 

@@ -11,24 +11,25 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from safelight.models.networks.interface import NetworkConfig, Row
+from safelight.models.networks.interface import NetworkConfig
 from safelight.pipeline.diffusion.solvers import Plan
 from safelight.pipeline.engine import batch
+from safelight.pipeline.engine.activation import charge, start_sample
 from safelight.pipeline.engine.admission import Admission
+from safelight.pipeline.engine.in_flight import TickInFlight, queue_tick
 from safelight.pipeline.engine.metering import Metering, TickRecord, usage_of
 from safelight.pipeline.engine.plan_cache import PlanCache
-from safelight.pipeline.engine.previews import Estimate, SamplePreview, estimates, preview_ticks
+from safelight.pipeline.engine.previews import SamplePreview
 from safelight.pipeline.engine.runner import StepRunner
-from safelight.pipeline.engine.sample import QueuedSample, RunningSample, start_state
+from safelight.pipeline.engine.sample import QueuedSample, RunningSample
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
-from safelight.pipeline.flops.denoiser import row_flops, text_flops
 from safelight.pipeline.params import (
     NO_PREVIEWS,
     DenoiseUsage,
@@ -88,16 +89,21 @@ class Engine:
         self._metering = Metering(curve)
         self._queue = WaitingQueue[QueuedSample](curve.slowdown, key=attrgetter("request_id"))
         self._running: dict[str, RunningSample] = {}
+        self._finishing: dict[str, RunningSample] = {}  # their last tick is in flight
+        self._in_flight: TickInFlight | None = None  # only on a device that runs behind the host
+        self._to_abort: list[str] = []  # by the next `step`
         self._deadlines: list[tuple[float, str]] = []  # a heap; entries of samples that left are skipped
         self._recent_arrivals: deque[SampleWorkload] = deque(maxlen=RECENT_ARRIVALS)
         self._layout: batch.BatchLayout | None = None
         self._outcomes: list[SampleOutcome] = []  # since the last `step`
         self._previews: list[SamplePreview] = []  # since the last `take_previews`
 
-    def calibrated(self, curve: CostCurve, peak_flops: float | None = None) -> Engine:
-        """A new, empty engine on the same network that starts with measured costs."""
+    def calibrated(
+        self, curve: CostCurve, peak_flops: float | None = None, limits: Limits | None = None
+    ) -> Engine:
+        """A new, empty engine on the same network that starts with measured costs, and other `limits`."""
         scale = self._admission.latent_scale
-        return Engine(self._runner, self._make_plan, scale, self.limits, curve, peak_flops)
+        return Engine(self._runner, self._make_plan, scale, limits or self.limits, curve, peak_flops)
 
     @property
     def config(self) -> NetworkConfig:
@@ -132,13 +138,13 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._finishing)
 
     @property
     def open_seconds(self) -> float:
         """Device-seconds spent on the samples that have not left."""
-        waiting = sum(sample.device_seconds for sample in self._queue.by_arrival())
-        return waiting + sum(sample.device_seconds for sample in self._running.values())
+        samples = (*self._queue.by_arrival(), *self._running.values(), *self._finishing.values())
+        return sum(sample.device_seconds for sample in samples)
 
     @property
     def work_left(self) -> float:
@@ -149,7 +155,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue or self._running or self._outcomes)
+        return bool(self._queue or self._running or self._finishing or self._outcomes)
 
     def row_flops(self, width: int, height: int) -> int:
         """The operations of one row in one tick, for an image of `width` x `height` pixels without a text."""
@@ -182,15 +188,15 @@ class Engine:
             InvalidParams: This engine cannot generate the image.
             ValueError: The id is in use, or `uncond` or `source` is missing or has the wrong shape.
         """
-        if request_id in self._queue or request_id in self._running:
+        if request_id in self._queue or request_id in self._running or request_id in self._finishing:
             raise ValueError(f"request {request_id} is already in the engine")
         self._check_source(params, source)
-        started = time.perf_counter()
-        arrived = started if arrived is None else arrived
+        arrived = time.perf_counter() if arrived is None else arrived
+        start = self._runner.clock.mark()
         sample = self._admission.admit(request_id, params, cond, uncond, self.curve, arrived, deadline)
         sample.source = source
         sample.previews = previews
-        sample.device_seconds = time.perf_counter() - started
+        charge(sample, start, self._runner.clock)
         self._recent_arrivals.append(sample.workload)
         self._queue.add(sample)
         if deadline < math.inf:
@@ -208,7 +214,10 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Remove a sample; its outcome comes out of the next `step`. Unknown or finished ids are ignored."""
-        self._remove(request_id, FinishReason.ABORTED)
+        if self._in_flight is None:
+            self._remove(request_id, FinishReason.ABORTED)
+        else:  # it may have a tick there, which `step` waits for
+            self._to_abort.append(request_id)
 
     def abort_all(self) -> None:
         """Abort every sample, and forget all as arrivals that a forecast would extrapolate."""
@@ -217,10 +226,22 @@ class Engine:
             self.abort(request_id)
 
     def step(self) -> list[SampleOutcome]:
-        """Run one tick; returns the samples that left since the last call."""
+        """Run one tick; returns the samples that left since the last call.
+
+        On a device that runs behind the host, the tick is only queued, and the one before it is waited for.
+        """
+        self._metering.record_idle_tick()  # until a tick is complete
+        for request_id in self._to_abort:
+            self._remove(request_id, FinishReason.ABORTED)
+        self._to_abort.clear()
         self._expire()
-        self._run(self._select())
-        return self._collect()
+        queued = self._queue_tick()
+        self._complete_in_flight()
+        self._in_flight = queued
+        if not self._runner.clock.runs_ahead:
+            self._complete_in_flight()
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def take_previews(self) -> list[SamplePreview]:
         """The previews since the last call; some may be of samples that have left."""
@@ -279,64 +300,75 @@ class Engine:
 
     def _start(self, queued: QueuedSample) -> RunningSample:
         """The sample on the device, with the network's rows of its texts; their cost is its own."""
-        started = time.perf_counter()
-        params, plan = queued.params, queued.plan
-        cond, uncond = (
-            None if text is None else self._row(text, queued) for text in (queued.cond, queued.uncond)
-        )
-        device = self._runner.device
-        source = None if queued.source is None else queued.source.noised(params, device)
-        sample = RunningSample(
-            request_id=queued.request_id,
-            params=params,
-            plan=plan.plan,
-            updates=plan.updates,
-            guides=queued.guides,
-            cond=cond,
-            uncond=uncond,
-            workload=queued.workload,
-            queue_seconds=started - queued.workload.arrived,
-            state=start_state(params, plan.plan, self._latent_shape(params), device, source),
-            source=source,
-            setup_flops=queued.setup_flops,
-            device_seconds=queued.device_seconds,
-            previews=preview_ticks(queued.workload.work, queued.previews),
-        )
-        sample.device_seconds += time.perf_counter() - started
-        return sample
+        return start_sample(queued, self._runner, self._latent_shape(queued.params), time.perf_counter())
 
-    def _row(self, text: TextStates, queued: QueuedSample) -> Row:
-        """The network's row of a text under a plan; the first sample with either pays for it."""
-        plan = queued.plan
-        row, is_new_text, is_new_row = self._runner.row(text, plan.times, plan.key)
-        queued.setup_flops += is_new_text * text_flops(self.config, row.text_tokens)
-        queued.setup_flops += is_new_row * row_flops(self.config, row.text_tokens, plan.plan.nfe)
-        return row
+    def _queue_tick(self) -> TickInFlight | None:
+        """Select the samples of the next tick and queue its work; None if none has any.
+
+        A tick that does not fit into the device's memory is tried again with half of its samples.
+        """
+        while selected := self._select():
+            try:
+                tick = self._queue_work(selected)
+            except torch.OutOfMemoryError:
+                logger.warning("a tick of %d samples does not fit into memory", len(selected))
+            else:
+                self._prepare_next(selected)
+                return tick
+            # Outside of `except`, where the error would keep the tensors of its frames.
+            self._make_room(selected)
+        return None
 
     @torch.inference_mode()
-    def _run(self, selected: Sequence[RunningSample]) -> None:
-        """Advance `selected` by one tick, and correct the cost curve by its seconds."""
-        samples = batch.by_shape(selected)
-        if not samples:
-            self._metering.record_idle_tick()
-            return
-        started = time.perf_counter()
+    def _queue_work(self, selected: Sequence[RunningSample]) -> TickInFlight:
+        """Queue the work of the next tick of `selected`; until the update, it changes no sample."""
+        samples, start = batch.by_shape(selected), self._runner.clock.mark()
         if self._layout is None or not self._layout.matches(samples):
             self._release_batch_views(samples)
             self._layout = batch.make_layout(samples, self._runner.network)
-        layout = self._layout
-        buffers = [batch.gather(group) for group in layout.groups]
-        outputs = self._runner.forward(layout, buffers)
-        estimated: list[Estimate] = []
-        for group, group_buffers, rows in zip(layout.groups, buffers, outputs, strict=True):
-            out = batch.guided(group, rows)
-            estimated += estimates(group, group_buffers.x, out)
-            state = batch.update(group_buffers, out)
-            batch.scatter(group, batch.restore_sources(group, state))
-        self._runner.wait()
-        self._metering.record_tick(samples, time.perf_counter() - started)
-        is_alone = len(self._running) + len(self._queue) == 1
-        self._previews += [estimate.preview(is_alone) for estimate in estimated]
+        return queue_tick(self._layout, self._runner, self._metering.work_of(samples), start)
+
+    def _prepare_next(self, samples: Sequence[RunningSample]) -> None:
+        """Set the samples apart that have no tick left, and draw the noise of the others' next tick."""
+        for sample in samples:
+            if sample.is_done:
+                self._finishing[sample.request_id] = self._running.pop(sample.request_id)
+                self._layout = None  # without the sample, the next batch has another
+            elif self._runner.clock.runs_ahead:
+                sample.draw_noise()
+
+    def _make_room(self, samples: Sequence[RunningSample]) -> None:
+        """After a tick of `samples` that did not fit: lower the limits, or give up the only one."""
+        self._complete_in_flight()
+        self._layout = None
+        self._runner.release_memory()
+        if len(samples) == 1:
+            error = "the device has too little memory for an image of this size"
+            self._remove(samples[0].request_id, FinishReason.FAILED, error)
+            return
+        rows = [sample.workload.rows[sample.step_index] for sample in samples]
+        tokens = sum(count * sample.workload.tokens for count, sample in zip(rows, samples, strict=True))
+        self.limits = Limits(max(2, sum(rows) // 2), max(1, tokens // 2))
+        logger.warning("ticks have at most %d rows and %d tokens from now on", *astuple(self.limits))
+
+    def _complete(self, tick: TickInFlight) -> None:
+        """Wait for a tick, correct the cost curve by its seconds, and take its results."""
+        self._metering.record_tick(tick.work, tick.wait())
+        is_alone = self.num_running + len(self._queue) == 1
+        self._previews += [estimate.preview(is_alone) for estimate in tick.estimates]
+        for finished in tick.finished:
+            sample = finished.sample
+            del self._finishing[sample.request_id]
+            if finished.is_sound:
+                self._leave(sample, FinishReason.DONE, latents=finished.latents)
+            else:
+                error = "the sample diverged to values that are not finite"
+                self._leave(sample, FinishReason.FAILED, error)
+
+    def _complete_in_flight(self) -> None:
+        tick, self._in_flight = self._in_flight, None
+        if tick is not None:
+            self._complete(tick)
 
     def _release_batch_views(self, selected: Sequence[RunningSample]) -> None:
         """Copy the states of samples that are passed over: a view keeps its whole batch in memory."""
@@ -344,29 +376,30 @@ class Engine:
             if sample.state.untyped_storage().nbytes() > sample.state.nbytes:
                 sample.state = sample.state.clone()
 
-    def _collect(self) -> list[SampleOutcome]:
-        """Remove the samples that are done; returns all outcomes since the last call."""
-        for sample in [sample for sample in self._running.values() if sample.is_done]:
-            if bool(torch.isfinite(sample.x).all()):
-                self._remove(sample.request_id, FinishReason.DONE)
-            else:
-                error = "the sample diverged to values that are not finite"
-                self._remove(sample.request_id, FinishReason.FAILED, error)
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
-
     def _remove(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
         """Take a sample out of the engine, if it is in it, and keep its outcome for the next `step`."""
         if (queued := self._queue.get(request_id)) is not None:
             self._queue.remove(queued)
+            queued.settle()
             usage = self._usage(queued, time.perf_counter() - queued.workload.arrived)
             self._outcomes.append(SampleOutcome(request_id, reason, None, usage, error))
-        elif (sample := self._running.pop(request_id, None)) is not None:
+        elif request_id in self._running:
+            self._complete_in_flight()  # it may have a tick in it, which counts
+            sample = self._running.pop(request_id)
             self._layout = None  # it refers to the sample
-            usage = self._usage(sample, sample.queue_seconds)
-            # A copy, because the state is a view of the whole batch.
-            latents = sample.x.to("cpu", copy=True) if reason is FinishReason.DONE else None
-            self._outcomes.append(SampleOutcome(request_id, reason, latents, usage, error))
+            self._leave(sample, reason, error)
+
+    def _leave(
+        self,
+        sample: RunningSample,
+        reason: FinishReason,
+        error: str | None = None,
+        latents: Tensor | None = None,
+    ) -> None:
+        """Keep the outcome of a sample that is not running any more for the next `step`."""
+        sample.settle()
+        usage = self._usage(sample, sample.queue_seconds)
+        self._outcomes.append(SampleOutcome(sample.request_id, reason, latents, usage, error))
 
     def _usage(self, sample: QueuedSample | RunningSample, queue_seconds: float) -> DenoiseUsage:
         return usage_of(sample, queue_seconds, self._runner.is_batch_invariant)

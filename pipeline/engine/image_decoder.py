@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safelight.models.autoencoders.interface import Autoencoder, decode_latents, encode_pixels
+from safelight.models.device_copies import to_device
+from safelight.pipeline.engine.device_clock import clock_of
 from safelight.pipeline.engine.source_image import SourceImage
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.errors import InvalidParams
@@ -54,7 +56,9 @@ class ImageDecoder:
         pixels = self._pixels(latent)
         if isinstance(pixels, InvalidImage):
             return pixels
-        array = _quantize(pixels)
+        array = self._on_host(pixels)
+        if isinstance(array, InvalidImage):
+            return array
         seconds = time.perf_counter() - started
         return array, StageCost(seconds, decode_flops(self._vae.options, *latent.shape[1:]))
 
@@ -82,17 +86,26 @@ class ImageDecoder:
             enlargement = pixels.shape[1] // size[0]
             full_size = [enlargement * side for side in latent.shape[1:]]
             pixels = F.interpolate(pixels[None], full_size, mode="bicubic")[0]
-        array = _quantize(pixels)
+        array = self._on_host(pixels)
+        if isinstance(array, InvalidImage):
+            return array
         return array, StageCost(time.perf_counter() - started, decode_flops(self._vae.options, *size))
 
     def _pixels(self, latent: Tensor) -> Tensor | InvalidImage:
-        """The pixels (3, H, W) float32 of a latent, in about [-1, 1], on the device."""
+        """The pixels (3, H, W) float32 of a finite latent, in about [-1, 1], on the device."""
         if not latent.isfinite().all():  # some decoders make finite pixels of an infinite latent
             return InvalidImage("the denoiser left numbers that are not finite")
-        pixels = decode_latents(self._vae, latent[None].to(self._device, self._dtype))[0].float()
-        if not pixels.isfinite().all():
+        latents = to_device(latent[None], self._device, self._dtype)
+        return decode_latents(self._vae, latents)[0].float()
+
+    def _on_host(self, pixels: Tensor) -> Pixels | InvalidImage:
+        """Pixels (3, H, W) in about [-1, 1] as (H, W, 3) uint8. The host waits for the device once."""
+        is_finite = pixels.isfinite().all().to("cpu", non_blocking=True)
+        quantized = _quantize(pixels).to("cpu", non_blocking=True)
+        clock_of(self._device).mark().wait()
+        if not is_finite:
             return InvalidImage("the decoder left numbers that are not finite")
-        return pixels
+        return quantized.numpy()
 
     @torch.inference_mode()
     def encode(self, source: SourceImage) -> tuple[SourceLatents, StageCost]:
@@ -107,7 +120,8 @@ class ImageDecoder:
         """
         started = time.perf_counter()
         _check_scales(self._vae)
-        shares = torch.from_numpy(source.pixels).permute(2, 0, 1)[None].to(self._device).float() / 255.0
+        pixels = to_device(torch.from_numpy(source.pixels), self._device)
+        shares = pixels.permute(2, 0, 1)[None].float() / 255.0
         latents = encode_pixels(self._vae, (2.0 * shares - 1.0).to(self._dtype))[0].float().cpu()
         if not latents.isfinite().all():
             raise InvalidImage("the encoder left numbers that are not finite")
@@ -117,10 +131,10 @@ class ImageDecoder:
         return SourceLatents(latents, redraw), cost
 
 
-def _quantize(pixels: Tensor) -> Pixels:
-    """Pixels (3, H, W) in about [-1, 1] as (H, W, 3) uint8 on the host."""
+def _quantize(pixels: Tensor) -> Tensor:
+    """Pixels (3, H, W) in about [-1, 1] as (H, W, 3) uint8."""
     quantized = pixels.clamp(-1.0, 1.0).add(1.0).mul(127.5).round_().to(torch.uint8)
-    return quantized.permute(1, 2, 0).contiguous().cpu().numpy()
+    return quantized.permute(1, 2, 0).contiguous()
 
 
 def _reduced_size(latent: Tensor, scale: int) -> tuple[int, int]:

@@ -22,6 +22,22 @@ class TickRecord:
     expected_seconds: float = 0.0  # by the curve before this tick corrected it
 
 
+@dataclass(frozen=True, slots=True)
+class TickWork:
+    """What a tick computes for each of its samples, as it was when the tick began."""
+
+    samples: tuple[RunningSample, ...]
+    rows: tuple[int, ...]
+    works: tuple[float, ...]  # operations
+    is_probe: bool
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of all rows."""
+        pairs = zip(self.samples, self.rows, strict=True)
+        return sum(num_rows * sample.workload.tokens for sample, num_rows in pairs)
+
+
 class Metering:
     """The cost curve of an engine, and the record of its last tick."""
 
@@ -39,20 +55,25 @@ class Metering:
         """Record a tick without samples."""
         self.last_tick = TickRecord(0, 0, 0.0, 0)
 
-    def record_tick(self, samples: Sequence[RunningSample], seconds: float) -> None:
-        """Correct the curve by the tick that `samples` have just done, and attribute its seconds to them."""
-        rows = [sample.workload.rows[sample.step_index - 1] for sample in samples]
-        works = [sample.workload.work[sample.step_index - 1] for sample in samples]
-        flops = sum(works)
-        expected = self.curve.seconds_for(flops)
-        update = self.curve.updated_by_probe if self._is_probe else self.curve.updated
-        self.curve = update(flops, seconds)
-        for sample, work in zip(samples, works, strict=True):
-            sample.device_seconds += seconds * work / flops
-        tokens = sum(
-            num_rows * sample.workload.tokens for sample, num_rows in zip(samples, rows, strict=True)
+    def work_of(self, samples: Sequence[RunningSample]) -> TickWork:
+        """The work of the next tick of `samples`, after `start_tick`."""
+        return TickWork(
+            samples=tuple(samples),
+            rows=tuple(sample.workload.rows[sample.step_index] for sample in samples),
+            works=tuple(sample.workload.work[sample.step_index] for sample in samples),
+            is_probe=self._is_probe,
         )
-        self.last_tick = TickRecord(sum(rows), tokens, seconds, int(flops), expected)
+
+    def record_tick(self, tick: TickWork, seconds: float) -> None:
+        """Correct the curve by a tick that is done, and attribute its seconds to its samples."""
+        flops = sum(tick.works)
+        expected = self.curve.seconds_for(flops)
+        update = self.curve.updated_by_probe if tick.is_probe else self.curve.updated
+        self.curve = update(flops, seconds)
+        for sample, work in zip(tick.samples, tick.works, strict=True):
+            sample.settle()
+            sample.device_seconds += seconds * work / flops
+        self.last_tick = TickRecord(sum(tick.rows), tick.tokens, seconds, int(flops), expected)
 
     @property
     def _is_probe(self) -> bool:

@@ -35,13 +35,14 @@ class Estimate:
     """The data that a tick predicts for a sample; on the host once the tick is complete."""
 
     sample: RunningSample
+    ticks: int  # of the sample that are done with this one
     index: int  # of the preview
     x0: Tensor  # (C, H, W) float32
 
     def preview(self, is_alone: bool) -> SamplePreview:
         """The preview, after the tick's seconds were attributed to the sample."""
-        work, ticks = self.sample.workload.work, self.sample.step_index
-        total_seconds = self.sample.device_seconds * sum(work) / sum(work[:ticks])
+        work = self.sample.workload.work
+        total_seconds = self.sample.device_seconds * sum(work) / sum(work[: self.ticks])
         budget = total_seconds * (ALONE_SHARE if is_alone else SHARED_SHARE)
         return SamplePreview(self.sample.request_id, self.index, self.x0, budget)
 
@@ -78,7 +79,8 @@ def estimates(group: ShapeGroup, x: Tensor, out: Tensor) -> Iterator[Estimate]:
         out: (S, C, H, W), the guided output of the network.
     """
     for position, sample in enumerate(group.samples):
-        if (index := sample.previews.get(sample.step_index + 1)) is not None:
+        ticks = sample.step_index + 1
+        if (index := sample.previews.get(ticks)) is not None:
             p, q = sample.plan.data[sample.step_index]
             x0 = p * x[position] + q * out[position]
-            yield Estimate(sample, index, x0.to("cpu", non_blocking=True))
+            yield Estimate(sample, ticks, index, x0.to("cpu", non_blocking=True))

@@ -9,9 +9,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from safelight.models.device_copies import to_device
 from safelight.models.networks.interface import PackedNetwork, Row, Text, Times
 from safelight.pipeline.diffusion.solvers import Plan
 from safelight.pipeline.engine.batch import BatchLayout, UpdateBuffers
+from safelight.pipeline.engine.device_clock import DeviceClock, HostClock, clock_of
 from safelight.pipeline.engine.text_encoder import TextStates
 
 TEXT_BYTES = 128 << 20  # of texts kept on the device
@@ -25,17 +27,23 @@ class StepRunner:
     network: PackedNetwork
     dtype: torch.dtype
     device: torch.device
+    clock: DeviceClock = field(default_factory=HostClock)
     _texts: OrderedDict[bytes, Text] = field(default_factory=OrderedDict)
     _rows: WeakValueDictionary[tuple[bytes, Hashable], Row] = field(default_factory=WeakValueDictionary)
+
+    @classmethod
+    def on(cls, network: PackedNetwork, dtype: torch.dtype, device: torch.device) -> "StepRunner":
+        """The runner of `network` with the clock of its `device`."""
+        return cls(network, dtype, device, clock_of(device))
 
     @property
     def is_batch_invariant(self) -> bool:
         """Whether a row's bits are proved to depend on the row alone.
 
-        On a CPU they are. A GPU's library selects a kernel by the shape of the product, so on a GPU
-        `safelight doctor` measures it.
+        On a CPU they are, unless blocks are compiled. A GPU's library selects a kernel by the shape of the
+        product, so on a GPU `safelight doctor` measures it.
         """
-        return self.device.type == "cpu"
+        return self.device.type == "cpu" and not self.network.is_compiled
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height, width) of a latent."""
@@ -43,7 +51,7 @@ class StepRunner:
 
     def updates(self, plan: Plan) -> Tensor:
         """The plan's matrices (T, 5, 7), float32."""
-        return torch.tensor(plan.matrices(), dtype=torch.float64).float().to(self.device)
+        return to_device(torch.tensor(plan.matrices(), dtype=torch.float64).float(), self.device)
 
     @torch.inference_mode()
     def times(self, plan: Plan, size: tuple[int, int]) -> Times:
@@ -51,10 +59,8 @@ class StepRunner:
 
         Computed together, so that the shapes of the products, hence their bits, depend on the plan alone.
         """
-        timesteps = torch.tensor(
-            [tick.timestep for tick in plan.ticks], dtype=torch.float32, device=self.device
-        )
-        return self.network.prepare_times(timesteps, size)
+        timesteps = torch.tensor([tick.timestep for tick in plan.ticks], dtype=torch.float32)
+        return self.network.prepare_times(to_device(timesteps, self.device), size)
 
     @torch.inference_mode()
     def row(self, text: TextStates, times: Times, plan_key: Hashable) -> tuple[Row, bool, bool]:
@@ -80,10 +86,9 @@ class StepRunner:
         is_new_text = prepared is None
         if prepared is None:
             if pooled is not None:  # class labels are integers, which bfloat16 would round to other labels
-                pooled = pooled.to(self.device, self.dtype if pooled.is_floating_point() else pooled.dtype)
-            prepared = self.network.prepare_text(
-                states.to(self.device, self.dtype), mask.to(self.device), pooled
-            )
+                dtype = self.dtype if pooled.is_floating_point() else pooled.dtype
+                pooled = to_device(pooled, self.device, dtype)
+            prepared = self.network.prepare_text(to_device(states, self.device, self.dtype), mask, pooled)
         self._keep_text(key, prepared)
         if (row := self._rows.get((key, plan_key))) is not None:
             return row, is_new_text, False
@@ -99,8 +104,12 @@ class StepRunner:
 
     def wait(self) -> None:
         """Wait until the device has finished, so that a clock measures its work."""
+        self.clock.mark().wait()
+
+    def release_memory(self) -> None:
+        """Give memory that is kept for later allocations, but not in use, back to the device."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def forward(self, layout: BatchLayout, buffers: Sequence[UpdateBuffers]) -> list[Tensor]:

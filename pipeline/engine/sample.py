@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from safelight.models.device_copies import to_device
 from safelight.models.networks.interface import Row, Times
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.diffusion.guidance import Guide
 from safelight.pipeline.diffusion.solvers import STATE, Plan
+from safelight.pipeline.engine.device_clock import Mark
 from safelight.pipeline.engine.source_latents import NoisedSource, SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
@@ -30,7 +32,22 @@ class DevicePlan:
 
 
 @dataclass(slots=True, eq=False)
-class QueuedSample:
+class Charged:
+    """What a sample has spent of the device's time."""
+
+    device_seconds: float = field(default=0.0, kw_only=True)  # spent so far, without those of `spans`
+    # Computations for this sample alone, between two marks: their seconds are known when the device is done.
+    spans: list[tuple[Mark, Mark]] = field(default_factory=list, kw_only=True)
+
+    def settle(self) -> None:
+        """Add the seconds of all `spans`; waits for the end of the last one."""
+        for start, end in self.spans:
+            self.device_seconds += end.seconds_since(start)
+        self.spans.clear()
+
+
+@dataclass(slots=True, eq=False)
+class QueuedSample(Charged):
     """A sample that has not started. It has no tensors on the device yet, so any number may wait."""
 
     request_id: str
@@ -42,14 +59,16 @@ class QueuedSample:
     workload: SampleWorkload
     setup_flops: int  # of preparing the plan's times and the texts that this sample is the first to need
     source: SourceLatents | None = None  # of an edit
-    device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # as in `RunningSample`
     previews: PreviewRequest = NO_PREVIEWS
 
 
 @dataclass(slots=True, eq=False)
-class RunningSample:
-    """One image under way. A tick changes `state`, `step_index`, `device_seconds` and `difference` only."""
+class RunningSample(Charged):
+    """One image under way. A tick changes `state`, `step_index`, `device_seconds` and `difference` only.
+
+    `state` and `step_index` are those after the last tick whose work is queued on the device.
+    """
 
     request_id: str
     params: GenerationParams
@@ -63,11 +82,11 @@ class RunningSample:
     state: Tensor  # (5, C, H, W) float32: x, y and the ring
     source: NoisedSource | None = None  # of an edit
     setup_flops: int = 0
-    device_seconds: float = 0.0  # spent so far
     step_index: int = 0  # ticks done
     # (C, H, W): cond - uncond at the last tick that evaluated both, kept only if a later tick reuses it
     difference: Tensor | None = None
     previews: dict[int, int] = field(default_factory=dict)  # index of each by the ticks done before it
+    drawn: Tensor | None = None  # (C, H, W), on the host: noise of the next tick, if it is drawn already
 
     @property
     def x(self) -> Tensor:
@@ -94,10 +113,17 @@ class RunningSample:
 
     def noise(self) -> Tensor | None:
         """The noise z (C, H, W) that the next tick adds, or None if it adds none."""
-        if self.plan.ticks[self.step_index].c == 0.0:
+        self.draw_noise()
+        if self.drawn is None:
             return None
-        z = noise.draw(self.params.seed, self.params.image_index, self.step_index + 1, tuple(self.x.shape))
-        return z.to(self.x.device)
+        z, self.drawn = self.drawn, None
+        return to_device(z, self.x.device)
+
+    def draw_noise(self) -> None:
+        """Draw the noise of the next tick on the host, if it adds any and it is not drawn yet."""
+        if self.drawn is None and not self.is_done and self.plan.ticks[self.step_index].c != 0.0:
+            draw = self.step_index + 1
+            self.drawn = noise.draw(self.params.seed, self.params.image_index, draw, tuple(self.x.shape))
 
 
 def start_state(
@@ -118,7 +144,7 @@ def start_state(
     """
     state = torch.zeros(len(STATE), *shape, device=device)
     if source is None or plan.ticks[0].t == 1.0:
-        z = noise.draw(params.seed, params.image_index, noise.START, shape).to(device)
+        z = to_device(noise.draw(params.seed, params.image_index, noise.START, shape), device)
         state[0] = plan.start_scale * z
     else:
         state[0] = source.at(plan.levels[0])

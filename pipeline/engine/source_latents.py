@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from safelight.models.device_copies import to_device
 from safelight.pipeline.diffusion import noise
 from safelight.pipeline.params import GenerationParams
 
@@ -24,8 +25,8 @@ class SourceLatents:
     def noised(self, params: GenerationParams, device: torch.device) -> NoisedSource:
         """The source on `device`, with the noise from which `params` starts."""
         z = noise.draw(params.seed, params.image_index, noise.START, tuple(self.latents.shape))
-        redraw = None if self.redraw is None else self.redraw.to(device)
-        return NoisedSource(self.latents.to(device), z.to(device), redraw)
+        redraw = None if self.redraw is None else to_device(self.redraw, device)
+        return NoisedSource(to_device(self.latents, device), to_device(z, device), redraw)
 
 
 @dataclass(frozen=True, slots=True)

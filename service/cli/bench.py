@@ -1,4 +1,4 @@
-"""`safelight bench`: measures this engine beside diffusers on the same weights."""
+"""`safelight bench`: measures this engine beside diffusers, or a published model at its true shape."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from safelight.service.cli import UserError
+from safelight.service.cli import UserError, bench_random
 from safelight.service.cli.arguments import add_model, add_quantization, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
 from safelight.service.cli.progress import progress
@@ -18,7 +18,6 @@ from safelight.service.cli.tables import format_table
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
-    from safelight.pipeline.benchmark.bars import Verdict
     from safelight.pipeline.benchmark.machine import Machine
     from safelight.pipeline.benchmark.report import Benchmark
     from safelight.pipeline.benchmark.trace_replay import TraceResult
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from safelight.pipeline.catalog.model_info import ModelInfo
     from safelight.service.settings import Settings
 
+REQUESTS, ROUNDS = 60, 3  # defaults
 FAMILIES = ("pixart-clip", "pixart-sigma")  # those that the diffusers loop of the benchmark can run
 ALONE_TITLES = {
     "ours_s": "engine",
@@ -54,24 +54,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     add_quantization(parser)
-    parser.add_argument(
-        "--requests", type=int, default=60, metavar="N", help="length of the trace; default %(default)s"
-    )
+    parser.add_argument("--requests", type=int, metavar="N", help=f"length of the trace; default {REQUESTS}")
     parser.add_argument(
         "--rounds",
         type=int,
-        default=3,
         metavar="N",
-        help="number of times that the trace is replayed for each way of serving; default %(default)s",
+        help=f"number of times that the trace is replayed for each way of serving; default {ROUNDS}",
     )
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="leave out diffusers under torch.compile, which takes minutes to compile",
+        help="leave out what runs under torch.compile, which takes minutes to compile",
     )
     parser.add_argument(
         "--engine-only", action="store_true", help="only replay the trace, and only on the engine"
     )
+    bench_random.add_arguments(parser)
     parser.add_argument(
         "--check",
         action="store_true",
@@ -85,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.random_weights is not None:
+        return bench_random.run(args)
+    bench_random.refuse_flags_without_effect(args)
+    args.requests = REQUESTS if args.requests is None else args.requests
+    args.rounds = ROUNDS if args.rounds is None else args.rounds
     settings = settings_of(**model_settings(args), quantization=args.quantization)
     model = model_of(settings)
     if model.family not in FAMILIES and not args.engine_only:
@@ -114,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.check:
         return 0
     verdicts = judge(BENCH_BARS, figures, machine.kind)
-    print("\n" + _verdict_table(verdicts), file=sys.stderr if args.json else sys.stdout)
+    print("\n" + bench_random.verdict_table(verdicts), file=sys.stderr if args.json else sys.stdout)
     return exit_status(verdicts)
 
 
@@ -153,13 +156,6 @@ def _command(args: argparse.Namespace) -> str:
     words += ["--requests", str(args.requests), "--rounds", str(args.rounds)]
     words += [f"--{flag}" for flag in ("no-compile", "engine-only") if getattr(args, flag.replace("-", "_"))]
     return shlex.join(words)
-
-
-def _verdict_table(verdicts: Sequence[Verdict]) -> str:
-    from safelight.pipeline.benchmark.bars import VERDICT_HEADER, reasons
-
-    table = format_table(VERDICT_HEADER, [verdict.cells for verdict in verdicts])
-    return "\n\n".join([table, *reasons(verdicts)])
 
 
 def _as_text(benchmark: Benchmark) -> str:

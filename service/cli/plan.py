@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safelight.pipeline.capacity.devices import (
     GPUS,
+    MEASURED_PEAK_MFU,
     STAGES,
     ConstantRateDevice,
     MeasuredDevice,
@@ -41,7 +42,6 @@ from safelight.service.served_model import find_served_model, request_defaults
 from safelight.service.settings import Settings
 
 THIS_MACHINE = "cpu"
-THIS_MACHINE_MFU = 0.5  # share of the best matrix product that full ticks reach (docs/performance.md)
 MAX_PERCENTILE = 99.99
 POSITIVE_FLAGS = ("images_per_hour", "latency_s", "peak_tflops", "price_per_hour")
 
@@ -250,14 +250,14 @@ def _choose_device(
     if args.service is not None:
         return DeviceChoice(f"the service at {args.service}", _service_device(args, model, profile, spec))
     if args.peak_tflops:
-        return _constant_rate(args, "this machine", args.peak_tflops, THIS_MACHINE_MFU)
+        return _constant_rate(args, "this machine", args.peak_tflops, MEASURED_PEAK_MFU)
     if model is not None and args.mfu is None and (device := _measure(args, model, spec, say)) is not None:
         return DeviceChoice("this machine, measured", device)
     say("measuring the best matrix product")
     with gc_frozen_imports():
         from safelight.pipeline.calibration.stage_times import measure_peak
     peak = measure_peak(_num_threads(args))
-    return _constant_rate(args, "this machine by its best matrix product", peak, THIS_MACHINE_MFU)
+    return _constant_rate(args, "this machine by its best matrix product", peak, MEASURED_PEAK_MFU)
 
 
 def _measure(

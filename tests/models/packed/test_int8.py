@@ -14,7 +14,7 @@ from safelight.models.packed import int8
 from safelight.models.packed.attention import BACKENDS
 from safelight.models.packed.dit import PackedDiT
 from safelight.models.packed.int8 import MIN_TOKENS, MLP_CHUNK, Int8, QuantizationUnavailable, _kernels
-from safelight.models.packed.linear import LinearFunction
+from safelight.models.packed.linear import LinearFunction, Unquantized
 from safelight.models.packed.mmdit import PackedMMDiT
 from tests.models.networks.test_mmdit import TINY
 from tests.models.packed import test_dit as dits
@@ -172,7 +172,7 @@ def test_small_layers_stay_exact() -> None:
     """The factory makes the six large layers of a block, not the patch, text or output layers."""
     shapes: list[tuple[int, ...]] = []
 
-    class RecordingFactory:
+    class RecordingFactory(Unquantized):
         def linear(self, weight: Tensor, bias: Tensor) -> LinearFunction:
             shapes.append(tuple(weight.shape))
             return lambda x: F.linear(x, weight, bias)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safelight.models import cuda_runtime
 from safelight.models.packed import xformers_attention
-from safelight.models.packed.attention import BACKENDS
+from safelight.models.packed.attention import BACKENDS, PackedAttention
 from safelight.models.packed.attention_choice import select_attention
 from safelight.models.packed.layout import Layout
 from safelight.models.packed.xformers_attention import (
@@ -43,6 +43,11 @@ def attend_with_dense_mask(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any) -> T
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
+def attend(backend: PackedAttention, q: Tensor, k: Tensor, v: Tensor, metadata: Any) -> Tensor:
+    k, v = (backend.select_keys(x, 0, metadata) for x in (k, v))
+    return backend(q, k, v, metadata)
+
+
 @pytest.fixture(scope="module")
 def ops() -> Any:
     pytest.importorskip("xformers")
@@ -64,7 +69,7 @@ def test_its_mask_restricts_each_row_to_its_own_keys(
     q, k, v = (torch.randn(layout.num_tokens, 2, 8, generator=generator) for layout in (queries, keys, keys))
     for key_mask in (mask, None):
         output, expected = (
-            backend(q, k, v, backend.prepare(queries, keys, key_mask, q.dtype))
+            attend(backend, q, k, v, backend.prepare(queries, keys, key_mask, q.dtype, CPU))
             for backend in (XformersAttention(ops), BACKENDS["plain"])
         )
         assert torch.allclose(output, expected, atol=1e-5)

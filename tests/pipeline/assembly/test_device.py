@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from safelight.pipeline.assembly.device import fast_dtype, set_threads
+from safelight.pipeline.assembly.device import fast_dtype, keep_precision, set_threads
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,13 @@ def test_another_thread_does_not_change_the_number() -> None:
         thread.join()
     torch.set_num_threads(before)
     assert counts == [before + 1]
+
+
+def test_a_gpu_rounds_no_more_than_the_dtype() -> None:
+    """torch allows TensorFloat-32 in convolutions by default."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cudnn.allow_tf32 = matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = True
+    cudnn.benchmark = True
+    keep_precision()
+    assert not (cudnn.allow_tf32 or matmul.allow_tf32 or cudnn.benchmark)
+    assert not matmul.allow_bf16_reduced_precision_reduction

@@ -11,6 +11,7 @@ import pytest
 from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
     FORECAST_BARS,
+    RANDOM_WEIGHTS_BARS,
     STREAMING_BARS,
     UPDATE_BARS,
     Bar,
@@ -79,7 +80,18 @@ MISSES |= {
     ),
     "first preview of an image alone, share of its latency": (STREAMED, "first_preview_share", 0.31),
 }
-ALL_BARS = (BENCH_BARS, UPDATE_BARS, FORECAST_BARS, STREAMING_BARS)
+RANDOM_WEIGHTS = {
+    "runs": [
+        {"in_flight": 1, "latency_s": 5.0, "images_per_hour": 720.0},
+        {"in_flight": 2, "latency_s": 7.0, "images_per_hour": 1000.0},
+        {"in_flight": 1, "latency_s": 6.0, "images_per_hour": 600.0},
+    ]
+}
+MISSES |= {
+    "latency of one image alone, decoded": (RANDOM_WEIGHTS, "runs.0.latency_s", 5.01),
+    "images an hour of one device": (RANDOM_WEIGHTS, "runs.1.images_per_hour", 999.0),
+}
+ALL_BARS = (BENCH_BARS, UPDATE_BARS, FORECAST_BARS, STREAMING_BARS, RANDOM_WEIGHTS_BARS)
 BARS = {bar.name: bar for bars in ALL_BARS for bar in bars}
 
 
@@ -99,7 +111,8 @@ def test_every_bar_has_a_change_that_misses_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bars", "figures"), list(zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, STREAMED), strict=True))
+    ("bars", "figures"),
+    list(zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, STREAMED, RANDOM_WEIGHTS), strict=True)),
 )
 def test_figures_within_all_bars_pass(bars: tuple[Bar, ...], figures: Mapping[str, Any]) -> None:
     verdicts = judge(bars, figures, "AVX2")

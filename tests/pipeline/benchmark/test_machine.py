@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from safelight.pipeline.benchmark.machine import Machine, identify_machine, instruction_sets
 from safelight.pipeline.benchmark.record import benchmark_record, current_commit
+from safelight.pipeline.calibration import peak
 
 CPUINFO = """processor	: 0
 model name	: A Processor 9000 @ 2.10GHz
@@ -82,3 +84,12 @@ def test_a_record_has_everything_that_its_figures_need() -> None:
     assert record["figures"] == {"mfu": 0.5}
     assert isinstance(record["date"], str)
     assert len(record["date"]) == len("2026-01-01")
+
+
+def test_a_gpus_peak_is_that_of_products_that_fill_it() -> None:
+    cpu, cuda = (torch.device(name) for name in ("cpu", "cuda"))
+    for shapes in (peak.SHAPES, peak.QUICK):
+        assert peak.shapes_for(cpu, shapes) == shapes
+        assert set(peak.shapes_for(cuda, shapes)) == {*shapes, *peak.GPU_SHAPES}
+    smallest = min(2 * rows * inputs * outputs for rows, inputs, outputs in peak.GPU_SHAPES)
+    assert smallest > 0.5e12  # half a millisecond at the rate of an H100

@@ -22,7 +22,7 @@ from safelight.pipeline.benchmark.trace import PROMPTS, TraceArrival
 from safelight.pipeline.benchmark.trace_replay import compare_on_trace, overload_trace
 from safelight.pipeline.calibration import peak
 from safelight.pipeline.calibration.peak import gemm_peak
-from safelight.pipeline.engine import engine
+from safelight.pipeline.engine import device_clock, engine
 from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.flops.denoiser import forward_flops
@@ -41,7 +41,7 @@ SECONDS = 0.25  # of a batch of diffusers
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     clock = ManualClock()
-    clock.install(monkeypatch, engine, replay, head_of_line)
+    clock.install(monkeypatch, engine, device_clock, replay, head_of_line)
     return clock
 
 

@@ -17,9 +17,9 @@ class TimedRunner(StepRunner):
     def __init__(self, clock: ManualClock, curve: CostCurve):
         tiny = tiny_runner()
         super().__init__(tiny.network, tiny.dtype, tiny.device)
-        self.clock, self.curve = clock, curve
+        self.manual_clock, self.curve = clock, curve
 
     def forward(self, layout: BatchLayout, buffers: Sequence[UpdateBuffers]) -> list[Tensor]:
         work = sum(sample.workload.work[sample.step_index] for sample in layout.samples)
-        self.clock.advance(self.curve.seconds_for(work))
+        self.manual_clock.advance(self.curve.seconds_for(work))
         return super().forward(layout, buffers)

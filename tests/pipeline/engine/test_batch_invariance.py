@@ -23,6 +23,7 @@ from safelight.pipeline.assembly.engine import build_runner, engine_on
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.diffusion.spacing import SPACINGS
+from safelight.pipeline.engine.device_clock import HostClock
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.engine.image_decoder import ImageDecoder, InvalidImage
 from safelight.pipeline.engine.image_files import encode_image
@@ -125,7 +126,10 @@ def random_curve(parts: Parts, text_tokens: int, rng: random.Random) -> CostCurv
 
 
 def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Random) -> Generated:
-    """Generate `requests` by a random schedule, which may abort some of several."""
+    """Generate `requests` by a random schedule, which may abort some of several.
+
+    Several may be queued ahead of the device, as on a GPU.
+    """
     states = encode_texts(parts, [*requests.values()], rng)
     sources = {
         number: parts.decoder.encode(source)[0]
@@ -134,7 +138,9 @@ def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Ra
     }
     max_rows = rng.randint(4, 16)
     curve = random_curve(parts, max(len(text.mask) for text in states.values()), rng)
-    engine = engine_on(parts.runner, parts.model, max_rows=max_rows, max_tokens=10**6).calibrated(curve)
+    clock = HostClock(runs_ahead=len(requests) > 1 and rng.random() < 0.5)
+    runner = replace(parts.runner, clock=clock)
+    engine = engine_on(runner, parts.model, max_rows=max_rows, max_tokens=10**6).calibrated(curve)
     latents: dict[int, torch.Tensor] = {}
     ticks = shared = 0
     order = list(requests)

@@ -11,6 +11,7 @@ import torch
 
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.diffusion import noise
+from safelight.pipeline.engine import activation, device_clock
 from safelight.pipeline.engine import engine as engine_module
 from safelight.pipeline.engine.admission import Admission
 from safelight.pipeline.engine.runner import StepRunner, padded_length
@@ -27,7 +28,8 @@ from tests.pipeline.parts import add, drain, engine, model, params, states
 def seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A clock on which every look takes a second."""
     clock = count(1.0)
-    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for module in (engine_module, device_clock):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     yield
 
 
@@ -82,14 +84,14 @@ def test_the_rows_of_a_text_and_plan_are_charged_to_their_first_sample(
     """In families whose rows depend on the times; the tiny model's are free."""
     add(free := engine(), "x", params(num_steps=2))
     without = drain(free)["x"].usage.cost.flops
-    monkeypatch.setattr(engine_module, "row_flops", lambda config, text_tokens, nfe: 1000 * nfe)
+    monkeypatch.setattr(activation, "row_flops", lambda config, text_tokens, nfe: 1000 * nfe)
     shared = engine()
     for name in ("first", "again"):
         add(shared, name, params(num_steps=2))
     flops = {name: outcome.usage.cost.flops for name, outcome in drain(shared).items()}
     assert flops["first"] == without + 2 * 2000  # of its two texts
     add(free, "y", params(num_steps=2))
-    monkeypatch.setattr(engine_module, "row_flops", lambda config, text_tokens, nfe: 0)
+    monkeypatch.setattr(activation, "row_flops", lambda config, text_tokens, nfe: 0)
     assert flops["again"] == drain(free)["y"].usage.cost.flops
 
 

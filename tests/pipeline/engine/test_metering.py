@@ -16,19 +16,25 @@ CURVE = CostCurve((1.0, 2.0, 4.0), (0.1, 0.15, 0.6))
 
 
 def sample(rows: list[int], step_index: int, setup_flops: int = 0, device_seconds: float = 0.0) -> Any:
-    """A sample of 10 tokens a row, each row of one operation, after its tick `step_index`."""
+    """A sample of 10 tokens a row, each row of one operation, before its tick `step_index`."""
     workload = make_workload(rows, [float(row) for row in rows], 10, CURVE, arrived=0.0)
     return SimpleNamespace(
-        workload=workload, step_index=step_index, setup_flops=setup_flops, device_seconds=device_seconds
+        workload=workload,
+        step_index=step_index,
+        setup_flops=setup_flops,
+        device_seconds=device_seconds,
+        settle=lambda: None,
     )
 
 
 def test_a_tick_is_recorded_and_its_seconds_are_shared_by_work() -> None:
     """A guided sample at its first tick, and one that is guided no more at its third."""
-    guided, plain = sample([2, 2, 2], 1, device_seconds=1.0), sample([2, 2, 1], 3)
+    guided, plain = sample([2, 2, 2], 0, device_seconds=1.0), sample([2, 2, 1], 2)
     metering = Metering(CURVE)
     metering.start_tick()
-    metering.record_tick([guided, plain], 0.3)
+    work = metering.work_of([guided, plain])
+    guided.step_index, plain.step_index = 2, 3  # the next tick may have begun
+    metering.record_tick(work, 0.3)
     assert (guided.device_seconds, plain.device_seconds) == (pytest.approx(1.2), pytest.approx(0.1))
     assert metering.last_tick is not None
     assert replace(metering.last_tick, expected_seconds=0.0) == TickRecord(3, 30, 0.3, 3)
@@ -43,7 +49,7 @@ def test_one_tick_in_many_is_a_probe() -> None:
     for number in range(1, 2 * PROBE_INTERVAL + 1):
         before = metering.curve
         limit = metering.start_tick()
-        metering.record_tick([sample([2, 2], 1)], 2 * before.seconds_for(2.0))
+        metering.record_tick(metering.work_of([sample([2, 2], 0)]), 2 * before.seconds_for(2.0))
         is_probe = number % PROBE_INTERVAL == 0
         assert limit == (before.uncapped() if is_probe else before)
         corrected = before.updated_by_probe if is_probe else before.updated

@@ -121,7 +121,7 @@ def test_a_budget_is_a_share_of_the_samples_whole_device_time(monkeypatch: pytes
     sample.device_seconds = 3.0
     sample.step_index = 2
     sample.workload = cast(Any, _Work([1.0, 1.0, 2.0, 2.0]))
-    estimate = Estimate(sample, 0, sample.x)
+    estimate = Estimate(sample, 2, 0, sample.x)
     assert estimate.preview(is_alone=True).budget_seconds == pytest.approx(9.0 * ALONE_SHARE)
     assert estimate.preview(is_alone=False).budget_seconds == pytest.approx(9.0 * SHARED_SHARE)
 
