@@ -29,7 +29,7 @@ def read_image_request(
     record: RequestRecorder,
     adjustments: tuple[Adjustment, ...] = (),
 ) -> ReadRequest:
-    """The request that `fields` are; its record and its log line say whose it is and what was adjusted.
+    """The request that `fields` are; record and log line say whose it is, its model, and what was adjusted.
 
     Args:
         request: Its header may ask for the strict reading.
@@ -45,6 +45,7 @@ def read_image_request(
     is_strict = gateway.settings.strict or asks_for_strict(request.headers.get(STRICT_HEADER))
     reading = read_request(fields, gateway.names, is_strict)
     reading = replace(reading, adjustments=(*adjustments, *reading.adjustments))
+    record.model = request.state.request_log["model"] = reading.model.id
     record.user = hash_user(reading.request.safety_identifier or reading.request.user or "")
     if reading.adjustments:
         request.state.request_log["adjusted"] = header_value(reading.adjustments)
@@ -60,7 +61,7 @@ async def answer_images(request: Request, plan: ImagePlan, exchange: Exchange) -
         return await _stream_images(request, plan, exchange)
     generation = await unless_gone(request, generate_images(plan, exchange))
     headers = {HEADER: header_value(generation.adjustments)} if generation.adjustments else None
-    body = response_json(make_response(generation, exchange.gateway.model))
+    body = response_json(make_response(generation))
     return Response(body, headers=headers, media_type="application/json")
 
 
