@@ -16,6 +16,7 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     from safelight.service.app import app_from_args, build_app
     from safelight.service.ray_serve import deployments as classes
     from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
+    from safelight.service.stage_sets import StageSet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Serve's, of `metrics_interval_s`
 
@@ -69,21 +70,16 @@ def options(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("layout", "stages", "backend_class"),
-    [("split", SPLIT, SplitBackend), ("colocated", ("Colocated",), ColocatedBackend)],
-)
-def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], backend_class: type) -> None:
+@pytest.mark.parametrize(("layout", "stages"), [("split", SPLIT), ("colocated", ("Colocated",))])
+def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...]) -> None:
     args = {"model": "tiny", "stages": layout, "denoise_replicas": "0-2", "admin_key": "hidden"}
     deployments = deployments_of(app_from_args(args))
     settings, model = Settings(**args), find_model("tiny")
     assert deployments.keys() == {"Gateway", "Ledger", *stages}
-    make_backend: Any
-    make_backend, *parts = bound(deployments["Gateway"])
-    assert make_backend.func is backend_class
-    asleep = {"denoise"} if layout == "split" else {"encode", "denoise", "decode"}
-    assert make_backend.keywords == {"may_sleep": asleep}
-    assert parts == [model, settings, "Ledger", *stages]
+    names = stages if layout == "split" else stages * 3
+    served = (StageSet(model, *names),)
+    assert bound(deployments["Gateway"]) == [served, None, settings, "Ledger", *stages]
+    assert classes.unpack_sets(deployments["Gateway"].user_config) == served
     gateway: Any = deployments["Gateway"].func_or_class
     assert issubclass(gateway, classes.GatewayDeployment)
     assert bound(deployments["Ledger"]) == [settings]
@@ -91,6 +87,26 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], b
         assert bound(deployments[stage]) == [model, settings, "Ledger"]
     for name in ("Ledger", *stages):
         assert deployments[name].func_or_class is CLASSES[name]
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend_class", "asleep"),
+    [
+        ("split", SplitBackend, {"denoise"}),
+        ("colocated", ColocatedBackend, {"encode", "denoise", "decode"}),
+    ],
+)
+def test_a_backend_calls_the_deployments_of_its_model(
+    monkeypatch: pytest.MonkeyPatch, layout: str, backend_class: type, asleep: set[str]
+) -> None:
+    monkeypatch.setattr(classes.serve, "get_deployment_handle", lambda name, app: f"{name} of {app}")
+    settings = Settings(model="tiny", stages=layout, denoise_replicas="0-2")
+    names = ("E", "D", "V") if layout == "split" else ("C", "C", "C")
+    backend = classes.make_backend(StageSet(find_model("tiny"), *names), settings, "app")
+    assert type(backend) is backend_class
+    handles = [value for value in vars(backend).values() if isinstance(value, str)]
+    assert handles == [f"{name} of app" for name in dict.fromkeys(names)]
+    assert vars(backend)["_may_sleep"] == asleep
 
 
 def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:

@@ -83,7 +83,7 @@ def test_a_request_and_its_usage_are_joined_whichever_arrives_first(
 ) -> None:
     ledger = Ledger()
     ledger.receive(reports[0])
-    assert ledger.pending_seconds("denoise") == (1.5 if isinstance(reports[0], StageReport) else 0.0)
+    assert ledger.pending_seconds(("denoise", "")) == (1.5 if isinstance(reports[0], StageReport) else 0.0)
     ledger.receive(reports[1])
     report = build_report(ledger, Settings(price_per_device_hour=3.6), latest=5)
     [account], [request] = report.accounts, report.latest
@@ -92,7 +92,7 @@ def test_a_request_and_its_usage_are_joined_whichever_arrives_first(
     assert asdict(account.stages["denoise"]) == {
         "device_seconds": 1.5, "queue_seconds": 0.25, "flops": 1000, "nfe": 4, "rows": 8, "tokens": 128,
     }  # fmt: skip
-    assert ledger.pending_seconds("denoise") == 0.0
+    assert ledger.pending_seconds(("denoise", "")) == 0.0
     assert report.mfu == pytest.approx(1000 / 1.5 / 1e3)
     assert report.images_per_busy_hour == pytest.approx(1800.0)
     assert report.cost_per_1000_images == pytest.approx(2.0)
@@ -199,7 +199,7 @@ def test_the_minutes_add_up_to_the_whole() -> None:
                 ticks=ticks.data,
             )
         )
-    denoise = ledger.totals.stages["denoise"]
+    denoise = ledger.totals.stages["denoise", ""]
     assert (denoise.alive, denoise.lost, denoise.warm_up, denoise.ticks.rows.counts[1]) == (180, 0.5, 1.25, 5)
     assert ledger.window_totals(3600.0) == ledger.totals
     assert ledger.window_totals(50.0) != ledger.totals
