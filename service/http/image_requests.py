@@ -1,11 +1,13 @@
 """What the routes that draw images have in common: how they read their fields, and how they answer."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from safelight.service.errors import ModelNotFound
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
     Exchange,
@@ -42,8 +44,14 @@ def read_image_request(
         InvalidRequest: A field is invalid.
         ModelNotFound: The model is not served.
     """
+    names, name = gateway.names, fields.get("model")
+    if isinstance(name, str):
+        with suppress(
+            ModelNotFound
+        ):  # which is raised in its turn; other faults are the model's requests, too
+            record.model = request.state.request_log["model"] = names.find(name).id
     is_strict = gateway.settings.strict or asks_for_strict(request.headers.get(STRICT_HEADER))
-    reading = read_request(fields, gateway.names, is_strict)
+    reading = read_request(fields, names, is_strict)
     reading = replace(reading, adjustments=(*adjustments, *reading.adjustments))
     record.model = request.state.request_log["model"] = reading.model.id
     record.user = hash_user(reading.request.safety_identifier or reading.request.user or "")

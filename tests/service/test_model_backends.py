@@ -42,9 +42,8 @@ async def test_a_full_queue_of_one_model_keeps_out_no_image_of_another() -> None
     dispatcher = RequestDispatcher(ModelBackends([first, second]), metrics, Settings(max_pictures=3))
     assert isinstance(first.backend, FakeBackend)
     first.backend.gate.clear()
-    waiting = asyncio.ensure_future(
-        dispatcher.generate(IMAGES, ImageFormat(), RequestContext(model=MODEL.id))
-    )
+    context = RequestContext(model=MODEL.id)
+    waiting = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat(), context))
     await first.backend.waiting.acquire()
     with pytest.raises(QueueFull):
         await dispatcher.generate(IMAGES, ImageFormat(), context)

@@ -29,7 +29,7 @@ def changed(model: ModelInfo, folder: Path, file: str) -> ModelInfo:
     shutil.copytree(model.path, folder)
     path = folder / file
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[-1] = ord(" ") if path.suffix == ".json" else content[-1] ^ 1
     path.write_bytes(content)
     return replace(model, path=folder, id=folder.name)
 

@@ -36,12 +36,12 @@ class ModelNames:
         Raises `ModelNotFound`, which lists them.
         """
         for model in self._by_precedence(name):
-            if name in model.names:
+            if name in model.names or (not is_strict and _plain(name) in map(_plain, model.names)):
                 return model
         if name in self.listed or any(fnmatchcase(name, alias) for alias in self.aliases):
             return self.model
-        if not is_strict and (model := self._understand(name)):
-            return model
+        if not is_strict and self._is_the_default(name):
+            return self.model
         allowed = ", ".join((*self.listed, *(() if is_strict else PATTERNS)))
         raise ModelNotFound(
             f"The model {name[:100]!r} is not served here; allowed: {allowed}, or leave it out.", "model"
@@ -66,16 +66,15 @@ class ModelNames:
         """The models, the one whose id is `name` first: another may have it as its folder's name."""
         return sorted(self.models, key=lambda model: model.id != name)
 
-    def _understand(self, name: str) -> ModelInfo | None:
-        """The model of a name that is written otherwise."""
-        text = name.strip().lower()
-        plain = text.removeprefix(PREFIX)
-        for model in self.models:
-            if text in (name.lower() for name in model.names):
-                return model
-        is_default = (
+    def _is_the_default(self, name: str) -> bool:
+        """Whether a name that is written otherwise is one of the default model's."""
+        text = _plain(name)
+        return (
             not text
-            or any(fnmatchcase(text, name.lower()) for name in self.listed_for(self.model))
-            or any(fnmatchcase(plain, pattern) for pattern in PATTERNS)
+            or any(fnmatchcase(text, listed.lower()) for listed in self.listed_for(self.model))
+            or any(fnmatchcase(text.removeprefix(PREFIX), pattern) for pattern in PATTERNS)
         )
-        return self.model if is_default else None
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()

@@ -268,7 +268,7 @@ def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
 def test_an_unknown_mfu_is_not_a_number() -> None:
     metrics = Metrics()
     metrics.observe_snapshot(snapshot(Ledger()), {"m": None})
-    value = samples(metrics)["safelight_mfu_ratio m"]
+    value = samples(metrics)["safelight_mfu_ratio"]
     assert value != value
 
 

@@ -24,9 +24,8 @@ from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.stage_snapshot import SUMMED_FIELDS, snapshot
 from tests.fakes import USAGE
 
-NAMES = {
-    m.name for m in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, ATTRIBUTED_METRIC, UNATTRIBUTED_METRIC)
-}
+OTHER_METRICS = (ATTRIBUTED_METRIC, UNATTRIBUTED_METRIC)
+NAMES = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, *OTHER_METRICS)}
 
 
 def stage_report(source: str, ticks: TickHistograms, *events: UsageEvent, **totals: float) -> StageReport:
