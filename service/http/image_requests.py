@@ -46,9 +46,7 @@ def read_image_request(
     """
     names, name = gateway.names, fields.get("model")
     if isinstance(name, str):
-        with suppress(
-            ModelNotFound
-        ):  # which is raised in its turn; other faults are the model's requests, too
+        with suppress(ModelNotFound):  # which is raised in its turn
             record.model = request.state.request_log["model"] = names.find(name).id
     is_strict = gateway.settings.strict or asks_for_strict(request.headers.get(STRICT_HEADER))
     reading = read_request(fields, names, is_strict)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI
@@ -124,5 +125,8 @@ def _read(fields: object) -> ModelToAdd:
 
 
 async def _finish(change: Coroutine[Any, Any, T]) -> T:
-    """The result of a change, which goes on if the client hangs up."""
-    return await asyncio.shield(asyncio.ensure_future(change))
+    """The result of a change, which goes on if the client hangs up.
+
+    Serve then cancels the request and, by what its context holds, all calls that were made for it.
+    """
+    return await asyncio.shield(asyncio.get_running_loop().create_task(change, context=Context()))

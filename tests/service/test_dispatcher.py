@@ -31,7 +31,9 @@ from tests.virtual_time import run_in_virtual_time
 
 
 def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
-    return RequestDispatcher(ModelBackends.of_one(MODEL, backend), Metrics(), Settings(**settings))
+    metrics = Metrics()
+    metrics.serve([MODEL.id])
+    return RequestDispatcher(ModelBackends.of_one(MODEL, backend), metrics, Settings(**settings))
 
 
 def metric(dispatcher: RequestDispatcher, name: str) -> float | None:

@@ -55,7 +55,7 @@ def test_a_model_that_is_not_served_is_404(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
-    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET, HEAD"), ("POST", "/readyz", "GET, HEAD")],
+    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET, HEAD, POST"), ("POST", "/readyz", "GET, HEAD")],
 )
 def test_a_wrong_method_is_405_and_names_the_allowed_one(
     client: TestClient, method: str, path: str, allow: str

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import pytest
 
 from safelight.service.errors import ChangeFailed, ChangeUnderWay
-from safelight.service.http.model_changes import ModelToAdd
+from safelight.service.http.model_changes import ModelToAdd, _finish
 from safelight.service.settings import Settings
 from tests.fakes import MODEL
 from tests.service.two_models import OTHER, TwoModels, two_models
@@ -120,3 +121,27 @@ def test_a_service_whose_models_are_fixed_says_so() -> None:
         answer = service.client.post("/v1/models", json={"model": "x"}, headers=KEY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "models_are_fixed")
         assert "configuration" in answer.json()["error"]["message"]
+
+
+async def test_a_change_goes_on_without_its_client_and_outside_of_its_request() -> None:
+    """Ray cancels what was called in the context of a request whose client has gone."""
+    request_id: ContextVar[str] = ContextVar("request_id", default="none")
+    seen: list[str] = []
+    may_end = asyncio.Event()
+
+    async def change() -> None:
+        seen.append(request_id.get())
+        await may_end.wait()
+        seen.append("done")
+
+    request_id.set("mine")
+    answering = asyncio.ensure_future(_finish(change()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+    may_end.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert seen == ["none", "done"]
