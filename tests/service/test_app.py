@@ -1,6 +1,7 @@
 """The Ray Serve application: its deployments and the options that the settings give them."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     from safelight.service.app import app_from_args, build_app
     from safelight.service.ray_serve import deployments as classes
     from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
-    from safelight.service.stage_sets import StageSet
+    from safelight.service.stage_sets import StageSet, plan_stages
+
+from tests.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Serve's, of `metrics_interval_s`
 
@@ -188,3 +191,40 @@ def test_the_policy_that_serve_imports_by_name_exists() -> None:
 def test_an_unknown_model_is_refused_before_anything_starts() -> None:
     with pytest.raises(UnknownModel, match="nosuch"):
         build_app(Settings(model="nosuch"))
+
+
+def test_several_models_have_a_denoiser_each_and_share_what_is_equal(tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    models = f"tiny,{other}"
+    deployments = deployments_of(
+        build_app(Settings(model=models, denoise_replicas="1-2", max_rows=4, max_pictures=100))
+    )
+    assert deployments.keys() == {"Gateway", "Ledger", *SPLIT, "Denoiser-other"}
+    assert deployments["Denoiser-other"].func_or_class is classes.DenoiseDeployment
+    tiny, second = find_model("tiny"), find_model(str(other))
+    assert [bound(deployments[name])[0] for name in (*SPLIT, "Denoiser-other")] == [tiny, tiny, tiny, second]
+    served = classes.unpack_sets(deployments["Gateway"].user_config)
+    assert [stages.model.id for stages in served] == ["tiny", "other"]
+    calls = {name: options(deployment)["max_ongoing_requests"] for name, deployment in deployments.items()}
+    assert (calls["TextEncoder"], calls["VaeDecoder"]) == (264, 864)  # the images of two models
+    assert (calls["Denoiser"], calls["Denoiser-other"]) == (8, 8)
+    colocated = deployments_of(build_app(Settings(model=models, stages="colocated")))
+    assert colocated.keys() == {"Gateway", "Ledger", "Colocated", "Colocated-other"}
+
+
+def test_stages_that_are_not_served_run_as_well_and_no_version_changes(tmp_path: Path) -> None:
+    """So that Serve restarts nothing when an application is deployed again: docs/adr/0012."""
+    settings = Settings(model="tiny")
+    served = plan_stages([find_model("tiny")], settings)
+    other = find_model(str(write_tiny_model(tmp_path / "other", seed=1)))
+    before = deployments_of(app_module.build_sets_app(settings, served))
+    after = deployments_of(
+        app_module.build_sets_app(settings, served, plan_stages([other], settings, served))
+    )
+    assert after.keys() - before.keys() == {"Denoiser-other"}
+    assert {deployment.version for deployment in after.values()} == {app_module.VERSION}
+    assert after["Gateway"].user_config == before["Gateway"].user_config
+    published = deployments_of(
+        app_module.build_sets_app(settings, (*served, *plan_stages([other], settings, served)))
+    )
+    assert published["Gateway"].user_config != before["Gateway"].user_config
