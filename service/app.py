@@ -13,11 +13,9 @@ from safelight.service.ray_serve.deployments import (
     DecodeDeployment,
     DenoiseDeployment,
     EncodeDeployment,
-    GatewayDeployment,
     LedgerDeployment,
-    MakeChanges,
-    pack_sets,
 )
+from safelight.service.ray_serve.gateway_deployment import GatewayDeployment, MakeChanges, pack_sets
 from safelight.service.served_model import find_served_models
 from safelight.service.setting_types import replica_range
 from safelight.service.settings import Settings, read_settings
@@ -124,12 +122,7 @@ def _with_version(deployment: Deployment) -> Deployment:
 
 
 def _stage(
-    name: str,
-    stage: type[Any],
-    replicas: str,
-    num_gpus: float,
-    settings: Settings,
-    num_models: int = 1,
+    name: str, stage: type[Any], replicas: str, num_gpus: float, settings: Settings, num_models: int = 1
 ) -> Deployment:
     """The deployment of one stage.
 

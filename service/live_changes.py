@@ -143,7 +143,7 @@ class ModelChange:
         """Raise what keeps the model from drawing."""
         import asyncio
 
-        from safelight.service.ray_serve.deployments import make_backend
+        from safelight.service.ray_serve.gateway_deployment import make_backend
 
         backend = make_backend(stages, self._settings, self._application)
         image = make_warm_up_image(stages.model)

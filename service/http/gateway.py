@@ -104,15 +104,7 @@ def build_models_gateway(
         redirect_slashes=False,
     )
     app.state.gateway = gateway
-    for add_routes in (
-        _add_image_route,
-        add_edit_routes,
-        add_file_routes,
-        add_sdapi_routes,
-        _add_accounting_route,
-        _add_model_routes,
-        _add_health_routes,
-    ):
+    for add_routes in ROUTES:
         add_routes(app, gateway)
     add_change_routes(app, gateway, changes)
     add_mcp_route(app, mcp_endpoint)
@@ -276,3 +268,14 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
                 snapshot, {figures.model: figures.mfu for figures in report.models}
             )
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+
+ROUTES = (
+    _add_image_route,
+    add_edit_routes,
+    add_file_routes,
+    add_sdapi_routes,
+    _add_accounting_route,
+    _add_model_routes,
+    _add_health_routes,
+)

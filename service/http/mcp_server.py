@@ -6,7 +6,7 @@ It is there if the extra `mcp` is installed. Every call is a request of its own:
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -135,9 +135,8 @@ def describe_tool(names: ModelNames) -> types.Tool:
     """The tool, with what the served models allow, the first's defaults, and a choice if there is one."""
     model, ids = names.model, [model.id for model in names.models]
     sizes = dict.fromkeys(size for model in names.models for size in size_names(model))
-    choice = {"model": {"type": "string", "enum": ids, "description": f"Default {model.id}."}}
     properties = {
-        **(choice if len(ids) > 1 else {}),
+        **_model_choice(ids),
         "prompt": {"type": "string", "description": "What the image shows."},
         "negative_prompt": {"type": "string", "description": "What it should not show."},
         "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES, "description": "How many images."},
@@ -173,6 +172,12 @@ def describe_tool(names: ModelNames) -> types.Tool:
         input_schema={"type": "object", "properties": properties, "required": ["prompt"]},
         annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
     )
+
+
+def _model_choice(ids: Sequence[str]) -> dict[str, Any]:
+    """The property that chooses the model, if there is a choice."""
+    choice = {"type": "string", "enum": list(ids), "description": f"Default {ids[0]}."}
+    return {"model": choice} if len(ids) > 1 else {}
 
 
 def describe_generation(generation: Generation) -> types.CallToolResult:

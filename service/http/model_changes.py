@@ -1,6 +1,7 @@
 """The operator's routes that add, replace and remove models while the service runs."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -91,7 +92,7 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
         fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
         model_id = await _finish(change.add(_read(fields)))
         names = gateway.names
-        return describe_model(names.find(model_id, is_strict=True), names, created=0, attention=None)
+        return describe_model(names.find(model_id, is_strict=True), names, int(time.time()), attention=None)
 
     @app.delete(
         "/v1/models/{model_id:path}",

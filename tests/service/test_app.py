@@ -16,6 +16,7 @@ with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     from safelight.service import app as app_module
     from safelight.service.app import app_from_args, build_app
     from safelight.service.ray_serve import deployments as classes
+    from safelight.service.ray_serve import gateway_deployment
     from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
     from safelight.service.stage_sets import StageSet, plan_stages
 
@@ -82,9 +83,9 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...]) -
     names = stages if layout == "split" else stages * 3
     served = (StageSet(model, *names),)
     assert bound(deployments["Gateway"]) == [served, None, settings, "Ledger", *stages]
-    assert classes.unpack_sets(deployments["Gateway"].user_config) == served
+    assert gateway_deployment.unpack_sets(deployments["Gateway"].user_config) == served
     gateway: Any = deployments["Gateway"].func_or_class
-    assert issubclass(gateway, classes.GatewayDeployment)
+    assert issubclass(gateway, gateway_deployment.GatewayDeployment)
     assert bound(deployments["Ledger"]) == [settings]
     for stage in stages:
         assert bound(deployments[stage]) == [model, settings, "Ledger"]
@@ -102,10 +103,12 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...]) -
 def test_a_backend_calls_the_deployments_of_its_model(
     monkeypatch: pytest.MonkeyPatch, layout: str, backend_class: type, asleep: set[str]
 ) -> None:
-    monkeypatch.setattr(classes.serve, "get_deployment_handle", lambda name, app: f"{name} of {app}")
+    monkeypatch.setattr(
+        gateway_deployment.serve, "get_deployment_handle", lambda name, app: f"{name} of {app}"
+    )
     settings = Settings(model="tiny", stages=layout, denoise_replicas="0-2")
     names = ("E", "D", "V") if layout == "split" else ("C", "C", "C")
-    backend = classes.make_backend(StageSet(find_model("tiny"), *names), settings, "app")
+    backend = gateway_deployment.make_backend(StageSet(find_model("tiny"), *names), settings, "app")
     assert type(backend) is backend_class
     handles = [value for value in vars(backend).values() if isinstance(value, str)]
     assert handles == [f"{name} of app" for name in dict.fromkeys(names)]
@@ -203,7 +206,7 @@ def test_several_models_have_a_denoiser_each_and_share_what_is_equal(tmp_path: P
     assert deployments["Denoiser-other"].func_or_class is classes.DenoiseDeployment
     tiny, second = find_model("tiny"), find_model(str(other))
     assert [bound(deployments[name])[0] for name in (*SPLIT, "Denoiser-other")] == [tiny, tiny, tiny, second]
-    served = classes.unpack_sets(deployments["Gateway"].user_config)
+    served = gateway_deployment.unpack_sets(deployments["Gateway"].user_config)
     assert [stages.model.id for stages in served] == ["tiny", "other"]
     calls = {name: options(deployment)["max_ongoing_requests"] for name, deployment in deployments.items()}
     assert (calls["TextEncoder"], calls["VaeDecoder"]) == (264, 864)  # the images of two models
