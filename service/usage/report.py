@@ -136,12 +136,12 @@ def _window_usage(ledger: Ledger, window: float | None, model: str) -> WindowUsa
 
 def _busy_seconds(totals: PeriodTotals, requests: RequestTotals, model: str) -> float:
     """Busy seconds of all stages; for one model, of its own and its share of those that models share."""
-    own = sum(seconds.busy for (_, other), seconds in totals.stages.items() if model in ("", other))
+    busy = sum(seconds.busy for (_, other), seconds in totals.stages.items() if model in ("", other))
     if not model:
-        return own
-    own_stages = {stage for stage, other in totals.stages if other == model}
-    return own + sum(
-        amounts.device_seconds for stage, amounts in requests.usage.items() if stage not in own_stages
+        return busy
+    separate = {stage for stage, other in totals.stages if other == model}
+    return busy + sum(
+        amounts.device_seconds for stage, amounts in requests.usage.items() if stage not in separate
     )
 
 

@@ -17,10 +17,12 @@ from tests.service.conftest import ROUTE
 
 
 def metrics(client: TestClient) -> dict[str, float]:
-    """Every value of /metrics by name and label values."""
+    """Every value of /metrics by name and label values, but for that of the only model."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     return {
-        " ".join((sample.name, *sample.labels.values())): sample.value
+        " ".join((sample.name, *(text for label, text in sample.labels.items() if label != "model"))): (
+            sample.value
+        )
         for family in families
         for sample in family.samples
     }
