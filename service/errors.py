@@ -127,7 +127,6 @@ class ChangeUnderWay(InvalidRequest):
     status = 409
     code = "change_under_way"
     message = "Models are being added or removed already; please try again when that is done."
-    retry_after = 10
 
 
 class ChangeFailed(InvalidRequest):

@@ -55,7 +55,9 @@ class LiveChanges:
     async def _run(self, method: str, argument: object) -> Any:
         import ray
 
-        kind = ray.remote(ModelChange).options(name=ACTOR, namespace=NAMESPACE, num_cpus=0, max_restarts=0)
+        kind: Any = ray.remote(ModelChange).options(
+            name=ACTOR, namespace=NAMESPACE, num_cpus=0, max_restarts=0
+        )
         try:
             actor = kind.remote(self.settings, self.application, self.served())
         except ValueError:  # the name is taken

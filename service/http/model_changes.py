@@ -19,6 +19,7 @@ from safelight.service.http.schemas import Model
 from safelight.service.http.translation import describe_model
 
 T = TypeVar("T")
+CHANGE_ERRORS = {400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS}
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
@@ -67,8 +68,7 @@ class ModelChanges(Protocol):
 def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | None) -> None:
     """Add the routes; without `changes`, and without an admin key, they refuse."""
     key = gateway.settings.admin_key
-    guards = {"dependencies": admin_key(key), "responses": {code: ERRORS[code] for code in (400, 401)}}
-    guards["responses"] |= OTHER_ERRORS
+    dependencies = admin_key(key)
 
     async def allowed(request: Request) -> ModelChanges:
         if changes is None:
@@ -84,7 +84,8 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
         "/v1/models",
         openapi_extra={"requestBody": {"required": True, "content": _content()}},
         summary="Serve another model, or a new version of one, while the service runs",
-        **guards,
+        dependencies=dependencies,
+        responses=CHANGE_ERRORS,
     )
     async def add_model(request: Request) -> Model:
         change = await allowed(request)
@@ -97,7 +98,8 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
     @app.delete(
         "/v1/models/{model_id:path}",
         summary="Serve a model no more, when its images are finished",
-        **guards,
+        dependencies=dependencies,
+        responses=CHANGE_ERRORS,
     )
     async def remove_model(request: Request, model_id: str) -> RemovedModel:
         change = await allowed(request)

@@ -257,11 +257,13 @@ class Metrics:
             self._attention.remove_by_labels({"model": model})
         for model in models:
             self._stages.status.setdefault(model, {})
-            for metric in (self._images, self._retried, self._nfe, self._rows, self._tokens):
-                metric.labels(model)
-            for metric in (self._store_seconds, self._store_bytes, self._queue, self._in_flight):
-                metric.labels(model)
-            self._slowdown.labels(model)
+            for counter in (self._images, self._retried, self._nfe, self._rows, self._tokens):
+                counter.labels(model)
+            for counter in (self._store_seconds, self._store_bytes):
+                counter.labels(model)
+            for gauge in (self._in_flight, self._slowdown):
+                gauge.labels(model)
+            self._queue.labels(model)
 
     def observe_status(self, model: str, stages: Mapping[str, StageStatus | None]) -> None:
         """Set the metrics of the status of a model's stages; None for a stage that did not answer."""

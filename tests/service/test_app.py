@@ -11,6 +11,7 @@ from safelight.service.settings import Settings
 
 with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     warnings.simplefilter("ignore")
+    from ray import serve
     from ray.serve import Application, Deployment
 
     from safelight.service import app as app_module
@@ -103,9 +104,7 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...]) -
 def test_a_backend_calls_the_deployments_of_its_model(
     monkeypatch: pytest.MonkeyPatch, layout: str, backend_class: type, asleep: set[str]
 ) -> None:
-    monkeypatch.setattr(
-        gateway_deployment.serve, "get_deployment_handle", lambda name, app: f"{name} of {app}"
-    )
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda name, app: f"{name} of {app}")
     settings = Settings(model="tiny", stages=layout, denoise_replicas="0-2")
     names = ("E", "D", "V") if layout == "split" else ("C", "C", "C")
     backend = gateway_deployment.make_backend(StageSet(find_model("tiny"), *names), settings, "app")

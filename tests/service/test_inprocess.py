@@ -92,14 +92,16 @@ def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, 
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     params = make_params(prompt="a red apple", seed=5)
     expected = encode_image(pixels, output.format, output.compression, params, "tiny")
-    assert stage._write_image(pixels, output, params) == expected
+    assert stage._write_image(pixels, output, params, "") == expected
+    other = encode_image(pixels, output.format, output.compression, params, "other")
+    assert stage._write_image(pixels, output, params, "other") == other != expected
     for is_edit in (False, True):
         preview = encode_preview(pixels, output.format, output.compression, is_edit)
         assert stage._write_preview(pixels, output, is_edit) == preview
     stage = inprocess.make_decode_stage(find_model("tiny"), Settings(model="tiny", mark_images=False))
     stage.close()
     assert b"trainedAlgorithmicMedia" in expected
-    for file in (stage._write_image(pixels, output, params), stage._write_preview(pixels, output, False)):
+    for file in (stage._write_image(pixels, output, params, ""), stage._write_preview(pixels, output, False)):
         assert b"trainedAlgorithmicMedia" not in file
 
 

@@ -292,7 +292,7 @@ async def test_the_ledgers_client_calls_the_ledgers_methods(monkeypatch: pytest.
     for method, answer in answers.items():
         handle = make_handle(LedgerDeployment, answer)
         client = backends.RemoteLedger(handle)
-        arguments = {"window": 60.0, "latest": 5} if method == "report" else {}
+        arguments = {"report": {"window": 60.0, "latest": 5}, "status": {"model": "m"}}.get(method, {})
         result = await getattr(client, method)(*arguments.values())
         assert result == (answer or {})
         assert [(call.method, call.arguments) for call in handle.calls] == [(method, arguments)]
