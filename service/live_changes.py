@@ -4,6 +4,7 @@ A change runs in an actor of its own, so that it blocks no gateway, and under a 
 a time. Serve leaves alone every deployment that is configured as before (docs/adr/0012).
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from safelight.service.telemetry.logs import configure_logs
 
 NAMESPACE, ACTOR = "safelight", "model-change"
 POLL_SECONDS = 0.2
+NAME_ATTEMPTS = 10
 CALL_SECONDS = 10.0
 Served = tuple[StageSet, ...]
 
@@ -55,13 +57,7 @@ class LiveChanges:
     async def _run(self, method: str, argument: object) -> Any:
         import ray
 
-        kind: Any = ray.remote(ModelChange).options(
-            name=ACTOR, namespace=NAMESPACE, num_cpus=0, max_restarts=0
-        )
-        try:
-            actor = kind.remote(self.settings, self.application, self.served())
-        except ValueError:  # the name is taken
-            raise ChangeUnderWay() from None
+        actor = await self._start_actor()
         try:
             result = await getattr(actor, method).remote(argument)
         finally:
@@ -69,6 +65,18 @@ class LiveChanges:
         if isinstance(result, ServiceError):
             raise result
         return result
+
+    async def _start_actor(self) -> Any:
+        """The actor of a change. Raises `ChangeUnderWay` if its name is taken, and not only for a moment."""
+        import ray
+
+        kind: Any = ray.remote(ModelChange).options(name=ACTOR, namespace=NAMESPACE, num_cpus=0)
+        for _ in range(NAME_ATTEMPTS):
+            try:
+                return kind.remote(self.settings, self.application, self.served())
+            except ValueError:  # Ray frees the name of an actor some time after its end
+                await asyncio.sleep(POLL_SECONDS)
+        raise ChangeUnderWay()
 
 
 class ModelChange:
@@ -143,8 +151,6 @@ class ModelChange:
 
     def _draw_warm_up_image(self, stages: StageSet) -> None:
         """Raise what keeps the model from drawing."""
-        import asyncio
-
         from safelight.service.ray_serve.gateway_deployment import make_backend
 
         backend = make_backend(stages, self._settings, self._application)

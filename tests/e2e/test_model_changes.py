@@ -169,12 +169,15 @@ def test_a_model_comes_and_another_goes_while_requests_run(
     is_long = request.config.getoption("--long")
     between = 25 if is_long else 2  # answers of each model before and after each change
     load = Load(url)
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(5) as threads:
         try:
             running = [threads.submit(load.run, model) for model in ("tiny", "old")]
             load.wait_for(between, "tiny", "old")
-            added = operate(url, "POST", "", model=str(folders.new), default_steps="3")
+            body = {"model": str(folders.new), "default_steps": "3"}
+            at_once = [threads.submit(operate, url, "POST", "", **body) for _ in range(2)]
+            added, late = sorted((change.result() for change in at_once), key=lambda it: it.status_code)
             assert (added.status_code, added.json().get("id")) == (200, "new"), added.text
+            assert (late.status_code, late.json()["error"]["code"]) == (409, "change_under_way"), late.text
             running.append(threads.submit(load.run, "new"))
             load.wait_for(between, "tiny", "old", "new")
             asked = time.monotonic()
