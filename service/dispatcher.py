@@ -116,7 +116,15 @@ class RequestDispatcher:
 
         Without an id, those of the default model. Raises `ModelNotFound`.
         """
-        entry = self._backends.find(model_id)
+        return await self._status_of(self._backends.find(model_id))
+
+    async def status_of_all(self) -> dict[str, Mapping[str, StageStatus | None]]:
+        """The status of every stage by the id of its model."""
+        entries = self._backends.current  # which may be replaced meanwhile
+        statuses = await asyncio.gather(*map(self._status_of, entries))
+        return {entry.model.id: status for entry, status in zip(entries, statuses, strict=True)}
+
+    async def _status_of(self, entry: ModelBackend) -> Mapping[str, StageStatus | None]:
         try:
             status = await entry.backend.status()
         except Exception as error:
@@ -131,11 +139,6 @@ class RequestDispatcher:
             }
         self._metrics.observe_status(entry.model.id, status)
         return status
-
-    async def status_of_all(self) -> dict[str, Mapping[str, StageStatus | None]]:
-        """The status of every stage by the id of its model."""
-        ids = [model.id for model in self._backends.models]
-        return dict(zip(ids, await asyncio.gather(*map(self.status, ids)), strict=True))
 
     def _admit(self, model_id: str, num_images: int) -> ModelBackend:
         """Count the images as in flight. Raises `ShuttingDown`, `QueueFull` or `ModelNotFound`."""

@@ -36,6 +36,11 @@ class ModelBackends:
         return cls([ModelBackend(model, backend)])
 
     @property
+    def current(self) -> tuple[ModelBackend, ...]:
+        """The models with their backends, the default first."""
+        return self._current
+
+    @property
     def models(self) -> tuple[ModelInfo, ...]:
         """The models, the default first."""
         return tuple(entry.model for entry in self._current)

@@ -6,7 +6,7 @@ Routes are thin: validation, translation and dispatching have modules of their o
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated
 
@@ -51,6 +51,7 @@ from safelight.service.http.translation import (
     describe_curves,
     describe_model,
 )
+from safelight.service.messages import StageStatus
 from safelight.service.model_backends import ModelBackends
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.setting_types import names_in
@@ -206,20 +207,21 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     created: dict[str, int] = {}  # when each model was first listed
 
-    async def describe(model: ModelInfo, names: ModelNames) -> Model:
-        denoiser = (await gateway.dispatcher.status(model.id)).get("denoise")
+    def describe(model: ModelInfo, names: ModelNames, stages: Mapping[str, StageStatus | None]) -> Model:
+        denoiser = stages.get("denoise")
         since = created.setdefault(model.id, int(time.time()))
         return describe_model(model, names, since, denoiser.attention if denoiser else None)
 
     @app.get("/v1/models", summary="The served models, the default first")
     async def list_models() -> ModelList:
-        names = gateway.names
-        return ModelList(data=await asyncio.gather(*(describe(model, names) for model in names.models)))
+        names, stages = gateway.names, await gateway.dispatcher.status_of_all()
+        return ModelList(data=[describe(model, names, stages.get(model.id, {})) for model in names.models])
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
         names = gateway.names
-        return await describe(names.find(model_id, gateway.settings.strict), names)
+        model = names.find(model_id, gateway.settings.strict)
+        return describe(model, names, await gateway.dispatcher.status(model.id))
 
     @app.get(
         "/v1/curve",
