@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import nn
 
 from safelight.models.autoencoders.options import TinyOptions
@@ -12,6 +11,7 @@ from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
 from safelight.models.networks.config import DiTConfig
 from safelight.models.networks.dit import DiT
+from safelight.models.text.open_clip_classes import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 
 WIDTH, CONTEXT = 16, 15
 # Of the decoder's last layer: without them all pixels of all images would be clamped to black.

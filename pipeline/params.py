@@ -73,6 +73,7 @@ class TextReport:
     truncated: bool
     unknown_words: tuple[str, ...]
     prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
+    corrected_words: tuple[tuple[str, str], ...] = ()  # as typed, and the known word that was read instead
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,13 @@ MODEL = ModelInfo(
 )
 # All numbers differ, so that one in the place of another is seen; seconds are exact in binary.
 USAGE = ImageUsage(
-    text=TextReport(num_tokens=3, truncated=False, unknown_words=("blorp",), prompt_syntax=("[x]",)),
+    text=TextReport(
+        3,
+        truncated=False,
+        unknown_words=("blorp",),
+        prompt_syntax=("[x]",),
+        corrected_words=(("aple", "apple"),),
+    ),
     encode=StageCost(device_seconds=0.25, flops=100, queue_seconds=0.5),
     denoise=DenoiseUsage(
         ticks=6,
@@ -276,6 +282,7 @@ def _report(text: str) -> TextReport:
         truncated=len(words) > 5,
         unknown_words=tuple(word for word in words if word == "blorp"),
         prompt_syntax=tuple(word for word in words if word.startswith("--")),
+        corrected_words=tuple((word, "apple") for word in words if word == "aple"),
     )
 
 

@@ -85,7 +85,7 @@ NEEDS = (
         tests=(
             "e2e/test_service.py::test_curl",
             "page/test_code.py::test_the_copied_curl",
-            "test_readme.py::test_command[curl",
+            "readme/test_live_commands.py::test_command[curl",
         ),
     ),
     Need(

@@ -19,7 +19,7 @@ RAY_FILES = (
     "tests/e2e/test_streaming.py",
     "tests/e2e/test_model_changes.py",
     "tests/loadtests/test_command.py",
-    "tests/test_readme.py",
+    "tests/readme/test_live_commands.py",
     "tests/e2e/test_autoscaling.py",
     "tests/chaos/test_conservation.py",
     "tests/environments/test_start.py",

@@ -16,6 +16,7 @@ TITLES = {
     "control-plane": "Unit costs of the control plane",
     "http": "Over HTTP",
     "streaming": "Previews",
+    "waiting-threads": "Waiting threads",
 }
 
 

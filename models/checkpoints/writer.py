@@ -7,6 +7,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safelight.models.checkpoints.compact_embedding import NUM_ROWS, ROWS
 from safelight.models.checkpoints.json_files import CLIP_CONFIG
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
 
@@ -43,12 +44,14 @@ def write_clip(
         embed_dim: channels of the space that images and texts share.
         vision: open_clip's `vision_cfg`.
         text: open_clip's `text_cfg`.
-        state: the state dict of both towers.
+        state: the state dict of both towers; of the token embeddings possibly the trained rows only.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {
+    config: dict[str, Any] = {
         "model_cfg": {"embed_dim": embed_dim, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
     }
+    if ROWS in state:
+        config[NUM_ROWS] = len(state[ROWS])
     (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / CLIP_WEIGHTS)
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.model import CustomTextCLIP
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from safelight.models.checkpoints.json_files import CLIP_CONFIG, read_json
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, load_into
+from safelight.models.text.open_clip_classes import CustomTextCLIP, SimpleTokenizer
+from safelight.models.text.open_clip_folder import load_clip, read_model_config
 
 SCORER = "scorer"  # the folder beside a checkpoint's weights
 BATCH_SIZE = 128
@@ -36,11 +34,9 @@ class Scorer:
         Raises:
             CheckpointError: it is missing or incomplete.
         """
-        config = read_json(folder / SCORER / CLIP_CONFIG)["model_cfg"]
-        clip = CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-        load_into(clip, folder / SCORER, "cpu", torch.float32, CLIP_WEIGHTS)
+        config = read_model_config(folder / SCORER)
         return cls(
-            clip,
+            load_clip(folder / SCORER),
             SimpleTokenizer(context_length=config["text_cfg"]["context_length"]),
             config["vision_cfg"]["image_size"],
         )

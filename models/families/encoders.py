@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def open_clip_files() -> PartFiles:
     """The files of an open_clip text tower."""
-    from safelight.models.text.clip import FILES
+    from safelight.models.text.open_clip_folder import FILES
 
     return FILES
 

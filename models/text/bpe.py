@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from safelight.models.checkpoints.json_files import CheckpointError, read_json
 from safelight.models.checkpoints.missing_files import describe_missing
+from safelight.models.text.open_clip_classes import SimpleTokenizer
 
 NUM_TOKENS = 49_408
 SPECIAL_TOKENS = 2  # start and end of text

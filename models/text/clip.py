@@ -9,21 +9,19 @@ import math
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from open_clip.model import CustomTextCLIP
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from safelight.models.checkpoints.json_files import CLIP_CONFIG, CheckpointError, read_json
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, PartFiles, Shapes, load_into, shapes_of
 from safelight.models.text.bpe import SPECIAL_TOKENS, BytePairs
 from safelight.models.text.emoji_names import name_of, read_names, split_emoji
 from safelight.models.text.flops import open_clip_flops
+from safelight.models.text.open_clip_classes import TextTransformer
+from safelight.models.text.open_clip_folder import load_clip, read_model_config
 from safelight.models.text.prompt_syntax import read_prompt
 from safelight.models.text.reading import Reading, TokenisedText
+from safelight.models.text.spelling import Spelling, read_words
 
 MAX_WORD_LENGTH = 64  # characters; a longer word is unknown
 VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
@@ -35,24 +33,22 @@ class ClipTextTower(nn.Module):
     `folder` holds `open_clip_config.json` and `open_clip_model.safetensors`.
     Embedding rows of tokens that do not occur in the training captions are zero. A word with such a token is
     dropped before the tower and reported: it would carry no information and shift the positions of the other
-    words. An emoji that `emoji_names.json` names means that name. Weights and other marks that programs obey
-    are taken out and reported, because the captions had none.
+    words. A word one edit from a word of `words.txt` is read as that word, and reported. An emoji that
+    `emoji_names.json` names means that name. Weights and other marks that programs obey are taken out and
+    reported, because the captions had none.
     Raises `CheckpointError` for anything but exactly the tensors that the config asks for.
     """
 
     def __init__(self, folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS):
         super().__init__()
-        # Only open_clip's network is used: its own loading reads pickles, stretches positions and ignores
-        # missing files.
-        clip = _build(folder)
-        load_into(clip, folder, "cpu", torch.float32, CLIP_WEIGHTS, options)
-        self.text = clip.text
+        self.text = load_clip(folder, options).text
         self.context_length: int = self.text.context_length
         self.width: int = self.text.width
         self.num_states = self.context_length + 1
-        self.flops_per_text = open_clip_flops(_read_config(folder))
+        self.flops_per_text = open_clip_flops(read_model_config(folder))
         self._pairs = BytePairs()
         self._emoji_names = read_names(folder)
+        self._spelling = Spelling(read_words(folder))
         self._known = self.text.token_embedding.weight.abs().amax(dim=1) > 0
         # A prompt must not contain the marks that start and end a text.
         self._known[[self._pairs.start_id, self._pairs.end_id]] = False
@@ -69,12 +65,14 @@ class ClipTextTower(nn.Module):
             tokenised.truncated,
             tokenised.unknown_words,
             tokenised.prompt_syntax,
+            tokenised.corrected_words,
         )
 
     def tokenise(self, text: str) -> TokenisedText:
         """The known words of `text` as ids, cut to the context length; unknown words are listed."""
         prompt = read_prompt(text)
         unknown = UnknownWords()
+        corrected: dict[str, str] = {}
         token_ids: list[int] = []
         words_of: dict[tuple[str, bool], list[Word]] = {}  # a text may repeat one piece a thousand times
         for piece in split_emoji(prompt.text):
@@ -83,11 +81,15 @@ class ClipTextTower(nn.Module):
             for word in words_of[piece]:
                 if word.tokens:
                     token_ids += word.tokens
+                    if word.typed:
+                        corrected[word.typed] = word.text
                 else:
                     unknown.add(word.text, word.is_joined)
         ids = self._pairs.frame(token_ids, self.context_length, pad_id=0)
         is_cut = len(token_ids) > self.context_length - SPECIAL_TOKENS
-        return TokenisedText(ids, len(token_ids), is_cut, unknown.as_tuple(), prompt.marks)
+        return TokenisedText(
+            ids, len(token_ids), is_cut, unknown.as_tuple(), prompt.marks, tuple(corrected.items())
+        )
 
     def _read_piece(self, piece: str, is_emoji: bool) -> list["Word"]:
         """The words of a piece of a text; an emoji that is not known is one of them as a whole."""
@@ -95,14 +97,16 @@ class ClipTextTower(nn.Module):
         if is_emoji and (name := name_of(piece, self._emoji_names)) is not None:
             text = name
         words: list[Word] = []
-        for word, is_joined in self._pairs.words(text):
+        for typed, is_joined in self._pairs.words(text):
+            near = self._spelling.correct(typed)
+            word = near or typed
             tokens = self._pairs.encode(word) if len(word) <= MAX_WORD_LENGTH else []
             if tokens and all(self._known[token] for token in tokens):
-                words.append(Word(word, is_joined, tuple(tokens)))
+                words.append(Word(word, is_joined, tuple(tokens), typed=typed if near else ""))
             elif is_emoji:
                 words.append(Word(text, is_joined=False))
             else:
-                words.append(Word(word, is_joined))
+                words.append(Word(typed, is_joined))
         return words
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +136,7 @@ class Word:
     text: str
     is_joined: bool  # whether nothing stands between it and the word before
     tokens: tuple[int, ...] = ()  # none if the word is not known
+    typed: str = ""  # what stands in the text, if `text` is its correction
 
 
 class UnknownWords:
@@ -165,27 +170,3 @@ def _is_content(character: str) -> bool:
     category = unicodedata.category(character)
     is_symbol = not character.isascii() and (category.startswith("S") or category in ("Cn", "Co"))
     return character.isalnum() or is_symbol or _is_sign(character)
-
-
-def expected_shapes(folder: Path) -> Shapes:
-    """Names and shapes of the tensors that `folder` must hold: both towers, as open_clip saves them."""
-    with torch.device("meta"):
-        return shapes_of(_build(folder).state_dict())
-
-
-FILES = PartFiles(CLIP_WEIGHTS, expected_shapes)
-
-
-def _build(folder: Path) -> CustomTextCLIP:
-    config = _read_config(folder)
-    return CustomTextCLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / CLIP_CONFIG).get("model_cfg", {})
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - config.keys()
-    if missing or "hf_model_name" in config["text_cfg"] or not config.get("custom_text"):
-        raise CheckpointError(
-            f"{folder / CLIP_CONFIG}: only open_clip's own towers with custom_text are supported"
-        )
-    return dict(config)

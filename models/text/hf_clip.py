@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
@@ -20,6 +19,7 @@ from safelight.models.text.bpe import BytePairs
 from safelight.models.text.config import ClipTextConfig
 from safelight.models.text.flops import clip_flops
 from safelight.models.text.hf_folder import HF_WEIGHTS, load_exactly
+from safelight.models.text.open_clip_classes import LayerNorm, QuickGELU, TextTransformer
 
 ACTIVATION_CLASSES = {"quick_gelu": QuickGELU, "gelu": nn.GELU}  # by `CLIP_ACTIVATIONS`
 EMBEDDINGS = "text_model.embeddings"

@@ -25,6 +25,7 @@ class TokenisedText:
     truncated: bool
     unknown_words: tuple[str, ...] = ()
     prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
+    corrected_words: tuple[tuple[str, str], ...] = ()  # as typed, and the known word that was read instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Reading:
     truncated: bool
     unknown_words: tuple[str, ...] = ()
     prompt_syntax: tuple[str, ...] = ()  # marks that some programs obey, such as weights; without effect
+    corrected_words: tuple[tuple[str, str], ...] = ()  # as typed, and the known word that was read instead
 
 
 class TextTower(Protocol):

@@ -64,6 +64,10 @@ class TextEncoder:
         reading = self._tower.read(text)
         cost = StageCost(time.perf_counter() - started, self._tower.flops_per_text)
         report = TextReport(
-            reading.num_tokens, reading.truncated, reading.unknown_words, reading.prompt_syntax
+            reading.num_tokens,
+            reading.truncated,
+            reading.unknown_words,
+            reading.prompt_syntax,
+            reading.corrected_words,
         )
         return TextStates(reading.states, reading.mask, reading.pooled, report, cost)

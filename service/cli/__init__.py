@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
-from safelight.service.runtime.environment import keep_loopback_direct
+from safelight.service.runtime.environment import bound_spinning, keep_loopback_direct
 
 USER_ERROR = 2
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` names, by default the process's arguments; returns the exit status."""
     args = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     keep_loopback_direct()
+    bound_spinning()
     try:
         code = int(_module(args.command).run(args))
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, ModelIn
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import note, note_ignored, progress
+from safelight.service.cli.progress import note, note_reading, progress
 from safelight.service.runtime.output_files import CannotWrite, check_writable, write_file
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     cut = ", cut to the encoder's maximum length" if text.report.truncated else ""
     note(f"{path}: states {tuple(text.states[None].shape)}, {text.report.num_tokens} tokens{cut}")
-    note_ignored(text.report.unknown_words, text.report.prompt_syntax)
+    report = text.report
+    note_reading(report.unknown_words, report.prompt_syntax, dict(report.corrected_words))
     return 0
 
 

@@ -16,7 +16,7 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import ProgressCallback, note_ignored, progress
+from safelight.service.cli.progress import ProgressCallback, note_reading, progress
 from safelight.service.errors import ServiceError, as_invalid_request
 from safelight.service.http.edits.params import (
     INPAINTING_STRENGTH,
@@ -165,7 +165,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"images": images, "usage": usage.model_dump()}))
     else:
         print(f"{', '.join(map(str, paths))}: seed {params[0].seed}, {usage.safelight.seconds:.1f} s")
-    note_ignored(usage.safelight.unknown_words, usage.safelight.prompt_syntax)
+    cost = usage.safelight
+    note_reading(cost.unknown_words, cost.prompt_syntax, cost.corrected_words)
     return 0
 
 

@@ -14,7 +14,7 @@ from safelight.pipeline.catalog.model_info import MAX_PROMPT_CHARACTERS, MAX_SEE
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
-from safelight.service.cli.progress import ProgressCallback, note, note_ignored, progress
+from safelight.service.cli.progress import ProgressCallback, note, note_reading, progress
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(_as_json(args, model, report, seconds)) if args.json else _as_text(args, model, report))
     if report.text.truncated:
         note("the prompt was cut to the encoder's maximum length")
-    note_ignored(report.text.unknown_words, report.text.prompt_syntax)
+    note_reading(report.text.unknown_words, report.text.prompt_syntax, dict(report.text.corrected_words))
     return 0
 
 
@@ -190,6 +190,7 @@ def _as_json(
         "seed": args.seed,
         "prompt_truncated": report.text.truncated,
         "unknown_words": list(report.text.unknown_words),
+        "corrected_words": dict(report.text.corrected_words),
         "seconds": seconds,
     }
 

@@ -1,7 +1,7 @@
 """Progress for a person at a terminal; prints nothing when stderr is not a terminal."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 ProgressCallback = Callable[[str], None]
@@ -33,8 +33,13 @@ def counter(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def note_ignored(unknown_words: Sequence[str], prompt_syntax: Sequence[str]) -> None:
-    """Say which parts of a prompt have no effect."""
+def note_reading(
+    unknown_words: Sequence[str], prompt_syntax: Sequence[str], corrected_words: Mapping[str, str]
+) -> None:
+    """Say which parts of a prompt have no effect, and which were read as another word."""
+    if corrected_words:
+        pairs = ", ".join(f"{typed} as {read}" for typed, read in corrected_words.items())
+        note(f"misspelt words were read as known ones: {pairs}")
     if unknown_words:
         note(f"words that the model does not know: {', '.join(unknown_words)}")
     if prompt_syntax:

@@ -184,6 +184,9 @@ def describe_generation(generation: Generation) -> types.CallToolResult:
     """The images as content, with a sentence on what was drawn; the structured content is its cost."""
     cost, first = generation.usage.safelight, generation.params[0]
     text = f"{len(generation.params)} image(s) of {first.width}x{first.height} pixels, seed {first.seed}."
+    if cost.corrected_words:
+        pairs = ", ".join(f"{typed} as {read}" for typed, read in cost.corrected_words.items())
+        text += f" Misspelt words were read as known ones: {pairs}."
     if cost.unknown_words:
         text += f" The model does not know these words: {', '.join(cost.unknown_words)}."
     images = [

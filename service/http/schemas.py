@@ -209,6 +209,9 @@ class Cost(BaseModel):
         description="Weights, LoRA tags, command flags and the like that were found in the texts. None is "
         "obeyed: the embedded model draws the words without them, others read them as plain text."
     )
+    corrected_words: dict[str, str] = Field(
+        description="Words that were not known, and the known words one edit away that were read instead."
+    )
     batch_invariant: bool = Field(
         description="Whether the same request is proved to give the same bytes in any batch on this device."
     )

@@ -147,6 +147,7 @@ def make_usage(
         batch_invariant=all(usage.denoise.is_batch_invariant for usage in usages),
         unknown_words=list(dict.fromkeys(word for usage in usages for word in usage.text.unknown_words)),
         prompt_syntax=list(dict.fromkeys(mark for usage in usages for mark in usage.text.prompt_syntax)),
+        corrected_words=dict(pair for usage in usages for pair in usage.text.corrected_words),
         adjusted=list(adjustments),
     )
     return Usage(

@@ -20,6 +20,7 @@ SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 # What Ray appends to its temporary folder: the longest name of a session, and of a socket.
 RAY_SOCKET = "/ray/session_2026-11-30_00-00-00_000000_4194304/sockets/plasma_store.1"
 PREFIX = "safelight-"
+SPIN_COUNT = "2000"  # measured: docs/performance.md, "Waiting threads"
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -110,6 +111,18 @@ def bypass_proxies(environ: Mapping[str, str], *hosts: str) -> dict[str, str]:
 def keep_loopback_direct() -> None:
     """Let no request of this process, or of processes that it starts, to this machine go to a proxy."""
     os.environ.update(bypass_proxies(os.environ))
+
+
+def bound_spinning() -> None:
+    """Let threads of this process, and of processes that it starts, sleep soon when they wait for another.
+
+    By default a thread of GNU's OpenMP spins for milliseconds. If another process has the core of the thread
+    that it waits for, it spins until the scheduler exchanges them, in each of the thousands of barriers of an
+    image. A few microseconds are enough where the cores are free. OpenMP reads the variable when torch is
+    imported; an operator's choice stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def _make_folder(environ: Mapping[str, str]) -> tuple[Path, tuple[str, ...]]:

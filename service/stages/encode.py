@@ -134,4 +134,5 @@ def _merge(reports: Iterable[TextReport]) -> TextReport:
         truncated=any(report.truncated for report in merged),
         unknown_words=tuple(dict.fromkeys(word for report in merged for word in report.unknown_words)),
         prompt_syntax=tuple(dict.fromkeys(mark for report in merged for mark in report.prompt_syntax)),
+        corrected_words=tuple(dict.fromkeys(pair for report in merged for pair in report.corrected_words)),
     )

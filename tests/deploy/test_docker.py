@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from safelight.service.local import ENVIRONMENT
-from safelight.service.runtime.environment import NO_PROXY, bypass_proxies
+from safelight.service.runtime.environment import NO_PROXY, SPIN_COUNT, bypass_proxies
 from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, Instruction, argument, instructions, pins
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -161,6 +161,7 @@ def test_the_image_has_the_commands_that_kuberay_calls(dockerfile: Path) -> None
 def test_ray_has_the_environment_of_safelight_serve(dockerfile: Path) -> None:
     inside = environment(dockerfile)
     assert inside["PYTHONUNBUFFERED"] == "1"
+    assert inside["GOMP_SPINCOUNT"] == SPIN_COUNT
     assert {name: inside.get(name) for name in ENVIRONMENT.keys() - SERVE_ONLY} == {
         name: value for name, value in ENVIRONMENT.items() if name not in SERVE_ONLY
     }

@@ -3,6 +3,7 @@
 import re
 
 from safelight.service.local import ENVIRONMENT
+from safelight.service.runtime.environment import SPIN_COUNT
 from safelight.service.settings import Settings
 from tests.deploy.manifests import DEPLOY, DOCKERFILES, PROJECT, instructions
 
@@ -49,3 +50,4 @@ def test_the_settings_that_it_names_exist() -> None:
 
 def test_it_asks_for_the_environment_of_safelight_serve() -> None:
     assert f"`RAY_worker_niceness={ENVIRONMENT['RAY_worker_niceness']}`" in README
+    assert f"`GOMP_SPINCOUNT={SPIN_COUNT}`" in README

@@ -121,6 +121,7 @@ def test_what_the_service_adjusted_is_said(page: Page) -> None:
     edit = {"uploaded_size": "300x200", "crop": [50, 0, 250, 200]}
     usage = {"adjusted": adjusted, "truncated": True, "edit": edit}
     usage |= {"unknown_words": ["blorp", "zorp"], "prompt_syntax": []}
+    usage |= {"corrected_words": {"aple": "apple"}}
     notes = page.evaluate(
         "(answer) => import('./page/gallery.js').then(({ notesOf }) => notesOf({ answer }))",
         {"usage": {"safelight": usage}},
@@ -128,6 +129,7 @@ def test_what_the_service_adjusted_is_said(page: Page) -> None:
     assert notes == [
         "size: 1024x1024 was changed to 128x128.",
         "stepz: 3 had no effect.",
+        "Misspelt words were read as known ones: aple as apple.",
         "Not known to the model, so without effect: blorp, zorp.",
         "Of the image that it started from, 200 × 200 of 300 × 200 pixels were used.",
         "The prompt is longer than the model reads; its end had no effect.",

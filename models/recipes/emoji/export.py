@@ -12,12 +12,17 @@ from torch import Tensor
 
 from safelight.models.autoencoders.interface import decode_latents, encode_pixels
 from safelight.models.autoencoders.loading import load_vae
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
+from safelight.models.checkpoints.compact_embedding import compact_embedding
+from safelight.models.checkpoints.tensors import WEIGHTS
 from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
-from safelight.models.recipes.emoji import data, dit, prompts, text
+from safelight.models.recipes.emoji import data, dit, natural, prompts, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
+from safelight.models.recipes.emoji.words import caption_words
+from safelight.models.text.clip import ClipTextTower
 from safelight.models.text.emoji_names import write_names
+from safelight.models.text.open_clip_folder import load_clip
+from safelight.models.text.spelling import write_words
 
 BATCH = 16
 # The concept of an image is decided at high noise, where a grid of equal steps in time has few points.
@@ -34,7 +39,7 @@ def run(work: Path, output: Path) -> None:
     sources = {text.CONDITIONING: text.tower_folder(work), text.SCORER: work / text.SCORER.folder}
     for spec, source in sources.items():
         if source.exists():
-            clip = _bfloat16(load_file(source / CLIP_WEIGHTS))
+            clip = compact_embedding(_bfloat16(load_clip(source).state_dict()))
             write_clip(output / spec.folder, text.EMBED_DIM, spec.vision, text.TEXT, clip)
     vae_config = json.loads((work / "vae" / "config.json").read_text())
     write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / WEIGHTS)))
@@ -44,7 +49,10 @@ def run(work: Path, output: Path) -> None:
     write_index(output, SCHEDULER)
     make_gallery(work, output).save(output)
     concepts = {image.concept.hexcode: image.concept.label for image in data.load(work).images}
-    write_names(concepts, output / text.CONDITIONING.folder)
+    tower_folder = output / text.CONDITIONING.folder
+    write_names(concepts, tower_folder)
+    captions = [caption for of_concept in natural.training_captions().values() for caption in of_concept]
+    write_words(caption_words(data.load(work), captions, ClipTextTower(tower_folder)), tower_folder)
     prompts.run(work, output)
     size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
     print(f"export: {output}, {size / 1e6:.1f} MB, DiT after {state['step']} steps")

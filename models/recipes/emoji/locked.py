@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CustomTextCLIP
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from safelight.models.recipes.emoji import data, text
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE, sample_caption
 from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage, native_autocast
+from safelight.models.text.open_clip_classes import CustomTextCLIP, SimpleTokenizer
 from safelight.pipeline.assembly.device import fast_dtype
 
 BATCH = 256

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
 
 from safelight.models.recipes.emoji import (
@@ -36,6 +35,7 @@ from safelight.models.recipes.emoji import (
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE, Concept, sample_caption, sample_frame
 from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage
 from safelight.models.text.clip import text_states
+from safelight.models.text.open_clip_classes import CustomTextCLIP
 
 NATURAL, SOFT, GRAMMAR, READ = 96, 128, 40, 32  # texts a step: of each kind, and those that are read
 LENGTH_GROUPS = 4

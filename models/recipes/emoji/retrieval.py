@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CustomTextCLIP
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from safelight.models.checkpoints.tensors import CLIP_WEIGHTS
 from safelight.models.recipes.emoji import data, prompts, text
 from safelight.models.recipes.emoji.captions import WHITE
 from safelight.models.text.clip import ClipTextTower
+from safelight.models.text.open_clip_classes import CustomTextCLIP
 from safelight.pipeline.evaluation.nearest_image import Rate
 from safelight.pipeline.evaluation.prompts import Prompt
 

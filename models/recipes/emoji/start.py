@@ -11,18 +11,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safelight.models.checkpoints.json_files import CLIP_CONFIG
-from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, WEIGHTS
+from safelight.models.checkpoints.tensors import WEIGHTS
+from safelight.models.checkpoints.writer import write_clip
 from safelight.models.recipes.emoji import dit, text
 from safelight.models.recipes.emoji.training import WeightAverage
+from safelight.models.text.open_clip_folder import load_clip
 
 
 def run(work: Path, weights: Path) -> None:
     """Copy the parts of the folder `weights` into `work`; parts that are already there are kept."""
     work.mkdir(parents=True, exist_ok=True)
     for spec in (text.CONDITIONING, text.SCORER):
-        _copy(weights / spec.folder, work / spec.folder, CLIP_WEIGHTS, CLIP_CONFIG)
-    _copy(weights / "vae", work / "vae", WEIGHTS, "config.json")
+        if not (work / spec.folder).exists():
+            clip = load_clip(weights / spec.folder).state_dict()
+            write_clip(work / spec.folder, text.EMBED_DIM, spec.vision, text.TEXT, clip)
+    _copy(weights / "vae", work / "vae")
     checkpoint = work / "dit.ckpt"
     if not checkpoint.exists():
         model = dit.ConditionedDiT(dit.build())
@@ -39,12 +42,12 @@ def run(work: Path, weights: Path) -> None:
     print(f"start: the parts of {weights} are in {work}")
 
 
-def _copy(source: Path, target: Path, weights: str, config: str) -> None:
+def _copy(source: Path, target: Path) -> None:
     if target.exists():
         return
     target.mkdir()
-    shutil.copy(source / config, target)
-    save_file(_float32(load_file(source / weights)), target / weights, metadata={"format": "pt"})
+    shutil.copy(source / "config.json", target)
+    save_file(_float32(load_file(source / WEIGHTS)), target / WEIGHTS, metadata={"format": "pt"})
 
 
 def _float32(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from safelight.models.checkpoints.writer import write_clip
@@ -30,6 +27,13 @@ from safelight.models.recipes.emoji.captions import (
     sample_caption,
 )
 from safelight.models.recipes.emoji.training import TrainingRun, WeightAverage, native_autocast
+from safelight.models.text.open_clip_classes import (
+    CLIPTextCfg,
+    CLIPVisionCfg,
+    CustomTextCLIP,
+    SimpleTokenizer,
+    TextTransformer,
+)
 
 EMBED_DIM = WIDTH = 192
 CONTEXT = 31  # tokens; 32 text states with the pooled vector

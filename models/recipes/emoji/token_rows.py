@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
 
 from safelight.models.recipes.emoji import data, teacher, text
 from safelight.models.text.bpe import BytePairs
+from safelight.models.text.open_clip_classes import CustomTextCLIP
 
 MIN_VARIATIONS = 3  # occurrences of a token in variations from which on it is trained
 RIDGE = 1.0

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from safelight.models.checkpoints.json_files import CLIP_CONFIG
 from safelight.models.checkpoints.tensors import CLIP_WEIGHTS
 from safelight.models.find_checkpoint import ensure_tiny
-from safelight.models.text.clip import ClipTextTower, expected_shapes
+from safelight.models.text.clip import ClipTextTower
+from safelight.models.text.open_clip_folder import expected_shapes
 from safelight.models.tiny import CONTEXT
 
 

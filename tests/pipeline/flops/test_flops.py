@@ -23,9 +23,10 @@ from safelight.models.networks.config import ClassDiTConfig, DiTConfig, MMDiTCon
 from safelight.models.networks.dit import DiT
 from safelight.models.networks.interface import Network
 from safelight.models.networks.mmdit import MMDiT
-from safelight.models.text import clip, hf_clip, t5
+from safelight.models.text import hf_clip, t5
 from safelight.models.text.config import ClipTextConfig, T5EncoderConfig
 from safelight.models.text.flops import clip_flops, open_clip_flops, t5_flops
+from safelight.models.text.open_clip_folder import load_clip
 from safelight.pipeline.capacity.unserved_profiles import flux_flops, sdxl_flops
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops, row_flops, text_flops, times_flops
@@ -196,9 +197,8 @@ def test_clip_towers(part: PublishedPart, expected: float) -> None:
 
 def test_the_embedded_tower() -> None:
     config = json.loads((EMOJI / "text_encoder" / "open_clip_config.json").read_text())["model_cfg"]
-    with torch.device("meta"):
-        tower = clip._build(EMOJI / "text_encoder").text
-        ids = torch.empty(1, tower.context_length, dtype=torch.long)
+    tower = load_clip(EMOJI / "text_encoder").text.to("meta")
+    ids = torch.empty(1, tower.context_length, dtype=torch.long, device="meta")
     assert open_clip_flops(config) == counted(lambda: tower(ids))
 
 

@@ -99,6 +99,7 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
         "truncated": False,
         "unknown_words": ["blorp"],
         "prompt_syntax": ["[x]"],
+        "corrected_words": {"aple": "apple"},
         "batch_invariant": True,
         "adjusted": [],
     }

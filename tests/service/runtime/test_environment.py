@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from safelight.service import cli
 from safelight.service.runtime import environment
 from safelight.service.runtime.environment import (
     BadEnvironment,
     ServiceEnvironment,
+    bound_spinning,
     bypass_proxies,
     make_environment,
     service_environment,
@@ -129,3 +131,30 @@ def test_the_environment_of_this_process_is_restored(monkeypatch: pytest.MonkeyP
         assert inside.folder.is_dir()
     assert os.environ["no_proxy"] == "a.org" and "NO_PROXY" not in os.environ
     assert not inside.folder.exists()
+
+
+def leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove an operator's choice; what is set instead is removed again at the end of the test."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_spin_for_a_short_time_unless_the_operator_chose(
+    variables: Mapping[str, str], count: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_open(monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    bound_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == count
+
+
+def test_every_command_bounds_the_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_open(monkeypatch)
+    assert cli.main(["solvers"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == environment.SPIN_COUNT

@@ -121,13 +121,17 @@ export function factsOf({ settings, request, index, answer }) {
 
 /** Sentences about what the service changed or could not use. */
 export function notesOf({ answer }) {
-  const { adjusted = [], unknown_words: words, prompt_syntax: marks, truncated, edit } = answer.usage.safelight;
+  const used = answer.usage.safelight;
+  const { adjusted = [], unknown_words: words, prompt_syntax: marks, corrected_words: corrected } = used;
+  const { truncated, edit } = used;
   // That an image is resampled to a size of the model is no news here; what was cut off is said below.
   const changes = adjusted.filter(({ field }) => field !== "image");
   const notes = changes.map(({ field, asked, used }) => {
     const change = used === null || used === undefined ? "had no effect" : `was changed to ${show(used)}`;
     return `${field}: ${show(asked)} ${change}.`;
   });
+  const readings = Object.entries(corrected).map(([typed, read]) => `${typed} as ${read}`);
+  if (readings.length) notes.push(`Misspelt words were read as known ones: ${readings.join(", ")}.`);
   if (words.length) notes.push(`Not known to the model, so without effect: ${words.join(", ")}.`);
   if (marks.length) notes.push(`Prompt syntax of other programs, without effect: ${marks.join(", ")}.`);
   if (edit) notes.push(...cropNotes(edit));
