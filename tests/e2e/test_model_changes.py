@@ -180,16 +180,16 @@ def test_a_model_comes_and_another_goes_while_requests_run(
             assert (late.status_code, late.json()["error"]["code"]) == (409, "change_under_way"), late.text
             running.append(threads.submit(load.run, "new"))
             load.wait_for(between, "tiny", "old", "new")
-            asked = time.monotonic()
+            removal_sent = time.monotonic()
             removed = operate(url, "DELETE", "/old")
-            gone = time.monotonic()
+            removal_done = time.monotonic()
             assert removed.json() == {"id": "old", "object": "model", "deleted": True}
             load.wait_for(between, "tiny", "old", "new")
         finally:
             load.stop()
         for thread in running:
             thread.result()
-    check_answers(load.exchanges, alone, asked, gone)
+    check_answers(load.exchanges, alone, removal_sent, removal_done)
     assert len(load.exchanges) >= (200 if is_long else 12)
     assert served(url) == ["tiny", "new"]
     answers = dict.fromkeys(("tiny", "old", "new"), 0)
@@ -200,26 +200,26 @@ def test_a_model_comes_and_another_goes_while_requests_run(
 
 
 def check_answers(
-    exchanges: list[Exchange], alone: dict[tuple[str, int], bytes], asked: float, gone: float
+    exchanges: list[Exchange], alone: dict[tuple[str, int], bytes], removal_sent: float, removal_done: float
 ) -> None:
     """Every answer is the image that the model gives alone; `old` is refused from its removal on.
 
     Args:
         exchanges: All of them.
         alone: The images.
-        asked: When the removal was asked for.
-        gone: When it was done.
+        removal_sent: When the removal was asked for.
+        removal_done: When it was done.
     """
     for exchange in exchanges:
         status = exchange.answer.status_code
-        if exchange.model == "old" and exchange.ended > asked and status == 404:
+        if exchange.model == "old" and exchange.ended > removal_sent and status == 404:
             error: dict[str, Any] = exchange.answer.json()["error"]
             assert (error["code"], error["param"]) == ("model_not_found", "model")
             continue
         assert status == 200, exchange.answer.text
-        assert exchange.model != "old" or exchange.began < gone
+        assert exchange.model != "old" or exchange.began < removal_done
         assert exchange.image == alone[exchange.model, exchange.seed]
-    assert any(exchange.began > gone for exchange in exchanges if exchange.model == "old")
+    assert any(exchange.began > removal_done for exchange in exchanges if exchange.model == "old")
 
 
 def check_what_is_refused(url: str, folders: Folders) -> None:
@@ -250,7 +250,7 @@ def test_a_version_replaces_another_and_stages_live_as_long_as_they_are_used(
         try:
             running = [threads.submit(load.run, model) for model in ("tiny", "old")]
             load.wait_for(3, "tiny", "old")
-            asked = time.monotonic()
+            removal_sent = time.monotonic()
             body = {"model": str(folders.strange), "served_name": "old"}
             assert operate(url, "POST", "", **body).status_code == 200
             replaced = time.monotonic()
@@ -261,7 +261,7 @@ def test_a_version_replaces_another_and_stages_live_as_long_as_they_are_used(
             thread.result()
     for exchange in load.exchanges:
         assert exchange.answer.status_code == 200, exchange.answer.text
-        if exchange.model == "tiny" or exchange.ended < asked:
+        if exchange.model == "tiny" or exchange.ended < removal_sent:
             assert exchange.image == alone[exchange.model, exchange.seed]
         elif exchange.began > replaced:
             assert exchange.image == strange[exchange.seed]

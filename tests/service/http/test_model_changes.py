@@ -126,13 +126,13 @@ def test_a_service_whose_models_are_fixed_says_so() -> None:
 async def test_a_change_goes_on_without_its_client_and_outside_of_its_request() -> None:
     """Ray cancels what was called in the context of a request whose client has gone."""
     request_id: ContextVar[str] = ContextVar("request_id", default="none")
-    seen: list[str] = []
+    steps: list[str] = []
     may_end = asyncio.Event()
 
     async def change() -> None:
-        seen.append(request_id.get())
+        steps.append(request_id.get())
         await may_end.wait()
-        seen.append("done")
+        steps.append("done")
 
     request_id.set("mine")
     answering = asyncio.ensure_future(_finish(change()))
@@ -144,4 +144,4 @@ async def test_a_change_goes_on_without_its_client_and_outside_of_its_request() 
     may_end.set()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert seen == ["none", "done"]
+    assert steps == ["none", "done"]
