@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import pytest
@@ -114,6 +114,12 @@ class Load:
     def stop(self) -> None:
         self._should_stop.set()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._http.close()
+
 
 def operate(url: str, method: str, path: str, **body: str) -> httpx2.Response:
     """Change the models."""
@@ -168,8 +174,7 @@ def test_a_model_comes_and_another_goes_while_requests_run(
 ) -> None:
     is_long = request.config.getoption("--long")
     between = 25 if is_long else 2  # answers of each model before and after each change
-    load = Load(url)
-    with ThreadPoolExecutor(5) as threads:
+    with Load(url) as load, ThreadPoolExecutor(5) as threads:
         try:
             running = [threads.submit(load.run, model) for model in ("tiny", "old")]
             load.wait_for(between, "tiny", "old")
@@ -245,8 +250,7 @@ def test_a_version_replaces_another_and_stages_live_as_long_as_they_are_used(
     url: str, folders: Folders, alone: dict[tuple[str, int], bytes]
 ) -> None:
     strange = draw_alone(str(folders.strange), served_name="old")
-    load = Load(url)
-    with ThreadPoolExecutor(2) as threads:
+    with Load(url) as load, ThreadPoolExecutor(2) as threads:
         try:
             running = [threads.submit(load.run, model) for model in ("tiny", "old")]
             load.wait_for(3, "tiny", "old")
