@@ -76,9 +76,11 @@ async def _scrape(url: str, series: MetricsSeries) -> None:
 
 
 def _values(text: str) -> dict[tuple[str, str], float]:
-    return {
-        (sample.name, sample.labels.get("stage", "")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if set(sample.labels) <= {"stage"}
-    }
+    """The values of metrics that have no labels but the stage and the model; those of models are added up."""
+    values: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if set(sample.labels) <= {"stage", "model"}:
+                key = sample.name, sample.labels.get("stage", "")
+                values[key] = values.get(key, 0.0) + sample.value
+    return values

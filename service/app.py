@@ -1,27 +1,25 @@
 """Builds the Ray Serve application from the settings."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
-from safelight.service.backend import Backend
 from safelight.service.previews import MAX_PREVIEWS
-from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
 from safelight.service.ray_serve.deployments import (
     ColocatedDeployment,
     DecodeDeployment,
     DenoiseDeployment,
     EncodeDeployment,
-    GatewayDeployment,
     LedgerDeployment,
 )
-from safelight.service.served_model import find_served_model
+from safelight.service.ray_serve.gateway_deployment import GatewayDeployment, MakeChanges, pack_sets
+from safelight.service.served_model import find_served_models
 from safelight.service.setting_types import replica_range
-from safelight.service.settings import Settings, may_sleep, read_settings
+from safelight.service.settings import Settings, read_settings
+from safelight.service.stage_sets import StageSet, plan_stages, served_by
 
 # CPUs that Ray reserves for a replica. Small, so that all replicas fit on two cores.
 # The stages set their numbers of threads themselves.
@@ -32,6 +30,9 @@ STATUS_CALLS = 64
 UNLIMITED_CALLS = 10_000
 # How often replicas and handles report their queues; Serve's default of ten seconds is long for a burst.
 METRICS_SECONDS = 1.0
+# Of every deployment: an application that is deployed again leaves alone what is configured as before.
+# Otherwise Serve gives each deployment a new version every time, and restarts all replicas (docs/adr/0012).
+VERSION = "1"
 # Requests in flight in one gateway at which Serve adds another, if `gateway_replicas` is a range.
 SCALE_BY_REQUESTS = {"target_ongoing_requests": 64}
 
@@ -51,33 +52,48 @@ def app_from_args(args: dict[str, str]) -> Application:
 
 def build_app(settings: Settings) -> Application:
     """The application of the gateway, the ledger and the stages. Raises `UnknownModel` or `BadSetting`."""
-    model = find_served_model(settings)
+    return build_sets_app(settings, plan_stages(find_served_models(settings), settings))
+
+
+def build_sets_app(
+    settings: Settings,
+    served: Sequence[StageSet],
+    others: Sequence[StageSet] = (),
+    make_changes: MakeChanges | None = None,
+) -> Application:
+    """The application that serves some sets of stages, and holds others.
+
+    Args:
+        settings: The service's settings.
+        served: The models that requests can ask for, the default first.
+        others: Sets whose deployments run as well: not served yet, or no longer.
+        make_changes: How gateways add and remove models; None where they cannot.
+    """
     ledger = _ledger(settings).bind(settings)
-    stages = _colocated_stages(settings) if settings.stages == "colocated" else _split_stages(settings)
-    backend_class: Callable[..., Backend] = (
-        ColocatedBackend if settings.stages == "colocated" else SplitBackend
-    )
-    make_backend = partial(backend_class, may_sleep=may_sleep(settings))
-    return _gateway(settings).bind(
-        make_backend, model, settings, ledger, *(stage.bind(model, settings, ledger) for stage in stages)
-    )
-
-
-def _colocated_stages(settings: Settings) -> list[Deployment]:
-    return [
-        _stage("Colocated", ColocatedDeployment, settings.denoise_replicas, settings.denoise_gpus, settings)
+    sets = (*served, *others)
+    names = dict.fromkeys(name for stages in sets for name in stages.deployments)
+    stages = [
+        _deployment(name, sets, settings).bind(served_by(sets, name)[0], settings, ledger) for name in names
     ]
+    return _gateway(settings, served).bind(tuple(served), make_changes, settings, ledger, *stages)
 
 
-def _split_stages(settings: Settings) -> list[Deployment]:
-    return [
-        _stage("TextEncoder", EncodeDeployment, settings.encode_replicas, settings.encode_gpus, settings),
-        _stage("Denoiser", DenoiseDeployment, settings.denoise_replicas, settings.denoise_gpus, settings),
-        _stage("VaeDecoder", DecodeDeployment, settings.decode_replicas, settings.decode_gpus, settings),
-    ]
+def _deployment(name: str, sets: Sequence[StageSet], settings: Settings) -> Deployment:
+    """The deployment of the stage that is called `name` in any of `sets`."""
+    num_models = len({model.id for model in served_by(sets, name)})
+    if settings.stages == "colocated":
+        kind, replicas, gpus = ColocatedDeployment, settings.denoise_replicas, settings.denoise_gpus
+        return _stage(name, kind, replicas, gpus, settings)
+    if any(name == stages.encode for stages in sets):
+        replicas, gpus = settings.encode_replicas, settings.encode_gpus
+        return _stage(name, EncodeDeployment, replicas, gpus, settings, num_models)
+    if any(name == stages.decode for stages in sets):
+        replicas, gpus = settings.decode_replicas, settings.decode_gpus
+        return _stage(name, DecodeDeployment, replicas, gpus, settings, num_models)
+    return _stage(name, DenoiseDeployment, settings.denoise_replicas, settings.denoise_gpus, settings)
 
 
-def _gateway(settings: Settings) -> Deployment:
+def _gateway(settings: Settings, served: Sequence[StageSet]) -> Deployment:
     minimum, maximum = replica_range("gateway_replicas", settings.gateway_replicas)
     # A gateway does no work of its own, so Serve's rule fits it: scale by requests in flight.
     scaling = (
@@ -86,17 +102,28 @@ def _gateway(settings: Settings) -> Deployment:
         else {"autoscaling_config": _range(minimum, maximum, settings) | SCALE_BY_REQUESTS}
     )
     make = serve.deployment(
-        name="Gateway", max_ongoing_requests=UNLIMITED_CALLS, **_options(settings), **scaling
+        name="Gateway",
+        max_ongoing_requests=UNLIMITED_CALLS,
+        user_config=pack_sets(served),
+        **_options(settings),
+        **scaling,
     )
-    return make(serve.ingress()(GatewayDeployment))
+    return _with_version(make(serve.ingress()(GatewayDeployment)))
 
 
 def _ledger(settings: Settings) -> Deployment:
     make = serve.deployment(name="Ledger", max_ongoing_requests=UNLIMITED_CALLS, **_options(settings))
-    return make(LedgerDeployment)
+    return _with_version(make(LedgerDeployment))
 
 
-def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings: Settings) -> Deployment:
+def _with_version(deployment: Deployment) -> Deployment:
+    pinned: Deployment = deployment.options(_internal=True, version=VERSION)
+    return pinned
+
+
+def _stage(
+    name: str, stage: type[Any], replicas: str, num_gpus: float, settings: Settings, num_models: int = 1
+) -> Deployment:
     """The deployment of one stage.
 
     Args:
@@ -105,12 +132,13 @@ def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings
         replicas: A number of replicas, or a range such as `1-8`.
         num_gpus: GPUs of one replica, or a fraction of one.
         settings: The service's settings.
+        num_models: That it serves; each may have as many images in flight as the settings allow.
     """
     minimum, maximum = replica_range(name, replicas)
     options = _options(settings, num_gpus)
     # a decoder also takes all previews, lest they keep out images that are done
     calls_per_image = 1 + MAX_PREVIEWS if stage is DecodeDeployment else 1
-    all_calls = calls_per_image * settings.max_pictures + STATUS_CALLS
+    all_calls = num_models * calls_per_image * settings.max_pictures + STATUS_CALLS
     if minimum == maximum:
         options |= {
             "num_replicas": minimum,
@@ -121,14 +149,14 @@ def _stage(name: str, stage: type[Any], replicas: str, num_gpus: float, settings
         # A replica accepts the images of two ticks. The others wait at the handles, so that a replica that is
         # added later gets some of them. A decoder accepts all: it is called while its images are still being
         # denoised, and images with many steps must not keep out images that are done.
-        calls = all_calls if stage is DecodeDeployment else 2 * settings.max_rows
+        calls = all_calls if stage is DecodeDeployment else num_models * 2 * settings.max_rows
         options |= {
             "autoscaling_config": _range(minimum, maximum, settings) | _by_work(settings),
             "max_ongoing_requests": calls,
             # A replica that is removed finishes its images first.
             "graceful_shutdown_timeout_s": settings.deadline_seconds,
         }
-    return serve.deployment(name=name, **options)(stage)
+    return _with_version(serve.deployment(name=name, **options)(stage))
 
 
 def _range(minimum: int, maximum: int, settings: Settings) -> dict[str, Any]:

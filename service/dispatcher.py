@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safelight.pipeline.params import GenerationParams
-from safelight.service.backend import STAGES, Backend
+from safelight.service.backend import STAGES
 from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.image_stream import ImageStream
 from safelight.service.messages import (
@@ -20,6 +20,7 @@ from safelight.service.messages import (
     with_size_of,
     with_source_usage,
 )
+from safelight.service.model_backends import ModelBackend, ModelBackends
 from safelight.service.previews import PreviewSink
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
@@ -32,23 +33,26 @@ DRAIN_POLL_SECONDS = 0.05
 
 
 class RequestDispatcher:
-    """Generates all images of a request through a backend.
+    """Generates all images of a request through the backend of its model.
 
     Args:
-        backend: Generates single images.
+        backends: Generate single images, each those of its model.
         metrics: Counts retries and images in flight.
         settings: Limits and deadlines.
         ledger: Knows the status of a stage that does not answer.
     """
 
     def __init__(
-        self, backend: Backend, metrics: Metrics, settings: Settings, ledger: LedgerClient | None = None
+        self,
+        backends: ModelBackends,
+        metrics: Metrics,
+        settings: Settings,
+        ledger: LedgerClient | None = None,
     ):
-        self._backend = backend
+        self._backends = backends
         self._ledger = ledger
         self._metrics = metrics
         self._settings = settings
-        self._in_flight = 0
         self._is_draining = False
 
     async def generate(
@@ -63,17 +67,17 @@ class RequestDispatcher:
         Args:
             images: Their parameters. Edits get the size that their source has.
             output: Their file format.
-            context: Of the request.
+            context: Of the request; says the model.
             upload: What the images are edits of.
 
         Raises:
             ServiceError: The request failed; none of its images is left in the batch.
         """
-        self._admit(len(images))
+        entry = self._admit(context.model, len(images))
         try:
-            return await self._generate_in_time(images, output, context, upload)
+            return await self._generate_in_time(images, _Job(entry, output, context, upload))
         finally:
-            self._count(-len(images))
+            self._count(entry, -len(images))
 
     def start_stream(
         self,
@@ -95,87 +99,87 @@ class RequestDispatcher:
         Raises:
             ServiceError: The request was not admitted. The work raises one if the request fails later.
         """
-        self._admit(len(images))
-        work = asyncio.ensure_future(self._generate_in_time(images, output, context, upload, stream))
-        work.add_done_callback(lambda _: self._count(-len(images)))  # also if it is cancelled at once
+        entry = self._admit(context.model, len(images))
+        job = _Job(entry, output, context, upload, stream)
+        work = asyncio.ensure_future(self._generate_in_time(images, job))
+        work.add_done_callback(lambda _: self._count(entry, -len(images)))  # also if it is cancelled at once
         return work
 
     async def drain(self) -> None:
         """Refuse new requests; returns when no image is in flight."""
         self._is_draining = True
-        while self._in_flight:
+        while self._backends.in_flight():
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
-    async def status(self) -> Mapping[str, StageStatus | None]:
-        """The status of every stage; None for one that neither answers nor has reported recently."""
+    async def status(self, model_id: str = "") -> Mapping[str, StageStatus | None]:
+        """The status of every stage of a model; None for one that neither answers nor has reported recently.
+
+        Without an id, those of the default model. Raises `ModelNotFound`.
+        """
+        return await self._status_of(self._backends.find(model_id))
+
+    async def status_of_all(self) -> dict[str, Mapping[str, StageStatus | None]]:
+        """The status of every stage by the id of its model."""
+        entries = self._backends.current  # which may be replaced meanwhile
+        statuses = await asyncio.gather(*map(self._status_of, entries))
+        return {entry.model.id: status for entry, status in zip(entries, statuses, strict=True)}
+
+    async def _status_of(self, entry: ModelBackend) -> Mapping[str, StageStatus | None]:
         try:
-            status = await self._backend.status()
+            status = await entry.backend.status()
         except Exception as error:
             logger.warning("the backend gives no status: %s: %s", type(error).__name__, error)
             status = dict.fromkeys(STAGES)
         # a stage may be too busy to answer in time, or asleep
         if self._ledger is not None and None in status.values():
-            reported = await self._ledger.status()
+            reported = await self._ledger.status(entry.model.id)
             asleep = dict.fromkeys(may_sleep(self._settings), StageStatus(is_asleep=True))
             status = {
                 stage: answer or reported.get(stage) or asleep.get(stage) for stage, answer in status.items()
             }
-        self._metrics.observe_status(status)
+        self._metrics.observe_status(entry.model.id, status)
         return status
 
-    def _admit(self, num_images: int) -> None:
-        """Count the images as in flight. Raises `ShuttingDown` or `QueueFull`."""
+    def _admit(self, model_id: str, num_images: int) -> ModelBackend:
+        """Count the images as in flight. Raises `ShuttingDown`, `QueueFull` or `ModelNotFound`."""
         if self._is_draining:
             raise ShuttingDown()
-        if self._in_flight + num_images > self._settings.max_pictures:
+        entry = self._backends.find(model_id)
+        # each model has its own limit, so that a queue for one keeps out no images of another
+        if self._backends.in_flight(entry.model.id) + num_images > self._settings.max_pictures:
             raise QueueFull()
-        self._count(num_images)
+        self._count(entry, num_images)
+        return entry
 
-    def _count(self, change: int) -> None:
-        self._in_flight += change
-        self._metrics.set_in_flight(self._in_flight)
+    def _count(self, entry: ModelBackend, change: int) -> None:
+        self._backends.count(entry, change)
+        self._metrics.set_in_flight(entry.model.id, self._backends.in_flight(entry.model.id))
 
-    async def _generate_in_time(
-        self,
-        images: Sequence[GenerationParams],
-        output: ImageFormat,
-        context: RequestContext,
-        upload: Upload | None,
-        stream: ImageStream | None = None,
-    ) -> list[DecodeResult]:
+    async def _generate_in_time(self, images: Sequence[GenerationParams], job: "_Job") -> list[DecodeResult]:
         try:
-            return await asyncio.wait_for(
-                self._generate_all(images, output, context, upload, stream), self._settings.deadline_seconds
-            )
+            return await asyncio.wait_for(self._generate_all(images, job), self._settings.deadline_seconds)
         except Exception as error:
             raise as_service_error(error) from error  # the request's log line names the cause
 
-    async def _generate_all(
-        self,
-        images: Sequence[GenerationParams],
-        output: ImageFormat,
-        context: RequestContext,
-        upload: Upload | None,
-        stream: ImageStream | None,
-    ) -> list[DecodeResult]:
-        source = None if upload is None else await self._prepare(upload, context)
-        if stream is not None:
-            stream.begin()
-        job = _ImageJob(output, context, upload, source, stream)
+    async def _generate_all(self, images: Sequence[GenerationParams], job: "_Job") -> list[DecodeResult]:
+        source = None if job.upload is None else await self._prepare(job.upload, job)
+        if job.stream is not None:
+            job.stream.begin()
+        job = replace(job, source=source)
         tasks = [asyncio.ensure_future(self._run(params, job)) for params in images]
         try:
             return with_source_usage(await asyncio.gather(*tasks), source)
         finally:
             await cancel_and_wait(*tasks)
 
-    async def _prepare(self, upload: Upload, context: RequestContext) -> PreparedSource:
+    async def _prepare(self, upload: Upload, job: "_Job") -> PreparedSource:
         try:
-            return await self._backend.prepare(upload, context)
+            return await job.entry.backend.prepare(upload, job.context)
         except Exception as error:
-            self._check_retry(error, {"id": context.request_id, "image": "source"})
-        return await self._backend.prepare(upload, context)
+            self._check_retry(error, job, {"image": "source"})
+        return await job.entry.backend.prepare(upload, job.context)
 
-    async def _run(self, params: GenerationParams, job: "_ImageJob") -> DecodeResult:
+    async def _run(self, params: GenerationParams, job: "_Job") -> DecodeResult:
         """Generate one image, and put it into the stream, if there is one."""
         params, stream = with_size_of(params, job.source), job.stream
         if stream is None:
@@ -187,32 +191,33 @@ class RequestDispatcher:
         return result
 
     async def _generate_one(
-        self, params: GenerationParams, job: "_ImageJob", previews: PreviewSink | None
+        self, params: GenerationParams, job: "_Job", previews: PreviewSink | None
     ) -> DecodeResult:
         """Generate one image, once more if a stage is lost, which may have held the source."""
         try:
-            return await self._backend.generate(params, job.output, job.context, job.source, previews)
+            return await job.entry.backend.generate(params, job.output, job.context, job.source, previews)
         except Exception as error:
-            self._check_retry(error, {"id": job.context.request_id, "image": params.image_index})
-        source = None if job.upload is None else await self._backend.prepare(job.upload, job.context)
+            self._check_retry(error, job, {"image": params.image_index})
+        source = None if job.upload is None else await job.entry.backend.prepare(job.upload, job.context)
         # an image is a pure function of its parameters, so the retry gives the same one
-        return await self._backend.generate(params, job.output, job.context, source, previews)
+        return await job.entry.backend.generate(params, job.output, job.context, source, previews)
 
-    def _check_retry(self, error: Exception, fields: dict[str, object]) -> None:
+    def _check_retry(self, error: Exception, job: "_Job", fields: dict[str, object]) -> None:
         """Count a retry, if `error` is the loss of a stage; raise it otherwise."""
         if not isinstance(as_service_error(error), StageLost):
             raise error
-        fields["cause"] = type(error).__name__
+        fields = {"id": job.context.request_id, **fields, "cause": type(error).__name__}
         logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
-        self._metrics.count_retry()
+        self._metrics.count_retry(job.entry.model.id)
 
 
 @dataclass(frozen=True, slots=True)
-class _ImageJob:
+class _Job:
     """What the images of one request share."""
 
+    entry: ModelBackend
     output: ImageFormat
     context: RequestContext
     upload: Upload | None  # of edits
-    source: PreparedSource | None  # the upload, prepared
-    stream: ImageStream | None  # gets the images of a streamed request
+    stream: ImageStream | None = None  # gets the images of a streamed request
+    source: PreparedSource | None = None  # the upload, prepared

@@ -9,6 +9,9 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── RouteNotFound        404
 │   ├── InvalidLink          403  of a stored image: its signature is wrong
 │   ├── UntrustedHost        403
+│   ├── ChangesRefused       403  of the models
+│   ├── ChangeUnderWay       409  another change of the models
+│   ├── ChangeFailed         409  of the models
 │   ├── ImageNotStored       404
 │   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
@@ -112,6 +115,23 @@ class UntrustedHost(InvalidRequest):
     type = "permission_error"
     code = "untrusted_host"
     message = "This route is not open to the host or the origin of the request."
+
+
+class ChangesRefused(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "models_are_fixed"
+
+
+class ChangeUnderWay(InvalidRequest):
+    status = 409
+    code = "change_under_way"
+    message = "Models are being added or removed already; please try again when that is done."
+
+
+class ChangeFailed(InvalidRequest):
+    status = 409
+    code = "change_failed"
 
 
 class ImageNotStored(InvalidRequest):

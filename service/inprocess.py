@@ -6,13 +6,14 @@ No other module of the service makes stages. Torch is imported when a stage is m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.nearest_size import nearest_size
 from safelight.pipeline.params import GenerationParams
+from safelight.service.backend import STAGES
 from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
@@ -22,6 +23,7 @@ from safelight.service.messages import (
     Preview,
     PreviewLatents,
     RequestContext,
+    StageStatus,
     Upload,
     with_size_of,
     with_source_usage,
@@ -31,6 +33,7 @@ from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.cores import num_cores
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.settings import Settings
+from safelight.service.stage_sets import plan_stages
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.stages.encode import EncodeStage
@@ -49,18 +52,31 @@ SMALL_FLOPS = 2e10
 
 
 class InProcessPipeline:
-    """The three stages, which load their networks at the same time, each on its own thread."""
+    """The three stages of a model, which load their networks at the same time, each on its own thread.
 
-    def __init__(self, model: ModelInfo, settings: Settings):
+    Args:
+        model: The model.
+        settings: The service's settings.
+        encoder: The text encoder of another model, which has equal files; None: one is made.
+        decoder: Likewise the decoder.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        settings: Settings,
+        encoder: EncodeStage | None = None,
+        decoder: DecodeStage | None = None,
+    ):
         # Before any stage has a thread: what they import must not be imported by two threads at once.
         with gc_frozen_imports():
             from safelight.pipeline.assembly.encoder import import_libraries
 
             import_libraries(model)
 
-        self.encoder = make_encode_stage(model, settings)
+        self.encoder = encoder or make_encode_stage(model, settings)
         self.denoiser = make_denoise_stage(model, settings)
-        self.decoder = make_decode_stage(model, settings)
+        self.decoder = decoder or make_decode_stage(model, settings)
 
     async def generate(
         self,
@@ -106,6 +122,10 @@ class InProcessPipeline:
     def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
         return self.encoder, self.denoiser, self.decoder
 
+    async def status(self) -> Mapping[str, StageStatus | None]:
+        """The status of every stage: see `Backend.status`."""
+        return dict(zip(STAGES, (stage.status() for stage in self.stages), strict=True))
+
     def wait(self) -> None:
         """Wait until every stage is made; raises the error of one that could not be made."""
         for stage in self.stages:
@@ -115,6 +135,21 @@ class InProcessPipeline:
         """End the stages' threads."""
         for stage in self.stages:
             stage.close()
+
+
+def make_pipelines(models: Sequence[ModelInfo], settings: Settings) -> list[InProcessPipeline]:
+    """The stages of several models in this process; models with equal encoders or decoders share them."""
+    pipelines: list[InProcessPipeline] = []
+    encoders: dict[str, EncodeStage] = {}
+    decoders: dict[str, DecodeStage] = {}
+    for names in plan_stages(models, settings):
+        pipeline = InProcessPipeline(
+            names.model, settings, encoders.get(names.encode), decoders.get(names.decode)
+        )
+        encoders.setdefault(names.encode, pipeline.encoder)
+        decoders.setdefault(names.decode, pipeline.decoder)
+        pipelines.append(pipeline)
+    return pipelines
 
 
 def _threads_for(flops: float) -> int:
@@ -157,11 +192,14 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
         peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
         return engine.calibrated(curve, peak_flops, memory_limits(engine, model))
 
-    return DenoiseStage(make, settings.deadline_seconds)
+    return DenoiseStage(make, settings.deadline_seconds, model.id)
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
-    """Make the decoding stage. It loads its network on its own thread: see its `wait`."""
+    """Make the decoding stage. It loads its network on its own thread: see its `wait`.
+
+    Each image says its model, which has the autoencoder of `model`.
+    """
     with gc_frozen_imports():
         from safelight.pipeline.assembly.decoder import build_decoder
         from safelight.pipeline.engine.image_files import encode_image, encode_preview
@@ -174,14 +212,15 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
             num_threads=settings.decode_threads or _threads_for(model_profile(model).decode(height, width)),
         )
 
-    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams) -> bytes:
-        return encode_image(pixels, output.format, output.compression, params, model.id, settings.mark_images)
+    def write(pixels: np.ndarray, output: ImageFormat, params: GenerationParams, model_id: str) -> bytes:
+        name = model_id or model.id
+        return encode_image(pixels, output.format, output.compression, params, name, settings.mark_images)
 
     def write_preview(pixels: np.ndarray, output: ImageFormat, is_edit: bool) -> bytes:
         return encode_preview(pixels, output.format, output.compression, is_edit, settings.mark_images)
 
     def read(upload: Upload) -> SourceImage:
-        sizes = model.sizes if upload.size is None else (upload.size,)
+        sizes = (upload.sizes or model.sizes) if upload.size is None else (upload.size,)
         return read_source(upload.image, upload.mask, lambda size: nearest_size(size, sizes))
 
     return DecodeStage(make, write, write_preview, read)

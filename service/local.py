@@ -4,12 +4,12 @@ import contextlib
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -19,11 +19,13 @@ from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.previews import MAX_PREVIEWS
 from safelight.service.runtime.addresses import Address, find_address
+from safelight.service.runtime.causes import first_cause
 from safelight.service.runtime.environment import bypass_proxies, service_environment
 from safelight.service.runtime.readiness import ask_readiness
-from safelight.service.served_model import find_served_model
+from safelight.service.served_model import find_served_models
 from safelight.service.setting_types import replica_range
 from safelight.service.settings import Settings
+from safelight.service.stage_sets import plan_stages
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,6 @@ ENVIRONMENT = {
     # Serve's proxy uses and answers any id that a client sends; this makes it use ours.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "safelight.service.http.request_ids:proxy_middlewares",
 }
-ERROR_LINE = re.compile(r"^\S*(?:Error|Exception): (.+)$", re.MULTILINE)
 
 ProgressCallback = Callable[[str], None]
 
@@ -134,9 +135,11 @@ def object_store_bytes(settings: Settings, shared_memory: Path = SHARED_MEMORY) 
 
     Beyond it Ray moves objects to disk, which is slower. Memory is taken as it is used, not at the start.
     """
-    model = find_served_model(settings)
     _, num_gateways = replica_range("gateway_replicas", settings.gateway_replicas)
-    needed = num_gateways * settings.max_pictures * _image_bytes(model, settings.stages == "split")
+    image_bytes = sum(
+        _image_bytes(model, settings.stages == "split") for model in find_served_models(settings)
+    )
+    needed = num_gateways * settings.max_pictures * image_bytes
     try:
         available = shutil.disk_usage(shared_memory).free
     except OSError:  # not Linux
@@ -259,7 +262,8 @@ def _deploy(settings: Settings, address: Address) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from safelight.service.app import build_app
+    from safelight.service.app import build_sets_app
+    from safelight.service.live_changes import LiveChanges
 
     try:
         # Longer than the gateway's own limits, because Serve answers a timeout in plain text.
@@ -270,20 +274,14 @@ def _deploy(settings: Settings, address: Address) -> None:
         )
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         serve.start(proxy_location="HeadOnly", http_options=http)
-        serve.run(build_app(settings), name=APPLICATION, route_prefix="/")
+        served = plan_stages(find_served_models(settings), settings)
+        changes = partial(LiveChanges, settings, APPLICATION)
+        app = build_sets_app(settings, served, make_changes=changes)
+        serve.run(app, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         application = serve.status().applications.get(APPLICATION)  # absent if Serve itself did not start
         stages = application.deployments.values() if application else ()
         raise CannotServe(first_cause(*(stage.message for stage in stages), str(error))) from None
-
-
-def first_cause(*reports: str) -> str:
-    """The message of the innermost exception in the first of Serve's `reports` that holds a traceback.
-
-    Without one, the last line of the last report.
-    """
-    causes = [cause for report in reports for cause in ERROR_LINE.findall(report)[-1:]]
-    return str(causes[0]) if causes else reports[-1].strip().splitlines()[-1]
 
 
 def wait_until_ready(address: Address) -> None:

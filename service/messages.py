@@ -24,6 +24,7 @@ class RequestContext:
     record_id: str = ""  # of the request's usage record; empty for the warm-up image, which has none
     traceparent: str | None = None  # of the gateway's span, a W3C header
     request_id: str = ""  # the client's own, or ours, for log lines
+    model: str = ""  # id of the model that draws it; empty: the first of the service or the stage
 
 
 NO_CONTEXT = RequestContext()
@@ -43,7 +44,8 @@ class Upload:
 
     image: bytes = field(repr=False)
     mask: bytes | None = field(default=None, repr=False)
-    size: tuple[int, int] | None = None  # of the edited image; None: the model's nearest to the upload's
+    size: tuple[int, int] | None = None  # of the edited image; None: the nearest to the upload's of `sizes`
+    sizes: tuple[tuple[int, int], ...] = ()  # that the model draws; empty: those of the stage's first model
 
 
 @dataclass(frozen=True, slots=True)

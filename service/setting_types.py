@@ -81,13 +81,25 @@ def check_folder(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def check_served_name(value: str) -> str:
-    if value and not (SERVED_NAME.fullmatch(value) and all(value.split("/"))):
-        raise ValueError(
-            "served_name must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
-            f"and nothing empty between slashes; got {value[:200]!r}"
-        )
+def check_served_names(value: str) -> str:
+    try:
+        if "=" in value:
+            parse_model_values(value, parse_served_name)
+        elif value:
+            parse_served_name(value)
+    except ValueError as error:
+        raise ValueError(f"served_name {error}") from None
     return value
+
+
+def parse_served_name(name: str) -> str:
+    """`name`, if a model may be served under it; raises `ValueError`."""
+    if not (SERVED_NAME.fullmatch(name) and all(name.split("/"))):
+        raise ValueError(
+            "must be 1 to 128 letters, digits and any of ._:@+/-, with a letter or digit first "
+            f"and nothing empty between slashes; got {name[:200]!r}"
+        )
+    return name
 
 
 def names_in(value: str) -> tuple[str, ...]:

@@ -32,15 +32,16 @@ from safelight.service.setting_types import (
     check_port,
     check_public_url,
     check_root_path,
-    check_served_name,
+    check_served_names,
     check_variant,
+    names_in,
     replica_range,
 )
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "SAFELIGHT_"
-DEFAULT_MODEL = "emoji-128"
+DEFAULT_MODELS = ("emoji-128",)  # the first serves requests that name none
 SPLIT_ONLY = ("encode_replicas", "decode_replicas", "encode_gpus", "decode_gpus")
 
 
@@ -71,18 +72,20 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        DEFAULT_MODEL,
+        ",".join(DEFAULT_MODELS),
         description="Name of an embedded model, path of a checkpoint folder, or id of a model in the Hugging "
-        "Face cache of the machine, such as `org/name`.",
+        "Face cache of the machine, such as `org/name`; or several of them, separated by commas, of which "
+        "the first serves requests that name none.",
     )
-    served_name: Annotated[str, AfterValidator(check_served_name)] = Field(
+    served_name: Annotated[str, AfterValidator(check_served_names)] = Field(
         "",
         description="Name under which the model is served: in requests, `/v1/models`, images, accounting and "
-        "metrics. Empty: an embedded model's name, the id in the Hugging Face cache, or the folder's name.",
+        "metrics; of several models as for `default_steps`. Empty: an embedded model's name, the id in the "
+        "Hugging Face cache, or the folder's name.",
     )
     aliases: Annotated[str, AfterValidator(check_aliases)] = Field(
         "",
-        description="Further names by which requests may ask for the model, separated by commas; a `*` "
+        description="Further names by which requests may ask for the first model, separated by commas; a `*` "
         "stands for any text, so that `*` alone takes every name. OpenAI's names are taken anyway.",
     )
     variant: Annotated[str, AfterValidator(check_variant)] = Field(
@@ -225,8 +228,8 @@ class Settings(BaseSettings):
     )
     max_pictures: PositiveInt = Field(
         256,
-        description="Most images in flight in one gateway; a request that would exceed it is refused "
-        "with status 429.",
+        description="Most images of one model in flight in one gateway; a request that would exceed it is "
+        "refused with status 429.",
     )
     deadline_seconds: PositiveFloat = Field(
         300.0,
@@ -244,7 +247,8 @@ class Settings(BaseSettings):
     )
     admin_key: SecretStr = Field(
         SecretStr(""),
-        description="Bearer key that `/v1/accounting` requires. Empty: anyone may read it.",
+        description="Bearer key that `/v1/accounting` requires, and the routes that add and remove models. "
+        "Empty: anyone may read the accounting, and nobody may change the models.",
     )
     image_store: Annotated[str, AfterValidator(check_image_store)] = Field(
         "",
@@ -332,6 +336,13 @@ class Settings(BaseSettings):
             super().__init__(_secrets_dir=folder if folder and Path(folder).is_dir() else None, **values)
         except ValidationError as error:
             raise BadSetting(_sentence(error)) from None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of `model`, the default first. A folder whose path holds commas is one model."""
+        if Path(self.model).expanduser().is_dir():
+            return (self.model,)
+        return names_in(self.model) or (self.model,)
 
     def model_defaults(self) -> dict[str, dict[str, Any]]:
         """The defaults of requests by setting and name of a model; an empty name stands for every model."""

@@ -53,7 +53,7 @@ def allowed_by(schema: dict[str, Any]) -> str:
         high = "2⁵³ − 1" if rule["maximum"] == 2**53 - 1 else f"{rule['maximum']:g}"
         return f"{rule['minimum']:g} to {high}"
     return {
-        "model": "the served model's id",
+        "model": "the id of a served model",
         "size": "one of the model's sizes as `WIDTHxHEIGHT`, or `auto`",
         "solver": "one of the model's `solvers` in `/v1/models`",
         "timestep_spacing": "one of the model's `timestep_spacings` in `/v1/models`",
@@ -117,7 +117,7 @@ def test_the_steps_of_each_quality_are_those_of_the_code() -> None:
     assert page == {name: STEPS[quality] for name, quality in TIERS.items()}
 
 
-WORDS = ("required", "the model's", "the served model", "random, and reported")
+WORDS = ("required", "the model's", "the first model", "random, and reported")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, default) in ROWS.items() if default not in WORDS])
@@ -147,7 +147,7 @@ def test_other_defaults() -> None:
     assert ROWS["prompt"][1] == "required"
     with pytest.raises(ServiceError, match="prompt is required"):
         parse_request(b"{}")
-    assert ROWS["model"][1] == "the served model"
+    assert ROWS["model"][1] == "the first model"
     assert ROWS["seed"][1] == "random, and reported"
     seeds = {
         params.seed

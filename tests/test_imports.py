@@ -88,20 +88,25 @@ ARROWS: dict[str, str] = {
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.usage"
     ),
-    "service.telemetry": "service.messages service.setting_types service.settings service.usage",
+    "service.telemetry": (
+        "service.backend service.messages service.setting_types service.settings service.usage"
+    ),
+    "service.model_backends": "pipeline.catalog service.backend service.errors",
     "service.dispatcher": (
         "pipeline.params service.backend service.errors service.image_stream service.messages "
-        "service.previews service.runtime service.settings service.telemetry service.usage"
+        "service.model_backends service.previews service.runtime service.settings service.telemetry "
+        "service.usage"
     ),
+    "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
-        "pipeline.engine pipeline.params service.messages service.previews service.runtime "
-        "service.settings service.stages"
+        "pipeline.engine pipeline.params service.backend service.messages service.previews "
+        "service.runtime service.settings service.stage_sets service.stages"
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
         "service.backend service.dispatcher service.errors service.image_store service.image_stream "
-        "service.messages service.previews "
+        "service.messages service.model_backends service.previews "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
@@ -110,16 +115,21 @@ ARROWS: dict[str, str] = {
     ),
     "service.ray_serve": (
         "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
-        "service.http service.inprocess service.messages service.previews service.runtime "
-        "service.settings service.stages service.telemetry service.usage"
+        "service.http service.inprocess service.messages service.model_backends service.previews "
+        "service.runtime service.settings service.stage_sets service.stages service.telemetry service.usage"
     ),
     "service.app": (
-        "service.backend service.previews service.ray_serve service.served_model service.setting_types "
-        "service.settings"
+        "service.previews service.ray_serve service.served_model service.setting_types "
+        "service.settings service.stage_sets"
+    ),
+    "service.live_changes": (
+        "pipeline.assembly pipeline.catalog service.app service.errors service.http service.messages "
+        "service.ray_serve service.runtime service.served_model service.setting_types service.settings "
+        "service.stage_sets service.telemetry"
     ),
     "service.local": (
-        "pipeline.capacity pipeline.catalog service.app service.previews service.runtime "
-        "service.served_model service.setting_types service.settings"
+        "pipeline.capacity pipeline.catalog service.app service.live_changes service.previews "
+        "service.runtime service.served_model service.setting_types service.settings service.stage_sets"
     ),
     "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",

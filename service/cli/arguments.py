@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from safelight.service.settings import DEFAULT_MODELS
+
 # Settings that decide which model is served and how: `model_settings` reads their flags.
 MODEL_SETTINGS = (
     "model", "served_name", "variant", "allow_unknown_config",
@@ -19,7 +21,7 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup, names: 
         "--model",
         metavar="NAME_OR_DIR",
         help="an embedded model, a checkpoint folder, or the id of a model in the Hugging Face cache"
-        f"{names}; default emoji-128",
+        f"{names}; default {','.join(DEFAULT_MODELS)}",
     )
     add_reading(parser)
 
@@ -42,7 +44,9 @@ def add_reading(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
 def add_served_name(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add `--served-name`."""
     parser.add_argument(
-        "--served-name", metavar="NAME", help="name of the model in requests and answers; default: its id"
+        "--served-name",
+        metavar="NAME",
+        help="name of the model in requests and answers, or MODEL=NAME,MODEL2=NAME2; default: its id",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_defaults, add_reading, add_served_name, model_settings
-from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.inputs import models_of, settings_of
 from safelight.service.http.translation import describe_defaults
 from safelight.service.runtime.fast_imports import gc_frozen_imports
 from safelight.service.served_model import read_options
+from safelight.service.settings import Settings
+from safelight.service.stage_sets import plan_stages, served_by
 
 if TYPE_CHECKING:
     from safelight.pipeline.assembly.check import FolderReport, PartReport
@@ -33,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         metavar="DIR",
-        help="a checkpoint folder, the id of a model in the Hugging Face cache, or an embedded model's name",
+        help="a checkpoint folder, the id of a model in the Hugging Face cache, or an embedded model's name; "
+        "or several of them, separated by commas",
     )
     add_reading(parser)
     add_served_name(parser)
@@ -45,15 +49,36 @@ def run(args: argparse.Namespace) -> int:
     with gc_frozen_imports():
         from safelight.pipeline.assembly.check import FolderReport, check_folder
     settings = settings_of(**model_settings(args) | {"model": args.folder})
-    try:
-        report = check_folder(settings.model, read_options(settings))
-    except UnknownModel as error:
-        if not args.json:
-            raise UserError(str(error)) from None
-        report = FolderReport(Path(args.folder), args.folder, None, (), (str(error),))
-    model = None if report.faults else model_of(settings)
-    print(json.dumps(_describe(report, model)) if args.json else _as_text(report, model))
-    return FAULTY if report.faults else 0
+    reports = []
+    for name in settings.models:
+        try:
+            reports.append(check_folder(name, read_options(settings)))
+        except UnknownModel as error:
+            if not args.json:
+                raise UserError(str(error)) from None
+            reports.append(FolderReport(Path(name), name, None, (), (str(error),)))
+    is_faulty = any(report.faults for report in reports)
+    models = () if is_faulty else models_of(settings)
+    for report, model in zip(reports, models or [None] * len(reports), strict=True):
+        print(json.dumps(_describe(report, model)) if args.json else _as_text(report, model))
+    if not args.json:
+        print(*_shared_stages(models, settings), sep="\n", end="\n" * (len(models) > 1))
+    return FAULTY if is_faulty else 0
+
+
+def _shared_stages(models: Sequence[ModelInfo], settings: Settings) -> list[str]:
+    """For each model after the first, which stages of other models serve it too."""
+    sets = plan_stages(models, settings)
+    lines = []
+    for index, stages in enumerate(sets[1:], 1):
+        parts = {"text encoder": stages.encode, "decoder": stages.decode}
+        shared = [
+            f"the {part} of {owner[0].id}"
+            for part, name in parts.items()
+            if (owner := served_by(sets[:index], name))
+        ]
+        lines.append(f"{stages.model.id} is served with {' and '.join(shared) or 'stages of its own'}")
+    return lines
 
 
 def _describe(report: FolderReport, model: ModelInfo | None) -> dict[str, object]:

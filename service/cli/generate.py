@@ -198,7 +198,7 @@ def _parse_arguments(
             return params, output, None
         params = make_edits(params, model, args.strength, args.mask is not None, is_strict=True)
         mask = None if args.mask is None else _read_file(args.mask)
-        return params, output, make_upload(_read_file(args.image), mask, request, params[0])
+        return params, output, make_upload(_read_file(args.image), mask, request, model, params[0])
     except (ServiceError, InvalidParams) as error:
         raise UserError(_with_flag(error)) from None
 

@@ -5,12 +5,13 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
-from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.inputs import models_of, settings_of
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
 from safelight.service.settings import Settings
@@ -52,22 +53,22 @@ def run(args: argparse.Namespace) -> int:
         try:
             with reserved(find_address(settings.host, settings.port)) as address:
                 settings = settings.updated(host=address.host, port=address.port)
-                model = model_of(settings)  # an unknown model is refused before anything is started
-                if settings.model not in list_model_names():
-                    _check_folder(settings)
-                return _serve(settings, model, address, stop)
+                models = models_of(settings)  # an unknown model is refused before anything is started
+                for name in settings.models:
+                    if name not in list_model_names():
+                        _check_folder(name, settings)
+                return _serve(settings, models, address, stop)
         except BadAddress as error:
             raise UserError(str(error)) from None
     return 0
 
 
-def _check_folder(settings: Settings) -> None:
+def _check_folder(folder: str, settings: Settings) -> None:
     """Raise `UserError` for a checkpoint folder that cannot be served.
 
     A stage would fail on it too, but half a minute later and with Ray's message. The check runs in a process
     of its own, because its libraries are large and this process lives as long as the service.
     """
-    folder = settings.model
     flags = ["--json", "--variant", settings.variant] if settings.variant else ["--json"]
     flags += ["--allow-unknown-config"] if settings.allow_unknown_config else []
     command = [*CHECK, *flags, "--", folder]
@@ -87,7 +88,7 @@ def _check_folder(settings: Settings) -> None:
         raise UserError("; ".join(faults))
 
 
-def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopRequest) -> int:
+def _serve(settings: Settings, models: Sequence[ModelInfo], address: Address, stop: StopRequest) -> int:
     from safelight.service.local import CannotServe
     from safelight.service.supervision.supervisor import ServiceLost, Supervisor
 
@@ -96,7 +97,7 @@ def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopReq
             with progress("loading Ray") as report_progress:
                 url = service.wait_until_ready(report_progress)
             if url:
-                print(_announcement(url, model), flush=True)
+                print(_announcement(url, models), flush=True)
                 service.watch()
     except CannotServe as error:
         raise UserError(str(error)) from None
@@ -106,8 +107,9 @@ def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopReq
     return 0
 
 
-def _announcement(url: str, model: ModelInfo) -> str:
-    prompt = "0" if model.labels else "a red apple"  # a class label for class-conditional models
+def _announcement(url: str, models: Sequence[ModelInfo]) -> str:
+    prompt = "0" if models[0].labels else "a red apple"  # a class label for class-conditional models
     header, body = "content-type: application/json", json.dumps({"prompt": prompt})
     curl = f"curl {url}/v1/images/generations -H '{header}' -d '{body}'"
-    return f"Safelight serves {model.id} on {url}, try: {curl}"
+    names = ", ".join(model.id for model in models)
+    return f"Safelight serves {names} on {url}, try: {curl}"

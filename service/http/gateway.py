@@ -6,7 +6,7 @@ Routes are thin: validation, translation and dispatching have modules of their o
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated
 
@@ -29,10 +29,12 @@ from safelight.service.http.image_files import add_file_routes
 from safelight.service.http.image_requests import answer_images, read_image_request
 from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
 from safelight.service.http.middleware import Envelope
+from safelight.service.http.model_changes import ModelChanges, add_change_routes
 from safelight.service.http.openapi import (
     ERRORS,
     GENERATION_ERRORS,
     OTHER_ERRORS,
+    OpenApiExtras,
     image_request_body,
 )
 from safelight.service.http.page.routes import add_page_routes
@@ -49,6 +51,8 @@ from safelight.service.http.translation import (
     describe_curves,
     describe_model,
 )
+from safelight.service.messages import StageStatus
+from safelight.service.model_backends import ModelBackends
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
@@ -70,17 +74,29 @@ def build_gateway(
     proxied: bool = False,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The app.
+    """The app of one model, whose images `backend` generates; for the others see `build_models_gateway`."""
+    return build_models_gateway(ModelBackends.of_one(model, backend), settings, ledger, proxied, tracing)
+
+
+def build_models_gateway(
+    backends: ModelBackends,
+    settings: Settings,
+    ledger: LedgerClient | None = None,
+    proxied: bool = False,
+    tracing: Tracing | None = None,
+    changes: ModelChanges | None = None,
+) -> FastAPI:
+    """The app of any number of models, which may be replaced in `backends` while it runs.
 
     Args:
-        backend: Generates the images.
-        model: The served model.
+        backends: The models and what generates their images.
         settings: The service's settings.
         ledger: The ledger that all gateways share; a local one if None.
         proxied: Whether Serve's proxy is in front, which adds the request id to each response itself.
         tracing: Opens the spans; None for no tracing.
+        changes: Adds and removes models; None where they cannot change.
     """
-    gateway = _make_gateway(backend, model, settings, ledger or LocalLedger(settings), tracing or Tracing())
+    gateway = _make_gateway(backends, settings, ledger or LocalLedger(settings), tracing or Tracing())
     mcp_endpoint = make_mcp_endpoint(gateway)
     app = make_app(
         title="Safelight",
@@ -88,19 +104,13 @@ def build_gateway(
         lifespan=_lifespan(gateway, mcp_endpoint),
         redirect_slashes=False,
     )
-    app.state.dispatcher = gateway.dispatcher
-    for add_routes in (
-        _add_image_route,
-        add_edit_routes,
-        add_file_routes,
-        add_sdapi_routes,
-        _add_accounting_route,
-        _add_model_routes,
-        _add_health_routes,
-    ):
+    app.state.gateway = gateway
+    for add_routes in ROUTES:
         add_routes(app, gateway)
+    add_change_routes(app, gateway, changes)
     add_mcp_route(app, mcp_endpoint)
     add_page_routes(app)
+    on_models_change(app)
     add_error_handlers(app)
     app.add_middleware(RequestPaths, root_path=settings.root_path)
     app.add_middleware(Envelope, proxied=proxied)
@@ -108,27 +118,26 @@ def build_gateway(
     return app
 
 
-def _make_gateway(
-    backend: Backend, model: ModelInfo, settings: Settings, ledger: LedgerClient, tracing: Tracing
-) -> Gateway:
-    """Connect the parts of a gateway.
+def on_models_change(app: FastAPI) -> None:
+    """Bring up to date what a gateway keeps of its models: its metrics' series and its OpenAPI schema."""
+    gateway: Gateway = app.state.gateway
+    gateway.metrics.serve([model.id for model in gateway.backends.models])
+    gateway.openapi_extras.refresh()
+    app.openapi_schema = None
 
-    Args:
-        backend: Generates the images.
-        model: The served model.
-        settings: The service's settings.
-        ledger: The ledger.
-        tracing: Opens the spans.
-    """
+
+def _make_gateway(
+    backends: ModelBackends, settings: Settings, ledger: LedgerClient, tracing: Tracing
+) -> Gateway:
+    """Connect the parts of a gateway."""
     metrics = Metrics()
     outbox = Outbox()
-    dispatcher = RequestDispatcher(backend, metrics, settings, ledger)
+    dispatcher = RequestDispatcher(backends, metrics, settings, ledger)
     return Gateway(
-        model=model,
-        names=ModelNames(model, names_in(settings.aliases)),
+        backends=backends,
         settings=settings,
         dispatcher=dispatcher,
-        warm_up=WarmUp(dispatcher, model),
+        warm_up=WarmUp(dispatcher, backends),
         metrics=metrics,
         ledger=ledger,
         outbox=outbox,
@@ -136,6 +145,7 @@ def _make_gateway(
         tracing=tracing,
         image_store=make_image_store(settings),
         progress=ProgressEstimator(),
+        openapi_extras=OpenApiExtras(),
     )
 
 
@@ -161,7 +171,9 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
         "/v1/images/generations",
         response_model=ImageResponse,
         responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
-        openapi_extra=image_request_body(gateway.names, gateway.settings.strict),
+        openapi_extra=gateway.openapi_extras.add(
+            lambda: image_request_body(gateway.names, gateway.settings.strict)
+        ),
         summary="Draw images from a text",
     )
     async def generate(request: Request) -> Response:
@@ -170,7 +182,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
             limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
             fields = await read_json_object(request, limit, seconds)
             reading = read_image_request(request, gateway, fields, exchange.record)
-            return await answer_images(request, plan_images(reading, gateway, fields.get("model")), exchange)
+            return await answer_images(request, plan_images(reading, fields.get("model")), exchange)
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
@@ -193,25 +205,35 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
-    description = describe_model(gateway.names, created=int(time.time()))
+    created: dict[str, int] = {}  # when each model was first listed
 
-    async def describe() -> Model:
-        denoiser = (await gateway.dispatcher.status()).get("denoise")
-        attention = denoiser.attention if denoiser else None
-        return description.model_copy(update={"attention": attention})
+    def describe(model: ModelInfo, names: ModelNames, stages: Mapping[str, StageStatus | None]) -> Model:
+        denoiser = stages.get("denoise")
+        since = created.setdefault(model.id, int(time.time()))
+        return describe_model(model, names, since, denoiser.attention if denoiser else None)
 
-    @app.get("/v1/models", summary="The served models")
+    @app.get("/v1/models", summary="The served models, the default first")
     async def list_models() -> ModelList:
-        return ModelList(data=[await describe()])
+        names, stages = gateway.names, await gateway.dispatcher.status_of_all()
+        return ModelList(data=[describe(model, names, stages.get(model.id, {})) for model in names.models])
 
     @app.get("/v1/models/{model_id:path}", responses={404: ERRORS[404], **OTHER_ERRORS}, summary="One model")
     async def get_model(model_id: str) -> Model:
-        gateway.names.find(model_id, gateway.settings.strict)
-        return await describe()
+        names = gateway.names
+        model = names.find(model_id, gateway.settings.strict)
+        return describe(model, names, await gateway.dispatcher.status(model.id))
 
-    @app.get("/v1/curve", summary="Time per amount of work, stage by stage", responses={503: ERRORS[503]})
-    async def get_curve() -> Curves:
-        return describe_curves(await gateway.dispatcher.status(), gateway.model, gateway.settings)
+    @app.get(
+        "/v1/curve",
+        summary="Time per amount of work of a model, stage by stage",
+        responses={404: ERRORS[404], 503: ERRORS[503], **OTHER_ERRORS},
+    )
+    async def get_curve(
+        model: Annotated[str | None, Query(description="A name of the model; default: the first.")] = None,
+    ) -> Curves:
+        names = gateway.names
+        chosen = names.model if model is None else names.find(model, gateway.settings.strict)
+        return describe_curves(await gateway.dispatcher.status(chosen.id), chosen, gateway.settings)
 
 
 def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -240,8 +262,22 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
         summary="Prometheus metrics of this gateway's requests and of the stages' work",
     )
     async def expose_metrics() -> Response:
-        await gateway.dispatcher.status()  # sets the metrics of the stages that answer
+        await gateway.dispatcher.status_of_all()  # sets the metrics of the stages that answer
         with contextlib.suppress(Exception):  # the other metrics are served without the ledger's
             snapshot = await gateway.ledger.snapshot()
-            gateway.metrics.observe_snapshot(snapshot, (await gateway.ledger.report(None, 0)).mfu)
+            report = await gateway.ledger.report(None, 0)
+            gateway.metrics.observe_snapshot(
+                snapshot, {figures.model: figures.mfu for figures in report.models}
+            )
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+
+ROUTES = (
+    _add_image_route,
+    add_edit_routes,
+    add_file_routes,
+    add_sdapi_routes,
+    _add_accounting_route,
+    _add_model_routes,
+    _add_health_routes,
+)

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.dispatcher import RequestDispatcher
+from safelight.service.http.openapi import OpenApiExtras
 from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.image_store.store import ImageStore
-from safelight.service.setting_types import NO_STORE
+from safelight.service.model_backends import ModelBackends
+from safelight.service.setting_types import NO_STORE, names_in
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.telemetry.tracing import Tracing
@@ -21,8 +23,7 @@ from safelight.service.usage.reporter import Outbox, UsageReporter
 class Gateway:
     """The parts that the routes share."""
 
-    model: ModelInfo
-    names: ModelNames
+    backends: ModelBackends
     settings: Settings
     dispatcher: RequestDispatcher
     warm_up: WarmUp
@@ -33,6 +34,18 @@ class Gateway:
     tracing: Tracing
     image_store: ImageStore | None  # None: there are no links
     progress: ProgressEstimator
+    openapi_extras: OpenApiExtras
+
+    @property
+    def names(self) -> ModelNames:
+        """The names of the models that are served at this moment; for one request, to be read once."""
+        model, *others = self.backends.models
+        return ModelNames(model, names_in(self.settings.aliases), tuple(others))
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model that serves requests that name none."""
+        return self.backends.models[0]
 
     def record(self, record: UsageRecord) -> None:
         """Count a finished request, and queue its record for the ledger."""

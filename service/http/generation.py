@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
@@ -65,12 +66,17 @@ class ImagePlan:
     def request(self) -> ImageRequest:
         return self.reading.request
 
+    @property
+    def model(self) -> ModelInfo:
+        return self.reading.model
+
 
 @dataclass(frozen=True)
 class Generation:
     """The images of a request.
 
     Attributes:
+        model: The model that drew them.
         params: Of each image.
         output: The format of all.
         results: The images, in order.
@@ -80,6 +86,7 @@ class Generation:
         adjustments: What was read, or drawn, in another way than it was asked.
     """
 
+    model: ModelInfo
     params: list[GenerationParams]
     output: ImageFormat
     results: list[DecodeResult]
@@ -102,25 +109,27 @@ def open_exchange(
         action: Its name in traces.
     """
     log = request.state.request_log
-    log["model"] = gateway.model.id
+    # until the request has been read, it is one for the default model
+    model_id = log["model"] = gateway.model.id
     request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
     with ExitStack() as closing:
-        record = closing.enter_context(record_request(request_id, gateway.model.id, gateway.record))
+        record = closing.enter_context(record_request(request_id, model_id, gateway.record))
         span = closing.enter_context(
-            gateway.tracing.span(action, parent_span, model=gateway.model.id, request_id=record.request_id)
+            gateway.tracing.span(action, parent_span, model=model_id, request_id=record.request_id)
         )
         yield Exchange(gateway, record, span, log, base_url, closing)
 
 
-def plan_images(reading: ReadRequest, gateway: Gateway, asked_model: object = None) -> ImagePlan:
+def plan_images(reading: ReadRequest, asked_model: object = None) -> ImagePlan:
     """What is drawn for a request. Raises `InvalidParams` or `InvalidRequest`."""
     request = reading.request
-    return ImagePlan(reading, asked_model, make_params(request, gateway.model), make_output(request))
+    return ImagePlan(reading, asked_model, make_params(request, reading.model), make_output(request))
 
 
-def request_context(exchange: Exchange) -> RequestContext:
+def request_context(exchange: Exchange, plan: ImagePlan) -> RequestContext:
     """What goes along with the images from stage to stage."""
-    return RequestContext(exchange.record.id, exchange.span.traceparent, exchange.record.request_id)
+    record = exchange.record
+    return RequestContext(record.id, exchange.span.traceparent, record.request_id, plan.model.id)
 
 
 async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
@@ -131,19 +140,22 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
     gateway, record, params = exchange.gateway, exchange.record, plan.params
     describe_plan(exchange, plan)
     links = await plan_links(plan.request, plan.asked_model, gateway, exchange.base_url)
-    results = await gateway.dispatcher.generate(params, plan.output, request_context(exchange), plan.upload)
+    context = request_context(exchange, plan)
+    results = await gateway.dispatcher.generate(params, plan.output, context, plan.upload)
     urls = await store_images(links, [result.image for result in results], plan.output.format, record)
     adjustments = plan.reading.adjustments
     if plan.upload is not None:
         params = with_source_size(params, results)
         adjustments = (*adjustments, *source_adjustments(results[0].usage.source))
-    usage = make_usage(results, params, gateway.model, record.seconds, adjustments, record.store)
+    usage = make_usage(results, params, plan.model, record.seconds, adjustments, record.store)
     record.image_usages = tuple(result.usage for result in results)
-    gateway.progress.observe(record.seconds, params[0].steps_taken)
+    gateway.progress.observe(plan.model.id, record.seconds, params[0].steps_taken)
     exchange.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     if links.store is not None:
         exchange.log["store_seconds"] = round(record.store.seconds, 4)
-    return Generation(params, plan.output, results, urls, not links.is_required, usage, adjustments)
+    return Generation(
+        plan.model, params, plan.output, results, urls, not links.is_required, usage, adjustments
+    )
 
 
 def describe_plan(exchange: Exchange, plan: ImagePlan) -> None:
@@ -153,6 +165,7 @@ def describe_plan(exchange: Exchange, plan: ImagePlan) -> None:
     if plan.upload is None:  # else the size is the upload's, which is not decoded here
         facts["size"] = f"{first.width}x{first.height}"
     exchange.record.num_images = len(plan.params)
+    exchange.record.model = facts["model"] = plan.model.id
     exchange.span.set(**facts)
     exchange.log.update(facts)
     if exchange.gateway.settings.log_prompts:

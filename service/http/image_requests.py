@@ -1,11 +1,13 @@
 """What the routes that draw images have in common: how they read their fields, and how they answer."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from safelight.service.errors import ModelNotFound
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
     Exchange,
@@ -29,7 +31,7 @@ def read_image_request(
     record: RequestRecorder,
     adjustments: tuple[Adjustment, ...] = (),
 ) -> ReadRequest:
-    """The request that `fields` are; its record and its log line say whose it is and what was adjusted.
+    """The request that `fields` are; record and log line say whose it is, its model, and what was adjusted.
 
     Args:
         request: Its header may ask for the strict reading.
@@ -42,9 +44,14 @@ def read_image_request(
         InvalidRequest: A field is invalid.
         ModelNotFound: The model is not served.
     """
+    names, name = gateway.names, fields.get("model")
+    if isinstance(name, str):
+        with suppress(ModelNotFound):  # which is raised in its turn
+            record.model = request.state.request_log["model"] = names.find(name).id
     is_strict = gateway.settings.strict or asks_for_strict(request.headers.get(STRICT_HEADER))
-    reading = read_request(fields, gateway.names, is_strict)
+    reading = read_request(fields, names, is_strict)
     reading = replace(reading, adjustments=(*adjustments, *reading.adjustments))
+    record.model = request.state.request_log["model"] = reading.model.id
     record.user = hash_user(reading.request.safety_identifier or reading.request.user or "")
     if reading.adjustments:
         request.state.request_log["adjusted"] = header_value(reading.adjustments)
@@ -60,7 +67,7 @@ async def answer_images(request: Request, plan: ImagePlan, exchange: Exchange) -
         return await _stream_images(request, plan, exchange)
     generation = await unless_gone(request, generate_images(plan, exchange))
     headers = {HEADER: header_value(generation.adjustments)} if generation.adjustments else None
-    body = response_json(make_response(generation, exchange.gateway.model))
+    body = response_json(make_response(generation))
     return Response(body, headers=headers, media_type="application/json")
 
 

@@ -4,20 +4,19 @@ import base64
 import time
 from collections.abc import Iterator, Sequence
 
-from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.http.generation import Generation
 from safelight.service.http.reading.quality import quality_of
 from safelight.service.http.schemas import Image, ImageResponse
 
 
-def make_response(generation: Generation, model: ModelInfo) -> ImageResponse:
+def make_response(generation: Generation) -> ImageResponse:
     """The response that holds the images, or links to them, or both."""
     first = generation.params[0]
     return ImageResponse(
         created=int(time.time()),
         data=list(_images(generation)),
         output_format=generation.output.format,
-        quality=quality_of(first.num_steps, model.num_steps),
+        quality=quality_of(first.num_steps, generation.model.num_steps),
         size=f"{first.width}x{first.height}",
         usage=generation.usage,
     )

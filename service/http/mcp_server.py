@@ -6,7 +6,7 @@ It is there if the extra `mcp` is installed. Every call is a request of its own:
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ from safelight.service.http.generation import (
 )
 from safelight.service.http.image_requests import read_image_request
 from safelight.service.http.public_url import base_url
+from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.request_log import describe_error
 from safelight.service.http.schemas import MAX_IMAGES, ImageRequest
 from safelight.service.http.translation import size_names
@@ -55,7 +56,6 @@ class McpEndpoint:
     def __init__(self, gateway: Gateway):
         self._gateway = gateway
         self._hosts = TrustedHosts(gateway.settings)
-        self._tool = describe_tool(gateway)
         self._manager: StreamableHTTPSessionManager | None = None
 
     @asynccontextmanager
@@ -82,7 +82,7 @@ class McpEndpoint:
     async def _list_tools(
         self, context: Context, params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[self._tool])
+        return types.ListToolsResult(tools=[describe_tool(self._gateway.names)])
 
     async def _call_tool(self, context: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         if params.name != TOOL:
@@ -94,7 +94,7 @@ class McpEndpoint:
             with open_exchange(request, self._gateway, base) as exchange:
                 reading = read_image_request(request, self._gateway, params.arguments or {}, exchange.record)
                 _refuse_other_answers(reading.request)
-                plan = plan_images(reading, self._gateway)
+                plan = plan_images(reading)
                 generation = await self._generate(plan, exchange, context)
         except (ServiceError, InvalidParams) as error:
             answer = as_service_error(error)
@@ -116,7 +116,7 @@ class McpEndpoint:
         started, reported = time.perf_counter(), -1.0
         while True:
             elapsed = time.perf_counter() - started
-            share, _ = self._gateway.progress.estimate(elapsed, plan.params[0].num_steps)
+            share, _ = self._gateway.progress.estimate(plan.model.id, elapsed, plan.params[0].num_steps)
             if share > reported:
                 await context.session.report_progress(share, 1.0, f"drawing {len(plan.params)} image(s)")
                 reported = share
@@ -131,16 +131,18 @@ def _refuse_other_answers(request: ImageRequest) -> None:
         raise InvalidRequest("stream: the tool returns the images; leave it out.", "stream")
 
 
-def describe_tool(gateway: Gateway) -> types.Tool:
-    """The tool, with what the served model allows."""
-    model = gateway.model
+def describe_tool(names: ModelNames) -> types.Tool:
+    """The tool, with what the served models allow, the first's defaults, and a choice if there is one."""
+    model, ids = names.model, [model.id for model in names.models]
+    sizes = dict.fromkeys(size for model in names.models for size in size_names(model))
     properties = {
+        **_model_choice(ids),
         "prompt": {"type": "string", "description": "What the image shows."},
         "negative_prompt": {"type": "string", "description": "What it should not show."},
         "n": {"type": "integer", "minimum": 1, "maximum": MAX_IMAGES, "description": "How many images."},
         "size": {
             "type": "string",
-            "enum": ["auto", *size_names(model)],
+            "enum": ["auto", *sizes],
             "description": "Width and height in pixels.",
         },
         "seed": {
@@ -166,10 +168,16 @@ def describe_tool(gateway: Gateway) -> types.Tool:
     return types.Tool(
         name=TOOL,
         title="Generate an image",
-        description=f"Draw images from a text with the model {model.id}. Returns the images.",
+        description=f"Draw images from a text with the model {' or '.join(ids)}. Returns the images.",
         input_schema={"type": "object", "properties": properties, "required": ["prompt"]},
         annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
     )
+
+
+def _model_choice(ids: Sequence[str]) -> dict[str, Any]:
+    """The property that chooses the model, if there is a choice."""
+    choice = {"type": "string", "enum": list(ids), "description": f"Default {ids[0]}."}
+    return {"model": choice} if len(ids) > 1 else {}
 
 
 def describe_generation(generation: Generation) -> types.CallToolResult:

@@ -1,5 +1,6 @@
 """Parts of the OpenAPI schema that FastAPI does not derive from the routes."""
 
+from collections.abc import Callable
 from typing import Any
 
 from safelight.service.http.reading.model_names import ModelNames
@@ -28,6 +29,24 @@ OTHER_ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status not in (401, 403, 410)}
+
+
+class OpenApiExtras:
+    """What routes add to the schema by the models that are served, and so anew when those change."""
+
+    def __init__(self) -> None:
+        self._extras: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
+
+    def add(self, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `build` returns, for the argument `openapi_extra` of a route; `refresh` keeps it true."""
+        extra = build()
+        self._extras.append((extra, build))
+        return extra
+
+    def refresh(self) -> None:
+        """Build all anew, in place."""
+        for extra, build in self._extras:
+            extra |= build()
 
 
 def image_request_body(names: ModelNames, is_strict: bool) -> dict[str, Any]:

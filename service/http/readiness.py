@@ -8,10 +8,12 @@ from safelight.pipeline.catalog.model_info import MIN_STEPS, ModelInfo
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
+from safelight.service.backend import STAGES
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import BrokenImage, ServiceError
+from safelight.service.errors import BrokenImage, ModelNotFound, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
-from safelight.service.messages import ImageFormat
+from safelight.service.messages import ImageFormat, RequestContext, StageStatus
+from safelight.service.model_backends import ModelBackends
 
 logger = logging.getLogger(__name__)
 
@@ -19,39 +21,60 @@ RETRY_SECONDS = 1.0
 
 
 class WarmUp:
-    """Draws one image when the gateway starts, and reports readiness."""
+    """Draws one image of every model when the gateway starts, and reports readiness.
 
-    def __init__(self, dispatcher: RequestDispatcher, model: ModelInfo):
+    A model that is added later has drawn its image before it is served.
+    """
+
+    def __init__(self, dispatcher: RequestDispatcher, backends: ModelBackends):
         self._dispatcher = dispatcher
-        self._image = make_warm_up_image(model)
-        self._is_done = False
+        self._images = {model.id: make_warm_up_image(model) for model in backends.models}
+        self._done: set[str] = set()
         self._has_failed = False
         self._reason: str | None = None
 
+    @property
+    def _is_done(self) -> bool:
+        return self._done >= self._images.keys()
+
     async def run(self) -> None:
-        """Try until the image is drawn, or until the model turns out not to be able to draw."""
+        """Try until the images are drawn, or until a model turns out not to be able to draw."""
         while not (self._is_done or self._has_failed):
-            try:
-                await self._dispatcher.generate([self._image], ImageFormat())
-                self._is_done, self._reason = True, None
-            except ServiceError as error:
-                self._reason = str(error)
-                self._has_failed = isinstance(error, BrokenImage)
-                logger.warning("the warm-up image failed: %s", error)
+            await asyncio.gather(*map(self._draw, self._images.keys() - self._done))
+            if not self._is_done:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def report(self) -> Readiness:
-        status = await self._dispatcher.status()
-        stages = {
-            name: StageReadiness(
-                ready=stage is not None and (self._is_done or stage.images > 0),
-                asleep=stage is not None and stage.is_asleep,
-                pictures=stage.images if stage else 0,
-            )
-            for name, stage in status.items()
-        }
+        """The readiness of the stages, each with those of its name of all models together."""
+        models = (await self._dispatcher.status_of_all()).values()
+        stages = {stage: self._readiness(stage, [model.get(stage) for model in models]) for stage in STAGES}
         ready = self._is_done and all(stage.ready for stage in stages.values())
         return Readiness(ready=ready, stages=stages, reason=self._reason, failed=self._has_failed)
+
+    async def _draw(self, model_id: str) -> None:
+        try:
+            await self._dispatcher.generate(
+                [self._images[model_id]], ImageFormat(), RequestContext(model=model_id)
+            )
+            self._done.add(model_id)
+            self._reason = None if self._is_done else self._reason
+        except ModelNotFound:  # it was removed while it was tried
+            del self._images[model_id]
+        except ServiceError as error:
+            self._reason = str(error)
+            self._has_failed = isinstance(error, BrokenImage)
+            logger.warning("the warm-up image of %s failed: %s", model_id, error)
+
+    def _readiness(self, stage: str, statuses: list[StageStatus | None]) -> StageReadiness:
+        """The readiness of a stage by its status for every model."""
+        answers = [status for status in statuses if status is not None]
+        images = [status.images for status in answers]
+        return StageReadiness(
+            ready=len(answers) == len(statuses) and (self._is_done or all(images)),
+            asleep=any(status.is_asleep for status in answers),
+            # models may share the other stages, which then answer once for each of them
+            pictures=sum(images) if stage == "denoise" else max(images, default=0),
+        )
 
 
 def make_warm_up_image(model: ModelInfo) -> GenerationParams:

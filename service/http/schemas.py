@@ -34,7 +34,8 @@ class ImageRequest(BaseModel):
 
     prompt: Annotated[Prompt, Field(min_length=1, pattern=r"\S", description="What the image shows.")]
     model: str | None = Field(
-        None, description="The served model's id, or one of the OpenAI names that clients hard-code."
+        None,
+        description="The id of a served model, or one of the OpenAI names that clients hard-code.",
     )
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(
         None, description="How many images; default 1."

@@ -119,7 +119,7 @@ class StreamedImages(EventSourceResponse):
         self._closing = ExitStack()  # what the exchange keeps open, from `open` on
         self._stream = ImageStream(plan.request.partial_images or 0)
         self._work = exchange.gateway.dispatcher.start_stream(
-            plan.params, plan.output, self._stream, request_context(exchange), plan.upload
+            plan.params, plan.output, self._stream, request_context(exchange, plan), plan.upload
         )
 
     async def open(self) -> None:
@@ -176,19 +176,19 @@ class StreamedImages(EventSourceResponse):
         """Record an image that was sent, as `generate_images` does for all of a request."""
         record, log = self._exchange.record, self._exchange.log
         record.image_usages += (result.usage,)
-        self._exchange.gateway.progress.observe(record.seconds, self._plan.params[0].steps_taken)
+        progress = self._exchange.gateway.progress
+        progress.observe(self._plan.model.id, record.seconds, self._plan.params[0].steps_taken)
         log["queue_seconds"] = round(log.get("queue_seconds", 0.0) + result.usage.queue_seconds, 4)
 
     def _describe(self, event: StreamEvent) -> ImageEvent:
         """The data of an event."""
         plan, content, params = self._plan, event.content, event.params
-        model = self._exchange.gateway.model
         common: dict[str, Any] = {
             "image_index": params.image_index,
             "b64_json": base64.b64encode(content.image).decode("ascii"),
             "created_at": int(time.time()),
             "output_format": plan.output.format,
-            "quality": quality_of(params.num_steps, model.num_steps),
+            "quality": quality_of(params.num_steps, plan.model.num_steps),
             "size": size_name((params.width, params.height)),
         }
         if isinstance(content, Preview):
@@ -197,7 +197,7 @@ class StreamedImages(EventSourceResponse):
         adjustments = plan.reading.adjustments
         if plan.upload is not None:
             adjustments = (*adjustments, *source_adjustments(content.usage.source))
-        usage = make_usage([content], [params], model, self._exchange.record.seconds, adjustments)
+        usage = make_usage([content], [params], plan.model, self._exchange.record.seconds, adjustments)
         return CompletedEvent(type=f"{self._kind}.completed", usage=usage, **common)
 
 

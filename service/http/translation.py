@@ -206,19 +206,26 @@ def _curve(curve: CostCurve) -> Curve:
     return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.slowdown)
 
 
-def describe_model(names: ModelNames, created: int) -> Model:
-    """OpenAI's model object, `created` at that Unix time."""
-    model = names.model
+def describe_model(model: ModelInfo, names: ModelNames, created: int, attention: str | None) -> Model:
+    """OpenAI's model object.
+
+    Args:
+        model: The model.
+        names: The names of all models.
+        created: Unix time since when it is served.
+        attention: Its denoiser's attention back end, if that has reported it.
+    """
     return Model(
         id=model.id,
         created=created,
         licence=model.licence,
-        aliases=[name for name in names.listed if name != model.id],
+        aliases=[name for name in names.listed_for(model) if name != model.id],
         sizes=size_names(model),
         solvers=list(model.solvers),
         timestep_spacings=list(model.spacings),
         defaults=describe_defaults(model),
         edits=model.has_edits,
+        attention=attention,
         limits={
             "prompt": [1, MAX_PROMPT_CHARACTERS],
             "n": [1, MAX_IMAGES],

@@ -212,7 +212,7 @@ class Pipeline:
             upload = None
             if edit is not None:
                 params = make_edits(params, self._model, edit.strength, edit.mask is not None, is_strict=True)
-                upload = make_upload(*edit.files(), request, params[0])
+                upload = make_upload(*edit.files(), request, self._model, params[0])
             work = self._stages.generate_all(params, output, upload)
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
             try:

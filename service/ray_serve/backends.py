@@ -185,8 +185,8 @@ class RemoteLedger:
         """Deliver one report. Blocks until the ledger has recorded it: for a reporter's thread only."""
         self._ledger.receive.remote(report).result(timeout_s=SEND_SECONDS)
 
-    async def status(self) -> Mapping[str, StageStatus | None]:
-        return await _in_time(self._ledger.status.remote()) or dict.fromkeys(STAGES)
+    async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
+        return await _in_time(self._ledger.status.remote(model)) or dict.fromkeys(STAGES)
 
     async def snapshot(self) -> Snapshot:
         answer: Snapshot = await asyncio.wait_for(self._ledger.snapshot.remote(), STATUS_SECONDS)

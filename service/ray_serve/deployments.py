@@ -1,19 +1,16 @@
-"""Ray Serve deployments of the stages, the ledger and the gateway: thin wrappers around their classes."""
+"""Ray Serve deployments of the stages and the ledger: thin wrappers around their classes."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
-from safelight.service.backend import Backend
 from safelight.service.errors import BrokenImage
-from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import make_decode_stage, make_denoise_stage, make_encode_stage
 from safelight.service.messages import (
     NO_CONTEXT,
@@ -64,8 +61,8 @@ class LedgerDeployment:
     async def receive(self, report: UsageReport) -> None:
         self._ledger.receive(report)
 
-    async def status(self) -> Mapping[str, StageStatus | None]:
-        return self._ledger.status()
+    async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
+        return self._ledger.status(model)
 
     async def snapshot(self) -> Snapshot:
         return snapshot(self._ledger)
@@ -306,44 +303,3 @@ async def _content_of(source: PreparedSource | None) -> EncodedSource | None:
         return None
     content: EncodedSource = await source.content.value()
     return content
-
-
-class GatewayDeployment:
-    """The ingress. The app is built on the replica, because an app with middleware cannot be pickled.
-
-    Args:
-        make_backend: Creates the backend from the handles of the stages.
-        model: The served model.
-        settings: The service's settings.
-        ledger: Handle of the ledger.
-        stages: Handles of the stages' deployments.
-    """
-
-    def __init__(
-        self,
-        make_backend: Callable[..., Backend],
-        model: ModelInfo,
-        settings: Settings,
-        ledger: Handle,
-        *stages: Handle,
-    ):
-        configure_logs(settings, "gateway")
-        self._backend = make_backend(*stages)
-        self._ledger = RemoteLedger(ledger)
-        self._model = model
-        self._settings = settings
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        self._app = build_gateway(
-            self._backend,
-            self._model,
-            self._settings,
-            self._ledger,
-            proxied=True,
-            tracing=make_tracing(self._settings, "gateway"),
-        )
-        return self._app
-
-    async def drain(self) -> None:
-        """Refuse new requests; returns when no image is in flight."""
-        await self._app.state.dispatcher.drain()

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.source_image import SourceImage
     from safelight.pipeline.engine.source_latents import SourceLatents
 
-WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams], bytes]
+# The last argument is the id of the image's model; empty: the first that the stage serves.
+WriteImage = Callable[["np.ndarray", ImageFormat, GenerationParams, str], bytes]
 # A preview's file holds no parameters; the flag says whether its image is an edit.
 WritePreview = Callable[["np.ndarray", ImageFormat, bool], bytes]
 PREVIEW_PRIORITY = 1  # after that of images, which is 0
@@ -203,7 +204,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         write_started = time.perf_counter()
         if job.source is not None:
             pixels = job.source.image.paste(pixels)
-        image = self._write_image(pixels, job.output, job.params)
+        image = self._write_image(pixels, job.output, job.params, job.context.model)
         # writing blocks the stage for all other images, so it counts as device time
         device_seconds = cost.device_seconds + time.perf_counter() - write_started
         queue_seconds = max(0.0, started - job.arrived)

@@ -42,11 +42,14 @@ class DenoiseStage:
         make_engine: Builds an engine; called on the stage's thread.
         deadline_seconds: Seconds after an image's text reached the encoder; an image that is not done by then
             expires.
+        model_id: Of the engine's model, for usage reports.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf):
+    def __init__(
+        self, make_engine: Callable[[], Engine], deadline_seconds: float = math.inf, model_id: str = ""
+    ):
         self._deadline_seconds = deadline_seconds
-        self.meter = UsageMeter("denoise")
+        self.meter = UsageMeter("denoise", model_id)
         self._loop = EngineLoop(make_engine, self.meter)
         self._ids = map(str, itertools.count())
 

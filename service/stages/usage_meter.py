@@ -21,10 +21,16 @@ SMOOTHING = 0.1  # weight of the latest measurement in the mean seconds of a job
 
 
 class UsageMeter:
-    """Measures busy time, collects usage events, and estimates the work left in the stage."""
+    """Measures busy time, collects usage events, and estimates the work left in the stage.
 
-    def __init__(self, stage: str):
+    Args:
+        stage: The stage's name.
+        model: Id of the only model that it serves, for its reports; empty: it may serve several.
+    """
+
+    def __init__(self, stage: str, model: str = ""):
         self.stage = stage
+        self.model = model
         self._lock = threading.Lock()
         self._events: list[UsageEvent] = []
         self._busy = self._starting = self._lost = 0.0
@@ -168,4 +174,5 @@ class UsageMeter:
                 status=status,
                 process=os.getpid(),
                 thread=self._thread,
+                model=self.model,
             )

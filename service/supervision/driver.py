@@ -21,11 +21,11 @@ from safelight.service.local import (
     CannotServe,
     ProgressCallback,
     deploy_service,
-    first_cause,
     start_ray,
     stop_service,
 )
 from safelight.service.runtime.addresses import BadAddress
+from safelight.service.runtime.causes import first_cause
 from safelight.service.settings import Settings
 from safelight.service.supervision.processes import kill_all
 from safelight.service.telemetry.logs import configure_logs

@@ -1,11 +1,11 @@
 """Every metric of the service: names, labels, help texts and buckets, in tables.
 
 Each gateway counts its own requests. The metrics of stages are the same at every gateway: they come from the
-ledger, which knows all replicas. No label holds a request id, a prompt or a key; single requests are in
-`/v1/accounting`.
+ledger, which knows all replicas. The label `model` holds ids of models that are or were served, never what a
+client wrote. No label holds a request id, a prompt or a key; single requests are in `/v1/accounting`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -18,7 +18,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from safelight.service.backend import STAGES
 from safelight.service.messages import ImageUsage, StageStatus
+from safelight.service.usage.events import StageKey
 from safelight.service.usage.histograms import HistogramData
 from safelight.service.usage.records import UsageRecord
 from safelight.service.usage.stage_snapshot import Snapshot, StageSnapshot
@@ -38,7 +40,7 @@ class GatewayMetric:
 
 @dataclass(frozen=True, slots=True)
 class StageMetric:
-    """A counter or gauge with the label `stage`, read from the snapshot of a stage."""
+    """A counter or gauge with the labels `stage` and `model`, read from the snapshot of a stage."""
 
     name: str
     kind: str  # counter or gauge
@@ -59,55 +61,71 @@ GATEWAY_METRICS = (
     GatewayMetric(
         "safelight_requests_total",
         "counter",
-        ("outcome", "code"),
+        ("outcome", "code", "model"),
         "Image requests by outcome and error code.",
     ),
     GatewayMetric(
         "safelight_request_duration_seconds",
         "histogram",
-        ("outcome",),
+        ("outcome", "model"),
         "Seconds from a request's arrival to its answer.",
     ),
-    GatewayMetric("safelight_images_total", "counter", (), "Images sent."),
-    GatewayMetric("safelight_images_in_flight", "gauge", (), "Images requested and not yet answered."),
+    GatewayMetric("safelight_images_total", "counter", ("model",), "Images sent."),
+    GatewayMetric(
+        "safelight_images_in_flight", "gauge", ("model",), "Images requested and not yet answered."
+    ),
     GatewayMetric(
         "safelight_images_retried_total",
         "counter",
-        (),
+        ("model",),
         "Images generated a second time because their replica was lost.",
     ),
     GatewayMetric(
         "safelight_image_queue_seconds",
         "histogram",
-        (),
+        ("model",),
         "Seconds that an image waited in all queues.",
     ),
-    GatewayMetric("safelight_image_nfe_total", "counter", (), "Network evaluations of the images sent."),
-    GatewayMetric("safelight_image_rows_total", "counter", (), "Network rows of the images sent."),
     GatewayMetric(
-        "safelight_image_tokens_total", "counter", (), "Image tokens in all rows of the images sent."
+        "safelight_image_nfe_total", "counter", ("model",), "Network evaluations of the images sent."
+    ),
+    GatewayMetric("safelight_image_rows_total", "counter", ("model",), "Network rows of the images sent."),
+    GatewayMetric(
+        "safelight_image_tokens_total", "counter", ("model",), "Image tokens in all rows of the images sent."
     ),
     GatewayMetric(
-        "safelight_image_flops_total", "counter", ("stage",), "Floating-point operations of the images sent."
+        "safelight_image_flops_total",
+        "counter",
+        ("stage", "model"),
+        "Floating-point operations of the images sent.",
     ),
     GatewayMetric(
-        "safelight_image_device_seconds_total", "counter", ("stage",), "Device seconds of the images sent."
+        "safelight_image_device_seconds_total",
+        "counter",
+        ("stage", "model"),
+        "Device seconds of the images sent.",
     ),
     GatewayMetric(
-        "safelight_image_store_seconds_total", "counter", (), "Seconds of waiting for the image store."
+        "safelight_image_store_seconds_total",
+        "counter",
+        ("model",),
+        "Seconds of waiting for the image store.",
     ),
-    GatewayMetric("safelight_image_store_bytes_total", "counter", (), "Bytes of the images stored."),
-    GatewayMetric("safelight_stage_up", "gauge", ("stage",), "1 if the stage answers, else 0."),
+    GatewayMetric("safelight_image_store_bytes_total", "counter", ("model",), "Bytes of the images stored."),
+    GatewayMetric("safelight_stage_up", "gauge", ("stage", "model"), "1 if the stage answers, else 0."),
     GatewayMetric(
-        "safelight_attention_info", "gauge", ("backend",), "1 for the denoiser's attention back end."
+        "safelight_attention_info", "gauge", ("backend", "model"), "1 for the denoiser's attention back end."
     ),
     GatewayMetric(
-        "safelight_tick_slowdown_ratio", "gauge", (), "Seconds of a tick over those measured at the start."
+        "safelight_tick_slowdown_ratio",
+        "gauge",
+        ("model",),
+        "Seconds of a tick over those measured at the start.",
     ),
     GatewayMetric(
         "safelight_mfu_ratio",
         "gauge",
-        (),
+        ("model",),
         "FLOP/s of the denoiser's ticks over the peak of its device, since the start.",
     ),
 )
@@ -162,17 +180,17 @@ STAGE_METRICS = (
         "Busy seconds of all replicas.",
         lambda s: s.balance.busy,
     ),
-    StageMetric(
-        "safelight_stage_attributed_seconds_total",
-        "counter",
-        "Busy seconds that were attributed to requests that have ended.",
-        lambda s: s.balance.requests,
-    ),
+)
+ATTRIBUTED_METRIC = GatewayMetric(
+    "safelight_stage_attributed_seconds_total",
+    "counter",
+    ("stage", "model"),
+    "Busy seconds that were attributed to requests that have ended, by the model of the request.",
 )
 UNATTRIBUTED_METRIC = GatewayMetric(
     "safelight_stage_unattributed_seconds",
     "gauge",
-    ("stage", "reason"),
+    ("stage", "model", "reason"),
     "Busy seconds that belong to no request, by reason.",
 )
 UNATTRIBUTED_REASONS = ("warm_up", "starting", "lost", "overhead")
@@ -216,34 +234,53 @@ class Metrics:
 
     def record(self, record: UsageRecord) -> None:
         """Count a request that has ended, and the usage of its images."""
-        self._requests.labels(record.outcome.value, record.code).inc()
-        self._duration.labels(record.outcome.value).observe(record.seconds)
-        self._store_seconds.inc(record.store.seconds)
-        self._store_bytes.inc(record.store.num_bytes)
+        self._requests.labels(record.outcome.value, record.code, record.model).inc()
+        self._duration.labels(record.outcome.value, record.model).observe(record.seconds)
+        self._store_seconds.labels(record.model).inc(record.store.seconds)
+        self._store_bytes.labels(record.model).inc(record.store.num_bytes)
         for usage in record.image_usages:
-            self._record_image(usage)
+            self._record_image(usage, record.model)
 
-    def count_retry(self) -> None:
-        self._retried.inc()
+    def count_retry(self, model: str) -> None:
+        self._retried.labels(model).inc()
 
-    def set_in_flight(self, num_images: int) -> None:
-        self._in_flight.set(num_images)
+    def set_in_flight(self, model: str, num_images: int) -> None:
+        self._in_flight.labels(model).set(num_images)
 
-    def observe_status(self, stages: Mapping[str, StageStatus | None]) -> None:
-        """Set the metrics of the stages' status; None for a stage that did not answer."""
-        self._stages.status = stages
+    def serve(self, models: Sequence[str]) -> None:
+        """Begin the series of `models`, and end those that tell the state of others."""
+        for model in set(self._stages.status) - set(models):
+            del self._stages.status[model]
+            self._slowdown.remove(model)
+            for stage in STAGES:
+                self._up.remove(stage, model)
+            self._attention.remove_by_labels({"model": model})
+        for model in models:
+            self._stages.status.setdefault(model, {})
+            for counter in (self._images, self._retried, self._nfe, self._rows, self._tokens):
+                counter.labels(model)
+            for counter in (self._store_seconds, self._store_bytes):
+                counter.labels(model)
+            for gauge in (self._in_flight, self._slowdown):
+                gauge.labels(model)
+            self._queue.labels(model)
+
+    def observe_status(self, model: str, stages: Mapping[str, StageStatus | None]) -> None:
+        """Set the metrics of the status of a model's stages; None for a stage that did not answer."""
+        self._stages.status[model] = stages
         for stage, status in stages.items():
-            self._up.labels(stage).set(status is not None)
+            self._up.labels(stage, model).set(status is not None)
             if status is not None and status.attention:
-                self._attention.clear()
-                self._attention.labels(status.attention).set(1)
+                self._attention.remove_by_labels({"model": model})
+                self._attention.labels(status.attention, model).set(1)
             if stage == "denoise" and status is not None and status.curve:
-                self._slowdown.set(status.curve.slowdown)
+                self._slowdown.labels(model).set(status.curve.slowdown)
 
-    def observe_snapshot(self, snapshot: Snapshot, mfu: float | None) -> None:
-        """Set the ledger's snapshot of all replicas, and the denoiser's MFU (None if it is unknown)."""
+    def observe_snapshot(self, snapshot: Snapshot, mfu: Mapping[str, float | None]) -> None:
+        """Set the ledger's snapshot of all replicas, and each denoiser's MFU (None if it is unknown)."""
         self._stages.snapshot = snapshot
-        self._mfu.set(mfu if mfu is not None else float("nan"))
+        for model, value in mfu.items():
+            self._mfu.labels(model).set(value if value is not None else float("nan"))
 
     def expose(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -261,15 +298,15 @@ class Metrics:
         spec = self._specs[name]
         return Histogram(name, spec.help, spec.labels, buckets=BUCKETS, registry=self.registry)
 
-    def _record_image(self, usage: ImageUsage) -> None:
-        self._images.inc()
-        self._nfe.inc(usage.denoise.nfe)
-        self._rows.inc(usage.denoise.rows)
-        self._tokens.inc(usage.denoise.tokens)
-        self._queue.observe(usage.queue_seconds)
+    def _record_image(self, usage: ImageUsage, model: str) -> None:
+        self._images.labels(model).inc()
+        self._nfe.labels(model).inc(usage.denoise.nfe)
+        self._rows.labels(model).inc(usage.denoise.rows)
+        self._tokens.labels(model).inc(usage.denoise.tokens)
+        self._queue.labels(model).observe(usage.queue_seconds)
         for stage, cost in usage.stages.items():
-            self._device.labels(stage).inc(cost.device_seconds)
-            self._flops.labels(stage).inc(cost.flops)
+            self._device.labels(stage, model).inc(cost.device_seconds)
+            self._flops.labels(stage, model).inc(cost.flops)
 
 
 class StageCollector(Collector):
@@ -277,28 +314,32 @@ class StageCollector(Collector):
 
     def __init__(self) -> None:
         self.snapshot: Snapshot = {}
-        self.status: Mapping[str, StageStatus | None] = {}
+        self.status: dict[str, Mapping[str, StageStatus | None]] = {}  # by model
 
     def collect(self) -> Iterator[Metric]:
-        stages = {stage: self._freshest(stage, snapshot) for stage, snapshot in self.snapshot.items()}
+        stages = {key: self._freshest(key, snapshot) for key, snapshot in self.snapshot.items()}
         for metric in STAGE_METRICS:
             family = _family(metric)
-            for stage, snapshot in stages.items():
-                family.add_metric([stage], metric.value(snapshot))
+            for key, snapshot in stages.items():
+                family.add_metric(key, metric.value(snapshot))
             yield family
+        yield _attributed(stages)
         yield _unattributed(stages)
-        if "denoise" in stages:
-            for tick_metric in TICK_METRICS:
-                histogram = HistogramMetricFamily(tick_metric.name, tick_metric.help)
-                _fill(histogram, tick_metric.histogram(stages["denoise"]))
-                yield histogram
+        denoisers = {model: snapshot for (stage, model), snapshot in stages.items() if stage == "denoise"}
+        for tick_metric in TICK_METRICS if denoisers else ():
+            histogram = HistogramMetricFamily(tick_metric.name, tick_metric.help, labels=["model"])
+            for model, snapshot in denoisers.items():
+                _fill(histogram, model, tick_metric.histogram(snapshot))
+            yield histogram
 
     def describe(self) -> Iterable[Metric]:
         return ()  # the registry asks at registration, when there is no snapshot yet
 
-    def _freshest(self, stage: str, snapshot: StageSnapshot) -> StageSnapshot:
+    def _freshest(self, key: StageKey, snapshot: StageSnapshot) -> StageSnapshot:
         """The snapshot; for a single replica with its own answer, because the ledger's is a second old."""
-        status = self.status.get(stage)
+        stage, model = key
+        answers = (stages.get(stage) for other, stages in self.status.items() if model in ("", other))
+        status = next((answer for answer in answers if answer is not None), None)
         if status is None or snapshot.replicas > 1:
             return snapshot
         return replace(snapshot, status=status)
@@ -306,18 +347,27 @@ class StageCollector(Collector):
 
 def _family(metric: StageMetric) -> CounterMetricFamily | GaugeMetricFamily:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    return kind(metric.name, metric.help, labels=["stage"])
+    return kind(metric.name, metric.help, labels=["stage", "model"])
+
+
+def _attributed(stages: Snapshot) -> CounterMetricFamily:
+    spec = ATTRIBUTED_METRIC
+    family = CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
+    for (stage, _), snapshot in stages.items():
+        for model, seconds in snapshot.attributed.items():
+            family.add_metric([stage, model], seconds)
+    return family
 
 
 def _unattributed(stages: Snapshot) -> GaugeMetricFamily:
     spec = UNATTRIBUTED_METRIC
     family = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
-    for stage, snapshot in stages.items():
+    for key, snapshot in stages.items():
         for reason in UNATTRIBUTED_REASONS:
-            family.add_metric([stage, reason], max(0.0, getattr(snapshot.balance, reason)))
+            family.add_metric([*key, reason], max(0.0, getattr(snapshot.balance, reason)))
     return family
 
 
-def _fill(histogram: HistogramMetricFamily, data: HistogramData) -> None:
+def _fill(histogram: HistogramMetricFamily, model: str, data: HistogramData) -> None:
     bounds = [*(str(bound) for bound in data.bounds), "+Inf"]
-    histogram.add_metric([], list(zip(bounds, accumulate(data.counts), strict=True)), data.total)
+    histogram.add_metric([model], list(zip(bounds, accumulate(data.counts), strict=True)), data.total)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.backend import STAGES
-from safelight.service.usage.events import StageReport, UsageEvent
+from safelight.service.usage.events import StageKey, StageReport, UsageEvent
 from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.records import NOTHING_STORED, RequestOutcome, StoreUsage, UsageRecord
 
@@ -60,21 +60,28 @@ class PeriodTotals:
     accounts: defaultdict[tuple[str, str], RequestTotals] = field(
         default_factory=lambda: defaultdict(RequestTotals)
     )  # by key and model
-    stages: dict[str, ReplicaSeconds] = field(
-        default_factory=lambda: {stage: ReplicaSeconds() for stage in STAGES}
-    )
+    stages: defaultdict[StageKey, ReplicaSeconds] = field(default_factory=lambda: defaultdict(ReplicaSeconds))
 
     def add(self, other: "PeriodTotals") -> None:
         for account, totals in other.accounts.items():
             self.accounts[account].add(totals)
-        for stage, seconds in other.stages.items():
-            self.stages[stage].add(seconds)
+        for key, seconds in other.stages.items():
+            self.stages[key].add(seconds)
 
-    def all_requests(self) -> RequestTotals:
-        """The requests of all keys and models together."""
+    def all_requests(self, model: str = "") -> RequestTotals:
+        """The requests of all keys together, for `model` or, without one, for all models."""
         total = RequestTotals()
-        for totals in self.accounts.values():
-            total.add(totals)
+        for (_, other), totals in self.accounts.items():
+            if model in ("", other):
+                total.add(totals)
+        return total
+
+    def stage_seconds(self, stage: str, model: str = "") -> ReplicaSeconds:
+        """The seconds of a stage's replicas for `model` or, without one, of all of them."""
+        total = ReplicaSeconds()
+        for (name, other), seconds in self.stages.items():
+            if name == stage and model in ("", other):
+                total.add(seconds)
         return total
 
 
@@ -92,7 +99,7 @@ class PendingUsage:
     """Usage events of a request whose record has not arrived."""
 
     since: float  # Unix time of the first event
-    events: list[tuple[str, UsageEvent]] = field(default_factory=list)  # with their stages
+    events: list[tuple[StageKey, UsageEvent]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ class LedgerClient(Protocol):
         """Deliver one report; callable from any thread, returns when the ledger has recorded it."""
         ...
 
-    async def status(self) -> Mapping[str, StageStatus | None]:
-        """The latest status of each stage; None for a stage without a living replica."""
+    async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
+        """The latest status of each stage of a model, or of any; None for one without a living replica."""
         ...
 
     async def snapshot(self) -> Snapshot:
@@ -45,9 +45,9 @@ class LocalLedger:
         with self._lock:
             self._ledger.receive(report)
 
-    async def status(self) -> Mapping[str, StageStatus | None]:
+    async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
         with self._lock:
-            return self._ledger.status()
+            return self._ledger.status(model)
 
     async def snapshot(self) -> Snapshot:
         with self._lock:

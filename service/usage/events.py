@@ -9,6 +9,8 @@ from safelight.service.messages import StageStatus
 from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.records import UsageRecord
 
+StageKey = tuple[str, str]  # a stage, and the id of its model; empty: it may serve several models
+
 
 @dataclass(frozen=True, slots=True)
 class UsageEvent:
@@ -42,6 +44,11 @@ class StageReport:
     status: StageStatus
     process: int  # process and thread ids, so that its CPU time can be measured from outside
     thread: int
+    model: str = ""  # id of the model that a denoiser evaluates; empty: the stage may serve several
+
+    @property
+    def key(self) -> StageKey:
+        return self.stage, self.model
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,14 @@ from safelight.pipeline.params import UsageAmounts
 from safelight.service.backend import STAGES
 from safelight.service.messages import StageStatus
 from safelight.service.usage.aggregates import LedgerEntry, PendingUsage, PeriodTotals, ReplicaEntry
-from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent, UsageReport
+from safelight.service.usage.events import (
+    GatewayReport,
+    StageKey,
+    StageReport,
+    StageTotals,
+    UsageEvent,
+    UsageReport,
+)
 from safelight.service.usage.records import UsageRecord
 
 MINUTE = 60.0
@@ -59,15 +66,28 @@ class Ledger:
     def now(self) -> float:
         return self._clock()
 
-    def replicas(self, stage: str) -> list[ReplicaEntry]:
-        """The living replicas of a stage."""
+    def replicas(self, stage: str, model: str = "") -> list[ReplicaEntry]:
+        """The living replicas of a stage that may serve `model`; without one, all of them."""
         self._expire()
-        return [replica for replica in self._replicas.values() if replica.report.stage == stage]
+        return [
+            replica
+            for replica in self._replicas.values()
+            if replica.report.stage == stage and (not model or replica.report.model in ("", model))
+        ]
 
-    def status(self) -> Mapping[str, StageStatus | None]:
-        """Each stage's status by the report that arrived last; None for a stage without a living replica."""
+    def stage_keys(self) -> list[StageKey]:
+        """The stages that have reported, by their models; every stage is there at least once."""
+        keys = sorted(self.totals.stages, key=lambda key: (STAGES.index(key[0]), key[1]))
+        return keys + [(stage, "") for stage in STAGES if stage not in dict(keys)]
+
+    def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
+        """Each stage's status by the report that arrived last; None for a stage without a living replica.
+
+        Args:
+            model: Id of the model that the stages should serve; empty: any.
+        """
         latest = {
-            stage: max(self.replicas(stage), key=lambda replica: replica.received, default=None)
+            stage: max(self.replicas(stage, model), key=lambda replica: replica.received, default=None)
             for stage in STAGES
         }
         return {stage: replica.report.status if replica else None for stage, replica in latest.items()}
@@ -99,18 +119,21 @@ class Ledger:
         """The last `number` requests that ended, newest first."""
         return [entry for entry, _ in zip(reversed(self._entries.values()), range(number), strict=False)]
 
-    def pending_seconds(self, stage: str) -> float:
+    def pending_seconds(self, key: StageKey) -> float:
         """Device seconds that a stage reported for requests that have not ended."""
         return sum(
             event.amounts.device_seconds
             for pending in self._pending.values()
-            for event_stage, event in pending.events
-            if event_stage == stage
+            for event_key, event in pending.events
+            if event_key == key
         )
 
-    def open_seconds(self, stage: str) -> float:
+    def open_seconds(self, key: StageKey) -> float:
         """Device seconds that a stage has spent on images that are still in it."""
-        return sum(replica.report.totals.open for replica in self.replicas(stage))
+        self._expire()
+        return sum(
+            replica.report.totals.open for replica in self._replicas.values() if replica.report.key == key
+        )
 
     def _current_periods(self) -> Iterator[PeriodTotals]:
         """The sums to which an event is added at this moment: since the start, and of this minute."""
@@ -137,7 +160,7 @@ class Ledger:
             if not record.is_done:
                 totals.codes[record.code] += 1
         if pending := self._pending.pop(record.record_id, None):
-            for stage, event in pending.events:
+            for (stage, _), event in pending.events:
                 self._attribute(entry, stage, event.amounts)
         while len(self._entries) > REQUESTS_KEPT:
             self._entries.popitem(last=False)
@@ -151,25 +174,25 @@ class Ledger:
         else:
             recorded = StageTotals() if report.number == 0 else _totals_before(report)
         for period in self._current_periods():
-            seconds = period.stages[report.stage]
+            seconds = period.stages[report.key]
             seconds.alive += now - previous.received if previous else 0.0
             seconds.busy += report.totals.busy - recorded.busy
             seconds.starting += report.totals.starting - recorded.starting
             seconds.lost += report.totals.lost - recorded.lost
             seconds.ticks += report.totals.ticks - recorded.ticks
         for event in report.events:
-            self._record_event(report.stage, event)
+            self._record_event(report.key, event)
         self._expire()
 
-    def _record_event(self, stage: str, event: UsageEvent) -> None:
+    def _record_event(self, key: StageKey, event: UsageEvent) -> None:
         if not event.record_id:
             for period in self._current_periods():
-                period.stages[stage].warm_up += event.amounts.device_seconds
+                period.stages[key].warm_up += event.amounts.device_seconds
         elif (entry := self._entries.get(event.record_id)) is not None:
-            self._attribute(entry, stage, event.amounts)
+            self._attribute(entry, key[0], event.amounts)
         else:
             pending = self._pending.setdefault(event.record_id, PendingUsage(self._clock()))
-            pending.events.append((stage, event))
+            pending.events.append((key, event))
 
     def _attribute(self, entry: LedgerEntry, stage: str, amounts: UsageAmounts) -> None:
         entry.usage[stage] += amounts
@@ -179,12 +202,12 @@ class Ledger:
     def _revive(self, source: str) -> ReplicaEntry | None:
         """The entry of a replica that counted as dead and reports again: its open seconds were not lost."""
         if (replica := self._silent_replicas.pop(source, None)) is not None:
-            self._add_lost(replica.report.stage, -replica.report.totals.open)
+            self._add_lost(replica.report.key, -replica.report.totals.open)
         return replica
 
-    def _add_lost(self, stage: str, seconds: float) -> None:
+    def _add_lost(self, key: StageKey, seconds: float) -> None:
         for period in self._current_periods():
-            period.stages[stage].lost += seconds
+            period.stages[key].lost += seconds
 
     def _expire(self) -> None:
         """Count open seconds of dead replicas and pending usage of dead gateways as lost.
@@ -203,12 +226,12 @@ class Ledger:
         for source, replica in list(self._replicas.items()):
             if now - replica.received > SILENT_SECONDS:
                 self._silent_replicas[source] = self._replicas.pop(source)
-                self._add_lost(replica.report.stage, replica.report.totals.open)
+                self._add_lost(replica.report.key, replica.report.totals.open)
         for record_id, pending in list(self._pending.items()):
             if now - pending.since > ORPHAN_SECONDS:
                 del self._pending[record_id]
-                for stage, event in pending.events:
-                    self._add_lost(stage, event.amounts.device_seconds)
+                for key, event in pending.events:
+                    self._add_lost(key, event.amounts.device_seconds)
 
 
 def _totals_before(report: StageReport) -> StageTotals:

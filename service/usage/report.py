@@ -4,15 +4,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from safelight.pipeline.params import UsageAmounts
 from safelight.service.backend import STAGES
 from safelight.service.settings import Settings
-from safelight.service.usage.aggregates import LedgerEntry, PeriodTotals, ReplicaEntry, RequestTotals
+from safelight.service.usage.aggregates import (
+    LedgerEntry,
+    PeriodTotals,
+    ReplicaEntry,
+    ReplicaSeconds,
+    RequestTotals,
+)
+from safelight.service.usage.events import StageKey
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome
 from safelight.service.usage.report_schema import (
     AccountingReport,
     AccountTotals,
     Balance,
+    ModelReport,
     Percentiles,
     ReplicaReport,
     RequestReport,
@@ -30,7 +39,7 @@ def build_report(
 
     Lists the `latest` requests one by one, newest first.
     """
-    usage = _window_usage(ledger, window)
+    usage = _window_usage(ledger, window, "")
     replicas = {stage: ledger.replicas(stage) for stage in STAGES}
     latency = percentiles([entry.record.seconds for entry in usage.done])
     peak = _peak_flops(replicas["denoise"])
@@ -56,12 +65,13 @@ def build_report(
         device_seconds_per_image=usage.device_seconds_per_image,
         store_seconds=total.store.seconds,
         stored_bytes=total.store.num_bytes,
-        mfu=denoise.flops / denoise.device_seconds / peak if peak and denoise.device_seconds else None,
+        mfu=_mfu(denoise, peak),
         peak_flops=peak,
         cost_per_1000_images=usage.cost_per_1000_images(settings.price_per_device_hour),
         currency_per_device_hour=settings.price_per_device_hour,
         targets=_targets(settings, latency.p95, usage.images_per_busy_hour),
         accounts=_accounts(usage.totals),
+        models=[_model_report(ledger, settings, window, model) for model in _models(ledger)],
         balance=balance(ledger),
         replicas=[_replica_report(entry) for entries in replicas.values() for entry in entries],
         latest=[_request_report(entry) for entry in ledger.latest_entries(latest)],
@@ -73,10 +83,11 @@ class WindowUsage:
     """The sums of one window, and the rates that follow from them; None where nothing was measured."""
 
     seconds: float
+    model: str  # whose requests these are; empty: of all models
     totals: PeriodTotals
-    requests: RequestTotals  # of all accounts
+    requests: RequestTotals  # of all keys
     done: list[LedgerEntry]
-    busy_seconds: float  # of all stages
+    busy_seconds: float  # of all stages; of one model, those attributed to it and its denoiser's others
 
     @property
     def images_per_hour(self) -> float:
@@ -85,13 +96,17 @@ class WindowUsage:
     @property
     def images_per_hour_per_device(self) -> float | None:
         """Images per hour that a replica of the denoiser was alive."""
-        alive = self.totals.stages["denoise"].alive
+        alive = self.totals.stage_seconds("denoise", self.model).alive
         return HOUR * self.requests.images / alive if alive else None
 
     @property
     def images_per_busy_hour(self) -> float | None:
         """Images per busy hour of the stages together, start and warm-up excluded."""
-        idle = sum(stage.starting + stage.warm_up for stage in self.totals.stages.values())
+        idle = sum(
+            seconds.starting + seconds.warm_up
+            for (_, model), seconds in self.totals.stages.items()
+            if self.model in ("", model)
+        )
         working = self.busy_seconds - idle
         return HOUR * self.requests.images / working if working > 0 else None
 
@@ -105,14 +120,28 @@ class WindowUsage:
         return 1000.0 * price_per_device_hour * self.busy_seconds / HOUR / self.requests.images
 
 
-def _window_usage(ledger: Ledger, window: float | None) -> WindowUsage:
+def _window_usage(ledger: Ledger, window: float | None, model: str) -> WindowUsage:
+    """The usage of one model in a window; of all models for an empty id."""
     totals = ledger.window_totals(window)
+    requests = totals.all_requests(model)
     return WindowUsage(
         seconds=max(ledger.now - ledger.window_start(window), 1e-9),
+        model=model,
         totals=totals,
-        requests=totals.all_requests(),
-        done=ledger.done_entries(window),
-        busy_seconds=sum(stage.busy for stage in totals.stages.values()),
+        requests=requests,
+        done=[entry for entry in ledger.done_entries(window) if model in ("", entry.record.model)],
+        busy_seconds=_busy_seconds(totals, requests, model),
+    )
+
+
+def _busy_seconds(totals: PeriodTotals, requests: RequestTotals, model: str) -> float:
+    """Busy seconds of all stages; for one model, of its own and its share of those that models share."""
+    busy = sum(seconds.busy for (_, other), seconds in totals.stages.items() if model in ("", other))
+    if not model:
+        return busy
+    separate = {stage for stage, other in totals.stages if other == model}
+    return busy + sum(
+        amounts.device_seconds for stage, amounts in requests.usage.items() if stage not in separate
     )
 
 
@@ -126,23 +155,40 @@ def percentiles(values: Sequence[float]) -> Percentiles:
     return Percentiles(p50=at(0.50), p95=at(0.95), p99=at(0.99))
 
 
+def stage_balances(ledger: Ledger) -> dict[StageKey, StageBalance]:
+    """Where every busy second went, since the ledger's start."""
+    return {key: _stage_balance(ledger, key) for key in ledger.stage_keys()}
+
+
+def _stage_balance(ledger: Ledger, key: StageKey) -> StageBalance:
+    stage, model = key
+    seconds = ledger.totals.stages.get(key) or ReplicaSeconds()
+    requests = ledger.totals.all_requests(model).usage[stage].device_seconds
+    in_progress = ledger.pending_seconds(key) + ledger.open_seconds(key)
+    overhead = seconds.busy - requests - in_progress - seconds.warm_up - seconds.starting - seconds.lost
+    return StageBalance(
+        busy=seconds.busy,
+        requests=requests,
+        in_progress=in_progress,
+        warm_up=seconds.warm_up,
+        starting=seconds.starting,
+        lost=seconds.lost,
+        overhead=overhead,
+    )
+
+
 def balance(ledger: Ledger) -> Balance:
-    """Where every busy second of each stage went, since the ledger's start."""
-    attributed = ledger.totals.all_requests().usage
-    stages = {}
-    for stage, seconds in ledger.totals.stages.items():
-        requests = attributed[stage].device_seconds
-        in_progress = ledger.pending_seconds(stage) + ledger.open_seconds(stage)
-        overhead = seconds.busy - requests - in_progress - seconds.warm_up - seconds.starting - seconds.lost
-        stages[stage] = StageBalance(
-            busy=seconds.busy,
-            requests=requests,
-            in_progress=in_progress,
-            warm_up=seconds.warm_up,
-            starting=seconds.starting,
-            lost=seconds.lost,
-            overhead=overhead,
+    """Where every busy second of each stage went, those of all models together, since the ledger's start."""
+    balances = stage_balances(ledger)
+    stages = {
+        stage: StageBalance(
+            **{
+                name: sum(getattr(part, name) for (other, _), part in balances.items() if other == stage)
+                for name in StageBalance.model_fields
+            }
         )
+        for stage in STAGES
+    }
     busy = sum(stage.busy for stage in stages.values())
     attributed_seconds = sum(stage.requests + stage.in_progress for stage in stages.values())
     return Balance(stages=stages, unattributed_share=1.0 - attributed_seconds / busy if busy else None)
@@ -190,10 +236,43 @@ def _accounts(period: PeriodTotals) -> list[AccountTotals]:
     ]
 
 
+def _models(ledger: Ledger) -> list[str]:
+    """The models of which anything is known, since the ledger's start."""
+    asked = (model for _, model in ledger.totals.accounts)
+    return sorted({model for model in (*asked, *(model for _, model in ledger.totals.stages)) if model})
+
+
+def _model_report(ledger: Ledger, settings: Settings, window: float | None, model: str) -> ModelReport:
+    usage = _window_usage(ledger, window, model)
+    denoisers = ledger.replicas("denoise", model)
+    total, denoise = usage.requests, usage.requests.usage["denoise"]
+    return ModelReport(
+        model=model,
+        requests=_by_outcome(total),
+        images=total.images,
+        images_per_hour=usage.images_per_hour,
+        devices=len(denoisers),
+        images_per_hour_per_device=usage.images_per_hour_per_device,
+        images_per_busy_hour=usage.images_per_busy_hour,
+        latency_seconds=percentiles([entry.record.seconds for entry in usage.done]),
+        queue_seconds=percentiles([_queue_seconds(entry) for entry in usage.done]),
+        stages=total.usage,
+        device_seconds_per_image=usage.device_seconds_per_image,
+        mfu=_mfu(denoise, _peak_flops(denoisers)),
+        cost_per_1000_images=usage.cost_per_1000_images(settings.price_per_device_hour),
+    )
+
+
+def _mfu(denoise: UsageAmounts, peak: float | None) -> float | None:
+    """FLOP/s of the busy denoiser over the peak of its device."""
+    return denoise.flops / denoise.device_seconds / peak if peak and denoise.device_seconds else None
+
+
 def _replica_report(entry: ReplicaEntry) -> ReplicaReport:
     report = entry.report
     return ReplicaReport(
         stage=report.stage,
+        model=report.model,
         process=report.process,
         thread=report.thread,
         busy_seconds=report.totals.busy,

@@ -28,6 +28,28 @@ class AccountTotals(BaseModel):
     stored_bytes: int
 
 
+class ModelReport(BaseModel):
+    """The figures of one model in the window; the fields are those of the whole report."""
+
+    model_config = ALL_REQUIRED
+
+    model: str
+    requests: dict[str, int]
+    images: int
+    images_per_hour: float
+    devices: int
+    images_per_hour_per_device: float | None
+    images_per_busy_hour: float | None = Field(
+        description="Images per busy hour of its denoiser and of its share of the stages that models share."
+    )
+    latency_seconds: Percentiles
+    queue_seconds: Percentiles
+    stages: dict[str, UsageAmounts]
+    device_seconds_per_image: float | None
+    mfu: float | None
+    cost_per_1000_images: float | None
+
+
 class RequestReport(BaseModel):
     """One request. The usage of its stages arrives some seconds after its end."""
 
@@ -71,6 +93,7 @@ class Balance(BaseModel):
 
 class ReplicaReport(BaseModel):
     stage: str
+    model: str = Field(description="Of a denoiser; empty: the replica may serve several models.")
     process: int
     thread: int
     busy_seconds: float
@@ -125,6 +148,7 @@ class AccountingReport(BaseModel):
     currency_per_device_hour: float
     targets: list[Target]
     accounts: list[AccountTotals]
+    models: list[ModelReport]
     balance: Balance
     replicas: list[ReplicaReport]
     latest: list[RequestReport]

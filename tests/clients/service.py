@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import httpx2
 
-from safelight.pipeline.catalog.served_models import find_model
 from safelight.service.http.gateway import build_gateway
 from safelight.service.inprocess import InProcessPipeline
+from safelight.service.served_model import find_served_model
 from safelight.service.settings import Settings
 from tests.service.http_server import served
 from tests.service.inprocess_backend import InProcessBackend
@@ -24,7 +24,7 @@ def drawing_service(default_steps: str = "") -> Iterator[str]:
         default_steps: The steps of requests that do not say, in place of the model's.
     """
     settings = Settings(default_steps=default_steps)
-    model = find_model(settings.model)
+    model = find_served_model(settings)
     pipeline = InProcessPipeline(model, settings)
     try:
         pipeline.wait()

@@ -77,8 +77,11 @@ def server(refuse_every: int = 0, hold: threading.Barrier | None = None) -> Iter
                 self.respond(200, json.dumps(answer([png()], body["seed"])))
 
         def do_GET(self) -> None:
-            sample = f'safelight_stage_rows{{stage="denoise"}} {num_requests}'
-            self.respond(200, f"# TYPE safelight_stage_rows gauge\n{sample}\n")
+            samples = "".join(  # of two models, the second of which draws nothing
+                f'safelight_stage_rows{{stage="denoise",model="{model}"}} {rows}\n'
+                for model, rows in (("one", num_requests), ("two", 0))
+            )
+            self.respond(200, f"# TYPE safelight_stage_rows gauge\n{samples}")
 
         def respond(self, status: int, text: str) -> None:
             content = text.encode()

@@ -1,6 +1,7 @@
 """The Ray Serve application: its deployments and the options that the settings give them."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,17 @@ from safelight.service.settings import Settings
 
 with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
     warnings.simplefilter("ignore")
+    from ray import serve
     from ray.serve import Application, Deployment
 
     from safelight.service import app as app_module
     from safelight.service.app import app_from_args, build_app
     from safelight.service.ray_serve import deployments as classes
+    from safelight.service.ray_serve import gateway_deployment
     from safelight.service.ray_serve.backends import ColocatedBackend, SplitBackend
+    from safelight.service.stage_sets import StageSet, plan_stages
+
+from tests.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Serve's, of `metrics_interval_s`
 
@@ -69,28 +75,43 @@ def options(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("layout", "stages", "backend_class"),
-    [("split", SPLIT, SplitBackend), ("colocated", ("Colocated",), ColocatedBackend)],
-)
-def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], backend_class: type) -> None:
+@pytest.mark.parametrize(("layout", "stages"), [("split", SPLIT), ("colocated", ("Colocated",))])
+def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...]) -> None:
     args = {"model": "tiny", "stages": layout, "denoise_replicas": "0-2", "admin_key": "hidden"}
     deployments = deployments_of(app_from_args(args))
     settings, model = Settings(**args), find_model("tiny")
     assert deployments.keys() == {"Gateway", "Ledger", *stages}
-    make_backend: Any
-    make_backend, *parts = bound(deployments["Gateway"])
-    assert make_backend.func is backend_class
-    asleep = {"denoise"} if layout == "split" else {"encode", "denoise", "decode"}
-    assert make_backend.keywords == {"may_sleep": asleep}
-    assert parts == [model, settings, "Ledger", *stages]
+    names = stages if layout == "split" else stages * 3
+    served = (StageSet(model, *names),)
+    assert bound(deployments["Gateway"]) == [served, None, settings, "Ledger", *stages]
+    assert gateway_deployment.unpack_sets(deployments["Gateway"].user_config) == served
     gateway: Any = deployments["Gateway"].func_or_class
-    assert issubclass(gateway, classes.GatewayDeployment)
+    assert issubclass(gateway, gateway_deployment.GatewayDeployment)
     assert bound(deployments["Ledger"]) == [settings]
     for stage in stages:
         assert bound(deployments[stage]) == [model, settings, "Ledger"]
     for name in ("Ledger", *stages):
         assert deployments[name].func_or_class is CLASSES[name]
+
+
+@pytest.mark.parametrize(
+    ("layout", "backend_class", "asleep"),
+    [
+        ("split", SplitBackend, {"denoise"}),
+        ("colocated", ColocatedBackend, {"encode", "denoise", "decode"}),
+    ],
+)
+def test_a_backend_calls_the_deployments_of_its_model(
+    monkeypatch: pytest.MonkeyPatch, layout: str, backend_class: type, asleep: set[str]
+) -> None:
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda name, app: f"{name} of {app}")
+    settings = Settings(model="tiny", stages=layout, denoise_replicas="0-2")
+    names = ("E", "D", "V") if layout == "split" else ("C", "C", "C")
+    backend = gateway_deployment.make_backend(StageSet(find_model("tiny"), *names), settings, "app")
+    assert type(backend) is backend_class
+    handles = [value for value in vars(backend).values() if isinstance(value, str)]
+    assert handles == [f"{name} of app" for name in dict.fromkeys(names)]
+    assert vars(backend)["_may_sleep"] == asleep
 
 
 def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
@@ -172,3 +193,40 @@ def test_the_policy_that_serve_imports_by_name_exists() -> None:
 def test_an_unknown_model_is_refused_before_anything_starts() -> None:
     with pytest.raises(UnknownModel, match="nosuch"):
         build_app(Settings(model="nosuch"))
+
+
+def test_several_models_have_a_denoiser_each_and_share_what_is_equal(tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    models = f"tiny,{other}"
+    deployments = deployments_of(
+        build_app(Settings(model=models, denoise_replicas="1-2", max_rows=4, max_pictures=100))
+    )
+    assert deployments.keys() == {"Gateway", "Ledger", *SPLIT, "Denoiser-other"}
+    assert deployments["Denoiser-other"].func_or_class is classes.DenoiseDeployment
+    tiny, second = find_model("tiny"), find_model(str(other))
+    assert [bound(deployments[name])[0] for name in (*SPLIT, "Denoiser-other")] == [tiny, tiny, tiny, second]
+    served = gateway_deployment.unpack_sets(deployments["Gateway"].user_config)
+    assert [stages.model.id for stages in served] == ["tiny", "other"]
+    calls = {name: options(deployment)["max_ongoing_requests"] for name, deployment in deployments.items()}
+    assert (calls["TextEncoder"], calls["VaeDecoder"]) == (264, 864)  # the images of two models
+    assert (calls["Denoiser"], calls["Denoiser-other"]) == (8, 8)
+    colocated = deployments_of(build_app(Settings(model=models, stages="colocated")))
+    assert colocated.keys() == {"Gateway", "Ledger", "Colocated", "Colocated-other"}
+
+
+def test_stages_that_are_not_served_run_as_well_and_no_version_changes(tmp_path: Path) -> None:
+    """So that Serve restarts nothing when an application is deployed again: docs/adr/0012."""
+    settings = Settings(model="tiny")
+    served = plan_stages([find_model("tiny")], settings)
+    other = find_model(str(write_tiny_model(tmp_path / "other", seed=1)))
+    before = deployments_of(app_module.build_sets_app(settings, served))
+    after = deployments_of(
+        app_module.build_sets_app(settings, served, plan_stages([other], settings, served))
+    )
+    assert after.keys() - before.keys() == {"Denoiser-other"}
+    assert {deployment.version for deployment in after.values()} == {app_module.VERSION}
+    assert after["Gateway"].user_config == before["Gateway"].user_config
+    published = deployments_of(
+        app_module.build_sets_app(settings, (*served, *plan_stages([other], settings, served)))
+    )
+    assert published["Gateway"].user_config != before["Gateway"].user_config

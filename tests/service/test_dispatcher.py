@@ -20,6 +20,7 @@ from safelight.service.errors import (
 )
 from safelight.service.http.gateway import build_gateway
 from safelight.service.messages import ImageFormat, RequestContext, StageStatus, Upload
+from safelight.service.model_backends import ModelBackends
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LocalLedger
@@ -30,11 +31,13 @@ from tests.virtual_time import run_in_virtual_time
 
 
 def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
-    return RequestDispatcher(backend, Metrics(), Settings(**settings))
+    metrics = Metrics()
+    metrics.serve([MODEL.id])
+    return RequestDispatcher(ModelBackends.of_one(MODEL, backend), metrics, Settings(**settings))
 
 
 def metric(dispatcher: RequestDispatcher, name: str) -> float | None:
-    return dispatcher._metrics.registry.get_sample_value(name)
+    return dispatcher._metrics.registry.get_sample_value(name, {"model": MODEL.id})
 
 
 UPLOAD = Upload(b"image")
@@ -52,13 +55,15 @@ async def test_a_stage_that_does_not_answer_has_its_last_report_or_may_be_asleep
     """The encoder answers, the denoiser is too busy, and the decoder has no replica; the ledger knows two."""
 
     class ReportedLedger(LocalLedger):
-        async def status(self) -> Mapping[str, StageStatus | None]:
+        async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
             return {"encode": StageStatus(images=1), "denoise": StageStatus(images=2), "decode": None}
 
     backend = FakeBackend(stages={"encode": StageStatus(images=7), "denoise": None, "decode": None})
     asleep = Settings(denoise_replicas="0-2", decode_replicas="0-2")
     for settings, decoder in ((Settings(), None), (asleep, StageStatus(is_asleep=True))):
-        dispatcher = RequestDispatcher(backend, Metrics(), settings, ReportedLedger(settings))
+        dispatcher = RequestDispatcher(
+            ModelBackends.of_one(MODEL, backend), Metrics(), settings, ReportedLedger(settings)
+        )
         assert await dispatcher.status() == {
             "encode": StageStatus(images=7),
             "denoise": StageStatus(images=2),

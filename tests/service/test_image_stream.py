@@ -11,9 +11,10 @@ from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import DeadlineExceeded, QueueFull, ServiceError, ShuttingDown, StageLost
 from safelight.service.image_stream import ImageStream
 from safelight.service.messages import DecodeResult, ImageFormat, Preview, RequestContext
+from safelight.service.model_backends import ModelBackends
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from tests.fakes import PREVIEWS, USAGE, FakeBackend, make_params
+from tests.fakes import MODEL, PREVIEWS, USAGE, FakeBackend, make_params
 from tests.virtual_time import run_in_virtual_time
 
 IMAGES = [make_params(image_index=k) for k in range(2)]
@@ -23,11 +24,11 @@ Read = tuple[int, bytes] | None
 
 
 def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
-    return RequestDispatcher(backend, Metrics(), Settings(**settings))
+    return RequestDispatcher(ModelBackends.of_one(MODEL, backend), Metrics(), Settings(**settings))
 
 
 def in_flight(dispatcher: RequestDispatcher) -> float | None:
-    return dispatcher._metrics.registry.get_sample_value("safelight_images_in_flight")
+    return dispatcher._metrics.registry.get_sample_value("safelight_images_in_flight", {"model": MODEL.id})
 
 
 async def read(stream: ImageStream, work: "asyncio.Future[Any]", idle_seconds: float = 60.0) -> list[Read]:

@@ -1,7 +1,9 @@
 """How the stages are made from the settings."""
 
+import asyncio
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ from safelight.pipeline.assembly import decoder, encoder, engine
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.pipeline.engine.image_files import encode_image, encode_preview
 from safelight.service import inprocess
-from safelight.service.inprocess import InProcessPipeline
-from safelight.service.messages import ImageFormat
+from safelight.service.inprocess import InProcessPipeline, make_pipelines
+from safelight.service.messages import ImageFormat, RequestContext
 from safelight.service.settings import Settings
 from tests.fakes import FakeDecoder, make_params
+from tests.tiny_models import write_tiny_model
 
 BUILDERS = {
     "encode": (encoder, "build_text_encoder"),
@@ -89,14 +92,16 @@ def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, 
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     params = make_params(prompt="a red apple", seed=5)
     expected = encode_image(pixels, output.format, output.compression, params, "tiny")
-    assert stage._write_image(pixels, output, params) == expected
+    assert stage._write_image(pixels, output, params, "") == expected
+    other = encode_image(pixels, output.format, output.compression, params, "other")
+    assert stage._write_image(pixels, output, params, "other") == other != expected
     for is_edit in (False, True):
         preview = encode_preview(pixels, output.format, output.compression, is_edit)
         assert stage._write_preview(pixels, output, is_edit) == preview
     stage = inprocess.make_decode_stage(find_model("tiny"), Settings(model="tiny", mark_images=False))
     stage.close()
     assert b"trainedAlgorithmicMedia" in expected
-    for file in (stage._write_image(pixels, output, params), stage._write_preview(pixels, output, False)):
+    for file in (stage._write_image(pixels, output, params, ""), stage._write_preview(pixels, output, False)):
         assert b"trainedAlgorithmicMedia" not in file
 
 
@@ -126,3 +131,31 @@ print(*(Watcher.importers[name] for name in ("torch", "open_clip", "torchvision"
         [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[0] == " ".join([str(("MainThread", 1))] * 3)
+
+
+async def test_models_that_share_stages_give_the_bytes_that_each_gives_alone(tmp_path: Path) -> None:
+    """Also while images of both are under way at once, and in the file: each has its own model's name."""
+    settings = Settings(model="tiny", peak_tflops=1.0)
+    other = find_model(str(write_tiny_model(tmp_path / "other", seed=1)))
+    models = [find_model("tiny"), other]
+    images = [make_params(width=64, height=64, seed=seed, prompt=f"apple {seed % 2}") for seed in range(4)]
+    alone = []
+    for model in models:
+        pipeline = InProcessPipeline(model, settings)
+        alone.append([(await pipeline.generate(image, ImageFormat())).image for image in images])
+        pipeline.close()
+    first, second = make_pipelines(models, settings)
+    assert (first.encoder, first.decoder) == (second.encoder, second.decoder)
+    assert first.denoiser is not second.denoiser
+    results = await asyncio.gather(
+        *(
+            pipeline.generate(image, ImageFormat(), RequestContext(model=model.id))
+            for image in images
+            for pipeline, model in zip((first, second), models, strict=True)
+        )
+    )
+    for pipeline in (first, second):
+        pipeline.close()
+    together = [result.image for result in results]
+    assert [together[0::2], together[1::2]] == alone
+    assert alone[0][0] != alone[1][0]

@@ -19,6 +19,7 @@ from safelight.pipeline.capacity.model_profiles import model_profile, published_
 from safelight.pipeline.catalog.served_models import find_model
 from safelight.service import local
 from safelight.service.runtime.addresses import Address
+from safelight.service.runtime.causes import first_cause
 from safelight.service.runtime.readiness import ReadinessAnswer
 from safelight.service.settings import Settings
 from tests.pipeline.engine.test_public_pipelines import FAMILIES
@@ -48,7 +49,7 @@ safelight.models.checkpoints.json_files.CheckpointError: /x/transformer: tensor 
 def test_the_first_cause_is_the_innermost_message_of_serves_reports(
     reports: tuple[str, ...], cause: str
 ) -> None:
-    assert local.first_cause(*reports) == cause
+    assert first_cause(*reports) == cause
 
 
 NOWHERE = Address("127.0.0.1", 9)

@@ -26,12 +26,13 @@ from safelight.service.model_values import (
     parse_steps,
     value_for,
 )
-from safelight.service.served_model import find_served_model
+from safelight.service.served_model import find_model_to_add, find_served_model, find_served_models
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
 from tests.models.checkpoints.cached_models import write_snapshot
 from tests.service.conftest import ROUTE
+from tests.tiny_models import write_tiny_model
 
 CHOSEN = RequestDefaults(num_steps=7, guidance_scale=1.0, solver="ddim", size=(16, 8))
 
@@ -261,3 +262,67 @@ def test_the_choices_about_reading_reach_the_model() -> None:
     for value in ("1", True):
         options = find_served_model(Settings(model="tiny", allow_unknown_config=value)).read_options
         assert options.allow_unknown_config
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def test_several_models_have_names_and_defaults_of_their_own(other: Path) -> None:
+    settings = Settings(
+        model=f"tiny, {other}",
+        served_name=f"{other}=shop/turbo",
+        default_steps="shop/turbo=3,elsewhere=5",
+        default_guidance="other=2,4",
+    )
+    first, second = find_served_models(settings)
+    assert (first.id, second.id, second.names) == ("tiny", "shop/turbo", ("shop/turbo", "other"))
+    assert (first.num_steps, first.guidance_scale) == (20, 4.0)
+    assert (second.num_steps, second.guidance_scale) == (3, 2.0)
+    assert find_served_model(settings) == first
+
+
+def test_a_name_in_the_setting_may_be_the_models_own(other: Path) -> None:
+    settings = Settings(model=f"tiny,{other}", served_name="other=b,tiny=a")
+    assert [model.id for model in find_served_models(settings)] == ["a", "b"]
+
+
+def test_a_folder_whose_path_holds_a_comma_is_one_model(other: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "one,two"
+    folder.symlink_to(other)
+    assert [model.path for model in find_served_models(Settings(model=str(folder)))] == [other.resolve()]
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (
+            {"model": "tiny,tiny"},
+            "two models are called tiny; give one of them another name with served_name",
+        ),
+        ({"model": "tiny,{other}", "served_name": "tiny=other"}, "two models are called other"),
+        ({"model": "tiny,{other}", "served_name": "shop"}, "served_name must say which of the 2 models"),
+        ({"model": "tiny,{other}", "default_steps": "sdxl=4"}, "default_steps has no value for tiny, only"),
+        ({"model": "tiny,{other}", "default_steps": "other=999"}, "default_steps must be between 1 and 200"),
+    ],
+)
+def test_models_that_cannot_be_told_apart_or_configured_are_refused(
+    other: Path, values: dict[str, str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {name: value.format(other=other) for name, value in values.items()}
+    with pytest.raises(BadSetting, match=f"^{re.escape(complaint)}"):
+        find_served_models(Settings(**values))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    assert cli.main(["serve", *flags, "--port", "0"]) == 2
+    assert capsys.readouterr().err.startswith(f"safelight serve: {complaint}")
+
+
+def test_a_model_that_is_added_has_its_own_values_or_those_of_the_service(other: Path) -> None:
+    service = Settings(model="tiny", served_name="shop", default_steps="late=7,9", default_guidance="shop=2")
+    model = find_model_to_add(service, {"model": str(other)})
+    assert (model.id, model.num_steps, model.guidance_scale) == ("other", 9, 5.0)
+    model = find_model_to_add(service, {"model": str(other), "served_name": "late", "default_guidance": "3"})
+    assert (model.id, model.num_steps, model.guidance_scale) == ("late", 7, 3.0)
+    with pytest.raises(BadSetting, match="^served_name must be 1 to 128"):
+        find_model_to_add(service, {"model": str(other), "served_name": "a//b"})

@@ -78,17 +78,20 @@ def with_source_size(
     return [replace(image, width=width, height=height) for image in images]
 
 
-def make_upload(image: bytes, mask: bytes | None, request: ImageRequest, params: GenerationParams) -> Upload:
+def make_upload(
+    image: bytes, mask: bytes | None, request: ImageRequest, model: ModelInfo, params: GenerationParams
+) -> Upload:
     """The files of a request for the stages.
 
     Args:
         image: The image that is edited.
         mask: Where it is redrawn.
         request: Says whether the size is open; then it follows the image.
+        model: Has the sizes among which it is then chosen.
         params: Of an image of the request, with its size.
     """
     is_open = request.size in (None, "auto")
-    return Upload(image, mask, None if is_open else (params.width, params.height))
+    return Upload(image, mask, None if is_open else (params.width, params.height), model.sizes)
 
 
 def source_adjustments(source: SourceReport | None) -> list[Adjustment]:

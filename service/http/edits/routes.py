@@ -35,7 +35,9 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
         "/v1/images/edits",
         response_model=ImageResponse,
         responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
-        openapi_extra=edit_request_body(image_request_body(gateway.names, gateway.settings.strict)),
+        openapi_extra=gateway.openapi_extras.add(
+            lambda: edit_request_body(image_request_body(gateway.names, gateway.settings.strict))
+        ),
         summary="Draw images from an image and a text",
     )
     async def edit(request: Request) -> Response:
@@ -50,11 +52,11 @@ async def _edit(request: Request, exchange: Exchange) -> Response:
     parts = await read_edit_fields(request, gateway.settings)
     options, others = take_options(parts.others)
     reading = read_image_request(request, gateway, others, exchange.record, options.adjustments)
-    plan = plan_images(reading, gateway, others.get("model"))
+    plan = plan_images(reading, others.get("model"))
     has_mask = parts.mask is not None
-    params = make_edits(plan.params, gateway.model, options.strength, has_mask, reading.is_strict)
+    params = make_edits(plan.params, plan.model, options.strength, has_mask, reading.is_strict)
     adjustments = (*reading.adjustments, *strength_adjustments(options.strength, params[0].edit))
-    upload = make_upload(parts.image, parts.mask, plan.request, params[0])
+    upload = make_upload(parts.image, parts.mask, plan.request, plan.model, params[0])
     plan = replace(plan, params=params, upload=upload, reading=replace(reading, adjustments=adjustments))
     return await answer_images(request, plan, exchange)
 

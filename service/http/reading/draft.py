@@ -13,20 +13,18 @@ class Draft:
     """What has been understood of a request.
 
     Attributes:
-        names: The names of the served model.
+        names: The names of the served models.
+        model: The one that is asked for.
         values: The values by the names of the request's fields.
         sent_names: The client's names of these fields.
         adjustments: What was read in another way than it was written.
     """
 
     names: ModelNames
+    model: ModelInfo
     values: dict[str, object] = field(default_factory=dict)
     sent_names: dict[str, str] = field(default_factory=dict)
     adjustments: list[Adjustment] = field(default_factory=list)
-
-    @property
-    def model(self) -> ModelInfo:
-        return self.names.model
 
     def has(self, name: str) -> bool:
         """Whether the field has a value; null is none."""

@@ -1,9 +1,12 @@
 """Reads a mapping of field names to values, from a JSON object or a form, as the fields of a request."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
+from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.service.errors import ModelNotFound
 from safelight.service.http.reading.draft import Draft
 from safelight.service.http.reading.field_names import (
     FIELDS,
@@ -37,15 +40,16 @@ def read_fields(
 
     Args:
         fields: The fields as the client sent them.
-        names: The names of the served model.
+        names: The names of the served models.
         extra_kinds: Fields that the request has beside those of `ImageRequest`, and how they are read.
 
     Raises:
         InvalidRequest: A size is absurd.
         ModelNotFound: The model is not served.
     """
-    draft, kinds = Draft(names), {**KINDS, **extra_kinds}
+    draft, kinds = Draft(names, names.model), {**KINDS, **extra_kinds}
     others = _rename(draft, fields, extra_kinds)
+    draft.model = _model_of(draft)  # which decides what other fields may say
     for field, value in list(draft.values.items()):
         if value is not None:
             _read_value(draft, field, value, kinds)
@@ -58,6 +62,14 @@ def read_fields(
     _drop_previews(draft)
     _drop_unknown(draft, others.unknown)
     return draft
+
+
+def _model_of(draft: Draft) -> ModelInfo:
+    """The model that is asked for; a name of none is refused when its field is read."""
+    name = draft.values.get("model")
+    with suppress(ModelNotFound):
+        return draft.names.find(name) if isinstance(name, str) else draft.model
+    return draft.model
 
 
 @dataclass
@@ -121,7 +133,7 @@ def _meaning(
     if field == "size":
         return read_size(value, draft.model, sent_name), "the nearest size that is served"
     if field == "model" and isinstance(value, str):
-        model_id = draft.names.find(value)
+        model_id = draft.names.find(value).id
         return (value if value in draft.names.listed else model_id), "another name of the served model"
     if field == "solver":
         return read_solver(draft, value, sent_name)

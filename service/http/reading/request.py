@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.errors import InvalidRequest
 from safelight.service.http.reading.draft import Draft
@@ -20,9 +21,10 @@ TRUE = ("1", "true", "yes", "on")
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """A valid request, and what in it was read in another way than it was written."""
+    """A valid request, the model that it asks for, and what was read in another way than it was written."""
 
     request: ImageRequest
+    model: ModelInfo
     adjustments: tuple[Adjustment, ...] = ()
     is_strict: bool = False
 
@@ -36,11 +38,12 @@ def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: boo
         request = _validate(fields)
         if request.partial_images and not request.stream:
             raise InvalidRequest(f"partial_images: {WITHOUT_STREAM}; leave it out.", "partial_images")
-        return ReadRequest(_with_model_id(request, names), is_strict=True)
+        request, model = _with_model_id(request, names)
+        return ReadRequest(request, model, is_strict=True)
     draft = read_fields(fields, names)
-    request = _with_model_id(_validate(draft.values, draft.sent_names), names)
+    request, model = _with_model_id(_validate(draft.values, draft.sent_names), names)
     request = _with_enough_steps(request, draft)
-    return ReadRequest(request, tuple(draft.adjustments))
+    return ReadRequest(request, model, tuple(draft.adjustments))
 
 
 def _validate(fields: Mapping[str, object], sent_names: Mapping[str, str] = NO_NAMES) -> ImageRequest:
@@ -70,10 +73,12 @@ def _with_enough_steps(request: ImageRequest, draft: Draft) -> ImageRequest:
     return candidate
 
 
-def _with_model_id(request: ImageRequest, names: ModelNames) -> ImageRequest:
+def _with_model_id(request: ImageRequest, names: ModelNames) -> tuple[ImageRequest, ModelInfo]:
+    """`request` with its model's id, and the model."""
     if request.model is None:
-        return request
-    return request.model_copy(update={"model": names.find(request.model, is_strict=True)})
+        return request, names.model
+    model = names.find(request.model, is_strict=True)
+    return request.model_copy(update={"model": model.id}), model
 
 
 def asks_for_strict(header: str | None) -> bool:

@@ -42,16 +42,16 @@ SYNONYMS = {"output_format": OUTPUT_FORMATS, "response_format": RESPONSE_FORMATS
 
 
 def strict_schema(names: ModelNames) -> Schema:
-    """The schema of `ImageRequest`, whose enumerations are what the model serves."""
+    """The schema of `ImageRequest`, whose enumerations are what any of the models serves."""
     schema = ImageRequest.model_json_schema()
-    model = names.model
+    models = names.models
     for field, choices in {
         "model": names.listed,
-        "size": ("auto", *map(size_name, model.sizes)),
-        "solver": model.solvers,
-        "timestep_spacing": model.spacings,
+        "size": ("auto", *(size_name(size) for model in models for size in model.sizes)),
+        "solver": _solvers(names),
+        "timestep_spacing": _spacings(names),
     }.items():
-        schema["properties"][field]["anyOf"][0] = {"type": "string", "enum": list(choices)}
+        schema["properties"][field]["anyOf"][0] = {"type": "string", "enum": list(dict.fromkeys(choices))}
     return schema | {"not": STREAMED_LINKS}
 
 
@@ -159,9 +159,18 @@ def _pairs() -> list[Schema]:
 def _sampler_names(field: str, names: ModelNames) -> Schema:
     """Other servers' names, of which spellings with other capitals and punctuation are read as well."""
     if field == "solver":
-        return {"type": "string", "enum": [name for name, to in SOLVERS.items() if to in names.model.solvers]}
-    allowed = (*names.model.spacings, "")
+        solvers = _solvers(names)
+        return {"type": "string", "enum": [name for name, to in SOLVERS.items() if to in solvers]}
+    allowed = (*_spacings(names), "")
     return {"type": "string", "enum": [name for name, spacing in SPACINGS.items() if spacing in allowed]}
+
+
+def _solvers(names: ModelNames) -> list[str]:
+    return [solver for model in names.models for solver in model.solvers]
+
+
+def _spacings(names: ModelNames) -> list[str]:
+    return [spacing for model in names.models for spacing in model.spacings]
 
 
 def _sibling(field: str, rule: Schema) -> Schema:

@@ -20,6 +20,7 @@ class Job:
 
     Attributes:
         caller: Who asked: only the same caller sees and interrupts it.
+        model_id: Of the model that draws them.
         num_images: How many images it asks for.
         num_steps: Of each image.
         started: When, by the process's clock.
@@ -28,6 +29,7 @@ class Job:
     """
 
     caller: str
+    model_id: str
     num_images: int
     num_steps: int
     started: float
@@ -42,12 +44,15 @@ class Jobs:
         self._estimator = estimator
         self._jobs: list[Job] = []
 
-    async def run(self, work: Coroutine[Any, Any, T], caller: str, num_images: int, num_steps: int) -> T:
+    async def run(
+        self, work: Coroutine[Any, Any, T], caller: str, model_id: str, num_images: int, num_steps: int
+    ) -> T:
         """The result of `work`, unless it is interrupted.
 
         Args:
             work: Draws the images.
             caller: Who asked for them.
+            model_id: Of the model that draws them.
             num_images: How many they are.
             num_steps: Of each image.
 
@@ -55,7 +60,7 @@ class Jobs:
             Interrupted: The caller has ended the work.
         """
         task = asyncio.ensure_future(work)
-        job = Job(caller, num_images, num_steps, time.perf_counter(), task)
+        job = Job(caller, model_id, num_images, num_steps, time.perf_counter(), task)
         self._jobs.append(job)
         try:
             await asyncio.wait({task})
@@ -80,7 +85,8 @@ class Jobs:
         if not jobs:
             return Progress(progress=0.0, eta_relative=0.0, state=ProgressState())
         job = jobs[0]
-        share, seconds_left = self._estimator.estimate(time.perf_counter() - job.started, job.num_steps)
+        elapsed = time.perf_counter() - job.started
+        share, seconds_left = self._estimator.estimate(job.model_id, elapsed, job.num_steps)
         state = ProgressState(
             interrupted=job.is_interrupted,
             job="txt2img",

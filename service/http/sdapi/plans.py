@@ -19,7 +19,7 @@ MASKS = ("mask", "mask_image")
 
 def plan_txt2img(body: Mapping[str, object], gateway: Gateway) -> ImagePlan:
     """The images of a text. Raises `InvalidRequest` or `InvalidParams`."""
-    plan = plan_images(read_request(generation_fields(body), gateway.names, is_strict=False), gateway)
+    plan = plan_images(read_request(generation_fields(body, gateway.names), gateway.names, is_strict=False))
     return replace(plan, params=with_seeds(plan.params))
 
 
@@ -34,5 +34,5 @@ def plan_img2img(body: Mapping[str, object], gateway: Gateway) -> ImagePlan:
     source = split_fields([("image", images[0])]).image
     plan = plan_txt2img(body, gateway)
     strength = read_strength("denoising_strength", body.get("denoising_strength"))
-    params = make_edits(plan.params, gateway.model, STRENGTH if strength is None else strength, False)
-    return replace(plan, params=params, upload=make_upload(source, None, plan.request, params[0]))
+    params = make_edits(plan.params, plan.model, STRENGTH if strength is None else strength, False)
+    return replace(plan, params=params, upload=make_upload(source, None, plan.request, plan.model, params[0]))

@@ -11,6 +11,7 @@ from safelight.pipeline.engine.image_metadata import parameters_text
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import Exchange, ImagePlan, generate_images, open_exchange
 from safelight.service.http.openapi import GENERATION_ERRORS, OTHER_ERRORS
+from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.request_body import read_json_object, unless_gone
 from safelight.service.http.sdapi.fields import (
     describe_info,
@@ -30,10 +31,12 @@ from safelight.service.http.sdapi.schemas import (
     Upscaler,
     edit_schema,
     generation_schema,
+    json_body,
 )
 
 PREFIX = "/sdapi/v1"
 ReadPlan = Callable[[Mapping[str, object], Gateway], ImagePlan]
+MakeSchema = Callable[[ModelNames], dict[str, Any]]
 # Lists of things that there are none of here. Programs ask for them at start and take an error for no server.
 EMPTY_LISTS = ("latent-upscale-modes", "sd-vae", "loras", "hypernetworks", "prompt-styles", "face-restorers")
 
@@ -48,14 +51,12 @@ def add_sdapi_routes(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
-    def add(name: str, schema: dict[str, Any], read_plan: ReadPlan, limit: int, summary: str) -> None:
+    def add(name: str, make_schema: MakeSchema, read_plan: ReadPlan, limit: int, summary: str) -> None:
         @app.post(
             f"{PREFIX}/{name}",
             response_model=DrawResponse,
             responses=GENERATION_ERRORS | {409: OTHER_ERRORS["default"]},
-            openapi_extra={
-                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}
-            },
+            openapi_extra=gateway.openapi_extras.add(lambda: json_body(make_schema(gateway.names))),
             summary=summary,
             operation_id=name,
         )
@@ -64,10 +65,9 @@ def _add_drawing(app: FastAPI, gateway: Gateway, jobs: Jobs) -> None:
                 body = await read_json_object(request, limit, gateway.settings.body_seconds)
                 return await _draw(request, exchange, jobs, body, read_plan(body, gateway))
 
-    names, settings = gateway.names, gateway.settings
-    generation, edit = generation_schema(names), edit_schema(names)
-    add("txt2img", generation, plan_txt2img, settings.max_body_bytes, "Draw as AUTOMATIC1111 does")
-    add("img2img", edit, plan_img2img, settings.max_upload_bytes, "Edit as AUTOMATIC1111 does")
+    settings = gateway.settings
+    add("txt2img", generation_schema, plan_txt2img, settings.max_body_bytes, "Draw as AUTOMATIC1111 does")
+    add("img2img", edit_schema, plan_img2img, settings.max_upload_bytes, "Edit as AUTOMATIC1111 does")
 
 
 async def _draw(
@@ -82,11 +82,9 @@ async def _draw(
         body: Its body.
         plan: What is drawn for it.
     """
-    work = jobs.run(
-        generate_images(plan, exchange), _caller(request), len(plan.params), plan.params[0].steps_taken
-    )
+    drawing, model_id = generate_images(plan, exchange), plan.model.id
+    work = jobs.run(drawing, _caller(request), model_id, len(plan.params), plan.params[0].steps_taken)
     generation = await unless_gone(request, work)
-    model_id = exchange.gateway.model.id
     infotexts = [parameters_text(params, model_id) for params in generation.params]
     answer = DrawResponse(
         images=encode_images(generation, body.get("send_images") is not False),
@@ -117,19 +115,18 @@ def _caller(request: Request) -> str:
 
 
 def _add_lists(app: FastAPI, gateway: Gateway) -> None:
-    model = gateway.model
-
-    @app.get(f"{PREFIX}/sd-models", summary="The served model")
+    @app.get(f"{PREFIX}/sd-models", summary="The served models, the default first")
     async def sd_models() -> list[SdModel]:
-        return [SdModel(title=model.id, model_name=model.id, filename=model.id)]
+        ids = [model.id for model in gateway.names.models]
+        return [SdModel(title=name, model_name=name, filename=name) for name in ids]
 
-    @app.get(f"{PREFIX}/samplers", summary="The served model's solvers")
+    @app.get(f"{PREFIX}/samplers", summary="The default model's solvers")
     async def samplers() -> list[Sampler]:
-        return [Sampler(**sampler) for sampler in list_samplers(model)]
+        return [Sampler(**sampler) for sampler in list_samplers(gateway.model)]
 
-    @app.get(f"{PREFIX}/schedulers", summary="The served model's timestep spacings")
+    @app.get(f"{PREFIX}/schedulers", summary="The default model's timestep spacings")
     async def schedulers() -> list[Scheduler]:
-        return [Scheduler(**scheduler) for scheduler in list_schedulers(model)]
+        return [Scheduler(**scheduler) for scheduler in list_schedulers(gateway.model)]
 
     @app.get(f"{PREFIX}/upscalers", summary="There are none")
     async def upscalers() -> list[Upscaler]:
@@ -147,7 +144,7 @@ def _empty_list() -> Callable[[], Any]:
 
 
 def _add_options(app: FastAPI, gateway: Gateway) -> None:
-    @app.get(f"{PREFIX}/options", summary="The served model, as an option")
+    @app.get(f"{PREFIX}/options", summary="The default model, as an option")
     async def get_options() -> dict[str, Any]:
         return {
             "sd_model_checkpoint": gateway.model.id,
@@ -159,7 +156,7 @@ def _add_options(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         f"{PREFIX}/options",
         responses={200: {"content": {"application/json": {"schema": {"type": "null"}}}}},
-        summary="Accepted and ignored: one model is served, and nothing is set",
+        summary="Accepted and ignored: requests say the model in override_settings, and nothing is set",
     )
     async def set_options() -> None:
         return None

@@ -27,8 +27,14 @@ OTHERS = {
     "batch_size": "Images; times `n_iter`.",
     "n_iter": "Images; times `batch_size`.",
     "send_images": "Whether the answer holds the images; `false`: it does not.",
+    "override_settings": "Where several models are served, its `sd_model_checkpoint` is the name of one.",
 }
 NO_MASK = {"enum": [None, "", False, 0], "description": "Masks are read by /v1/images/edits only."}
+
+
+def json_body(schema: Schema) -> Schema:
+    """A route's part of the OpenAPI schema whose body has `schema`."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def generation_schema(names: ModelNames) -> Schema:

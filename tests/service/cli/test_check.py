@@ -24,6 +24,7 @@ from tests.broken import tiny_without
 from tests.live import SAFELIGHT
 from tests.models.folders import write_dit, write_pixart, write_sd3
 from tests.models.text.folders import edit_json, write_clip_tokenizer
+from tests.tiny_models import write_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecation warnings of diffusers and transformers
 
@@ -255,15 +256,17 @@ def test_choices_about_reading_are_reported(capsys: pytest.CaptureFixture[str], 
 def test_serving_checks_the_folder_as_it_will_be_read(folder: Path) -> None:
     edit_json(folder / "transformer" / "config.json", new_flag=True)
     with pytest.raises(UserError, match="not supported: new_flag; --allow-unknown-config"):
-        serve._check_folder(Settings(model=str(folder)))
-    serve._check_folder(Settings(model=str(folder), allow_unknown_config=True))
+        serve._check_folder(str(folder), Settings(model=str(folder)))
+    serve._check_folder(str(folder), Settings(model=str(folder), allow_unknown_config=True))
     weights = folder / "vae" / WEIGHTS
     for variant in ("fp16", "non-ema"):
         shutil.copyfile(weights, weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
     weights.unlink()
     with pytest.raises(UserError, match="choose one with --variant fp16 or --variant non-ema"):
-        serve._check_folder(Settings(model=str(folder), allow_unknown_config=True))
-    serve._check_folder(Settings(model=str(folder), allow_unknown_config=True, variant="non-ema"))
+        serve._check_folder(str(folder), Settings(model=str(folder), allow_unknown_config=True))
+    serve._check_folder(
+        str(folder), Settings(model=str(folder), allow_unknown_config=True, variant="non-ema")
+    )
 
 
 @pytest.mark.parametrize("name", ["emoji-128", "tiny"])
@@ -386,3 +389,32 @@ def test_serve_starts_a_sound_folder(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(serve, "_serve", start)
     assert cli.main(["serve", "--model", str(folder), "--port", "0"]) == 0
     assert started == [str(folder)]
+
+
+def test_several_models_are_checked_and_what_they_share_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one = write_tiny_model(tmp_path / "one", seed=1)
+    two = write_tiny_model(tmp_path / "two", seed=2, shares=("vae",))
+    assert cli.main(["check", f"tiny,{one},{two}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("sound") == 3
+    assert lines[-2:] == [
+        "one is served with the text encoder of tiny and the decoder of tiny",
+        "two is served with the decoder of tiny",
+    ]
+    (two / "vae" / "config.json").unlink()
+    assert cli.main(["check", "--json", f"{one},{two}"]) == 1
+    reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [bool(report["faults"]) for report in reports] == [False, True]
+
+
+def test_serve_checks_every_folder_of_several(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_serve", lambda *_: pytest.fail("a service was started"))
+    sound, broken = write_tiny_model(tmp_path / "sound", seed=1), tmp_path / "broken"
+    shutil.copytree(sound, broken)
+    (broken / "transformer" / WEIGHTS).write_bytes(b"not safetensors")
+    assert cli.main(["serve", "--model", f"tiny,{sound},{broken}", "--port", "0"]) == 2
+    assert str(broken / "transformer") in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_a_form_with_files_becomes_an_upload(client: TestClient, backend: FakeBa
     fields = FORM | {"strength": "0.5", "n": "2", "seed": "7", "num_inference_steps": "8"}
     response = client.post(ROUTE, data=fields, files=files)
     assert response.status_code == 200, response.text
-    assert backend.uploads == [Upload(b"image", b"mask", None)]
+    assert backend.uploads == [Upload(b"image", b"mask", None, MODEL.sizes)]
     images = [params for params, _ in backend.drawn if params.seed == 7]
     assert [(image.image_index, image.width, image.height) for image in images] == [(0, 16, 8), (1, 16, 8)]
     edit = images[0].edit
@@ -59,13 +59,13 @@ def test_json_may_hold_the_image_in_any_of_these_ways(
 ) -> None:
     response = client.post(ROUTE, json=FORM | IMAGE_FIELDS[name])
     assert response.status_code == 200, response.text
-    assert backend.uploads == [Upload(b"image", None, None)]
+    assert backend.uploads == [Upload(b"image", None, None, MODEL.sizes)]
 
 
 def test_json_may_hold_a_mask(client: TestClient, backend: FakeBackend) -> None:
     fields = {"image": data_url(b"image"), "mask": {"image_url": data_url(b"mask")}, "size": "8x8"}
     assert client.post(ROUTE, json=FORM | fields).status_code == 200
-    assert backend.uploads == [Upload(b"image", b"mask", (8, 8))]
+    assert backend.uploads == [Upload(b"image", b"mask", (8, 8), MODEL.sizes)]
 
 
 @pytest.mark.parametrize("nothing", [None, [], [None]], ids=str)
@@ -74,7 +74,7 @@ def test_json_may_hold_nothing_where_an_image_may_be(
 ) -> None:
     fields = {"images": [data_url(b"image")], "image": nothing, "mask": nothing}
     assert client.post(ROUTE, json=FORM | fields).status_code == 200
-    assert backend.uploads == [Upload(b"image", None, None)]
+    assert backend.uploads == [Upload(b"image", None, None, MODEL.sizes)]
 
 
 @pytest.mark.parametrize("name", ["image", "image[]", "images", "image[0]"])

@@ -17,10 +17,12 @@ from tests.service.conftest import ROUTE
 
 
 def metrics(client: TestClient) -> dict[str, float]:
-    """Every value of /metrics by name and label values."""
+    """Every value of /metrics by name and label values, but for that of the only model."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     return {
-        " ".join((sample.name, *sample.labels.values())): sample.value
+        " ".join((sample.name, *(text for label, text in sample.labels.items() if label != "model"))): (
+            sample.value
+        )
         for family in families
         for sample in family.samples
     }
@@ -55,7 +57,7 @@ def test_a_model_that_is_not_served_is_404(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
-    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET, HEAD"), ("POST", "/readyz", "GET, HEAD")],
+    [("GET", ROUTE, "POST"), ("DELETE", "/v1/models", "GET, HEAD, POST"), ("POST", "/readyz", "GET, HEAD")],
 )
 def test_a_wrong_method_is_405_and_names_the_allowed_one(
     client: TestClient, method: str, path: str, allow: str

@@ -136,7 +136,7 @@ async def test_more_images_than_there_is_room_for_are_429() -> None:
 async def test_a_service_that_is_being_stopped_refuses_new_requests() -> None:
     backend = FakeBackend()
     app = build_gateway(backend, MODEL, Settings())
-    await app.state.dispatcher.drain()
+    await app.state.gateway.dispatcher.drain()
     async with connected(app) as http:
         check_refusal(await http.post(ROUTE, json=BODY), 503, "shutting_down", "10")
 

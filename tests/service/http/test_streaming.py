@@ -180,7 +180,7 @@ def test_an_upload_that_is_refused_is_an_ordinary_answer(records: list[UsageReco
     assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
     assert response.json()["error"]["param"] == "image"
     assert [(r.outcome, r.code) for r in records] == [(RequestOutcome.REFUSED, "invalid_value")]
-    assert backend.calls == [] and app.state.dispatcher._in_flight == 0
+    assert backend.calls == [] and app.state.gateway.backends.in_flight() == 0
 
 
 async def test_the_stream_of_an_edit_begins_once_its_upload_is_read(records: list[UsageRecord]) -> None:
@@ -219,7 +219,7 @@ async def test_a_client_that_goes_while_its_upload_is_read_has_one_record(record
     await backend.waiting.acquire()
     client.disconnected.set()
     await answering
-    assert backend.num_cancelled == 1 and app.state.dispatcher._in_flight == 0
+    assert backend.num_cancelled == 1 and app.state.gateway.backends.in_flight() == 0
     assert [r.outcome for r in records] == [RequestOutcome.ABORTED]
 
 
@@ -272,7 +272,7 @@ async def test_a_client_that_goes_cancels_its_images_and_has_one_record(records:
     await answering
     assert backend.num_cancelled == 2
     assert [(r.outcome, r.num_images) for r in records] == [(RequestOutcome.ABORTED, 2)]
-    assert app.state.dispatcher._in_flight == 0
+    assert app.state.gateway.backends.in_flight() == 0
 
 
 async def test_a_stream_whose_handler_is_cancelled_has_one_record(records: list[UsageRecord]) -> None:
@@ -345,7 +345,7 @@ async def test_a_slow_client_misses_previews_and_gets_the_image(records: list[Us
     await until(client, '"partial_image_index":0')
     for _ in range(3):
         backend.step.release()
-    while app.state.dispatcher._in_flight:  # the image is done, although the client has one preview
+    while app.state.gateway.backends.in_flight():  # the image is done, although the client has one preview
         await asyncio.sleep(0)
     may_send.set()
     await answering

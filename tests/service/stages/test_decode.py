@@ -29,7 +29,7 @@ async def test_jobs_are_split_into_batches_that_the_decoder_takes(monkeypatch: p
     decoder, clock = FakeDecoder(), ManualClock(now=100.0)
     clock.install(monkeypatch, decode, batched_stage)
 
-    def write(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
+    def write(pixels: Any, output: ImageFormat, params: GenerationParams, model_id: str) -> bytes:
         clock.advance(0.25)
         return bytes(pixels) + fake_image(params, output)
 

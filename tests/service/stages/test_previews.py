@@ -71,7 +71,7 @@ class GatedDecoder(FakeDecoder):
         assert self.gate.acquire(timeout=30.0)
 
 
-def write_image(pixels: Any, output: ImageFormat, params: GenerationParams) -> bytes:
+def write_image(pixels: Any, output: ImageFormat, params: GenerationParams, model_id: str) -> bytes:
     return f"{pixels} as {output.format} of {params.seed}".encode()
 
 

@@ -86,7 +86,8 @@ TOTALS = {
 
 
 def report(stage: str, source: str, *stage_events: UsageEvent) -> StageReport:
-    return StageReport(source, 0, stage, stage_events, TOTALS[stage], STATUS[stage], process=1, thread=2)
+    model = "m" if stage == "denoise" else ""
+    return StageReport(source, 0, stage, stage_events, TOTALS[stage], STATUS[stage], 1, 2, model)
 
 
 @pytest.fixture
@@ -95,14 +96,14 @@ def accounting() -> tuple[Metrics, AccountingReport]:
     metrics, ledger = Metrics(), Ledger()
     for record in RECORDS:
         metrics.record(record)
-    metrics.count_retry()
-    metrics.set_in_flight(3)
+    metrics.count_retry("m")
+    metrics.set_in_flight("m", 3)
     ledger.receive(GatewayReport("gateway", 0, RECORDS))
     for stage in STATUS:
         ledger.receive(report(stage, stage, *events(stage)))
     accounting_report = build_report(ledger, Settings())
-    metrics.observe_status({**STATUS, "decode": None})
-    metrics.observe_snapshot(snapshot(ledger), accounting_report.mfu)
+    metrics.observe_status("m", {**STATUS, "decode": None})
+    metrics.observe_snapshot(snapshot(ledger), {"m": accounting_report.mfu})
     return metrics, accounting_report
 
 
@@ -207,6 +208,16 @@ def test_every_metric_has_its_value(accounting: tuple[Metrics, AccountingReport]
     assert wrong == {}
 
 
+def test_every_series_has_its_model_and_a_stage_that_models_share_has_none(
+    accounting: tuple[Metrics, AccountingReport],
+) -> None:
+    of_stages = {metric.name for metric in STAGE_METRICS} | {"safelight_stage_unattributed_seconds"}
+    for family in text_string_to_metric_families(accounting[0].expose().decode()):
+        for sample in family.samples:
+            is_shared = sample.name in of_stages and sample.labels["stage"] != "denoise"
+            assert sample.labels["model"] == ("" if is_shared else "m"), sample
+
+
 def test_no_metric_is_left_out_above() -> None:
     names = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS)}
     asserted = {name.split()[0] for name in expected_of_requests() | expected_of_stages()}
@@ -248,7 +259,7 @@ def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
     ledger = Ledger()
     for source, status in zip("ab", statuses, strict=True):
         ledger.receive(StageReport(source, 0, "denoise", (), StageTotals(work_left=1.5), status, 1, 2))
-    stage = snapshot(ledger)["denoise"]
+    stage = snapshot(ledger)["denoise", ""]
     assert (stage.replicas, stage.work_left) == (2, 3.0)
     sums: dict[str, Any] = {name: 20 * number + 3 for number, name in enumerate(counts)}
     assert stage.status == replace(statuses[0], **sums)
@@ -256,13 +267,15 @@ def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
 
 def test_an_unknown_mfu_is_not_a_number() -> None:
     metrics = Metrics()
-    metrics.observe_snapshot(snapshot(Ledger()), mfu=None)
+    metrics.observe_snapshot(snapshot(Ledger()), {"m": None})
     value = samples(metrics)["safelight_mfu_ratio"]
     assert value != value
 
 
 def _values(labels: Mapping[str, str]) -> list[str]:
-    return [labels[name] for name in sorted(labels, key=lambda name: (name == "le", name))]
+    """The values of all labels but the model's, which has a test of its own."""
+    names = sorted(labels.keys() - {"model"}, key=lambda name: (name == "le", name))
+    return [labels[name] for name in names]
 
 
 def _of_stages(values: Mapping[str, float], name: str) -> dict[str, float]:

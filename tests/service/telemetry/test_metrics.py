@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import StageStatus
 from safelight.service.telemetry.metrics import (
+    ATTRIBUTED_METRIC,
     GATEWAY_METRICS,
     STAGE_METRICS,
     TICK_METRICS,
@@ -23,12 +24,13 @@ from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.stage_snapshot import SUMMED_FIELDS, snapshot
 from tests.fakes import USAGE
 
-NAMES = {m.name for m in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, UNATTRIBUTED_METRIC)}
+OTHER_METRICS = (ATTRIBUTED_METRIC, UNATTRIBUTED_METRIC)
+NAMES = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, *OTHER_METRICS)}
 
 
 def stage_report(source: str, ticks: TickHistograms, *events: UsageEvent, **totals: float) -> StageReport:
-    status = StageStatus(images=3, running=2, rows=40)
-    return StageReport(source, 0, "denoise", events, StageTotals(**totals, ticks=ticks.data), status, 1, 2)
+    status, all_totals = StageStatus(images=3, running=2, rows=40), StageTotals(**totals, ticks=ticks.data)
+    return StageReport(source, 0, "denoise", events, all_totals, status, 1, 2, "m")
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def metrics() -> Metrics:
         "account", "theirs", RequestOutcome.DONE, "ok", "secret-key", "m", 1, (USAGE,), 2.0, 0.0
     )
     metrics.record(record)
-    metrics.count_retry()
-    metrics.set_in_flight(3)
+    metrics.count_retry("m")
+    metrics.set_in_flight("m", 3)
     ticks.observe(0.003, 8, 512, 0.003)
     ticks.observe(0.03, 16, 1024, 0.02)
     ledger.receive(GatewayReport("gateway", 0, (record,)))
@@ -56,15 +58,18 @@ def metrics() -> Metrics:
         )
     )
     ledger.receive(stage_report("two", ticks, busy=1.0, work_left=2.0))
-    metrics.observe_status({"denoise": StageStatus(images=100, attention="products"), "encode": None})
-    metrics.observe_snapshot(snapshot(ledger), mfu=0.5)
+    metrics.observe_status("m", {"denoise": StageStatus(images=100, attention="products"), "encode": None})
+    metrics.observe_snapshot(snapshot(ledger), {"m": 0.5})
     return metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
+    """Every sample by its name and its labels; of one model, which is left out."""
     families = text_string_to_metric_families(metrics.expose().decode())
     return {
-        " ".join([s.name, *sorted(s.labels.values())]): s.value for family in families for s in family.samples
+        " ".join([s.name, *sorted(value for label, value in s.labels.items() if label != "model")]): s.value
+        for family in families
+        for s in family.samples
     }
 
 
@@ -76,7 +81,7 @@ def test_exactly_the_tables_are_exposed(metrics: Metrics) -> None:
     # the library adds a `_created` for each counter
     assert {name for name in by_name if not name.endswith("_created")} == NAMES
     assert all(family.documentation for family in families)
-    for metric in (*GATEWAY_METRICS, *STAGE_METRICS, UNATTRIBUTED_METRIC):
+    for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *OTHER_METRICS):
         assert by_name[metric.name].type == metric.kind
     for tick_metric in TICK_METRICS:
         assert by_name[tick_metric.name].type == "histogram"
@@ -104,7 +109,7 @@ def test_the_counts_of_replicas_are_added_and_the_other_facts_are_the_firsts() -
         counts = {name: number * 10**place for place, name in enumerate(SUMMED_FIELDS)}
         status = StageStatus(**counts, attention=attention, peak_flops=float(number))
         ledger.receive(StageReport(attention, 0, "denoise", (), StageTotals(), status, 1, 2))
-    combined = snapshot(ledger)["denoise"].status
+    combined = snapshot(ledger)["denoise", ""].status
     assert {name: getattr(combined, name) for name in SUMMED_FIELDS} == {
         name: 3 * 10**place for place, name in enumerate(SUMMED_FIELDS)
     }
@@ -115,7 +120,7 @@ def test_the_counts_of_replicas_are_added_and_the_other_facts_are_the_firsts() -
 
 def test_only_the_present_back_end_is_shown(metrics: Metrics) -> None:
     assert samples(metrics)["safelight_attention_info products"] == 1
-    metrics.observe_status({"denoise": StageStatus(attention="fused")})
+    metrics.observe_status("m", {"denoise": StageStatus(attention="fused")})
     values = samples(metrics)
     assert values["safelight_attention_info fused"] == 1
     assert "safelight_attention_info products" not in values
@@ -141,7 +146,7 @@ def test_no_label_identifies_a_caller(metrics: Metrics) -> None:
         for sample in family.samples
         for label in sample.labels
     }
-    assert labels <= {"outcome", "code", "stage", "reason", "backend", "le"}
+    assert labels <= {"outcome", "code", "stage", "reason", "backend", "le", "model"}
 
 
 def test_names_follow_the_conventions() -> None:
@@ -154,8 +159,8 @@ def test_names_follow_the_conventions() -> None:
 def test_the_status_of_a_single_replica_is_its_own_answer() -> None:
     metrics, ledger = Metrics(), Ledger()
     ledger.receive(stage_report("one", TickHistograms(), busy=1.0))
-    metrics.observe_status({"denoise": StageStatus(images=100)})
-    metrics.observe_snapshot(snapshot(ledger), mfu=None)
+    metrics.observe_status("m", {"denoise": StageStatus(images=100)})
+    metrics.observe_snapshot(snapshot(ledger), {"m": None})
     assert samples(metrics)["safelight_stage_images_finished denoise"] == 100
 
 

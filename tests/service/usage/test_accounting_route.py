@@ -68,7 +68,7 @@ def test_metrics_are_served_without_the_ledger(monkeypatch: pytest.MonkeyPatch) 
     client = TestClient(build_gateway(FakeBackend(), MODEL, Settings()))
     assert client.post(ROUTE, json={"prompt": "x", "n": 2}).status_code == 200
     response = client.get("/metrics")
-    assert response.status_code == 200 and "safelight_images_total 2.0" in response.text
+    assert response.status_code == 200 and 'safelight_images_total{model="fake-8"} 2.0' in response.text
 
 
 @pytest.mark.parametrize(

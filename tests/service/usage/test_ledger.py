@@ -16,8 +16,9 @@ from safelight.service.usage.events import GatewayReport, StageReport, StageTota
 from safelight.service.usage.histograms import TickHistograms
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
-from safelight.service.usage.report import build_report, percentiles
+from safelight.service.usage.report import build_report, percentiles, stage_balances
 from safelight.service.usage.report_schema import AccountingReport, StageBalance
+from safelight.service.usage.stage_snapshot import snapshot
 from tests.fakes import USAGE
 
 
@@ -83,7 +84,7 @@ def test_a_request_and_its_usage_are_joined_whichever_arrives_first(
 ) -> None:
     ledger = Ledger()
     ledger.receive(reports[0])
-    assert ledger.pending_seconds("denoise") == (1.5 if isinstance(reports[0], StageReport) else 0.0)
+    assert ledger.pending_seconds(("denoise", "")) == (1.5 if isinstance(reports[0], StageReport) else 0.0)
     ledger.receive(reports[1])
     report = build_report(ledger, Settings(price_per_device_hour=3.6), latest=5)
     [account], [request] = report.accounts, report.latest
@@ -92,7 +93,7 @@ def test_a_request_and_its_usage_are_joined_whichever_arrives_first(
     assert asdict(account.stages["denoise"]) == {
         "device_seconds": 1.5, "queue_seconds": 0.25, "flops": 1000, "nfe": 4, "rows": 8, "tokens": 128,
     }  # fmt: skip
-    assert ledger.pending_seconds("denoise") == 0.0
+    assert ledger.pending_seconds(("denoise", "")) == 0.0
     assert report.mfu == pytest.approx(1000 / 1.5 / 1e3)
     assert report.images_per_busy_hour == pytest.approx(1800.0)
     assert report.cost_per_1000_images == pytest.approx(2.0)
@@ -199,7 +200,7 @@ def test_the_minutes_add_up_to_the_whole() -> None:
                 ticks=ticks.data,
             )
         )
-    denoise = ledger.totals.stages["denoise"]
+    denoise = ledger.totals.stages["denoise", ""]
     assert (denoise.alive, denoise.lost, denoise.warm_up, denoise.ticks.rows.counts[1]) == (180, 0.5, 1.25, 5)
     assert ledger.window_totals(3600.0) == ledger.totals
     assert ledger.window_totals(50.0) != ledger.totals
@@ -351,3 +352,56 @@ def test_the_ledger_keeps_a_bounded_number_of_minutes_and_requests(monkeypatch: 
     assert [entry.record.record_id for entry in ledger.latest_entries(10)] == ["r9", "r8", "r7", "r6", "r5"]
     assert sum(account.images for account in ledger.totals.accounts.values()) == 10
     assert sum(account.images for account in ledger.window_totals(1e9).accounts.values()) == 2
+
+
+def two_models() -> Ledger:
+    """A ledger of two models that share a decoder."""
+    ledger = Ledger()
+    ledger.receive(gateway_report(0, record("a", model="one"), record("b", model="two", images=2)))
+    reports = {"one": (event("a", 3.0), 5.0), "two": (event("b", 4.0, flops=8000), 10.0)}
+    for model, (usage, busy) in reports.items():
+        ledger.receive(replace(stage_report(0, usage, source=model, busy=busy, starting=1.0), model=model))
+    decoded = event("a", 0.5), event("b", 0.25)
+    ledger.receive(stage_report(0, *decoded, stage="decode", source="decoder", busy=2.0))
+    return ledger
+
+
+def test_each_model_is_charged_its_denoiser_and_its_share_of_what_is_shared() -> None:
+    report = build_report(two_models(), Settings(price_per_device_hour=3600.0))
+    one, two = report.models
+    assert (one.model, one.images, two.model, two.images) == ("one", 1, "two", 2)
+    assert (one.stages["denoise"].device_seconds, one.stages["decode"].device_seconds) == (3.0, 0.5)
+    assert one.device_seconds_per_image == 5.0 + 0.5 and two.device_seconds_per_image == (10.0 + 0.25) / 2
+    assert two.images_per_busy_hour == pytest.approx(3600 * 2 / (10.25 - 1.0))
+    assert two.cost_per_1000_images == pytest.approx(1000 * 10.25 / 2)
+    assert (two.mfu, one.mfu) == (8000 / 4.0 / 1e3, 1 / 3.0 / 1e3)
+    assert (one.devices, report.devices) == (1, 2)
+    assert report.balance.stages["denoise"].busy == 15.0
+    assert report.balance.stages["denoise"].requests == 7.0
+
+
+def test_the_balance_of_each_denoiser_is_its_own() -> None:
+    balances = stage_balances(two_models())
+    assert balances["denoise", "one"].overhead == 5.0 - 3.0 - 1.0
+    assert balances["denoise", "two"].overhead == 10.0 - 4.0 - 1.0
+    assert balances["decode", ""].overhead == 2.0 - 0.75
+    assert balances["encode", ""].busy == 0.0
+
+
+def test_a_models_status_is_that_of_its_own_denoiser_and_of_what_it_shares() -> None:
+    ledger = two_models()
+    for source, images in (("one", 7), ("two", 9)):
+        report = replace(stage_report(1, source=source), status=StageStatus(images=images), model=source)
+        ledger.receive(report)
+    for model, images in (("one", 7), ("two", 9)):
+        status = ledger.status(model)
+        assert status["denoise"] == StageStatus(images=images)
+        assert status["decode"] is not None and status["encode"] is None
+    assert ledger.status("three")["denoise"] is None
+
+
+def test_work_is_attributed_by_the_model_of_the_request() -> None:
+    stages = snapshot(two_models())
+    assert stages["decode", ""].attributed == {"one": 0.5, "two": 0.25}
+    assert stages["denoise", "two"].attributed == {"two": 4.0}
+    assert stages["encode", ""].attributed == {"one": 0.0, "two": 0.0}

@@ -60,8 +60,10 @@ class Service:
 
     def metrics(self) -> dict[str, float]:
         families = text_string_to_metric_families(self.client.get("/metrics").text)
-        return {
-            " ".join((sample.name, *sample.labels.values())): sample.value
+        return {  # of one model
+            " ".join(
+                (sample.name, *(value for label, value in sample.labels.items() if label != "model"))
+            ): sample.value
             for family in families
             for sample in family.samples
         }

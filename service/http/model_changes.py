@@ -1,0 +1,135 @@
+"""The operator's routes that add, replace and remove models while the service runs."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from safelight.service.errors import ChangesRefused, InvalidRequest
+from safelight.service.http.auth import admin_key, require_admin
+from safelight.service.http.gateway_parts import Gateway
+from safelight.service.http.openapi import ERRORS, OTHER_ERRORS
+from safelight.service.http.request_body import read_json_object
+from safelight.service.http.schemas import Model
+from safelight.service.http.translation import describe_model
+
+T = TypeVar("T")
+CHANGE_ERRORS = {400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS}
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class ModelToAdd(BaseModel):
+    """A model to be served. The fields but `model` are settings of these names, for this model alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Text = Field(
+        description="An embedded model's name, a checkpoint folder on the machine of the service, or an id "
+        "in its Hugging Face cache. A model that is served under this name is replaced."
+    )
+    served_name: Text | None = None
+    default_steps: Text | None = None
+    default_guidance: Text | None = None
+    default_solver: Text | None = None
+    default_size: Text | None = None
+
+
+class RemovedModel(BaseModel):
+    """OpenAI's answer to the deletion of a model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
+
+
+class ModelChanges(Protocol):
+    """Changes the models of a service."""
+
+    async def add(self, model: ModelToAdd) -> str:
+        """Serve a model, in place of the one of its name if there is one; returns its id.
+
+        Returns when every gateway serves it. Raises `ServiceError`; the service then goes on as before.
+        """
+        ...
+
+    async def remove(self, model_id: str) -> None:
+        """Serve a model no more; returns when its images are finished and its stages have been told to end.
+
+        Raises `ServiceError`.
+        """
+        ...
+
+
+def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | None) -> None:
+    """Add the routes; without `changes`, and without an admin key, they refuse."""
+    key = gateway.settings.admin_key
+    dependencies = admin_key(key)
+
+    async def allowed(request: Request) -> ModelChanges:
+        if changes is None:
+            raise ChangesRefused(
+                "The models of this service are those of its configuration: change the setting model there."
+            )
+        if not key.get_secret_value():
+            raise ChangesRefused("Models are added and removed only with an admin key: set admin_key.")
+        await require_admin(request, key)
+        return changes
+
+    @app.post(
+        "/v1/models",
+        openapi_extra={"requestBody": {"required": True, "content": _content()}},
+        summary="Serve another model, or a new version of one, while the service runs",
+        dependencies=dependencies,
+        responses=CHANGE_ERRORS,
+    )
+    async def add_model(request: Request) -> Model:
+        change = await allowed(request)
+        settings = gateway.settings
+        fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
+        model_id = await _finish(change.add(_read(fields)))
+        names = gateway.names
+        return describe_model(names.find(model_id, is_strict=True), names, int(time.time()), attention=None)
+
+    @app.delete(
+        "/v1/models/{model_id:path}",
+        summary="Serve a model no more, when its images are finished",
+        dependencies=dependencies,
+        responses=CHANGE_ERRORS,
+    )
+    async def remove_model(request: Request, model_id: str) -> RemovedModel:
+        change = await allowed(request)
+        model = gateway.names.find(model_id, is_strict=True)
+        await _finish(change.remove(model.id))
+        return RemovedModel(id=model.id)
+
+
+def _content() -> dict[str, Any]:
+    return {"application/json": {"schema": ModelToAdd.model_json_schema()}}
+
+
+def _read(fields: object) -> ModelToAdd:
+    try:
+        return ModelToAdd.model_validate(fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0])[:100]
+        allowed = ", ".join(ModelToAdd.model_fields)
+        reasons = {
+            "extra_forbidden": f"is not a field of this request; allowed: {allowed}",
+            "missing": "is required",
+        }
+        reason = reasons.get(fault["type"], "must be a text of 1 to 4096 characters")
+        raise InvalidRequest(f"{name} {reason}.", name) from None
+
+
+async def _finish(change: Coroutine[Any, Any, T]) -> T:
+    """The result of a change, which goes on if the client hangs up.
+
+    Serve then cancels the request and, by what its context holds, all calls that were made for it.
+    """
+    return await asyncio.shield(asyncio.get_running_loop().create_task(change, context=Context()))
