@@ -11,6 +11,7 @@ from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
 from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.keys.check import check_keys
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
 from safelight.service.settings import Settings
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with reserved(find_address(settings.host, settings.port)) as address:
                 settings = settings.updated(host=address.host, port=address.port)
+                settings = check_keys(settings)
                 model = model_of(settings)  # an unknown model is refused before anything is started
                 if settings.model not in list_model_names():
                     _check_folder(settings)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from safelight.pipeline.catalog.model_info import MIN_STEPS, ModelInfo
@@ -11,18 +12,26 @@ from safelight.pipeline.params import GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import BrokenImage, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
-from safelight.service.messages import ImageFormat
+from safelight.service.messages import ImageFormat, ImageUsage
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+Observe = Callable[[Sequence[GenerationParams], Sequence[ImageUsage]], None]
 
 
 class WarmUp:
-    """Draws one image when the gateway starts, and reports readiness."""
+    """Draws one image when the gateway starts, and reports readiness.
 
-    def __init__(self, dispatcher: RequestDispatcher, model: ModelInfo):
+    Args:
+        dispatcher: Draws it.
+        model: The served model.
+        observe: Learns what it took.
+    """
+
+    def __init__(self, dispatcher: RequestDispatcher, model: ModelInfo, observe: Observe | None = None):
         self._dispatcher = dispatcher
+        self._observe = observe
         self._image = make_warm_up_image(model)
         self._is_done = False
         self._has_failed = False
@@ -32,7 +41,9 @@ class WarmUp:
         """Try until the image is drawn, or until the model turns out not to be able to draw."""
         while not (self._is_done or self._has_failed):
             try:
-                await self._dispatcher.generate([self._image], ImageFormat())
+                results = await self._dispatcher.generate([self._image], ImageFormat())
+                if self._observe is not None:
+                    self._observe([self._image], [result.usage for result in results])
                 self._is_done, self._reason = True, None
             except ServiceError as error:
                 self._reason = str(error)

@@ -1,0 +1,136 @@
+"""Counters of requests and quotas: in memory, in Valkey or Redis, or in memory while that does not answer."""
+
+import asyncio
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+
+from safelight.service.setting_types import BadSetting
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "safelight"
+STORE_SECONDS = 1.0  # in which a store must answer
+RETRY_SECONDS = 1.0  # after which one that did not is asked again
+MISSING = "counter_store needs the extra valkey: pip install 'safelight[valkey]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One key's use of one quota in one period."""
+
+    key_id: str
+    quota: str  # its resource
+    period: str
+    ends: float  # Unix time of the period's end
+
+    @property
+    def name(self) -> str:
+        return f"{NAMESPACE}/{self.key_id}/{self.quota}/{self.period}"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestWindow:
+    """A key's requests in the last minute, after one more."""
+
+    is_admitted: bool
+    limit: int
+    remaining: int
+    seconds: float  # until there is room for one more
+
+
+class Counters(Protocol):
+    """Counts; every call is one atomic step, whoever else counts."""
+
+    async def add(self, counter: Counter, amount: int) -> int:
+        """Add `amount`, which may be negative; returns the sum."""
+        ...
+
+    async def hit(self, key_id: str, limit: int) -> RequestWindow:
+        """Count a request of a key that may send `limit` a minute, unless that is reached."""
+        ...
+
+
+class StoredCounters:
+    """Counters in a storage of the library `limits`."""
+
+    def __init__(self, storage: Storage):
+        self._storage = storage
+        self._window = SlidingWindowCounterRateLimiter(storage)
+
+    async def add(self, counter: Counter, amount: int) -> int:
+        seconds = max(1, math.ceil(counter.ends - time.time()))
+        # an hour more, so that a request that ends after the period is still settled in it
+        return int(await self._storage.incr(counter.name, seconds + 3600, amount=amount))
+
+    async def hit(self, key_id: str, limit: int) -> RequestWindow:
+        item = RateLimitItemPerMinute(max(limit, 1), namespace=NAMESPACE)
+        is_admitted = limit > 0 and await self._window.hit(item, key_id)
+        window = await self._window.get_window_stats(item, key_id)
+        seconds = window.reset_time - time.time() if limit else 60.0
+        remaining = window.remaining if limit else 0
+        return RequestWindow(is_admitted, limit, max(0, remaining), min(max(0.0, seconds), 60.0))
+
+
+class SharedCounters:
+    """Counters that gateways share; while these cannot be reached, each counts in its memory.
+
+    Args:
+        shared: Those in the store.
+        own: Those in memory.
+    """
+
+    def __init__(self, shared: Counters, own: Counters):
+        self._shared = shared
+        self._own = own
+        self._failed_at = -math.inf
+
+    async def add(self, counter: Counter, amount: int) -> int:
+        if self._is_reachable():
+            try:
+                async with asyncio.timeout(STORE_SECONDS):
+                    return await self._shared.add(counter, amount)
+            except Exception as error:  # of the client library
+                self._note(error)
+        return await self._own.add(counter, amount)
+
+    async def hit(self, key_id: str, limit: int) -> RequestWindow:
+        if self._is_reachable():
+            try:
+                async with asyncio.timeout(STORE_SECONDS):
+                    return await self._shared.hit(key_id, limit)
+            except Exception as error:
+                self._note(error)
+        return await self._own.hit(key_id, limit)
+
+    def _is_reachable(self) -> bool:
+        return time.monotonic() >= self._failed_at + RETRY_SECONDS
+
+    def _note(self, error: Exception) -> None:
+        self._failed_at = time.monotonic()
+        logger.error("the counter store does not answer; counting in memory: %s", type(error).__name__)
+
+
+def memory_counters() -> Counters:
+    return StoredCounters(MemoryStorage())
+
+
+def shared_counters(url: str) -> Counters:
+    """Counters at the URL of Valkey or Redis. Raises `BadSetting` without the client library."""
+    options: dict[str, Any] = {"socket_connect_timeout": STORE_SECONDS, "socket_timeout": STORE_SECONDS}
+    scheme = "rediss" if urlsplit(url).scheme in ("valkeys", "rediss") else "redis"
+    address = f"async+{scheme}://{url.partition('://')[2]}"
+    try:
+        storage = RedisStorage(address, implementation="redispy", **options)
+    except Exception as error:  # `ConfigurationError`, which is no public name
+        if type(error).__name__ == "ConfigurationError":
+            raise BadSetting(MISSING) from None
+        raise
+    return SharedCounters(StoredCounters(storage), memory_counters())
