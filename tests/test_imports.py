@@ -70,8 +70,10 @@ ARROWS: dict[str, str] = {
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
     "service.model_values": "",
-    "service.image_store": "service.errors",
-    "service.setting_types": "service.image_store service.model_values",
+    "service.database": "service.runtime",
+    "service.keys": "service.database service.errors",
+    "service.image_store": "service.errors service.runtime",
+    "service.setting_types": "service.database service.image_store service.model_values",
     "service.setting_sources": "service.runtime",
     "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
     "service.served_model": (
@@ -86,7 +88,14 @@ ARROWS: dict[str, str] = {
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.usage"
     ),
-    "service.telemetry": "service.messages service.setting_types service.settings service.usage",
+    "service.quotas": (
+        "pipeline.params service.database service.errors service.keys service.messages service.setting_types"
+    ),
+    "service.access": (
+        "pipeline.params service.database service.errors service.keys service.messages service.quotas "
+        "service.runtime service.settings"
+    ),
+    "service.telemetry": "service.keys service.messages service.setting_types service.settings service.usage",
     "service.dispatcher": (
         "pipeline.params service.backend service.errors service.image_stream service.messages "
         "service.previews service.runtime service.settings service.telemetry service.usage"
@@ -98,8 +107,9 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
-        "service.backend service.dispatcher service.errors service.image_store service.image_stream "
-        "service.messages service.previews "
+        "service.access service.backend service.database service.dispatcher service.errors "
+        "service.image_store service.image_stream service.keys service.messages service.previews "
+        "service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
@@ -107,13 +117,14 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
+        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.database "
+        "service.errors "
         "service.http service.inprocess service.messages service.previews service.runtime "
         "service.settings service.stages service.telemetry service.usage"
     ),
     "service.app": (
-        "service.backend service.previews service.ray_serve service.served_model service.setting_types "
-        "service.settings"
+        "service.backend service.previews service.ray_serve service.runtime service.served_model "
+        "service.setting_types service.settings"
     ),
     "service.local": (
         "pipeline.capacity pipeline.catalog service.app service.previews service.runtime "
@@ -497,9 +508,9 @@ def test_the_map_names_every_package(part: str) -> None:
             "imports pipeline.benchmark",
         ),
         (
-            "service/http/auth.py",
+            "service/http/access.py",
             "if TYPE_CHECKING:\n    import ray\nelse:\n    import torch",
-            "service.http.auth -> torch",
+            "service.http.access -> torch",
         ),
         ("service/http/gateway.py", "import torch.nn as nn", "service.http.gateway -> torch.nn"),
         (

@@ -91,6 +91,7 @@ def build_gateway(
         redirect_slashes=False,
     )
     app.state.dispatcher = gateway.dispatcher
+    app.state.access = gateway.access
     for add_routes in (
         _add_image_route,
         add_edit_routes,

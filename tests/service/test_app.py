@@ -76,7 +76,7 @@ def options(deployment: Deployment) -> dict[str, Any]:
 def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...], backend_class: type) -> None:
     args = {"model": "tiny", "stages": layout, "denoise_replicas": "0-2", "admin_key": "hidden"}
     deployments = deployments_of(app_from_args(args))
-    settings, model = Settings(**args), find_model("tiny")
+    settings, model = Settings(host="0.0.0.0", **args), find_model("tiny")  # where Serve says, unknown here
     assert deployments.keys() == {"Gateway", "Ledger", *stages}
     make_backend: Any
     make_backend, *parts = bound(deployments["Gateway"])

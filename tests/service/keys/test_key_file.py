@@ -17,13 +17,16 @@ HASHES = ENTRY["secrets"]
 
 def test_an_entry_comes_back_as_it_was_described(tmp_path: Path) -> None:
     spec = KeySpec("bob", 2.0, 1, KeyLimits(1, 2, 3.5, 4.5), ("a",), 2e9)
-    ends = describe_entry(spec, STORED)
-    ends["secrets"][0]["ends"] = 1.9e9
-    ends["secrets"] += describe_entry(spec, StoredSecret("sk-abcdefgh", bytes(32)))["secrets"]
-    first, second = _read(tmp_path, ENTRY, ends | {"name": "bob"})
+    rotated = describe_entry(spec, StoredSecret("sk-abcdefgh", bytes(32)))
+    rotated["secrets"] += [{"prefix": "sk-ijklmnop", "sha256": 64 * "f", "ends": 1.9e9}]
+    first, second = _read(tmp_path, ENTRY, rotated)
     assert (first.spec, first.secrets) == (KeySpec("alice"), (STORED,))
-    assert second.spec == spec and [secret.ends for secret in second.secrets] == [1.9e9, None]
-    assert first.id != second.id and first.id == _read(tmp_path, ENTRY)[0].id
+    assert second.spec == spec
+    assert [(secret.prefix, secret.ends) for secret in second.secrets] == [
+        ("sk-abcdefgh", None),
+        ("sk-ijklmnop", 1.9e9),
+    ]
+    assert first.id != second.id and first.id == _read(tmp_path, ENTRY)[0].id  # by its name
 
 
 @pytest.mark.parametrize(
