@@ -34,8 +34,8 @@ class KeyAccess:
         file = FileSource(Path(settings.api_keys_file)) if settings.api_keys_file else None
         self._directory = KeyDirectory(file, self.source)
         self._kept: KeptCounters | None = None
-        counters = self._make_counters(settings.counter_store.get_secret_value())
-        self._quotas = QuotaKeeper(counters, settings.price_per_device_hour)
+        self._counters = self._make_counters(settings.counter_store.get_secret_value())
+        self._quotas = QuotaKeeper(self._counters, settings.price_per_device_hour)
 
     def _make_counters(self, url: str) -> Counters:
         if url:
@@ -53,6 +53,7 @@ class KeyAccess:
             yield
         finally:
             await cancel_and_wait(*tasks)
+            await self._counters.close()
             if self.source is not None:
                 with suppress(DatabaseFailed):
                     await self.source.keep_uses()

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "safelight"
 STORE_SECONDS = 1.0  # in which a store must answer
+MAX_CONNECTIONS = 32
+MARGIN_SECONDS = 0.01
 RETRY_SECONDS = 1.0  # after which one that did not is asked again
 MISSING = "counter_store needs the extra valkey: pip install 'safelight[valkey]'"
 
@@ -57,12 +59,17 @@ class Counters(Protocol):
         """Count a request of a key that may send `limit` a minute, unless that is reached."""
         ...
 
+    async def close(self) -> None:
+        """End connections."""
+        ...
+
 
 class StoredCounters:
-    """Counters in a storage of the library `limits`."""
+    """Counters in a storage of the library `limits`; `pool` has the connections to it, if there are any."""
 
-    def __init__(self, storage: Storage):
+    def __init__(self, storage: Storage, pool: Any = None):
         self._storage = storage
+        self._pool = pool
         self._window = SlidingWindowCounterRateLimiter(storage)
 
     async def add(self, counter: Counter, amount: int) -> int:
@@ -74,9 +81,14 @@ class StoredCounters:
         item = RateLimitItemPerMinute(max(limit, 1), namespace=NAMESPACE)
         is_admitted = limit > 0 and await self._window.hit(item, key_id)
         window = await self._window.get_window_stats(item, key_id)
-        seconds = window.reset_time - time.time() if limit else 60.0
+        # at that very moment it does not suffice
+        seconds = window.reset_time - time.time() + MARGIN_SECONDS if limit else 60.0
         remaining = window.remaining if limit else 0
         return RequestWindow(is_admitted, limit, max(0, remaining), min(max(0.0, seconds), 60.0))
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.aclose()
 
 
 class SharedCounters:
@@ -110,6 +122,9 @@ class SharedCounters:
                 self._note(error)
         return await self._own.hit(key_id, limit)
 
+    async def close(self) -> None:
+        await self._shared.close()
+
     def _is_reachable(self) -> bool:
         return time.monotonic() >= self._failed_at + RETRY_SECONDS
 
@@ -124,13 +139,19 @@ def memory_counters() -> Counters:
 
 def shared_counters(url: str) -> Counters:
     """Counters at the URL of Valkey or Redis. Raises `BadSetting` without the client library."""
-    options: dict[str, Any] = {"socket_connect_timeout": STORE_SECONDS, "socket_timeout": STORE_SECONDS}
-    scheme = "rediss" if urlsplit(url).scheme in ("valkeys", "rediss") else "redis"
-    address = f"async+{scheme}://{url.partition('://')[2]}"
     try:
-        storage = RedisStorage(address, implementation="redispy", **options)
-    except Exception as error:  # `ConfigurationError`, which is no public name
-        if type(error).__name__ == "ConfigurationError":
-            raise BadSetting(MISSING) from None
-        raise
-    return SharedCounters(StoredCounters(storage), memory_counters())
+        from redis.asyncio import BlockingConnectionPool
+    except ImportError:
+        raise BadSetting(MISSING) from None
+    scheme = "rediss" if urlsplit(url).scheme in ("valkeys", "rediss") else "redis"
+    address = f"{scheme}://{url.partition('://')[2]}"
+    pool = BlockingConnectionPool.from_url(
+        address,
+        max_connections=MAX_CONNECTIONS,
+        timeout=STORE_SECONDS,
+        socket_connect_timeout=STORE_SECONDS,
+        socket_timeout=STORE_SECONDS,
+    )
+    options: dict[str, Any] = {"connection_pool": pool}
+    storage = RedisStorage(f"async+{address}", implementation="redispy", **options)
+    return SharedCounters(StoredCounters(storage, pool), memory_counters())

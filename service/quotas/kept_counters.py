@@ -49,6 +49,9 @@ class KeptCounters:
     async def hit(self, key_id: str, limit: int) -> RequestWindow:
         return await self._own.hit(key_id, limit)
 
+    async def close(self) -> None:
+        await self._own.close()
+
     async def run(self) -> None:
         """Keep what was counted, until the task is cancelled; and then once more."""
         try:

@@ -93,9 +93,8 @@ def test_mistakes_are_one_sentence(where: list[str], capsys: Capture) -> None:
     assert "there is no key 'nobody'" in refusal(capsys, "show", "nobody", *where)
     assert "there is no key 'no/body?'" in refusal(capsys, "revoke", "no/body?", *where)
     assert "name must be 1 to 64" in refusal(capsys, "create", "", *where)
-    assert "images_per_day must be at least 0" in refusal(
-        capsys, "create", "x", "--images-per-day", "-1", *where
-    )
+    negative = ("create", "x", "--images-per-day", "-1", *where)
+    assert "images_per_day must be at least 0" in refusal(capsys, *negative)
     assert "overlap_seconds" in refusal(capsys, "rotate", "bob", "--overlap-hours", "-1", *where)
 
 
@@ -168,9 +167,12 @@ def test_the_command_refuses_before_it_starts_anything(
     assert "refusing to serve on 0.0.0.0 without API keys" in capsys.readouterr().err
     run(capsys, "create", "alice")
     started: list[Settings] = []
-    monkeypatch.setattr(
-        "safelight.service.cli.serve._serve", lambda settings, *_: started.append(settings) or 0
-    )
+
+    def start(settings: Settings, *_: object) -> int:
+        started.append(settings)
+        return 0
+
+    monkeypatch.setattr("safelight.service.cli.serve._serve", start)
     assert cli.main(["serve", "--host", "0.0.0.0", "--port", port]) == 0
     assert started[0].requires_keys and started[0].database.get_secret_value() == str(database)
 

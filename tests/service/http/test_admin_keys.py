@@ -82,7 +82,7 @@ def test_the_overlap_is_a_day_by_default(client: TestClient, keys: Keys) -> None
         ("POST", "", {"name": ""}, 400, "name"),
         ("POST", "", {"name": "alice"}, 400, "name"),
         ("POST", "", {"name": "b", "images_per_day": -1}, 400, "images_per_day"),
-        ("POST", "", {"name": "b", "images_per_day": 1e400}, 400, "images_per_day"),
+        ("POST", "", {"name": "b", "images_per_day": "many"}, 400, "images_per_day"),
         ("POST", "", {"name": "b", "models": "x"}, 400, "models"),
         ("POST", "", {"name": "b", "colour": 1}, 400, "colour"),
         ("POST", "", {"name": "b", "expires": -5}, 400, "expires"),
@@ -99,19 +99,12 @@ def test_the_overlap_is_a_day_by_default(client: TestClient, keys: Keys) -> None
 def test_what_cannot_be_done_is_refused(
     client: TestClient, method: str, path: str, body: object, status: int, param: str | None
 ) -> None:
-    answer = client.request(method, PATH + path, **({} if body is None else {"json": _finite(body)}))
+    answer = client.request(method, PATH + path, **({} if body is None else {"json": body}))
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == param
     if status == 404:
         assert answer.json()["error"]["code"] == "api_key_not_found"
     assert len(client.get(PATH).json()["data"]) == 4
-
-
-def _finite(body: Any) -> Any:
-    """JSON has no infinity, and this client writes none."""
-    return (
-        {k: "1e400" if v == float("inf") else v for k, v in body.items()} if isinstance(body, dict) else body
-    )
 
 
 def test_a_database_that_is_away_is_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
