@@ -17,10 +17,14 @@ from safelight.service.settings import Settings
 
 # Names that public DNS never resolves (RFC 6761, RFC 6762, ICANN 2024), and those of Kubernetes' Services.
 LOCAL_ENDINGS = (".localhost", ".local", ".internal", ".home.arpa", ".svc")
+SENTENCE = (
+    "This route is not open to the host of the request; the setting trusted_hosts lists further names at which "
+    "callers reach the service, and public_url has one."
+)
 
 
 class TrustedHosts:
-    """The hosts and origins that requests may name."""
+    """The hosts that requests may name."""
 
     def __init__(self, settings: Settings):
         self._names = {settings.host.lower(), socket.gethostname().lower()}
@@ -28,18 +32,11 @@ class TrustedHosts:
         if settings.public_url:
             self._names.add((urlsplit(settings.public_url).hostname or "").lower())
 
-    def check(self, request: Request) -> None:
-        """Raise `UntrustedHost` if the request names another host, or comes from a page of another."""
-        self.check_host(request)
-        origin = request.headers.get("origin")
-        if origin is not None and not self._is_trusted(origin):
-            raise UntrustedHost(_sentence("origin"))
-
     def check_host(self, request: Request) -> None:
         """Raise `UntrustedHost` unless the request names one host, and that is trusted."""
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or not self._is_trusted(f"//{hosts[0]}"):
-            raise UntrustedHost(_sentence("host"))
+            raise UntrustedHost(SENTENCE)
 
     def _is_trusted(self, url: str) -> bool:
         try:
@@ -49,13 +46,6 @@ class TrustedHosts:
         if not name:
             return False
         return name in self._names or _is_address(name) or "." not in name or name.endswith(LOCAL_ENDINGS)
-
-
-def _sentence(header: str) -> str:
-    return (
-        f"This route is not open to the {header} of the request; the setting trusted_hosts lists further "
-        "names at which callers reach the service, and public_url has one."
-    )
 
 
 def _is_address(name: str) -> bool:
