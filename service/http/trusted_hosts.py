@@ -18,8 +18,8 @@ from safelight.service.settings import Settings
 # Names that public DNS never resolves (RFC 6761, RFC 6762, ICANN 2024), and those of Kubernetes' Services.
 LOCAL_ENDINGS = (".localhost", ".local", ".internal", ".home.arpa", ".svc")
 SENTENCE = (
-    "This route is not open to the host of the request; the setting trusted_hosts lists further names at which "
-    "callers reach the service, and public_url has one."
+    "This route is not open to the host of the request; the setting trusted_hosts lists further names at "
+    "which callers reach the service, and public_url has one."
 )
 
 
