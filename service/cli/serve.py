@@ -10,7 +10,7 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
-from safelight.service.cli.inputs import model_of, settings_of
+from safelight.service.cli.inputs import KEY_VARIABLE, model_of, settings_of
 from safelight.service.cli.keys.check import check_keys
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
@@ -98,7 +98,7 @@ def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopReq
             with progress("loading Ray") as report_progress:
                 url = service.wait_until_ready(report_progress)
             if url:
-                print(_announcement(url, model), flush=True)
+                print(_announcement(url, model, settings.requires_keys), flush=True)
                 service.watch()
     except CannotServe as error:
         raise UserError(str(error)) from None
@@ -108,8 +108,9 @@ def _serve(settings: Settings, model: ModelInfo, address: Address, stop: StopReq
     return 0
 
 
-def _announcement(url: str, model: ModelInfo) -> str:
+def _announcement(url: str, model: ModelInfo, requires_keys: bool) -> str:
     prompt = "0" if model.labels else "a red apple"  # a class label for class-conditional models
     header, body = "content-type: application/json", json.dumps({"prompt": prompt})
-    curl = f"curl {url}/v1/images/generations -H '{header}' -d '{body}'"
+    key = f' -H "authorization: Bearer ${KEY_VARIABLE}"' if requires_keys else ""
+    curl = f"curl {url}/v1/images/generations{key} -H '{header}' -d '{body}'"
     return f"Safelight serves {model.id} on {url}, try: {curl}"
