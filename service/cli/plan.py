@@ -85,7 +85,7 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--service",
         metavar="URL",
-        help="with --gpu cpu: use the cost curves of the running service at this URL instead of measuring; an "
+        help="with --gpu cpu: use the cost curves of the running service at this URL, not measurements; an "
         "API key that it needs is in SAFELIGHT_KEY",
     )
     group.add_argument(
