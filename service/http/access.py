@@ -31,15 +31,16 @@ def protect_routes(app: FastAPI, gateway: Gateway) -> None:
     for route in app.routes:
         if not isinstance(route, Route | Mount):
             raise NoRule(f"{route}: of an unknown kind")
-        route.app = GuardedRoute(route.app, route.path, guard)
+        methods = set(getattr(route, "methods", None) or {"GET"}) - {"HEAD"}  # which is answered as GET
+        route.app = GuardedRoute(route.app, route.path, rule_of(route.path, methods), guard)
 
 
 class GuardedRoute:
     """A route's app, behind its rule."""
 
-    def __init__(self, app: ASGIApp, path: str, guard: Guard):
+    def __init__(self, app: ASGIApp, path: str, rule: Rule, guard: Guard):
         self.app = app
-        self.rule = rule_of(path)
+        self.rule = rule
         self._takes_basic = takes_basic(path)
         self._guard = guard
 

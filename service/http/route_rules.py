@@ -1,5 +1,6 @@
 """Who may call which route. A route without a rule here keeps the gateway from being made."""
 
+from collections.abc import Iterable
 from enum import Enum
 
 
@@ -23,6 +24,7 @@ SDAPI_LISTS = (
     "prompt-styles", "samplers", "schedulers", "sd-models", "sd-vae", "upscalers",
 )  # fmt: skip
 SDAPI = "/sdapi/v1"
+# By path templates; one with a method in front, such as `POST /v1/models`, goes before that without.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(PUBLIC_ROUTES, Rule.PUBLIC),
     "/v1/images/generations": Rule.DRAWING,
@@ -47,13 +49,17 @@ class NoRule(Exception):
     """A route that has no rule."""
 
 
-def rule_of(path: str) -> Rule:
-    """The rule of the route with this path template. Raises `NoRule`."""
+def rule_of(path: str, methods: Iterable[str] = ("GET",)) -> Rule:
+    """The rule of the route with this path template: that of its method, else that of all methods.
+
+    Raises `NoRule`, also for a route whose methods have several.
+    """
     if path.startswith(PAGE_FILES):
         return Rule.PUBLIC
-    if path not in RULES:
+    rules = {RULES.get(f"{method} {path}", RULES.get(path)) for method in methods}
+    if len(rules) != 1 or None in rules:
         raise NoRule(f"{path}: say in RULES who may call it")
-    return RULES[path]
+    return next(rule for rule in rules if rule is not None)
 
 
 def takes_basic(path: str) -> bool:

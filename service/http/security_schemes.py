@@ -40,22 +40,21 @@ def declare_security(app: FastAPI, gateway: Gateway) -> None:
 def _secure(schema: dict[str, Any], gateway: Gateway) -> None:
     names: set[str] = set()
     for path, operations in schema["paths"].items():
-        for operation in operations.values():
-            keys = _keys(path, gateway)
-            if keys:
+        for method, operation in operations.items():
+            # the schema writes a path's parameters without their kinds
+            rule = rule_of(path.replace("{model_id}", "{model_id:path}"), (method.upper(),))
+            if keys := _keys(rule, path, gateway):
                 operation["security"] = [{name: []} for name in keys]
                 names.update(keys)
-                _add_answers(operation, path)
+                _add_answers(operation, rule)
     if names:
         schemes = {name: scheme for name, scheme in SCHEMES.items() if name in names}
         schema.setdefault("components", {})["securitySchemes"] = schemes
 
 
-def _keys(path: str, gateway: Gateway) -> tuple[str, ...]:
+def _keys(rule: Rule, path: str, gateway: Gateway) -> tuple[str, ...]:
     """The schemes of which a route asks for one."""
     settings, has_keys = gateway.settings, gateway.access is not None
-    # the schema writes a path's parameters without their kinds
-    rule = rule_of(path.replace("{model_id}", "{model_id:path}"))
     if rule in (Rule.CALLER, Rule.DRAWING) and has_keys:
         return ("api_key", "api_key_as_password") if takes_basic(path) else ("api_key",)
     if rule is Rule.ADMIN and (has_keys or settings.admin_key.get_secret_value()):
@@ -65,12 +64,9 @@ def _keys(path: str, gateway: Gateway) -> tuple[str, ...]:
     return ()
 
 
-def _add_answers(operation: dict[str, Any], path: str) -> None:
+def _add_answers(operation: dict[str, Any], rule: Rule) -> None:
     """Declare the refusals of a key, where the route does not declare them itself."""
-    statuses = [401, 403, 503]
-    if rule_of(path.replace("{model_id}", "{model_id:path}")) is Rule.DRAWING:
-        statuses.append(429)
-    for status in statuses:
+    for status in (401, 403, 429, 503) if rule is Rule.DRAWING else (401, 403, 503):
         operation["responses"].setdefault(
             str(status),
             {

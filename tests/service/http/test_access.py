@@ -101,6 +101,16 @@ def test_a_route_of_another_kind_keeps_it_too(monkeypatch: pytest.MonkeyPatch) -
         build_gateway(FakeBackend(), MODEL, Settings())
 
 
+def test_a_method_may_have_a_rule_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "DELETE /v1/models", Rule.ADMIN)
+    assert rule_of("/v1/models", ("DELETE",)) is Rule.ADMIN
+    assert rule_of("/v1/models", ("GET", "POST")) is Rule.CALLER
+    with pytest.raises(NoRule):
+        rule_of("/v1/models", ("GET", "DELETE"))
+    with pytest.raises(NoRule):
+        rule_of("/v1/models", ())
+
+
 def test_pages_have_rules_by_their_folder() -> None:
     assert rule_of("/page/app.js") is Rule.PUBLIC
     for path in ("/page", "/pages/x", "/v1/page/x"):
