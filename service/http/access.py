@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -91,13 +92,12 @@ class Guard:
             return
         caller.reservation = None
         record = None if caller.recorder is None else caller.recorder.record
+        if record is None:  # it is still being drawn, although nobody waits for it: charged as forecast
+            await asyncio.shield(access.settle(reservation, (), math.inf, has_ended_early=True))
+            return
+        is_aborted = record.outcome is RequestOutcome.ABORTED
         await asyncio.shield(
-            access.settle(
-                reservation,
-                () if record is None else record.image_usages,
-                0.0 if record is None else record.seconds,
-                record is not None and record.outcome is RequestOutcome.ABORTED,
-            )
+            access.settle(reservation, record.image_usages, record.seconds, has_ended_early=is_aborted)
         )
 
     async def _check_caller(self, rule: Rule, request: Request, caller: Caller, takes_basic: bool) -> None:
