@@ -1,6 +1,5 @@
 """`safelight keys` on a database, through a service and for a file; and `safelight serve` without keys."""
 
-import asyncio
 import io
 import json
 import re
@@ -12,16 +11,12 @@ from pathlib import Path
 import pytest
 
 from safelight.service import cli
-from safelight.service.access import KeyAccess
 from safelight.service.cli import UserError
 from safelight.service.cli.keys.check import check_keys
 from safelight.service.cli.serve import _announcement
-from safelight.service.database.connection import DatabaseFailed
 from safelight.service.http.gateway import build_gateway
-from safelight.service.keys.api_key import KeySpec
 from safelight.service.keys.key_file import read_key_file
 from safelight.service.keys.secrets import hash_secret, make_secret
-from safelight.service.ray_serve.deployments import LedgerDeployment
 from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
 from tests.live import free_port
@@ -230,17 +225,3 @@ def test_the_command_to_try_has_a_key_where_one_is_needed() -> None:
     assert "SAFELIGHT_KEY" not in _announcement("http://127.0.0.1:8000", MODEL, False)
     line = _announcement("http://127.0.0.1:8000", MODEL, True)
     assert """/v1/images/generations -H "authorization: Bearer $SAFELIGHT_KEY" -H 'content-type""" in line
-
-
-async def test_the_ledger_makes_the_tables(tmp_path: Path) -> None:
-    settings = Settings(require_api_keys="always", database=str(tmp_path))
-    LedgerDeployment(settings)
-    access = KeyAccess(settings)
-    assert access.source is not None
-    while True:  # gateways wait for the tables, too
-        try:
-            await access.source.keys.create(KeySpec("alice"))
-            break
-        except DatabaseFailed:
-            await asyncio.sleep(0.05)
-    await access.database.close()  # type: ignore[union-attr]
