@@ -23,7 +23,7 @@ async def test_writers_with_the_same_lock_wait_for_each_other(database: Database
     async def count() -> None:
         own = Database(database.location)
         async with own.write("count") as connection:
-            amount = await connection.scalar(select(key_usage.c.amount))
+            amount = int(await connection.scalar(select(key_usage.c.amount)) or 0)
             await asyncio.sleep(0)
             await connection.execute(update(key_usage).values(amount=amount + 1))
         await own.close()

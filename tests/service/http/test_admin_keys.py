@@ -99,7 +99,8 @@ def test_the_overlap_is_a_day_by_default(client: TestClient, keys: Keys) -> None
 def test_what_cannot_be_done_is_refused(
     client: TestClient, method: str, path: str, body: object, status: int, param: str | None
 ) -> None:
-    answer = client.request(method, PATH + path, **({} if body is None else {"json": body}))
+    options: dict[str, Any] = {} if body is None else {"json": body}
+    answer = client.request(method, PATH + path, **options)
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == param
     if status == 404:

@@ -142,17 +142,19 @@ def client_of(target: str, headers: Headers) -> AsgiClient:
     path, _, query = url.partition("?")
     is_drawing = path.endswith("generations")
     pairs = list(headers.items()) if isinstance(headers, dict) else headers
-    client.scope |= {
-        "method": method or ("POST" if is_drawing else "GET"),
-        "path": path.replace("%69", "i"),  # as a server decodes it
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "headers": [
-            (b"host", b"127.0.0.1"),
-            (b"content-type", b"application/json"),
-            *((name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs),
-        ],
-    }
+    client.scope.update(
+        {
+            "method": method or ("POST" if is_drawing else "GET"),
+            "path": path.replace("%69", "i"),  # as a server decodes it
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": [
+                (b"host", b"127.0.0.1"),
+                (b"content-type", b"application/json"),
+                *((name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs),
+            ],
+        }
+    )
     return client
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 from starlette.testclient import TestClient
 
 from safelight.pipeline.params import UsageAmounts
@@ -214,7 +215,7 @@ async def test_the_tool_is_limited_and_says_so(keys: Keys, folder: Path, backend
         async with httpx2.AsyncClient(headers=keys.bearer("agent")) as http:
             results = []
             for _ in range(2):
-                async with Client(f"{url}/mcp", http_client=http) as tool:
+                async with Client(streamable_http_client(f"{url}/mcp", http_client=http)) as tool:
                     results.append(await tool.call_tool("generate_image", {"prompt": "p", "n": 2}))
         assert httpx2.post(f"{url}/mcp", json={}).status_code == 401
     assert [result.is_error for result in results] == [False, True]
