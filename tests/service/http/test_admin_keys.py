@@ -42,8 +42,8 @@ def test_a_key_is_made_used_rotated_and_revoked(client: TestClient) -> None:
         "max_priority": 3,
         "requests_per_minute": 60,
         "images_per_day": 100,
-        "device_seconds_per_day": 12.5,
-        "spend_per_month": 9.75,
+        "device_seconds_per_day": 1200.5,
+        "spend_per_month": 900.75,
         "models": [MODEL.id],
         "expires": 4e9,
     }
