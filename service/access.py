@@ -16,7 +16,7 @@ from safelight.service.keys.key_sources import FileSource
 from safelight.service.messages import ImageUsage
 from safelight.service.quotas.counters import Counters, memory_counters, shared_counters
 from safelight.service.quotas.keeper import LimitStatus, QuotaKeeper, Reservation, use_of
-from safelight.service.quotas.kept_counters import KeptCounters
+from safelight.service.quotas.persistent_counters import PersistentCounters
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings
 
@@ -33,7 +33,7 @@ class KeyAccess:
             self.source = DatabaseSource(self.database, seconds, outage)
         file = FileSource(Path(settings.api_keys_file)) if settings.api_keys_file else None
         self._directory = KeyDirectory(file, self.source)
-        self._kept: KeptCounters | None = None
+        self._persistent: PersistentCounters | None = None
         self._counters = self._make_counters(settings.counter_store.get_secret_value())
         self._quotas = QuotaKeeper(self._counters, settings.price_per_device_hour)
 
@@ -42,13 +42,13 @@ class KeyAccess:
             return shared_counters(url)
         if self.database is None:
             return memory_counters()
-        self._kept = KeptCounters(memory_counters(), self.database)
-        return self._kept
+        self._persistent = PersistentCounters(memory_counters(), self.database)
+        return self._persistent
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Within the block, what is counted is kept in the database."""
-        tasks = [] if self._kept is None else [asyncio.ensure_future(self._kept.run())]
+        tasks = [] if self._persistent is None else [asyncio.ensure_future(self._persistent.run())]
         try:
             yield
         finally:

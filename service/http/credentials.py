@@ -42,11 +42,11 @@ def read_secret(request: Request, takes_basic: bool) -> str:
 def check_operator(request: Request, *keys: SecretStr, error: type[Unauthorized] = Unauthorized) -> None:
     """Raise `error` unless the request carries one of `keys`; empty ones count as none."""
     values = request.headers.getlist("authorization")
-    token = re.fullmatch(r"bearer +(.+)", values[0].strip(" "), re.IGNORECASE) if len(values) == 1 else None
+    match = re.fullmatch(r"bearer +(.+)", values[0].strip(" "), re.IGNORECASE) if len(values) == 1 else None
     # Headers are decoded as Latin-1; a key with other characters is compared by its bytes.
-    given = token[1].encode("latin-1") if token is not None and len(values[0]) <= MAX_CHARACTERS else b""
-    matches = [compare_digest(given, key.get_secret_value().encode()) for key in keys]
-    if not any(match and key.get_secret_value() for match, key in zip(matches, keys, strict=True)):
+    token = match[1].encode("latin-1") if match is not None and len(values[0]) <= MAX_CHARACTERS else b""
+    matches = [compare_digest(token, key.get_secret_value().encode()) for key in keys]
+    if not any(is_equal and key.get_secret_value() for is_equal, key in zip(matches, keys, strict=True)):
         raise error()
 
 

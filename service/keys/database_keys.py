@@ -95,10 +95,11 @@ class DatabaseKeys:
     async def note_use(self, times: Mapping[str, float]) -> None:
         """Keep when keys were used, by id, unless what is kept is less than an hour older."""
         async with self._database.write(LOCK) as connection:
-            for key_id, used in times.items():
-                is_old = or_(api_keys.c.last_used.is_(None), api_keys.c.last_used < used - USED_SECONDS)
+            for key_id, time_of_use in times.items():
+                before = api_keys.c.last_used
+                is_old = or_(before.is_(None), before < time_of_use - USED_SECONDS)
                 query = update(api_keys).where(api_keys.c.id == key_id, is_old)
-                await connection.execute(query.values(last_used=used))
+                await connection.execute(query.values(last_used=time_of_use))
 
 
 async def _get(connection: AsyncConnection, name: str) -> ApiKey:

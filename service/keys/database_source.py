@@ -32,20 +32,20 @@ class DatabaseSource(KeySource):
         self.keys = DatabaseKeys(database)
         self._outage_seconds = outage_seconds
         self._revision = 0
-        self._noted: dict[str, float] = {}  # when keys were used, by id
-        self._used: dict[str, float] = {}  # those of them that are to be written
+        self._last_uses: dict[str, float] = {}  # when keys were used, by id
+        self._new_uses: dict[str, float] = {}  # those of them that are to be written
 
     def note_use(self, key: ApiKey) -> None:
         """Remember that a key was used, for the next time that the database is asked."""
         now = time.time()
-        if now > max(key.last_used or 0.0, self._noted.get(key.id, 0.0)) + USED_SECONDS:
-            self._used[key.id] = self._noted[key.id] = now
+        if now > max(key.last_used or 0.0, self._last_uses.get(key.id, 0.0)) + USED_SECONDS:
+            self._new_uses[key.id] = self._last_uses[key.id] = now
 
     async def keep_uses(self) -> None:
         """Write when keys were used. Raises `DatabaseFailed`."""
-        if self._used:
-            used, self._used = self._used, {}
-            await self.keys.note_use(used)
+        if self._new_uses:
+            uses, self._new_uses = self._new_uses, {}
+            await self.keys.note_use(uses)
 
     async def _load(self) -> None:
         keys, self._revision = await self.keys.changed_since(self._revision)

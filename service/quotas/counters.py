@@ -96,12 +96,12 @@ class SharedCounters:
 
     Args:
         shared: Those in the store.
-        own: Those in memory.
+        memory: Those in memory.
     """
 
-    def __init__(self, shared: Counters, own: Counters):
+    def __init__(self, shared: Counters, memory: Counters):
         self._shared = shared
-        self._own = own
+        self._memory = memory
         self._failed_at = -math.inf
 
     async def add(self, counter: Counter, amount: int) -> int:
@@ -111,7 +111,7 @@ class SharedCounters:
                     return await self._shared.add(counter, amount)
             except Exception as error:  # of the client library
                 self._note(error)
-        return await self._own.add(counter, amount)
+        return await self._memory.add(counter, amount)
 
     async def hit(self, key_id: str, limit: int) -> RequestWindow:
         if self._is_reachable():
@@ -120,7 +120,7 @@ class SharedCounters:
                     return await self._shared.hit(key_id, limit)
             except Exception as error:
                 self._note(error)
-        return await self._own.hit(key_id, limit)
+        return await self._memory.hit(key_id, limit)
 
     async def close(self) -> None:
         await self._shared.close()

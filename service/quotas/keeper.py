@@ -115,8 +115,8 @@ class QuotaKeeper:
             statuses.append(LimitStatus(quota.resource, limit, remaining, period.ends - now))
             if total > capacity:
                 await self.settle(reservation, Use())
-                used = (total - amount) / quota.scale
-                sentence = _sentence(quota, limit, used, amount / quota.scale, period)
+                before = (total - amount) / quota.scale
+                sentence = _sentence(quota, limit, before, amount / quota.scale, period)
                 raise LimitReached(sentence, QUOTA_CODE, period.ends - now)
         return reservation
 
@@ -156,8 +156,8 @@ def use_of(reserved: Use, usages: Sequence[ImageUsage], seconds: float, has_ende
     return Use(len(usages), device_seconds)
 
 
-def _sentence(quota: Quota, limit: float, used: float, asked: float, period: Period) -> str:
+def _sentence(quota: Quota, limit: float, before: float, amount: float, period: Period) -> str:
     return (
-        f"The limit {quota.limit} of this API key is reached: {used:g} of {limit:g} used or in use in "
-        f"{period.name}, and the request needs {asked:g}. It frees at {format_time(period.ends)}."
+        f"The limit {quota.limit} of this API key is reached: {before:g} of {limit:g} used or in use in "
+        f"{period.name}, and the request needs {amount:g}. It frees at {format_time(period.ends)}."
     )

@@ -21,12 +21,12 @@ async def test_writers_with_the_same_lock_wait_for_each_other(database: Database
         await connection.execute(insert(key_usage), ROW | {"amount": 0})
 
     async def count() -> None:
-        own = Database(database.location)
-        async with own.write("count") as connection:
+        other = Database(database.location)
+        async with other.write("count") as connection:
             amount = int(await connection.scalar(select(key_usage.c.amount)) or 0)
             await asyncio.sleep(0)
             await connection.execute(update(key_usage).values(amount=amount + 1))
-        await own.close()
+        await other.close()
 
     await asyncio.gather(*(count() for _ in range(12)))
     async with database.read() as connection:

@@ -162,16 +162,16 @@ def test_metrics_can_have_a_key_without_others() -> None:
 
 def test_the_schema_says_which_key_a_route_asks_for(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
-    asked = {
+    keys_of = {
         f"{method.upper()} {path}": [name for choice in operation.get("security", []) for name in choice]
         for path, operations in schema["paths"].items()
         for method, operation in operations.items()
     }
-    assert asked[f"POST {ROUTE}"] == asked["GET /v1/models/{model_id}"] == ["api_key"]
-    assert asked["POST /sdapi/v1/txt2img"] == ["api_key", "api_key_as_password"]
-    assert asked["GET /v1/accounting"] == asked["DELETE /v1/admin/keys/{name}"] == ["admin_key"]
-    assert asked["GET /metrics"] == ["metrics_key", "admin_key"]
-    assert asked["GET /livez"] == asked["GET /v1/images/files/{name}"] == []
+    assert keys_of[f"POST {ROUTE}"] == keys_of["GET /v1/models/{model_id}"] == ["api_key"]
+    assert keys_of["POST /sdapi/v1/txt2img"] == ["api_key", "api_key_as_password"]
+    assert keys_of["GET /v1/accounting"] == keys_of["DELETE /v1/admin/keys/{name}"] == ["admin_key"]
+    assert keys_of["GET /metrics"] == ["metrics_key", "admin_key"]
+    assert keys_of["GET /livez"] == keys_of["GET /v1/images/files/{name}"] == []
     schemes = schema["components"]["securitySchemes"]
     assert schemes.keys() == {"api_key", "api_key_as_password", "admin_key", "metrics_key"}
     assert (schemes["api_key"]["type"], schemes["api_key"]["scheme"]) == ("http", "bearer")

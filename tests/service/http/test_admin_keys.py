@@ -47,9 +47,9 @@ def test_a_key_is_made_used_rotated_and_revoked(client: TestClient) -> None:
         "models": [MODEL.id],
         "expires": 4e9,
     }
-    made = client.post(PATH, json=choices)
-    assert (made.status_code, made.headers["cache-control"]) == (201, "no-store")
-    key, secret = made.json(), made.json()["secret"]
+    answer = client.post(PATH, json=choices)
+    assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
+    key, secret = answer.json(), answer.json()["secret"]
     assert {name: key[name] for name in choices} == choices
     assert key["prefixes"] == [secret[:11]]
     assert status_with(client, secret) == 200

@@ -149,9 +149,13 @@ async def test_no_change_is_overlooked_among_many_at_once(keys: DatabaseKeys) ->
 
 async def test_uses_are_kept_to_an_hour(keys: DatabaseKeys) -> None:
     key, _ = await keys.create(SPEC)
-    used = 1.6e9
-    for seconds, expected in ((0.0, used), (USED_SECONDS, used), (USED_SECONDS + 1, used + USED_SECONDS + 1)):
-        await keys.note_use({key.id: used + seconds})
+    start = 1.6e9
+    for seconds, expected in (
+        (0.0, start),
+        (USED_SECONDS, start),
+        (USED_SECONDS + 1, start + USED_SECONDS + 1),
+    ):
+        await keys.note_use({key.id: start + seconds})
         assert (await keys.get(key.id)).last_used == expected
 
 

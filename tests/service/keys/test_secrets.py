@@ -19,11 +19,11 @@ from safelight.service.keys.secrets import (
 
 
 def test_a_secret_has_256_random_bits_and_its_form() -> None:
-    made = {make_secret() for _ in range(1000)}
-    assert len(made) == 1000 and all(map(is_secret, made))
-    assert {len(secret) for secret in made} == {46}  # 256 bits in base64 are 43 characters, after sk-
-    assert len({prefix_of(secret) for secret in made}) == 1000
-    characters = Counter(character for secret in made for character in secret[3:45])
+    samples = {make_secret() for _ in range(1000)}
+    assert len(samples) == 1000 and all(map(is_secret, samples))
+    assert {len(secret) for secret in samples} == {46}  # 256 bits in base64 are 43 characters, after sk-
+    assert len({prefix_of(secret) for secret in samples}) == 1000
+    characters = Counter(character for secret in samples for character in secret[3:45])
     assert len(characters) == 64 and max(characters.values()) < 1.4 * min(characters.values())
 
 

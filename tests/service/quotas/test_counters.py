@@ -18,7 +18,7 @@ from safelight.service.quotas.counters import (
     memory_counters,
     shared_counters,
 )
-from safelight.service.quotas.kept_counters import KeptCounters
+from safelight.service.quotas.persistent_counters import PersistentCounters
 from tests.live import free_port
 from tests.servers import valkey_server
 
@@ -128,7 +128,7 @@ async def test_a_store_that_is_away_is_not_asked_by_every_request() -> None:
 
 
 async def test_sums_survive_a_restart_and_are_those_of_all_gateways(database: Database) -> None:
-    first, second = (KeptCounters(memory_counters(), database) for _ in range(2))
+    first, second = (PersistentCounters(memory_counters(), database) for _ in range(2))
     assert await first.add(COUNTER, 5) == 5
     assert await second.add(COUNTER, 7) == 7  # nothing is kept yet
     await first.flush()
@@ -139,14 +139,14 @@ async def test_sums_survive_a_restart_and_are_those_of_all_gateways(database: Da
     await first.add(COUNTER, 1)
     await first.flush()
     assert await first.add(COUNTER, 0) == 11
-    third = KeptCounters(memory_counters(), database)
+    third = PersistentCounters(memory_counters(), database)
     assert await third.add(COUNTER, 1) == 12
     assert await third.add(replace(COUNTER, period="2026-12-01", ends=COUNTER.ends + 1), 1) == 1
     assert await third.add(replace(COUNTER, quota="spend"), 1) == 1
 
 
 async def test_what_is_counted_while_it_is_kept_is_not_lost(database: Database) -> None:
-    counters = KeptCounters(memory_counters(), database)
+    counters = PersistentCounters(memory_counters(), database)
     await counters.add(COUNTER, 1)
 
     async def count() -> None:
@@ -157,11 +157,11 @@ async def test_what_is_counted_while_it_is_kept_is_not_lost(database: Database) 
     await asyncio.gather(count(), count(), *(counters.flush() for _ in range(3)))
     await counters.flush()
     assert await counters.add(COUNTER, 0) == 101
-    assert await KeptCounters(memory_counters(), database).add(COUNTER, 0) == 101
+    assert await PersistentCounters(memory_counters(), database).add(COUNTER, 0) == 101
 
 
 async def test_without_its_database_a_gateway_counts_and_keeps_later(database: Database) -> None:
-    counters = KeptCounters(memory_counters(), database)
+    counters = PersistentCounters(memory_counters(), database)
     write, read = database.write, database.read
 
     def fail(*_: object) -> object:
@@ -172,11 +172,11 @@ async def test_without_its_database_a_gateway_counts_and_keeps_later(database: D
     await counters.flush()
     database.write, database.read = write, read  # type: ignore[method-assign]
     await counters.flush()
-    assert await KeptCounters(memory_counters(), database).add(COUNTER, 0) == 3
+    assert await PersistentCounters(memory_counters(), database).add(COUNTER, 0) == 3
 
 
 async def test_counters_of_periods_before_are_forgotten(database: Database) -> None:
-    counters = KeptCounters(memory_counters(), database)
+    counters = PersistentCounters(memory_counters(), database)
     for day in range(5):
         await counters.add(replace(COUNTER, period=f"day {day}", ends=COUNTER.ends + day), 1)
         await counters.flush()

@@ -106,23 +106,23 @@ async def test_no_race_overspends_a_cap_by_more_than_an_image(
     keeper: QuotaKeeper, limits: dict[str, float]
 ) -> None:
     """300 requests of one to three images, of which many run at a time, and which take what they may."""
-    key, used = key_of(**limits), Use()
+    key, total = key_of(**limits), Use()
 
     async def request(number: int) -> bool:
-        nonlocal used
+        nonlocal total
         try:
             reservation, _ = await reserve(keeper, key, 1 + number % 3)
         except LimitReached:
             return False
         await asyncio.sleep(0.0 if number % 2 else 0.001)
         use = Use(reservation.use.images, reservation.use.images * SECONDS)
-        used = Use(used.images + use.images, used.device_seconds + use.device_seconds)
+        total = Use(total.images + use.images, total.device_seconds + use.device_seconds)
         await keeper.settle(reservation, use)
         return True
 
     admitted = await asyncio.gather(*(request(number) for number in range(300)))
     assert any(admitted) and not all(admitted)
-    assert 47 <= used.images <= 51
+    assert 47 <= total.images <= 51
 
 
 async def test_a_request_that_ends_in_the_next_period_is_settled_in_its_own() -> None:

@@ -21,22 +21,22 @@ LOCK = "key_usage"
 class _Balance:
     """What is in the database of one counter, as far as this process knows, and what is not yet."""
 
-    kept: int
+    base: int
     pending: int = 0
 
 
-class KeptCounters:
+class PersistentCounters:
     """Counters whose sums begin with those in the database, and are added to them every few seconds.
 
     Several gateways so learn each other's sums, too, that much later.
 
     Args:
-        own: Counters in memory.
+        memory: Counters in memory.
         database: Has the table.
     """
 
-    def __init__(self, own: Counters, database: Database):
-        self._own = own
+    def __init__(self, memory: Counters, database: Database):
+        self._memory = memory
         self._database = database
         self._balances: dict[Counter, _Balance] = {}
         self._lock = asyncio.Lock()
@@ -44,13 +44,13 @@ class KeptCounters:
     async def add(self, counter: Counter, amount: int) -> int:
         balance = self._balances.get(counter) or await self._begin(counter)
         balance.pending += amount
-        return await self._own.add(counter, amount)
+        return await self._memory.add(counter, amount)
 
     async def hit(self, key_id: str, limit: int) -> RequestWindow:
-        return await self._own.hit(key_id, limit)
+        return await self._memory.hit(key_id, limit)
 
     async def close(self) -> None:
-        await self._own.close()
+        await self._memory.close()
 
     async def run(self) -> None:
         """Keep what was counted, until the task is cancelled; and then once more."""
@@ -74,10 +74,10 @@ class KeptCounters:
             return
         for counter, amount in amounts.items():
             balance = pending[counter]
-            others = sums[counter] - balance.kept - amount
-            balance.kept, balance.pending = sums[counter], balance.pending - amount
+            others = sums[counter] - balance.base - amount
+            balance.base, balance.pending = sums[counter], balance.pending - amount
             if others:
-                await self._own.add(counter, others)
+                await self._memory.add(counter, others)
 
     async def _begin(self, counter: Counter) -> _Balance:
         """Begin a counter with the sum in the database; with nothing if that cannot be read."""
@@ -85,7 +85,7 @@ class KeptCounters:
             if counter in self._balances:
                 return self._balances[counter]
             self._drop_old(counter)
-            kept = 0
+            base = 0
             try:
                 async with self._database.read() as connection:
                     query = select(key_usage.c.amount).where(
@@ -93,12 +93,12 @@ class KeptCounters:
                         key_usage.c.quota == counter.quota,
                         key_usage.c.period == counter.period,
                     )
-                    kept = int(await connection.scalar(query) or 0)
+                    base = int(await connection.scalar(query) or 0)
             except DatabaseFailed as error:
                 logger.error("the use of API keys cannot be read: %s", error)
-            if kept:
-                await self._own.add(counter, kept)
-            self._balances[counter] = balance = _Balance(kept)
+            if base:
+                await self._memory.add(counter, base)
+            self._balances[counter] = balance = _Balance(base)
             return balance
 
     def _drop_old(self, counter: Counter) -> None:
