@@ -48,8 +48,12 @@ class DatabaseSource(KeySource):
             await self.keys.note_use(uses)
 
     async def _load(self) -> None:
-        keys, self._revision = await self.keys.changed_since(self._revision)
+        keys, revision = await self.keys.changed_since(self._revision)
+        if revision < self._revision:  # of another database, or of one from a backup
+            keys, revision = await self.keys.changed_since(0)
+            self.copy.clear()
         self.copy.put(keys)
+        self._revision = revision
         with suppress(DatabaseFailed):  # keys may be used, although it cannot be written when
             await self.keep_uses()
 

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from safelight.service.database.connection import Database, DatabaseFailed
+from safelight.service.database.locations import find_database
+from safelight.service.database.migrate import migrate
 from safelight.service.errors import InvalidKey, KeysUnavailable
 from safelight.service.keys.api_key import ApiKey, KeyLimits, KeySpec, StoredSecret
+from safelight.service.keys.database_keys import DatabaseKeys
 from safelight.service.keys.database_source import DatabaseSource
 from safelight.service.keys.directory import KeyDirectory
 from safelight.service.keys.key_file import describe_entry
@@ -217,6 +220,25 @@ async def test_the_database_is_a_source(database: Database) -> None:
     await source.keys.revoke("alice")
     await source.refresh(0.0)
     assert await refusal(directory, secret) == "The API key was revoked."
+
+
+async def test_a_database_from_a_backup_is_read_anew(tmp_path: Path) -> None:
+    folders = [tmp_path / "before", tmp_path / "after"]
+    databases = [Database(find_database(str(folder))) for folder in folders]
+    for database in databases:
+        await migrate(database.location)
+    source = DatabaseSource(databases[0], SECONDS, OUTAGE_SECONDS)
+    directory = KeyDirectory(None, source)
+    secrets = [(await DatabaseKeys(databases[0]).create(KeySpec(name)))[1] for name in ("a", "b", "c")]
+    for secret in secrets:
+        await directory.find(secret)
+    _, secret = await DatabaseKeys(databases[1]).create(KeySpec("d"))
+    source.keys = DatabaseKeys(databases[1])
+    await source.refresh(0.0)
+    assert (await directory.find(secret)).spec.name == "d"
+    assert await refusal(directory, secrets[0]) == "There is no such API key."
+    for database in databases:
+        await database.close()
 
 
 @pytest.fixture
