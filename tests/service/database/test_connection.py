@@ -53,8 +53,8 @@ async def test_errors_hold_no_values_and_no_password(database: Database) -> None
     for _ in range(2):
         with pytest.raises(DatabaseFailed) as failure:
             async with database.write("test") as connection:
-                await connection.execute(insert(key_usage), ROW | {"quota": "secret" * 10, "amount": 1})
-                await connection.execute(insert(key_usage), ROW | {"quota": "secret" * 10, "amount": 1})
+                await connection.execute(insert(key_usage), ROW | {"quota": "secret" * 3, "amount": 1})
+                await connection.execute(insert(key_usage), ROW | {"quota": "secret" * 3, "amount": 1})
     assert "secret" not in str(failure.value) and PASSWORD not in str(failure.value)
     assert PASSWORD not in f"{database.location!r} {database.location}"
 
