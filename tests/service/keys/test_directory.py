@@ -18,7 +18,7 @@ from safelight.service.keys.database_keys import DatabaseKeys
 from safelight.service.keys.database_source import DatabaseSource
 from safelight.service.keys.directory import KeyDirectory
 from safelight.service.keys.key_file import describe_entry
-from safelight.service.keys.key_sources import FileSource
+from safelight.service.keys.key_sources import FileSource, KeyCopy
 from safelight.service.keys.secrets import hash_secret, make_secret, prefix_of
 
 SECONDS, OUTAGE_SECONDS = 5.0, 100.0
@@ -99,6 +99,15 @@ async def test_two_keys_with_one_prefix_are_told_apart() -> None:
     world.keys.changes = [first, second]
     assert await world.directory.find(secret) is first
     assert await world.directory.find(twin) is second
+
+
+def test_a_copy_keeps_nothing_of_what_a_key_was() -> None:
+    world, copy = World(), KeyCopy()
+    for _ in range(100):
+        key, secret = world.make()
+        copy.put([key])
+    assert copy._ids == {prefix_of(secret): [key.id]}
+    assert [stored.digest for _, stored in copy.secrets(prefix_of(secret))] == [hash_secret(secret)]
 
 
 async def test_a_flood_costs_one_query_in_the_seconds_of_the_copy_or_of_a_miss() -> None:
