@@ -16,6 +16,7 @@ from safelight.service.ray_serve.deployments import (
     LedgerDeployment,
 )
 from safelight.service.ray_serve.gateway_deployment import GatewayDeployment, MakeChanges, pack_sets
+from safelight.service.runtime.addresses import ALL_INTERFACES
 from safelight.service.served_model import find_served_models
 from safelight.service.setting_types import replica_range
 from safelight.service.settings import Settings, read_settings
@@ -40,6 +41,9 @@ SCALE_BY_REQUESTS = {"target_ongoing_requests": 64}
 def app_from_args(args: dict[str, str]) -> Application:
     """The application for a Serve config file, or for `serve run safelight.service.app:app_from_args`.
 
+    Serve's own configuration says where HTTP is served. Without the setting `host` that counts as everywhere,
+    so that callers need API keys unless `require_api_keys` says otherwise.
+
     Args:
         args: Settings by name, such as `{"stages": "split"}`.
 
@@ -47,7 +51,7 @@ def app_from_args(args: dict[str, str]) -> Application:
         BadSetting: A setting is unknown or invalid.
         UnknownModel: There is no such model.
     """
-    return build_app(read_settings(args))
+    return build_app(read_settings({"host": ALL_INTERFACES} | args))
 
 
 def build_app(settings: Settings) -> Application:

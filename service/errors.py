@@ -4,7 +4,11 @@ ServiceError                 503  anything unforeseen, without details
 ├── InvalidRequest           400  names the field
 │   ├── MalformedBody        400  not JSON, or not an object
 │   ├── UnknownField         400
-│   ├── Unauthorized         401
+│   ├── Unauthorized         401  the admin key
+│   │   ├── InvalidKey       401  an API key that is missing, unknown or ended
+│   │   └── InvalidMetricsKey  401
+│   ├── ForbiddenModel       403  by the API key
+│   ├── CrossSite            403  a page of another origin sent it
 │   ├── ModelNotFound        404
 │   ├── RouteNotFound        404
 │   ├── InvalidLink          403  of a stored image: its signature is wrong
@@ -13,6 +17,7 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── ChangeUnderWay       409  another change of the models
 │   ├── ChangeFailed         409  of the models
 │   ├── ImageNotStored       404
+│   ├── KeyMissing           404  of the admin API
 │   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
@@ -22,6 +27,8 @@ ServiceError                 503  anything unforeseen, without details
 ├── ClientGone               499  never sent: the client has disconnected
 │   └── Interrupted          409  the client has asked for an end
 ├── QueueFull                429
+├── LimitReached             429  of the API key: requests, images, device-seconds or spend
+├── KeysUnavailable          503  the database of keys cannot be read
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
 ├── StoreFailed              503  of the image store: it cannot be written or read
@@ -31,8 +38,11 @@ ServiceError                 503  anything unforeseen, without details
 """
 
 import asyncio
+import math
 
 from safelight.pipeline.errors import InvalidParams
+
+MAX_RETRY_SECONDS = 60.0  # after which a client should not send a request again by itself
 
 
 class ServiceError(Exception):
@@ -92,6 +102,39 @@ class Unauthorized(InvalidRequest):
         return super().headers | {"www-authenticate": "Bearer"}  # RFC 9110: every 401 names its scheme
 
 
+class InvalidKey(Unauthorized):
+    message = "This service needs an API key: send the header authorization: Bearer KEY."
+    scheme = 'Bearer realm="safelight"'
+
+    def __init__(self, message: str | None = None, scheme: str | None = None):
+        super().__init__(message)
+        self.scheme = scheme or self.scheme
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return super().headers | {"www-authenticate": self.scheme}
+
+
+class InvalidMetricsKey(Unauthorized):
+    message = "Metrics need a key: send the header authorization: Bearer KEY, with the metrics key."
+
+
+class ForbiddenModel(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "model_not_allowed"
+
+
+class CrossSite(InvalidRequest):
+    status = 403
+    type = "permission_error"
+    code = "cross_site_request"
+    message = (
+        "A page of another origin sent this request; the setting cors_origins lists those that may, and with "
+        "API keys any may that has one."
+    )
+
+
 class ModelNotFound(InvalidRequest):
     status = 404
     code = "model_not_found"
@@ -138,6 +181,12 @@ class ImageNotStored(InvalidRequest):
     status = 404
     code = "image_not_found"
     message = "There is no such image, or it has been deleted."
+
+
+class KeyMissing(InvalidRequest):
+    status = 404
+    code = "api_key_not_found"
+    message = "There is no such API key."
 
 
 class LinkExpired(InvalidRequest):
@@ -197,6 +246,27 @@ class QueueFull(ServiceError):
     code = "queue_full"
     message = "Too many images are waiting; please try again later."
     retry_after = 2
+
+
+class LimitReached(ServiceError):
+    """A limit of the API key; `seconds` is when it frees."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    message = "A limit of the API key is reached; please try again later."
+
+    def __init__(self, message: str | None = None, code: str = code, seconds: float = 1.0):
+        super().__init__(message)
+        self.code = code
+        self.retry_after = max(1, math.ceil(seconds))
+        self.should_retry = seconds <= MAX_RETRY_SECONDS
+
+
+class KeysUnavailable(ServiceError):
+    code = "keys_unavailable"
+    message = "API keys cannot be checked now; please try again later."
 
 
 class DeadlineExceeded(ServiceError):

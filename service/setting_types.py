@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr, ValidationInfo
 
+from safelight.service.database.locations import BadDatabase, find_database
 from safelight.service.image_store.locations import BadLocation, check_location
 from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
 
@@ -18,6 +19,8 @@ NO_STORE = "none"  # the value of `image_store` that turns links off
 MIN_KEY_CHARACTERS = 32
 ALIAS = re.compile(r"[A-Za-z0-9._:@+/*-]{1,128}")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]{1,255}")
+HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
+COUNTER_STORE = re.compile(r"(?:valkey|redis)s?://\S{1,500}")
 ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}")
 VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # How one model's value is parsed, in each setting that may have a value for every model.
@@ -153,6 +156,41 @@ def check_image_store(value: str, info: ValidationInfo) -> str:
 def check_link_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
     if 0 < len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
         raise ValueError(f"{info.field_name} must have at least {MIN_KEY_CHARACTERS} characters")
+    return value
+
+
+def check_file(value: str, info: ValidationInfo) -> str:
+    if value and not Path(value).is_file():
+        raise ValueError(f"{info.field_name} must be a file, got {value!r}")
+    return value
+
+
+def check_database(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    text = value.get_secret_value()
+    try:
+        if text:  # the default folder is found when it is used: a gateway may have no home folder
+            find_database(text)
+    except BadDatabase as error:
+        raise ValueError(f"{info.field_name} {error}") from None
+    return value
+
+
+def check_counter_store(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    text = value.get_secret_value()
+    if text and not COUNTER_STORE.fullmatch(text):
+        raise ValueError(
+            f"{info.field_name} must be a URL such as valkey://host:6379/0 or rediss://host:6380"
+        )
+    return value
+
+
+def check_hosts(value: str, info: ValidationInfo) -> str:
+    for name in names_in(value):
+        if not HOST_NAME.fullmatch(name):
+            raise ValueError(
+                f"{info.field_name} must be names of hosts such as images.example.org, separated by commas; "
+                f"got {name[:200]!r}"
+            )
     return value
 
 

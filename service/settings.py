@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_va
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from safelight.service.model_values import parse_model_values
+from safelight.service.runtime.addresses import is_loopback
 from safelight.service.runtime.ignored_variables import describe_ignored
 from safelight.service.setting_sources import EnvironmentSource, FolderSource
 from safelight.service.setting_types import (
@@ -23,8 +24,12 @@ from safelight.service.setting_types import (
     PositiveInt,
     StageReplicas,
     check_aliases,
+    check_counter_store,
+    check_database,
+    check_file,
     check_folder,
     check_gateway_replicas,
+    check_hosts,
     check_image_store,
     check_link_key,
     check_max_rows,
@@ -245,10 +250,54 @@ class Settings(BaseSettings):
         description="Seconds that a replica which is stopped has to finish its images in flight; in a stage "
         "whose number of replicas is a range it has `deadline_seconds`.",
     )
+    require_api_keys: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether callers need an API key (docs/keys.md). `auto`: unless `host` is a loopback "
+        "address and `api_keys_file` is empty. `never` serves everyone who reaches the port.",
+    )
+    api_keys_file: Annotated[str, AfterValidator(check_file)] = Field(
+        "",
+        description="File with hashed API keys, beside those in `database`; it is read again when it "
+        "changes. Empty: none.",
+    )
+    database: Annotated[SecretStr, AfterValidator(check_database)] = Field(
+        SecretStr(""),
+        description="Absolute path of the folder of a SQLite file, or the URL of PostgreSQL such as "
+        "`postgresql://user:password@host/name`, which needs the extra `postgres`; several machines need "
+        "PostgreSQL. Empty: `safelight` in the user's folder for data. Used only where API keys are.",
+    )
+    key_refresh_seconds: PositiveFloat = Field(
+        5.0,
+        description="Seconds in which a change of a key in the database, such as its revocation, "
+        "reaches every gateway.",
+    )
+    key_outage_seconds: Amount = Field(
+        3600.0,
+        description="Seconds for which a gateway goes on with the keys that it knows while the database "
+        "cannot be read.",
+    )
+    counter_store: Annotated[SecretStr, AfterValidator(check_counter_store)] = Field(
+        SecretStr(""),
+        description="Where the limits of API keys are counted: the URL of Valkey or Redis such as "
+        "`valkey://host:6379/0`, which needs the extra `valkey` and which several gateways share. Empty: "
+        "each gateway's memory, and the database.",
+    )
     admin_key: SecretStr = Field(
         SecretStr(""),
-        description="Bearer key that `/v1/accounting` requires, and the routes that add and remove models. "
-        "Empty: anyone may read the accounting, and nobody may change the models.",
+        description="Bearer key that `/v1/accounting`, `/v1/admin/keys` and the routes that add and remove "
+        "models require. Empty: there is no `/v1/admin/keys`, nobody may change the models, and anyone may "
+        "read `/v1/accounting` unless API keys are required: then nobody.",
+    )
+    metrics_key: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer key that `/metrics` requires. Empty: anyone may read it unless API keys are "
+        "required: then the bearer of `admin_key`.",
+    )
+    trusted_hosts: Annotated[str, AfterValidator(check_hosts)] = Field(
+        "",
+        description="Names of hosts, separated by commas, that requests may name in `Host` beside addresses, "
+        "names without a dot, private domains, `host` and the host of `public_url`. A service without API "
+        "keys on a loopback address refuses others, because a web page may have sent them (DNS rebinding).",
     )
     image_store: Annotated[str, AfterValidator(check_image_store)] = Field(
         "",
@@ -347,6 +396,18 @@ class Settings(BaseSettings):
     def model_defaults(self) -> dict[str, dict[str, Any]]:
         """The defaults of requests by setting and name of a model; an empty name stands for every model."""
         return {name: parse_model_values(getattr(self, name), parse) for name, parse in MODEL_VALUES.items()}
+
+    @property
+    def requires_keys(self) -> bool:
+        """Whether callers need an API key."""
+        if self.require_api_keys == "auto":
+            return bool(self.api_keys_file) or not is_loopback(self.host)
+        return self.require_api_keys == "always"
+
+    @property
+    def uses_database(self) -> bool:
+        """Whether API keys are in the database, and not in a file alone."""
+        return self.requires_keys and (bool(self.database.get_secret_value()) or not self.api_keys_file)
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:

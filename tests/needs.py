@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.clients import environment as clients
+from tests.servers import postgres_binary, valkey_binary
 
+SERVERS = {"prometheus", "postgresql", "redis-server"}  # packages that start a server of their own
 IS_CI = os.environ.get("TESTS_IN_CI") == "1"
 TESTS = Path(__file__).parent
 
@@ -31,6 +33,7 @@ class Need:
     is_met: Callable[[], bool]
     tests: tuple[str, ...] = ()  # beginnings of node ids, from `tests/` on
     fixtures: tuple[str, ...] = ()  # every test that uses one
+    values: tuple[str, ...] = ()  # every test with one as the value of a parameter
     target: str = ""
 
     @property
@@ -61,8 +64,16 @@ def _has_node() -> bool:
     return shutil.which("node") is not None and shutil.which("npm") is not None
 
 
+def _has_postgres() -> bool:
+    return postgres_binary("postgres") is not None and postgres_binary("initdb") is not None
+
+
 def _has_prometheus() -> bool:
     return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
+
+
+def _has_valkey() -> bool:
+    return valkey_binary() is not None
 
 
 INSTALLED_CLIENTS = ("clients/test_clients.py::test_an_installed_library",)
@@ -94,7 +105,10 @@ NEEDS = (
         _has_exiftool,
         tests=("pipeline/engine/test_image_files.py::test_exiftool",),
     ),
+    Need("PostgreSQL", "postgresql", _has_postgres, fixtures=("postgres",), values=("postgresql",)),
     Need("Prometheus with promtool", "prometheus", _has_prometheus, fixtures=("promtool", "scraped")),
+    # Debian 13 has Valkey, earlier ones have the Redis that it comes from
+    Need("Valkey or Redis", "redis-server", _has_valkey, fixtures=("valkey",), values=("valkey",)),
     Need("Node.js with npm", "nodejs npm", _has_node, tests=INSTALLED_CLIENTS),
     Need(  # after what it is made with
         "the environment of clients", "", clients.is_made, tests=INSTALLED_CLIENTS, target="clients"
@@ -128,7 +142,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _has_need(item: pytest.Item, need: Need) -> bool:
     node = f"{item.path.relative_to(TESTS).as_posix()}::{item.nodeid.partition('::')[2]}"
-    return node.startswith(need.tests) or not set(need.fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return (
+        node.startswith(need.tests)
+        or not set(need.fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+        or any(value in need.values for value in values if isinstance(value, str))
+    )
 
 
 def _install(packages: list[str]) -> None:
@@ -139,8 +158,8 @@ def _install(packages: list[str]) -> None:
         ["apt-get", "install", "-y", "--no-install-recommends", *packages],
     ):
         subprocess.run(command, env=environment, capture_output=True, check=False)
-    if "prometheus" in packages and shutil.which("systemctl"):  # the package starts its own server
-        subprocess.run(["systemctl", "stop", "prometheus"], capture_output=True, check=False)
+    for package in SERVERS.intersection(packages) if shutil.which("systemctl") else ():
+        subprocess.run(["systemctl", "stop", package], capture_output=True, check=False)
 
 
 def _make(targets: list[str]) -> None:

@@ -72,8 +72,10 @@ ARROWS: dict[str, str] = {
     "service.messages": "pipeline.engine pipeline.params pipeline.scheduling",
     "service.runtime": "",
     "service.model_values": "",
-    "service.image_store": "service.errors",
-    "service.setting_types": "service.image_store service.model_values",
+    "service.database": "service.runtime",
+    "service.keys": "service.database service.errors",
+    "service.image_store": "service.errors service.runtime",
+    "service.setting_types": "service.database service.image_store service.model_values",
     "service.setting_sources": "service.runtime",
     "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
     "service.served_model": (
@@ -88,8 +90,15 @@ ARROWS: dict[str, str] = {
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.usage"
     ),
+    "service.quotas": (
+        "pipeline.params service.database service.errors service.keys service.messages service.setting_types"
+    ),
+    "service.access": (
+        "pipeline.params service.database service.errors service.keys service.messages service.quotas "
+        "service.runtime service.settings"
+    ),
     "service.telemetry": (
-        "service.backend service.messages service.setting_types service.settings service.usage"
+        "service.backend service.keys service.messages service.setting_types service.settings service.usage"
     ),
     "service.model_backends": "pipeline.catalog service.backend service.errors",
     "service.dispatcher": (
@@ -105,8 +114,9 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
-        "service.backend service.dispatcher service.errors service.image_store service.image_stream "
-        "service.messages service.model_backends service.previews "
+        "service.access service.backend service.database service.dispatcher service.errors "
+        "service.image_store service.image_stream service.keys service.messages service.model_backends "
+        "service.previews service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
@@ -114,12 +124,13 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.errors "
-        "service.http service.inprocess service.messages service.model_backends service.previews "
-        "service.runtime service.settings service.stage_sets service.stages service.telemetry service.usage"
+        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.database "
+        "service.errors service.http service.inprocess service.messages service.model_backends "
+        "service.previews service.runtime service.settings service.stage_sets service.stages "
+        "service.telemetry service.usage"
     ),
     "service.app": (
-        "service.previews service.ray_serve service.served_model service.setting_types "
+        "service.previews service.ray_serve service.runtime service.served_model service.setting_types "
         "service.settings service.stage_sets"
     ),
     "service.live_changes": (
@@ -147,8 +158,11 @@ TORCH_FREE = (
     "pipeline.catalog.served_models",
     "pipeline.capacity.model_profiles",
     "pipeline.flops",
+    "service.access",
     "service.errors",
     "service.http",
+    "service.keys",
+    "service.quotas",
     "service.settings",
     "service.telemetry",
     "service.usage",
@@ -514,9 +528,9 @@ def test_the_map_names_every_package(part: str, tree: Tree) -> None:
             "imports pipeline.benchmark",
         ),
         (
-            "service/http/auth.py",
+            "service/http/access.py",
             "if TYPE_CHECKING:\n    import ray\nelse:\n    import torch",
-            "service.http.auth -> torch",
+            "service.http.access -> torch",
         ),
         ("service/http/gateway.py", "import torch.nn as nn", "service.http.gateway -> torch.nn"),
         (

@@ -76,7 +76,12 @@ def test_a_reason_must_be_listed_completely() -> None:
 
 def test_every_need_names_tests_that_exist() -> None:
     """A renamed file would run without its need being checked."""
-    fixture_files = ("deploy/test_prometheus.py", "page/conftest.py")
+    fixture_files = (
+        "deploy/test_prometheus.py",
+        "page/conftest.py",
+        "service/databases.py",
+        "service/quotas/test_counters.py",
+    )
     fixture_source = "".join((ROOT / "tests" / file).read_text(encoding="utf-8") for file in fixture_files)
     for need in needs.NEEDS:
         for node in need.tests:
@@ -85,6 +90,8 @@ def test_every_need_names_tests_that_exist() -> None:
             assert f"def {name.partition('[')[0]}" in source, node
         for fixture in need.fixtures:
             assert f"def {fixture}(" in fixture_source
+        for value in need.values:
+            assert f'"{value}"' in fixture_source
 
 
 def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "encode": "write the text encoder's output for a prompt to a safetensors file",
     "likelihood": "measure the probability density of an image under a model, with and without a prompt",
     "eval": "measure how often a model draws what the prompts ask for",
+    "keys": "make, list and revoke the API keys of callers",
     "models": "list the embedded models and the families of checkpoint folders that can be served",
     "check": "check whether a checkpoint folder can be served, without loading its weights",
     "doctor": "check what this machine can do with a model, and predict its throughput",

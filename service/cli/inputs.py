@@ -1,11 +1,21 @@
 """The settings and the model of a command, with mistakes reported as `UserError`."""
 
+import os
+
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import UnknownModel
 from safelight.service.cli import UserError
 from safelight.service.served_model import find_served_model, find_served_models
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings, read_settings
+
+KEY_VARIABLE = "SAFELIGHT_KEY"  # as in the code that the page shows
+
+
+def key_headers() -> dict[str, str]:
+    """The headers with which a command asks a service that needs an API key, if the environment has one."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def settings_of(**flags: object) -> Settings:

@@ -26,7 +26,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_model, model_settings
-from safelight.service.cli.inputs import settings_of
+from safelight.service.cli.inputs import key_headers, settings_of
 from safelight.service.cli.plan_report import as_text
 from safelight.service.cli.plan_values import (
     DeviceChoice,
@@ -85,7 +85,8 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--service",
         metavar="URL",
-        help="with --gpu cpu: use the cost curves of the running service at this URL instead of measuring",
+        help="with --gpu cpu: use the cost curves of the running service at this URL, not measurements; an "
+        "API key that it needs is in SAFELIGHT_KEY",
     )
     group.add_argument(
         "--mfu",
@@ -292,7 +293,8 @@ def _service_device(
     import httpx2
 
     try:
-        answer = httpx2.get(f"{args.service}/v1/curve", timeout=30.0).raise_for_status().json()
+        response = httpx2.get(f"{args.service}/v1/curve", headers=key_headers(), timeout=30.0)
+        answer = response.raise_for_status().json()
         served, limits = answer["model"], (int(answer["max_rows"]), int(answer["max_tokens"]))
         curves = {
             stage: CostCurve(tuple(curve["work_flops"]), tuple(curve["seconds"]), curve["factor"])

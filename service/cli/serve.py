@@ -11,7 +11,8 @@ from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import list_model_names
 from safelight.service.cli import UserError
 from safelight.service.cli.arguments import add_defaults, add_model, add_served_name, model_settings
-from safelight.service.cli.inputs import models_of, settings_of
+from safelight.service.cli.inputs import KEY_VARIABLE, models_of, settings_of
+from safelight.service.cli.keys.check import check_keys
 from safelight.service.cli.progress import progress
 from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
 from safelight.service.settings import Settings
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             with reserved(find_address(settings.host, settings.port)) as address:
                 settings = settings.updated(host=address.host, port=address.port)
+                settings = check_keys(settings)
                 models = models_of(settings)  # an unknown model is refused before anything is started
                 for name in settings.models:
                     if name not in list_model_names():
@@ -97,7 +99,7 @@ def _serve(settings: Settings, models: Sequence[ModelInfo], address: Address, st
             with progress("loading Ray") as report_progress:
                 url = service.wait_until_ready(report_progress)
             if url:
-                print(_announcement(url, models), flush=True)
+                print(_announcement(url, models, settings.requires_keys), flush=True)
                 service.watch()
     except CannotServe as error:
         raise UserError(str(error)) from None
@@ -107,9 +109,10 @@ def _serve(settings: Settings, models: Sequence[ModelInfo], address: Address, st
     return 0
 
 
-def _announcement(url: str, models: Sequence[ModelInfo]) -> str:
+def _announcement(url: str, models: Sequence[ModelInfo], requires_keys: bool) -> str:
     prompt = "0" if models[0].labels else "a red apple"  # a class label for class-conditional models
     header, body = "content-type: application/json", json.dumps({"prompt": prompt})
-    curl = f"curl {url}/v1/images/generations -H '{header}' -d '{body}'"
+    key = f' -H "authorization: Bearer ${KEY_VARIABLE}"' if requires_keys else ""
+    curl = f"curl {url}/v1/images/generations{key} -H '{header}' -d '{body}'"
     names = ", ".join(model.id for model in models)
     return f"Safelight serves {names} on {url}, try: {curl}"

@@ -5,9 +5,18 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-METHODS = ("GET", "HEAD", "POST")
+from safelight.service.http.limit_headers import HEADERS
+
+METHODS = ("GET", "HEAD", "POST", "DELETE")
 # What a page of another origin may read, beside the headers that every page may.
-EXPOSED = ("x-request-id", "x-safelight-adjusted", "openai-processing-ms", "retry-after", "x-should-retry")
+EXPOSED = (
+    "x-request-id",
+    "x-safelight-adjusted",
+    "openai-processing-ms",
+    "retry-after",
+    "x-should-retry",
+    *HEADERS,
+)
 
 
 def add_cors(app: FastAPI, origins: Sequence[str]) -> None:

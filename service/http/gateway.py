@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Annotated
 
 from fastapi import FastAPI, Query
@@ -18,12 +18,13 @@ from starlette.requests import Request
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.http.auth import admin_key, require_admin
+from safelight.service.http.access import protect_routes
+from safelight.service.http.admin.routes import add_key_routes
 from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.error_answers import add_error_handlers
-from safelight.service.http.gateway_parts import Gateway, make_image_store
+from safelight.service.http.gateway_parts import Gateway, make_access, make_image_store
 from safelight.service.http.generation import open_exchange, plan_images
 from safelight.service.http.image_files import add_file_routes
 from safelight.service.http.image_requests import answer_images, read_image_request
@@ -46,6 +47,7 @@ from safelight.service.http.request_body import read_json_object
 from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from safelight.service.http.sdapi.routes import add_sdapi_routes
+from safelight.service.http.security_schemes import declare_security
 from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.http.translation import (
     describe_curves,
@@ -110,6 +112,8 @@ def build_models_gateway(
     add_change_routes(app, gateway, changes)
     add_mcp_route(app, mcp_endpoint)
     add_page_routes(app)
+    protect_routes(app, gateway)  # after the last route
+    declare_security(app, gateway)
     on_models_change(app)
     add_error_handlers(app)
     app.add_middleware(RequestPaths, root_path=settings.root_path)
@@ -133,11 +137,12 @@ def _make_gateway(
     metrics = Metrics()
     outbox = Outbox()
     dispatcher = RequestDispatcher(backends, metrics, settings, ledger)
+    access = make_access(settings)
     return Gateway(
         backends=backends,
         settings=settings,
         dispatcher=dispatcher,
-        warm_up=WarmUp(dispatcher, backends),
+        warm_up=WarmUp(dispatcher, backends, None if access is None else access.observe),
         metrics=metrics,
         ledger=ledger,
         outbox=outbox,
@@ -146,19 +151,22 @@ def _make_gateway(
         image_store=make_image_store(settings),
         progress=ProgressEstimator(),
         openapi_extras=OpenApiExtras(),
+        access=access,
     )
 
 
 def _lifespan(
     gateway: Gateway, mcp_endpoint: Endpoint | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    access = gateway.access
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(gateway.warm_up.run())]
         if gateway.image_store is not None:
             tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         gateway.reporter.start()
-        async with running(mcp_endpoint):
+        async with running(mcp_endpoint), nullcontext() if access is None else access.running():
             yield
         await cancel_and_wait(*tasks)
         await asyncio.to_thread(gateway.reporter.stop)
@@ -188,18 +196,15 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
-        dependencies=admin_key(gateway.settings.admin_key),
         responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
-        request: Request,
         window: Annotated[float | None, Query(gt=0, le=MINUTES_KEPT * MINUTE, description=WINDOW)] = None,
         latest: Annotated[
             int, Query(ge=0, le=1000, description="How many single requests to list, newest first.")
         ] = 0,
     ) -> AccountingReport:
-        await require_admin(request, gateway.settings.admin_key)
         await asyncio.to_thread(gateway.reporter.deliver)
         return await gateway.ledger.report(window, latest)
 
@@ -280,4 +285,5 @@ ROUTES = (
     _add_accounting_route,
     _add_model_routes,
     _add_health_routes,
+    add_key_routes,
 )

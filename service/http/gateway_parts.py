@@ -1,6 +1,9 @@
 """The parts that all routes of a gateway share."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.dispatcher import RequestDispatcher
@@ -17,6 +20,9 @@ from safelight.service.telemetry.tracing import Tracing
 from safelight.service.usage.client import LedgerClient
 from safelight.service.usage.records import UsageRecord
 from safelight.service.usage.reporter import Outbox, UsageReporter
+
+if TYPE_CHECKING:
+    from safelight.service.access import KeyAccess
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Gateway:
     image_store: ImageStore | None  # None: there are no links
     progress: ProgressEstimator
     openapi_extras: OpenApiExtras
+    access: KeyAccess | None  # None: callers need no API key
 
     @property
     def names(self) -> ModelNames:
@@ -51,6 +58,15 @@ class Gateway:
         """Count a finished request, and queue its record for the ledger."""
         self.metrics.record(record)
         self.outbox.put(record)
+
+
+def make_access(settings: Settings) -> KeyAccess | None:
+    """API keys as the settings describe; their libraries are imported only where there are any."""
+    if not settings.requires_keys:
+        return None
+    from safelight.service.access import KeyAccess
+
+    return KeyAccess(settings)
 
 
 def make_image_store(settings: Settings) -> ImageStore | None:

@@ -3,7 +3,7 @@
 All of them are admitted, recorded, logged, traced and charged here, and so alike.
 """
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
+from safelight.service.http.caller import Caller, caller_of, make_recorder
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.image_links import plan_links, store_images
@@ -29,6 +30,7 @@ class Exchange:
 
     Attributes:
         gateway: What answers it.
+        caller: Who sent it.
         record: Its usage record, which is written when it ends.
         span: Its trace.
         log: The fields of its log line.
@@ -37,6 +39,7 @@ class Exchange:
     """
 
     gateway: Gateway
+    caller: Caller
     record: RequestRecorder
     span: LiveSpan
     log: MutableMapping[str, Any]
@@ -112,12 +115,14 @@ def open_exchange(
     # until the request has been read, it is one for the default model
     model_id = log["model"] = gateway.model.id
     request_id, parent_span = request.state.request_id, request.headers.get("traceparent")
+    caller = caller_of(request)
+    caller.recorder = make_recorder(request_id, model_id, caller.key)
     with ExitStack() as closing:
-        record = closing.enter_context(record_request(request_id, model_id, gateway.record))
+        record = closing.enter_context(record_request(caller.recorder, gateway.record))
         span = closing.enter_context(
             gateway.tracing.span(action, parent_span, model=model_id, request_id=record.request_id)
         )
-        yield Exchange(gateway, record, span, log, base_url, closing)
+        yield Exchange(gateway, caller, record, span, log, base_url, closing)
 
 
 def plan_images(reading: ReadRequest, asked_model: object = None) -> ImagePlan:
@@ -139,6 +144,7 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
     """
     gateway, record, params = exchange.gateway, exchange.record, plan.params
     describe_plan(exchange, plan)
+    await admit_images(exchange, plan)
     links = await plan_links(plan.request, plan.asked_model, gateway, exchange.base_url)
     context = request_context(exchange, plan)
     results = await gateway.dispatcher.generate(params, plan.output, context, plan.upload)
@@ -149,13 +155,34 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
         adjustments = (*adjustments, *source_adjustments(results[0].usage.source))
     usage = make_usage(results, params, plan.model, record.seconds, adjustments, record.store)
     record.image_usages = tuple(result.usage for result in results)
-    gateway.progress.observe(plan.model.id, record.seconds, params[0].steps_taken)
+    observe_images(exchange, plan.model.id, params, results)
     exchange.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)
     if links.store is not None:
         exchange.log["store_seconds"] = round(record.store.seconds, 4)
     return Generation(
         plan.model, params, plan.output, results, urls, not links.is_required, usage, adjustments
     )
+
+
+async def admit_images(exchange: Exchange, plan: ImagePlan) -> None:
+    """Reserve what the images will use of the quotas of the request's API key, if it has one.
+
+    Raises `ForbiddenModel` or `LimitReached`.
+    """
+    caller, access = exchange.caller, exchange.gateway.access
+    if caller.key is not None and access is not None:
+        reservation = await access.reserve(caller.key, plan.model.id, plan.params, caller.statuses)
+        caller.reservation = reservation
+
+
+def observe_images(
+    exchange: Exchange, model: str, params: Sequence[GenerationParams], results: Sequence[DecodeResult]
+) -> None:
+    """Learn from images that `model` drew how long others will take, and what they will use."""
+    gateway = exchange.gateway
+    gateway.progress.observe(model, exchange.record.seconds, params[0].steps_taken)
+    if gateway.access is not None:
+        gateway.access.observe(model, params, [result.usage for result in results])
 
 
 def describe_plan(exchange: Exchange, plan: ImagePlan) -> None:

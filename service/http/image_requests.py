@@ -12,6 +12,7 @@ from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import (
     Exchange,
     ImagePlan,
+    admit_images,
     describe_plan,
     generate_images,
 )
@@ -73,6 +74,7 @@ async def answer_images(request: Request, plan: ImagePlan, exchange: Exchange) -
 
 async def _stream_images(request: Request, plan: ImagePlan, exchange: Exchange) -> Response:
     describe_plan(exchange, plan)
+    await admit_images(exchange, plan)
     response = StreamedImages(request, plan, exchange)
     await response.open()
     return response

@@ -74,7 +74,8 @@ class McpEndpoint:
             self._manager = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._hosts.check(Request(scope))
+        if self._gateway.access is None:  # also where others reach the service, and its routes ask no host
+            self._hosts.check_host(Request(scope))
         if self._manager is None:
             raise ShuttingDown()
         await self._manager.handle_request(scope, receive, send)

@@ -9,6 +9,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.service.errors import ServiceError, as_service_error
+from safelight.service.http.caller import CALLER
+from safelight.service.http.limit_headers import limit_headers
 from safelight.service.http.request_ids import HEADER, choose_request_id
 from safelight.service.http.request_log import CLIENT_GONE, describe_error, start_log, write_line
 
@@ -40,6 +42,8 @@ class Envelope:
                 headers = MutableHeaders(scope=message)
                 if not self.proxied:
                     headers[HEADER] = request_id
+                if caller := scope["state"].get(CALLER):
+                    headers.update(limit_headers(caller.statuses))
                 headers["openai-processing-ms"] = str(round(1000 * (time.perf_counter() - started)))
             await send(message)
 

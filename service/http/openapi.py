@@ -9,14 +9,14 @@ from safelight.service.http.schemas import ErrorResponse
 
 _DESCRIPTIONS = {
     400: "A field is invalid; `param` names it and the message says what is allowed",
-    401: "The admin key is missing or wrong",
-    403: "The link is not one of this service",
-    404: "No such model or image",
+    401: "The key is missing or wrong",
+    403: "The link is not one of this service, the key may not use the model, or another site sent this",
+    404: "No such model, image or key",
     408: "The body did not arrive in time",
     410: "The link has expired",
     413: "The body is too large",
     415: "The body is not declared as JSON, or in an encoding that is not supported",
-    429: "Too many images are waiting; see Retry-After",
+    429: "Too many images are waiting, or a limit of the API key is reached; see Retry-After",
     503: "The image could not be drawn now; see Retry-After",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ OTHER_ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorResponse, "description": "An error"}
 }
 
-GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status not in (401, 403, 410)}
+GENERATION_ERRORS = {status: error for status, error in ERRORS.items() if status not in (401, 410)}
 
 
 class OpenApiExtras:

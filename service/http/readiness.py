@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from safelight.pipeline.catalog.model_info import MIN_STEPS, ModelInfo
@@ -12,22 +13,31 @@ from safelight.service.backend import STAGES
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import BrokenImage, ModelNotFound, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus
+from safelight.service.messages import ImageFormat, ImageUsage, RequestContext, StageStatus
 from safelight.service.model_backends import ModelBackends
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+Observe = Callable[[str, Sequence[GenerationParams], Sequence[ImageUsage]], None]
 
 
 class WarmUp:
     """Draws one image of every model when the gateway starts, and reports readiness.
 
     A model that is added later has drawn its image before it is served.
+
+    Args:
+        dispatcher: Draws them.
+        backends: The models.
+        observe: Learns what an image of a model took.
     """
 
-    def __init__(self, dispatcher: RequestDispatcher, backends: ModelBackends):
+    def __init__(
+        self, dispatcher: RequestDispatcher, backends: ModelBackends, observe: Observe | None = None
+    ):
         self._dispatcher = dispatcher
+        self._observe = observe
         self._images = {model.id: make_warm_up_image(model) for model in backends.models}
         self._done: set[str] = set()
         self._has_failed = False
@@ -53,9 +63,10 @@ class WarmUp:
 
     async def _draw(self, model_id: str) -> None:
         try:
-            await self._dispatcher.generate(
-                [self._images[model_id]], ImageFormat(), RequestContext(model=model_id)
-            )
+            images = [self._images[model_id]]
+            results = await self._dispatcher.generate(images, ImageFormat(), RequestContext(model=model_id))
+            if self._observe is not None:
+                self._observe(model_id, images, [result.usage for result in results])
             self._done.add(model_id)
             self._reason = None if self._is_done else self._reason
         except ModelNotFound:  # it was removed while it was tried

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from safelight.service.errors import ClientGone, ServiceError, as_service_error
-from safelight.service.http.edits.params import source_adjustments
-from safelight.service.http.generation import Exchange, ImagePlan, request_context
+from safelight.service.http.edits.params import source_adjustments, with_source_size
+from safelight.service.http.generation import Exchange, ImagePlan, observe_images, request_context
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.quality import quality_of
 from safelight.service.http.reading.sizes import size_name
@@ -176,8 +176,8 @@ class StreamedImages(EventSourceResponse):
         """Record an image that was sent, as `generate_images` does for all of a request."""
         record, log = self._exchange.record, self._exchange.log
         record.image_usages += (result.usage,)
-        progress = self._exchange.gateway.progress
-        progress.observe(self._plan.model.id, record.seconds, self._plan.params[0].steps_taken)
+        params = with_source_size(self._plan.params[:1], [result])
+        observe_images(self._exchange, self._plan.model.id, params, [result])
         log["queue_seconds"] = round(log.get("queue_seconds", 0.0) + result.usage.queue_seconds, 4)
 
     def _describe(self, event: StreamEvent) -> ImageEvent:

@@ -12,31 +12,31 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from safelight.service.errors import UntrustedHost
+from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 
 # Names that public DNS never resolves (RFC 6761, RFC 6762, ICANN 2024), and those of Kubernetes' Services.
 LOCAL_ENDINGS = (".localhost", ".local", ".internal", ".home.arpa", ".svc")
+SENTENCE = (
+    "This route is not open to the host of the request; the setting trusted_hosts lists further names at "
+    "which callers reach the service, and public_url has one."
+)
 
 
 class TrustedHosts:
-    """The hosts and origins that requests may name."""
+    """The hosts that requests may name."""
 
     def __init__(self, settings: Settings):
         self._names = {settings.host.lower(), socket.gethostname().lower()}
+        self._names.update(name.lower() for name in names_in(settings.trusted_hosts))
         if settings.public_url:
             self._names.add((urlsplit(settings.public_url).hostname or "").lower())
 
-    def check(self, request: Request) -> None:
-        """Raise `UntrustedHost` if the request names another host, or comes from a page of another."""
-        for header, url in (
-            ("host", f"//{request.headers.get('host', '')}"),
-            ("origin", request.headers.get("origin")),
-        ):
-            if url is not None and not self._is_trusted(url):
-                raise UntrustedHost(
-                    f"This route is not open to the {header} of the request; the setting public_url names "
-                    "the host at which callers reach the service."
-                )
+    def check_host(self, request: Request) -> None:
+        """Raise `UntrustedHost` unless the request names one host, and that is trusted."""
+        hosts = request.headers.getlist("host")
+        if len(hosts) != 1 or not self._is_trusted(f"//{hosts[0]}"):
+            raise UntrustedHost(SENTENCE)
 
     def _is_trusted(self, url: str) -> bool:
         try:

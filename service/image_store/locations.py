@@ -1,9 +1,10 @@
 """Where images are stored: a folder of this machine, or a bucket by its URL."""
 
-import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from safelight.service.runtime.user_folders import user_data
 
 # Schemes of buckets that obstore knows, and with which it reads its credentials from the environment.
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
@@ -41,7 +42,7 @@ def folder_of(text: str) -> Path:
     Raises `RuntimeError` if this user has no home folder.
     """
     if not text:
-        return _user_data() / DEFAULT_FOLDER
+        return user_data() / DEFAULT_FOLDER
     if _scheme(text) == "file":
         parts = urlsplit(text)
         return Path(parts.netloc + unquote(parts.path))
@@ -51,9 +52,3 @@ def folder_of(text: str) -> Path:
 def _scheme(text: str) -> str | None:
     match = SCHEME.match(text)
     return match.group(1).lower() if match else None
-
-
-def _user_data() -> Path:
-    """The folder for data of the XDG base directories; a relative path in its variable is to be ignored."""
-    folder = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return folder if folder.is_absolute() else Path.home() / ".local" / "share"

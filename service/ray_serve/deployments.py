@@ -55,6 +55,11 @@ class LedgerDeployment:
 
     def __init__(self, settings: Settings):
         configure_logs(settings, "ledger")
+        if settings.uses_database:  # its one owner: gateways wait for its tables
+            from safelight.service.database.locations import find_database
+            from safelight.service.database.migrate import start_migrations
+
+            start_migrations(find_database(settings.database.get_secret_value()))
         self._settings = settings
         self._ledger = Ledger()
 

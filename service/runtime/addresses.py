@@ -62,6 +62,15 @@ def find_address(host: str, port: int) -> Address:
     return Address(_with_scope(str(address[0]), address), port, family)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`, an IP address or a name; of names `localhost` is known."""
+    name = host.strip().removeprefix("[").removesuffix("]").lower()
+    try:
+        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
 @contextmanager
 def reserved(address: Address) -> Iterator[Address]:
     """Keep the address for a server of this user until the block ends; a port of 0 becomes a free one.

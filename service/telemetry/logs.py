@@ -1,5 +1,7 @@
 """Log lines of every process of the service, each whole and on a line of its own, as text or JSON.
 
+What looks like the secret of an API key is masked in all of them, wherever it comes from.
+
 Under `safelight serve` the processes send their lines to the command, which writes them to standard error. A
 process that cannot reach the command, or has none, as on a cluster, writes to its own standard error, which
 Ray keeps in the session's folder.
@@ -18,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safelight.service.keys.secrets import mask_secrets
 from safelight.service.settings import Settings
 
 ROOT = "safelight"  # the logger above all of ours
@@ -35,14 +38,15 @@ class TextFormatter(logging.Formatter):
         entry = _entry(record)
         head = f"{entry.pop('time')} {entry.pop('level')} {entry.pop('process')}: "
         message = json.dumps(entry.pop("message"))[1:-1].replace('\\"', '"')
-        return " ".join([head + message, *(f"{name}={_text(value)}" for name, value in entry.items())])
+        values = (f"{name}={_text(value)}" for name, value in entry.items())
+        return mask_secrets(" ".join([head + message, *values]))
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object in ASCII, so that no character of a value can end the line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_entry(record), default=str)
+        return mask_secrets(json.dumps(_entry(record), default=str))
 
 
 FORMATTERS: dict[str, type[logging.Formatter]] = {"text": TextFormatter, "json": JsonFormatter}

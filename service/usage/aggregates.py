@@ -24,6 +24,11 @@ class RequestTotals:
     usage: dict[str, UsageAmounts] = field(default_factory=_no_usage)  # by stage
     store: StoreUsage = NOTHING_STORED
 
+    @property
+    def device_seconds(self) -> float:
+        """Of all stages."""
+        return sum(amounts.device_seconds for amounts in self.usage.values())
+
     def add(self, other: "RequestTotals") -> None:
         self.requests += other.requests
         self.codes += other.codes

@@ -42,6 +42,7 @@ class Ledger:
         self._clock = clock
         self.since = clock()
         self.totals = PeriodTotals()  # since the start
+        self.key_names: dict[str, str] = {}  # of the keys that requests came with, by id
         self._minutes: OrderedDict[int, PeriodTotals] = OrderedDict()
         self._entries: OrderedDict[str, LedgerEntry] = OrderedDict()
         self._done: deque[LedgerEntry] = deque(maxlen=REQUESTS_KEPT)
@@ -150,6 +151,7 @@ class Ledger:
             return
         entry = LedgerEntry(replace(record, image_usages=()), len(record.image_usages))
         self._entries[record.record_id] = entry
+        self.key_names[record.key] = record.key_name
         if record.is_done:
             self._done.append(entry)
         for period in self._current_periods():

@@ -54,6 +54,7 @@ class UsageRecord:
     ended: float  # Unix time
     store: StoreUsage = NOTHING_STORED
     user: str = ""  # `hash_user` of the person whose request it is, if the client says who
+    key_name: str = ""  # of the API key, as the operator knows it
 
     @property
     def is_done(self) -> bool:
@@ -66,11 +67,13 @@ Sink = Callable[[UsageRecord], None]
 class RequestRecorder:
     """Collects what is known about a request until it ends."""
 
-    def __init__(self, request_id: str, model: str, key: str = ANONYMOUS):
+    def __init__(self, request_id: str, model: str, key: str = ANONYMOUS, key_name: str = ""):
         self.id = secrets.token_hex(8)
         self.request_id = request_id
         self.model = model
         self.key = key
+        self.key_name = key_name
+        self.record: UsageRecord | None = None  # once the request has ended
         self.user = ""
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
@@ -85,7 +88,7 @@ class RequestRecorder:
     def close(self, error: BaseException | None = None) -> UsageRecord:
         """The record of the request, which ended with `error` or, without one, with images."""
         outcome, code = _outcome_of(error)
-        return UsageRecord(
+        self.record = UsageRecord(
             record_id=self.id,
             request_id=self.request_id,
             outcome=outcome,
@@ -98,7 +101,9 @@ class RequestRecorder:
             ended=time.time(),
             store=self.store,
             user=self.user,
+            key_name=self.key_name,
         )
+        return self.record
 
 
 def hash_user(name: str) -> str:
@@ -107,9 +112,8 @@ def hash_user(name: str) -> str:
 
 
 @contextmanager
-def record_request(request_id: str, model: str, sink: Sink) -> Iterator[RequestRecorder]:
-    """Open a `RequestRecorder` for the block; when the block ends, in any way, pass its record to `sink`."""
-    recorder = RequestRecorder(request_id, model)
+def record_request(recorder: RequestRecorder, sink: Sink) -> Iterator[RequestRecorder]:
+    """When the block ends, in any way, pass the record of `recorder` to `sink`."""
     try:
         yield recorder
     except BaseException as error:

@@ -1,7 +1,7 @@
 """The accounting report of `/v1/accounting`: rates, costs, targets and balances from the ledger's sums."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from safelight.pipeline.params import UsageAmounts
@@ -70,7 +70,7 @@ def build_report(
         cost_per_1000_images=usage.cost_per_1000_images(settings.price_per_device_hour),
         currency_per_device_hour=settings.price_per_device_hour,
         targets=_targets(settings, latency.p95, usage.images_per_busy_hour),
-        accounts=_accounts(usage.totals),
+        accounts=_accounts(usage.totals, ledger.key_names, settings.price_per_device_hour),
         models=[_model_report(ledger, settings, window, model) for model in _models(ledger)],
         balance=balance(ledger),
         replicas=[_replica_report(entry) for entries in replicas.values() for entry in entries],
@@ -221,13 +221,18 @@ def _target(name: str, target: float, value: float | None, at_most: bool) -> Tar
     return Target(name=name, wanted=target, got=value, met=met, by=by)
 
 
-def _accounts(period: PeriodTotals) -> list[AccountTotals]:
+def _accounts(
+    period: PeriodTotals, names: Mapping[str, str], price_per_device_hour: float
+) -> list[AccountTotals]:
     return [
         AccountTotals(
             key=key,
+            key_name=names.get(key, ""),
             model=model,
             requests=_by_outcome(totals),
             images=totals.images,
+            device_seconds=totals.device_seconds,
+            spend=totals.device_seconds * price_per_device_hour / HOUR,
             stages=totals.usage,
             store_seconds=totals.store.seconds,
             stored_bytes=totals.store.num_bytes,
@@ -286,6 +291,7 @@ def _request_report(entry: LedgerEntry) -> RequestReport:
     return RequestReport(
         request_id=record.request_id,
         key=record.key,
+        key_name=record.key_name,
         model=record.model,
         outcome=record.outcome.value,
         code=record.code,

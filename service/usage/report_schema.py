@@ -19,10 +19,13 @@ class AccountTotals(BaseModel):
 
     model_config = ALL_REQUIRED
 
-    key: str
+    key: str = Field(description="Id of the API key; `anonymous` without one.")
+    key_name: str
     model: str
     requests: dict[str, int]
     images: int
+    device_seconds: float = Field(description="Of all stages.")
+    spend: float = Field(description="Price of these; 0 without `price_per_device_hour`.")
     stages: dict[str, UsageAmounts]
     store_seconds: float = Field(description="Waiting for the image store.")
     stored_bytes: int
@@ -57,6 +60,7 @@ class RequestReport(BaseModel):
 
     request_id: str
     key: str
+    key_name: str
     model: str
     outcome: str
     code: str

@@ -76,5 +76,5 @@ def _scope() -> Message:
         "root_path": "",
         "scheme": "http",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"gateway"), (b"content-type", b"application/json")],
     }

@@ -57,6 +57,14 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
         ({"public_url": "https://user@example.org"}, "public_url must be"),
         ({"public_url": "https://example.org:99999"}, "public_url must be"),
         ({"public_url": "https://[::1"}, "public_url must be"),
+        ({"require_api_keys": "none"}, "require_api_keys must be one of auto, always, never, got 'none'"),
+        ({"api_keys_file": "/nowhere"}, "api_keys_file must be a file, got '/nowhere'"),
+        ({"database": "data"}, "^database must be the absolute path of a folder, or a URL"),
+        ({"database": "mysql://u:swordfish@h/n"}, "^database must be a folder, .* got mysql://$"),
+        ({"counter_store": "memcached://u:swordfish@h"}, "^counter_store must be a URL such as valkey://"),
+        ({"key_refresh_seconds": "0"}, "key_refresh_seconds must be more than 0"),
+        ({"key_outage_seconds": "-1"}, "key_outage_seconds must be at least 0"),
+        ({"trusted_hosts": "http://a.example"}, "trusted_hosts must be names of hosts"),
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],
 )
@@ -98,6 +106,15 @@ def test_the_admin_key_is_never_shown() -> None:
     with pytest.raises(BadSetting) as refusal:
         Settings(admin_key=["hidden"])
     assert str(refusal.value) == "admin_key must be text"
+
+
+def test_passwords_in_addresses_are_never_shown() -> None:
+    settings = Settings(
+        database="postgresql://user:swordfish@host/name",
+        counter_store="valkey://:swordfish@host:6379/0",
+        metrics_key="swordfish",
+    )
+    assert "swordfish" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
 def test_settings_are_immutable_hashable_and_travel_whole(monkeypatch: pytest.MonkeyPatch) -> None:

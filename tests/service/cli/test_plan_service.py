@@ -23,6 +23,7 @@ from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from tests.fakes import FakeBackend
 from tests.models.folders import write_dit
+from tests.service.http.keyed import make_keys
 from tests.service.http_server import served
 
 CURVES = {
@@ -151,3 +152,13 @@ def test_a_service_without_curves_is_refused(capsys: pytest.CaptureFixture[str])
     nowhere = f"http://127.0.0.1:{port}"
     line = refusal(capsys, "--gpu", "cpu", "--service", nowhere, "--model", "tiny")
     assert f"--service {nowhere} has no cost curves" in line
+
+
+def test_a_service_with_api_keys_gets_the_one_in_the_environment(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = make_keys(tmp_path)
+    with service(require_api_keys="always", database=str(tmp_path)) as url:
+        assert "401" in refusal(capsys, "--gpu", "cpu", "--model", "tiny", "--service", url)
+        monkeypatch.setenv("SAFELIGHT_KEY", keys.secrets["alice"])
+        assert plan(capsys, url, "--model", "tiny")

@@ -56,5 +56,5 @@ def test_accounting_declares_its_bearer_key() -> None:
     scheme = schema["components"]["securitySchemes"]["admin_key"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     secured = [path for path, methods in schema["paths"].items() if "security" in str(methods)]
-    assert secured == ["/v1/accounting"]
+    assert secured == ["/v1/accounting"]  # tests/service/http/test_access.py has the schema with API keys
     assert schema["paths"]["/v1/accounting"]["get"]["security"] == [{"admin_key": []}]

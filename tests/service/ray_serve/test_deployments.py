@@ -4,6 +4,7 @@ import asyncio
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,10 @@ from safelight.pipeline.params import (
     StageCost,
     UsageAmounts,
 )
+from safelight.service.access import KeyAccess
+from safelight.service.database.connection import DatabaseFailed
 from safelight.service.inprocess import InProcessPipeline
+from safelight.service.keys.api_key import KeySpec
 from safelight.service.messages import (
     DecodeResult,
     ImageFormat,
@@ -249,3 +253,17 @@ def test_a_replica_that_ends_delivers_its_last_events() -> None:
     assert events == [UsageEvent("record", UsageAmounts(device_seconds=0.5, flops=7))]
     assert not stopped._reporter.is_alive()
     StageDeployment.__new__(StageDeployment).__del__()
+
+
+async def test_the_ledger_makes_the_tables(tmp_path: Path) -> None:
+    settings = Settings(require_api_keys="always", database=str(tmp_path))
+    LedgerDeployment(settings)
+    access = KeyAccess(settings)
+    assert access.source is not None
+    while True:  # gateways wait for the tables, too
+        try:
+            await access.source.keys.create(KeySpec("alice"))
+            break
+        except DatabaseFailed:
+            await asyncio.sleep(0.05)
+    await access.database.close()  # type: ignore[union-attr]

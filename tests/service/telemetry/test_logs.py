@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from safelight.service.keys.secrets import make_secret
 from safelight.service.settings import Settings
 from safelight.service.telemetry.logs import (
     FORMATTERS,
@@ -152,3 +153,16 @@ def test_one_line_waits_for_a_command_that_does_not_read_and_the_next_ones_do_no
         assert handler._socket is not None
         timeouts.append(handler._socket.gettimeout())
     assert timeouts == [0.0, 0.0, 0.0, SEND_SECONDS]
+
+
+@pytest.mark.parametrize("form", FORMATTERS)
+def test_what_looks_like_a_secret_is_masked_in_every_part_of_a_line(form: str) -> None:
+    secret = make_secret()
+    entry = record(f"cannot read {secret}", path=f"/v1/{secret}", cause=[secret], **{secret: 1})
+    try:
+        raise ValueError(f"no {secret}")
+    except ValueError:
+        entry.exc_info = sys.exc_info()
+    line = FORMATTERS[form]().format(entry)
+    assert secret not in line and secret[3:] not in line
+    assert line.count("sk-***") == 5 and "cannot read sk-***" in line

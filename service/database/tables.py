@@ -1,0 +1,65 @@
+"""Every table of the service. A change here needs a migration in `migrations/versions`; a test compares both.
+
+Times are Unix times in seconds.
+"""
+
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+# So that a constraint has the same name in every database, and a migration can change it.
+NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = MetaData(naming_convention=NAMES)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("max_priority", Integer, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("images_per_day", Integer),
+    Column("device_seconds_per_day", Double),
+    Column("spend_per_month", Double),
+    Column("models", Text, nullable=False),  # one a line; empty for all
+    Column("created", Double, nullable=False),
+    Column("expires", Double),
+    Column("revoked", Double),
+    Column("last_used", Double),
+    # Rises with every change but that of `last_used`, so that readers ask for what has changed.
+    Column("revision", BigInteger, nullable=False, index=True),
+)
+# A name can be used again when its key has been revoked.
+Index(
+    "uq_api_keys_name_in_use",
+    api_keys.c.name,
+    unique=True,
+    sqlite_where=api_keys.c.revoked.is_(None),
+    postgresql_where=api_keys.c.revoked.is_(None),
+)
+
+# A key has one secret, and two while it is rotated.
+api_key_secrets = Table(
+    "api_key_secrets",
+    metadata,
+    Column("digest", String(64), primary_key=True),  # SHA-256 in hexadecimal digits
+    Column("prefix", String(16), nullable=False),
+    Column("key_id", String(32), ForeignKey("api_keys.id"), nullable=False, index=True),
+    Column("created", Double, nullable=False),
+    Column("ends", Double),
+)
+
+# What a key has used in a day or a month, for its quotas.
+key_usage = Table(
+    "key_usage",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("quota", String(32), primary_key=True),
+    Column("period", String(10), primary_key=True),  # 2026-11-30, or 2026-11
+    Column("amount", BigInteger, nullable=False),
+)
