@@ -98,16 +98,16 @@ test-lowest: $(DEVELOPING)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	$(BIN)/uv pip compile pyproject.toml --quiet --resolution lowest-direct --python $(BIN)/python --no-header \
 		--constraint requirements/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH)) \
-		$(addprefix --extra ,dev load mcp otel t5) -o $(LOWEST)/requirements.txt
+		$(addprefix --extra ,dev load mcp otel postgres t5 valkey) -o $(LOWEST)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps -r $(LOWEST)/requirements.txt
 	ln -sfn $(abspath $(BORROWED)) $(LOWEST)/lib/python3*/site-packages/
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 lock: $(DEVELOPING)
 	$(LOCK) -o requirements/serve.txt
-	$(LOCK) --extra dev --extra docs --extra load --extra mcp --extra otel --extra t5 -o requirements/dev.txt
-	$(LOCK) --extra mcp --extra otel --extra t5 -o requirements/image.txt
-	$(LOCK) --extra cuda --extra mcp --extra otel --extra t5 -o requirements/image-cuda.txt
+	$(LOCK) --extra dev --extra docs --extra load --extra mcp --extra otel --extra postgres --extra t5 --extra valkey -o requirements/dev.txt
+	$(LOCK) --extra mcp --extra otel --extra postgres --extra t5 --extra valkey -o requirements/image.txt
+	$(LOCK) --extra cuda --extra mcp --extra otel --extra postgres --extra t5 --extra valkey -o requirements/image-cuda.txt
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	npm update --prefix tests/clients/node --package-lock-only --save
 
