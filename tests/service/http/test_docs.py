@@ -51,10 +51,15 @@ def test_pages_and_assets_that_do_not_exist_are_404(client: TestClient, path: st
     assert client.get(path).json()["error"]["code"] == "not_found"
 
 
-def test_accounting_declares_its_bearer_key() -> None:
+def test_the_operators_routes_declare_their_bearer_key() -> None:
     schema = build_gateway(FakeBackend(), MODEL, Settings(admin_key="secret")).openapi()
     scheme = schema["components"]["securitySchemes"]["admin_key"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
-    secured = [path for path, methods in schema["paths"].items() if "security" in str(methods)]
-    assert secured == ["/v1/accounting"]  # tests/service/http/test_access.py has the schema with API keys
-    assert schema["paths"]["/v1/accounting"]["get"]["security"] == [{"admin_key": []}]
+    secured = {
+        (path, method): operation["security"]
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+        if "security" in operation
+    }
+    routes = (("/v1/accounting", "get"), ("/v1/models", "post"), ("/v1/models/{model_id}", "delete"))
+    assert secured == dict.fromkeys(routes, [{"admin_key": []}])
