@@ -154,7 +154,8 @@ def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Ra
             engine.add(str(number), request, cond, uncond, source=sources.get(number))
         if len(requests) > 1 and rng.random() < 0.03:
             engine.abort(str(rng.choice([*requests])))
-        step_of = step_indices(engine)
+        finishing = set(engine._finishing)  # their last tick is queued already
+        step_of = {name: step for name, step in step_indices(engine).items() if name not in finishing}
         outcomes = engine.step()
         latents |= {int(o.request_id): o.latents for o in outcomes if o.latents is not None}
         done = {o.request_id for o in outcomes}
@@ -167,7 +168,8 @@ def generate(parts: Parts, requests: dict[int, GenerationParams], rng: random.Ra
 
 def step_indices(engine: Engine) -> dict[str, int]:
     """The ticks done of every sample, by its request id."""
-    return {sample.request_id: sample.step_index for sample in (*engine._running.values(), *engine._queue)}
+    samples = (*engine._running.values(), *engine._finishing.values(), *engine._queue)
+    return {sample.request_id: sample.step_index for sample in samples}
 
 
 def encode_texts(parts: Parts, requests: list[GenerationParams], rng: random.Random) -> dict[str, TextStates]:
