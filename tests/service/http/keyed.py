@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,8 @@ def make_settings(folder: Path, **changes: Any) -> Settings:
 
 def make_keys(folder: Path, *specs: KeySpec) -> Keys:
     """Make these keys, beside `alice` and one for each reason why a key does not hold."""
-    return asyncio.run(_make_keys(folder, specs))
+    with ThreadPoolExecutor(1) as pool:  # a browser's tests have a loop in this thread
+        return pool.submit(asyncio.run, _make_keys(folder, specs)).result()
 
 
 async def _make_keys(folder: Path, specs: tuple[KeySpec, ...]) -> Keys:
