@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safelight.models import cuda_runtime
+from safelight.models.packed import attention as packed_attention
 from safelight.models.packed import xformers_attention
 from safelight.models.packed.attention import BACKENDS, PackedAttention
 from safelight.models.packed.attention_choice import select_attention
@@ -112,6 +113,8 @@ def test_a_failing_or_wrong_call_is_refused(
 ) -> None:
     broken = SimpleNamespace(fmha=ops.fmha, memory_efficient_attention=call)
     monkeypatch.setattr(xformers_attention, "import_ops", lambda: broken)
+    for module in (packed_attention, xformers_attention):  # memory is pinned only where there is a GPU
+        monkeypatch.setattr(module, "to_device", lambda tensor, device: tensor)
     with pytest.raises(XformersUnavailable) as raised:
         load_xformers(FAKE_CUDA, torch.float32, 2, 8)
     assert str(raised.value) == reason

@@ -80,6 +80,7 @@ def test_an_aborted_sample_pays_for_its_tick_in_flight() -> None:
     outcomes = {outcome.request_id: outcome for outcome in engine.step()}
     assert outcomes["leaves"].reason is FinishReason.ABORTED
     assert outcomes["leaves"].usage.ticks == 2
+    assert engine.last_tick is not None and engine.last_tick.rows == 4  # of the tick with both
     assert torch.equal(latents_of(drain(engine)["stays"]), alone(params(num_steps=3, solver="euler")))
 
 
