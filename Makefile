@@ -101,7 +101,7 @@ test-lowest: $(DEVELOPING)
 		$(addprefix --extra ,dev load mcp otel postgres t5 valkey) -o $(LOWEST)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps -r $(LOWEST)/requirements.txt
 	ln -sfn $(abspath $(BORROWED)) $(LOWEST)/lib/python3*/site-packages/
-	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
+	PYTHONPATH=$(CURDIR)/src $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 lock: $(DEVELOPING)
 	$(LOCK) -o requirements/serve.txt

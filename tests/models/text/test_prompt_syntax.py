@@ -68,7 +68,7 @@ def test_no_name_of_the_model_is_taken_for_a_mark() -> None:
         for file in sorted((path / "prompts").glob("*.jsonl"))
         for line in file.read_text().splitlines()
     ]
-    assert len(prompts) == 3000
+    assert len(prompts) == 3500
     assert [text for text in (*names, *prompts) if read_prompt(text).marks] == []
 
 
