@@ -7,9 +7,9 @@ import pytest
 
 from safelight.service.keys.api_key import ApiKey, KeyLimits, KeySpec, StoredSecret
 from safelight.service.keys.key_file import BadKeyFile, describe_entry, read_key_file
-from safelight.service.keys.secrets import hash_secret, make_secret, prefix_of
+from safelight.service.keys.secrets import hash_secret, prefix_of
 
-SECRET = make_secret()
+SECRET = f"sk-{'aB3_' * 10}xyz"  # the same in every process: tests are named after it
 STORED = StoredSecret(prefix_of(SECRET), hash_secret(SECRET))
 ENTRY = describe_entry(KeySpec("alice"), STORED)
 HASHES = ENTRY["secrets"]
