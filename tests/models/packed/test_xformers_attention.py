@@ -111,7 +111,10 @@ def test_torch_is_selected_with_the_reason_where_xformers_is_missing(monkeypatch
 def test_a_failing_or_wrong_call_is_refused(
     ops: Any, monkeypatch: pytest.MonkeyPatch, call: Any, reason: str
 ) -> None:
-    broken = SimpleNamespace(fmha=ops.fmha, memory_efficient_attention=call)
+    masks = ops.fmha.attn_bias.BlockDiagonalMask
+    on_cpu = SimpleNamespace(from_seqlens=lambda queries, keys, device: masks.from_seqlens(queries, keys))
+    fmha = SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=on_cpu))
+    broken = SimpleNamespace(fmha=fmha, memory_efficient_attention=call)
     monkeypatch.setattr(xformers_attention, "import_ops", lambda: broken)
     for module in (packed_attention, xformers_attention):  # memory is pinned only where there is a GPU
         monkeypatch.setattr(module, "to_device", lambda tensor, device: tensor)
