@@ -11,9 +11,9 @@ from tests.deploy.manifests import PROJECT, ROOT, pins
 
 EXTRAS = {  # of each file, as in the Makefile
     "serve": (),
-    "dev": ("dev", "docs", "load", "mcp", "otel", "t5"),
-    "image": ("mcp", "otel", "t5"),
-    "image-cuda": ("cuda", "mcp", "otel", "t5"),
+    "dev": ("dev", "docs", "load", "mcp", "otel", "postgres", "t5", "valkey"),
+    "image": ("mcp", "otel", "postgres", "t5", "valkey"),
+    "image-cuda": ("cuda", "mcp", "otel", "postgres", "t5", "valkey"),
 }
 FILES = (*EXTRAS, "clients")  # clients.in lists what clients.txt pins
 NODE = ROOT / "tests/clients/node"

@@ -20,6 +20,7 @@ import yaml
 
 from safelight.service.errors import ServiceError
 from safelight.service.telemetry.metrics import (
+    ATTRIBUTED_METRIC,
     GATEWAY_METRICS,
     STAGE_METRICS,
     TICK_METRICS,
@@ -45,6 +46,7 @@ EXPRESSIONS = [*(rule["expr"] for rule in RULES), *queries()]
 KINDS = {
     **{metric.name: metric.kind for metric in (*GATEWAY_METRICS, *STAGE_METRICS)},
     **{metric.name: "histogram" for metric in TICK_METRICS},
+    ATTRIBUTED_METRIC.name: ATTRIBUTED_METRIC.kind,
     UNATTRIBUTED_METRIC.name: "counter",  # a gauge that grows like a counter, so it is read by its rate
 }
 PATIENCE = 60.0  # seconds; the machine may be busy

@@ -95,6 +95,8 @@ class HeldEngine:
 class HeldDenoiseStage(DenoiseStage):
     """A denoising stage whose engine is behind `gate`."""
 
-    def __init__(self, make_engine: Callable[[], Engine], deadline_seconds: float, gate: TickGate):
-        super().__init__(lambda: cast(Engine, HeldEngine(make_engine(), gate)), deadline_seconds)
+    def __init__(
+        self, make_engine: Callable[[], Engine], deadline_seconds: float, model_id: str, gate: TickGate
+    ):
+        super().__init__(lambda: cast(Engine, HeldEngine(make_engine(), gate)), deadline_seconds, model_id)
         gate.wake = lambda: self._loop.commands.put(Abort("nobody"))  # a command without effect
