@@ -49,5 +49,5 @@ def test_the_seconds_of_a_request_run_from_its_arrival_to_its_answer(monkeypatch
     assert usage["safelight"]["seconds"] == 2.5
     report = client.get("/v1/accounting", params={"latest": 1}).json()
     assert report["latest"][0]["seconds"] == report["latency_seconds"]["p50"] == 2.5
-    labels = f'outcome="done",model="{MODEL.id}"'
+    labels = f'model="{MODEL.id}",outcome="done"'
     assert f"safelight_request_duration_seconds_sum{{{labels}}} 2.5" in client.get("/metrics").text
