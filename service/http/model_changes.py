@@ -7,13 +7,13 @@ from contextvars import Context
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from safelight.service.errors import ChangesRefused, InvalidRequest
+from safelight.service.errors import ChangesRefused
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.openapi import ERRORS, OTHER_ERRORS
-from safelight.service.http.request_body import read_json_object
+from safelight.service.http.operator_bodies import describe_body, read_body
 from safelight.service.http.schemas import Model
 from safelight.service.http.translation import describe_model
 
@@ -79,15 +79,13 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
 
     @app.post(
         "/v1/models",
-        openapi_extra={"requestBody": {"required": True, "content": _content()}},
+        openapi_extra=describe_body(ModelToAdd),
         summary="Serve another model, or a new version of one, while the service runs",
         responses=CHANGE_ERRORS,
     )
     async def add_model(request: Request) -> Model:
         change = allowed()
-        settings = gateway.settings
-        fields = await read_json_object(request, settings.max_body_bytes, settings.body_seconds)
-        model_id = await _finish(change.add(_read(fields)))
+        model_id = await _finish(change.add(await read_body(request, gateway.settings, ModelToAdd)))
         names = gateway.names
         return describe_model(names.find(model_id, is_strict=True), names, int(time.time()), attention=None)
 
@@ -101,25 +99,6 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
         model = gateway.names.find(model_id, is_strict=True)
         await _finish(change.remove(model.id))
         return RemovedModel(id=model.id)
-
-
-def _content() -> dict[str, Any]:
-    return {"application/json": {"schema": ModelToAdd.model_json_schema()}}
-
-
-def _read(fields: object) -> ModelToAdd:
-    try:
-        return ModelToAdd.model_validate(fields)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0])[:100]
-        allowed = ", ".join(ModelToAdd.model_fields)
-        reasons = {
-            "extra_forbidden": f"is not a field of this request; allowed: {allowed}",
-            "missing": "is required",
-        }
-        reason = reasons.get(fault["type"], "must be a text of 1 to 4096 characters")
-        raise InvalidRequest(f"{name} {reason}.", name) from None
 
 
 async def _finish(change: Coroutine[Any, Any, T]) -> T:

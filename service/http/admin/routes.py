@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from safelight.service.errors import InvalidRequest, KeyMissing, KeysUnavailable
 from safelight.service.http.admin.schemas import Key, KeyList, KeyWithSecret, NewKey, Rotation
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.openapi import ERRORS, OTHER_ERRORS
-from safelight.service.http.request_body import read_json_object
+from safelight.service.http.operator_bodies import describe_body, read_body
+from safelight.service.settings import Settings
 
 if TYPE_CHECKING:
     from safelight.service.keys.api_key import ApiKey
@@ -35,7 +35,7 @@ def add_key_routes(app: FastAPI, gateway: Gateway) -> None:
     if access is None or access.source is None or not gateway.settings.admin_key.get_secret_value():
         return
     _add_reading(app, access.source)
-    _add_changes(app, gateway, access.source)
+    _add_changes(app, gateway.settings, access.source)
 
 
 def _add_reading(app: FastAPI, source: DatabaseSource) -> None:
@@ -50,12 +50,8 @@ def _add_reading(app: FastAPI, source: DatabaseSource) -> None:
             return Key(**(await source.keys.get(name)).describe())
 
 
-def _add_changes(app: FastAPI, gateway: Gateway, source: DatabaseSource) -> None:
+def _add_changes(app: FastAPI, settings: Settings, source: DatabaseSource) -> None:
     from safelight.service.keys.api_key import read_spec
-
-    async def read(request: Request, model: type[BaseModel]) -> dict[str, Any]:
-        limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
-        return _validate(model, await read_json_object(request, limit, seconds))
 
     @app.post(
         PATH,
@@ -63,12 +59,12 @@ def _add_changes(app: FastAPI, gateway: Gateway, source: DatabaseSource) -> None
         status_code=201,
         response_model=KeyWithSecret,
         responses=FAILURES,
-        openapi_extra=_body(NewKey),
+        openapi_extra=describe_body(NewKey),
     )
     async def create_key(request: Request) -> JSONResponse:
-        values = await read(request, NewKey)
+        body = await read_body(request, settings, NewKey)
         async with _answering():
-            key, secret = await source.keys.create(read_spec(values))
+            key, secret = await source.keys.create(read_spec(body.model_dump()))
             await source.refresh(0.0)
         return _with_secret(key, secret, status=201)
 
@@ -84,12 +80,12 @@ def _add_changes(app: FastAPI, gateway: Gateway, source: DatabaseSource) -> None
         summary="Give an API key a new secret; it is in this answer only",
         response_model=KeyWithSecret,
         responses=FAILURES,
-        openapi_extra=_body(Rotation),
+        openapi_extra=describe_body(Rotation),
     )
     async def rotate_key(request: Request, name: str) -> JSONResponse:
-        values = await read(request, Rotation)
+        body = await read_body(request, settings, Rotation)
         async with _answering():
-            key, secret = await source.keys.rotate(name, values["overlap_seconds"])
+            key, secret = await source.keys.rotate(name, body.overlap_seconds)
             await source.refresh(0.0)
         return _with_secret(key, secret, status=200)
 
@@ -110,21 +106,6 @@ async def _answering() -> AsyncIterator[None]:
         raise KeysUnavailable() from error
 
 
-def _validate(model: type[BaseModel], fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with their defaults. Raises `InvalidRequest` for the first fault."""
-    try:
-        return model(**fields).model_dump()
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(map(str, fault["loc"])) or None
-        raise InvalidRequest(f"{name}: {fault['msg']}.", name) from None
-
-
 def _with_secret(key: ApiKey, secret: str, status: int) -> JSONResponse:
     body = KeyWithSecret(**key.describe(), secret=secret)
     return JSONResponse(body.model_dump(mode="json"), status, headers=NO_STORE)
-
-
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

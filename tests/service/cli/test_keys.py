@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,9 +141,10 @@ def test_a_secret_on_stdin_is_hashed(capsys: Capture, monkeypatch: pytest.Monkey
 
 
 def test_no_flag_takes_a_secret() -> None:
-    parser = cli.make_parser(["keys"])
-    actions = parser._subparsers._group_actions[0].choices["keys"]._subparsers._group_actions[0].choices  # type: ignore
-    flags = {flag for action in actions.values() for flag in action._option_string_actions}
+    parser: Any = cli.make_parser(["keys"])
+    (commands,) = parser._subparsers._group_actions
+    (actions,) = commands.choices["keys"]._subparsers._group_actions
+    flags = {flag for action in actions.choices.values() for flag in action._option_string_actions}
     assert {flag for flag in flags if "key" in flag or "secret" in flag or "token" in flag} == set()
 
 
