@@ -19,7 +19,8 @@ COMPILER = "torch._dynamo"
 def _without_other_towers() -> Iterator[None]:
     """Let imports of these libraries fail, as where they are not installed; open_clip allows for that."""
     absent = [name for name in LIBRARIES_OF_OTHER_TOWERS if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is Python's mark of a failed import
+    # None is Python's mark of a module that cannot be imported.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     try:
         yield
     finally:

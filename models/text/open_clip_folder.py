@@ -28,10 +28,11 @@ def load_clip(folder: Path, options: ReadOptions = DEFAULT_READ_OPTIONS) -> Cust
     files. Raises `CheckpointError` for anything but exactly the tensors that the config asks for.
     """
     clip = _build(folder)
+    shapes = shapes_of(clip.state_dict())
     stored = list_tensors(folder, CLIP_WEIGHTS, options, torch.float32)
-    if faults := differences(expected_shapes(folder), shapes_of(stored)):
+    if faults := differences(_shapes_in_file(shapes, folder), shapes_of(stored)):
         raise CheckpointError(f"{folder}: {faults[0]}")
-    num_tokens = clip.state_dict()[TABLE].shape[0]
+    num_tokens, _ = shapes[TABLE]
     tensors = expand_embedding(read_stored(stored, "cpu", torch.float32), num_tokens, folder)
     return fill(clip, tensors, folder)
 
@@ -43,7 +44,7 @@ def expected_shapes(folder: Path) -> Shapes:
     """
     with torch.device("meta"):
         shapes = shapes_of(_build(folder).state_dict())
-    return compact_shapes(shapes, read_json(folder / CLIP_CONFIG), folder / CLIP_CONFIG)
+    return _shapes_in_file(shapes, folder)
 
 
 FILES = PartFiles(CLIP_WEIGHTS, expected_shapes)
@@ -58,6 +59,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"{folder / CLIP_CONFIG}: only open_clip's own towers with custom_text are supported"
         )
     return dict(config)
+
+
+def _shapes_in_file(shapes: Shapes, folder: Path) -> Shapes:
+    return compact_shapes(shapes, read_json(folder / CLIP_CONFIG), folder / CLIP_CONFIG)
 
 
 def _build(folder: Path) -> CustomTextCLIP:

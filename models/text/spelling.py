@@ -32,10 +32,10 @@ class Spelling:
 
     def __init__(self, words: Iterable[str]):
         self._ranks = {word: rank for rank, word in enumerate(words)}
-        self._known: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_form: defaultdict[str, list[str]] = defaultdict(list)
         for word in self._ranks:
             for form in _forms(word):
-                self._known[form].append(word)
+                self._by_form[form].append(word)
 
     def correct(self, word: str) -> str | None:
         """The most frequent known word that is one edit from `word`; None if it is known or none is near.
@@ -44,8 +44,8 @@ class Spelling:
         """
         if word in self._ranks or not LETTERS.fullmatch(word):
             return None
-        candidates = {known for form in _forms(word) for known in self._known.get(form, ())}
-        near = (known for known in candidates if _is_one_edit(word, known))
+        candidates = {candidate for form in _forms(word) for candidate in self._by_form.get(form, ())}
+        near = (candidate for candidate in candidates if _is_one_edit(word, candidate))
         return min(near, key=self._ranks.__getitem__, default=None)
 
 

@@ -47,20 +47,20 @@ def run(work: Path, output: Path) -> None:
     trained = {name.removeprefix("dit."): tensor for name, tensor in state["module"].items()}
     write_part(output / "transformer", dit.CONFIG.to_diffusers(), _bfloat16(trained))
     write_index(output, SCHEDULER)
-    make_gallery(work, output).save(output)
-    concepts = {image.concept.hexcode: image.concept.label for image in data.load(work).images}
+    dataset = data.load(work)
+    make_gallery(dataset, output).save(output)
+    concepts = {image.concept.hexcode: image.concept.label for image in dataset.images}
     tower_folder = output / text.CONDITIONING.folder
     write_names(concepts, tower_folder)
     captions = [caption for of_concept in natural.training_captions().values() for caption in of_concept]
-    write_words(caption_words(data.load(work), captions, ClipTextTower(tower_folder)), tower_folder)
+    write_words(caption_words(dataset, captions, ClipTextTower(tower_folder)), tower_folder)
     prompts.run(work, output)
     size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
     print(f"export: {output}, {size / 1e6:.1f} MB, DiT after {state['step']} steps")
 
 
-def make_gallery(work: Path, output: Path) -> Gallery:
+def make_gallery(dataset: data.Dataset, output: Path) -> Gallery:
     """Make the gallery, with whether `output`'s autoencoder preserves each image's nearest concept."""
-    dataset = data.load(work)
     entries = tuple(
         GalleryEntry(
             image.concept.hexcode,

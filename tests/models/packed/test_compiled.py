@@ -28,15 +28,15 @@ BATCHES: Sequence[Sequence[tuple[int, int]]] = (
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Compile by a back end that only counts graphs."""
-    seen: list[str] = []
+    compiled_graphs: list[str] = []
 
     def count(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        seen.append(str(graph.graph))
+        compiled_graphs.append(str(graph.graph))
         return graph.forward
 
     monkeypatch.setattr(compiled, "BACKEND", count)
     torch._dynamo.reset()
-    return seen
+    return compiled_graphs
 
 
 def predict(network: PackedNetwork, name: str, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

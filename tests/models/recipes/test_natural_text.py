@@ -35,9 +35,9 @@ def test_the_natural_stage_keeps_the_tower_servable(work: Path) -> None:
     new = ClipTextTower(folder)
     assert new.tokenise(caption).unknown_words == ()
     assert "zeitgeist" in new.tokenise("zeitgeist").unknown_words
-    known = new.text.token_embedding.weight.abs().amax(1) > 0
+    is_trained = new.text.token_embedding.weight.abs().amax(1) > 0
     expected = token_rows.choose(data.load(work), natural.training_captions(), ()).tokens
-    assert torch.equal(known.nonzero()[:, 0], expected)
+    assert torch.equal(is_trained.nonzero()[:, 0], expected)
 
 
 def test_the_anchor_is_zero_before_training(work: Path) -> None:

@@ -60,7 +60,7 @@ def distance(a: str, b: str) -> int:
 
 @given(st.text("abelpr", min_size=4, max_size=7))
 def test_it_is_one_edit_away_and_the_most_frequent_such_word(word: str) -> None:
-    near = [known for known in WORDS if distance(word, known) <= 1]
+    near = [candidate for candidate in WORDS if distance(word, candidate) <= 1]
     expected = None if word in WORDS or not near else near[0]
     assert SPELLING.correct(word) == expected
 

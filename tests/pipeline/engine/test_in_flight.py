@@ -61,13 +61,13 @@ def test_a_tick_is_queued_before_the_last_one_is_waited_for() -> None:
 
 def test_every_tick_is_recorded_once() -> None:
     """With the work that it had, although the next one is queued when it is recorded."""
-    engine, seen = engine_ahead(), []
+    engine, rows = engine_ahead(), []
     add(engine, "x", params(num_steps=4, guidance_interval=(0.0, 0.5), solver="euler"))
     while engine.has_work:
         engine.step()
         assert engine.last_tick is not None
-        seen.append(engine.last_tick.rows)
-    assert seen == [0, 1, 1, 2, 2]
+        rows.append(engine.last_tick.rows)
+    assert rows == [0, 1, 1, 2, 2]
 
 
 def test_an_aborted_sample_pays_for_its_tick_in_flight() -> None:
