@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from tests.live import free_port
 
 START_SECONDS = 60.0
@@ -50,7 +52,9 @@ def postgres_server() -> Iterator[str]:
         port = free_port()
         listen = ("-h", "127.0.0.1", "-p", str(port), "-k", str(folder))
         with _process([str(postgres), "-D", str(data), *listen, "-F"], port, signal.SIGINT, **options):
-            yield f"postgresql://safelight:{PASSWORD}@127.0.0.1:{port}"
+            url = f"postgresql://safelight:{PASSWORD}@127.0.0.1:{port}"
+            _wait_for_logins(f"{url}/postgres")
+            yield url
 
 
 @contextmanager
@@ -107,3 +111,16 @@ def _wait_for(port: int, process: "subprocess.Popen[Any]") -> None:
             return
         time.sleep(0.05)
     raise RuntimeError(f"{process.args!r} did not open port {port}; exit status {process.poll()}")
+
+
+def _wait_for_logins(url: str) -> None:
+    """PostgreSQL opens its port before it lets anybody in: "the database system is starting up"."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            psycopg.connect(url).close()
+            return
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
