@@ -7,7 +7,6 @@ request id, a prompt or a key; single requests, and sums by key, are in `/v1/acc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from safelight.pipeline.params import UsageAmounts
 from safelight.service.usage.histograms import HistogramData
 from safelight.service.usage.series import RequestSeries
 from safelight.service.usage.service_snapshot import ServiceSnapshot
@@ -85,12 +84,12 @@ def _one(value: Callable[[RequestSeries], float]) -> Callable[[RequestSeries], S
     return lambda series: [((), value(series))]
 
 
-def _by_stage(value: Callable[[UsageAmounts], float]) -> Callable[[RequestSeries], Samples]:
-    """A value of each stage that a model's images were sent through."""
+def _by_stage(name: str) -> Callable[[RequestSeries], Samples]:
+    """An amount of each stage, once images of the model were sent."""
 
     def samples(series: RequestSeries) -> Iterator[tuple[tuple[str, ...], float]]:
         if series.images:
-            yield from (((stage,), value(amounts)) for stage, amounts in series.sent.items())
+            yield from (((stage,), getattr(amounts, name)) for stage, amounts in series.sent.items())
 
     return samples
 
@@ -129,13 +128,13 @@ REQUEST_METRICS = (
         "safelight_image_flops_total",
         ("stage", "model"),
         "Floating-point operations of the images sent.",
-        _by_stage(lambda amounts: amounts.flops),
+        _by_stage("flops"),
     ),
     RequestMetric(
         "safelight_image_device_seconds_total",
         ("stage", "model"),
         "Device seconds of the images sent.",
-        _by_stage(lambda amounts: amounts.device_seconds),
+        _by_stage("device_seconds"),
     ),
     RequestMetric(
         "safelight_image_store_seconds_total",

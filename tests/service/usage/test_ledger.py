@@ -244,7 +244,7 @@ def test_replicas_dead_for_long_are_forgotten() -> None:
         ledger.receive(stage_report(0, source=str(number), busy=1.0))
         clock.time += 600.0
         ledger.replicas("denoise")
-    assert len(ledger._next_number) <= 8
+    assert len(ledger.state.next_number) <= 8
     assert denoise_balance(ledger).busy == 20.0
 
 
@@ -348,7 +348,7 @@ def test_the_ledger_keeps_a_bounded_number_of_minutes_and_requests(monkeypatch: 
     for number in range(10):
         ledger.receive(gateway_report(number, record(f"r{number}", ended=clock.time)))
         clock.time += 60.0
-    assert len(ledger._minutes) == 3
+    assert len(ledger.state.minutes) == 3
     assert [entry.record.record_id for entry in ledger.latest_entries(10)] == ["r9", "r8", "r7", "r6", "r5"]
     assert sum(account.images for account in ledger.totals.accounts.values()) == 10
     assert sum(account.images for account in ledger.window_totals(1e9).accounts.values()) == 2
