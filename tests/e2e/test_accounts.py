@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,21 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def replicas(service: LiveService, deployment: str) -> list[psutil.Process]:
-    family = psutil.Process(service.process.pid).children(recursive=True)
-    return [child for child in family if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline())]
+def replicas(service: LiveService, deployment: str) -> set[int]:
+    """Process ids of a deployment's replicas."""
+    found = set()
+    for child in psutil.Process(service.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # also of one that has ended and was not waited for
+            if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 def kill(service: LiveService, deployment: str) -> None:
     """Kill one replica of a deployment; returns when another one runs."""
     processes = replicas(service, deployment)
-    os.kill(processes[0].pid, signal.SIGKILL)
-    wait_until(lambda: len(set(replicas(service, deployment)) - {processes[0]}) == len(processes))
+    os.kill(victim := min(processes), signal.SIGKILL)
+    wait_until(lambda: len(replicas(service, deployment) - {victim}) == len(processes))
 
 
 def test_a_ledger_that_is_killed_loses_nothing(live_service: LiveService) -> None:

@@ -12,6 +12,8 @@ from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from safelight.service.usage import ledger as ledger_module
+from safelight.service.usage.changes import Changes
+from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent, UsageReport
 from safelight.service.usage.histograms import TickHistograms
 from safelight.service.usage.ledger import Ledger
@@ -405,3 +407,23 @@ def test_work_is_attributed_by_the_model_of_the_request() -> None:
     assert stages["decode", ""].attributed == {"one": 0.5, "two": 0.25}
     assert stages["denoise", "two"].attributed == {"two": 4.0}
     assert stages["encode", ""].attributed == {"one": 0.0, "two": 0.0}
+
+
+def test_images_in_flight_are_those_of_living_gateways() -> None:
+    clock = Clock()
+    ledger = Ledger(clock)
+    for source, images in (("one", 3), ("two", 4)):
+        ledger.receive(replace(gateway_report(0, source=source), in_flight=(("m", images),)))
+    assert (len(ledger.gateways()), ledger.in_flight()) == (2, {"m": 7})
+    clock.time += ledger_module.SILENT_SECONDS
+    ledger.receive(replace(gateway_report(1, source="two"), in_flight=(("m", 1),)))
+    clock.time += 2.0
+    assert (len(ledger.gateways()), ledger.in_flight()) == (1, {"m": 1})
+
+
+def test_a_ledger_in_memory_keeps_no_list_of_changes() -> None:
+    ledger = LocalLedger(Settings())
+    for number in range(3):
+        ledger.send(gateway_report(number, record(str(number))))
+        ledger.send(stage_report(number, event(str(number), 1.0), busy=1.0 * number))
+    assert ledger._ledger.changes == Changes()

@@ -8,6 +8,7 @@ from safelight.pipeline.params import StageCost, UsageAmounts
 from safelight.service.messages import NO_CONTEXT, RequestContext, StageStatus
 from safelight.service.stages import usage_meter
 from safelight.service.stages.usage_meter import UsageMeter
+from safelight.service.usage import reporter as reporter_module
 from safelight.service.usage.events import GatewayReport, UsageEvent, UsageReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 from tests.clock import ManualClock
@@ -134,3 +135,26 @@ def test_the_reporter_delivers_in_the_background_and_once_more_when_stopped() ->
     assert sum(len(report.records) for report in ledger.reports) == 2
     reporter.join(5)
     assert not reporter.is_alive()
+
+
+def test_a_gateway_without_room_drops_the_oldest_records_and_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reporter_module, "RECORDS_KEPT", 3)
+    monkeypatch.setattr(reporter_module, "RECORDS_SENT", 2)
+    outbox = Outbox()
+    for name in "abcde":
+        outbox.put(record(name))
+    reports = [outbox.collect("g", number) for number in range(3)]
+    assert [[r.record_id for r in report.records] for report in reports] == [["c", "d"], ["e"], []]
+    assert [report.dropped for report in reports] == [2, 0, 0]
+
+
+def test_a_retry_is_reported_once_and_images_in_flight_every_time() -> None:
+    outbox = Outbox()
+    outbox.count_retry("m")
+    outbox.count_retry("m")
+    outbox.set_in_flight("m", 3)
+    first, second = outbox.collect("g", 0), outbox.collect("g", 1)
+    assert (first.retried, second.retried) == ((("m", 2),), ())
+    assert first.in_flight == second.in_flight == (("m", 3),)
