@@ -134,7 +134,8 @@ def test_two_gateways_a_kill_of_each_part_and_a_restart_leave_the_sums(tmp_path:
         "SAFELIGHT_DATABASE": str(tmp_path / "database"),
         "SAFELIGHT_ACCOUNTS_NAME": "shop",
     }
-    with serving(tmp_path, "--model", "tiny", env=env) as service:
+    options = "--model", "tiny", "--stages", "colocated"
+    with serving(tmp_path, *options, env=env) as service:
         watch = Watch(service)
         watch.draw(12)
         for _ in range(6):  # whichever gateway answers
@@ -150,6 +151,6 @@ def test_two_gateways_a_kill_of_each_part_and_a_restart_leave_the_sums(tmp_path:
         watch.draw(4)
         wait_until(lambda: watch.agree(20))
         watch.draw(4)  # and at once the end
-    with serving(tmp_path, "--model", "tiny", env=env) as service:
+    with serving(tmp_path, *options, env=env) as service:
         watch.service = service
         wait_until(lambda: watch.agree(24))

@@ -318,6 +318,7 @@ async def test_a_database_that_is_away_at_the_start_is_waited_for(
         async with asyncio.timeout(PATIENCE):
             while (await ledger.snapshot()).requests is None:
                 await asyncio.sleep(0.01)
+        assert (await ledger.snapshot()).unsaved_seconds == 0.0
         await ledger.receive(REPORTS[0])
         assert (await ledger.report(None, 0)).images == 3
 
@@ -363,6 +364,7 @@ async def test_services_in_one_database_have_accounts_of_their_own(database: Dat
         await storage.save(ledger.state, ledger.changes)
     for storage, state in zip(storages, states, strict=True):
         assert sums(await storage.take_over()) == sums(state)
+    assert [state.totals.all_requests().images for state in states] == [1, 2]
 
 
 async def counts(database: Database) -> list[int]:
