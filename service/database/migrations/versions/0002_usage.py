@@ -1,5 +1,7 @@
 """The accounts: sums by minute, key and model, single requests, and what the ledger needs to go on."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -102,5 +104,5 @@ def _make_records() -> None:
     op.create_index("ix_usage_records_ended", "usage_records", ["ended"])
 
 
-def _make_table(name: str, key: list[str], *columns: sa.Column[object]) -> None:
+def _make_table(name: str, key: list[str], *columns: sa.Column[Any]) -> None:
     op.create_table(name, *columns, sa.PrimaryKeyConstraint(*key, name=op.f(f"pk_{name}")))
