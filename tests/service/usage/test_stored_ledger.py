@@ -31,7 +31,7 @@ from safelight.service.usage import storage as storage_module
 from safelight.service.usage import stored_ledger as stored_ledger_module
 from safelight.service.usage.aggregates import LedgerState
 from safelight.service.usage.changes import Changes
-from safelight.service.usage.events import UsageReport
+from safelight.service.usage.events import GatewayReport, UsageReport
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome
 from safelight.service.usage.report_schema import AccountingReport
@@ -175,6 +175,7 @@ def random_queues(rng: random.Random, num_requests: int) -> list[list[UsageRepor
     queues[0] = [
         replace(report, retried=(("m", number % 2),), dropped=number % 3)
         for number, report in enumerate(queues[0])
+        if isinstance(report, GatewayReport)
     ]
     return queues
 
@@ -201,7 +202,7 @@ async def test_no_fault_changes_the_sums_in_any_database(database: Database) -> 
     assert sums(await play(database, queues, steps)) == sums(uninterrupted(queues))
 
 
-REPORTS = (
+REPORTS: tuple[UsageReport, ...] = (
     gateway_report(0, record("a", images=2), record("b", RequestOutcome.REFUSED), record("c", key="other")),
     stage_report(0, event("a", 1.5, 1000, nfe=4), event("later", 0.5), event("", 0.25), busy=3.0, open=0.5),
     stage_report(0, event("c", 0.25), stage="decode", source="two", busy=0.5),
