@@ -75,8 +75,11 @@ class GatewayDeployment:
         return self._backends.retired_in_flight
 
     async def drain(self) -> None:
-        """Refuse new requests; returns when no image is in flight."""
-        await self._app.state.gateway.dispatcher.drain()
+        """Refuse new requests, and give back jobs; returns when no image is in flight."""
+        gateway = self._app.state.gateway
+        if gateway.jobs is not None:
+            await gateway.jobs.stop()
+        await gateway.dispatcher.drain()
 
     def _make_entries(self) -> list[ModelBackend]:
         """The served models with their backends; a set that was served before keeps its backend."""
