@@ -267,8 +267,8 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Absolute path of the folder of a SQLite file, or the URL of PostgreSQL such as "
         "`postgresql://user:password@host/name`, which needs the extra `postgres`; several machines need "
-        "PostgreSQL. Empty: `safelight` in the user's folder for data. Used where API keys are, and from the first job "
-        "or `Idempotency-Key` on.",
+        "PostgreSQL. Empty: `safelight` in the user's folder for data. Used where API keys are, and from the "
+        "first job or `Idempotency-Key` on.",
     )
     key_refresh_seconds: PositiveFloat = Field(
         5.0,
@@ -330,8 +330,8 @@ class Settings(BaseSettings):
     )
     jobs: bool = Field(
         True,
-        description="Whether requests may be sent as jobs, and with an `Idempotency-Key` (docs/jobs.md); both "
-        "need `image_store`.",
+        description="Whether requests may be sent as jobs, and with an `Idempotency-Key` (docs/jobs.md); "
+        "both need `image_store`.",
     )
     job_concurrency: PositiveInt = Field(
         2, description="Most jobs that a gateway draws at a time, beside the requests whose callers wait."
@@ -358,12 +358,13 @@ class Settings(BaseSettings):
     )
     webhook_url: str = Field(
         "",
-        description="Receiver of the webhooks of jobs that name none, in one of `webhook_origins`. Empty: none.",
+        description="Receiver of the webhooks of jobs that name none, in one of `webhook_origins`. Empty: "
+        "none.",
     )
     webhook_secret: Annotated[SecretStr, AfterValidator(check_webhook_secret)] = Field(
         SecretStr(""),
-        description="Signs webhooks, as Standard Webhooks writes it: `whsec_` and the base64 of 24 to 64 random "
-        "bytes. Required with `webhook_origins`.",
+        description="Signs webhooks, as Standard Webhooks writes it: `whsec_` and the base64 of 24 to 64 "
+        "random bytes. Required with `webhook_origins`.",
     )
     secrets_dir: Annotated[str, AfterValidator(check_folder)] = Field(
         "",
@@ -466,8 +467,9 @@ class Settings(BaseSettings):
                 )
         if self.webhook_origins and not self.webhook_secret.get_secret_value():
             raise ValueError("webhook_origins needs webhook_secret, which signs the messages")
-        if self.webhook_url and not self.webhook_origins:
-            raise ValueError("webhook_url needs webhook_origins, which allows it")
+        webhook_origin = "/".join(self.webhook_url.split("/")[:3])
+        if webhook_origin and webhook_origin not in names_in(self.webhook_origins):
+            raise ValueError("webhook_url must be in one of webhook_origins")
         if self.compile_blocks and self.quantization != "none":
             raise ValueError(f"compile_blocks needs quantization=none, got {self.quantization}")
         return self

@@ -112,7 +112,7 @@ class JobStore:
         return [Job.from_row(row) for row in rows[:limit]], len(rows) > limit
 
     async def position(self, job: Job) -> int:
-        """How many jobs are drawn before a queued one."""
+        """How many queued jobs are older, or of higher priority."""
         is_equal = jobs.c.priority == job.priority
         is_before = or_(
             jobs.c.priority > job.priority,

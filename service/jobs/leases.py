@@ -1,7 +1,7 @@
 """Jobs as gateways draw them: claimed for a time, renewed, given back, ended behind a fence, and swept.
 
-A lease that is not renewed lets another gateway draw the job; each claim is a new attempt, and only the latest
-one can end the job. So a job may be drawn twice, and ends once.
+A lease that is not renewed lets another gateway draw the job; each claim is a new attempt, and only the
+latest one can end the job. So a job may be drawn twice, and ends once.
 """
 
 from collections.abc import Collection, Mapping
@@ -49,14 +49,25 @@ class JobLeases:
             return await connection.scalar(select(jobs.c.id).where(is_next).limit(1)) is not None
 
     async def claim(self, owner: str) -> Job | None:
-        """Take the next job for `LEASE_SECONDS`: a queued one, or one whose lease has ended."""
+        """Take the next job for `LEASE_SECONDS`: a queued one, or one whose lease has ended.
+
+        Of equal priority, the caller of whose jobs the fewest are drawn comes first, then the oldest job.
+        """
         now = self._database.clock()
-        order = jobs.c.priority.desc(), jobs.c.created, jobs.c.id
-        # PostgreSQL passes over rows that others are claiming; SQLite, which has one writer, ignores that
-        next_id = select(jobs.c.id).where(is_claimable(now, MAX_FAILURES)).order_by(*order).limit(1)
+        running = jobs.alias("running")
+        is_of_caller = and_(running.c.state == JobState.RUNNING, running.c.caller == jobs.c.caller)
+        num_running = select(sql.count(running.c.id)).where(is_of_caller).scalar_subquery()
+        next_id = (
+            select(jobs.c.id)
+            .where(is_claimable(now, MAX_FAILURES))
+            .order_by(jobs.c.priority.desc(), num_running, jobs.c.created, jobs.c.id)
+            .limit(1)
+            # PostgreSQL passes over rows that others are claiming; SQLite, which has one writer, ignores it
+            .with_for_update(skip_locked=True, of=jobs)
+        )
         query = (
             update(jobs)
-            .where(jobs.c.id == next_id.with_for_update(skip_locked=True).scalar_subquery())
+            .where(jobs.c.id == next_id.scalar_subquery())
             .values(
                 # a lease that has ended was of a gateway that was lost, maybe because of this job
                 failures=jobs.c.failures + case((jobs.c.state == JobState.RUNNING, 1), else_=0),

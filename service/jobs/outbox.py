@@ -1,4 +1,4 @@
-"""The outbox: messages to receivers, written in the transaction that ends a job, and sent until they arrive."""
+"""The outbox: messages to receivers, written in the transaction that ends a job, sent until they arrive."""
 
 import json
 import random

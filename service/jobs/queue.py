@@ -18,7 +18,6 @@ from safelight.service.database.locations import DatabaseLocation, find_database
 from safelight.service.errors import DeadlineExceeded, JobsUnavailable, ServiceError
 from safelight.service.jobs.drawing import Draw, Drawing
 from safelight.service.jobs.job import Job, Submission
-from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0  # between two looks for jobs that other gateways have submitted
+WATCH_SECONDS = 1.0  # between two looks whether jobs that are drawn here were cancelled elsewhere
 SWEEP_SECONDS = 60.0
 WAIT_SECONDS = 0.5  # between two looks whether a job that is drawn elsewhere has ended
 
@@ -135,7 +135,7 @@ class JobQueue:
         loops = [
             repeat(queue.runner.fill, POLL_SECONDS, self._wake),
             repeat(queue.leases.sweep, SWEEP_SECONDS, asyncio.Event()),
-            queue.runner.watch(),
+            repeat(queue.runner.check, WATCH_SECONDS, asyncio.Event()),  # a lease outlasts short outages
         ]
         if queue.sender is not None:
             loops.append(repeat(queue.sender.send_due, POLL_SECONDS, self._wake_sender))

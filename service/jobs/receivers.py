@@ -1,7 +1,7 @@
 """Which receivers of webhooks are allowed, and at which address one is reached.
 
-An origin is allowed by the operator, by scheme, host and port. A host name is looked up at each attempt, and the
-connection goes to an address that was checked: a name that leads into a private network leads nowhere.
+An origin is allowed by the operator, by scheme, host and port. A host name is looked up at each attempt, and
+the connection goes to an address that was checked: a name that leads into a private network leads nowhere.
 """
 
 import asyncio
@@ -53,8 +53,8 @@ def parse_receiver(text: str, allowed: Iterable[str]) -> URL:
 async def find_address(url: URL) -> str:
     """An IP address at which the receiver is reached. Raises `BadReceiver`.
 
-    An address that is written in the URL was allowed as it is by the operator. A name must have public addresses
-    only: with one private address among others, who answers for the name could choose.
+    An address that is written in the URL was allowed as it is by the operator. A name must have public
+    addresses only: with one private address among others, who answers for the name could choose.
     """
     host = url.host
     if _parse_address(host) is not None:

@@ -24,7 +24,6 @@ from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 logger = logging.getLogger(__name__)
 
 RENEW_SECONDS = 5.0
-WATCH_SECONDS = 1.0  # between two looks whether jobs that are drawn here were cancelled elsewhere
 MAX_BACKOFF_SECONDS = 60.0
 BUSY_SECONDS = 2.0  # after a service that was full
 # A failure of the service that is none of the job: drawn again, however often.
@@ -82,15 +81,6 @@ class JobRunner:
         drawing = self._drawings.get(job_id)
         if drawing is not None and drawing.task is not None:
             await cancel_and_wait(drawing.task)
-
-    async def watch(self) -> None:
-        """Renew leases, and stop drawing jobs whose lease is lost, until the task is cancelled."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            try:
-                await self.check()
-            except ServiceError as error:  # the lease outlasts short outages
-                logger.warning("leases of jobs cannot be renewed: %s (%s)", error, error.__cause__)
 
     async def check(self) -> None:
         """Renew the leases that are due, and stop drawing what is lost. Raises `JobsUnavailable`."""

@@ -67,15 +67,18 @@ class WebhookSender:
         address = await find_address(url)
         headers = self._headers(message) | {"host": url.netloc.decode("ascii")}
         # without the environment: a proxy would look up the name itself
-        async with httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=SECONDS) as client:
-            async with client.stream(
+        client = httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=SECONDS)
+        async with (
+            client,
+            client.stream(
                 "POST",
                 url.copy_with(host=address),
                 content=message.payload.encode(),
                 headers=headers,
                 extensions={"sni_hostname": url.host},  # whose certificate it must have
-            ) as response:
-                return response.status_code  # and its body is not read
+            ) as response,
+        ):
+            return response.status_code  # and its body is not read
 
     def _headers(self, message: Message) -> dict[str, str]:
         timestamp = datetime.fromtimestamp(math.floor(self._database.clock()), UTC)

@@ -23,7 +23,8 @@ class JobObject(BaseModel):
     ended_at: int | None
     expires_at: int = Field(description="When it and its images are no longer kept.")
     position: int | None = Field(
-        description="How many jobs are drawn before a queued one; null in lists, and of others."
+        description="How many queued jobs are older than a queued one; callers take turns. Null in lists, "
+        "and of other jobs."
     )
     forecast_seconds: float | None = Field(
         description="Estimate of the seconds until it is done; null if this gateway does not know."

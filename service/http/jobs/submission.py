@@ -1,4 +1,4 @@
-"""Answers a request at once, as a job, or as a job that its caller waits for: the one with an Idempotency-Key."""
+"""Answers a request at once, or as a job; one with an Idempotency-Key is a job that its caller waits for."""
 
 import hashlib
 import json
