@@ -2,6 +2,8 @@
 
 import base64
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,6 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from safelight.service.errors import BrokenImage, StageLost
+from safelight.service.http.jobs import events
+from safelight.service.http.jobs.schemas import JobObject
 from safelight.service.jobs import runner
 from safelight.service.messages import ImageFormat, Upload
 from tests.fakes import MODEL, FakeBackend, fake_image, make_params
@@ -183,23 +187,29 @@ def test_a_list_after_a_job_that_is_not_there(service: Service) -> None:
 
 
 def test_events_tell_the_progress_until_the_end(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safelight.service.http.jobs.events.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
+    made: list[str] = []
+    make_event = events._event
+
+    def count_event(job: JobObject) -> bytes:
+        made.append(job.state)
+        return make_event(job)
+
+    monkeypatch.setattr(events, "_event", count_event)
     service.close_gate()
     path = service.submit()
     service.wait(path, "running")
-    events: list[tuple[str, Any]] = []
-    with service.client.stream("GET", path, headers={"accept": "text/event-stream"}) as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        # the test client has the whole answer before it reads
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(service.client.get, path, headers={"accept": "text/event-stream"})
+        service.until(lambda: bool(made))
         service.open_gate()
-        name = ""
-        for line in response.iter_lines():
-            if line.startswith("event: "):
-                name = line.removeprefix("event: ")
-            elif line.startswith("data: "):
-                events.append((name, json.loads(line.removeprefix("data: "))))
-    assert events[-1][0] == "image_job.done" and events[-1][1]["result"]["data"]
-    assert all(name == f"image_job.{job['state']}" for name, job in events)
+        text = answer.result().text
+    assert answer.result().headers["content-type"].startswith("text/event-stream")
+    sent = re.findall(r"^event: (.*)\ndata: (.*)$", text, re.MULTILINE)
+    jobs = [json.loads(data) for _, data in sent]
+    assert [name for name, _ in sent] == [f"image_job.{job['state']}" for job in jobs]
+    assert [job["state"] for job in jobs] == ["running", "done"]
+    assert jobs[-1]["result"]["data"]
 
 
 def test_a_job_is_recorded_once_with_its_images(service: Service) -> None:
