@@ -26,6 +26,7 @@ from safelight.service.jobs.job_table import (
 )
 
 LEASE_SECONDS = 15.0
+DAY = 86_400.0
 # Of a job that fails, loses its stage, or its gateway: then it is not drawn again.
 MAX_FAILURES = 5
 
@@ -149,7 +150,9 @@ class JobLeases:
             keys = jobs.c.idempotency_until <= now
             await connection.execute(update(jobs).where(keys).values(**WITHOUT_KEY))
             is_told = webhook_messages.c.ended <= now - self._kept_seconds
-            await connection.execute(delete(webhook_messages).where(is_told))
+            # of a service that sends none any more; all attempts take less than a day
+            is_stale = webhook_messages.c.created <= now - self._kept_seconds - DAY
+            await connection.execute(delete(webhook_messages).where(or_(is_told, is_stale)))
 
     async def _update(self, job: Job, values: Mapping[str, Any]) -> bool:
         async with self._database.writing() as connection:

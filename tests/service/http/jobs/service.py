@@ -96,7 +96,6 @@ def serving(settings: Settings, backend: FakeBackend | None = None) -> Iterator[
         service = Service(app, client, backend, records)
         service.until(lambda: bool(backend.drawn))  # the warm-up image
         yield service
-        service.open_gate()
 
 
 @pytest.fixture

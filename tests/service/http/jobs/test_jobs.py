@@ -15,7 +15,7 @@ from safelight.service.http.jobs import events
 from safelight.service.http.jobs.schemas import JobObject
 from safelight.service.jobs import runner
 from safelight.service.messages import ImageFormat, Upload
-from tests.fakes import MODEL, FakeBackend, fake_image, make_params
+from tests.fakes import MODEL, fake_image, make_params
 from tests.service.conftest import ROUTE
 from tests.service.http.jobs.service import ASYNC, BODY, JOBS, Service, make_settings, serving
 
@@ -223,16 +223,13 @@ def test_a_job_is_recorded_once_with_its_images(service: Service) -> None:
 
 
 def test_jobs_go_on_after_a_restart(tmp_path: Path) -> None:
-    settings, backend = make_settings(tmp_path, job_concurrency=1), FakeBackend()
-    with serving(settings, backend) as service:
+    settings = make_settings(tmp_path, job_concurrency=1)
+    with serving(settings) as service:
         done = service.submit(prompt="first")
         service.wait(done)
         service.close_gate()
         paths = [service.submit(prompt=f"prompt {index}") for index in range(3)]
         service.wait(paths[0], "running")
-        service.client.__exit__(None, None, None)
-        service.client.portal = None
-        backend.gate.set()
     with serving(settings) as service:
         for path in paths:
             job = service.wait(path)
