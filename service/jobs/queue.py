@@ -147,14 +147,14 @@ class JobQueue:
         return drawing if drawing is not None and drawing.job.attempt == job.attempt else None
 
     async def stop(self) -> None:
-        """Claim nothing more, and give back what is drawn here: other gateways go on with it."""
+        """Claim nothing more, and give back jobs for which nobody waits: other gateways go on with them."""
         if self._queue is not None:
             await self._queue.runner.stop()
 
     async def close(self) -> None:
-        """As `stop`, and leave the database."""
-        await self.stop()
+        """Give back all that is still drawn, and leave the database."""
         if self._queue is not None:
+            await self._queue.runner.stop(is_end=True)
             await self._queue.database.close()
 
     def _on_end(self) -> None:

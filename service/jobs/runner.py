@@ -96,10 +96,12 @@ class JobRunner:
             if not is_held and drawing.task is not None:
                 await cancel_and_wait(drawing.task)
 
-    async def stop(self) -> None:
-        """Claim nothing more, and give all jobs back."""
+    async def stop(self, is_end: bool = False) -> None:
+        """Claim nothing more, and give jobs back; if `is_end`, also those whose callers wait."""
         self._is_stopping = True
-        drawings = list(self._drawings.values())
+        drawings = [
+            drawing for drawing in self._drawings.values() if is_end or not drawing.job.is_interactive
+        ]
         for drawing in drawings:
             drawing.is_given_back = True
         await cancel_and_wait(*(drawing.task for drawing in drawings if drawing.task is not None))

@@ -145,8 +145,9 @@ class TrainingRun:
         The generator is seeded from (seed, step), so a resumed run gives exactly the result of an
         uninterrupted one.
         """
+        # Before `_resume`: a checkpoint's optimisers have the rates of its last step.
+        base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
         first = self._resume()
-        base_rates = [[group["initial_lr"] for group in o.param_groups] for o in self.optimisers]
         start, last_save, smooth = time.monotonic(), time.monotonic(), None
         with _progress() as bar:
             task = bar.add_task(self.name, total=self.num_steps, completed=first, loss="")
@@ -189,9 +190,6 @@ class TrainingRun:
         os.replace(partial, self.checkpoint)  # an interruption never leaves half a checkpoint
 
     def _resume(self) -> int:
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group.setdefault("initial_lr", group["lr"])
         if not self.checkpoint.exists():
             return 0
         device = next(self.module.parameters()).device

@@ -57,7 +57,7 @@ async def painter() -> Painter:
 async def runner(jobs: Jobs, painter: Painter) -> AsyncIterator[JobRunner]:
     runner = JobRunner(jobs.leases, painter, "gateway", concurrency=2)
     yield runner
-    await runner.stop()
+    await runner.stop(is_end=True)
 
 
 async def submit(jobs: Jobs, **changes: object) -> Job:
@@ -232,3 +232,17 @@ async def test_a_job_that_always_fails_is_given_up(jobs: Jobs, runner: JobRunner
         jobs.clock.advance(60)
     failed = await jobs.store.get(job.id, None)
     assert (failed.state, failed.attempt) == (JobState.FAILED, MAX_FAILURES)
+
+
+async def test_a_gateway_that_stops_goes_on_for_callers_who_wait(
+    jobs: Jobs, runner: JobRunner, painter: Painter
+) -> None:
+    job = await submit(jobs, is_interactive=True)
+    runner.start(job)
+    await painter.begun.get()
+    await runner.stop()
+    assert runner.find(job.id) is not None
+    await runner.stop(is_end=True)
+    assert painter.cancelled == [job.id]
+    again = await jobs.leases.claim("other")
+    assert again is not None and (again.id, again.failures) == (job.id, 0)
