@@ -21,6 +21,7 @@ class Drawing:
         upload: The files of an edit.
         renewed: When its lease was last renewed, by the monotonic clock.
         steps_done: Returns how many steps are done, as far as that is known.
+        is_ending: Whether its end is being written, which nothing stops any more.
         is_given_back: Whether it is drawn no further, and that not at its caller's wish.
         task: Draws it.
     """
@@ -29,6 +30,7 @@ class Drawing:
     upload: Upload | None = field(default=None, repr=False)
     renewed: float = field(default_factory=time.monotonic)
     steps_done: Callable[[], int] = lambda: 0
+    is_ending: bool = False
     is_given_back: bool = False
     task: "asyncio.Task[None] | None" = None
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextvars import Context
 
 from safelight.service.errors import (
     BrokenImage,
@@ -66,7 +67,9 @@ class JobRunner:
         """Draw a job that was claimed."""
         drawing = Drawing(job)
         self._drawings[job.id] = drawing
-        drawing.task = asyncio.create_task(self._run(drawing))
+        # outside of the context of the request that submits it: Ray cancels what was called for a request
+        # whose client has gone
+        drawing.task = asyncio.create_task(self._run(drawing), context=Context())
 
     async def fill(self) -> None:
         """Claim jobs until there is no other, or no room. Raises `JobsUnavailable`."""
@@ -78,9 +81,8 @@ class JobRunner:
 
     async def cancel(self, job_id: str) -> None:
         """Stop drawing a job, if it is drawn here; returns when its images have left the batch."""
-        drawing = self._drawings.get(job_id)
-        if drawing is not None and drawing.task is not None:
-            await cancel_and_wait(drawing.task)
+        if (drawing := self._drawings.get(job_id)) is not None:
+            await _stop_drawing(drawing)
 
     async def check(self) -> None:
         """Renew the leases that are due, and stop drawing what is lost. Raises `JobsUnavailable`."""
@@ -93,8 +95,8 @@ class JobRunner:
             if is_held and time.monotonic() - drawing.renewed >= RENEW_SECONDS:
                 is_held = await self._leases.renew(drawing.job, drawing.steps_done())
                 drawing.renewed = time.monotonic()
-            if not is_held and drawing.task is not None:
-                await cancel_and_wait(drawing.task)
+            if not is_held:
+                await _stop_drawing(drawing)
 
     async def stop(self, is_end: bool = False) -> None:
         """Claim nothing more, and give jobs back; if `is_end`, also those whose callers wait."""
@@ -104,7 +106,7 @@ class JobRunner:
         ]
         for drawing in drawings:
             drawing.is_given_back = True
-        await cancel_and_wait(*(drawing.task for drawing in drawings if drawing.task is not None))
+        await asyncio.gather(*map(_stop_drawing, drawings))
 
     def _has_room(self) -> bool:
         num_drawn = sum(not drawing.job.is_interactive for drawing in self._drawings.values())
@@ -116,7 +118,7 @@ class JobRunner:
         try:
             if job.kind == EDIT:
                 drawing.upload = await self._load_upload(job)
-            await self._draw(drawing, lambda result: self._end(job, result))
+            await self._draw(drawing, lambda result: self._end(drawing, result))
         except asyncio.CancelledError:
             if drawing.is_given_back:
                 await self._settle(job, None)
@@ -138,8 +140,9 @@ class JobRunner:
         image, mask = files
         return Upload(image, mask, job.work.upload_size, job.work.upload_sizes)
 
-    async def _end(self, job: Job, result: JobResult) -> None:
-        if not await self._leases.end(job, result):
+    async def _end(self, drawing: Drawing, result: JobResult) -> None:
+        drawing.is_ending = True  # the fence says whether it is too late
+        if not await self._leases.end(drawing.job, result):
             raise LeaseLost()
 
     async def _settle(self, job: Job, error: ServiceError | None) -> None:
@@ -157,6 +160,15 @@ class JobRunner:
                 await self._leases.release(job, delay, has_failed=True)
         except ServiceError as failure:  # the lease ends by itself
             logger.warning("a job could not be given back: %s (%s)", failure, failure.__cause__)
+
+
+async def _stop_drawing(drawing: Drawing) -> None:
+    """Stop a drawing, or wait for its end if that is being written: it must not be recorded as cancelled."""
+    assert drawing.task is not None
+    if drawing.is_ending:
+        await asyncio.wait({drawing.task})
+    else:
+        await cancel_and_wait(drawing.task)
 
 
 def is_final(job: Job, error: ServiceError) -> bool:

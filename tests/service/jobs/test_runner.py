@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,6 +25,7 @@ from safelight.service.messages import Upload
 from tests.service.jobs.opened import Jobs
 from tests.service.jobs.submissions import RESULT, make_edit, make_submission
 
+CALLER = ContextVar("CALLER", default="nobody")
 pytestmark = pytest.mark.parametrize("location", ["sqlite"], indirect=True)
 
 
@@ -33,24 +35,34 @@ class Painter:
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     errors: list[Exception] = field(default_factory=list)
+    last_gate: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # between the end of a job and that of its task
     begun: asyncio.Queue[Drawing] = field(default_factory=asyncio.Queue)
+    ended: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    callers: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
     async def __call__(self, drawing: Drawing, end: End) -> None:
         self.begun.put_nowait(drawing)
+        self.callers.append(CALLER.get())
         if self.errors:
             raise self.errors.pop(0)
         try:
             await self.gate.wait()
+            await end(RESULT)
+            self.ended.put_nowait(drawing.job.id)
+            await self.last_gate.wait()
         except asyncio.CancelledError:
             self.cancelled.append(drawing.job.id)
             raise
-        await end(RESULT)
 
 
 @pytest.fixture
 async def painter() -> Painter:
-    return Painter()
+    painter = Painter()
+    painter.last_gate.set()
+    return painter
 
 
 @pytest.fixture
@@ -246,3 +258,30 @@ async def test_a_gateway_that_stops_goes_on_for_callers_who_wait(
     assert painter.cancelled == [job.id]
     again = await jobs.leases.claim("other")
     assert again is not None and (again.id, again.failures) == (job.id, 0)
+
+
+async def test_a_job_whose_end_is_written_is_not_cancelled(
+    jobs: Jobs, runner: JobRunner, painter: Painter
+) -> None:
+    job = await submit(jobs)
+    painter.gate.set()
+    painter.last_gate.clear()
+    await runner.fill()
+    await painter.ended.get()
+    stops = [asyncio.create_task(work) for work in (runner.check(), runner.cancel(job.id), runner.stop())]
+    for _ in range(100):
+        await asyncio.sleep(0)
+    await jobs.leases.attempts([job.id])  # as long as the check takes to see that the job has ended
+    painter.last_gate.set()
+    await asyncio.gather(*stops)
+    assert painter.cancelled == []
+    assert (await jobs.store.get(job.id, None)).state is JobState.DONE
+
+
+async def test_a_job_is_not_drawn_in_the_context_of_its_request(
+    jobs: Jobs, runner: JobRunner, painter: Painter
+) -> None:
+    CALLER.set("a request")
+    runner.start(await submit(jobs, is_interactive=True))
+    await painter.begun.get()
+    assert painter.callers == ["nobody"]
