@@ -3,10 +3,9 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import (
@@ -75,31 +74,6 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, p in module.named_parameters():
             self.shadow[name].lerp_(p, 1.0 - decay)
-
-
-class FilterMuon(torch.optim.Muon):
-    """Muon (orthogonalised momentum) for convolutions, with filters as matrices (out, kh x kw x in).
-
-    The matrices are views of `filters`, 4-D parameters in the channels-last layout, so loading and averaging
-    parameters works as usual; only gradients are copied.
-    """
-
-    def __init__(self, filters: Iterable[nn.Parameter], **options: Any):
-        self._filters = list(filters)
-        super().__init__([nn.Parameter(_as_matrix(p.data)) for p in self._filters], **options)
-
-    # Without a closure: it would make new gradients after the copying.
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
-            if p.data_ptr() != matrix.data_ptr():
-                raise RuntimeError("a filter was moved: its matrix is no longer a view of it")
-            matrix.grad = None if p.grad is None else _as_matrix(p.grad)
-        super().step()  # type: ignore[no-untyped-call]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for p in self._filters:
-            p.grad = None
 
 
 def forward_function(module: nn.Module) -> Callable[..., Tensor]:
@@ -204,10 +178,6 @@ class TrainingRun:
 
 def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def _as_matrix(filters: Tensor) -> Tensor:
-    return filters.permute(0, 2, 3, 1).flatten(1)
 
 
 def _progress() -> Progress:
