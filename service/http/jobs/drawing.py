@@ -54,7 +54,12 @@ async def _draw(
     job, work = drawing.job, drawing.job.work
     model = gateway.backends.find(job.model).model
     drawing.steps_done = _progress(gateway, job, recorder)
-    context = RequestContext(recorder.id, span.traceparent, job.request_id, model.id)
+    context = RequestContext(
+        record_id=recorder.id,
+        traceparent=span.traceparent,
+        request_id=job.request_id,
+        model=model.id,
+    )
     results = await gateway.dispatcher.generate(work.params, work.output, context, drawing.upload)
     names = await _store(gateway, job, results, recorder)
     params = list(work.params)
