@@ -13,11 +13,13 @@ import pytest
 from safelight.service.errors import BrokenImage, StageLost
 from safelight.service.http.jobs import events
 from safelight.service.http.jobs.schemas import JobObject
-from safelight.service.jobs import runner
+from safelight.service.jobs import queue, runner
 from safelight.service.messages import ImageFormat, Upload
 from tests.fakes import MODEL, fake_image, make_params
 from tests.service.conftest import ROUTE
 from tests.service.http.jobs.service import ASYNC, BODY, JOBS, Service, make_settings, serving
+from tests.service.jobs.receiver import receiving
+from tests.service.jobs.test_webhooks import SECRET
 
 EDITS = "/v1/images/edits"
 
@@ -275,3 +277,22 @@ def test_too_many_jobs_are_refused(tmp_path: Path) -> None:
         response = service.draw(ASYNC)
         assert (response.status_code, response.json()["error"]["code"]) == (429, "too_many_jobs")
         service.open_gate()
+
+
+def test_the_receiver_of_a_jobs_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "POLL_SECONDS", 0.05)
+    with receiving() as receiver:
+        changes = {"webhook_origins": receiver.origin, "webhook_secret": SECRET}
+        with serving(make_settings(tmp_path, webhook_url=f"{receiver.origin}/all", **changes)) as service:
+            service.wait(service.submit({"x-safelight-webhook": f"{receiver.origin}/mine"}))
+            service.wait(service.submit())
+            service.until(lambda: len(receiver.requests) == 2)
+            response = service.draw(ASYNC | {"x-safelight-webhook": "https://evil.test/"})
+            assert response.status_code == 400
+            assert response.json()["error"]["param"] == "x-safelight-webhook"
+    assert sorted(path for path, _, _ in receiver.requests) == ["/all", "/mine"]
+
+
+def test_without_origins_a_receiver_is_refused(service: Service) -> None:
+    response = service.draw(ASYNC | {"x-safelight-webhook": "https://hooks.test/"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "x-safelight-webhook")
