@@ -131,7 +131,9 @@ class JobMachine(RuleBasedStateMachine):
             webhook="https://hooks.test/",
             is_interactive=is_interactive,
         )
-        keyed = {job.key: job_id for job_id, job in self.expected.items() if job.caller == caller and job.key}
+        keyed: dict[str | None, str] = {
+            job.key: job_id for job_id, job in self.expected.items() if job.caller == caller and job.key
+        }
         taken = {key: job_id for key, job_id in keyed.items() if self._holds_key(self.expected[job_id])}
         num_open = Counter(job.caller for job in self.expected.values() if job.is_open)
         is_full = num_open.total() >= LIMITS.max_jobs or num_open[caller] >= LIMITS.max_jobs_per_key

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ async def runner(jobs: Jobs, painter: Painter) -> AsyncIterator[JobRunner]:
     await runner.stop(is_end=True)
 
 
-async def submit(jobs: Jobs, **changes: object) -> Job:
+async def submit(jobs: Jobs, **changes: Any) -> Job:
     job, _ = await jobs.store.submit(make_submission(**changes), "gateway")
     return job
 
