@@ -16,6 +16,7 @@ from safelight.service.runtime.ignored_variables import describe_ignored
 from safelight.service.setting_sources import EnvironmentSource, FolderSource
 from safelight.service.setting_types import (
     MODEL_VALUES,
+    NO_STORE,
     Amount,
     BadSetting,
     Count,
@@ -40,6 +41,8 @@ from safelight.service.setting_types import (
     check_root_path,
     check_served_names,
     check_variant,
+    check_webhook_origins,
+    check_webhook_secret,
     names_in,
     replica_range,
 )
@@ -265,7 +268,8 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Absolute path of the folder of a SQLite file, or the URL of PostgreSQL such as "
         "`postgresql://user:password@host/name`, which needs the extra `postgres`; several machines need "
-        "PostgreSQL. Empty: `safelight` in the user's folder for data. It has API keys and the accounts.",
+        "PostgreSQL. Empty: `safelight` in the user's folder for data. It has API keys, the accounts, jobs "
+        "and requests with an `Idempotency-Key`.",
     )
     keep_accounts: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -344,6 +348,44 @@ class Settings(BaseSettings):
         description="URL at which callers reach the service, such as `https://images.example.org`, with "
         "which links begin. Empty: as the request says, in `Host` and `X-Forwarded-*`.",
     )
+    jobs: bool = Field(
+        True,
+        description="Whether requests may be sent as jobs, and with an `Idempotency-Key` (docs/jobs.md); "
+        "both need `image_store`.",
+    )
+    job_concurrency: PositiveInt = Field(
+        2, description="Most jobs that a gateway draws at a time, beside the requests whose callers wait."
+    )
+    max_jobs: PositiveInt = Field(
+        10_000, description="Most open jobs; a further one is refused with status 429."
+    )
+    max_jobs_per_key: PositiveInt = Field(
+        1_000, description="Most open jobs of one API key, or without keys of all callers."
+    )
+    max_job_upload_bytes: PositiveInt = Field(
+        1 << 30, description="Most bytes of the files that open jobs edit, which the database keeps."
+    )
+    job_seconds: PositiveFloat = Field(
+        172_800.0,
+        description="Seconds after its submission in which a job must be begun, and for which its images are "
+        "kept; then it has expired, and is still listed for as long.",
+    )
+    webhook_origins: Annotated[str, AfterValidator(check_webhook_origins)] = Field(
+        "",
+        description="Origins that webhooks of jobs may be sent to, such as `https://hooks.example.org`, "
+        "separated by commas. An address of a private network is allowed only if it is itself in the list. "
+        "Empty: there are no webhooks.",
+    )
+    webhook_url: str = Field(
+        "",
+        description="Receiver of the webhooks of jobs that name none, in one of `webhook_origins`. Empty: "
+        "none.",
+    )
+    webhook_secret: Annotated[SecretStr, AfterValidator(check_webhook_secret)] = Field(
+        SecretStr(""),
+        description="Signs webhooks, as Standard Webhooks writes it: `whsec_` and the base64 of 24 to 64 "
+        "random bytes. Required with `webhook_origins`.",
+    )
     secrets_dir: Annotated[str, AfterValidator(check_folder)] = Field(
         "",
         description="Folder with one file per setting, named like its environment variable, such as "
@@ -413,6 +455,11 @@ class Settings(BaseSettings):
             return (self.model,)
         return names_in(self.model) or (self.model,)
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether there are jobs, whose images are stored."""
+        return self.jobs and self.image_store != NO_STORE
+
     def model_defaults(self) -> dict[str, dict[str, Any]]:
         """The defaults of requests by setting and name of a model; an empty name stands for every model."""
         return {name: parse_model_values(getattr(self, name), parse) for name, parse in MODEL_VALUES.items()}
@@ -455,6 +502,11 @@ class Settings(BaseSettings):
                     f"{name} has no effect with stages=colocated, where one replica holds all stages; "
                     f"set {denoise} instead"
                 )
+        if self.webhook_origins and not self.webhook_secret.get_secret_value():
+            raise ValueError("webhook_origins needs webhook_secret, which signs the messages")
+        webhook_origin = "/".join(self.webhook_url.split("/")[:3])
+        if webhook_origin and webhook_origin not in names_in(self.webhook_origins):
+            raise ValueError("webhook_url must be in one of webhook_origins")
         if self.compile_blocks and self.quantization != "none":
             raise ValueError(f"compile_blocks needs quantization=none, got {self.quantization}")
         return self

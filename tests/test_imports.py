@@ -109,6 +109,10 @@ ARROWS: dict[str, str] = {
         "service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
+    "service.jobs": (
+        "pipeline.params service.database service.errors service.messages service.runtime "
+        "service.setting_types service.settings"
+    ),
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
         "pipeline.engine pipeline.params service.backend service.messages service.previews "
@@ -117,7 +121,8 @@ ARROWS: dict[str, str] = {
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
         "service.access service.backend service.database service.dispatcher service.errors "
-        "service.image_store service.image_stream service.keys service.messages service.model_backends "
+        "service.image_store service.image_stream service.jobs service.keys service.messages "
+        "service.model_backends "
         "service.previews service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
@@ -163,6 +168,7 @@ TORCH_FREE = (
     "service.access",
     "service.errors",
     "service.http",
+    "service.jobs",
     "service.keys",
     "service.quotas",
     "service.settings",

@@ -3,7 +3,19 @@
 Times are Unix times in seconds. Documents are JSON; only the code that writes them reads them.
 """
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 # So that a constraint has the same name in every database, and a migration can change it.
 NAMES = {
@@ -159,3 +171,63 @@ usage_sources = Table(
     Column("document", Text, nullable=False),  # of a stage's replica: its totals; empty for a gateway
 )
 Index("ix_usage_sources_received", usage_sources.c.received)
+# Requests that are drawn whether or not somebody waits: jobs, and requests with an Idempotency-Key.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("caller", String(32), nullable=False),  # id of the API key; empty without keys
+    Column("caller_name", String(64), nullable=False),
+    Column("user", String(16), nullable=False),  # hash of the person whose request it is
+    Column("request_id", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),  # a higher one is drawn first
+    Column("model", Text, nullable=False),
+    Column("work", Text, nullable=False),  # what is drawn, as JSON
+    Column("num_images", Integer, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("steps_done", Integer, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("idempotency_until", Double),
+    Column("digest", String(64), nullable=False),  # SHA-256 of what the client sent
+    Column("created", Double, nullable=False),
+    Column("due", Double, nullable=False),  # not drawn before
+    Column("expires", Double, nullable=False),
+    Column("started", Double),
+    Column("ended", Double),
+    Column("attempt", Integer, nullable=False),  # rises with every claim: the fence
+    Column("failures", Integer, nullable=False),
+    Column("lease_owner", String(32)),
+    Column("lease_until", Double),
+    Column("webhook", Text),
+    Column("result", Text),  # as JSON: the names of the images, and the answer without them
+    Column("error", Text),  # as JSON
+    Index("ix_jobs_state_due", "state", "due"),
+    Index("ix_jobs_caller_created", "caller", "created"),
+    Index("uq_jobs_caller_idempotency_key", "caller", "idempotency_key", unique=True),
+)
+
+# The files of an edit, until its job has ended.
+job_uploads = Table(
+    "job_uploads",
+    metadata,
+    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("image", LargeBinary, nullable=False),
+    Column("mask", LargeBinary),
+    Column("num_bytes", BigInteger, nullable=False),
+)
+
+# The outbox: what receivers are told of jobs that have ended, written with their end.
+webhook_messages = Table(
+    "webhook_messages",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("due", Double, nullable=False),  # also how long a sender has it for itself
+    Column("attempts", Integer, nullable=False),
+    Column("ended", Double, index=True),  # delivered, or given up
+    Column("error", Text),  # of the latest attempt
+)

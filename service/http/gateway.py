@@ -28,7 +28,10 @@ from safelight.service.http.error_answers import add_error_handlers
 from safelight.service.http.gateway_parts import Gateway, make_access, make_image_store
 from safelight.service.http.generation import open_exchange, plan_images
 from safelight.service.http.image_files import add_file_routes
-from safelight.service.http.image_requests import answer_images, read_image_request
+from safelight.service.http.image_requests import read_image_request
+from safelight.service.http.jobs.drawing import draw_job
+from safelight.service.http.jobs.routes import add_job_routes
+from safelight.service.http.jobs.submission import ACCEPTED, SentContent, answer_request
 from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
 from safelight.service.http.middleware import Envelope
 from safelight.service.http.model_changes import ModelChanges, add_change_routes
@@ -55,6 +58,9 @@ from safelight.service.http.translation import (
     describe_curves,
     describe_model,
 )
+from safelight.service.jobs.drawing import Drawing, End
+from safelight.service.jobs.job import GENERATION
+from safelight.service.jobs.queue import JobQueue
 from safelight.service.messages import StageStatus
 from safelight.service.model_backends import ModelBackends
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
@@ -146,7 +152,11 @@ def _make_gateway(
     metrics = Metrics(outbox)
     dispatcher = RequestDispatcher(backends, metrics, settings, ledger)
     access = make_access(settings)
-    return Gateway(
+
+    async def draw(drawing: Drawing, end: End) -> None:
+        await draw_job(gateway, drawing, end)
+
+    gateway = Gateway(
         backends=backends,
         settings=settings,
         dispatcher=dispatcher,
@@ -160,7 +170,9 @@ def _make_gateway(
         progress=ProgressEstimator(),
         openapi_extras=OpenApiExtras(),
         access=access,
+        jobs=JobQueue(settings, draw) if settings.has_jobs else None,
     )
+    return gateway
 
 
 def _lifespan(
@@ -173,6 +185,8 @@ def _lifespan(
         tasks = [asyncio.ensure_future(gateway.warm_up.run())]
         if gateway.image_store is not None:
             tasks.append(asyncio.ensure_future(gateway.image_store.run()))
+        if gateway.jobs is not None:
+            tasks.append(asyncio.ensure_future(gateway.jobs.run()))
         gateway.reporter.start()
         async with (
             running(mcp_endpoint),
@@ -180,7 +194,11 @@ def _lifespan(
             nullcontext() if listen is None else _serving(app, gateway, listen()),
         ):
             yield
+            if gateway.jobs is not None:
+                await gateway.jobs.stop()
         await cancel_and_wait(*tasks)
+        if gateway.jobs is not None:
+            await gateway.jobs.close()
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
@@ -199,7 +217,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
+        responses={200: {"content": EVENT_STREAM}, 202: ACCEPTED, **GENERATION_ERRORS},
         openapi_extra=gateway.openapi_extras.add(
             lambda: image_request_body(gateway.names, gateway.settings.strict)
         ),
@@ -211,7 +229,8 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
             limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
             fields = await read_json_object(request, limit, seconds)
             reading = read_image_request(request, gateway, fields, exchange.record)
-            return await answer_images(request, plan_images(reading, fields.get("model")), exchange)
+            plan = plan_images(reading, fields.get("model"))
+            return await answer_request(request, plan, exchange, SentContent(GENERATION, fields))
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
@@ -305,6 +324,7 @@ ROUTES = (
     _add_image_route,
     add_edit_routes,
     add_file_routes,
+    add_job_routes,
     add_sdapi_routes,
     _add_accounting_route,
     _add_model_routes,

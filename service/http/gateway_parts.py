@@ -14,6 +14,7 @@ from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.image_store.store import ImageStore
+from safelight.service.jobs.queue import JobQueue
 from safelight.service.model_backends import ModelBackends
 from safelight.service.setting_types import NO_STORE, names_in
 from safelight.service.settings import Settings
@@ -46,6 +47,7 @@ class Gateway:
     progress: ProgressEstimator
     openapi_extras: OpenApiExtras
     access: KeyAccess | None  # None: callers need no API key
+    jobs: JobQueue | None  # None: there are no jobs
 
     @property
     def names(self) -> ModelNames:

@@ -93,8 +93,13 @@ class GatewayDeployment:
         return self._backends.retired_in_flight
 
     async def drain(self) -> None:
-        """Refuse new requests; returns when no image is in flight and the ledger has what these used."""
+        """Refuse new requests, and give back jobs.
+
+        Returns when no image is in flight and the ledger has what these used.
+        """
         gateway = self._app.state.gateway
+        if gateway.jobs is not None:
+            await gateway.jobs.stop()
         await gateway.dispatcher.drain()
         await asyncio.to_thread(gateway.reporter.deliver)
         await asyncio.sleep(INTERVAL_SECONDS)  # in which the stages report, before the ledger ends with them
