@@ -4,8 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.pipeline.scheduling.fair_shares import FairShares
 from safelight.pipeline.scheduling.queue import WaitingQueue
+from safelight.pipeline.scheduling.selection import charge_by_curve, select_next_batch
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
@@ -33,6 +36,18 @@ Queue = WaitingQueue[SimulatedSample]
 Rule = Callable[[Samples, Queue, float], list[SimulatedSample]]
 # Takes the new sample, the running samples, the queue (the new one in it) and the time.
 ArrivalHook = Callable[[SimulatedSample, Samples, Queue, float], None]
+
+
+def fair_rule(limits: Limits, curve: CostCurve) -> Rule:
+    """The engine's rule, with shares of its own. Callers are charged by the curve."""
+    shares = FairShares()
+
+    def rule(running: Samples, queue: Queue, now: float) -> list[SimulatedSample]:
+        selected = select_next_batch(running, queue, now, limits, curve, shares)
+        charge_by_curve(shares, selected, running, queue, curve)
+        return selected
+
+    return rule
 
 
 def simulate(
