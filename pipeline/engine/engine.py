@@ -323,7 +323,7 @@ class Engine:
             except torch.OutOfMemoryError:
                 logger.warning("a tick of %d samples does not fit into memory", len(selected))
             else:
-                self._metering.charge_tick(tick.work, self._running.values(), self._queue.callers)
+                self._metering.charge_tick(tick.work, self._running.values(), self._queue.shares)
                 self._prepare_next(selected)
                 return tick
             # Outside of `except`, where the error would keep the tensors of its frames.

@@ -7,7 +7,7 @@ from safelight.pipeline.engine.sample import QueuedSample, RunningSample
 from safelight.pipeline.params import DenoiseUsage, Share, StageCost
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.fair_shares import FairShares
-from safelight.pipeline.scheduling.selection import passed_over
+from safelight.pipeline.scheduling.selection import full_tick_seconds, passed_over
 
 # Every how many ticks one may exceed the curve's best work, to measure what such ticks cost now.
 PROBE_INTERVAL = 64
@@ -72,21 +72,20 @@ class Metering:
             is_probe=self._is_probe,
         )
 
-    def charge_tick(
-        self, tick: TickWork, running: Iterable[RunningSample], waiting_callers: Set[str]
-    ) -> None:
+    def charge_tick(self, tick: TickWork, running: Iterable[RunningSample], waiting: Set[Share]) -> None:
         """Charge the callers of a tick that is queued by what it is expected to take.
 
         Args:
             tick: The tick.
             running: The samples that it was selected from, those that it starts included.
-            waiting_callers: Who else has samples waiting.
+            waiting: Who else has samples waiting.
         """
         packets = [
             (sample.workload.share, seconds)
             for sample, seconds in zip(tick.samples, tick.expected_seconds, strict=True)
         ]
-        self.shares.dispatch(packets, waiting_callers | passed_over(running, tick.samples))
+        waiting = waiting | passed_over(running, tick.samples)
+        self.shares.dispatch(packets, waiting, full_tick_seconds(self.curve))
 
     def settle(self, sample: QueuedSample | RunningSample) -> None:
         """Charge the caller of a sample that leaves with what it was not charged with in ticks."""

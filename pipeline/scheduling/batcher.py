@@ -66,7 +66,7 @@ class TickRoom:
         self._limits = limits
         self._best_work = best_work
         self._rows = self._tokens = 0
-        self._work = 0.0
+        self.work = 0.0  # of what it holds
 
     @property
     def is_full(self) -> bool:
@@ -78,13 +78,13 @@ class TickRoom:
         workload, step = sample.workload, sample.step_index
         rows = self._rows + workload.rows[step]
         tokens = self._tokens + workload.rows[step] * workload.tokens
-        work = self._work + workload.work[step]
+        work = self.work + workload.work[step]
         is_within = (
             rows <= self._limits.max_rows and tokens <= self._limits.max_tokens and work <= self._best_work
         )
         if self._rows and not is_within:
             return False
-        self._rows, self._tokens, self._work = rows, tokens, work
+        self._rows, self._tokens, self.work = rows, tokens, work
         return True
 
 

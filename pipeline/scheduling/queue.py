@@ -6,6 +6,7 @@ from heapq import merge
 from itertools import count
 from typing import Generic, TypeVar
 
+from safelight.pipeline.params import Share
 from safelight.pipeline.scheduling.batcher import Schedulable
 
 S = TypeVar("S", bound=Schedulable)
@@ -43,6 +44,11 @@ class WaitingQueue(Generic[S]):
     def callers(self) -> Set[str]:
         """Who has samples here."""
         return self._sorted.keys()
+
+    @property
+    def shares(self) -> Set[Share]:
+        """The same callers with their weights."""
+        return {entries[0][2].workload.share for entries in self._sorted.values()}
 
     def num_of(self, caller: str) -> int:
         """How many samples of a caller wait."""

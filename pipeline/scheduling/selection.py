@@ -8,10 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from heapq import heapify, heappop, heapreplace
 from typing import Generic, TypeVar
 
+from safelight.pipeline.params import Share
 from safelight.pipeline.scheduling.batcher import Limits, Schedulable, TickRoom, select_batch
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.fair_shares import FairShares
 from safelight.pipeline.scheduling.queue import WaitingQueue
+
+# How much longer samples of callers below their share may take because of those of callers above it. Less
+# costs throughput, more costs latency: docs/adr/0016-fair-shares.md.
+MAX_STRETCH = 1.4
 
 S = TypeVar("S", bound=Schedulable)
 R = TypeVar("R", bound=Schedulable)
@@ -42,7 +47,7 @@ def select_next_batch(
     Returns:
         Samples of `running` and of `queue`. Queue and shares are left as they are.
     """
-    if shares is not None and len(callers_of(running) | queue.callers) > 1:
+    if shares is not None and len({sample.workload.share.caller for sample in running} | queue.callers) > 1:
         return _select_fairly(_Candidates(running, queue, now, limits, curve), limits, curve, shares)
     room = max(0, max_running(limits) - len(running))
     candidates: list[R | S] = [*running, *queue.earliest_due(room, now, curve.slowdown)]
@@ -70,20 +75,21 @@ def charge_by_curve(
     work = [sample.workload.work[sample.step_index] for sample in selected]
     price = ticks * curve.seconds_for(sum(work)) / sum(work)
     starting = Counter(sample.workload.share.caller for sample in selected if sample.step_index == 0)
-    waiting = {caller for caller in queue.callers if queue.num_of(caller) > starting[caller]}
+    waiting = {share for share in queue.shares if queue.num_of(share.caller) > starting[share.caller]}
     packets = [(sample.workload.share, price * flops) for sample, flops in zip(selected, work, strict=True)]
-    shares.dispatch(packets, waiting | passed_over(running, selected))
+    shares.dispatch(packets, waiting | passed_over(running, selected), full_tick_seconds(curve))
     shares.measure(packets)
 
 
-def passed_over(running: Iterable[Schedulable], selected: Iterable[Schedulable]) -> Set[str]:
+def passed_over(running: Iterable[Schedulable], selected: Iterable[Schedulable]) -> Set[Share]:
     """The callers of running samples that are not selected."""
     ids = set(map(id, selected))
-    return callers_of(sample for sample in running if id(sample) not in ids)
+    return {sample.workload.share for sample in running if id(sample) not in ids}
 
 
-def callers_of(samples: Iterable[Schedulable]) -> Set[str]:
-    return {sample.workload.share.caller for sample in samples}
+def full_tick_seconds(curve: CostCurve) -> float:
+    """The seconds of the largest tick that is worth its length."""
+    return curve.seconds_for(min(curve.best_work, curve.work[-1]))
 
 
 def max_running(limits: Limits) -> int:
@@ -149,6 +155,9 @@ def _select_fairly(
 ) -> list[R | S]:
     """Select samples of the caller with the smallest start tag, one after another, while they fit.
 
+    Beside samples of callers with credit, a caller that borrows does not stretch the tick by more than
+    MAX_STRETCH: a full tick may take five times as long as those samples alone.
+
     Args:
         candidates: What may run.
         limits: The most that a tick may hold.
@@ -158,25 +167,46 @@ def _select_fairly(
     Returns:
         Samples in the order of their start tags.
     """
-    full_work = min(curve.best_work, curve.work[-1])
-    price = curve.seconds_for(full_work) / full_work
+    price = full_tick_seconds(curve) / min(curve.best_work, curve.work[-1])
     lines = [
         (shares.start_tag(sample.workload.share), number, candidates.of(caller))
         for number, (caller, sample) in enumerate(candidates.callers())
     ]
     heapify(lines)
     selected: list[R | S] = []
-    room = TickRoom(limits, curve.best_work)
+    room, longest = TickRoom(limits, curve.best_work), _LongestTick(curve)
     while lines and not room.is_full:
         tag, number, samples = lines[0]
         sample, is_running = next(samples, (None, True))
         if sample is None:
             heappop(lines)
+            continue
+        share, work = sample.workload.share, sample.workload.work[sample.step_index]
+        if shares.is_borrowing(share, tag) and longest.is_exceeded_by(room.work + work):
+            heappop(lines)
         elif room.take(sample):
             selected.append(sample)
-            workload = sample.workload
             if not is_running:
-                candidates.start(workload.share.caller)
-            seconds = price * workload.work[sample.step_index]
-            heapreplace(lines, (tag + seconds / workload.share.weight, number, samples))
+                candidates.start(share.caller)
+            if shares.has_credit(share, tag):
+                longest.include(work)
+            heapreplace(lines, (tag + price * work / share.weight, number, samples))
     return selected
+
+
+class _LongestTick:
+    """How long a tick may take, by its work for callers with credit: any time if there is none."""
+
+    def __init__(self, curve: CostCurve):
+        self._curve = curve
+        self._work = 0.0
+
+    def include(self, work: float) -> None:
+        """Include work for a caller with credit."""
+        self._work += work
+
+    def is_exceeded_by(self, work: float) -> bool:
+        """Whether a tick of `work` operations would take longer."""
+        if not self._work:
+            return False
+        return self._curve.seconds_for(work) > MAX_STRETCH * self._curve.seconds_for(self._work)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.fair_shares import FairShares
+from safelight.pipeline.scheduling.fair_shares import CREDIT_TICKS, FairShares
 from safelight.pipeline.scheduling.queue import WaitingQueue
 from safelight.pipeline.scheduling.selection import charge_by_curve, select_next_batch
 from safelight.pipeline.scheduling.workload import SampleWorkload
@@ -38,9 +38,9 @@ Rule = Callable[[Samples, Queue, float], list[SimulatedSample]]
 ArrivalHook = Callable[[SimulatedSample, Samples, Queue, float], None]
 
 
-def fair_rule(limits: Limits, curve: CostCurve) -> Rule:
+def fair_rule(limits: Limits, curve: CostCurve, credit_ticks: float = CREDIT_TICKS) -> Rule:
     """The engine's rule, with shares of its own. Callers are charged by the curve."""
-    shares = FairShares()
+    shares = FairShares(credit_ticks)
 
     def rule(running: Samples, queue: Queue, now: float) -> list[SimulatedSample]:
         selected = select_next_batch(running, queue, now, limits, curve, shares)

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 from safelight.pipeline.params import ONLY_CALLER, Share
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.fair_shares import FairShares, Tags
+from safelight.pipeline.scheduling.fair_shares import CREDIT_TICKS, FairShares, Packets, Tags
 from safelight.pipeline.scheduling.forecast import finish_times
 from safelight.pipeline.scheduling.queue import WaitingQueue
-from safelight.pipeline.scheduling.selection import max_running, passed_over, select_next_batch
+from safelight.pipeline.scheduling.selection import (
+    MAX_STRETCH,
+    full_tick_seconds,
+    max_running,
+    passed_over,
+    select_next_batch,
+)
 from safelight.pipeline.scheduling.simulation import SimulatedSample, fair_rule, simulate
 from safelight.pipeline.scheduling.workload import make_workload
 
@@ -48,13 +54,13 @@ class Server:
     curve: CostCurve = CURVE
     slowness: Callable[[], float] = lambda: 1.0
     in_flight: int = 0
-    shares: FairShares = field(default_factory=FairShares)
+    shares: FairShares = field(default_factory=lambda: FairShares(credit_ticks=0.0))
     queue: WaitingQueue[SimulatedSample] = field(default_factory=WaitingQueue)
     running: list[SimulatedSample] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # device-seconds by caller
     waiting: frozenset[str] = frozenset()  # whom the last tick passed over
     now: float = 0.0
-    unmeasured: list[list[tuple[Share, float]]] = field(default_factory=list)
+    unmeasured: list[Packets] = field(default_factory=list)
     largest_packet: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     largest_tick: float = 0.0
     largest_error: float = 0.0  # of the price by which a tick's samples are ordered
@@ -66,11 +72,15 @@ class Server:
             if sample.step_index == 0:
                 self.queue.remove(sample)
                 self.running.append(sample)
-        self.waiting = frozenset(self.queue.callers | passed_over(self.running, selected))
+        waiting = self.queue.shares | passed_over(self.running, selected)
+        self.waiting = frozenset(share.caller for share in waiting)
         work = [sample.workload.work[sample.step_index] for sample in selected]
         expected = self.curve.seconds_for(sum(work))
         seconds = expected * self.slowness()
-        self._charge(selected, [expected * part / sum(work) for part in work], seconds / expected)
+        owners = [sample.workload.share for sample in selected]
+        packets = [(share, expected * part / sum(work)) for share, part in zip(owners, work, strict=True)]
+        self.shares.dispatch(packets, waiting, full_tick_seconds(self.curve))
+        self._charge([(share, part * seconds / expected) for share, part in packets])
         self.now += seconds
         self.largest_tick = max(self.largest_tick, seconds)
         price = self.curve.seconds_for(self.curve.work[-1]) / self.curve.work[-1]
@@ -81,12 +91,8 @@ class Server:
         self.running = [sample for sample in self.running if sample.step_index < sample.workload.num_ticks]
         return selected
 
-    def _charge(
-        self, selected: Sequence[SimulatedSample], expected: Sequence[float], slowness: float
-    ) -> None:
-        owners = [sample.workload.share for sample in selected]
-        self.shares.dispatch(list(zip(owners, expected, strict=True)), self.waiting)
-        packets = [(share, slowness * part) for share, part in zip(owners, expected, strict=True)]
+    def _charge(self, packets: Packets) -> None:
+        """Charge a tick, or, if several may be in flight, an earlier one."""
         for share, seconds in packets:
             self.served[share.caller] += seconds
             self.largest_packet[share.caller] = max(self.largest_packet[share.caller], seconds)
@@ -164,13 +170,14 @@ def test_shares_are_those_of_measured_seconds(
 ) -> None:
     """Ticks take up to 1.4 times what the curve says, and the next may begin before that is known."""
     times = cycle(slowness)
-    server = Server(slowness=lambda: next(times), in_flight=in_flight)
+    server = Server(slowness=lambda: next(times), in_flight=in_flight, shares=FairShares(credit_ticks=1.0))
     lags = largest_lag(server, weights, 25, refill_with(data, weights, st.just(2)))
     assert lags
     late = in_flight * server.largest_error * server.largest_tick
     for pair, lag in lags.items():
         packet = max((server.largest_packet[caller] + late) / weights[caller] for caller in pair)
-        assert lag <= 2 * packet / (1.0 - server.largest_error) + ROUNDING
+        credit = sum(full_tick_seconds(CURVE) / weights[caller] for caller in pair)
+        assert lag <= 2 * packet / (1.0 - server.largest_error) + credit + ROUNDING
 
 
 @settings(max_examples=25, deadline=None)
@@ -186,7 +193,7 @@ def test_no_sample_starves(
 ) -> None:
     """However many samples of any kind others send, and also if there are more callers than places."""
     limits, most_ticks = Limits(max_rows, 16 * 64), 9
-    server = Server(limits)
+    server = Server(limits, shares=FairShares())
     others = [f"other {number}" for number in range(num_others)]
 
     def refill() -> None:
@@ -204,6 +211,8 @@ def test_no_sample_starves(
     # in which the sample does not fit; before the first, all samples that have started may have to finish.
     # A row alone in a tick takes twice as long as one of sixteen.
     packets = sample.workload.num_ticks * num_others * (2.1 * tokens / 64 * 2 / weight + 3)
+    # Others may come with all their credit, in ticks of one row, which take an eighth of a full one.
+    packets += 8 * CREDIT_TICKS * num_others
     for _ in range(round(packets + most_ticks * max_running(limits)) + 1):
         refill()
         server.tick()
@@ -286,6 +295,44 @@ def test_an_idle_share_is_lent_and_taken_back_within_a_tick() -> None:
             assert counts(server.tick()) == {"greedy": 8}
 
 
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_a_caller_makes_up_for_a_bounded_part_of_what_it_left(weight: float) -> None:
+    """However long it was idle: its credit in device-seconds, and then its share."""
+    server = Server(shares=FairShares())
+    for _ in range(900):
+        server.queue.add(make_sample("greedy", 40))
+    for _ in range(200):
+        server.tick()
+    for _ in range(900):
+        server.queue.add(make_sample("polite", 40, arrived=server.now, weight=weight))
+    server.served.clear()
+    for _ in range(300):
+        server.tick()
+    ahead = server.served["polite"] / weight - server.served["greedy"]
+    credit = CREDIT_TICKS * full_tick_seconds(CURVE) / weight
+    assert ahead == pytest.approx(credit, abs=2 * server.largest_packet["polite"])
+
+
+def test_a_borrower_does_not_stretch_the_ticks_of_others() -> None:
+    """Unless they have used up their credit, or wait themselves, and so are above their share too."""
+    server = Server(shares=FairShares())
+    for _ in range(400):
+        server.queue.add(make_sample("greedy", 40, rows=1))
+    for _ in range(20):
+        server.tick()
+    server.queue.add(make_sample("polite", 40, arrived=server.now))
+    assert counts(server.tick()) == {"polite": 1, "greedy": 1}
+    assert CURVE.seconds_for(3.0) <= MAX_STRETCH * CURVE.seconds_for(2.0) < CURVE.seconds_for(4.0)
+    for _ in range(3):
+        server.queue.add(make_sample("polite", 40, arrived=server.now))
+    assert counts(server.tick()) == {"polite": 4, "greedy": 3}
+    for _ in range(400):
+        server.queue.add(make_sample("polite", 40, arrived=server.now))
+    for _ in range(100):
+        selected = server.tick()
+    assert sum(sample.workload.rows[0] for sample in selected) == 16
+
+
 def test_a_sample_under_way_is_held_back_while_its_caller_is_ahead() -> None:
     """One sample fits a tick: those of two callers take turns, by weight."""
     server = Server(Limits(2, 10**6))
@@ -345,10 +392,10 @@ def test_forecasts_know_the_shares() -> None:
 
 def test_a_tick_is_charged_as_expected_until_it_is_measured() -> None:
     a, b = Share("a"), Share("b", 2.0)
-    shares = FairShares()
-    shares.dispatch([(a, 1.0), (b, 1.0)], {"a", "b"})
+    shares = FairShares(credit_ticks=0.0)
+    shares.dispatch([(a, 1.0), (b, 1.0)], {a, b}, 1.0)
     assert (shares.start_tag(a), shares.start_tag(b)) == (1.0, 0.5)
-    shares.dispatch([(b, 1.0)], {"a", "b"})
+    shares.dispatch([(b, 1.0)], {a, b}, 1.0)
     shares.measure([(a, 3.0), (b, 3.0)])
     assert (shares.start_tag(a), shares.start_tag(b)) == (3.0, 2.0)
     shares.charge(b, 1.0)
@@ -360,9 +407,12 @@ def test_a_tick_is_charged_as_expected_until_it_is_measured() -> None:
 def test_callers_are_forgotten_when_they_are_not_ahead() -> None:
     tags = Tags()
     for number in range(50):
-        tags = tags.after([(Share(f"once {number}"), 1.0), (Share("always"), 1.0)], set())
+        tags = tags.after([(Share(f"once {number}"), 1.0), (Share("always"), 1.0)], set(), credit=0.0)
     assert len(tags.finish) <= 3
-    shares = FairShares(tags)
+    shares = FairShares()
+    shares.dispatch([(Share("always"), 9.0)], set(), 0.1)
+    shares.measure([(Share("always"), 9.0)])
+    assert shares.start_tag(Share("new")) < shares.start_tag(Share("always"))
     shares.rest()
     assert shares.start_tag(Share("new")) == shares.start_tag(Share("always"))
 
