@@ -16,7 +16,7 @@ from safelight.pipeline.scheduling.queue import WaitingQueue
 
 # How much longer samples of callers below their share may take because of those of callers above it. Less
 # costs throughput, more costs latency: docs/adr/0016-fair-shares.md.
-MAX_STRETCH = 1.4
+MAX_STRETCH = 1.3
 
 S = TypeVar("S", bound=Schedulable)
 R = TypeVar("R", bound=Schedulable)
