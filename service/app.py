@@ -1,6 +1,7 @@
 """Builds the Ray Serve application from the settings."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -35,7 +36,7 @@ METRICS_SECONDS = 1.0
 # Otherwise Serve gives each deployment a new version every time, and restarts all replicas (docs/adr/0012).
 VERSION = "1"
 # Requests in flight in one gateway at which Serve adds another, if `gateway_replicas` is a range.
-SCALE_BY_REQUESTS = {"target_ongoing_requests": 64}
+TARGET_REQUESTS = 64
 
 
 def app_from_args(args: dict[str, str]) -> Application:
@@ -64,6 +65,7 @@ def build_sets_app(
     served: Sequence[StageSet],
     others: Sequence[StageSet] = (),
     make_changes: MakeChanges | None = None,
+    listener_path: Path | None = None,
 ) -> Application:
     """The application that serves some sets of stages, and holds others.
 
@@ -72,6 +74,8 @@ def build_sets_app(
         served: The models that requests can ask for, the default first.
         others: Sets whose deployments run as well: not served yet, or no longer.
         make_changes: How gateways add and remove models; None where they cannot.
+        listener_path: Where gateways get the socket on which they serve HTTP themselves; None where Serve's
+            proxies do.
     """
     ledger = _ledger(settings).bind(settings)
     sets = (*served, *others)
@@ -79,7 +83,8 @@ def build_sets_app(
     stages = [
         _deployment(name, sets, settings).bind(served_by(sets, name)[0], settings, ledger) for name in names
     ]
-    return _gateway(settings, served).bind(tuple(served), make_changes, settings, ledger, *stages)
+    gateway = _gateway(settings, served, is_proxied=listener_path is None)
+    return gateway.bind(tuple(served), make_changes, settings, listener_path, ledger, *stages)
 
 
 def _deployment(name: str, sets: Sequence[StageSet], settings: Settings) -> Deployment:
@@ -97,13 +102,13 @@ def _deployment(name: str, sets: Sequence[StageSet], settings: Settings) -> Depl
     return _stage(name, DenoiseDeployment, settings.denoise_replicas, settings.denoise_gpus, settings)
 
 
-def _gateway(settings: Settings, served: Sequence[StageSet]) -> Deployment:
+def _gateway(settings: Settings, served: Sequence[StageSet], is_proxied: bool) -> Deployment:
     minimum, maximum = replica_range("gateway_replicas", settings.gateway_replicas)
     # A gateway does no work of its own, so Serve's rule fits it: scale by requests in flight.
     scaling = (
         {"num_replicas": minimum}
         if minimum == maximum
-        else {"autoscaling_config": _range(minimum, maximum, settings) | SCALE_BY_REQUESTS}
+        else {"autoscaling_config": _range(minimum, maximum, settings) | _by_requests(is_proxied)}
     )
     make = serve.deployment(
         name="Gateway",
@@ -171,6 +176,17 @@ def _range(minimum: int, maximum: int, settings: Settings) -> dict[str, Any]:
         "downscale_delay_s": settings.downscale_delay_seconds,
         "metrics_interval_s": METRICS_SECONDS,
         "look_back_period_s": 3 * METRICS_SECONDS,
+    }
+
+
+def _by_requests(is_proxied: bool) -> dict[str, Any]:
+    if is_proxied:
+        return {"target_ongoing_requests": TARGET_REQUESTS}
+    return {
+        "policy": {
+            "policy_function": "safelight.service.ray_serve.autoscaling:ByRequests",
+            "policy_kwargs": {"target_requests": TARGET_REQUESTS},
+        }
     }
 
 

@@ -105,6 +105,11 @@ class RequestDispatcher:
         work.add_done_callback(lambda _: self._count(entry, -len(images)))  # also if it is cancelled at once
         return work
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._is_draining
+
     async def drain(self) -> None:
         """Refuse new requests; returns when no image is in flight."""
         self._is_draining = True

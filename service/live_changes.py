@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -38,11 +39,13 @@ class LiveChanges:
     Args:
         settings: The service's settings.
         application: The name of the Serve application.
+        listener_path: Where gateways get the socket on which they serve HTTP.
         served: Returns the models that the gateway serves.
     """
 
     settings: Settings
     application: str
+    listener_path: Path
     served: Callable[[], Served]
 
     async def add(self, model: ModelToAdd) -> str:
@@ -73,7 +76,7 @@ class LiveChanges:
         kind: Any = ray.remote(ModelChange).options(name=ACTOR, namespace=NAMESPACE, num_cpus=0)
         for _ in range(NAME_ATTEMPTS):
             try:
-                return kind.remote(self.settings, self.application, self.served())
+                return kind.remote(self.settings, self.application, self.listener_path, self.served())
             except ValueError:  # Ray frees the name of an actor some time after its end
                 await asyncio.sleep(POLL_SECONDS)
         raise ChangeUnderWay()
@@ -85,13 +88,15 @@ class ModelChange:
     Args:
         settings: The service's settings.
         application: The name of the Serve application.
+        listener_path: Where gateways get the socket on which they serve HTTP.
         served: The models that are served now.
     """
 
-    def __init__(self, settings: Settings, application: str, served: Served):
+    def __init__(self, settings: Settings, application: str, listener_path: Path, served: Served):
         configure_logs(settings, "model-change")
         self._settings = settings
         self._application = application
+        self._listener_path = listener_path
         self._served = served
 
     def add(self, request: ModelToAdd) -> str | ServiceError:
@@ -139,9 +144,8 @@ class ModelChange:
 
         from safelight.service.app import build_sets_app
 
-        app = build_sets_app(
-            self._settings, served, others, partial(LiveChanges, self._settings, self._application)
-        )
+        changes = partial(LiveChanges, self._settings, self._application, self._listener_path)
+        app = build_sets_app(self._settings, served, others, changes, self._listener_path)
         try:
             serve.run(app, name=self._application, route_prefix="/")
         except RuntimeError as error:

@@ -18,10 +18,12 @@ from typing import Any, NoReturn
 from safelight.pipeline.capacity.model_profiles import model_profile
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.previews import MAX_PREVIEWS
-from safelight.service.runtime.addresses import Address, find_address
+from safelight.service.runtime.addresses import Address, bound, find_address
 from safelight.service.runtime.causes import first_cause
 from safelight.service.runtime.environment import bypass_proxies, service_environment
 from safelight.service.runtime.readiness import ask_readiness
+from safelight.service.runtime.shared_listener import NAME as LISTENER
+from safelight.service.runtime.shared_listener import sharing
 from safelight.service.served_model import find_served_models
 from safelight.service.setting_types import replica_range
 from safelight.service.settings import Settings
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "safelight"
 READY_SECONDS = 300.0
-REACHABLE_SECONDS = 60.0  # after the deployment, in which Serve's proxy must listen
+REACHABLE_SECONDS = 60.0  # after the deployment, in which a gateway must answer
 STOPPING = "stopping"  # the last progress: the images in flight are finished
 # Ray's time limits at start are short for a busy machine or a cold disk.
 RAY_ATTEMPTS = 3
@@ -51,8 +53,6 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "HF_HUB_OFFLINE": "1",
-    # Serve's proxy uses and answers any id that a client sends; this makes it use ours.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "safelight.service.http.request_ids:proxy_middlewares",
 }
 
 ProgressCallback = Callable[[str], None]
@@ -70,10 +70,14 @@ def running_service(settings: Settings, report_progress: ProgressCallback) -> It
     stdout is stderr: Ray reports dead workers on stdout, which is reserved for the command's output. Raises
     `CannotServe`.
     """
-    with contextlib.redirect_stdout(sys.stderr):
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        bound(find_address(settings.host, settings.port)) as at,
+        sharing(at.listener, _listener_path()),
+    ):
         try:
             start_ray(settings, report_progress)
-            yield deploy_service(settings, report_progress)
+            yield deploy_service(settings.updated(port=at.address.port), report_progress)
         finally:
             stop_service(settings, report_progress)
 
@@ -87,11 +91,12 @@ def start_ray(settings: Settings, report_progress: ProgressCallback) -> None:
 def deploy_service(settings: Settings, report_progress: ProgressCallback) -> str:
     """Start the stages and the gateway, and return the service's URL when it is ready.
 
+    The socket of the settings' host and port must be shared in the folder of the service's environment.
     Raises `CannotServe`.
     """
     address = find_address(settings.host, settings.port)
     report_progress(f"starting the stages, {settings.stages}")
-    _deploy(settings, address)
+    _deploy(settings)
     report_progress("drawing the warm-up image")
     wait_until_ready(address)
     return address.url
@@ -247,7 +252,7 @@ def _stop() -> None:
 
 
 def _drain(seconds: float) -> None:
-    """Let the gateway finish the images in flight; another Ctrl-C ends the wait."""
+    """Let all gateways finish the images in flight; another Ctrl-C ends the wait."""
     import ray
     from ray import serve
 
@@ -255,28 +260,26 @@ def _drain(seconds: float) -> None:
         return
     # A service that did not start has no application to drain.
     with contextlib.suppress(Exception, KeyboardInterrupt):
-        serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=seconds)
+        gateways = serve.get_deployment_handle("Gateway", APPLICATION)
+        gateways.broadcast("drain").results(timeout_s=seconds)
 
 
-def _deploy(settings: Settings, address: Address) -> None:
+def _listener_path() -> Path:
+    return Path(os.environ["RAY_TMPDIR"]) / LISTENER
+
+
+def _deploy(settings: Settings) -> None:
     from ray import serve
-    from ray.serve.config import HTTPOptions
 
     from safelight.service.app import build_sets_app
     from safelight.service.live_changes import LiveChanges
 
     try:
-        # Longer than the gateway's own limits, because Serve answers a timeout in plain text.
-        http = HTTPOptions(
-            host=address.host,
-            port=address.port,
-            request_timeout_s=settings.body_seconds + settings.deadline_seconds + 30.0,
-        )
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-        serve.start(proxy_location="HeadOnly", http_options=http)
+        serve.start(proxy_location="Disabled")  # the gateways serve HTTP themselves
         served = plan_stages(find_served_models(settings), settings)
-        changes = partial(LiveChanges, settings, APPLICATION)
-        app = build_sets_app(settings, served, make_changes=changes)
+        changes = partial(LiveChanges, settings, APPLICATION, _listener_path())
+        app = build_sets_app(settings, served, make_changes=changes, listener_path=_listener_path())
         serve.run(app, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         application = serve.status().applications.get(APPLICATION)  # absent if Serve itself did not start

@@ -103,10 +103,10 @@ def _check_ray() -> CheckResult:
 def _check_port(settings: Settings) -> CheckResult:
     """Take the service's port for a moment."""
     from safelight.pipeline.calibration.checks import CheckResult
-    from safelight.service.runtime.addresses import BadAddress, find_address, reserved
+    from safelight.service.runtime.addresses import BadAddress, bound, find_address
 
     try:
-        with reserved(find_address(settings.host, settings.port)) as address:
-            return CheckResult("port", True, f"{settings.port} of {address.host} is free")
+        with bound(find_address(settings.host, settings.port)) as at:
+            return CheckResult("port", True, f"{settings.port} of {at.address.host} is free")
     except BadAddress as error:
         return CheckResult("port", False, str(error))

@@ -14,7 +14,7 @@ from safelight.service.cli.arguments import add_defaults, add_model, add_served_
 from safelight.service.cli.inputs import KEY_VARIABLE, models_of, settings_of
 from safelight.service.cli.keys.check import check_keys
 from safelight.service.cli.progress import progress
-from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
+from safelight.service.runtime.addresses import BadAddress, BoundAddress, bound, find_address
 from safelight.service.settings import Settings
 from safelight.service.supervision.stop_request import StopRequest
 
@@ -52,14 +52,14 @@ def run(args: argparse.Namespace) -> int:
             log_format=args.log_format,
         )
         try:
-            with reserved(find_address(settings.host, settings.port)) as address:
-                settings = settings.updated(host=address.host, port=address.port)
+            with bound(find_address(settings.host, settings.port)) as at:
+                settings = settings.updated(host=at.address.host, port=at.address.port)
                 settings = check_keys(settings)
                 models = models_of(settings)  # an unknown model is refused before anything is started
                 for name in settings.models:
                     if name not in list_model_names():
                         _check_folder(name, settings)
-                return _serve(settings, models, address, stop)
+                return _serve(settings, models, at, stop)
         except BadAddress as error:
             raise UserError(str(error)) from None
     return 0
@@ -90,12 +90,12 @@ def _check_folder(folder: str, settings: Settings) -> None:
         raise UserError("; ".join(faults))
 
 
-def _serve(settings: Settings, models: Sequence[ModelInfo], address: Address, stop: StopRequest) -> int:
+def _serve(settings: Settings, models: Sequence[ModelInfo], at: BoundAddress, stop: StopRequest) -> int:
     from safelight.service.local import CannotServe
     from safelight.service.supervision.supervisor import ServiceLost, Supervisor
 
     try:
-        with Supervisor(settings, address, stop) as service:
+        with Supervisor(settings, at, stop) as service:
             with progress("loading Ray") as report_progress:
                 url = service.wait_until_ready(report_progress)
             if url:

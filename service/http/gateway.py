@@ -5,6 +5,7 @@ Routes are thin: validation, translation and dispatching have modules of their o
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -48,6 +49,7 @@ from safelight.service.http.request_paths import RequestPaths
 from safelight.service.http.schemas import Curves, ImageResponse, Model, ModelList, Readiness
 from safelight.service.http.sdapi.routes import add_sdapi_routes
 from safelight.service.http.security_schemes import declare_security
+from safelight.service.http.server import start_http_server
 from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.http.translation import (
     describe_curves,
@@ -65,6 +67,7 @@ from safelight.service.usage.ledger import MINUTE, MINUTES_KEPT
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
+DRAINED_SECONDS = 1.0  # for answers that are being sent when no image is in flight any more
 WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
 
 
@@ -87,6 +90,7 @@ def build_models_gateway(
     proxied: bool = False,
     tracing: Tracing | None = None,
     changes: ModelChanges | None = None,
+    listen: Callable[[], socket.socket] | None = None,
 ) -> FastAPI:
     """The app of any number of models, which may be replaced in `backends` while it runs.
 
@@ -97,13 +101,15 @@ def build_models_gateway(
         proxied: Whether Serve's proxy is in front, which adds the request id to each response itself.
         tracing: Opens the spans; None for no tracing.
         changes: Adds and removes models; None where they cannot change.
+        listen: Returns a listening socket on which the app serves HTTP itself between its startup and its
+            shutdown; None where another server runs it.
     """
     gateway = _make_gateway(backends, settings, ledger or LocalLedger(settings), tracing or Tracing())
     mcp_endpoint = make_mcp_endpoint(gateway)
     app = make_app(
         title="Safelight",
         summary="Text in, image out.",
-        lifespan=_lifespan(gateway, mcp_endpoint),
+        lifespan=_lifespan(gateway, mcp_endpoint, listen),
         redirect_slashes=False,
     )
     app.state.gateway = gateway
@@ -156,22 +162,35 @@ def _make_gateway(
 
 
 def _lifespan(
-    gateway: Gateway, mcp_endpoint: Endpoint | None
+    gateway: Gateway, mcp_endpoint: Endpoint | None, listen: Callable[[], socket.socket] | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     access = gateway.access
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(gateway.warm_up.run())]
         if gateway.image_store is not None:
             tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         gateway.reporter.start()
-        async with running(mcp_endpoint), nullcontext() if access is None else access.running():
+        async with (
+            running(mcp_endpoint),
+            nullcontext() if access is None else access.running(),
+            nullcontext() if listen is None else _serving(app, gateway, listen()),
+        ):
             yield
         await cancel_and_wait(*tasks)
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
+
+
+@asynccontextmanager
+async def _serving(app: FastAPI, gateway: Gateway, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve `app`, and answer at the end what is in flight, as far as the settings allow."""
+    server = app.state.server = await start_http_server(app, listener)
+    yield
+    is_drained = gateway.dispatcher.is_draining
+    await server.stop(DRAINED_SECONDS if is_drained else gateway.settings.shutdown_seconds)
 
 
 def _add_image_route(app: FastAPI, gateway: Gateway) -> None:

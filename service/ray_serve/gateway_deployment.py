@@ -3,6 +3,8 @@
 import base64
 import pickle
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,8 +14,11 @@ from ray.serve.handle import DeploymentHandle
 from safelight.service.backend import Backend
 from safelight.service.http.gateway import build_models_gateway, on_models_change
 from safelight.service.http.model_changes import ModelChanges
+from safelight.service.http.server import HttpServer
 from safelight.service.model_backends import ModelBackend, ModelBackends
+from safelight.service.ray_serve.autoscaling import IN_FLIGHT
 from safelight.service.ray_serve.backends import ColocatedBackend, RemoteLedger, SplitBackend
+from safelight.service.runtime.shared_listener import receive_listener
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.stage_sets import StageSet
 from safelight.service.telemetry.logs import configure_logs
@@ -30,6 +35,8 @@ class GatewayDeployment:
         served: The models and their stages, the default first.
         make_changes: Creates what adds and removes models, from a function that returns the served ones.
         settings: The service's settings.
+        listener_path: Where a gateway gets the socket on which it serves HTTP itself; None where Serve's
+            proxies do.
         ledger: Handle of the ledger.
         stages: Handles of the stages' deployments, so that Serve deploys them. Handles are made by name here.
     """
@@ -39,27 +46,36 @@ class GatewayDeployment:
         served: tuple[StageSet, ...],
         make_changes: MakeChanges | None,
         settings: Settings,
+        listener_path: Path | None,
         ledger: Handle,
         *stages: Handle,
     ):
         configure_logs(settings, "gateway")
         self._ledger = RemoteLedger(ledger)
         self._settings = settings
+        self._listener_path = listener_path
         self._served = served
         self._entries: dict[object, ModelBackend] = {}  # by the key of a set
         self._backends = ModelBackends(self._make_entries())
         self._changes = None if make_changes is None else make_changes(lambda: self._served)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        path = self._listener_path
         self._app = build_models_gateway(
             self._backends,
             self._settings,
             self._ledger,
-            proxied=True,
+            proxied=path is None,
             tracing=make_tracing(self._settings, "gateway"),
             changes=self._changes,
+            listen=None if path is None else partial(receive_listener, path),
         )
         return self._app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve if the number of gateways is a range: it sees no requests without its proxy."""
+        server: HttpServer | None = getattr(self._app.state, "server", None)
+        return {IN_FLIGHT: 0.0 if server is None else float(server.requests_in_flight)}
 
     async def reconfigure(self, config: dict[str, str]) -> None:
         """Serve other models from now on. Called by Serve, at the start and when the application changes."""

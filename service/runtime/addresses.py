@@ -3,7 +3,6 @@
 import errno
 import ipaddress
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -71,29 +70,30 @@ def is_loopback(host: str) -> bool:
         return name == "localhost" or name.endswith(".localhost")
 
 
+@dataclass(frozen=True)
+class BoundAddress:
+    """An address with a socket that is bound to it and does not listen yet."""
+
+    address: Address
+    listener: socket.socket
+
+
 @contextmanager
-def reserved(address: Address) -> Iterator[Address]:
-    """Keep the address for a server of this user until the block ends; a port of 0 becomes a free one.
+def bound(address: Address) -> Iterator[BoundAddress]:
+    """Keep the address until the block ends; a port of 0 becomes a free one.
 
     No other program gets the port meanwhile: not one that asks for it, and not one that the kernel gives any
-    free port, as it does the processes of Ray. A server that sets SO_REUSEPORT, as Ray Serve's proxy does,
-    can listen on it, and again after it has died. Elsewhere than on Linux the port is only tried.
+    free port, as it does the processes of Ray.
 
     Raises:
         BadAddress: Another program has the port, or the address cannot be used.
     """
-    with socket.socket(address.family, socket.SOCK_STREAM) as holder:
+    with socket.socket(address.family, socket.SOCK_STREAM) as listener:
         try:
-            _bind(holder, address)
+            _bind(listener, address)
         except OSError as error:
             raise BadAddress(_refusal(address, error)) from None
-        reserved_address = replace(address, port=int(holder.getsockname()[1]))
-        if sys.platform == "linux":
-            # Set only now: with it, another service that is started would get the same port.
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        else:
-            holder.close()
-        yield reserved_address
+        yield BoundAddress(replace(address, port=int(listener.getsockname()[1])), listener)
 
 
 def _bind(holder: socket.socket, address: Address) -> None:

@@ -64,7 +64,6 @@ def make_environment(environ: Mapping[str, str], *hosts: str) -> ServiceEnvironm
         file.write(secrets.token_hex(32))
     variables = {
         "RAY_TMPDIR": str(folder),
-        "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",  # as the socket that keeps the port free needs it
         **bypass_proxies(environ, *hosts),
     }
     if not ("RAY_AUTH_TOKEN" in environ or "RAY_AUTH_TOKEN_PATH" in environ):

@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from safelight.service.local import STOPPING, CannotServe, ProgressCallback
-from safelight.service.runtime.addresses import Address
+from safelight.service.runtime.addresses import Address, BoundAddress
 from safelight.service.runtime.environment import BadEnvironment, ServiceEnvironment, make_environment
 from safelight.service.runtime.readiness import ReadinessAnswer, ask_readiness
+from safelight.service.runtime.shared_listener import NAME as LISTENER
+from safelight.service.runtime.shared_listener import sharing
 from safelight.service.settings import Settings
 from safelight.service.supervision.driver import STOP, Event
 from safelight.service.supervision.health import ServiceHealth
@@ -46,23 +48,24 @@ class Supervisor:
     """A service in a process of its own; when the block ends, all its processes have ended.
 
     Args:
-        settings: The service's settings, with the host and the port of `address`.
-        address: Where it listens.
+        settings: The service's settings, with the host and the port of `at`.
+        at: Where it listens.
         stop: The signals that stop it.
 
     Raises:
         CannotServe: The environment does not allow to start it.
     """
 
-    def __init__(self, settings: Settings, address: Address, stop: StopRequest):
+    def __init__(self, settings: Settings, at: BoundAddress, stop: StopRequest):
         self._settings = settings
-        self._address = address
+        self._address = at.address
+        self._listener = at.listener
         self._stop = stop
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._processes = ProcessWatch()
         self._is_drained = self._is_serving = False
         self._keeps_logs = False
-        self._logs = ExitStack()
+        self._threads = ExitStack()
 
     def __enter__(self) -> Self:
         self._stop.is_deferred = True
@@ -71,7 +74,9 @@ class Supervisor:
             self._environment: ServiceEnvironment = make_environment(os.environ, self._address.reachable_host)
         except BadEnvironment as error:
             raise CannotServe(str(error)) from None
-        log_socket = self._logs.enter_context(received_logs(self._environment.folder))
+        folder = self._environment.folder
+        log_socket = self._threads.enter_context(received_logs(folder))
+        self._threads.enter_context(sharing(self._listener, folder / LISTENER))
         self._settings = self._settings.updated(log_socket=self._settings.log_socket or log_socket)
         configure_logs(self._settings, "supervisor")
         for note in self._environment.notes:
@@ -173,7 +178,7 @@ class Supervisor:
         return max(0.0, end - time.monotonic())
 
     def _close(self) -> None:
-        self._logs.close()
+        self._threads.close()
         if not self._keeps_logs:
             self._environment.remove()
 

@@ -17,7 +17,6 @@ REPLACED = (
     "ray::ServeReplica:safelight:Colocated",
     "ray::ServeReplica:safelight:Gateway",
     "ray::ServeReplica:safelight:Ledger",
-    "ray::ProxyActor",
     "ray::ServeController",
 )
 UNNEEDED = ("/monitor.py", "/log_monitor.py")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
+from safelight.service.served_model import find_served_models
 from safelight.service.settings import Settings
 
 with warnings.catch_warnings():  # Serve's deprecation warning about pydantic
@@ -83,7 +84,7 @@ def test_each_layout_has_its_deployments(layout: str, stages: tuple[str, ...]) -
     assert deployments.keys() == {"Gateway", "Ledger", *stages}
     names = stages if layout == "split" else stages * 3
     served = (StageSet(model, *names),)
-    assert bound(deployments["Gateway"]) == [served, None, settings, "Ledger", *stages]
+    assert bound(deployments["Gateway"]) == [served, None, settings, None, "Ledger", *stages]
     assert gateway_deployment.unpack_sets(deployments["Gateway"].user_config) == served
     gateway: Any = deployments["Gateway"].func_or_class
     assert issubclass(gateway, gateway_deployment.GatewayDeployment)
@@ -171,6 +172,16 @@ def test_gateways_scale_by_requests_in_flight() -> None:
     assert config.max_ongoing_requests == 10_000
 
 
+def test_gateways_that_serve_http_themselves_scale_by_what_they_report() -> None:
+    settings = Settings(gateway_replicas="1-8")
+    served = plan_stages(find_served_models(settings), settings)
+    app = app_module.build_sets_app(settings, served, listener_path=Path("/somewhere/http.sock"))
+    scaling = deployments_of(app)["Gateway"]._deployment_config.autoscaling_config
+    assert scaling is not None
+    assert scaling.policy.policy_function == "safelight.service.ray_serve.autoscaling:ByRequests"
+    assert scaling.policy.policy_kwargs == {"target_requests": 64}
+
+
 def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
     deployments = build(stages="colocated", denoise_replicas="3", denoise_gpus=0.5)
     colocated = deployments["Colocated"]
@@ -182,12 +193,13 @@ def test_colocated_stages_have_the_replicas_and_gpus_of_the_denoiser() -> None:
     assert (scaling.min_replicas, scaling.max_replicas) == (0, 2)
 
 
-def test_the_policy_that_serve_imports_by_name_exists() -> None:
-    module, _, name = app_module._by_work(Settings())["policy"]["policy_function"].partition(":")
-    assert module == classes.__name__.replace("deployments", "autoscaling")
+def test_the_policies_that_serve_imports_by_name_exist() -> None:
     from safelight.service.ray_serve import autoscaling
 
-    assert getattr(autoscaling, name)(target_seconds=1.0)
+    for options in (app_module._by_work(Settings()), app_module._by_requests(is_proxied=False)):
+        module, _, name = options["policy"]["policy_function"].partition(":")
+        assert module == autoscaling.__name__
+        assert getattr(autoscaling, name)(**options["policy"]["policy_kwargs"])
 
 
 def test_an_unknown_model_is_refused_before_anything_starts() -> None:

@@ -14,6 +14,7 @@ from safelight.service.stage_sets import StageSet, plan_stages
 from tests.tiny_models import write_tiny_model
 
 SETTINGS = Settings(model="tiny")
+LISTENER = Path("/nowhere/http.sock")
 Step = tuple[str, ...]
 
 
@@ -31,7 +32,7 @@ class RecordedChange(ModelChange):
     """Records what is deployed and waited for. A step that `failing` names raises."""
 
     def __init__(self, served: Served, failing: Step = ()) -> None:
-        super().__init__(SETTINGS, "app", served)
+        super().__init__(SETTINGS, "app", LISTENER, served)
         self.steps: list[Step] = []
         self._failing = failing
 
@@ -129,6 +130,6 @@ def test_what_cannot_be_served_is_refused_before_anything_is_deployed(
 
 
 async def test_the_only_model_is_not_removed(served: Served) -> None:
-    changes = LiveChanges(SETTINGS, "app", lambda: served[:1])
+    changes = LiveChanges(SETTINGS, "app", LISTENER, lambda: served[:1])
     with pytest.raises(ChangeFailed, match="tiny is the only model; add another"):
         await changes.remove("tiny")

@@ -122,17 +122,15 @@ def test_ray_is_started_again_twice_if_it_fails(
     assert len(ray_inits) == min(num_failures + 1, 3)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_serves_own_time_limit_is_longer_than_the_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serve answers a timeout in plain text."""
+def test_gateways_serve_http_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(serve, "start", lambda **options: started.append(options["http_options"]))
-    monkeypatch.setattr(serve, "run", lambda app, **options: started.append(options))
-    settings = Settings(model="tiny", body_seconds=7.0, deadline_seconds=50.0)
-    local._deploy(settings, Address("0.0.0.0", 81))
-    [http, run] = started
-    assert (http.host, http.port) == ("0.0.0.0", 81)
-    assert http.request_timeout_s > 7.0 + 50.0
+    monkeypatch.setenv("RAY_TMPDIR", "/somewhere")
+    monkeypatch.setattr(serve, "start", lambda **options: started.append(options))
+    monkeypatch.setattr(serve, "run", lambda app, **options: started.extend([app, options]))
+    local._deploy(Settings(model="tiny"))
+    [start, app, run] = started
+    assert start == {"proxy_location": "Disabled"}
+    assert Path("/somewhere/http.sock") in app._bound_deployment.init_args
     assert run == {"name": "safelight", "route_prefix": "/"}
 
 

@@ -23,6 +23,7 @@ from safelight.models.networks.dit import DiT
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, natural, text, views
 from safelight.models.recipes.emoji.captions import WHITE, sample_caption
+from safelight.models.recipes.emoji.muon import Muon
 from safelight.models.recipes.emoji.training import (
     TrainingRun,
     WeightAverage,
@@ -183,7 +184,7 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     ids = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in ids]
     return [
-        torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=2e-3, weight_decay=0.02, momentum=0.95),
         torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 

@@ -3,10 +3,9 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import (
@@ -77,31 +76,6 @@ class WeightAverage:
             self.shadow[name].lerp_(p, 1.0 - decay)
 
 
-class FilterMuon(torch.optim.Muon):
-    """Muon (orthogonalised momentum) for convolutions, with filters as matrices (out, kh x kw x in).
-
-    The matrices are views of `filters`, 4-D parameters in the channels-last layout, so loading and averaging
-    parameters works as usual; only gradients are copied.
-    """
-
-    def __init__(self, filters: Iterable[nn.Parameter], **options: Any):
-        self._filters = list(filters)
-        super().__init__([nn.Parameter(_as_matrix(p.data)) for p in self._filters], **options)
-
-    # Without a closure: it would make new gradients after the copying.
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for p, matrix in zip(self._filters, self.param_groups[0]["params"], strict=True):
-            if p.data_ptr() != matrix.data_ptr():
-                raise RuntimeError("a filter was moved: its matrix is no longer a view of it")
-            matrix.grad = None if p.grad is None else _as_matrix(p.grad)
-        super().step()  # type: ignore[no-untyped-call]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for p in self._filters:
-            p.grad = None
-
-
 def forward_function(module: nn.Module) -> Callable[..., Tensor]:
     """`module` as training calls it: in bfloat16 where the device multiplies it natively, compiled on a GPU.
 
@@ -145,8 +119,9 @@ class TrainingRun:
         The generator is seeded from (seed, step), so a resumed run gives exactly the result of an
         uninterrupted one.
         """
+        # Before `_resume`: a checkpoint's optimisers have the rates of its last step.
+        base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
         first = self._resume()
-        base_rates = [[group["initial_lr"] for group in o.param_groups] for o in self.optimisers]
         start, last_save, smooth = time.monotonic(), time.monotonic(), None
         with _progress() as bar:
             task = bar.add_task(self.name, total=self.num_steps, completed=first, loss="")
@@ -189,9 +164,6 @@ class TrainingRun:
         os.replace(partial, self.checkpoint)  # an interruption never leaves half a checkpoint
 
     def _resume(self) -> int:
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group.setdefault("initial_lr", group["lr"])
         if not self.checkpoint.exists():
             return 0
         device = next(self.module.parameters()).device
@@ -206,10 +178,6 @@ class TrainingRun:
 
 def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def _as_matrix(filters: Tensor) -> Tensor:
-    return filters.permute(0, 2, 3, 1).flatten(1)
 
 
 def _progress() -> Progress:

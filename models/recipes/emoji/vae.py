@@ -17,8 +17,8 @@ from safelight.models.autoencoders.options import TinyOptions
 from safelight.models.autoencoders.tiny import AutoencoderTiny
 from safelight.models.checkpoints.writer import write_part
 from safelight.models.recipes.emoji import data
+from safelight.models.recipes.emoji.muon import FilterMuon
 from safelight.models.recipes.emoji.training import (
-    FilterMuon,
     TrainingRun,
     WeightAverage,
     forward_function,
@@ -78,7 +78,7 @@ def optimisers(vae: nn.Module, width: int) -> list[torch.optim.Optimizer]:
     ids = {id(p) for p in inner}
     others = [p for p in vae.parameters() if id(p) not in ids]
     return [
-        FilterMuon(inner, lr=2e-3, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        FilterMuon(inner, lr=2e-3, weight_decay=0.0, momentum=0.95),
         torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 

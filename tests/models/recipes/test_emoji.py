@@ -16,7 +16,18 @@ from torch import nn
 
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes import objectives
-from safelight.models.recipes.emoji import card, contest, curves, data, dit, natural, prompts, sizes, views
+from safelight.models.recipes.emoji import (
+    card,
+    contest,
+    curves,
+    data,
+    dit,
+    muon,
+    natural,
+    prompts,
+    sizes,
+    views,
+)
 from safelight.models.recipes.emoji.captions import (
     COLOURS,
     MAX_KEYWORDS,
@@ -28,10 +39,10 @@ from safelight.models.recipes.emoji.captions import (
     with_style,
 )
 from safelight.models.recipes.emoji.data import EmojiImage, composite
+from safelight.models.recipes.emoji.muon import FilterMuon, Muon, orthogonalise
 from safelight.models.recipes.emoji.text import CONDITIONING as CLIP
 from safelight.models.recipes.emoji.text import CONTEXT, SCORER, encode_texts, small_images
 from safelight.models.recipes.emoji.training import (
-    FilterMuon,
     TrainingRun,
     WeightAverage,
     bfloat16_copies,
@@ -349,19 +360,16 @@ def test_the_rate_decays_over_the_last_fifth_only() -> None:
     assert (last[0], last[-1]) == (1.0, 0.0)
 
 
-def test_filters_are_stepped_as_matrices() -> None:
+def test_filters_are_stepped_as_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps equal torch's Muon on a copy of the matrix, and the convolution uses its new filters."""
+    monkeypatch.setattr(muon, "fast_dtype", lambda: torch.bfloat16)
     torch.manual_seed(0)
     convolution = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
     matrix = nn.Parameter(convolution.weight.detach().permute(0, 2, 3, 1).reshape(6, 36).clone())
-    options: dict[str, Any] = {
-        "lr": 0.1,
-        "weight_decay": 0.0,
-        "momentum": 0.9,
-        "adjust_lr_fn": "match_rms_adamw",
-    }
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9}
     filters = [cast(nn.Parameter, convolution.weight)]
-    ours, theirs = FilterMuon(filters, **options), torch.optim.Muon([matrix], **options)
+    theirs = torch.optim.Muon([matrix], adjust_lr_fn="match_rms_adamw", **options)
+    ours = FilterMuon(filters, **options)
     for _ in range(2):
         convolution(torch.randn(2, 4, 8, 8)).square().sum().backward()
         assert convolution.weight.grad is not None
@@ -371,6 +379,35 @@ def test_filters_are_stepped_as_matrices() -> None:
         ours.zero_grad()
         assert convolution.weight.grad is None
         torch.testing.assert_close(convolution.weight.permute(0, 2, 3, 1).reshape(6, 36), matrix)
+
+
+@pytest.mark.parametrize("shape", [(6, 36), (36, 6), (8, 8)])
+def test_steps_in_float32_are_those_of_torch(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own differ by the rounding of bfloat16."""
+    monkeypatch.setattr(muon, "fast_dtype", lambda: torch.float32)
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.9}
+    steps = (Muon([ours], **options), torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **options))
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        for p, optimiser in zip((ours, theirs), steps, strict=True):
+            p.grad = gradient.clone()
+            optimiser.step()
+    difference = (ours - theirs).norm() / theirs.norm()
+    assert difference < 0.02
+    assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(6, 36), (36, 6), (8, 8)])
+def test_orthogonalising_moves_singular_values_towards_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    result = orthogonalise(matrix, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.5 and values.max() < 1.5
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    assert (u.T @ result @ vh.T).diagonal().min() > 0.5  # along the same singular vectors
 
 
 def train(folder: Path, *stops: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ with warnings.catch_warnings():  # Serve warns about pydantic
     from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
     from ray.serve.config import AutoscalingContext
 
-    from safelight.service.ray_serve.autoscaling import ByWork
+    from safelight.service.ray_serve.autoscaling import ByRequests, ByWork
 
 from safelight.service.setting_types import BadSetting
 from safelight.service.settings import Settings, may_sleep
@@ -105,3 +105,11 @@ def test_stages_whose_range_starts_at_none_may_sleep(choices: dict[str, str], as
 def test_an_invalid_setting_is_refused_by_name(choices: dict[str, Any]) -> None:
     with pytest.raises(BadSetting, match=next(iter(choices))):
         Settings(**choices)
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "expected"), [([], 0), ([0.0], 0), ([1.0], 1), ([64.0], 1), ([64.0, 1.0], 2), ([200.0], 4)]
+)
+def test_gateways_follow_the_requests_in_flight(in_flight: list[float], expected: int) -> None:
+    replicas = [{"in_flight": requests} for requests in in_flight]
+    assert ByRequests(target_requests=64)(context(*replicas)) == (expected, {})

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from safelight.service.runtime.addresses import Address, BadAddress, find_address, reserved
+from safelight.service.runtime.addresses import BadAddress, BoundAddress, bound, find_address
+from safelight.service.runtime.shared_listener import start_listening
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 has_v6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a port for another socket")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="known of Linux only")
 
 
 @pytest.mark.parametrize(
@@ -47,62 +48,46 @@ def test_a_host_without_an_address_is_named(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", pytest.param("::1", marks=has_v6)])
 def test_port_0_becomes_a_port_that_nobody_else_gets(host: str) -> None:
-    with reserved(find_address(host, 0)) as first, reserved(find_address(host, 0)) as second:
-        assert first.port != second.port != 0
-        with pytest.raises(BadAddress, match="in use; choose another with --port"), reserved(first):
-            pytest.fail("reserved twice")
+    with bound(find_address(host, 0)) as first, bound(find_address(host, 0)) as second:
+        assert first.address.port != second.address.port != 0
+        with pytest.raises(BadAddress, match="in use; choose another with --port"), bound(first.address):
+            pytest.fail("bound twice")
 
 
 def test_a_port_in_use_and_an_address_of_another_machine_are_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = find_address("127.0.0.1", server.getsockname()[1])
         refusal = f"port {address.port} of 127.0.0.1: Address already in use"
-        with pytest.raises(BadAddress, match=refusal), reserved(address):
-            pytest.fail("reserved")
+        with pytest.raises(BadAddress, match=refusal), bound(address):
+            pytest.fail("bound")
     elsewhere = find_address("203.0.113.7", 0)
-    with pytest.raises(BadAddress, match="choose another with --host"), reserved(elsewhere):
-        pytest.fail("reserved")
+    with pytest.raises(BadAddress, match="choose another with --host"), bound(elsewhere):
+        pytest.fail("bound")
 
 
-def serve_once(address: Address) -> socket.socket:
-    """A listening socket as Ray Serve's proxy makes it."""
-    server = socket.socket(address.family)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    server.bind((address.host, address.port))
-    server.listen()
-    return server
-
-
-def exchange(address: Address) -> None:
+def exchange(at: BoundAddress) -> None:
     """A connection that the server closes first, whose port lingers."""
-    with serve_once(address) as server, socket.create_connection((address.host, address.port)) as client:
-        connection, _ = server.accept()
+    start_listening(at.listener)
+    with socket.create_connection((at.address.host, at.address.port)) as client:
+        connection, _ = at.listener.accept()
         connection.close()
         assert client.recv(1) == b""
 
 
 @on_linux
-def test_a_server_that_shares_ports_listens_on_a_reserved_one_again_and_again() -> None:
-    with reserved(find_address("127.0.0.1", 0)) as address:
-        exchange(address)
-        exchange(address)
-
-
-@on_linux
 def test_a_port_of_a_service_that_has_just_ended_can_be_used() -> None:
-    with reserved(find_address("127.0.0.1", 0)) as address:
-        exchange(address)
-    with reserved(address) as again:
+    with bound(find_address("127.0.0.1", 0)) as at:
+        exchange(at)
+    with bound(at.address) as again:
         exchange(again)
-        with pytest.raises(BadAddress), reserved(address):
-            pytest.fail("reserved twice")
+        with pytest.raises(BadAddress), bound(at.address):
+            pytest.fail("bound twice")
 
 
 @on_linux
-def test_the_kernel_gives_a_reserved_port_to_no_other_socket() -> None:
+def test_the_kernel_gives_a_bound_port_to_no_other_socket() -> None:
     """Ray's processes listen on any free port, and connect from any."""
-    with reserved(find_address("127.0.0.1", 0)) as address:
+    with bound(find_address("127.0.0.1", 0)) as at:
         for host in ("127.0.0.1", "0.0.0.0"):
             with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
-                other.bind((host, address.port))
+                other.bind((host, at.address.port))

@@ -7,6 +7,7 @@ it runs a process that is called so, in a session of its own, as Ray does.
 """
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+
+from safelight.service.runtime.shared_listener import NAME, receive_listener
 
 MODE, FOLDER = sys.argv[1], Path(sys.argv[2])
 PENDING = {"ready": False, "stages": {"denoise": {"ready": False}}, "reason": None, "failed": False}
@@ -30,10 +33,6 @@ class Service(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-class Server(HTTPServer):
-    allow_reuse_port = True
 
 
 def send(kind: str, text: str = "") -> None:
@@ -56,7 +55,10 @@ def main() -> None:
     if MODE == "refuses":
         send("failed", "no such tensor")
         return
-    server = Server(("127.0.0.1", settings.port), Service)
+    server = HTTPServer(("127.0.0.1", settings.port), Service, bind_and_activate=False)
+    server.socket.close()
+    server.socket = receive_listener(Path(os.environ["RAY_TMPDIR"]) / NAME)
+    server.server_activate()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     send("started")
     send("ready", f"http://127.0.0.1:{settings.port}")
