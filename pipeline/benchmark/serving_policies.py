@@ -1,10 +1,11 @@
-"""Compares policies under deadlines: `python -m safelight.pipeline.benchmark.serving_policies [--json]`.
+"""Compares policies under deadlines: `python -m safelight.pipeline.benchmark.serving_policies`.
 
 Each policy admits requests and selects the samples of every tick; all are simulated on one cost curve.
 Deterministic, takes some minutes. What the shapes of the traffic and the policies after papers leave out is
 in docs/performance.md.
 """
 
+import argparse
 import json
 import math
 import random
@@ -30,7 +31,7 @@ from safelight.pipeline.scheduling.simulation import (
 )
 from safelight.pipeline.scheduling.workload import make_workload
 
-SECONDS = 60.0
+SECONDS = 40.0
 NUM_CALLERS = 20
 DEADLINE_TIMES_ALONE = 10.0  # a full tick takes five times as long as one of a single image
 ROUND_TICKS = 5  # of the policy after TetriServe
@@ -280,9 +281,15 @@ def rows(fleets: Sequence[int] = DEVICES, shapes: Sequence[Traffic] = TRAFFIC) -
 
 def main() -> None:
     """Print the table, or with `--json` its record for docs/data."""
-    table = list(rows())
-    if "--json" in sys.argv[1:]:
-        command = "python -m safelight.pipeline.benchmark.serving_policies"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--devices", type=int, nargs="+", default=list(DEVICES))
+    parser.add_argument("--json", action="store_true", help="the record for docs/data")
+    args = parser.parse_args()
+    table = list(rows(args.devices))
+    if args.json:
+        command = f"python -m safelight.pipeline.benchmark.serving_policies --devices {' '.join(map(str, args.devices))}"
         record = benchmark_record(SIMULATION, command, {"tables": [{"columns": COLUMNS, "rows": table}]})
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
         return
