@@ -289,7 +289,8 @@ def main() -> None:
     args = parser.parse_args()
     table = list(rows(args.devices))
     if args.json:
-        command = f"python -m safelight.pipeline.benchmark.serving_policies --devices {' '.join(map(str, args.devices))}"
+        devices = " ".join(map(str, args.devices))
+        command = f"python -m safelight.pipeline.benchmark.serving_policies --devices {devices}"
         record = benchmark_record(SIMULATION, command, {"tables": [{"columns": COLUMNS, "rows": table}]})
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
         return
