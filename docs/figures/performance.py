@@ -50,6 +50,7 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
         "fairness": _simulated(runs, "fairness"),
         "policies": _simulated(runs, "policies"),
+        "serving-policies": _simulated(runs, "serving-policies"),
     }
 
 

@@ -124,17 +124,15 @@ def share_rows(seconds: float = SHARE_SECONDS) -> Iterator[list[str]]:
 
 def main() -> None:
     """Print the tables, or with `--json` their record for docs/data."""
-    tables = [
-        {"columns": COLUMNS, "rows": list(greedy_rows())},
-        {"columns": SHARE_COLUMNS, "rows": list(share_rows())},
-    ]
+    tables = [(COLUMNS, list(greedy_rows())), (SHARE_COLUMNS, list(share_rows()))]
     if "--json" in sys.argv[1:]:
         command = "python -m safelight.pipeline.benchmark.fairness"
-        record = benchmark_record(SIMULATION, command, {"tables": tables})
+        figures = {"tables": [{"columns": columns, "rows": rows} for columns, rows in tables]}
+        record = benchmark_record(SIMULATION, command, figures)
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
         return
-    for table in tables:
-        for row in (table["columns"], ["---"] * len(table["columns"]), *table["rows"]):
+    for columns, rows in tables:
+        for row in (columns, ["---"] * len(columns), *rows):
             sys.stdout.write(f"| {' | '.join(row)} |\n")
         sys.stdout.write("\n")
 

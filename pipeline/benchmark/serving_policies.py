@@ -3,8 +3,7 @@
 Each policy admits requests and selects the samples of every tick; all are simulated on one cost curve.
 Deterministic, takes some minutes. What is simplified:
 
-- The traffic is meant to be like that of Alibaba's GenTD26 and of Katz, of which only what their authors say
-  beside the files was read: 20 to 50 steps, few callers who send most. The intervals and bursts are ours.
+- The public traces, Alibaba's GenTD26 and Katz, were not read: the shapes of the traffic are ours.
 - The policy after TetriServe (arXiv:2510.01565) has its rounds, not its sequence parallelism nor its packing
   by dynamic programming. The one after GENSERVE (arXiv:2604.04335) pauses samples with much slack and bounds
   the batch by its most urgent sample; it has no video, no sequence parallelism, no optimisation over devices.

@@ -59,7 +59,8 @@ async def test_the_greedy_key_sends_ten_times_its_share(monkeypatch: pytest.Monk
     assert sent["greedy", False] == pytest.approx(2.0 * 200.0, rel=0.2)
     polite = sum(count for (key, _), count in sent.items() if key != "greedy")
     assert polite == result.polite_images == pytest.approx(2 * 9 * 0.5 * 0.2 * 200.0, rel=0.2)
-    assert (result.alone_p95, result.beside_p95) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert result.alone_p95 == pytest.approx(1.0)
+    assert result.beside_p95 == pytest.approx(2.0)
     assert result.ratio == pytest.approx(2.0)
     assert (result.polite_failures, result.greedy_images) == (0, 0)
     assert result.greedy_refused == sent["greedy", False]
