@@ -29,6 +29,7 @@ ServiceError                 503  anything unforeseen, without details
 ├── QueueFull                429
 ├── LimitReached             429  of the API key: requests, images, device-seconds or spend
 ├── KeysUnavailable          503  the database of keys cannot be read
+├── AccountsUnavailable      503  the ledger does not answer, or its database cannot be read
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
 ├── StoreFailed              503  of the image store: it cannot be written or read
@@ -267,6 +268,11 @@ class LimitReached(ServiceError):
 class KeysUnavailable(ServiceError):
     code = "keys_unavailable"
     message = "API keys cannot be checked now; please try again later."
+
+
+class AccountsUnavailable(ServiceError):
+    code = "accounts_unavailable"
+    message = "The accounts cannot be read now: the ledger is starting, or its database does not answer."
 
 
 class DeadlineExceeded(ServiceError):

@@ -18,6 +18,7 @@ PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._~/-]*)?")
 NO_STORE = "none"  # the value of `image_store` that turns links off
 MIN_KEY_CHARACTERS = 32
 ALIAS = re.compile(r"[A-Za-z0-9._:@+/*-]{1,128}")
+ACCOUNTS_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]{1,255}")
 HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 COUNTER_STORE = re.compile(r"(?:valkey|redis)s?://\S{1,500}")
@@ -172,6 +173,14 @@ def check_database(value: SecretStr, info: ValidationInfo) -> SecretStr:
             find_database(text)
     except BadDatabase as error:
         raise ValueError(f"{info.field_name} {error}") from None
+    return value
+
+
+def check_accounts_name(value: str) -> str:
+    if value and not ACCOUNTS_NAME.fullmatch(value):
+        raise ValueError(
+            f"accounts_name must be 1 to 64 letters, digits or characters of ._:@-, got {value[:200]!r}"
+        )
     return value
 
 

@@ -23,6 +23,7 @@ from safelight.service.setting_types import (
     PositiveFloat,
     PositiveInt,
     StageReplicas,
+    check_accounts_name,
     check_aliases,
     check_counter_store,
     check_database,
@@ -264,7 +265,26 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Absolute path of the folder of a SQLite file, or the URL of PostgreSQL such as "
         "`postgresql://user:password@host/name`, which needs the extra `postgres`; several machines need "
-        "PostgreSQL. Empty: `safelight` in the user's folder for data. Used only where API keys are.",
+        "PostgreSQL. Empty: `safelight` in the user's folder for data. It has API keys and the accounts.",
+    )
+    keep_accounts: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether the accounts of `/v1/accounting` are kept in `database`, so that they survive a "
+        "restart (docs/accounts.md). `auto`: if `database` is set or API keys are there, or if `host` is a "
+        "loopback address and `port` is not 0.",
+    )
+    accounts_name: Annotated[str, AfterValidator(check_accounts_name)] = Field(
+        "",
+        description="Name of this service in the database: services that share one have accounts of their "
+        "own. At most 64 characters. Empty: the port.",
+    )
+    usage_record_days: PositiveFloat = Field(
+        7.0, description="Days for which records of single requests are kept in the database."
+    )
+    usage_minute_days: PositiveFloat = Field(
+        62.0,
+        description="Days for which sums by minute, API key and model are kept in the database; sums since "
+        "the beginning are kept for ever.",
     )
     key_refresh_seconds: PositiveFloat = Field(
         5.0,
@@ -408,6 +428,23 @@ class Settings(BaseSettings):
     def uses_database(self) -> bool:
         """Whether API keys are in the database, and not in a file alone."""
         return self.requires_keys and (bool(self.database.get_secret_value()) or not self.api_keys_file)
+
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether the accounts are kept in the database.
+
+        By default not where nobody would look for them: in the home folder of a container or of whatever node
+        of a cluster has the ledger. Nor for a service on any free port, which is another one every time.
+        """
+        if self.keep_accounts == "auto":
+            is_for_this_machine = is_loopback(self.host) and self.port != 0
+            return bool(self.database.get_secret_value()) or self.uses_database or is_for_this_machine
+        return self.keep_accounts == "always"
+
+    @property
+    def service_name(self) -> str:
+        """Name of this service in the database."""
+        return self.accounts_name or str(self.port)
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:

@@ -85,7 +85,9 @@ ARROWS: dict[str, str] = {
     "service.previews": "pipeline.params service.messages service.runtime",
     "service.image_stream": "pipeline.params service.messages",
     "service.backend": "pipeline.params service.messages service.previews",
-    "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
+    "service.usage": (
+        "pipeline.params service.backend service.database service.errors service.messages service.settings"
+    ),
     "service.stages": (
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.usage"
@@ -124,7 +126,7 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.database "
+        "pipeline.catalog pipeline.params pipeline.scheduling service.backend "
         "service.errors service.http service.inprocess service.messages service.model_backends "
         "service.previews service.runtime service.settings service.stage_sets service.stages "
         "service.telemetry service.usage"

@@ -4,7 +4,6 @@ Routes are thin: validation, translation and dispatching have modules of their o
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
+from safelight.service.errors import AccountsUnavailable
 from safelight.service.http.access import protect_routes
 from safelight.service.http.admin.routes import add_key_routes
 from safelight.service.http.cors import add_cors
@@ -68,7 +68,9 @@ from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 DRAINED_SECONDS = 1.0  # for answers that are being sent when no image is in flight any more
-WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
+WINDOW = (
+    "Length of the window in seconds, extended to the start of a minute; default: since the accounts began."
+)
 
 
 def build_gateway(
@@ -140,8 +142,8 @@ def _make_gateway(
     backends: ModelBackends, settings: Settings, ledger: LedgerClient, tracing: Tracing
 ) -> Gateway:
     """Connect the parts of a gateway."""
-    metrics = Metrics()
     outbox = Outbox()
+    metrics = Metrics(outbox)
     dispatcher = RequestDispatcher(backends, metrics, settings, ledger)
     access = make_access(settings)
     return Gateway(
@@ -215,7 +217,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
-        responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
+        responses={400: ERRORS[400], 401: ERRORS[401], 503: ERRORS[503], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
@@ -224,8 +226,11 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
             int, Query(ge=0, le=1000, description="How many single requests to list, newest first.")
         ] = 0,
     ) -> AccountingReport:
-        await asyncio.to_thread(gateway.reporter.deliver)
-        return await gateway.ledger.report(window, latest)
+        await gateway.deliver_usage()
+        try:
+            return await gateway.ledger.report(window, latest)
+        except Exception as error:  # also of Ray
+            raise AccountsUnavailable() from error
 
 
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -283,16 +288,16 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        summary="Prometheus metrics of this gateway's requests and of the stages' work",
+        summary="Prometheus metrics of all requests and of the stages' work, the same at every gateway",
     )
     async def expose_metrics() -> Response:
         await gateway.dispatcher.status_of_all()  # sets the metrics of the stages that answer
-        with contextlib.suppress(Exception):  # the other metrics are served without the ledger's
+        await gateway.deliver_usage()
+        try:
             snapshot = await gateway.ledger.snapshot()
-            report = await gateway.ledger.report(None, 0)
-            gateway.metrics.observe_snapshot(
-                snapshot, {figures.model: figures.mfu for figures in report.models}
-            )
+        except Exception:  # also of Ray; the other metrics are served without the ledger's
+            snapshot = None
+        gateway.metrics.observe_snapshot(snapshot)
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ from safelight.service.usage.reporter import Outbox, UsageReporter
 
 if TYPE_CHECKING:
     from safelight.service.access import KeyAccess
+
+DELIVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,15 @@ class Gateway:
         return self.backends.models[0]
 
     def record(self, record: UsageRecord) -> None:
-        """Count a finished request, and queue its record for the ledger."""
-        self.metrics.record(record)
+        """Queue the record of a finished request for the ledger."""
         self.outbox.put(record)
+
+    async def deliver_usage(self) -> None:
+        """Send the ledger what waits, so that it knows the latest request; it has a second to answer."""
+        if self.reporter.is_stuck:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(self.reporter.deliver), DELIVERY_SECONDS)
 
 
 def make_access(settings: Settings) -> KeyAccess | None:

@@ -278,6 +278,31 @@ def test_an_image_of_a_replica_that_dies_is_drawn_by_another(
     wait_until(lambda: http.get("/readyz").status_code == 200)
 
 
+def test_a_gateway_that_dies_loses_nothing_through_the_official_client(
+    live_service: LiveService, http: httpx2.Client
+) -> None:
+    """Its requests are sent again; connections that come before the next gateway wait for it."""
+    fields = {**LONG, "num_inference_steps": 60, "seed": 5}
+    expected = draw(http, **fields)["data"][0]["b64_json"]
+    client = openai.OpenAI(base_url=f"{live_service.url}/v1", api_key="none", timeout=PATIENCE)
+    prompt = str(fields.pop("prompt"))
+
+    def generate() -> str | None:
+        data = client.images.generate(prompt=prompt, extra_body=fields).data
+        return data[0].b64_json if data else None
+
+    gateway = replica_of(live_service, "Gateway")
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(generate) for _ in range(2)]
+        wait_until(lambda: metric(http, "safelight_stage_images_running", stage="denoise") == 2)
+        gateway.kill()
+        gateway.wait(PATIENCE)
+        answers += [pool.submit(generate) for _ in range(2)]
+        assert [answer.result() for answer in answers] == 4 * [expected]
+    assert replica_of(live_service, "Gateway").pid != gateway.pid
+    wait_until(lambda: http.get("/readyz").status_code == 200)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_colocated_service_draws_and_leaves_nothing_behind(tmp_path: Path, how: signal.Signals) -> None:

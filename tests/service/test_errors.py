@@ -97,6 +97,7 @@ TREE = {
     "QueueFull": (429, "rate_limit_error", "queue_full", 2),
     "LimitReached": (429, "rate_limit_error", "rate_limit_exceeded", 1),
     "KeysUnavailable": (503, "server_error", "keys_unavailable", 5),
+    "AccountsUnavailable": (503, "server_error", "accounts_unavailable", 5),
     "DeadlineExceeded": (503, "server_error", "deadline_exceeded", 10),
     "ShuttingDown": (503, "server_error", "shutting_down", 10),
     "StoreFailed": (503, "server_error", "image_store_failed", None),
