@@ -362,6 +362,29 @@ def test_callers_without_a_running_sample_are_not_kept_out() -> None:
     assert "late" in counts(server.tick())
 
 
+def test_places_are_kept_for_callers_who_have_none() -> None:
+    """Two are left, and two such callers wait: a third does not start a further sample, however short."""
+    running = [make_sample("greedy", 30) for _ in range(2)]
+    queue = WaitingQueue[SimulatedSample]()
+    for caller, steps in (("greedy", 1), ("a", 30), ("b", 30)):
+        queue.add(make_sample(caller, steps))
+    limits = Limits(2, 10**6)
+    assert select_next_batch(running, queue, 0.0, limits, CURVE, FairShares()) == running[:1]
+    queue.remove(queue.first_of("b"))
+    assert select_next_batch(running, queue, 0.0, limits, CURVE, FairShares()) == [queue.first_of("greedy")]
+
+
+def test_only_a_caller_who_waits_is_a_borrower() -> None:
+    """One of whom all samples were in the tick has what it wants, whatever its tag."""
+    waits, is_served = Share("a"), Share("b")
+    shares = FairShares()
+    packets = [(waits, 1.0), (is_served, 1.0)]
+    shares.dispatch(packets, {waits}, 0.1)
+    for share in (waits, is_served):
+        assert shares.is_borrowing(share, shares.start_tag(share)) is (share is waits)
+        assert not shares.is_borrowing(share, shares.start_tag(Share("new")))
+
+
 def test_without_a_place_the_started_samples_go_on() -> None:
     """As after a tick that did not fit into memory: more have started than may, some without any tick."""
     running = [make_sample(caller, 3) for caller in "aabbcc"]
