@@ -55,6 +55,17 @@ class GenerationParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Who asks for an image, and that caller's weight among callers who wait for the same device."""
+
+    caller: str = ""  # id of an API key; empty without keys, so that all requests are one caller's
+    weight: float = 1.0  # positive
+
+
+ONLY_CALLER = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewRequest:
     """How many previews an image should have, of which those before `first` are not made (again)."""
 

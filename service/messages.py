@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from safelight.pipeline.params import DenoiseUsage, GenerationParams, StageCost, TextReport
+from safelight.pipeline.params import (
+    ONLY_CALLER,
+    DenoiseUsage,
+    GenerationParams,
+    Share,
+    StageCost,
+    TextReport,
+)
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ class RequestContext:
     traceparent: str | None = None  # of the gateway's span, a W3C header
     request_id: str = ""  # the client's own, or ours, for log lines
     model: str = ""  # id of the model that draws it; empty: the first of the service or the stage
+    share: Share = ONLY_CALLER  # of the API key that asks for it
 
 
 NO_CONTEXT = RequestContext()

@@ -17,10 +17,12 @@ from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import (
     NO_PREVIEWS,
+    ONLY_CALLER,
     DenoiseUsage,
     FinishReason,
     GenerationParams,
     PreviewRequest,
+    Share,
     StageCost,
     TextReport,
 )
@@ -181,6 +183,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.samples: dict[str, FakeSample] = {}
         self.times: list[tuple[float, float]] = []  # arrival and deadline of every sample that was added
+        self.shares: list[Share] = []  # whose each was
         self.aborted: list[Any] = []
         self.ready_previews: list[SamplePreview] = []
         self.may_tick = threading.Event()
@@ -206,12 +209,14 @@ class FakeEngine:
         deadline: float,
         source: Any = None,
         previews: PreviewRequest = NO_PREVIEWS,
+        share: Share = ONLY_CALLER,
     ) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")
         if params.prompt == "stumble":
             raise RuntimeError("shape mismatch")
         self.times.append((arrived, deadline))
+        self.shares.append(share)
         self.samples[request_id] = FakeSample(params, params.num_steps, previews)
 
     def abort(self, request_id: str) -> None:

@@ -33,7 +33,7 @@ ARROWS: dict[str, str] = {
     "pipeline.errors": "",
     "pipeline.flops": "models.autoencoders models.families models.networks",
     "pipeline.params": "",
-    "pipeline.scheduling": "",
+    "pipeline.scheduling": "pipeline.params",
     "pipeline.diffusion": "pipeline.errors",
     "pipeline.catalog": (
         "models.autoencoders models.checkpoints models.families models.find_checkpoint models.text "

@@ -48,7 +48,9 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
     return {
         "bars": bars_table(),
         "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
-        "policies": _policies(runs),
+        "fairness": _simulated(runs, "fairness"),
+        "policies": _simulated(runs, "policies"),
+        "serving-policies": _simulated(runs, "serving-policies"),
     }
 
 
@@ -88,8 +90,8 @@ def run_section(run: Run) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _policies(runs: Sequence[Run]) -> str:
-    run = find_run(runs, "simulated", "policies")
+def _simulated(runs: Sequence[Run], name: str) -> str:
+    run = find_run(runs, "simulated", name)
     return "\n\n".join([run.provenance, *_generic(run)])
 
 

@@ -17,7 +17,7 @@ from safelight.pipeline.capacity.image_cost import ImageCost, ModelProfile
 from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.queue import select_next_batch
+from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.simulation import SimulatedSample, simulate
 from safelight.pipeline.scheduling.workload import make_workload
 

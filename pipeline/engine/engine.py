@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from operator import attrgetter
 
 import torch
@@ -32,15 +32,18 @@ from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import (
     NO_PREVIEWS,
+    ONLY_CALLER,
     DenoiseUsage,
     FinishReason,
     GenerationParams,
     PreviewRequest,
+    Share,
 )
 from safelight.pipeline.scheduling.batcher import Limits, in_arrival_order
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
 from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times
-from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
+from safelight.pipeline.scheduling.queue import WaitingQueue
+from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 logger = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ class SampleOutcome:
 class Engine:
     """Step-level batching of samples that differ in steps, solver, guidance, size and text.
 
-    Each tick advances the samples that `select_batch` takes; the others keep their state.
+    Each tick advances the samples that `select_next_batch` takes; the others keep their state.
 
     Args:
         runner: The network.
@@ -171,6 +174,7 @@ class Engine:
         deadline: float = math.inf,
         source: SourceLatents | None = None,
         previews: PreviewRequest = NO_PREVIEWS,
+        share: Share = ONLY_CALLER,
     ) -> None:
         """Queue a sample. Times are seconds by `time.perf_counter`.
 
@@ -183,6 +187,7 @@ class Engine:
             deadline: When the sample leaves, done or not.
             source: What an edit starts from.
             previews: Which of its previews `take_previews` should return.
+            share: Whose it is.
 
         Raises:
             InvalidParams: This engine cannot generate the image.
@@ -194,6 +199,7 @@ class Engine:
         arrived = time.perf_counter() if arrived is None else arrived
         start = self._runner.clock.mark()
         sample = self._admission.admit(request_id, params, cond, uncond, self.curve, arrived, deadline)
+        sample.workload = replace(sample.workload, share=share)
         sample.source = source
         sample.previews = previews
         charge(sample, start, self._runner.clock)
@@ -240,6 +246,8 @@ class Engine:
         self._in_flight = queued
         if not self._runner.clock.runs_ahead:
             self._complete_in_flight()
+        if not (self._queue or self._running or self._finishing):
+            self._metering.shares.rest()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
@@ -258,6 +266,7 @@ class Engine:
             self.limits,
             self.curve,
             list(self._recent_arrivals),
+            self._metering.shares,
         )
         samples = (*running, *self._queue)
         return {sample.request_id: time_left for sample, time_left in zip(samples, seconds, strict=True)}
@@ -279,6 +288,7 @@ class Engine:
             time.perf_counter(),
             self.limits,
             self._metering.start_tick(),
+            self._metering.shares,
         )
         request_ids = [sample.request_id for sample in selected]
         for request_id in request_ids:
@@ -313,6 +323,7 @@ class Engine:
             except torch.OutOfMemoryError:
                 logger.warning("a tick of %d samples does not fit into memory", len(selected))
             else:
+                self._metering.charge_tick(tick.work, self._running.values(), self._queue.shares)
                 self._prepare_next(selected)
                 return tick
             # Outside of `except`, where the error would keep the tensors of its frames.
@@ -380,7 +391,7 @@ class Engine:
         """Take a sample out of the engine, if it is in it, and keep its outcome for the next `step`."""
         if (queued := self._queue.get(request_id)) is not None:
             self._queue.remove(queued)
-            queued.settle()
+            self._metering.settle(queued)
             usage = self._usage(queued, time.perf_counter() - queued.workload.arrived)
             self._outcomes.append(SampleOutcome(request_id, reason, None, usage, error))
         elif request_id in self._running:
@@ -397,7 +408,7 @@ class Engine:
         latents: Tensor | None = None,
     ) -> None:
         """Keep the outcome of a sample that is not running any more for the next `step`."""
-        sample.settle()
+        self._metering.settle(sample)
         usage = self._usage(sample, sample.queue_seconds)
         self._outcomes.append(SampleOutcome(sample.request_id, reason, latents, usage, error))
 

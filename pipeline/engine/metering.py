@@ -1,11 +1,13 @@
 """What ticks and samples cost: the cost curve, corrected by every tick, and the usage of every sample."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from safelight.pipeline.engine.sample import QueuedSample, RunningSample
-from safelight.pipeline.params import DenoiseUsage, StageCost
+from safelight.pipeline.params import DenoiseUsage, Share, StageCost
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.pipeline.scheduling.fair_shares import FairShares
+from safelight.pipeline.scheduling.selection import full_tick_seconds, passed_over
 
 # Every how many ticks one may exceed the curve's best work, to measure what such ticks cost now.
 PROBE_INTERVAL = 64
@@ -29,6 +31,7 @@ class TickWork:
     samples: tuple[RunningSample, ...]
     rows: tuple[int, ...]
     works: tuple[float, ...]  # operations
+    expected_seconds: tuple[float, ...]  # by the curve
     is_probe: bool
 
     @property
@@ -39,10 +42,11 @@ class TickWork:
 
 
 class Metering:
-    """The cost curve of an engine, and the record of its last tick."""
+    """The cost curve of an engine, the record of its last tick, and what each caller has had."""
 
     def __init__(self, curve: CostCurve):
         self.curve = curve
+        self.shares = FairShares()
         self.last_tick: TickRecord | None = None
         self._num_ticks = 0
 
@@ -57,22 +61,50 @@ class Metering:
 
     def work_of(self, samples: Sequence[RunningSample]) -> TickWork:
         """The work of the next tick of `samples`, after `start_tick`."""
+        works = tuple(sample.workload.work[sample.step_index] for sample in samples)
+        flops = sum(works)
+        seconds = self.curve.seconds_for(flops)
         return TickWork(
             samples=tuple(samples),
             rows=tuple(sample.workload.rows[sample.step_index] for sample in samples),
-            works=tuple(sample.workload.work[sample.step_index] for sample in samples),
+            works=works,
+            expected_seconds=tuple(seconds * work / flops for work in works),
             is_probe=self._is_probe,
         )
 
+    def charge_tick(self, tick: TickWork, running: Iterable[RunningSample], waiting: Set[Share]) -> None:
+        """Charge the callers of a tick that is queued by what it is expected to take.
+
+        Args:
+            tick: The tick.
+            running: The samples that it was selected from, those that it starts included.
+            waiting: Who else has samples waiting.
+        """
+        packets = [
+            (sample.workload.share, seconds)
+            for sample, seconds in zip(tick.samples, tick.expected_seconds, strict=True)
+        ]
+        waiting = waiting | passed_over(running, tick.samples)
+        self.shares.dispatch(packets, waiting, full_tick_seconds(self.curve))
+
+    def settle(self, sample: QueuedSample | RunningSample) -> None:
+        """Charge the caller of a sample that leaves with what it was not charged with in ticks."""
+        sample.settle()
+        if seconds := sample.take_uncharged_seconds():
+            self.shares.charge(sample.workload.share, seconds)
+
     def record_tick(self, tick: TickWork, seconds: float) -> None:
-        """Correct the curve by a tick that is done, and attribute its seconds to its samples."""
+        """Correct the curve by a tick that is done, and charge samples and callers with its seconds."""
         flops = sum(tick.works)
         expected = self.curve.seconds_for(flops)
         update = self.curve.updated_by_probe if tick.is_probe else self.curve.updated
         self.curve = update(flops, seconds)
+        packets: list[tuple[Share, float]] = []
         for sample, work in zip(tick.samples, tick.works, strict=True):
             sample.settle()
             sample.device_seconds += seconds * work / flops
+            packets.append((sample.workload.share, sample.take_uncharged_seconds()))
+        self.shares.measure(packets)
         self.last_tick = TickRecord(sum(tick.rows), tick.tokens, seconds, int(flops), expected)
 
     @property

@@ -38,12 +38,19 @@ class Charged:
     device_seconds: float = field(default=0.0, kw_only=True)  # spent so far, without those of `spans`
     # Computations for this sample alone, between two marks: their seconds are known when the device is done.
     spans: list[tuple[Mark, Mark]] = field(default_factory=list, kw_only=True)
+    _charged_seconds: float = field(default=0.0, kw_only=True)  # that its caller has been charged with
 
     def settle(self) -> None:
         """Add the seconds of all `spans`; waits for the end of the last one."""
         for start, end in self.spans:
             self.device_seconds += end.seconds_since(start)
         self.spans.clear()
+
+    def take_uncharged_seconds(self) -> float:
+        """The device-seconds since the last call, which its caller is to be charged with."""
+        seconds = self.device_seconds - self._charged_seconds
+        self._charged_seconds = self.device_seconds
+        return seconds
 
 
 @dataclass(slots=True, eq=False)

@@ -45,25 +45,47 @@ def select_batch(samples: Iterable[S], now: float, limits: Limits, curve: CostCu
     throughput than it gains (docs/performance.md).
     """
     selected: list[S] = []
-    rows = tokens = 0
-    work = 0.0
+    room = TickRoom(limits, curve.best_work)
     for sample in sorted(samples, key=lambda s: s.workload.priority(s.step_index, now, curve.slowdown)):
-        workload, step = sample.workload, sample.step_index
-        sample_rows = workload.rows[step]
-        fits = (
-            rows + sample_rows <= limits.max_rows
-            and tokens + sample_rows * workload.tokens <= limits.max_tokens
-            and work + workload.work[step] <= curve.best_work
-        )
-        if selected and not fits:
-            continue
-        selected.append(sample)
-        rows += sample_rows
-        tokens += sample_rows * workload.tokens
-        work += workload.work[step]
-        if rows == limits.max_rows:
+        if room.take(sample):
+            selected.append(sample)
+        if room.is_full:
             break
     return selected
+
+
+class TickRoom:
+    """The room that a tick has left while its samples are selected.
+
+    Args:
+        limits: The most that it may hold.
+        best_work: The most work that is worth putting into it.
+    """
+
+    def __init__(self, limits: Limits, best_work: float):
+        self._limits = limits
+        self._best_work = best_work
+        self._rows = self._tokens = 0
+        self.work = 0.0  # of what it holds
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further row fits."""
+        return self._rows >= self._limits.max_rows
+
+    def take(self, sample: Schedulable) -> bool:
+        """Take a sample in, and return whether there was room for it; for the first one there always is."""
+        workload, step = sample.workload, sample.step_index
+        rows = self._rows + workload.rows[step]
+        tokens = self._tokens + workload.rows[step] * workload.tokens
+        work = self.work + workload.work[step]
+        is_within = (
+            rows <= self._limits.max_rows and tokens <= self._limits.max_tokens and work <= self._best_work
+        )
+        if self._rows and not is_within:
+            return False
+        self._rows, self._tokens, self.work = rows, tokens, work
+        return True
 
 
 def in_arrival_order(selected: Sequence[S], arrivals: Iterable[S]) -> list[S]:

@@ -7,7 +7,9 @@ from itertools import count, cycle
 
 from safelight.pipeline.scheduling.batcher import Limits, Schedulable
 from safelight.pipeline.scheduling.cost_curve import CostCurve
-from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
+from safelight.pipeline.scheduling.fair_shares import FairShares
+from safelight.pipeline.scheduling.queue import WaitingQueue
+from safelight.pipeline.scheduling.selection import charge_by_curve, select_next_batch
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 STRIDE = 4  # ticks between two selections; the engine selects at every tick
@@ -33,6 +35,7 @@ def finish_times(
     limits: Limits,
     curve: CostCurve,
     recent_arrivals: Sequence[SampleWorkload] = (),
+    shares: FairShares | None = None,
 ) -> list[float]:
     """Forecast when each sample finishes.
 
@@ -44,6 +47,7 @@ def finish_times(
         curve: The cost curve at present.
         recent_arrivals: Workloads of recent samples in order of arrival, from which future arrivals are
             extrapolated; without any, none are expected.
+        shares: What each caller has had; None: all the same.
 
     Returns:
         Seconds from `now` until each sample finishes: first those of `running`, then those of `waiting`.
@@ -54,13 +58,15 @@ def finish_times(
     num_unfinished = len(started) + len(queue)
     arrivals = _future_arrivals(recent_arrivals, now)
     arrival = next(arrivals, None)
+    shares = FairShares() if shares is None else shares.copy()
     time = now
     while num_unfinished:
         while arrival is not None and arrival.workload.arrived <= time:
             queue.add(arrival)
             arrival = next(arrivals, None)
-        selected = select_next_batch(started, queue, time, limits, curve)
+        selected = select_next_batch(started, queue, time, limits, curve, shares)
         ticks = min(STRIDE, *(sample.workload.num_ticks - sample.step_index for sample in selected))
+        charge_by_curve(shares, selected, started, queue, curve, ticks)
         time += ticks * curve.seconds_for(sum(sample.workload.work[sample.step_index] for sample in selected))
         for number in _advance(selected, ticks, started, queue):
             seconds[number] = time - now

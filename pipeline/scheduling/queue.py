@@ -1,15 +1,15 @@
-"""The waiting samples, sorted by priority, so that a tick inspects only a few of them."""
+"""The waiting samples, sorted by priority for each caller, so that a tick inspects only a few of them."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Set
+from heapq import merge
 from itertools import count
 from typing import Generic, TypeVar
 
-from safelight.pipeline.scheduling.batcher import Limits, Schedulable, select_batch
-from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.pipeline.params import Share
+from safelight.pipeline.scheduling.batcher import Schedulable
 
 S = TypeVar("S", bound=Schedulable)
-R = TypeVar("R", bound=Schedulable)
 
 RESORT_RATIO = 1.1  # how far the machine's slowdown may drift before the queue is sorted again
 
@@ -26,18 +26,33 @@ class WaitingQueue(Generic[S]):
         self._slowdown = slowdown  # the one that the samples are sorted by
         self._key = key
         self._numbers = count()  # among equals the first to arrive goes first
-        self._sorted: list[tuple[float, int, S]] = []
+        self._sorted: dict[str, list[tuple[float, int, S]]] = {}  # by caller; none is empty
         self._arrivals: dict[Hashable, tuple[int, S]] = {}
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return len(self._arrivals)
 
     def __iter__(self) -> Iterator[S]:
-        """The earliest due first."""
-        return (sample for _, _, sample in self._sorted)
+        """The earliest due first, whoever asked for it."""
+        entries = merge(*self._sorted.values()) if len(self._sorted) > 1 else self._only_entries()
+        return (sample for _, _, sample in entries)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._arrivals
+
+    @property
+    def callers(self) -> Set[str]:
+        """Who has samples here."""
+        return self._sorted.keys()
+
+    @property
+    def shares(self) -> Set[Share]:
+        """The same callers with their weights."""
+        return {entries[0][2].workload.share for entries in self._sorted.values()}
+
+    def num_of(self, caller: str) -> int:
+        """How many samples of a caller wait."""
+        return len(self._sorted.get(caller, ()))
 
     def get(self, key: Hashable) -> S | None:
         """The sample with this key, or None."""
@@ -48,57 +63,58 @@ class WaitingQueue(Generic[S]):
         """The first to arrive first."""
         return (sample for _, sample in self._arrivals.values())
 
+    def first_of(self, caller: str) -> S:
+        """The sample of a caller that is due first. Raises `KeyError` if none of it waits."""
+        return self._sorted[caller][0][2]
+
     def add(self, sample: S) -> None:
         number = next(self._numbers)
         self._arrivals[self._key(sample)] = number, sample
-        insort(self._sorted, (self._due(sample), number, sample))
+        entries = self._sorted.setdefault(sample.workload.share.caller, [])
+        insort(entries, (self._due(sample), number, sample))
 
     def remove(self, sample: S) -> None:
         """Raises `ValueError` if the sample is not in the queue."""
         arrival = self._arrivals.pop(self._key(sample), None)
         if arrival is None:
             raise ValueError("not in the queue")
-        del self._sorted[bisect_left(self._sorted, (self._due(sample), arrival[0]))]
+        caller = sample.workload.share.caller
+        entries = self._sorted[caller]
+        del entries[bisect_left(entries, (self._due(sample), arrival[0]))]
+        if not entries:
+            del self._sorted[caller]
 
-    def earliest_due(self, limit: int, now: float, slowdown: float) -> list[S]:
-        """At most `limit` samples, the earliest due first; those that will miss their deadline come last."""
-        if not 1 / RESORT_RATIO < slowdown / self._slowdown < RESORT_RATIO:
-            self._slowdown = slowdown
-            self._sorted = sorted((self._due(sample), number, sample) for _, number, sample in self._sorted)
+    def earliest_due(self, limit: int, now: float, slowdown: float, caller: str | None = None) -> list[S]:
+        """At most `limit` samples, the earliest due first; those that will miss their deadline come last.
+
+        Args:
+            limit: The most samples.
+            now: Seconds by `time.perf_counter`.
+            slowdown: Of the cost curve at present.
+            caller: Whose samples; None for all.
+        """
+        self._sort_again(slowdown)
+        samples = iter(self) if caller is None else (sample for *_, sample in self._sorted.get(caller, ()))
         punctual, late = list[S](), list[S]()
-        for sample in self:
+        for sample in samples:
             if len(punctual) == limit:
                 break
             is_late, _ = sample.workload.priority(0, now, slowdown)
             (late if is_late else punctual).append(sample)
         return punctual + late[: limit - len(punctual)]
 
+    def _sort_again(self, slowdown: float) -> None:
+        """Sort by another slowdown, if it is far from the one that the samples are sorted by."""
+        if not 1 / RESORT_RATIO < slowdown / self._slowdown < RESORT_RATIO:
+            self._slowdown = slowdown
+            for caller, entries in self._sorted.items():
+                self._sorted[caller] = sorted(
+                    (self._due(sample), number, sample) for _, number, sample in entries
+                )
+
+    def _only_entries(self) -> Iterator[tuple[float, int, S]]:
+        """The entries of the only caller, if there is one."""
+        return iter(next(iter(self._sorted.values()), ()))
+
     def _due(self, sample: S) -> float:
         return sample.workload.priority(0, 0.0, self._slowdown)[1]
-
-
-def select_next_batch(
-    running: Sequence[R],
-    queue: WaitingQueue[S],
-    now: float,
-    limits: Limits,
-    curve: CostCurve,
-) -> list[R | S]:
-    """Select the samples of the next tick from those that run and the earliest due that wait.
-
-    At most twice as many samples run as a tick holds: a running sample occupies the device even while it is
-    passed over.
-
-    Args:
-        running: Samples that have started.
-        queue: Samples that wait.
-        now: Seconds by `time.perf_counter`.
-        limits: The most that a tick may hold.
-        curve: The cost curve at present.
-
-    Returns:
-        Samples of `running` and of `queue`, by priority. The queue is left as it is.
-    """
-    room = max(0, 2 * limits.max_rows - len(running))
-    candidates: list[R | S] = [*running, *queue.earliest_due(room, now, curve.slowdown)]
-    return select_batch(candidates, now, limits, curve)

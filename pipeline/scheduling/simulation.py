@@ -4,8 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.pipeline.scheduling.fair_shares import CREDIT_TICKS, FairShares
 from safelight.pipeline.scheduling.queue import WaitingQueue
+from safelight.pipeline.scheduling.selection import charge_by_curve, select_next_batch
 from safelight.pipeline.scheduling.workload import SampleWorkload
 
 
@@ -33,12 +36,38 @@ Queue = WaitingQueue[SimulatedSample]
 Rule = Callable[[Samples, Queue, float], list[SimulatedSample]]
 # Takes the new sample, the running samples, the queue (the new one in it) and the time.
 ArrivalHook = Callable[[SimulatedSample, Samples, Queue, float], None]
+# Takes the new sample, the running samples, the queue (without it) and the time: whether it is let in.
+AdmissionRule = Callable[[SimulatedSample, Samples, Queue, float], bool]
+
+
+def fair_rule(limits: Limits, curve: CostCurve, credit_ticks: float = CREDIT_TICKS) -> Rule:
+    """The engine's rule, with shares of its own. Callers are charged by the curve."""
+    shares = FairShares(credit_ticks)
+
+    def rule(running: Samples, queue: Queue, now: float) -> list[SimulatedSample]:
+        selected = select_next_batch(running, queue, now, limits, curve, shares)
+        charge_by_curve(shares, selected, running, queue, curve)
+        return selected
+
+    return rule
 
 
 def simulate(
-    samples: Iterable[SimulatedSample], rule: Rule, curve: CostCurve, on_arrival: ArrivalHook | None = None
+    samples: Iterable[SimulatedSample],
+    rule: Rule,
+    curve: CostCurve,
+    on_arrival: ArrivalHook | None = None,
+    admits: AdmissionRule | None = None,
 ) -> list[SimulatedSample]:
-    """Run all `samples` tick by tick, each from its arrival; return them in the order of finishing."""
+    """Run all `samples` tick by tick, each from its arrival; return them in the order of finishing.
+
+    Args:
+        samples: In any order.
+        rule: Selects the samples of a tick.
+        curve: What a tick takes.
+        on_arrival: Called with each sample that is let in.
+        admits: Which samples are let in; None: all. The others are not returned.
+    """
     arrivals = deque(sorted(samples, key=lambda sample: sample.workload.arrived))
     running, queue, done, now = list[SimulatedSample](), Queue(curve.slowdown), list[SimulatedSample](), 0.0
     while arrivals or running or len(queue):
@@ -46,9 +75,13 @@ def simulate(
             now = max(now, arrivals[0].workload.arrived)
         while arrivals and arrivals[0].workload.arrived <= now:
             arrival = arrivals.popleft()
+            if admits is not None and not admits(arrival, running, queue, now):
+                continue
             queue.add(arrival)
             if on_arrival is not None:
                 on_arrival(arrival, running, queue, now)
+        if not running and not len(queue):
+            continue
         selected = rule(running, queue, now)
         now += curve.seconds_for(sum(sample.workload.work[sample.step_index] for sample in selected))
         for sample in selected:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from safelight.pipeline.params import ONLY_CALLER, Share
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 
 # Near 0: first come, first served. Large: shortest remaining time first. Simulated in docs/performance.md.
@@ -24,6 +25,7 @@ class SampleWorkload:
     tokens: int  # image tokens of a row
     # Seconds that ticks k, k + 1, ... take alone, at the speed when the curve was measured; the last is 0.
     seconds_left: tuple[float, ...]
+    share: Share = ONLY_CALLER
 
     @property
     def num_ticks(self) -> int:

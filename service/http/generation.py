@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import ONLY_CALLER, GenerationParams, Share
 from safelight.service.http.caller import Caller, caller_of, make_recorder
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
@@ -133,8 +133,14 @@ def plan_images(reading: ReadRequest, asked_model: object = None) -> ImagePlan:
 
 def request_context(exchange: Exchange, plan: ImagePlan) -> RequestContext:
     """What goes along with the images from stage to stage."""
-    record = exchange.record
-    return RequestContext(record.id, exchange.span.traceparent, record.request_id, plan.model.id)
+    record, key = exchange.record, exchange.caller.key
+    return RequestContext(
+        record_id=record.id,
+        traceparent=exchange.span.traceparent,
+        request_id=record.request_id,
+        model=plan.model.id,
+        share=ONLY_CALLER if key is None else Share(key.id, key.spec.weight),
+    )
 
 
 async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:

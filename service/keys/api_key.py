@@ -41,7 +41,7 @@ class KeySpec:
 
     Attributes:
         name: Names it in lists, logs and accounting.
-        weight: Its share among keys that wait. Kept for the scheduler, which does not use it yet.
+        weight: Its share of the devices among keys that wait for them.
         max_priority: The highest priority that its requests may ask for. Kept likewise.
         limits: How much it may use.
         models: That it may use; empty for all.

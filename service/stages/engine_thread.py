@@ -180,6 +180,7 @@ class EngineLoop(threading.Thread):
                 call.deadline,
                 call.source,
                 call.previews,
+                call.context.share,
             )
         except InvalidParams as error:
             call.settle(as_service_error(error))

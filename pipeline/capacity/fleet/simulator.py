@@ -20,7 +20,8 @@ from safelight.pipeline.capacity.fleet.fleet import Fleet
 from safelight.pipeline.capacity.fleet.replica import SimulatedImage, SimulatedReplica
 from safelight.pipeline.capacity.fleet.scaler import Scaler
 from safelight.pipeline.capacity.fleet.traffic import arrivals
-from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
+from safelight.pipeline.scheduling.queue import WaitingQueue
+from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.workload import make_workload
 
 EventHandler = Callable[[float], None]  # called with the simulated time in seconds

@@ -14,7 +14,8 @@ from safelight.pipeline.benchmark import policies
 from safelight.pipeline.scheduling.batcher import Limits, select_batch
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times
-from safelight.pipeline.scheduling.queue import WaitingQueue, select_next_batch
+from safelight.pipeline.scheduling.queue import WaitingQueue
+from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.simulation import Queue, Samples, SimulatedSample, simulate
 from safelight.pipeline.scheduling.workload import MAX_SLOWDOWN, SampleWorkload, make_workload
 

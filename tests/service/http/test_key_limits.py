@@ -14,7 +14,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from starlette.testclient import TestClient
 
-from safelight.pipeline.params import UsageAmounts
+from safelight.pipeline.params import ONLY_CALLER, Share, UsageAmounts
 from safelight.service.access import KeyAccess
 from safelight.service.errors import StageFailed
 from safelight.service.http.gateway import build_gateway
@@ -55,6 +55,7 @@ SPECS = (
     limited("painter", images_per_day=2),
     KeySpec("models", models=("another",)),
     KeySpec("own model", models=(MODEL.id,)),
+    KeySpec("heavy", weight=3.0),
 )
 
 
@@ -101,6 +102,16 @@ def limits_of(response: httpx2.Response) -> dict[str, tuple[float, float]]:
         )
         for name in names
     }
+
+
+@pytest.mark.parametrize("body", [BODY, BODY | {"stream": True}])
+def test_images_say_whose_they_are(
+    client: TestClient, keys: Keys, backend: FakeBackend, body: dict[str, Any]
+) -> None:
+    """Of the warm-up nobody's, and then the key's id and weight, by which denoisers share their time."""
+    assert {context.share for _, _, context in backend.calls} == {ONLY_CALLER}
+    assert client.post(ROUTE, json=body, headers=keys.bearer("heavy")).status_code == 200
+    assert backend.calls[-1][2].share == Share(keys.keys["heavy"].id, 3.0)
 
 
 def test_an_answer_says_what_remains(client: TestClient, keys: Keys) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from safelight.pipeline.engine.engine import Engine
-from safelight.pipeline.params import UsageAmounts
+from safelight.pipeline.params import ONLY_CALLER, Share, UsageAmounts
 from safelight.service.errors import DeadlineExceeded, InvalidRequest, StageFailed
 from safelight.service.messages import DenoiseResult, RequestContext
 from safelight.service.stages import denoise
@@ -75,6 +75,13 @@ async def test_the_deadline_counts_the_time_in_the_text_encoder(
     # the text waited for USAGE.encode.queue_seconds, and was encoded in USAGE.encode.device_seconds
     assert factory.engines[0].times == [(1000.0, 1000.0 + 100.0 - 0.5 - 0.25)]
     stage.close()
+
+
+async def test_the_engine_knows_whose_an_image_is(stage: DenoiseStage, factory: EngineFactory) -> None:
+    share = Share("key_1", 3.0)
+    await stage.generate(make_conditioning(), make_params(), RequestContext(share=share))
+    await generate(stage)
+    assert factory.engines[0].shares == [share, ONLY_CALLER]
 
 
 async def test_an_expired_sample_is_a_deadline_that_was_exceeded(stage: DenoiseStage) -> None:
