@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
+from safelight.pipeline.params import ONLY_CALLER, Share
 from safelight.service.usage.records import RequestRecorder
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def make_recorder(request_id: str, model: str, key: ApiKey | None) -> RequestRec
     if key is None:
         return RequestRecorder(request_id, model)
     return RequestRecorder(request_id, model, key.id, key.spec.name)
+
+
+def share_of(key: ApiKey | None) -> Share:
+    """Of the devices, for what `key` sends; without keys all requests are one caller's."""
+    return ONLY_CALLER if key is None else Share(key.id, key.spec.weight)
 
 
 def caller_of(request: Request) -> Caller:

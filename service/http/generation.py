@@ -11,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
-from safelight.pipeline.params import ONLY_CALLER, GenerationParams, Share
-from safelight.service.http.caller import Caller, caller_of, make_recorder
+from safelight.pipeline.params import GenerationParams
+from safelight.service.http.caller import Caller, caller_of, make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.image_links import plan_links, store_images
@@ -133,13 +133,13 @@ def plan_images(reading: ReadRequest, asked_model: object = None) -> ImagePlan:
 
 def request_context(exchange: Exchange, plan: ImagePlan) -> RequestContext:
     """What goes along with the images from stage to stage."""
-    record, key = exchange.record, exchange.caller.key
+    record = exchange.record
     return RequestContext(
         record_id=record.id,
         traceparent=exchange.span.traceparent,
         request_id=record.request_id,
         model=plan.model.id,
-        share=ONLY_CALLER if key is None else Share(key.id, key.spec.weight),
+        share=share_of(exchange.caller.key),
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from safelight.service.errors import JobsOff, as_service_error
-from safelight.service.http.caller import make_recorder
+from safelight.service.http.caller import make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import Generation
@@ -21,7 +21,6 @@ from safelight.service.image_store.names import ImageName
 from safelight.service.jobs.drawing import Drawing, End
 from safelight.service.jobs.job import Job, JobResult
 from safelight.service.messages import DecodeResult, RequestContext
-from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, StoreUsage, record_request
 
 if TYPE_CHECKING:
@@ -45,21 +44,22 @@ async def draw_job(gateway: Gateway, drawing: Drawing, end: End) -> None:
         with _logged(job, recorder), record_request(recorder, gateway.record):
             facts = {"model": job.model, "request_id": job.request_id, "job": job.id}
             with gateway.tracing.span("job", None, **facts) as span:
-                await _draw(gateway, drawing, end, recorder, span)
+                context = RequestContext(
+                    record_id=recorder.id,
+                    traceparent=span.traceparent,
+                    request_id=job.request_id,
+                    model=job.model,
+                    share=share_of(key),
+                )
+                await _draw(gateway, drawing, end, recorder, context)
 
 
 async def _draw(
-    gateway: Gateway, drawing: Drawing, end: End, recorder: RequestRecorder, span: LiveSpan
+    gateway: Gateway, drawing: Drawing, end: End, recorder: RequestRecorder, context: RequestContext
 ) -> None:
     job, work = drawing.job, drawing.job.work
     model = gateway.backends.find(job.model).model
     drawing.steps_done = _progress(gateway, job, recorder)
-    context = RequestContext(
-        record_id=recorder.id,
-        traceparent=span.traceparent,
-        request_id=job.request_id,
-        model=model.id,
-    )
     results = await gateway.dispatcher.generate(work.params, work.output, context, drawing.upload)
     names = await _store(gateway, job, results, recorder)
     params = list(work.params)

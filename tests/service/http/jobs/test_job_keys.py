@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from safelight.pipeline.params import Share
 from safelight.service.database.connection import Database
 from safelight.service.database.locations import find_database
 from safelight.service.errors import StageFailed
@@ -16,7 +17,7 @@ from tests.service.conftest import ROUTE
 from tests.service.http.jobs.service import ASYNC, BODY, JOBS, Service, make_settings, serving
 from tests.service.http.keyed import Keys, make_keys
 
-LIMITED = KeySpec("limited", limits=KeyLimits(images_per_day=3))
+LIMITED = KeySpec("limited", weight=3.0, limits=KeyLimits(images_per_day=3))
 NARROW = KeySpec("narrow", models=("another-model",))
 KEY = {"idempotency-key": "k"}
 
@@ -62,6 +63,12 @@ def test_a_key_sees_its_own_jobs(keyed: KeyedService) -> None:
     assert [job["id"] for job in keyed.client.get(JOBS, headers=alice).json()["data"]] == [job_id]
     for route in (path, JOBS, f"{path}/content"):
         assert keyed.client.get(route).status_code == 401
+
+
+def test_a_job_has_the_share_of_its_key(keyed: KeyedService) -> None:
+    limited = keyed.keys.bearer("limited")
+    keyed.wait(keyed.submit(limited), headers=limited)
+    assert keyed.backend.calls[-1][2].share == Share(keyed.keys.keys["limited"].id, 3.0)
 
 
 def test_the_same_idempotency_key_of_two_callers_is_two_keys(keyed: KeyedService) -> None:
