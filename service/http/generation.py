@@ -19,7 +19,9 @@ from safelight.service.http.image_links import plan_links, store_images
 from safelight.service.http.reading.request import ReadRequest
 from safelight.service.http.schemas import Adjustment, ImageRequest, Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
+from safelight.service.errors import ContentRefused
 from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, Upload
+from safelight.service.moderation.deny_list import DenyList
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
 
@@ -165,14 +167,23 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
 
 
 async def admit_images(exchange: Exchange, plan: ImagePlan) -> None:
-    """Reserve what the images will use of the quotas of the request's API key, if it has one.
+    """Check the texts, and reserve what the images will use of the quotas of the request's key, if it has one.
 
-    Raises `ForbiddenModel` or `LimitReached`.
+    Raises `ContentRefused`, `ForbiddenModel` or `LimitReached`.
     """
+    check_texts(exchange.gateway.deny_list, plan.params[0])
     caller, access = exchange.caller, exchange.gateway.access
     if caller.key is not None and access is not None:
         reservation = await access.reserve(caller.key, plan.model.id, plan.params, caller.statuses)
         caller.reservation = reservation
+
+
+def check_texts(deny_list: DenyList | None, params: GenerationParams) -> None:
+    """Raise `ContentRefused` if a text of an image holds what is denied."""
+    texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+    for field, text in texts.items() if deny_list is not None else ():
+        if deny_list.matches(text):
+            raise ContentRefused(param=field)
 
 
 def observe_images(

@@ -11,7 +11,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import BrokenImage, ModelNotFound, ServiceError
+from safelight.service.errors import BrokenImage, ImageRefused, ModelNotFound, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
 from safelight.service.messages import ImageFormat, ImageUsage, RequestContext, StageStatus
 from safelight.service.model_backends import ModelBackends
@@ -69,6 +69,8 @@ class WarmUp:
                 self._observe(model_id, images, [result.usage for result in results])
             self._done.add(model_id)
             self._reason = None if self._is_done else self._reason
+        except ImageRefused:  # which shows that the classifier works, too
+            self._done.add(model_id)
         except ModelNotFound:  # it was removed while it was tried
             del self._images[model_id]
         except ServiceError as error:
