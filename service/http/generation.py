@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
+from safelight.service.errors import ContentRefused
 from safelight.service.http.caller import Caller, caller_of, make_recorder
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
@@ -19,7 +20,6 @@ from safelight.service.http.image_links import plan_links, store_images
 from safelight.service.http.reading.request import ReadRequest
 from safelight.service.http.schemas import Adjustment, ImageRequest, Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
-from safelight.service.errors import ContentRefused
 from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, Upload
 from safelight.service.moderation.deny_list import DenyList
 from safelight.service.telemetry.tracing import LiveSpan
@@ -167,7 +167,7 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
 
 
 async def admit_images(exchange: Exchange, plan: ImagePlan) -> None:
-    """Check the texts, and reserve what the images will use of the quotas of the request's key, if it has one.
+    """Check the texts, and reserve what the images will use of the quotas of the request's API key.
 
     Raises `ContentRefused`, `ForbiddenModel` or `LimitReached`.
     """

@@ -71,6 +71,7 @@ class WarmUp:
             self._reason = None if self._is_done else self._reason
         except ImageRefused:  # which shows that the classifier works, too
             self._done.add(model_id)
+            self._reason = None if self._is_done else self._reason
         except ModelNotFound:  # it was removed while it was tried
             del self._images[model_id]
         except ServiceError as error:

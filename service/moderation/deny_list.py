@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safelight.service.moderation.folding import fold, joined_letters, words_of
+from safelight.service.moderation.folding import fold, spelled_words, words_of
 
 ANY_END = "*"  # at the end of an entry: its last word may go on
+MIN_SPELLED = 3  # letters of a word that is found in others that stand alone, such as initials
 # Scripts that put no space between words, by the first word of their characters' names.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
@@ -45,7 +46,8 @@ class DenyList:
     def __init__(self, lines: Iterable[str]):
         self._entries: dict[str, list[Entry]] = {}  # by their first word, if that is a whole one
         self._prefixes: list[Entry] = []  # of one word
-        self._unspaced: list[str] = []
+        self._unspaced: set[str] = set()  # found inside of words
+        self._spellings: set[str] = set()  # found where letters stand alone
         for number, line in enumerate(lines, 1):
             if (text := line.strip()) and not text.startswith("#"):
                 self._add(text, number)
@@ -64,16 +66,26 @@ class DenyList:
     def matches(self, text: str) -> bool:
         """Whether `text` holds an entry."""
         words = words_of(fold(text))
-        spelled = joined_letters(words)
-        return self._stands_in(words) or self._stands_in(spelled) or self._is_part_of("".join(spelled))
+        # letters before or after may have been taken for a part of what is spelled
+        return self._stands_in(words) or any(
+            entry in part
+            for entries, parts in (
+                (self._spellings, spelled_words(words)),
+                (self._unspaced, ["".join(words)]),
+            )
+            for part in parts
+            for entry in entries
+        )
 
     def _add(self, text: str, number: int) -> None:
         words = tuple(words_of(fold(text.removesuffix(ANY_END))))
         if not words:
             raise BadDenyList(f"line {number} holds no letter, digit or symbol")
-        entry = Entry(words, text.endswith(ANY_END))
-        if any(map(_is_unspaced, "".join(words))):
-            self._unspaced.append("".join(words))
+        entry, spelling = Entry(words, text.endswith(ANY_END)), "".join(words)
+        if len(spelling) >= MIN_SPELLED:
+            self._spellings.add(spelling)
+        if any(map(_is_unspaced, spelling)):
+            self._unspaced.add(spelling)
         elif entry.is_prefix and len(words) == 1:
             self._prefixes.append(entry)
         else:
@@ -85,9 +97,6 @@ class DenyList:
             for start, word in enumerate(words)
             for entry in (*self._entries.get(word, ()), *self._prefixes)
         )
-
-    def _is_part_of(self, text: str) -> bool:
-        return any(entry in text for entry in self._unspaced)
 
 
 def _is_unspaced(character: str) -> bool:

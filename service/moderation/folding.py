@@ -74,16 +74,16 @@ def words_of(text: str) -> list[str]:
     return words
 
 
-def joined_letters(words: list[str]) -> list[str]:
-    """`words` without symbols, and with single letters in a row as the word that they spell."""
-    joined: list[str] = []
+def spelled_words(words: list[str]) -> list[str]:
+    """What single letters in a row spell, symbols left out."""
+    spelled: list[str] = []
     is_spelling = False
     for word in words:
         if not word[0].isalnum():
             continue
-        if is_spelling and len(word) == 1:
-            joined[-1] += word
-        else:
-            joined.append(word)
+        if len(word) == 1 and is_spelling:
+            spelled[-1] += word
+        elif len(word) == 1:
+            spelled.append(word)
         is_spelling = len(word) == 1
-    return joined
+    return spelled

@@ -82,8 +82,7 @@ SLOW = {
         GET + b"Content-Length: 10000\r\n\r\n", b" " * 10_000, 200
     ),
     "sends a body slowly to no route": byte_by_byte(
-        POST.replace(b"/v1/images/generations", b"/nothing")
-        + b"Content-Length: 10000\r\n\r\n",
+        POST.replace(b"/v1/images/generations", b"/nothing") + b"Content-Length: 10000\r\n\r\n",
         b" " * 10_000,
         404,
     ),
@@ -127,9 +126,7 @@ MALFORMED = {
     "says chunks before another coding": at_once(
         POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400
     ),
-    "hides the coding behind a tab": at_once(
-        POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", 400
-    ),
+    "hides the coding behind a tab": at_once(POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", 400),
     "sends a chunk of too large a size": at_once(CHUNKED + b"f" * 17 + b"\r\n", 400),
     "sends a chunk of a negative size": at_once(CHUNKED + b"-1\r\n\r\n", 400),
     "sends a chunk that is longer than it says": at_once(CHUNKED + b"1\r\nabc\r\n0\r\n\r\n", 400),
