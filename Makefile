@@ -117,8 +117,10 @@ SHIPPED := serve image image-cuda
 
 sbom: $(DEVELOPING)
 	mkdir -p $(SBOM)
-	for name in $(SHIPPED); do cat requirements/$$name.txt requirements/torch.txt | tr ' ' '\n' | $(BIN)/cyclonedx-py requirements - \
-		--pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM)/$$name.cdx.json || exit 1; done
+	for name in $(SHIPPED); do \
+		cat requirements/$$name.txt requirements/torch.txt | $(BIN)/cyclonedx-py requirements - \
+		--pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM)/$$name.cdx.json || exit 1; \
+	done
 
 # Clients of the service that would pin other versions than ours: tests/clients runs them from here.
 CLIENTS := build/clients

@@ -66,6 +66,7 @@ def chunk(data: bytes) -> bytes:
 SLOW = {
     "sends nothing": at_once(b"", CLOSED),
     "sends half of a request's line": at_once(b"GET /liv", 408),
+    "speaks HTTP/0.9": at_once(b"GET /livez\r\n", 408),
     "sends no end of the headers": at_once(GET, 408),
     "sends headers byte by byte": byte_by_byte(GET, b"X: " + b"y" * 10_000, 408),
     "sends header after header": HostileClient(
@@ -140,7 +141,6 @@ MALFORMED = {
     "has no path": at_once(b"GET  HTTP/1.1\r\n\r\n", 400),
     "has an unknown method": at_once(b"DRAW /livez HTTP/1.1\r\n\r\n", 400),
     "has a version that is none": at_once(b"GET /livez HTTP/9.9\r\n\r\n", 400),
-    "speaks HTTP/0.9": at_once(b"GET /livez\r\n", 408),
     "speaks HTTP/2": at_once(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "speaks TLS": at_once(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)), 400),
     "speaks SMTP": at_once(b"EHLO example.org\r\n", 400),

@@ -7,6 +7,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -38,13 +39,23 @@ from tests.service.http.hostile_clients import (
 from tests.service.http_server import TestServer, running_server
 from tests.virtual_time import run_in_virtual_time
 
-SETTINGS = Settings(body_seconds=0.3, max_body_bytes=1 << 16)
-LIMITS = ConnectionLimits(
+# Of a server that clients wait for, and of one whose clients are quick, on a machine that may be busy.
+SLOW_SETTINGS = Settings(body_seconds=0.3, max_body_bytes=1 << 16)
+SETTINGS = Settings(body_seconds=10.0, max_body_bytes=1 << 16)
+SLOW_LIMITS = ConnectionLimits(
     max_connections=20, header_seconds=0.5, max_header_bytes=1 << 14, body_seconds=0.8, send_seconds=0.3
 )
+LIMITS = replace(SLOW_LIMITS, header_seconds=10.0, body_seconds=3.0)
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 MAX_GROWTH = 2 << 20  # bytes of Python's objects after all clients have come and gone
 MAX_PEAK = 8 << 20  # while they are there
+
+
+@pytest.fixture(scope="module")
+def slow_server() -> Iterator[TestServer]:
+    app = build_gateway(FakeBackend(), MODEL, SLOW_SETTINGS)
+    with running_server(app, SLOW_LIMITS) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +117,11 @@ def wait_for_connections(server: TestServer, number: int) -> None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_hostile_client_is_answered_and_let_go(server: TestServer, name: str) -> None:
+def test_a_hostile_client_is_answered_and_let_go(
+    slow_server: TestServer, server: TestServer, name: str
+) -> None:
     client = CLIENTS[name]
+    server = slow_server if name in SLOW else server
     answer, is_ended = converse(server, client)
     assert tuple(map(int, STATUS.findall(answer))) == tuple(s for s in client.statuses if s != CLOSED)
     assert is_ended == ends_connection(client)
