@@ -37,8 +37,9 @@ def service(model: str, log: Path) -> Iterator[Service]:
     port = _free_port()
     safelight = str(Path(sys.executable).with_name("safelight"))
     command = [safelight, "serve", "--model", model, "--port", str(port)]
+    env = os.environ | {"SAFELIGHT_KEEP_ACCOUNTS": "never"}  # its accounts are of no use after the test
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(url, process, log)

@@ -64,6 +64,10 @@ class KeyAccess:
         """The key that `secret` opens. Raises `InvalidKey` or `KeysUnavailable`."""
         return await self._directory.find(secret)
 
+    async def get(self, key_id: str) -> ApiKey:
+        """The key with this id, of a job. Raises `InvalidKey` if it does not hold any more."""
+        return await self._directory.get(key_id)
+
     async def count_request(self, key: ApiKey, statuses: list[LimitStatus]) -> None:
         """Count one request; `statuses` gets the limit. Raises `LimitReached`."""
         await self._quotas.count_request(key, statuses)

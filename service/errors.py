@@ -20,6 +20,10 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── ChangeFailed         409  of the models
 │   ├── ImageNotStored       404
 │   ├── KeyMissing           404  of the admin API
+│   ├── JobNotFound          404  of this caller
+│   ├── JobsOff              400  or the images of jobs cannot be stored
+│   ├── JobNotDone           409  so that it has no images, or none any more
+│   ├── KeyReused            409  an Idempotency-Key, for another request
 │   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
@@ -27,14 +31,19 @@ ServiceError                 503  anything unforeseen, without details
 │   └── WrongContentType     415
 │       └── UnsupportedEncoding  415  of the body: compression or character set
 ├── ClientGone               499  never sent: the client has disconnected
-│   └── Interrupted          409  the client has asked for an end
+│   ├── Interrupted          409  the client has asked for an end
+│   └── LeaseLost            499  another gateway draws the job, or it was cancelled
 ├── QueueFull                429
+│   └── TooManyJobs          429
+├── JobsUnavailable          503  the database of jobs cannot be used
 ├── LimitReached             429  of the API key: requests, images, device-seconds or spend
 ├── KeysUnavailable          503  the database of keys cannot be read
+├── AccountsUnavailable      503  the ledger does not answer, or its database cannot be read
 ├── DeadlineExceeded         503
 ├── ShuttingDown             503
 ├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
+    ├── JobAbandoned         503  a job that the service was lost with too often
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
 """
@@ -208,6 +217,31 @@ class KeyMissing(InvalidRequest):
     message = "There is no such API key."
 
 
+class JobNotFound(InvalidRequest):
+    status = 404
+    code = "job_not_found"
+    message = "There is no such job."
+
+
+class JobsOff(InvalidRequest):
+    code = "jobs_are_off"
+    message = "There are no jobs and no Idempotency-Key here: the setting jobs or image_store says so."
+
+
+class JobNotDone(InvalidRequest):
+    status = 409
+    code = "job_not_done"
+
+
+class KeyReused(InvalidRequest):
+    status = 409
+    code = "idempotency_key_reused"
+    message = (
+        "Idempotency-Key: this key was sent with another request in the last 24 hours; send another key, or "
+        "the same request."
+    )
+
+
 class LinkExpired(InvalidRequest):
     status = 410
     code = "link_expired"
@@ -259,12 +293,28 @@ class Interrupted(ClientGone):
     message = "The request was ended by its caller before its images were drawn."
 
 
+class LeaseLost(ClientGone):
+    code = "lease_lost"
+    message = "The job was cancelled, or is drawn by another gateway."
+
+
 class QueueFull(ServiceError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
     message = "Too many images are waiting; please try again later."
     retry_after = 2
+
+
+class TooManyJobs(QueueFull):
+    code = "too_many_jobs"
+    retry_after = 30
+    should_retry = False  # by itself: jobs take minutes
+
+
+class JobsUnavailable(ServiceError):
+    code = "jobs_unavailable"
+    message = "The database of jobs cannot be used now; please try again later."
 
 
 class LimitReached(ServiceError):
@@ -286,6 +336,11 @@ class LimitReached(ServiceError):
 class KeysUnavailable(ServiceError):
     code = "keys_unavailable"
     message = "API keys cannot be checked now; please try again later."
+
+
+class AccountsUnavailable(ServiceError):
+    code = "accounts_unavailable"
+    message = "The accounts cannot be read now: the ledger is starting, or its database does not answer."
 
 
 class DeadlineExceeded(ServiceError):
@@ -314,6 +369,13 @@ class StageFailed(ServiceError):
 
 class BrokenImage(StageFailed):
     code = "broken_picture"
+    retry_after = None
+    should_retry = False
+
+
+class JobAbandoned(StageFailed):
+    code = "job_abandoned"
+    message = "The service was lost several times while it drew this job, which is given up."
     retry_after = None
     should_retry = False
 

@@ -1,5 +1,7 @@
 """The types of the settings: what each kind of value may be, in sentences that name the setting."""
 
+import base64
+import binascii
 import math
 import re
 from collections.abc import Callable
@@ -19,9 +21,12 @@ PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._~/-]*)?")
 NO_STORE = "none"  # the value of `image_store` that turns links off
 MIN_KEY_CHARACTERS = 32
 ALIAS = re.compile(r"[A-Za-z0-9._:@+/*-]{1,128}")
+ACCOUNTS_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9._~\[\]:-]{1,255}")
 HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 COUNTER_STORE = re.compile(r"(?:valkey|redis)s?://\S{1,500}")
+WEBHOOK_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+SECRET_BYTES = range(24, 65)  # of a secret by Standard Webhooks
 ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}")
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -192,12 +197,41 @@ def check_database(value: SecretStr, info: ValidationInfo) -> SecretStr:
     return value
 
 
+def check_accounts_name(value: str) -> str:
+    if value and not ACCOUNTS_NAME.fullmatch(value):
+        raise ValueError(
+            f"accounts_name must be 1 to 64 letters, digits or characters of ._:@-, got {value[:200]!r}"
+        )
+    return value
+
+
 def check_counter_store(value: SecretStr, info: ValidationInfo) -> SecretStr:
     text = value.get_secret_value()
     if text and not COUNTER_STORE.fullmatch(text):
         raise ValueError(
             f"{info.field_name} must be a URL such as valkey://host:6379/0 or rediss://host:6380"
         )
+    return value
+
+
+def check_webhook_origins(value: str, info: ValidationInfo) -> str:
+    for origin in names_in(value):
+        if not WEBHOOK_ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{info.field_name} must be origins such as https://hooks.example.org, got {origin[:200]!r}"
+            )
+    return value
+
+
+def check_webhook_secret(value: SecretStr, info: ValidationInfo) -> SecretStr:
+    text = value.get_secret_value()
+    if text:
+        try:
+            num_bytes = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+        except binascii.Error:
+            num_bytes = 0
+        if not text.startswith("whsec_") or num_bytes not in SECRET_BYTES:
+            raise ValueError(f"{info.field_name} must be whsec_ and the base64 of 24 to 64 bytes")
     return value
 
 

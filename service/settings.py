@@ -16,6 +16,7 @@ from safelight.service.runtime.ignored_variables import describe_ignored
 from safelight.service.setting_sources import EnvironmentSource, FolderSource
 from safelight.service.setting_types import (
     MODEL_VALUES,
+    NO_STORE,
     Amount,
     BadSetting,
     Count,
@@ -23,6 +24,7 @@ from safelight.service.setting_types import (
     PositiveFloat,
     PositiveInt,
     StageReplicas,
+    check_accounts_name,
     check_aliases,
     check_counter_store,
     check_database,
@@ -41,6 +43,8 @@ from safelight.service.setting_types import (
     check_root_path,
     check_served_names,
     check_variant,
+    check_webhook_origins,
+    check_webhook_secret,
     names_in,
     replica_range,
 )
@@ -293,7 +297,27 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Absolute path of the folder of a SQLite file, or the URL of PostgreSQL such as "
         "`postgresql://user:password@host/name`, which needs the extra `postgres`; several machines need "
-        "PostgreSQL. Empty: `safelight` in the user's folder for data. Used only where API keys are.",
+        "PostgreSQL. Empty: `safelight` in the user's folder for data. It has API keys, the accounts, jobs "
+        "and requests with an `Idempotency-Key`.",
+    )
+    keep_accounts: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether the accounts of `/v1/accounting` are kept in `database`, so that they survive a "
+        "restart (docs/accounts.md). `auto`: if `database` is set or API keys are there, or if `host` is a "
+        "loopback address and `port` is not 0.",
+    )
+    accounts_name: Annotated[str, AfterValidator(check_accounts_name)] = Field(
+        "",
+        description="Name of this service in the database: services that share one have accounts of their "
+        "own. At most 64 characters. Empty: the port.",
+    )
+    usage_record_days: PositiveFloat = Field(
+        7.0, description="Days for which records of single requests are kept in the database."
+    )
+    usage_minute_days: PositiveFloat = Field(
+        62.0,
+        description="Days for which sums by minute, API key and model are kept in the database; sums since "
+        "the beginning are kept for ever.",
     )
     key_refresh_seconds: PositiveFloat = Field(
         5.0,
@@ -352,6 +376,44 @@ class Settings(BaseSettings):
         "",
         description="URL at which callers reach the service, such as `https://images.example.org`, with "
         "which links begin. Empty: as the request says, in `Host` and `X-Forwarded-*`.",
+    )
+    jobs: bool = Field(
+        True,
+        description="Whether requests may be sent as jobs, and with an `Idempotency-Key` (docs/jobs.md); "
+        "both need `image_store`.",
+    )
+    job_concurrency: PositiveInt = Field(
+        2, description="Most jobs that a gateway draws at a time, beside the requests whose callers wait."
+    )
+    max_jobs: PositiveInt = Field(
+        10_000, description="Most open jobs; a further one is refused with status 429."
+    )
+    max_jobs_per_key: PositiveInt = Field(
+        1_000, description="Most open jobs of one API key, or without keys of all callers."
+    )
+    max_job_upload_bytes: PositiveInt = Field(
+        1 << 30, description="Most bytes of the files that open jobs edit, which the database keeps."
+    )
+    job_seconds: PositiveFloat = Field(
+        172_800.0,
+        description="Seconds after its submission in which a job must be begun, and for which its images are "
+        "kept; then it has expired, and is still listed for as long.",
+    )
+    webhook_origins: Annotated[str, AfterValidator(check_webhook_origins)] = Field(
+        "",
+        description="Origins that webhooks of jobs may be sent to, such as `https://hooks.example.org`, "
+        "separated by commas. An address of a private network is allowed only if it is itself in the list. "
+        "Empty: there are no webhooks.",
+    )
+    webhook_url: str = Field(
+        "",
+        description="Receiver of the webhooks of jobs that name none, in one of `webhook_origins`. Empty: "
+        "none.",
+    )
+    webhook_secret: Annotated[SecretStr, AfterValidator(check_webhook_secret)] = Field(
+        SecretStr(""),
+        description="Signs webhooks, as Standard Webhooks writes it: `whsec_` and the base64 of 24 to 64 "
+        "random bytes. Required with `webhook_origins`.",
     )
     secrets_dir: Annotated[str, AfterValidator(check_folder)] = Field(
         "",
@@ -422,6 +484,11 @@ class Settings(BaseSettings):
             return (self.model,)
         return names_in(self.model) or (self.model,)
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether there are jobs, whose images are stored."""
+        return self.jobs and self.image_store != NO_STORE
+
     def model_defaults(self) -> dict[str, dict[str, Any]]:
         """The defaults of requests by setting and name of a model; an empty name stands for every model."""
         return {name: parse_model_values(getattr(self, name), parse) for name, parse in MODEL_VALUES.items()}
@@ -438,6 +505,23 @@ class Settings(BaseSettings):
         """Whether API keys are in the database, and not in a file alone."""
         return self.requires_keys and (bool(self.database.get_secret_value()) or not self.api_keys_file)
 
+    @property
+    def keeps_accounts(self) -> bool:
+        """Whether the accounts are kept in the database.
+
+        By default not where nobody would look for them: in the home folder of a container or of whatever node
+        of a cluster has the ledger. Nor for a service on any free port, which is another one every time.
+        """
+        if self.keep_accounts == "auto":
+            is_for_this_machine = is_loopback(self.host) and self.port != 0
+            return bool(self.database.get_secret_value()) or self.uses_database or is_for_this_machine
+        return self.keep_accounts == "always"
+
+    @property
+    def service_name(self) -> str:
+        """Name of this service in the database."""
+        return self.accounts_name or str(self.port)
+
     @model_validator(mode="after")
     def _check_layout(self) -> Self:
         for name in SPLIT_ONLY if self.stages == "colocated" else ():
@@ -447,6 +531,11 @@ class Settings(BaseSettings):
                     f"{name} has no effect with stages=colocated, where one replica holds all stages; "
                     f"set {denoise} instead"
                 )
+        if self.webhook_origins and not self.webhook_secret.get_secret_value():
+            raise ValueError("webhook_origins needs webhook_secret, which signs the messages")
+        webhook_origin = "/".join(self.webhook_url.split("/")[:3])
+        if webhook_origin and webhook_origin not in names_in(self.webhook_origins):
+            raise ValueError("webhook_url must be in one of webhook_origins")
         if self.compile_blocks and self.quantization != "none":
             raise ValueError(f"compile_blocks needs quantization=none, got {self.quantization}")
         return self

@@ -35,8 +35,9 @@ class LiveService:
 def serving(
     folder: Path, *options: str, safelight: Path = SAFELIGHT, env: Mapping[str, str] | None = None
 ) -> Iterator[LiveService]:
-    """Run `safelight serve` in `folder` until the block ends; the log stays in `folder`."""
+    """Run `safelight serve` in `folder` until the block ends; log and accounts stay in `folder`."""
     port, log = free_port(), folder / "serve.log"
+    env = {"XDG_DATA_HOME": str(folder / "data")} | dict(os.environ if env is None else env)
     command = [str(safelight), "serve", "--port", str(port), *options]
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -86,7 +86,9 @@ ARROWS: dict[str, str] = {
     "service.previews": "pipeline.params service.messages service.runtime",
     "service.image_stream": "pipeline.params service.messages",
     "service.backend": "pipeline.params service.messages service.previews",
-    "service.usage": "pipeline.params service.backend service.errors service.messages service.settings",
+    "service.usage": (
+        "pipeline.params service.backend service.database service.errors service.messages service.settings"
+    ),
     "service.stages": (
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
         "pipeline.scheduling service.errors service.messages service.moderation service.usage"
@@ -108,6 +110,10 @@ ARROWS: dict[str, str] = {
         "service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
+    "service.jobs": (
+        "pipeline.params service.database service.errors service.messages service.runtime "
+        "service.setting_types service.settings"
+    ),
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
         "pipeline.engine pipeline.params service.backend service.messages service.moderation "
@@ -116,7 +122,8 @@ ARROWS: dict[str, str] = {
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
         "service.access service.backend service.database service.dispatcher service.errors "
-        "service.image_store service.image_stream service.keys service.messages service.model_backends "
+        "service.image_store service.image_stream service.jobs service.keys service.messages "
+        "service.model_backends "
         "service.moderation "
         "service.previews service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
@@ -126,7 +133,7 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend service.database "
+        "pipeline.catalog pipeline.params pipeline.scheduling service.backend "
         "service.errors service.http service.inprocess service.messages service.model_backends "
         "service.previews service.runtime service.settings service.stage_sets service.stages "
         "service.telemetry service.usage"
@@ -163,6 +170,7 @@ TORCH_FREE = (
     "service.access",
     "service.errors",
     "service.http",
+    "service.jobs",
     "service.keys",
     "service.quotas",
     "service.settings",

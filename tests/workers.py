@@ -15,6 +15,7 @@ RAY_FILES = (
     "tests/deploy/test_one_node.py",
     "tests/deploy/test_placement.py",
     "tests/deploy/test_prometheus.py",
+    "tests/e2e/test_accounts.py",
     "tests/e2e/test_service.py",
     "tests/e2e/test_ports.py",
     "tests/e2e/test_streaming.py",

@@ -40,14 +40,14 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def write(self, lock: str, seconds: float = SECONDS) -> AsyncIterator[AsyncConnection]:
+    async def write(self, lock: str = "", seconds: float = SECONDS) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction, which is committed at the end of the block, within `seconds`.
 
-        Of transactions with the same `lock` one runs at a time; SQLite has one writer anyway. Raises
-        `DatabaseFailed`.
+        Of transactions with the same `lock` one runs at a time; SQLite has one writer anyway. Without a name
+        they wait for no more than the rows that both change. Raises `DatabaseFailed`.
         """
         async with self._transaction(is_writing=True, seconds=seconds) as connection:
-            if self.location.folder is None:
+            if lock and self.location.folder is None:
                 number = zlib.crc32(lock.encode())
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({number})"))
             yield connection

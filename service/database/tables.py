@@ -1,9 +1,21 @@
 """Every table of the service. A change here needs a migration in `migrations/versions`; a test compares both.
 
-Times are Unix times in seconds.
+Times are Unix times in seconds. Documents are JSON; only the code that writes them reads them.
 """
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 # So that a constraint has the same name in every database, and a migration can change it.
 NAMES = {
@@ -62,4 +74,160 @@ key_usage = Table(
     Column("quota", String(32), primary_key=True),
     Column("period", String(10), primary_key=True),  # 2026-11-30, or 2026-11
     Column("amount", BigInteger, nullable=False),
+)
+
+# The accounts of each service that uses this database. One ledger at a time writes those of a service.
+usage_ledgers = Table(
+    "usage_ledgers",
+    metadata,
+    Column("service", String(64), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),  # rises with every ledger that takes over
+    Column("since", Double, nullable=False),  # when the accounts began
+    Column("saved", Double, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+)
+
+# Requests by key and model: in a minute (Unix time / 60), and since the accounts began (minute 0).
+usage_minutes = Table(
+    "usage_minutes",
+    metadata,
+    Column("service", String(64), primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("key_id", String(64), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("key_name", Text, nullable=False),
+    Column("done", BigInteger, nullable=False),  # requests by outcome
+    Column("refused", BigInteger, nullable=False),
+    Column("aborted", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Column("device_seconds", Double, nullable=False),
+    Column("store_seconds", Double, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("codes", Text, nullable=False),  # a document: of the requests that were not done
+    Column("stages", Text, nullable=False),  # a document: amounts by stage
+)
+Index("ix_usage_minutes_minute", usage_minutes.c.minute)
+
+# Seconds of the replicas of a stage, as above.
+usage_stage_minutes = Table(
+    "usage_stage_minutes",
+    metadata,
+    Column("service", String(64), primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("stage", String(16), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("alive", Double, nullable=False),
+    Column("busy", Double, nullable=False),
+    Column("starting", Double, nullable=False),
+    Column("warm_up", Double, nullable=False),
+    Column("lost", Double, nullable=False),
+    Column("ticks", Text, nullable=False),  # a document
+)
+Index("ix_usage_stage_minutes_minute", usage_stage_minutes.c.minute)
+
+# What the metrics count of each model.
+usage_series = Table(
+    "usage_series",
+    metadata,
+    Column("service", String(64), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("document", Text, nullable=False),
+)
+
+# Single requests; without an outcome, one that has not ended, with its first usage in `ended`.
+usage_records = Table(
+    "usage_records",
+    metadata,
+    Column("service", String(64), primary_key=True),
+    Column("record_id", String(32), primary_key=True),
+    Column("ended", Double, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("outcome", String(16)),
+    Column("code", Text, nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("key_name", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("num_images", BigInteger, nullable=False),  # requested
+    Column("images", BigInteger, nullable=False),  # sent
+    Column("seconds", Double, nullable=False),
+    Column("user_hash", String(64), nullable=False),
+    Column("device_seconds", Double, nullable=False),
+    Column("store_seconds", Double, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("usage", Text, nullable=False),  # a document: amounts by stage, or events
+)
+Index("ix_usage_records_ended", usage_records.c.ended)
+
+# Who reports to the ledger, so that no report counts twice.
+usage_sources = Table(
+    "usage_sources",
+    metadata,
+    Column("service", String(64), primary_key=True),
+    Column("source", String(64), primary_key=True),
+    Column("next_number", BigInteger, nullable=False),
+    Column("received", Double, nullable=False),
+    Column("is_silent", Integer, nullable=False),
+    Column("document", Text, nullable=False),  # of a stage's replica: its totals; empty for a gateway
+)
+Index("ix_usage_sources_received", usage_sources.c.received)
+# Requests that are drawn whether or not somebody waits: jobs, and requests with an Idempotency-Key.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("caller", String(32), nullable=False),  # id of the API key; empty without keys
+    Column("caller_name", String(64), nullable=False),
+    Column("user", String(16), nullable=False),  # hash of the person whose request it is
+    Column("request_id", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),  # a higher one is drawn first
+    Column("model", Text, nullable=False),
+    Column("work", Text, nullable=False),  # what is drawn, as JSON
+    Column("num_images", Integer, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("steps_done", Integer, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("idempotency_until", Double),
+    Column("digest", String(64), nullable=False),  # SHA-256 of what the client sent
+    Column("created", Double, nullable=False),
+    Column("due", Double, nullable=False),  # not drawn before
+    Column("expires", Double, nullable=False),
+    Column("started", Double),
+    Column("ended", Double),
+    Column("attempt", Integer, nullable=False),  # rises with every claim: the fence
+    Column("failures", Integer, nullable=False),
+    Column("lease_owner", String(32)),
+    Column("lease_until", Double),
+    Column("webhook", Text),
+    Column("result", Text),  # as JSON: the names of the images, and the answer without them
+    Column("error", Text),  # as JSON
+    Index("ix_jobs_state_due", "state", "due"),
+    Index("ix_jobs_caller_created", "caller", "created"),
+    Index("uq_jobs_caller_idempotency_key", "caller", "idempotency_key", unique=True),
+)
+
+# The files of an edit, until its job has ended.
+job_uploads = Table(
+    "job_uploads",
+    metadata,
+    Column("job_id", String(40), ForeignKey("jobs.id"), primary_key=True),
+    Column("image", LargeBinary, nullable=False),
+    Column("mask", LargeBinary),
+    Column("num_bytes", BigInteger, nullable=False),
+)
+
+# The outbox: what receivers are told of jobs that have ended, written with their end.
+webhook_messages = Table(
+    "webhook_messages",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("due", Double, nullable=False),  # also how long a sender has it for itself
+    Column("attempts", Integer, nullable=False),
+    Column("ended", Double, index=True),  # delivered, or given up
+    Column("error", Text),  # of the latest attempt
 )

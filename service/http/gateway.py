@@ -4,7 +4,6 @@ Routes are thin: validation, translation and dispatching have modules of their o
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.backend import Backend
 from safelight.service.dispatcher import RequestDispatcher
+from safelight.service.errors import AccountsUnavailable
 from safelight.service.http.access import protect_routes
 from safelight.service.http.admin.routes import add_key_routes
 from safelight.service.http.connections import limits_of
@@ -29,7 +29,10 @@ from safelight.service.http.error_answers import add_error_handlers
 from safelight.service.http.gateway_parts import Gateway, make_access, make_deny_list, make_image_store
 from safelight.service.http.generation import open_exchange, plan_images
 from safelight.service.http.image_files import add_file_routes
-from safelight.service.http.image_requests import answer_images, read_image_request
+from safelight.service.http.image_requests import read_image_request
+from safelight.service.http.jobs.drawing import draw_job
+from safelight.service.http.jobs.routes import add_job_routes
+from safelight.service.http.jobs.submission import ACCEPTED, SentContent, answer_request
 from safelight.service.http.mcp_route import Endpoint, add_mcp_route, make_mcp_endpoint, running
 from safelight.service.http.middleware import Envelope
 from safelight.service.http.model_changes import ModelChanges, add_change_routes
@@ -57,6 +60,9 @@ from safelight.service.http.translation import (
     describe_model,
     describe_moderation,
 )
+from safelight.service.jobs.drawing import Drawing, End
+from safelight.service.jobs.job import GENERATION
+from safelight.service.jobs.queue import JobQueue
 from safelight.service.messages import StageStatus
 from safelight.service.model_backends import ModelBackends
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
@@ -70,7 +76,9 @@ from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import Outbox, UsageReporter
 
 DRAINED_SECONDS = 1.0  # for answers that are being sent when no image is in flight any more
-WINDOW = "Length of the window in seconds, extended to the start of a minute; default: since the start."
+WINDOW = (
+    "Length of the window in seconds, extended to the start of a minute; default: since the accounts began."
+)
 
 
 def build_gateway(
@@ -142,11 +150,15 @@ def _make_gateway(
     backends: ModelBackends, settings: Settings, ledger: LedgerClient, tracing: Tracing
 ) -> Gateway:
     """Connect the parts of a gateway."""
-    metrics = Metrics()
     outbox = Outbox()
+    metrics = Metrics(outbox)
     dispatcher = RequestDispatcher(backends, metrics, settings, ledger)
     access = make_access(settings)
-    return Gateway(
+
+    async def draw(drawing: Drawing, end: End) -> None:
+        await draw_job(gateway, drawing, end)
+
+    gateway = Gateway(
         backends=backends,
         settings=settings,
         dispatcher=dispatcher,
@@ -160,8 +172,10 @@ def _make_gateway(
         progress=ProgressEstimator(),
         openapi_extras=OpenApiExtras(),
         access=access,
+        jobs=JobQueue(settings, draw) if settings.has_jobs else None,
         deny_list=make_deny_list(settings),
     )
+    return gateway
 
 
 def _lifespan(
@@ -174,6 +188,8 @@ def _lifespan(
         tasks = [asyncio.ensure_future(gateway.warm_up.run())]
         if gateway.image_store is not None:
             tasks.append(asyncio.ensure_future(gateway.image_store.run()))
+        if gateway.jobs is not None:
+            tasks.append(asyncio.ensure_future(gateway.jobs.run()))
         gateway.reporter.start()
         async with (
             running(mcp_endpoint),
@@ -181,7 +197,11 @@ def _lifespan(
             nullcontext() if listen is None else _serving(app, gateway, listen()),
         ):
             yield
+            if gateway.jobs is not None:
+                await gateway.jobs.stop()
         await cancel_and_wait(*tasks)
+        if gateway.jobs is not None:
+            await gateway.jobs.close()
         await asyncio.to_thread(gateway.reporter.stop)
 
     return lifespan
@@ -200,7 +220,7 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/generations",
         response_model=ImageResponse,
-        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
+        responses={200: {"content": EVENT_STREAM}, 202: ACCEPTED, **GENERATION_ERRORS},
         openapi_extra=gateway.openapi_extras.add(
             lambda: image_request_body(gateway.names, gateway.settings.strict)
         ),
@@ -212,13 +232,14 @@ def _add_image_route(app: FastAPI, gateway: Gateway) -> None:
             limit, seconds = gateway.settings.max_body_bytes, gateway.settings.body_seconds
             fields = await read_json_object(request, limit, seconds)
             reading = read_image_request(request, gateway, fields, exchange.record)
-            return await answer_images(request, plan_images(reading, fields.get("model")), exchange)
+            plan = plan_images(reading, fields.get("model"))
+            return await answer_request(request, plan, exchange, SentContent(GENERATION, fields))
 
 
 def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/v1/accounting",
-        responses={400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS},
+        responses={400: ERRORS[400], 401: ERRORS[401], 503: ERRORS[503], **OTHER_ERRORS},
         summary="Usage and cost of requests, device utilisation, and whether targets are met",
     )
     async def get_accounting(
@@ -227,8 +248,11 @@ def _add_accounting_route(app: FastAPI, gateway: Gateway) -> None:
             int, Query(ge=0, le=1000, description="How many single requests to list, newest first.")
         ] = 0,
     ) -> AccountingReport:
-        await asyncio.to_thread(gateway.reporter.deliver)
-        return await gateway.ledger.report(window, latest)
+        await gateway.deliver_usage()
+        try:
+            return await gateway.ledger.report(window, latest)
+        except Exception as error:  # also of Ray
+            raise AccountsUnavailable() from error
 
 
 def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
@@ -287,16 +311,16 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        summary="Prometheus metrics of this gateway's requests and of the stages' work",
+        summary="Prometheus metrics of all requests and of the stages' work, the same at every gateway",
     )
     async def expose_metrics() -> Response:
         await gateway.dispatcher.status_of_all()  # sets the metrics of the stages that answer
-        with contextlib.suppress(Exception):  # the other metrics are served without the ledger's
+        await gateway.deliver_usage()
+        try:
             snapshot = await gateway.ledger.snapshot()
-            report = await gateway.ledger.report(None, 0)
-            gateway.metrics.observe_snapshot(
-                snapshot, {figures.model: figures.mfu for figures in report.models}
-            )
+        except Exception:  # also of Ray; the other metrics are served without the ledger's
+            snapshot = None
+        gateway.metrics.observe_snapshot(snapshot)
         return Response(gateway.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -304,6 +328,7 @@ ROUTES = (
     _add_image_route,
     add_edit_routes,
     add_file_routes,
+    add_job_routes,
     add_sdapi_routes,
     _add_accounting_route,
     _add_model_routes,

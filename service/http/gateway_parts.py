@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.image_store.store import ImageStore
+from safelight.service.jobs.queue import JobQueue
 from safelight.service.model_backends import ModelBackends
 from safelight.service.moderation.deny_list import DenyList
 from safelight.service.setting_types import NO_STORE, names_in
@@ -24,6 +27,8 @@ from safelight.service.usage.reporter import Outbox, UsageReporter
 
 if TYPE_CHECKING:
     from safelight.service.access import KeyAccess
+
+DELIVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Gateway:
     progress: ProgressEstimator
     openapi_extras: OpenApiExtras
     access: KeyAccess | None  # None: callers need no API key
+    jobs: JobQueue | None  # None: there are no jobs
     deny_list: DenyList | None = None  # None: prompts are not filtered
 
     @property
@@ -57,9 +63,15 @@ class Gateway:
         return self.backends.models[0]
 
     def record(self, record: UsageRecord) -> None:
-        """Count a finished request, and queue its record for the ledger."""
-        self.metrics.record(record)
+        """Queue the record of a finished request for the ledger."""
         self.outbox.put(record)
+
+    async def deliver_usage(self) -> None:
+        """Send the ledger what waits, so that it knows the latest request; it has a second to answer."""
+        if self.reporter.is_stuck:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(self.reporter.deliver), DELIVERY_SECONDS)
 
 
 def make_access(settings: Settings) -> KeyAccess | None:

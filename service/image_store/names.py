@@ -16,7 +16,7 @@ class ImageName:
     """The name of one stored image, unique even for equal images."""
 
     expires: int  # Unix time at which its link ends and it may be deleted
-    token: str  # random
+    token: str  # random, or of a job and the image's place in it
     digest: str  # of its bytes
     format: str
 
@@ -24,6 +24,12 @@ class ImageName:
     def make(cls, image: bytes, format: str, expires: int) -> "ImageName":
         """A new name for an image whose link holds until `expires`."""
         return cls(expires, secrets.token_hex(TOKEN_BYTES), _digest(image), format)
+
+    @classmethod
+    def of_job(cls, image: bytes, format: str, expires: int, job_id: str, index: int) -> "ImageName":
+        """The name of an image of a job: the same for the same bytes, however often they are drawn."""
+        token = hashlib.sha256(f"{job_id} {index}".encode()).hexdigest()[: 2 * TOKEN_BYTES]
+        return cls(expires, token, _digest(image), format)
 
     @classmethod
     def parse(cls, text: str) -> "ImageName | None":

@@ -74,22 +74,39 @@ class ImageStore:
 
         Raises `StoreFailed`; then none of them is in the store.
         """
-        num_bytes = sum(map(len, images))
-        if self._max_bytes and num_bytes > KEPT_SHARE * self._max_bytes:
-            raise StoreFailed("The images are larger than the image store may be (image_store_bytes).")
-        objects = (await self._open()).objects
+        self._check_size(images)
         expires = math.ceil(self._clock() + self._link_seconds)
         names = [ImageName.make(image, format, expires) for image in images]
+        await self._save(names, images)
+        return names
+
+    async def save_named(self, names: Sequence[ImageName], images: Sequence[bytes]) -> None:
+        """Store images under names that are made from them, so that a second time changes nothing.
+
+        Raises `StoreFailed`; then some of them may be in the store until their names expire, because another
+        gateway may have stored the same.
+        """
+        self._check_size(images)
+        await self._save(names, images, is_shared=True)
+
+    def _check_size(self, images: Sequence[bytes]) -> None:
+        if self._max_bytes and sum(map(len, images)) > KEPT_SHARE * self._max_bytes:
+            raise StoreFailed("The images are larger than the image store may be (image_store_bytes).")
+
+    async def _save(
+        self, names: Sequence[ImageName], images: Sequence[bytes], is_shared: bool = False
+    ) -> None:
+        """Store images, after a sweep if there is no room."""
+        objects = (await self._open()).objects
         try:
-            await self._put_all(objects, names, images)
+            await self._put_all(objects, names, images, is_shared)
         except StoreFailed:
             if not await self._sweep_quietly():
                 raise
-            await self._put_all(objects, names, images)  # there is more room now
-        self._num_bytes += num_bytes
+            await self._put_all(objects, names, images, is_shared)  # there is more room now
+        self._num_bytes += sum(map(len, images))
         if self._max_bytes and self._num_bytes > self._max_bytes:
             self._is_full.set()
-        return names
 
     async def load(self, name: ImageName) -> bytes:
         """The bytes of a stored image. Raises `ImageNotStored` or `StoreFailed`."""
@@ -159,9 +176,9 @@ class ImageStore:
             return await asyncio.wait_for(open_store(self._location, self._key), LOAD_SECONDS)
 
     async def _put_all(
-        self, objects: ObjectStore, names: Sequence[ImageName], images: Sequence[bytes]
+        self, objects: ObjectStore, names: Sequence[ImageName], images: Sequence[bytes], is_shared: bool
     ) -> None:
-        """Write all images or, if one cannot be written or the caller has gone, none."""
+        """Write all images or, if one cannot be written or the caller has gone, none, unless `is_shared`."""
         try:
             with store_errors("The images were drawn and could not be stored"):
                 async with asyncio.timeout(SAVE_SECONDS):
@@ -173,8 +190,9 @@ class ImageStore:
                     if isinstance(end, BaseException):
                         raise end
         except BaseException:
-            with contextlib.suppress(OSError, BaseError):
-                await _delete(objects, names)
+            if not is_shared:
+                with contextlib.suppress(OSError, BaseError):
+                    await _delete(objects, names)
             raise
 
     async def _put(self, objects: ObjectStore, name: ImageName, image: bytes) -> None:

@@ -114,11 +114,11 @@ class ApiKey:
     def may_use(self, model: str) -> bool:
         return not self.spec.models or model in self.spec.models
 
-    def why_not(self, secret: StoredSecret, now: float) -> str | None:
-        """Why the key does not hold at `now` with this secret of it; None if it does."""
+    def why_not(self, secret: StoredSecret | None, now: float) -> str | None:
+        """Why the key does not hold at `now`, with this secret of it if one was sent; None if it does."""
         if self.revoked is not None:
             return "was revoked"
-        if secret.ends is not None and now >= secret.ends:
+        if secret is not None and secret.ends is not None and now >= secret.ends:
             return "was replaced by another"
         if self.spec.expires is not None and now >= self.spec.expires:
             return "has expired"

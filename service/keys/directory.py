@@ -52,6 +52,17 @@ class KeyDirectory:
             self.database.note_use(key)
         return key
 
+    async def get(self, key_id: str) -> ApiKey:
+        """The key with this id, whose caller has shown its secret before. Raises `InvalidKey`."""
+        for source in self.sources:
+            await source.refresh()
+        for source in self.sources:
+            if (key := source.copy.get(key_id)) is not None:
+                if reason := key.why_not(None, self._clock()):
+                    raise InvalidKey(f"The API key {reason}.")
+                return key
+        raise InvalidKey("There is no such API key.")
+
     async def _look_up(self, secret: str) -> tuple[ApiKey, StoredSecret] | None:
         prefix, digest = prefix_of(secret), hash_secret(secret)
         for source in self.sources:

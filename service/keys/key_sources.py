@@ -40,6 +40,10 @@ class KeyCopy:
             for secret in key.secrets:
                 self._ids.setdefault(secret.prefix, []).append(key.id)
 
+    def get(self, key_id: str) -> ApiKey | None:
+        """The key with this id."""
+        return self._keys.get(key_id)
+
     def clear(self) -> None:
         self._keys.clear()
         self._ids.clear()

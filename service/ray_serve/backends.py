@@ -29,7 +29,7 @@ from safelight.service.previews import PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.deferred import DeferredResult, defer, defer_items
 from safelight.service.usage.events import UsageReport
 from safelight.service.usage.report_schema import AccountingReport
-from safelight.service.usage.stage_snapshot import Snapshot
+from safelight.service.usage.service_snapshot import ServiceSnapshot
 
 T = TypeVar("T")
 Handle = DeploymentHandle[Any]
@@ -188,8 +188,8 @@ class RemoteLedger:
     async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
         return await _in_time(self._ledger.status.remote(model)) or dict.fromkeys(STAGES)
 
-    async def snapshot(self) -> Snapshot:
-        answer: Snapshot = await asyncio.wait_for(self._ledger.snapshot.remote(), STATUS_SECONDS)
+    async def snapshot(self) -> ServiceSnapshot:
+        answer: ServiceSnapshot = await asyncio.wait_for(self._ledger.snapshot.remote(), STATUS_SECONDS)
         return answer
 
     async def report(self, window: float | None, latest: int) -> AccountingReport:

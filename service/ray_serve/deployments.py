@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ray
 from ray import serve
@@ -36,12 +36,15 @@ from safelight.service.stages.denoise import DenoiseStage, OnPreview
 from safelight.service.stages.encode import EncodeJob, EncodeStage
 from safelight.service.telemetry.logs import configure_logs
 from safelight.service.telemetry.tracing import make_tracing
+from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.events import StageReport, UsageReport
-from safelight.service.usage.ledger import Ledger
-from safelight.service.usage.report import build_report
+from safelight.service.usage.open_ledger import open_stored_ledger
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.reporter import UsageReporter
-from safelight.service.usage.stage_snapshot import Snapshot, snapshot
+from safelight.service.usage.service_snapshot import ServiceSnapshot
+
+if TYPE_CHECKING:
+    from safelight.service.usage.stored_ledger import StoredLedger
 
 MAX_BATCH = 8  # jobs collected for one call; the stage splits them into batches of its network's size
 BATCH_WAIT_SECONDS = 0.005  # far below a tick, and enough to collect the images of one request
@@ -55,25 +58,29 @@ class LedgerDeployment:
 
     def __init__(self, settings: Settings):
         configure_logs(settings, "ledger")
-        if settings.uses_database:  # its one owner: gateways wait for its tables
-            from safelight.service.database.locations import find_database
-            from safelight.service.database.migrate import start_migrations
+        self._memory = LocalLedger(settings)
+        self._stored = open_stored_ledger(settings)
 
-            start_migrations(find_database(settings.database.get_secret_value()))
-        self._settings = settings
-        self._ledger = Ledger()
+    def __del__(self) -> None:
+        """Serve calls this when the replica ends."""
+        stored: StoredLedger | None = getattr(self, "_stored", None)  # `__init__` may not have finished
+        if stored is not None:
+            stored.stop()
 
     async def receive(self, report: UsageReport) -> None:
-        self._ledger.receive(report)
+        if self._stored is None:
+            self._memory.send(report)
+        else:
+            await self._stored.receive(report)
 
     async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
-        return self._ledger.status(model)
+        return await (self._stored or self._memory).status(model)
 
-    async def snapshot(self) -> Snapshot:
-        return snapshot(self._ledger)
+    async def snapshot(self) -> ServiceSnapshot:
+        return await (self._stored or self._memory).snapshot()
 
     async def report(self, window: float | None, latest: int) -> AccountingReport:
-        return build_report(self._ledger, self._settings, window, latest)
+        return await (self._stored or self._memory).report(window, latest)
 
 
 class StageDeployment(Generic[Stage]):

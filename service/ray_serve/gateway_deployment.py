@@ -1,5 +1,6 @@
 """The Ray Serve deployment of the gateway, whose models change while it runs."""
 
+import asyncio
 import base64
 import pickle
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from safelight.service.settings import Settings, may_sleep
 from safelight.service.stage_sets import StageSet
 from safelight.service.telemetry.logs import configure_logs
 from safelight.service.telemetry.tracing import make_tracing
+from safelight.service.usage.reporter import INTERVAL_SECONDS
 
 Handle = DeploymentHandle[Any]
 MakeChanges = Callable[[Callable[[], tuple[StageSet, ...]]], ModelChanges]
@@ -91,8 +93,16 @@ class GatewayDeployment:
         return self._backends.retired_in_flight
 
     async def drain(self) -> None:
-        """Refuse new requests; returns when no image is in flight."""
-        await self._app.state.gateway.dispatcher.drain()
+        """Refuse new requests, and give back jobs.
+
+        Returns when no image is in flight and the ledger has what these used.
+        """
+        gateway = self._app.state.gateway
+        if gateway.jobs is not None:
+            await gateway.jobs.stop()
+        await gateway.dispatcher.drain()
+        await asyncio.to_thread(gateway.reporter.deliver)
+        await asyncio.sleep(INTERVAL_SECONDS)  # in which the stages report, before the ledger ends with them
 
     def _make_entries(self) -> list[ModelBackend]:
         """The served models with their backends; a set that was served before keeps its backend."""

@@ -1,6 +1,6 @@
 """The sums and open items of which the ledger consists."""
 
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from safelight.pipeline.params import UsageAmounts
@@ -8,6 +8,7 @@ from safelight.service.backend import STAGES
 from safelight.service.usage.events import StageKey, StageReport, UsageEvent
 from safelight.service.usage.histograms import TickHistogramData
 from safelight.service.usage.records import NOTHING_STORED, RequestOutcome, StoreUsage, UsageRecord
+from safelight.service.usage.series import RequestSeries
 
 
 def _no_usage() -> dict[str, UsageAmounts]:
@@ -113,3 +114,28 @@ class ReplicaEntry:
 
     report: StageReport
     received: float  # Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayEntry:
+    """The latest report of a gateway."""
+
+    in_flight: tuple[tuple[str, int], ...]  # images, by model
+    received: float  # Unix time
+
+
+@dataclass(slots=True)
+class LedgerState:
+    """Everything that a ledger knows and a restart must not forget."""
+
+    since: float  # Unix time at which the accounts began
+    totals: PeriodTotals = field(default_factory=PeriodTotals)  # since then
+    minutes: OrderedDict[int, PeriodTotals] = field(default_factory=OrderedDict)
+    entries: OrderedDict[str, LedgerEntry] = field(default_factory=OrderedDict)  # by record id, oldest first
+    pending: dict[str, PendingUsage] = field(default_factory=dict)  # by record id
+    series: defaultdict[str, RequestSeries] = field(default_factory=lambda: defaultdict(RequestSeries))
+    next_number: dict[str, int] = field(default_factory=dict)  # of a source's report
+    replicas: dict[str, ReplicaEntry] = field(default_factory=dict)  # by source
+    silent_replicas: dict[str, ReplicaEntry] = field(default_factory=dict)
+    key_names: dict[str, str] = field(default_factory=dict)  # of the keys that requests came with, by id
+    dropped: int = 0  # records for which gateways had no room

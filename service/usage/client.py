@@ -10,7 +10,7 @@ from safelight.service.usage.events import UsageReport
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.report import build_report
 from safelight.service.usage.report_schema import AccountingReport
-from safelight.service.usage.stage_snapshot import Snapshot, snapshot
+from safelight.service.usage.service_snapshot import ServiceSnapshot, service_snapshot
 
 
 class LedgerClient(Protocol):
@@ -24,8 +24,8 @@ class LedgerClient(Protocol):
         """The latest status of each stage of a model, or of any; None for one without a living replica."""
         ...
 
-    async def snapshot(self) -> Snapshot:
-        """The snapshot of every stage for the metrics, over all of its replicas."""
+    async def snapshot(self) -> ServiceSnapshot:
+        """What the metrics say of all requests and of every stage."""
         ...
 
     async def report(self, window: float | None, latest: int) -> AccountingReport:
@@ -44,14 +44,15 @@ class LocalLedger:
     def send(self, report: UsageReport) -> None:
         with self._lock:
             self._ledger.receive(report)
+            self._ledger.changes.take()  # nothing is kept
 
     async def status(self, model: str = "") -> Mapping[str, StageStatus | None]:
         with self._lock:
             return self._ledger.status(model)
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> ServiceSnapshot:
         with self._lock:
-            return snapshot(self._ledger)
+            return service_snapshot(self._ledger)
 
     async def report(self, window: float | None, latest: int) -> AccountingReport:
         with self._lock:

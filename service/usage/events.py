@@ -53,11 +53,14 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class GatewayReport:
-    """The requests that a gateway has answered since its previous report."""
+    """The requests that a gateway has answered since its previous report, and its state at this moment."""
 
     source: str
     number: int
     records: tuple[UsageRecord, ...]
+    retried: tuple[tuple[str, int], ...] = ()  # images that were sent again since then, by model
+    in_flight: tuple[tuple[str, int], ...] = ()  # images, by model
+    dropped: int = 0  # records since then for which there was no room, while the ledger took none
 
 
 UsageReport = StageReport | GatewayReport

@@ -21,6 +21,12 @@ class HistogramData:
     def empty(cls, bounds: tuple[float, ...]) -> HistogramData:
         return cls(bounds, (0,) * (len(bounds) + 1))
 
+    def with_value(self, value: float) -> HistogramData:
+        """The histogram with one more value."""
+        counts = list(self.counts)
+        counts[bisect_left(self.bounds, value)] += 1
+        return HistogramData(self.bounds, tuple(counts), self.total + value)
+
     def __add__(self, other: HistogramData) -> HistogramData:
         return HistogramData(
             self.bounds,
@@ -53,6 +59,7 @@ class Histogram:
         return HistogramData(self._bounds, tuple(self._counts), self._total)
 
 
+REQUEST_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 TICK_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 TICK_ROWS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 TICK_TOKENS = (64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)

@@ -78,6 +78,7 @@ class RequestRecorder:
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
         self.store = NOTHING_STORED
+        self.is_deferred = False  # whether a job has the record in place of the request that submits it
         self._started = time.perf_counter()
 
     @property
@@ -113,13 +114,15 @@ def hash_user(name: str) -> str:
 
 @contextmanager
 def record_request(recorder: RequestRecorder, sink: Sink) -> Iterator[RequestRecorder]:
-    """When the block ends, in any way, pass the record of `recorder` to `sink`."""
+    """When the block ends, in any way, pass the record of `recorder` to `sink`, unless it is deferred."""
     try:
         yield recorder
     except BaseException as error:
-        sink(recorder.close(error))
+        if not recorder.is_deferred:
+            sink(recorder.close(error))
         raise
-    sink(recorder.close())
+    if not recorder.is_deferred:
+        sink(recorder.close())
 
 
 def _outcome_of(error: BaseException | None) -> tuple[RequestOutcome, str]:

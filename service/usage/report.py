@@ -18,6 +18,7 @@ from safelight.service.usage.events import StageKey
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome
 from safelight.service.usage.report_schema import (
+    IN_MEMORY,
     AccountingReport,
     AccountTotals,
     Balance,
@@ -26,6 +27,7 @@ from safelight.service.usage.report_schema import (
     ReplicaReport,
     RequestReport,
     StageBalance,
+    StorageReport,
     Target,
 )
 
@@ -33,11 +35,22 @@ HOUR = 3600.0
 
 
 def build_report(
-    ledger: Ledger, settings: Settings, window: float | None = None, latest: int = 0
+    ledger: Ledger,
+    settings: Settings,
+    window: float | None = None,
+    latest: int = 0,
+    storage: StorageReport = IN_MEMORY,
 ) -> AccountingReport:
-    """The accounting of the last `window` seconds, or since the ledger's start if that is None.
+    """The accounting of the last `window` seconds, or since the accounts began.
 
     Lists the `latest` requests one by one, newest first.
+
+    Args:
+        ledger: The ledger.
+        settings: Prices and targets.
+        window: Seconds; None: since the accounts began.
+        latest: How many requests to list.
+        storage: Where the accounts are kept.
     """
     usage = _window_usage(ledger, window, "")
     replicas = {stage: ledger.replicas(stage) for stage in STAGES}
@@ -75,6 +88,8 @@ def build_report(
         balance=balance(ledger),
         replicas=[_replica_report(entry) for entries in replicas.values() for entry in entries],
         latest=[_request_report(entry) for entry in ledger.latest_entries(latest)],
+        storage=storage,
+        dropped_records=ledger.state.dropped,
     )
 
 
@@ -163,7 +178,7 @@ def stage_balances(ledger: Ledger) -> dict[StageKey, StageBalance]:
 def _stage_balance(ledger: Ledger, key: StageKey) -> StageBalance:
     stage, model = key
     seconds = ledger.totals.stages.get(key) or ReplicaSeconds()
-    requests = ledger.totals.all_requests(model).usage[stage].device_seconds
+    requests = ledger.attributed(stage, model)
     in_progress = ledger.pending_seconds(key) + ledger.open_seconds(key)
     overhead = seconds.busy - requests - in_progress - seconds.warm_up - seconds.starting - seconds.lost
     return StageBalance(
@@ -242,9 +257,19 @@ def _accounts(
 
 
 def _models(ledger: Ledger) -> list[str]:
-    """The models of which anything is known, since the ledger's start."""
-    asked = (model for _, model in ledger.totals.accounts)
-    return sorted({model for model in (*asked, *(model for _, model in ledger.totals.stages)) if model})
+    """The models of which anything is known, since the accounts began."""
+    return sorted(
+        {model for model in (*ledger.series, *(model for _, model in ledger.totals.stages)) if model}
+    )
+
+
+def model_mfu(ledger: Ledger) -> dict[str, float | None]:
+    """The model FLOPs utilisation of each model's denoisers since the accounts began; None if unknown."""
+    mfus = {}
+    for model in _models(ledger):
+        usage = ledger.series[model].attributed["denoise"] if model in ledger.series else UsageAmounts()
+        mfus[model] = _mfu(usage, _peak_flops(ledger.replicas("denoise", model)))
+    return mfus
 
 
 def _model_report(ledger: Ledger, settings: Settings, window: float | None, model: str) -> ModelReport:

@@ -77,7 +77,7 @@ class RequestReport(BaseModel):
 
 
 class StageBalance(BaseModel):
-    """Seconds of a stage's replicas, dead ones included, since the ledger's start; `busy` is the sum."""
+    """Seconds of a stage's replicas, dead ones included, since the accounts began; `busy` is the sum."""
 
     busy: float
     requests: float = Field(description="Attributed to requests that have ended.")
@@ -113,8 +113,23 @@ class Target(BaseModel):
     by: float | None = Field(description="got / wanted - 1.")
 
 
+class StorageReport(BaseModel):
+    """Where the accounts are kept, and whether all that they say is."""
+
+    model_config = ALL_REQUIRED
+
+    database: str = Field(description="Empty: they are in memory, and end with the service.")
+    unsaved_seconds: float = Field(
+        description="For how long nothing could be written; 0: all that this report says is kept."
+    )
+    error: str = Field(description="Why nothing can be written.")
+
+
+IN_MEMORY = StorageReport(database="", unsaved_seconds=0.0, error="")
+
+
 class AccountingReport(BaseModel):
-    since: float = Field(description="Unix time of the ledger's start.")
+    since: float = Field(description="Unix time at which the accounts began.")
     now: float = Field(description="Unix time of this report.")
     window_seconds: float = Field(
         description="Length of the window: as requested, extended to the start of a minute."
@@ -156,3 +171,7 @@ class AccountingReport(BaseModel):
     balance: Balance
     replicas: list[ReplicaReport]
     latest: list[RequestReport]
+    storage: StorageReport
+    dropped_records: int = Field(
+        description="Records of requests that were lost because a gateway had no room for more of them."
+    )

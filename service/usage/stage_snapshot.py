@@ -50,10 +50,9 @@ def _attributed(ledger: Ledger, key: StageKey) -> dict[str, float]:
     """Busy seconds of a stage by the model of the request; 0 for a model that had none yet."""
     stage, model = key
     served = [other for name, other in ledger.totals.stages if name == "denoise" and other]
-    asked = [other for _, other in ledger.totals.accounts]
     return {
-        other: ledger.totals.all_requests(other).usage[stage].device_seconds
-        for other in dict.fromkeys((*served, *asked))
+        other: ledger.attributed(stage, other)
+        for other in dict.fromkeys((*served, *ledger.series))
         if other and model in ("", other)
     }
 

@@ -19,9 +19,12 @@ import pytest
 import yaml
 
 from safelight.service.errors import ServiceError
-from safelight.service.telemetry.metrics import (
+from safelight.service.telemetry.metric_tables import (
     ATTRIBUTED_METRIC,
     GATEWAY_METRICS,
+    LEDGER_METRICS,
+    REQUEST_HISTOGRAMS,
+    REQUEST_METRICS,
     STAGE_METRICS,
     TICK_METRICS,
     UNATTRIBUTED_METRIC,
@@ -44,8 +47,11 @@ RECORDS = {rule["record"] for rule in RULES if "record" in rule}
 ALERTS = {rule["alert"] for rule in RULES if "alert" in rule}
 EXPRESSIONS = [*(rule["expr"] for rule in RULES), *queries()]
 KINDS = {
-    **{metric.name: metric.kind for metric in (*GATEWAY_METRICS, *STAGE_METRICS)},
-    **{metric.name: "histogram" for metric in TICK_METRICS},
+    **{
+        metric.name: metric.kind
+        for metric in (*GATEWAY_METRICS, *LEDGER_METRICS, *REQUEST_METRICS, *STAGE_METRICS)
+    },
+    **{metric.name: "histogram" for metric in (*REQUEST_HISTOGRAMS, *TICK_METRICS)},
     ATTRIBUTED_METRIC.name: ATTRIBUTED_METRIC.kind,
     UNATTRIBUTED_METRIC.name: "counter",  # a gauge that grows like a counter, so it is read by its rate
 }

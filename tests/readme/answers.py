@@ -27,7 +27,14 @@ from safelight.pipeline.engine.image_files import EXIF_IFD, USER_COMMENT
 from safelight.pipeline.evaluation.nearest_image import frame_background, load_gallery, rate_images
 from safelight.pipeline.evaluation.prompts import Prompt, read_prompt_sets
 from safelight.service.http.schemas import Curves, ImageResponse, ModelList, Readiness
-from safelight.service.telemetry.metrics import GATEWAY_METRICS, STAGE_METRICS, TICK_METRICS
+from safelight.service.telemetry.metric_tables import (
+    GATEWAY_METRICS,
+    LEDGER_METRICS,
+    REQUEST_HISTOGRAMS,
+    REQUEST_METRICS,
+    STAGE_METRICS,
+    TICK_METRICS,
+)
 from safelight.service.usage.report_schema import AccountingReport
 
 MODEL = "emoji-128"
@@ -164,7 +171,8 @@ def check_readiness(answer: Answer) -> None:
 
 def check_metrics(answer: Answer) -> None:
     families = {family.name: family for family in text_string_to_metric_families(answer.stdout)}
-    names = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS)}
+    tables = GATEWAY_METRICS, LEDGER_METRICS, REQUEST_METRICS, REQUEST_HISTOGRAMS, STAGE_METRICS, TICK_METRICS
+    names = {metric.name for table in tables for metric in table}
     assert {name.removesuffix("_total") for name in names} <= families.keys()
     samples = {
         (sample.name, sample.labels.get("stage")): sample.value

@@ -25,6 +25,7 @@ from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
+from safelight.service.usage.reporter import Outbox
 from tests.fakes import MODEL, SOURCE, FakeBackend, make_params
 from tests.service.asgi import AsgiClient, Message
 from tests.virtual_time import run_in_virtual_time
@@ -36,8 +37,13 @@ def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
     return RequestDispatcher(ModelBackends.of_one(MODEL, backend), metrics, Settings(**settings))
 
 
-def metric(dispatcher: RequestDispatcher, name: str) -> float | None:
-    return dispatcher._metrics.registry.get_sample_value(name, {"model": MODEL.id})
+def retried(dispatcher: RequestDispatcher) -> dict[str, int]:
+    """How many images were sent again, by model; what the ledger is told, and so only once."""
+    return dict(dispatcher._metrics.outbox.collect("gateway", 0).retried)
+
+
+def in_flight(dispatcher: RequestDispatcher) -> int:
+    return dict(dispatcher._metrics.outbox.collect("gateway", 0).in_flight).get(MODEL.id, 0)
 
 
 UPLOAD = Upload(b"image")
@@ -75,7 +81,7 @@ async def test_draining_finishes_requests_in_flight_and_refuses_new_ones() -> No
     backend = FakeBackend()
     dispatcher = make_dispatcher(backend)
     backend.gate.clear()
-    in_flight = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
+    drawing = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
     await backend.waiting.acquire()
     draining = asyncio.ensure_future(dispatcher.drain())
     await asyncio.sleep(0)
@@ -83,7 +89,7 @@ async def test_draining_finishes_requests_in_flight_and_refuses_new_ones() -> No
         await dispatcher.generate(IMAGES[:1], ImageFormat())
     assert not draining.done()
     backend.gate.set()
-    assert len(await in_flight) == 3
+    assert len(await drawing) == 3
     await asyncio.wait_for(draining, 5.0)
 
 
@@ -96,7 +102,7 @@ async def test_a_lost_image_is_sent_again_with_the_same_arguments_and_counted() 
     assert backend.calls == [(image, output, context)] * 2
     assert backend.drawn == [(image, output)]
     assert str(image) in result.image.decode()
-    assert metric(dispatcher, "safelight_images_retried_total") == 1
+    assert retried(dispatcher) == {MODEL.id: 1}
 
 
 async def test_only_the_lost_image_of_a_request_is_sent_again() -> None:
@@ -119,7 +125,7 @@ async def test_an_upload_is_prepared_once_for_all_images_and_again_for_a_lost_on
     dispatcher = make_dispatcher(lossy)
     await dispatcher.generate(edits, ImageFormat(), upload=UPLOAD)
     assert lossy.uploads == [UPLOAD] * 2 and len(lossy.drawn) == 2
-    assert metric(dispatcher, "safelight_images_retried_total") == 1
+    assert retried(dispatcher) == {MODEL.id: 1}
 
 
 async def test_an_upload_whose_stage_is_lost_is_prepared_again() -> None:
@@ -238,7 +244,7 @@ async def be_cancelled(dispatcher: RequestDispatcher, backend: FakeBackend) -> N
     backend.gate.clear()
     generating = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
     await backend.waiting.acquire()
-    assert metric(dispatcher, "safelight_images_in_flight") == 3
+    assert in_flight(dispatcher) == 3
     generating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await generating
@@ -278,9 +284,9 @@ def test_a_request_leaves_its_room_to_the_next_however_it_ends(
         backend = FakeBackend()
         dispatcher = make_dispatcher(backend, max_pictures=len(IMAGES))
         await leave(dispatcher, backend)
-        assert metric(dispatcher, "safelight_images_in_flight") == 0
+        assert in_flight(dispatcher) == 0
         assert len(await dispatcher.generate(IMAGES, ImageFormat())) == len(IMAGES)
-        assert metric(dispatcher, "safelight_images_in_flight") == 0
+        assert in_flight(dispatcher) == 0
 
     run_in_virtual_time(leave_and_fill())
 
@@ -302,7 +308,7 @@ async def test_more_images_than_max_pictures_are_refused() -> None:
 def records(monkeypatch: pytest.MonkeyPatch) -> list[UsageRecord]:
     """The usage records of the requests that have ended."""
     records: list[UsageRecord] = []
-    monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
+    monkeypatch.setattr(Outbox, "put", lambda self, record: records.append(record))
     return records
 
 

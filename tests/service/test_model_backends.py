@@ -48,10 +48,7 @@ async def test_a_full_queue_of_one_model_keeps_out_no_image_of_another() -> None
     with pytest.raises(QueueFull):
         await dispatcher.generate(IMAGES, ImageFormat(), context)
     assert len(await dispatcher.generate(IMAGES, ImageFormat(), RequestContext(model=OTHER.id))) == 2
-    in_flight = {
-        model: metrics.registry.get_sample_value("safelight_images_in_flight", {"model": model})
-        for model in (MODEL.id, OTHER.id)
-    }
+    in_flight = dict(metrics.outbox.collect("gateway", 0).in_flight)
     assert in_flight == {MODEL.id: 2, OTHER.id: 0}
     first.backend.gate.set()
     await waiting

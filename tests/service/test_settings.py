@@ -65,6 +65,12 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
         ({"key_refresh_seconds": "0"}, "key_refresh_seconds must be more than 0"),
         ({"key_outage_seconds": "-1"}, "key_outage_seconds must be at least 0"),
         ({"trusted_hosts": "http://a.example"}, "trusted_hosts must be names of hosts"),
+        ({"webhook_origins": "https://a.test"}, "^webhook_origins needs webhook_secret"),
+        ({"webhook_origins": "a.test"}, "^webhook_origins must be origins such as https://"),
+        ({"webhook_origins": "https://a.test/path"}, "^webhook_origins must be origins such as https://"),
+        ({"webhook_secret": "swordfish"}, "^webhook_secret must be whsec_ and the base64 of 24 to 64 bytes$"),
+        ({"webhook_secret": "whsec_c2hvcnQ="}, "^webhook_secret must be whsec_ and the base64 of 24 to 64 b"),
+        ({"webhook_url": "https://a.test/hook"}, "^webhook_url must be in one of webhook_origins$"),
         ({"colour": "red"}, "colour is not a setting; allowed: model"),
     ],
 )

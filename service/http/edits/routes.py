@@ -17,13 +17,15 @@ from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.generation import Exchange, open_exchange, plan_images
-from safelight.service.http.image_requests import answer_images, read_image_request
+from safelight.service.http.image_requests import read_image_request
+from safelight.service.http.jobs.submission import ACCEPTED, SentContent, answer_request
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
 from safelight.service.http.public_url import base_url
 from safelight.service.http.reading.body import decompress, read_object
 from safelight.service.http.request_body import content_type, is_json, read_body
 from safelight.service.http.schemas import ImageResponse
 from safelight.service.http.streaming import EVENT_STREAM
+from safelight.service.jobs.job import EDIT
 from safelight.service.settings import Settings
 
 FORM = "multipart/form-data"
@@ -34,7 +36,7 @@ def add_edit_routes(app: FastAPI, gateway: Gateway) -> None:
     @app.post(
         "/v1/images/edits",
         response_model=ImageResponse,
-        responses={200: {"content": EVENT_STREAM}, **GENERATION_ERRORS},
+        responses={200: {"content": EVENT_STREAM}, 202: ACCEPTED, **GENERATION_ERRORS},
         openapi_extra=gateway.openapi_extras.add(
             lambda: edit_request_body(image_request_body(gateway.names, gateway.settings.strict))
         ),
@@ -58,7 +60,9 @@ async def _edit(request: Request, exchange: Exchange) -> Response:
     adjustments = (*reading.adjustments, *strength_adjustments(options.strength, params[0].edit))
     upload = make_upload(parts.image, parts.mask, plan.request, plan.model, params[0])
     plan = replace(plan, params=params, upload=upload, reading=replace(reading, adjustments=adjustments))
-    return await answer_images(request, plan, exchange)
+    fields = {**others, "strength": options.strength}
+    sent = SentContent(EDIT, fields, (parts.image, parts.mask))
+    return await answer_request(request, plan, exchange, sent)
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:

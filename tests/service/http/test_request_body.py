@@ -11,8 +11,8 @@ from safelight.service.errors import BodyTooLarge, BodyTooSlow, ClientGone
 from safelight.service.http.gateway import build_gateway
 from safelight.service.http.request_body import read_json_body
 from safelight.service.settings import Settings
-from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.records import RequestOutcome, UsageRecord
+from safelight.service.usage.reporter import Outbox
 from tests.fakes import MODEL, FakeBackend
 from tests.service.asgi import AsgiClient
 from tests.virtual_time import run_in_virtual_time
@@ -55,7 +55,7 @@ def test_the_time_is_that_of_the_whole_body() -> None:
 
 def test_a_client_that_sends_nothing_is_408_after_body_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     records: list[UsageRecord] = []
-    monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
+    monkeypatch.setattr(Outbox, "put", lambda self, record: records.append(record))
     client, backend = AsgiClient(b"{", is_whole=False), FakeBackend()
 
     async def answer() -> float:

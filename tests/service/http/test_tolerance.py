@@ -13,8 +13,8 @@ from safelight.service.http.gateway import build_gateway
 from safelight.service.http.reading.fields import MAX_UNKNOWN
 from safelight.service.messages import ImageFormat
 from safelight.service.settings import Settings
-from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.records import UsageRecord
+from safelight.service.usage.reporter import Outbox
 from tests.fakes import MODEL, FakeBackend, make_params
 from tests.service.conftest import ROUTE
 from tests.service.openapi_answers import check_answers
@@ -324,7 +324,7 @@ def test_the_accounting_knows_users_by_a_hash(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], user: str
 ) -> None:
     records: list[UsageRecord] = []
-    monkeypatch.setattr(Metrics, "record", lambda self, record: records.append(record))
+    monkeypatch.setattr(Outbox, "put", lambda self, record: records.append(record))
     client.post(ROUTE, json={"prompt": "p"} | fields)
     assert [record.user for record in records] == [user]
     [request] = client.get("/v1/accounting?latest=1").json()["latest"]

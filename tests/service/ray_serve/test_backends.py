@@ -288,13 +288,17 @@ async def test_a_stage_that_may_sleep_is_not_woken_by_a_question() -> None:
 
 
 async def test_the_ledgers_client_calls_the_ledgers_methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: dict[str, Any] = {"status": {"denoise": StageStatus()}, "snapshot": {}, "report": "report"}
+    answers: dict[str, Any] = {
+        "status": {"denoise": StageStatus()},
+        "snapshot": "snapshot",
+        "report": "report",
+    }
     calls: dict[str, dict[str, Any]] = {"report": {"window": 60.0, "latest": 5}, "status": {"model": "m"}}
     for method, answer in answers.items():
         handle = make_handle(LedgerDeployment, answer)
         client, arguments = backends.RemoteLedger(handle), calls.get(method, {})
         result = await getattr(client, method)(*arguments.values())
-        assert result == (answer or {})
+        assert result == answer
         assert [(call.method, call.arguments) for call in handle.calls] == [(method, arguments)]
     monkeypatch.setattr(backends, "STATUS_SECONDS", 0.01)
     assert await backends.RemoteLedger(make_handle(LedgerDeployment)).status() == dict.fromkeys(STAGES)

@@ -11,9 +11,18 @@ from safelight.pipeline.params import StageCost, UsageAmounts
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.service.messages import ImageUsage, StageStatus
 from safelight.service.settings import Settings
-from safelight.service.telemetry.metrics import BUCKETS, GATEWAY_METRICS, STAGE_METRICS, TICK_METRICS, Metrics
+from safelight.service.telemetry.metric_tables import (
+    GATEWAY_METRICS,
+    LEDGER_METRICS,
+    REQUEST_HISTOGRAMS,
+    REQUEST_METRICS,
+    STAGE_METRICS,
+    TICK_METRICS,
+)
+from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent
 from safelight.service.usage.histograms import (
+    REQUEST_SECONDS,
     TICK_FORECAST,
     TICK_ROWS,
     TICK_SECONDS,
@@ -24,6 +33,7 @@ from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome, StoreUsage, UsageRecord
 from safelight.service.usage.report import build_report
 from safelight.service.usage.report_schema import AccountingReport
+from safelight.service.usage.service_snapshot import ServiceSnapshot, service_snapshot
 from safelight.service.usage.stage_snapshot import snapshot
 from tests.fakes import USAGE
 
@@ -95,29 +105,26 @@ def accounting() -> tuple[Metrics, AccountingReport]:
     """A gateway's metrics after the requests, with one replica of each stage, and the accounting report."""
     metrics, ledger = Metrics(), Ledger()
     for record in RECORDS:
-        metrics.record(record)
+        metrics.outbox.put(record)
     metrics.count_retry("m")
     metrics.set_in_flight("m", 3)
-    ledger.receive(GatewayReport("gateway", 0, RECORDS))
+    ledger.receive(metrics.outbox.collect("gateway", 0))
+    ledger.receive(GatewayReport("another", 0, (), in_flight=(("m", 4),), dropped=2))
     for stage in STATUS:
         ledger.receive(report(stage, stage, *events(stage)))
     accounting_report = build_report(ledger, Settings())
     metrics.observe_status("m", {**STATUS, "decode": None})
-    metrics.observe_snapshot(snapshot(ledger), {"m": accounting_report.mfu})
+    metrics.observe_snapshot(replace(service_snapshot(ledger), unsaved_seconds=1.5))
     return metrics, accounting_report
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
-    """Every sample by its name and its labels' values in the order of the labels, `le` last.
-
-    The times at which series were made are left out.
-    """
+    """Every sample by its name and its labels' values in the order of the labels, `le` last."""
     families = text_string_to_metric_families(metrics.expose().decode())
     return {
         " ".join((sample.name, *_values(sample.labels))): sample.value
         for family in families
         for sample in family.samples
-        if not sample.name.endswith("_created")
     }
 
 
@@ -139,13 +146,17 @@ def expected_of_requests() -> dict[str, float]:
         "safelight_requests_total ok done": 2,
         "safelight_requests_total queue_full refused": 1,
         "safelight_requests_total stage_lost failed": 1,
-        **histogram("safelight_request_duration_seconds done", BUCKETS, 0.2, 40.0),
-        **histogram("safelight_request_duration_seconds refused", BUCKETS, 0.05),
-        **histogram("safelight_request_duration_seconds failed", BUCKETS, 400.0),
+        **histogram("safelight_request_duration_seconds done", REQUEST_SECONDS, 0.2, 40.0),
+        **histogram("safelight_request_duration_seconds refused", REQUEST_SECONDS, 0.05),
+        **histogram("safelight_request_duration_seconds failed", REQUEST_SECONDS, 400.0),
         "safelight_images_total": 3,
-        "safelight_images_in_flight": 3,
+        "safelight_images_in_flight": 7,
+        "safelight_gateway_replicas": 2,
+        "safelight_ledger_up": 1,
+        "safelight_ledger_unsaved_seconds": 1.5,
+        "safelight_ledger_dropped_records_total": 2,
         "safelight_images_retried_total": 1,
-        **histogram("safelight_image_queue_seconds", BUCKETS, 0.6875, 4.1875, 0.6875),
+        **histogram("safelight_image_queue_seconds", REQUEST_SECONDS, 0.6875, 4.1875, 0.6875),
         "safelight_image_nfe_total": 15,
         "safelight_image_rows_total": 27,
         "safelight_image_tokens_total": 459,
@@ -212,14 +223,17 @@ def test_every_series_has_its_model_and_a_stage_that_models_share_has_none(
     accounting: tuple[Metrics, AccountingReport],
 ) -> None:
     of_stages = {metric.name for metric in STAGE_METRICS} | {"safelight_stage_unattributed_seconds"}
+    of_all = ("safelight_ledger_", "safelight_gateway_")
     for family in text_string_to_metric_families(accounting[0].expose().decode()):
         for sample in family.samples:
             is_shared = sample.name in of_stages and sample.labels["stage"] != "denoise"
-            assert sample.labels["model"] == ("" if is_shared else "m"), sample
+            if not sample.name.startswith(of_all):
+                assert sample.labels["model"] == ("" if is_shared else "m"), sample
 
 
 def test_no_metric_is_left_out_above() -> None:
-    names = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS)}
+    tables = GATEWAY_METRICS, LEDGER_METRICS, REQUEST_METRICS, REQUEST_HISTOGRAMS, STAGE_METRICS, TICK_METRICS
+    names = {metric.name for table in tables for metric in table}
     asserted = {name.split()[0] for name in expected_of_requests() | expected_of_stages()}
     assert {name for name in names if not any(sample.startswith(name) for sample in asserted)} == set()
 
@@ -267,7 +281,7 @@ def test_counts_of_two_replicas_add_up_and_the_rest_is_the_firsts() -> None:
 
 def test_an_unknown_mfu_is_not_a_number() -> None:
     metrics = Metrics()
-    metrics.observe_snapshot(snapshot(Ledger()), {"m": None})
+    metrics.observe_snapshot(ServiceSnapshot(mfu={"m": None}))
     value = samples(metrics)["safelight_mfu_ratio"]
     assert value != value
 

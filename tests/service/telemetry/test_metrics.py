@@ -1,7 +1,7 @@
 """The metrics: all tables are exposed, values add up over replicas, and no label identifies a caller."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,23 +9,28 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import StageStatus
-from safelight.service.telemetry.metrics import (
+from safelight.service.telemetry.metric_tables import (
     ATTRIBUTED_METRIC,
     GATEWAY_METRICS,
+    LEDGER_METRICS,
+    REQUEST_HISTOGRAMS,
+    REQUEST_METRICS,
     STAGE_METRICS,
     TICK_METRICS,
     UNATTRIBUTED_METRIC,
-    Metrics,
 )
-from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent
+from safelight.service.telemetry.metrics import Metrics
+from safelight.service.usage.events import StageReport, StageTotals, UsageEvent
 from safelight.service.usage.histograms import Histogram, TickHistograms
 from safelight.service.usage.ledger import Ledger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
+from safelight.service.usage.service_snapshot import service_snapshot
 from safelight.service.usage.stage_snapshot import SUMMED_FIELDS, snapshot
 from tests.fakes import USAGE
 
-OTHER_METRICS = (ATTRIBUTED_METRIC, UNATTRIBUTED_METRIC)
-NAMES = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *TICK_METRICS, *OTHER_METRICS)}
+OTHER_METRICS = (*LEDGER_METRICS, *REQUEST_METRICS, ATTRIBUTED_METRIC, UNATTRIBUTED_METRIC)
+HISTOGRAMS = (*REQUEST_HISTOGRAMS, *TICK_METRICS)
+NAMES = {metric.name for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *HISTOGRAMS, *OTHER_METRICS)}
 
 
 def stage_report(source: str, ticks: TickHistograms, *events: UsageEvent, **totals: float) -> StageReport:
@@ -38,19 +43,19 @@ def metrics() -> Metrics:
     """Metrics of a gateway after one request, with two denoisers."""
     metrics, ledger, ticks = Metrics(), Ledger(), TickHistograms()
     record = UsageRecord(
-        "account", "theirs", RequestOutcome.DONE, "ok", "secret-key", "m", 1, (USAGE,), 2.0, 0.0
+        "record-7", "theirs", RequestOutcome.DONE, "ok", "secret-key", "m", 1, (USAGE,), 2.0, 0.0
     )
-    metrics.record(record)
+    metrics.outbox.put(record)
     metrics.count_retry("m")
     metrics.set_in_flight("m", 3)
     ticks.observe(0.003, 8, 512, 0.003)
     ticks.observe(0.03, 16, 1024, 0.02)
-    ledger.receive(GatewayReport("gateway", 0, (record,)))
+    ledger.receive(metrics.outbox.collect("gateway", 0))
     ledger.receive(
         stage_report(
             "one",
             ticks,
-            UsageEvent("account", UsageAmounts(device_seconds=3.0, flops=9)),
+            UsageEvent("record-7", UsageAmounts(device_seconds=3.0, flops=9)),
             UsageEvent("", UsageAmounts(device_seconds=0.5, flops=1)),
             busy=5.0,
             starting=1.0,
@@ -59,7 +64,7 @@ def metrics() -> Metrics:
     )
     ledger.receive(stage_report("two", ticks, busy=1.0, work_left=2.0))
     metrics.observe_status("m", {"denoise": StageStatus(images=100, attention="products"), "encode": None})
-    metrics.observe_snapshot(snapshot(ledger), {"m": 0.5})
+    metrics.observe_snapshot(replace(service_snapshot(ledger), mfu={"m": 0.5}))
     return metrics
 
 
@@ -78,13 +83,12 @@ def test_exactly_the_tables_are_exposed(metrics: Metrics) -> None:
     by_name = {
         f"{family.name}_total" if family.type == "counter" else family.name: family for family in families
     }
-    # the library adds a `_created` for each counter
-    assert {name for name in by_name if not name.endswith("_created")} == NAMES
+    assert by_name.keys() == NAMES
     assert all(family.documentation for family in families)
     for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *OTHER_METRICS):
         assert by_name[metric.name].type == metric.kind
-    for tick_metric in TICK_METRICS:
-        assert by_name[tick_metric.name].type == "histogram"
+    for histogram in HISTOGRAMS:
+        assert by_name[histogram.name].type == "histogram"
 
 
 def test_replicas_add_up(metrics: Metrics) -> None:
@@ -139,7 +143,7 @@ def test_ticks_are_histograms_of_all_replicas(metrics: Metrics) -> None:
 
 def test_no_label_identifies_a_caller(metrics: Metrics) -> None:
     text = metrics.expose().decode()
-    assert not any(secret in text for secret in ("account", "theirs", "secret-key"))
+    assert not any(secret in text for secret in ("record-7", "theirs", "secret-key"))
     labels = {
         label
         for family in text_string_to_metric_families(text)
@@ -152,7 +156,7 @@ def test_no_label_identifies_a_caller(metrics: Metrics) -> None:
 def test_names_follow_the_conventions() -> None:
     for name in NAMES:
         assert re.fullmatch(r"safelight_[a-z_]+", name)
-    for metric in (*GATEWAY_METRICS, *STAGE_METRICS):
+    for metric in (*GATEWAY_METRICS, *STAGE_METRICS, *OTHER_METRICS):
         assert metric.name.endswith("_total") == (metric.kind == "counter")
 
 
@@ -160,7 +164,7 @@ def test_the_status_of_a_single_replica_is_its_own_answer() -> None:
     metrics, ledger = Metrics(), Ledger()
     ledger.receive(stage_report("one", TickHistograms(), busy=1.0))
     metrics.observe_status("m", {"denoise": StageStatus(images=100)})
-    metrics.observe_snapshot(snapshot(ledger), {"m": None})
+    metrics.observe_snapshot(service_snapshot(ledger))
     assert samples(metrics)["safelight_stage_images_finished denoise"] == 100
 
 

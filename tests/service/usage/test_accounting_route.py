@@ -11,7 +11,7 @@ from safelight.service.http.gateway import build_gateway
 from safelight.service.settings import Settings
 from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.report_schema import AccountingReport
-from safelight.service.usage.stage_snapshot import Snapshot
+from safelight.service.usage.service_snapshot import ServiceSnapshot
 from tests.fakes import MODEL, FakeBackend
 from tests.service.conftest import ROUTE
 
@@ -60,15 +60,54 @@ def test_the_window_and_the_number_of_requests_reach_the_ledger() -> None:
     assert queries == [(None, 0), (90.5, 7)]
 
 
-def test_metrics_are_served_without_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(self: LocalLedger) -> Snapshot:
-        raise TimeoutError
+class DeadLedger(LocalLedger):
+    """A ledger that does not answer while it is dead."""
 
-    monkeypatch.setattr(LocalLedger, "snapshot", broken)
-    client = TestClient(build_gateway(FakeBackend(), MODEL, Settings()))
+    is_dead = True
+
+    async def snapshot(self) -> ServiceSnapshot:
+        if self.is_dead:
+            raise TimeoutError
+        return await super().snapshot()
+
+    async def report(self, window: float | None, latest: int) -> AccountingReport:
+        if self.is_dead:
+            raise TimeoutError
+        return await super().report(window, latest)
+
+
+def test_without_the_ledger_its_metrics_are_absent_and_the_others_are_served() -> None:
+    ledger = DeadLedger(Settings())
+    client = TestClient(build_gateway(FakeBackend(), MODEL, Settings(), ledger))
     assert client.post(ROUTE, json={"prompt": "x", "n": 2}).status_code == 200
-    response = client.get("/metrics")
-    assert response.status_code == 200 and 'safelight_images_total{model="fake-8"} 2.0' in response.text
+    for ledger.is_dead in (False, True, False):
+        response = client.get("/metrics")
+        assert response.status_code == 200
+        assert ('safelight_images_total{model="fake-8"} 2.0' in response.text) != ledger.is_dead
+        assert ("safelight_stage_replicas" in response.text) != ledger.is_dead
+        assert f"safelight_ledger_up {float(not ledger.is_dead)}" in response.text
+        assert 'safelight_stage_up{model="fake-8",stage="denoise"} 1.0' in response.text
+
+
+def test_without_the_ledger_the_accounting_says_so() -> None:
+    client = TestClient(build_gateway(FakeBackend(), MODEL, Settings(), DeadLedger(Settings())))
+    answer = client.get("/v1/accounting")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "accounts_unavailable")
+
+
+def test_two_gateways_show_the_requests_of_both() -> None:
+    ledger = LocalLedger(Settings())
+    first, second = (TestClient(build_gateway(FakeBackend(), MODEL, Settings(), ledger)) for _ in range(2))
+    for client in (first, second, second):
+        assert client.post(ROUTE, json={"prompt": "x"}).status_code == 200
+    assert second.post(ROUTE, json={"prompt": ""}).status_code == 400
+    first.get("/metrics"), second.get("/metrics")  # each delivers what it has
+    for client in (first, second):
+        text = client.get("/metrics").text
+        assert 'safelight_requests_total{code="ok",model="fake-8",outcome="done"} 3.0' in text
+        assert 'safelight_requests_total{code="invalid_value",model="fake-8",outcome="refused"} 1.0' in text
+        assert "safelight_gateway_replicas 2.0" in text
+        assert client.get("/v1/accounting").json()["requests"]["done"] == 3
 
 
 @pytest.mark.parametrize(

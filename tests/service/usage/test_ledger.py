@@ -12,6 +12,8 @@ from safelight.pipeline.params import UsageAmounts
 from safelight.service.messages import StageStatus
 from safelight.service.settings import Settings
 from safelight.service.usage import ledger as ledger_module
+from safelight.service.usage.changes import Changes
+from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.events import GatewayReport, StageReport, StageTotals, UsageEvent, UsageReport
 from safelight.service.usage.histograms import TickHistograms
 from safelight.service.usage.ledger import Ledger
@@ -244,7 +246,7 @@ def test_replicas_dead_for_long_are_forgotten() -> None:
         ledger.receive(stage_report(0, source=str(number), busy=1.0))
         clock.time += 600.0
         ledger.replicas("denoise")
-    assert len(ledger._next_number) <= 8
+    assert len(ledger.state.next_number) <= 8
     assert denoise_balance(ledger).busy == 20.0
 
 
@@ -348,7 +350,7 @@ def test_the_ledger_keeps_a_bounded_number_of_minutes_and_requests(monkeypatch: 
     for number in range(10):
         ledger.receive(gateway_report(number, record(f"r{number}", ended=clock.time)))
         clock.time += 60.0
-    assert len(ledger._minutes) == 3
+    assert len(ledger.state.minutes) == 3
     assert [entry.record.record_id for entry in ledger.latest_entries(10)] == ["r9", "r8", "r7", "r6", "r5"]
     assert sum(account.images for account in ledger.totals.accounts.values()) == 10
     assert sum(account.images for account in ledger.window_totals(1e9).accounts.values()) == 2
@@ -405,3 +407,23 @@ def test_work_is_attributed_by_the_model_of_the_request() -> None:
     assert stages["decode", ""].attributed == {"one": 0.5, "two": 0.25}
     assert stages["denoise", "two"].attributed == {"two": 4.0}
     assert stages["encode", ""].attributed == {"one": 0.0, "two": 0.0}
+
+
+def test_images_in_flight_are_those_of_living_gateways() -> None:
+    clock = Clock()
+    ledger = Ledger(clock)
+    for source, images in (("one", 3), ("two", 4)):
+        ledger.receive(replace(gateway_report(0, source=source), in_flight=(("m", images),)))
+    assert (len(ledger.gateways()), ledger.in_flight()) == (2, {"m": 7})
+    clock.time += ledger_module.SILENT_SECONDS
+    ledger.receive(replace(gateway_report(1, source="two"), in_flight=(("m", 1),)))
+    clock.time += 2.0
+    assert (len(ledger.gateways()), ledger.in_flight()) == (1, {"m": 1})
+
+
+def test_a_ledger_in_memory_keeps_no_list_of_changes() -> None:
+    ledger = LocalLedger(Settings())
+    for number in range(3):
+        ledger.send(gateway_report(number, record(str(number))))
+        ledger.send(stage_report(number, event(str(number), 1.0), busy=1.0 * number))
+    assert ledger._ledger.changes == Changes()

@@ -1,0 +1,1 @@
+"""Jobs over HTTP: `Prefer: respond-async`, `Idempotency-Key`, and `/v1/images/jobs`."""

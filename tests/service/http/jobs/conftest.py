@@ -1,0 +1,5 @@
+"""Fixtures: a gateway with jobs."""
+
+from tests.service.http.jobs.service import service
+
+__all__ = ["service"]
