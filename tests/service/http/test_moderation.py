@@ -87,9 +87,10 @@ def test_an_image_that_is_refused_is_a_refused_request() -> None:
 
 
 def test_a_warm_up_image_that_is_refused_shows_that_the_stages_work() -> None:
-    with TestClient(build_gateway(FakeBackend(ImageRefused()), MODEL, Settings())) as client:
+    backend = FakeBackend(*(ImageRefused() for _ in range(100)))
+    with TestClient(build_gateway(backend, MODEL, Settings())) as client:
         while client.get("/readyz").status_code != 200:
-            pass
+            assert len(backend.calls) < 2, "it was tried again"
 
 
 @pytest.mark.parametrize(("filters_words", "classifier"), [(True, ""), (False, "a.b:c"), (False, "")])
