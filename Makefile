@@ -12,11 +12,11 @@ INSTALL_LOCKED = $(BIN)/pip install --no-deps --require-hashes -r
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-long test-lowest check check-long coverage mutants lint type format lock
-.PHONY: docs bench load e2e chaos fuzz clients gpu
+.PHONY: docs bench load e2e chaos fuzz clients gpu sbom
 
 help:
 	@echo "make install | serve | test | test-long | test-lowest | check | check-long | coverage | mutants"
-	@echo "     lint | type | format | lock | docs | bench | load | e2e | chaos | fuzz | clients | gpu"
+	@echo "     lint | type | format | lock | sbom | docs | bench | load | e2e | chaos | fuzz | clients | gpu"
 
 install: $(DEVELOPING)
 
@@ -110,6 +110,17 @@ lock: $(DEVELOPING)
 	$(LOCK) --extra cuda --extra mcp --extra otel --extra postgres --extra t5 --extra valkey -o requirements/image-cuda.txt
 	$(COMPILE) requirements/clients.in -o requirements/clients.txt
 	npm update --prefix tests/clients/node --package-lock-only --save
+
+# What is installed to serve, as CycloneDX: one file for each lock file that is shipped.
+SBOM := build/sbom
+SHIPPED := serve image image-cuda
+
+sbom: $(DEVELOPING)
+	mkdir -p $(SBOM)
+	for name in $(SHIPPED); do \
+		cat requirements/$$name.txt requirements/torch.txt | $(BIN)/cyclonedx-py requirements - \
+		--pyproject pyproject.toml --output-reproducible --of JSON -o $(SBOM)/$$name.cdx.json || exit 1; \
+	done
 
 # Clients of the service that would pin other versions than ours: tests/clients runs them from here.
 CLIENTS := build/clients

@@ -4,6 +4,8 @@ ServiceError                 503  anything unforeseen, without details
 ├── InvalidRequest           400  names the field
 │   ├── MalformedBody        400  not JSON, or not an object
 │   ├── UnknownField         400
+│   ├── ContentRefused       400  a word of the text is denied
+│   ├── ImageRefused         400  by the classifier of images
 │   ├── Unauthorized         401  the admin key
 │   │   ├── InvalidKey       401  an API key that is missing, unknown or ended
 │   │   └── InvalidMetricsKey  401
@@ -98,6 +100,23 @@ class MalformedBody(InvalidRequest):
 
 class UnknownField(InvalidRequest):
     code = "unknown_parameter"
+
+
+class ContentRefused(InvalidRequest):
+    code = "content_policy_violation"
+    message = (
+        "Your request was rejected as a result of our safety system: the text holds words that this service "
+        "does not draw."
+    )
+
+
+class ImageRefused(InvalidRequest):
+    type = "image_generation_user_error"
+    code = "moderation_blocked"
+    message = (
+        "Your request was rejected by the safety system: an image that was drawn for it may not be sent by "
+        "this service."
+    )
 
 
 class Unauthorized(InvalidRequest):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.model_profiles import model_profile
@@ -28,6 +29,7 @@ from safelight.service.messages import (
     with_size_of,
     with_source_usage,
 )
+from safelight.service.moderation.image_classifier import load_classifier
 from safelight.service.previews import PreviewDecoding, PreviewSink
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.runtime.cores import num_cores
@@ -223,4 +225,6 @@ def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:
         sizes = (upload.sizes or model.sizes) if upload.size is None else (upload.size,)
         return read_source(upload.image, upload.mask, lambda size: nearest_size(size, sizes))
 
-    return DecodeStage(make, write, write_preview, read)
+    path = settings.image_classifier
+    classifier = partial(load_classifier, path) if path else None
+    return DecodeStage(make, write, write_preview, read, classifier)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, SecretStr, ValidationInfo
 from safelight.service.database.locations import BadDatabase, find_database
 from safelight.service.image_store.locations import BadLocation, check_location
 from safelight.service.model_values import parse_guidance, parse_model_values, parse_size, parse_steps
+from safelight.service.moderation.deny_list import BadDenyList, DenyList
 
 SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")
 PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]+(/[A-Za-z0-9._~/-]*)?")
@@ -27,6 +28,7 @@ COUNTER_STORE = re.compile(r"(?:valkey|redis)s?://\S{1,500}")
 WEBHOOK_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 SECRET_BYTES = range(24, 65)  # of a secret by Standard Webhooks
 ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}")
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 VARIANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # How one model's value is parsed, in each setting that may have a value for every model.
 MODEL_VALUES: dict[str, Callable[[str], Any]] = {
@@ -167,6 +169,21 @@ def check_link_key(value: SecretStr, info: ValidationInfo) -> SecretStr:
 def check_file(value: str, info: ValidationInfo) -> str:
     if value and not Path(value).is_file():
         raise ValueError(f"{info.field_name} must be a file, got {value!r}")
+    return value
+
+
+def check_denied_words(value: str, info: ValidationInfo) -> str:
+    try:
+        if value:
+            DenyList.read(value)
+    except BadDenyList as error:
+        raise ValueError(f"{info.field_name} {value!r} {error}") from None
+    return value
+
+
+def check_import_path(value: str, info: ValidationInfo) -> str:
+    if value and not IMPORT_PATH.fullmatch(value):
+        raise ValueError(f"{info.field_name} must be as in package.module:name, got {value[:200]!r}")
     return value
 
 

@@ -28,11 +28,13 @@ from safelight.service.setting_types import (
     check_aliases,
     check_counter_store,
     check_database,
+    check_denied_words,
     check_file,
     check_folder,
     check_gateway_replicas,
     check_hosts,
     check_image_store,
+    check_import_path,
     check_link_key,
     check_max_rows,
     check_origins,
@@ -231,6 +233,17 @@ class Settings(BaseSettings):
         description="Whether files say in their XMP metadata that a trained model made the image: IPTC's "
         "`DigitalSourceType` `trainedAlgorithmicMedia`, for edits `compositeWithTrainedAlgorithmicMedia`.",
     )
+    denied_words_file: Annotated[str, AfterValidator(check_denied_words)] = Field(
+        "",
+        description="File with words and phrases, one a line, that prompts may not hold (docs/security.md). "
+        "Empty: prompts are not filtered.",
+    )
+    image_classifier: Annotated[str, AfterValidator(check_import_path)] = Field(
+        "",
+        description="Import path of a callable that returns a classifier of images, such as "
+        "`filters.nudity:make`, which the decoding stage asks about every image (docs/security.md). Empty: "
+        "images are not classified.",
+    )
     max_body_bytes: PositiveInt = Field(1 << 20, description="Largest request body, in bytes.")
     max_upload_bytes: PositiveInt = Field(
         20 << 20, description="Largest body of a request that uploads images to be edited, in bytes."
@@ -248,6 +261,22 @@ class Settings(BaseSettings):
     body_seconds: PositiveFloat = Field(
         20.0,
         description="Seconds in which a request's body must arrive; else it is answered with status 408.",
+    )
+    header_seconds: PositiveFloat = Field(
+        20.0,
+        description="Seconds in which the headers of a request must arrive, and the first of a connection "
+        "after it was opened; else it is answered with status 408 and closed (docs/security.md).",
+    )
+    max_header_bytes: PositiveInt = Field(
+        64 << 10, description="Largest headers of a request, its line included, in bytes."
+    )
+    max_connections: PositiveInt = Field(
+        1000, description="Most open connections of one gateway; further ones are answered with status 503."
+    )
+    send_seconds: PositiveFloat = Field(
+        60.0,
+        description="Seconds in which a client must take a part of the answer that it is sent; else the "
+        "connection is closed.",
     )
     shutdown_seconds: PositiveFloat = Field(
         10.0,

@@ -75,7 +75,8 @@ ARROWS: dict[str, str] = {
     "service.database": "service.runtime",
     "service.keys": "service.database service.errors",
     "service.image_store": "service.errors service.runtime",
-    "service.setting_types": "service.database service.image_store service.model_values",
+    "service.moderation": "service.errors",
+    "service.setting_types": ("service.database service.image_store service.model_values service.moderation"),
     "service.setting_sources": "service.runtime",
     "service.settings": "service.model_values service.runtime service.setting_sources service.setting_types",
     "service.served_model": (
@@ -90,7 +91,7 @@ ARROWS: dict[str, str] = {
     ),
     "service.stages": (
         "pipeline.diffusion pipeline.engine pipeline.errors pipeline.params "
-        "pipeline.scheduling service.errors service.messages service.usage"
+        "pipeline.scheduling service.errors service.messages service.moderation service.usage"
     ),
     "service.quotas": (
         "pipeline.params service.database service.errors service.keys service.messages service.setting_types"
@@ -115,14 +116,15 @@ ARROWS: dict[str, str] = {
     ),
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
-        "pipeline.engine pipeline.params service.backend service.messages service.previews "
-        "service.runtime service.settings service.stage_sets service.stages"
+        "pipeline.engine pipeline.params service.backend service.messages service.moderation "
+        "service.previews service.runtime service.settings service.stage_sets service.stages"
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
         "service.access service.backend service.database service.dispatcher service.errors "
         "service.image_store service.image_stream service.jobs service.keys service.messages "
         "service.model_backends "
+        "service.moderation "
         "service.previews service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -78,3 +81,28 @@ def test_the_makefile_locks_these_files_for_this_torch() -> None:
     assert "\t$(COMPILE) requirements/clients.in -o requirements/clients.txt\n" in makefile
     (spec,) = re.findall(r"^TORCH_SPEC \?= (.*)$", makefile, re.MULTILINE)
     assert (ROOT / "requirements" / "torch.txt").read_text().split() == spec.split()
+
+
+def test_the_bill_of_materials_is_of_what_is_shipped() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (shipped,) = re.findall(r"^SHIPPED := (.*)$", makefile, re.MULTILINE)
+    assert set(shipped.split()) == EXTRAS.keys() - {"dev"}
+    (command,) = re.findall(r"cyclonedx-py (requirements - .*?) -o ", makefile.replace("\\\n", ""), re.DOTALL)
+    text = (ROOT / "requirements/serve.txt").read_text(encoding="utf-8")
+    package = text[: text.index("\n", text.rindex("sha256", 0, text.index("\naiohttp==")))]  # the first
+    tool = str(Path(sys.executable).with_name("cyclonedx-py"))
+    result = subprocess.run(
+        [tool, *command.split()],
+        input=f"{package}\n" + (ROOT / "requirements/torch.txt").read_text(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    bill = json.loads(result.stdout)
+    components = {component["name"]: component for component in bill["components"]}
+    name, _, version = package.split()[0].partition("==")
+    assert bill["metadata"]["component"]["name"] == "safelight"
+    assert components.keys() == OF_TORCH | {name} and components[name]["version"] == version
+    hashes = components[name]["externalReferences"][0]["hashes"]
+    assert sorted(digest["content"] for digest in hashes) == sorted(re.findall("sha256:([0-9a-f]+)", package))

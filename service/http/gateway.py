@@ -21,11 +21,12 @@ from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import AccountsUnavailable
 from safelight.service.http.access import protect_routes
 from safelight.service.http.admin.routes import add_key_routes
+from safelight.service.http.connections import limits_of
 from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
 from safelight.service.http.edits.routes import add_edit_routes
 from safelight.service.http.error_answers import add_error_handlers
-from safelight.service.http.gateway_parts import Gateway, make_access, make_image_store
+from safelight.service.http.gateway_parts import Gateway, make_access, make_deny_list, make_image_store
 from safelight.service.http.generation import open_exchange, plan_images
 from safelight.service.http.image_files import add_file_routes
 from safelight.service.http.image_requests import read_image_request
@@ -57,6 +58,7 @@ from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.http.translation import (
     describe_curves,
     describe_model,
+    describe_moderation,
 )
 from safelight.service.jobs.drawing import Drawing, End
 from safelight.service.jobs.job import GENERATION
@@ -171,6 +173,7 @@ def _make_gateway(
         openapi_extras=OpenApiExtras(),
         access=access,
         jobs=JobQueue(settings, draw) if settings.has_jobs else None,
+        deny_list=make_deny_list(settings),
     )
     return gateway
 
@@ -207,7 +210,7 @@ def _lifespan(
 @asynccontextmanager
 async def _serving(app: FastAPI, gateway: Gateway, listener: socket.socket) -> AsyncIterator[None]:
     """Serve `app`, and answer at the end what is in flight, as far as the settings allow."""
-    server = app.state.server = await start_http_server(app, listener)
+    server = app.state.server = await start_http_server(app, listener, limits_of(gateway.settings))
     yield
     is_drained = gateway.dispatcher.is_draining
     await server.stop(DRAINED_SECONDS if is_drained else gateway.settings.shutdown_seconds)
@@ -258,7 +261,8 @@ def _add_model_routes(app: FastAPI, gateway: Gateway) -> None:
     def describe(model: ModelInfo, names: ModelNames, stages: Mapping[str, StageStatus | None]) -> Model:
         denoiser = stages.get("denoise")
         since = created.setdefault(model.id, int(time.time()))
-        return describe_model(model, names, since, denoiser.attention if denoiser else None)
+        description = describe_model(model, names, since, denoiser.attention if denoiser else None)
+        return description.model_copy(update={"moderation": describe_moderation(gateway.settings)})
 
     @app.get("/v1/models", summary="The served models, the default first")
     async def list_models() -> ModelList:

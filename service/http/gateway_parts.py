@@ -16,6 +16,7 @@ from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.image_store.store import ImageStore
 from safelight.service.jobs.queue import JobQueue
 from safelight.service.model_backends import ModelBackends
+from safelight.service.moderation.deny_list import DenyList
 from safelight.service.setting_types import NO_STORE, names_in
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
@@ -48,6 +49,7 @@ class Gateway:
     openapi_extras: OpenApiExtras
     access: KeyAccess | None  # None: callers need no API key
     jobs: JobQueue | None  # None: there are no jobs
+    deny_list: DenyList | None = None  # None: prompts are not filtered
 
     @property
     def names(self) -> ModelNames:
@@ -79,6 +81,11 @@ def make_access(settings: Settings) -> KeyAccess | None:
     from safelight.service.access import KeyAccess
 
     return KeyAccess(settings)
+
+
+def make_deny_list(settings: Settings) -> DenyList | None:
+    """The words that the settings deny."""
+    return DenyList.read(settings.denied_words_file) if settings.denied_words_file else None
 
 
 def make_image_store(settings: Settings) -> ImageStore | None:

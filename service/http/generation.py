@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
+from safelight.service.errors import ContentRefused
 from safelight.service.http.caller import Caller, caller_of, make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
@@ -20,6 +21,7 @@ from safelight.service.http.reading.request import ReadRequest
 from safelight.service.http.schemas import Adjustment, ImageRequest, Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, Upload
+from safelight.service.moderation.deny_list import DenyList
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
 
@@ -171,14 +173,23 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
 
 
 async def admit_images(exchange: Exchange, plan: ImagePlan) -> None:
-    """Reserve what the images will use of the quotas of the request's API key, if it has one.
+    """Check the texts, and reserve what the images will use of the quotas of the request's API key.
 
-    Raises `ForbiddenModel` or `LimitReached`.
+    Raises `ContentRefused`, `ForbiddenModel` or `LimitReached`.
     """
+    check_texts(exchange.gateway.deny_list, plan.params[0])
     caller, access = exchange.caller, exchange.gateway.access
     if caller.key is not None and access is not None:
         reservation = await access.reserve(caller.key, plan.model.id, plan.params, caller.statuses)
         caller.reservation = reservation
+
+
+def check_texts(deny_list: DenyList | None, params: GenerationParams) -> None:
+    """Raise `ContentRefused` if a text of an image holds what is denied."""
+    texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+    for field, text in texts.items() if deny_list is not None else ():
+        if deny_list.matches(text):
+            raise ContentRefused(param=field)
 
 
 def observe_images(

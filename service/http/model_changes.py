@@ -15,7 +15,7 @@ from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.openapi import ERRORS, OTHER_ERRORS
 from safelight.service.http.operator_bodies import describe_body, read_body
 from safelight.service.http.schemas import Model
-from safelight.service.http.translation import describe_model
+from safelight.service.http.translation import describe_model, describe_moderation
 
 T = TypeVar("T")
 CHANGE_ERRORS = {400: ERRORS[400], 401: ERRORS[401], **OTHER_ERRORS}
@@ -87,7 +87,8 @@ def add_change_routes(app: FastAPI, gateway: Gateway, changes: ModelChanges | No
         change = allowed()
         model_id = await _finish(change.add(await read_body(request, gateway.settings, ModelToAdd)))
         names = gateway.names
-        return describe_model(names.find(model_id, is_strict=True), names, int(time.time()), attention=None)
+        model = describe_model(names.find(model_id, is_strict=True), names, int(time.time()), attention=None)
+        return model.model_copy(update={"moderation": describe_moderation(gateway.settings)})
 
     @app.delete(
         "/v1/models/{model_id:path}",

@@ -11,7 +11,7 @@ from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import BrokenImage, ModelNotFound, ServiceError
+from safelight.service.errors import BrokenImage, ImageRefused, ModelNotFound, ServiceError
 from safelight.service.http.schemas import Readiness, StageReadiness
 from safelight.service.messages import ImageFormat, ImageUsage, RequestContext, StageStatus
 from safelight.service.model_backends import ModelBackends
@@ -67,6 +67,9 @@ class WarmUp:
             results = await self._dispatcher.generate(images, ImageFormat(), RequestContext(model=model_id))
             if self._observe is not None:
                 self._observe(model_id, images, [result.usage for result in results])
+            self._done.add(model_id)
+            self._reason = None if self._is_done else self._reason
+        except ImageRefused:  # which shows that the classifier works, too
             self._done.add(model_id)
             self._reason = None if self._is_done else self._reason
         except ModelNotFound:  # it was removed while it was tried

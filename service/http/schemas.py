@@ -113,7 +113,7 @@ class ImageRequest(BaseModel):
     )
 
     style: Literal["vivid", "natural"] | None = _ignored("write the style into the prompt")
-    moderation: str | None = _ignored("there is no safety model")
+    moderation: str | None = _ignored("what `/v1/models` says of it holds for every request")
     complexity: str | None = _ignored("vector images are not drawn")
     svg: dict[str, Any] | None = _ignored("vector images are not drawn")
     frame_count: int | None = _ignored("moving images are not drawn")
@@ -261,6 +261,13 @@ class ErrorResponse(BaseModel):
     request_id: str
 
 
+class Moderation(BaseModel):
+    """What the operator has filtered; nothing is unless this says so."""
+
+    prompts: bool = Field(False, description="Whether prompts are refused that hold denied words.")
+    images: bool = Field(False, description="Whether a classifier may refuse finished images.")
+
+
 class Model(BaseModel):
     """OpenAI's model object, with the values that requests may use."""
 
@@ -278,6 +285,7 @@ class Model(BaseModel):
         description="The least and the most of a number, by field; of `prompt` its characters."
     )
     edits: Annotated[bool, Field(description="Whether the model edits images.")] = False
+    moderation: Moderation = Field(default_factory=Moderation)
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 

@@ -3,9 +3,13 @@
 import asyncio
 import socket
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from safelight.service.http.connections import BoundedConnection, ConnectionLimits
 
 KEEP_ALIVE_SECONDS = 90  # for which an idle connection stays open; longer than load balancers keep theirs
 
@@ -28,17 +32,9 @@ class HttpServer:
         await self._task
 
 
-async def start_http_server(app: ASGIApp, listener: socket.socket) -> HttpServer:
-    """Serve `app` to the connections of `listener`; returns when it can be reached."""
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
-    server = _Server(config)
+async def start_http_server(app: ASGIApp, listener: socket.socket, limits: ConnectionLimits) -> HttpServer:
+    """Serve `app` to the connections of `listener`, within `limits`; returns when it can be reached."""
+    server = _Server(make_config(app, limits, lifespan="off"))
     task = asyncio.create_task(server.serve([listener]))
     ready = asyncio.create_task(server.ready.wait())
     await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
@@ -46,6 +42,19 @@ async def start_http_server(app: ASGIApp, listener: socket.socket) -> HttpServer
     if task.done():
         task.result()
     return HttpServer(server, task)
+
+
+def make_config(app: ASGIApp, limits: ConnectionLimits, **options: Any) -> uvicorn.Config:
+    """How uvicorn serves `app`."""
+    return uvicorn.Config(
+        app,
+        http=cast(Any, partial(BoundedConnection, limits)),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        **options,
+    )
 
 
 class _Server(uvicorn.Server):

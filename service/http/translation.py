@@ -33,6 +33,7 @@ from safelight.service.http.schemas import (
     ImageRequest,
     InputTokens,
     Model,
+    Moderation,
     OutputTokens,
     Quality,
     QualitySynonym,
@@ -204,6 +205,11 @@ def describe_curves(stages: Mapping[str, StageStatus | None], model: ModelInfo, 
 
 def _curve(curve: CostCurve) -> Curve:
     return Curve(work_flops=list(curve.work), seconds=list(curve.seconds), factor=curve.slowdown)
+
+
+def describe_moderation(settings: Settings) -> Moderation:
+    """What is filtered."""
+    return Moderation(prompts=bool(settings.denied_words_file), images=bool(settings.image_classifier))
 
 
 def describe_model(model: ModelInfo, names: ModelNames, created: int, attention: str | None) -> Model:

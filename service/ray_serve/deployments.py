@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import NO_PREVIEWS, GenerationParams, PreviewRequest
-from safelight.service.errors import BrokenImage
+from safelight.service.errors import ServiceError
 from safelight.service.inprocess import make_decode_stage, make_denoise_stage, make_encode_stage
 from safelight.service.messages import (
     NO_CONTEXT,
@@ -233,7 +233,7 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
             return PreparedSource(report, DeferredResult(ray.put(content)))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
+    async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | ServiceError]:
         return await self._stage.run_batch(jobs)
 
 

@@ -21,6 +21,9 @@ SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 RAY_SOCKET = "/ray/session_2026-11-30_00-00-00_000000_4194304/sockets/plasma_store.1"
 PREFIX = "safelight-"
 SPIN_COUNT = "2000"  # measured: docs/performance.md, "Waiting threads"
+# Ray's switch for machines that are in no cluster, whose default depends on the system: with 0, Ray takes the
+# loopback for the address of the machine, and its processes listen there instead of on all interfaces.
+LOCAL_RAY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -64,6 +67,7 @@ def make_environment(environ: Mapping[str, str], *hosts: str) -> ServiceEnvironm
         file.write(secrets.token_hex(32))
     variables = {
         "RAY_TMPDIR": str(folder),
+        **({} if LOCAL_RAY in environ else {LOCAL_RAY: "0"}),
         **bypass_proxies(environ, *hosts),
     }
     if not ("RAY_AUTH_TOKEN" in environ or "RAY_AUTH_TOKEN_PATH" in environ):

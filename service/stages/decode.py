@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safelight.pipeline.params import GenerationParams, StageCost
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
-from safelight.service.errors import BrokenImage
+from safelight.service.errors import BrokenImage, ServiceError
 from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
@@ -25,6 +25,7 @@ from safelight.service.messages import (
     SourceReport,
     Upload,
 )
+from safelight.service.moderation.image_classifier import ImageClassifier, refusal
 from safelight.service.stages.batched_stage import BatchedStage
 from safelight.service.stages.preview_budget import PreviewBudget
 from safelight.service.stages.upload_reader import ReadSource, UploadReader
@@ -55,14 +56,15 @@ class DecodeJob:
     arrived: float = field(default_factory=time.perf_counter)
 
 
-class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenImage]):
-    """Hosts an image decoder. A job whose latents cannot be decoded has a `BrokenImage` as its result.
+class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | ServiceError]):
+    """Hosts an image decoder. A job without an image has an error as its result.
 
     Args:
         make_decoder: Loads the decoder; called on the stage's thread.
         write_image: Writes pixels as a file's bytes; called on the stage's thread.
         write_preview: Likewise for previews.
         read_source: Reads the files of an edit; called on a thread of its own.
+        make_classifier: Loads the classifier of images; called on the stage's thread. None: there is none.
     """
 
     def __init__(
@@ -71,11 +73,18 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         write_image: WriteImage,
         write_preview: WritePreview,
         read_source: ReadSource | None = None,
+        make_classifier: Callable[[], ImageClassifier] | None = None,
     ):
         self._write_image, self._write_preview = write_image, write_preview
         self._queued_previews: dict[str, Future[Preview | None]] = {}  # at most one of each image
         self._preview_budget = PreviewBudget()  # used by the worker thread only
-        super().__init__("decode", make_decoder)
+        self._classifier: ImageClassifier | None = None
+
+        def make() -> ImageDecoder:
+            self._classifier = None if make_classifier is None else make_classifier()
+            return make_decoder()
+
+        super().__init__("decode", make)
         self._reader = UploadReader(read_source, self.meter)
 
     async def decode(
@@ -86,7 +95,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         context: RequestContext = NO_CONTEXT,
         source: EncodedSource | None = None,
     ) -> DecodeResult:
-        """Decode one image; raises `BrokenImage`."""
+        """Decode one image; raises `BrokenImage`, or `ImageRefused` by the classifier."""
         return image_or_raise(await self.run(DecodeJob(denoised, params, output, context, source)))
 
     async def prepare(
@@ -110,7 +119,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         super().close()
         self._reader.close()
 
-    async def run_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | BrokenImage]:
+    async def run_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | ServiceError]:
         for job in jobs:
             self._drop_preview(job.denoised.image_id)
         return await super().run_batch(jobs)
@@ -176,6 +185,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
             self._update_curve(cost)
         if source is not None:
             pixels = source.image.paste(pixels)
+        if self._refusal(pixels) is not None:
+            return None
         image = self._write_preview(pixels, output, source is not None)
         cost = replace(cost, device_seconds=time.perf_counter() - started)
         self._preview_budget.spend((height, width), scale, cost.device_seconds)
@@ -185,8 +196,8 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
 
     def _process(
         self, network: ImageDecoder, jobs: Sequence[DecodeJob], started: float
-    ) -> list[DecodeResult | BrokenImage]:
-        results: list[DecodeResult | BrokenImage] = []
+    ) -> list[DecodeResult | ServiceError]:
+        results: list[DecodeResult | ServiceError] = []
         for first in range(0, len(jobs), network.max_batch):
             batch = jobs[first : first + network.max_batch]
             images = network.decode([job.denoised.latents for job in batch])
@@ -198,18 +209,27 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | BrokenI
         self._status = replace(self._status, images=self._status.images + len(jobs))
         return results
 
-    def _finish(self, job: DecodeJob, pixels: np.ndarray, cost: StageCost, started: float) -> DecodeResult:
-        """Write the file and record the usage of one decoded image."""
+    def _refusal(self, pixels: np.ndarray) -> ServiceError | None:
+        """Why an image may not be sent; None if it may."""
+        return None if self._classifier is None else refusal(self._classifier, pixels)
+
+    def _finish(
+        self, job: DecodeJob, pixels: np.ndarray, cost: StageCost, started: float
+    ) -> DecodeResult | ServiceError:
+        """Write the file and record the usage of one decoded image, also of one that is refused."""
         self._update_curve(cost)
         write_started = time.perf_counter()
         if job.source is not None:
             pixels = job.source.image.paste(pixels)
-        image = self._write_image(pixels, job.output, job.params, job.context.model)
+        refused = self._refusal(pixels)
+        image = b"" if refused else self._write_image(pixels, job.output, job.params, job.context.model)
         # writing blocks the stage for all other images, so it counts as device time
         device_seconds = cost.device_seconds + time.perf_counter() - write_started
         queue_seconds = max(0.0, started - job.arrived)
         cost = replace(cost, device_seconds=device_seconds, queue_seconds=queue_seconds)
         self.meter.record_usage(job.context, cost)
+        if refused:
+            return refused
         denoised = job.denoised
         return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
 
@@ -227,8 +247,8 @@ def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[
     return latents, replace(cost, queue_seconds=queue_seconds)
 
 
-def image_or_raise(result: DecodeResult | BrokenImage) -> DecodeResult:
+def image_or_raise(result: DecodeResult | ServiceError) -> DecodeResult:
     """Return the image of a job; raise its error if it has none."""
-    if isinstance(result, BrokenImage):
+    if isinstance(result, ServiceError):
         raise result
     return result

@@ -72,6 +72,8 @@ TREE = {
     "InvalidRequest": (400, "invalid_request_error", "invalid_value", None),
     "MalformedBody": (400, "invalid_request_error", "invalid_json", None),
     "UnknownField": (400, "invalid_request_error", "unknown_parameter", None),
+    "ContentRefused": (400, "invalid_request_error", "content_policy_violation", None),
+    "ImageRefused": (400, "image_generation_user_error", "moderation_blocked", None),
     "Unauthorized": (401, "authentication_error", "invalid_api_key", None),
     "InvalidKey": (401, "authentication_error", "invalid_api_key", None),
     "InvalidMetricsKey": (401, "authentication_error", "invalid_api_key", None),

@@ -7,8 +7,10 @@ import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from safelight.service.http.connections import limits_of
 from safelight.service.http.server import HttpServer, start_http_server
 from safelight.service.runtime.addresses import bound, find_address
+from safelight.service.settings import Settings
 
 
 class SlowApp:
@@ -37,7 +39,7 @@ async def app() -> SlowApp:
 @pytest.fixture
 async def served(app: SlowApp) -> AsyncIterator[tuple[HttpServer, httpx2.AsyncClient]]:
     with bound(find_address("127.0.0.1", 0)) as at:
-        server = await start_http_server(app, at.listener.dup())
+        server = await start_http_server(app, at.listener.dup(), limits_of(Settings()))
         async with httpx2.AsyncClient(base_url=at.address.url, timeout=30.0) as client:
             yield server, client
         await server.stop(1.0)

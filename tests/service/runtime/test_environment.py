@@ -68,6 +68,14 @@ def test_rays_token_is_a_file_that_only_this_user_reads(environments: list[Servi
     assert len(tokens) == 2 and all(len(token) == 64 for token in tokens)
 
 
+def test_ray_listens_on_the_loopback_unless_the_operator_says_otherwise(
+    environments: list[ServiceEnvironment],
+) -> None:
+    environments += [make_environment({}), make_environment({environment.LOCAL_RAY: "1"})]
+    assert environments[0].variables[environment.LOCAL_RAY] == "0"
+    assert environment.LOCAL_RAY not in environments[1].variables
+
+
 @pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
 def test_a_given_token_stays(name: str, environments: list[ServiceEnvironment]) -> None:
     environments.append(make_environment({name: "x"}))
