@@ -186,8 +186,9 @@ async def admit_images(exchange: Exchange, plan: ImagePlan) -> None:
 
 def check_texts(deny_list: DenyList | None, params: GenerationParams) -> None:
     """Raise `ContentRefused` if a text of an image holds what is denied."""
-    texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
-    for field, text in texts.items() if deny_list is not None else ():
+    if deny_list is None:
+        return
+    for field, text in {"prompt": params.prompt, "negative_prompt": params.negative_prompt}.items():
         if deny_list.matches(text):
             raise ContentRefused(param=field)
 

@@ -285,7 +285,7 @@ class Model(BaseModel):
         description="The least and the most of a number, by field; of `prompt` its characters."
     )
     edits: Annotated[bool, Field(description="Whether the model edits images.")] = False
-    moderation: Moderation = Field(default_factory=Moderation)
+    moderation: Moderation = Moderation(prompts=False, images=False)
     # The denoiser's attention back end, once it has reported its status.
     attention: str | None = None
 
