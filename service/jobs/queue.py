@@ -18,6 +18,7 @@ from safelight.service.database.locations import DatabaseLocation, find_database
 from safelight.service.errors import DeadlineExceeded, JobsUnavailable, ServiceError
 from safelight.service.jobs.drawing import Draw, Drawing
 from safelight.service.jobs.job import Job, Submission
+from safelight.service.runtime.asyncio_tasks import uninterrupted
 from safelight.service.setting_types import names_in
 from safelight.service.settings import Settings
 
@@ -127,11 +128,11 @@ class JobQueue:
         while self._queue is None:
             if self._is_in_use():
                 with contextlib.suppress(JobsUnavailable):  # PostgreSQL may start after the service
-                    await self.open()
+                    await uninterrupted(self.open())
                     break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
-        queue = await self.open()
+        queue = await uninterrupted(self.open())
         loops = [
             repeat(queue.runner.fill, POLL_SECONDS, self._wake),
             repeat(queue.leases.sweep, SWEEP_SECONDS, asyncio.Event()),
@@ -211,7 +212,7 @@ async def repeat(work: Callable[[], Awaitable[object]], seconds: float, wake: as
     while True:
         wake.clear()
         try:
-            await work()
+            await uninterrupted(work())
         except ServiceError as error:
             logger.warning("jobs: %s (%s)", error, error.__cause__)
         except Exception:

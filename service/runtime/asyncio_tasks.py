@@ -1,7 +1,7 @@
 """Cancelling asyncio tasks, and reading what a call gives before it returns."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -13,6 +13,20 @@ async def cancel_and_wait(*tasks: "asyncio.Future[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def uninterrupted(work: Awaitable[Result]) -> Result:
+    """The result of `work`, which a cancellation of the caller does not interrupt but wait for.
+
+    For uses of the database: SQLite's driver has a thread for a connection, and a use that is interrupted
+    can leave a task behind that waits for ever.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 async def items_then_result(
