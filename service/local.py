@@ -36,7 +36,7 @@ READY_SECONDS = 300.0
 REACHABLE_SECONDS = 60.0  # after the deployment, in which a gateway must answer
 STOPPING = "stopping"  # the last progress: the images in flight are finished
 # Ray's time limits at start are short for a busy machine or a cold disk.
-RAY_ATTEMPTS = 3
+RAY_ATTEMPTS = 5
 POLL_SECONDS = 0.1
 FLOAT32_BYTES = 4
 MIN_STORE_BYTES = 128 << 20
