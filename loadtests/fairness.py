@@ -81,15 +81,15 @@ def api_keys(url: str, admin_key: str, count: int) -> Iterator[list[str]]:
     """Secrets of new keys, which are revoked at the end. Raises `httpx2.HTTPError`."""
     run = secrets.token_hex(4)
     with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {admin_key}"}) as client:
-        made: dict[str, str] = {}
+        secrets_by_name: dict[str, str] = {}
         try:
             for number in range(count):
                 name = f"fairness-{run}-{number}"
                 answer = client.post("/v1/admin/keys", json={"name": name}).raise_for_status()
-                made[name] = answer.json()["secret"]
-            yield list(made.values())
+                secrets_by_name[name] = answer.json()["secret"]
+            yield list(secrets_by_name.values())
         finally:
-            for name in made:
+            for name in secrets_by_name:
                 client.delete(f"/v1/admin/keys/{name}")
 
 

@@ -137,16 +137,16 @@ def after_tetriserve() -> Rule:
         duration = ROUND_TICKS * CURVE.seconds_for(LIMITS.max_rows)
 
         def key(sample: SimulatedSample) -> tuple[float, float]:
-            left = slack(sample, now)
-            if 0 <= left < duration:
+            spare = slack(sample, now)
+            if 0 <= spare < duration:
                 return 0.0, sample.seconds_left * rows_of([sample])
-            return (1.0, sample.workload.deadline) if left >= duration else (2.0, sample.workload.arrived)
+            return (1.0, sample.workload.deadline) if spare >= duration else (2.0, sample.workload.arrived)
 
         present = set(map(id, samples))
-        kept = [sample for sample in batch if id(sample) in present]
-        ids = set(map(id, kept))
+        present_batch = [sample for sample in batch if id(sample) in present]
+        ids = set(map(id, present_batch))
         others = sorted((sample for sample in samples if id(sample) not in ids), key=key)
-        state["batch"] = fill([*kept, *others])
+        state["batch"] = fill([*present_batch, *others])
         return state["batch"]
 
     return rule
@@ -163,19 +163,19 @@ def after_genserve() -> Rule:
         full = CURVE.seconds_for(LIMITS.max_rows)
 
         def key(sample: SimulatedSample) -> tuple[bool, bool, float]:
-            left = slack(sample, now)
-            is_urgent = left < full * sample.workload.num_ticks
-            return left < 0, not (is_urgent or sample.step_index > 0), left
+            spare = slack(sample, now)
+            is_urgent = spare < full * sample.workload.num_ticks
+            return spare < 0, not (is_urgent or sample.step_index > 0), spare
 
         ordered = fill(sorted((*running, *queue), key=key))
         urgent = ordered[0]
-        left = max(urgent.workload.num_ticks - urgent.step_index, 1)
-        bearable = (urgent.workload.deadline - now) / left
+        ticks_left = max(urgent.workload.num_ticks - urgent.step_index, 1)
+        bearable = (urgent.workload.deadline - now) / ticks_left
         batch = [urgent]
         for sample in ordered[1:]:
-            if bearable < urgent.seconds_left / left or CURVE.seconds_for(rows_of([*batch, sample])) <= max(
-                bearable, CURVE.seconds_for(rows_of([urgent]))
-            ):
+            if bearable < urgent.seconds_left / ticks_left or CURVE.seconds_for(
+                rows_of([*batch, sample])
+            ) <= max(bearable, CURVE.seconds_for(rows_of([urgent]))):
                 batch.append(sample)
         return batch
 

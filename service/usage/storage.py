@@ -149,10 +149,10 @@ async def _delete_before(connection: AsyncConnection, column: Any, moment: float
     table = column.table
     keys = list(table.primary_key)
     query = select(*keys).where(column < moment).limit(DELETED)
-    found = (await connection.execute(query)).all()
-    if found:
-        await connection.execute(delete(table).where(tuple_(*keys).in_([tuple(row) for row in found])))
-    return len(found) == DELETED
+    rows = (await connection.execute(query)).all()
+    if rows:
+        await connection.execute(delete(table).where(tuple_(*keys).in_([tuple(row) for row in rows])))
+    return len(rows) == DELETED
 
 
 async def _delete_minutes(connection: AsyncConnection, table: Table, end: int) -> bool:

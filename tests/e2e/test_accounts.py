@@ -96,12 +96,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def replicas(service: LiveService, deployment: str) -> set[int]:
     """Process ids of a deployment's replicas."""
-    found = set()
+    process_ids = set()
     for child in psutil.Process(service.process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # also of one that has ended and was not waited for
             if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline()):
-                found.add(child.pid)
-    return found
+                process_ids.add(child.pid)
+    return process_ids
 
 
 def kill(service: LiveService, deployment: str) -> None:
@@ -123,7 +123,7 @@ def test_a_ledger_that_is_killed_loses_nothing(live_service: LiveService) -> Non
     assert after is not None and after["requests"] == report["requests"]
     assert after["images"] == report["images"] and after["since"] == report["since"]
     watch.draw(2)
-    wait_until(lambda: (found := watch.accounting()) is not None and found["requests"]["done"] == done + 2)
+    wait_until(lambda: (now := watch.accounting()) is not None and now["requests"]["done"] == done + 2)
     assert watch.metrics() is not None
 
 

@@ -24,8 +24,8 @@ def test_keys_exist_while_they_are_used(tmp_path: Path) -> None:
     with served(make_app(make_settings(tmp_path))) as url:
         admin = {"authorization": f"Bearer {ADMIN_KEY}"}
         listed = httpx2.get(f"{url}/v1/admin/keys", headers=admin).json()["data"]
-    made = [key for key in listed if key["name"].startswith("fairness-")]
-    assert [key["revoked"] is not None for key in made] == [True] * 3
+    new_keys = [key for key in listed if key["name"].startswith("fairness-")]
+    assert [key["revoked"] is not None for key in new_keys] == [True] * 3
 
 
 async def test_the_greedy_key_sends_ten_times_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,8 @@ def test_a_refused_image_is_charged_to_its_request(stage: DecodeStage) -> None:
 
 def test_a_preview_that_is_refused_is_dropped(stage: DecodeStage) -> None:
     for value, expected in ((255, b"preview"), (0, None), (128, None)):
-        latents = PreviewLatents("image", 0, np.transpose(pixels(value), (2, 0, 1)), 5.0)  # type: ignore[arg-type]
+        channels: Any = np.transpose(pixels(value), (2, 0, 1))
+        latents = PreviewLatents("image", 0, channels, 5.0)
         preview = asyncio.run(stage.decode_preview(latents, ImageFormat()))
         assert (preview and preview.image) == expected
 

@@ -192,7 +192,8 @@ ALLOWED = ("https://hooks.test", "http://10.0.0.1:9000", "http://[::1]")
 BAD_RECEIVERS = (
     "hooks.test", "ftp://hooks.test/", "https://", "http://hooks.test/", "https://hooks.test:8443/",
     "https://evil.hooks.test/", "https://hooks.test.evil/", "https://hooks.test@evil.test/",
-    "https://user:password@hooks.test/", "http://10.0.0.1/", "http://127.0.0.1:9000/", "http://2130706433:9000/",
+    "https://user:password@hooks.test/", "http://10.0.0.1/", "http://127.0.0.1:9000/",
+    "http://2130706433:9000/",
     "https://hooks.test\\@evil.test/", "//hooks.test/", "file:///etc/passwd",
     f"https://hooks.test/{'a' * 2000}",
 )  # fmt: skip
