@@ -324,7 +324,13 @@ def test_the_accounting_knows_users_by_a_hash(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], user: str
 ) -> None:
     records: list[UsageRecord] = []
-    monkeypatch.setattr(Outbox, "put", lambda self, record: records.append(record))
+    put = Outbox.put
+
+    def record_and_put(outbox: Outbox, record: UsageRecord) -> None:
+        records.append(record)
+        put(outbox, record)
+
+    monkeypatch.setattr(Outbox, "put", record_and_put)
     client.post(ROUTE, json={"prompt": "p"} | fields)
     assert [record.user for record in records] == [user]
     [request] = client.get("/v1/accounting?latest=1").json()["latest"]
