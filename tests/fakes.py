@@ -28,6 +28,7 @@ from safelight.pipeline.params import (
 )
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
+from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
@@ -315,3 +316,8 @@ class FakeDecoder:
             latent if isinstance(latent, ArithmeticError) else (latent, StageCost(2.0, 20))
             for latent in latents
         ]
+
+
+def images_in_flight(dispatcher: RequestDispatcher) -> int:
+    """Of `MODEL`, as the gateway tells the ledger."""
+    return dict(dispatcher._metrics.outbox.collect("gateway", 0).in_flight).get(MODEL.id, 0)

@@ -26,7 +26,7 @@ from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LocalLedger
 from safelight.service.usage.records import RequestOutcome, UsageRecord
 from safelight.service.usage.reporter import Outbox
-from tests.fakes import MODEL, SOURCE, FakeBackend, make_params
+from tests.fakes import MODEL, SOURCE, FakeBackend, images_in_flight, make_params
 from tests.service.asgi import AsgiClient, Message
 from tests.virtual_time import run_in_virtual_time
 
@@ -40,10 +40,6 @@ def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
 def retried(dispatcher: RequestDispatcher) -> dict[str, int]:
     """How many images were sent again, by model; what the ledger is told, and so only once."""
     return dict(dispatcher._metrics.outbox.collect("gateway", 0).retried)
-
-
-def in_flight(dispatcher: RequestDispatcher) -> int:
-    return dict(dispatcher._metrics.outbox.collect("gateway", 0).in_flight).get(MODEL.id, 0)
 
 
 UPLOAD = Upload(b"image")
@@ -244,7 +240,7 @@ async def be_cancelled(dispatcher: RequestDispatcher, backend: FakeBackend) -> N
     backend.gate.clear()
     generating = asyncio.ensure_future(dispatcher.generate(IMAGES, ImageFormat()))
     await backend.waiting.acquire()
-    assert in_flight(dispatcher) == 3
+    assert images_in_flight(dispatcher) == 3
     generating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await generating
@@ -284,9 +280,9 @@ def test_a_request_leaves_its_room_to_the_next_however_it_ends(
         backend = FakeBackend()
         dispatcher = make_dispatcher(backend, max_pictures=len(IMAGES))
         await leave(dispatcher, backend)
-        assert in_flight(dispatcher) == 0
+        assert images_in_flight(dispatcher) == 0
         assert len(await dispatcher.generate(IMAGES, ImageFormat())) == len(IMAGES)
-        assert in_flight(dispatcher) == 0
+        assert images_in_flight(dispatcher) == 0
 
     run_in_virtual_time(leave_and_fill())
 

@@ -14,7 +14,7 @@ from safelight.service.messages import DecodeResult, ImageFormat, Preview, Reque
 from safelight.service.model_backends import ModelBackends
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
-from tests.fakes import MODEL, PREVIEWS, USAGE, FakeBackend, make_params
+from tests.fakes import MODEL, PREVIEWS, USAGE, FakeBackend, images_in_flight, make_params
 from tests.virtual_time import run_in_virtual_time
 
 IMAGES = [make_params(image_index=k) for k in range(2)]
@@ -25,10 +25,6 @@ Read = tuple[int, bytes] | None
 
 def make_dispatcher(backend: FakeBackend, **settings: Any) -> RequestDispatcher:
     return RequestDispatcher(ModelBackends.of_one(MODEL, backend), Metrics(), Settings(**settings))
-
-
-def in_flight(dispatcher: RequestDispatcher) -> float | None:
-    return dispatcher._metrics.registry.get_sample_value("safelight_images_in_flight", {"model": MODEL.id})
 
 
 async def read(stream: ImageStream, work: "asyncio.Future[Any]", idle_seconds: float = 60.0) -> list[Read]:
@@ -99,7 +95,7 @@ async def test_every_image_is_streamed_after_its_previews() -> None:
     dispatcher = make_dispatcher(backend)
     context = RequestContext("record")
     work = dispatcher.start_stream(IMAGES, OUTPUT, stream, context)
-    assert in_flight(dispatcher) == 2
+    assert images_in_flight(dispatcher) == 2
     backend.gate.clear()
     for _ in IMAGES:
         await backend.waiting.acquire()
@@ -109,7 +105,7 @@ async def test_every_image_is_streamed_after_its_previews() -> None:
     assert sorted(event[0] for event in images if event) == [0, 1]
     assert [(params, ctx) for params, _, ctx in backend.calls] == [(params, context) for params in IMAGES]
     assert [result.image for result in work.result()] == [image for _, image in sorted(filter(None, images))]
-    assert in_flight(dispatcher) == 0
+    assert images_in_flight(dispatcher) == 0
 
 
 async def test_a_stream_without_previews_asks_the_backend_for_none() -> None:
@@ -154,7 +150,7 @@ async def test_images_that_are_done_are_read_before_the_error_of_another() -> No
             assert event is not None
             events.append(event.params.image_index)
     assert events == [0]
-    assert in_flight(dispatcher) == 0
+    assert images_in_flight(dispatcher) == 0
 
 
 async def test_a_stream_that_is_cancelled_frees_its_images() -> None:
@@ -165,12 +161,12 @@ async def test_a_stream_that_is_cancelled_frees_its_images() -> None:
     await backend.waiting.acquire()
     work.cancel()
     await asyncio.wait({work})
-    assert (backend.num_cancelled, in_flight(dispatcher)) == (2, 0)
+    assert (backend.num_cancelled, images_in_flight(dispatcher)) == (2, 0)
     unstarted = dispatcher.start_stream(IMAGES, OUTPUT, ImageStream(1))
     unstarted.cancel()
     await asyncio.wait({unstarted})
     await asyncio.sleep(0)
-    assert in_flight(dispatcher) == 0
+    assert images_in_flight(dispatcher) == 0
 
 
 async def test_a_stream_is_admitted_before_it_begins() -> None:
@@ -180,7 +176,7 @@ async def test_a_stream_is_admitted_before_it_begins() -> None:
     await dispatcher.drain()
     with pytest.raises(ShuttingDown):
         dispatcher.start_stream(IMAGES[:1], OUTPUT, ImageStream(1))
-    assert not in_flight(dispatcher)
+    assert not images_in_flight(dispatcher)
 
 
 def test_a_stream_has_a_deadline() -> None:
