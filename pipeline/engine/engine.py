@@ -246,7 +246,7 @@ class Engine:
         self._in_flight = queued
         if not self._runner.clock.runs_ahead:
             self._complete_in_flight()
-        if not (self._queue or self._running or self._finishing):
+        if self._is_resting():
             self._metering.shares.rest()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -270,6 +270,12 @@ class Engine:
         )
         samples = (*running, *self._queue)
         return {sample.request_id: time_left for sample, time_left in zip(samples, seconds, strict=True)}
+
+    def _is_resting(self) -> bool:
+        """Whether nothing is left to be done but work in the background."""
+        running = (*self._running.values(), *self._finishing.values())
+        shares = {sample.workload.share for sample in running} | self._queue.shares
+        return all(share.is_background for share in shares)
 
     def _expire(self) -> None:
         """Remove the samples whose deadline has passed."""

@@ -20,7 +20,7 @@ from safelight.service.errors import (
 from safelight.service.jobs import runner as runner_module
 from safelight.service.jobs.drawing import Drawing, End
 from safelight.service.jobs.job import Job, JobState
-from safelight.service.jobs.leases import LEASE_SECONDS, MAX_FAILURES
+from safelight.service.jobs.job_table import LEASE_SECONDS, MAX_FAILURES
 from safelight.service.jobs.runner import JobRunner
 from safelight.service.messages import Upload
 from tests.service.jobs.opened import Jobs
