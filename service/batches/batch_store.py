@@ -109,7 +109,8 @@ class BatchStore:
         )
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return {row[0]: row[1] for row in rows}
+        counts = {row[0]: row[1] for row in rows}
+        return {status.value: counts.get(status, 0) for status in OPEN_STATUSES}
 
     async def has_work(self) -> bool:
         """Whether there is a batch that is open."""

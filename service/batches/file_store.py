@@ -1,5 +1,6 @@
 """Uploaded files in the database, and the output of batches, which has no content of its own."""
 
+from dataclasses import asdict
 from secrets import token_hex
 
 from sqlalchemy import and_, delete, insert, or_, select
@@ -33,16 +34,16 @@ class FileStore:
     async def add(self, caller: str, filename: str, content: bytes, seconds: float) -> StoredFile:
         """Keep an uploaded file for some seconds. Raises `TooManyFiles`."""
         now = self._database.clock()
-        values = {
-            "id": f"file-{token_hex(12)}",
-            "caller": caller,
-            "filename": filename[:MAX_FILENAME],
-            "purpose": INPUT_PURPOSE,
-            "num_bytes": len(content),
-            "created": now,
-            "expires": now + seconds,
-            "batch": None,
-        }
+        file = StoredFile(
+            id=f"file-{token_hex(12)}",
+            caller=caller,
+            filename=filename[:MAX_FILENAME],
+            purpose=INPUT_PURPOSE,
+            num_bytes=len(content),
+            created=now,
+            expires=now + seconds,
+            batch=None,
+        )
         async with self._database.writing(LOCK, UPLOAD_SECONDS) as connection:
             is_kept = files.c.caller == caller, files.c.expires > now, files.c.content.is_not(None)
             query = select(sql.sum(files.c.num_bytes)).where(*is_kept)
@@ -50,8 +51,8 @@ class FileStore:
                 raise TooManyFiles(
                     f"Your files may have {self._max_bytes:,} bytes in all (max_files_bytes); delete some."
                 )
-            await connection.execute(insert(files).values(**values, content=content))
-        return StoredFile(**values)
+            await connection.execute(insert(files).values(**asdict(file), content=content))
+        return file
 
     async def get(self, file_id: str, caller: str) -> StoredFile:
         """A file of this caller. Raises `FileMissing`."""

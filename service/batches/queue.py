@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from safelight.service.batches.input_lines import InputLine
     from safelight.service.batches.keeper import BatchKeeper
     from safelight.service.jobs.batch_lines import BatchLines
-    from safelight.service.jobs.job import Job, JobState, Line
+    from safelight.service.jobs.job import Job, Line
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class BatchQueue:
         self._wake.set()
         return batch
 
-    async def counts(self) -> tuple[dict[str, int], dict[JobState, int]] | None:
-        """Open batches by status, and their lines by state; None if no database is in use."""
+    async def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Open batches by status, and their lines by state; none before there is a database."""
         if self._open is None:
-            return None
+            return {}, {}
         return await self._open.batches.counts(), await self._open.lines.open_counts()
 
     async def run(self) -> None:

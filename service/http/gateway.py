@@ -7,7 +7,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Annotated
 
 from fastapi import FastAPI, Query
@@ -21,7 +21,7 @@ from safelight.service.batches.batch import Batch
 from safelight.service.batches.input_lines import InputLine
 from safelight.service.batches.queue import BatchQueue
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import AccountsUnavailable
+from safelight.service.errors import AccountsUnavailable, JobsUnavailable
 from safelight.service.http.access import protect_routes
 from safelight.service.http.admin.routes import add_key_routes
 from safelight.service.http.batches.batch_routes import add_batch_routes
@@ -331,6 +331,9 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     async def expose_metrics() -> Response:
         await gateway.dispatcher.status_of_all()  # sets the metrics of the stages that answer
         await gateway.deliver_usage()
+        if gateway.batches is not None:
+            with suppress(JobsUnavailable):  # then the last are shown
+                gateway.metrics.observe_batches(*await gateway.batches.counts())
         try:
             snapshot = await gateway.ledger.snapshot()
         except Exception:  # also of Ray; the other metrics are served without the ledger's

@@ -92,13 +92,14 @@ class BatchLines:
                 counts[batch_id][JobState(state)] = count
         return counts
 
-    async def open_counts(self) -> dict[JobState, int]:
+    async def open_counts(self) -> dict[str, int]:
         """How many lines of all batches are queued and running."""
         is_open = jobs.c.batch.is_not(None), jobs.c.state.in_(OPEN_STATES)
         query = select(jobs.c.state, sql.count()).where(*is_open).group_by(jobs.c.state)
         async with self._database.reading() as connection:
-            counts = {JobState(state): count for state, count in await connection.execute(query)}
-        return {state: counts.get(state, 0) for state in OPEN_STATES}
+            rows = (await connection.execute(query)).all()
+        counts = {row[0]: row[1] for row in rows}
+        return {state.value: counts.get(state, 0) for state in OPEN_STATES}
 
     async def of(self, batch_id: str, is_output: bool) -> AsyncIterator[Job]:
         """The lines of a batch that are done, or those that have failed, in order."""

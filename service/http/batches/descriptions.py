@@ -54,7 +54,7 @@ def describe_batch(batch: Batch, counts: Counts) -> BatchObject:
         endpoint=batch.endpoint,  # type: ignore[arg-type]
         errors=BatchFaults(data=faults) if faults else None,
         input_file_id=batch.input_file,
-        status=batch.status.value,
+        status=batch.status,
         output_file_id=batch.output_file,
         error_file_id=batch.error_file,
         created_at=int(batch.created),

@@ -139,11 +139,11 @@ async def _read_upload(request: Request, settings: Settings) -> tuple[str, bytes
     entries = await read_named_form(request.headers["content-type"], body)
     fields = {name: value for name, value, _ in entries}
     files = [(filename, value) for name, value, filename in entries if name == "file"]
-    if len(files) != 1 or not isinstance(files[0][1], bytes):
+    filename, content = files[0] if len(files) == 1 else ("", None)
+    if not isinstance(content, bytes):
         raise InvalidRequest("file is required: one file.", "file")
     if fields.get("purpose") != "batch":
         raise InvalidRequest("purpose must be batch: files are kept for nothing else here.", "purpose")
-    filename, content = files[0]
     if len(content) > settings.max_file_bytes:
         message = f"file: it may have {settings.max_file_bytes:,} bytes (max_file_bytes)."
         raise InvalidRequest(message, "file")

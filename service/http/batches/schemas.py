@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from safelight.service.batches.batch import BatchStatus
+
 MAX_METADATA = 16
 MIN_SECONDS, MAX_SECONDS = 3600, 2_592_000  # that a file may be kept, by its caller's wish
 
@@ -48,8 +50,8 @@ class File(BaseModel):
     expires_at: int = Field(description="When it is no longer kept.")
     filename: str
     purpose: Purpose
-    status: Literal["processed"] = Field("processed", description="Deprecated by OpenAI.")
-    status_details: None = Field(None, description="Deprecated by OpenAI.")
+    status: Literal["processed"] = "processed"
+    status_details: None = None
 
 
 class FileList(BaseModel):
@@ -103,9 +105,7 @@ class BatchObject(BaseModel):
     errors: BatchFaults | None = Field(description="Of a failed one.")
     input_file_id: str
     completion_window: Literal["24h"] = "24h"
-    status: Literal[
-        "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
-    ]
+    status: BatchStatus
     output_file_id: str | None = Field(description="The answers, a line for each request that was drawn.")
     error_file_id: str | None = Field(description="Errors, a line for each other request.")
     created_at: int = Field(description="Unix time.")
