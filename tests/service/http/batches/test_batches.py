@@ -180,6 +180,28 @@ def test_what_was_drawn_before_the_end_is_kept(batches: Batches, monkeypatch: py
     batches.service.open_gate()
 
 
+def test_metrics_say_what_is_open(batches: Batches) -> None:
+    def values() -> dict[str, float]:
+        lines = batches.service.client.get("/metrics").text.splitlines()
+        pairs = [line.rsplit(" ", 1) for line in lines if line.startswith("safelight_batch")]
+        return {name: float(value) for name, value in pairs}
+
+    batches.service.close_gate()
+    batch = batches.create(*[make_line(str(n)) for n in range(40)])
+    batches.service.until(lambda: len(batches.service.backend.calls) == 1 + 16)
+    assert values() == {
+        'safelight_batches{status="validating"}': 0,
+        'safelight_batches{status="in_progress"}': 1,
+        'safelight_batches{status="finalizing"}': 0,
+        'safelight_batches{status="cancelling"}': 0,
+        'safelight_batch_lines{state="queued"}': 24,
+        'safelight_batch_lines{state="running"}': 16,
+    }
+    batches.service.open_gate()
+    batches.wait(batch)
+    assert set(values().values()) == {0}
+
+
 def test_pages_of_a_list(batches: Batches) -> None:
     made = [batches.create(make_line("a")).id for _ in range(5)]
     page = batches.client.batches.list(limit=2)
