@@ -55,6 +55,11 @@ class BatchKeeper:
         self._owner = owner
         self._max_lines = max_lines
         self._on_end = on_end
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Leave all work to other gateways, after the lines that are at hand."""
+        self._is_stopping = True
 
     async def advance(self) -> bool:
         """Do what can be done now, and say whether that was anything. Raises `ServiceError`."""
@@ -63,7 +68,7 @@ class BatchKeeper:
         for batch_id in await self._batches.close_finished():
             await self._on_end(batch_id)
         has_worked = False
-        while (batch := await self._batches.claim(self._owner)) is not None:
+        while not self._is_stopping and (batch := await self._batches.claim(self._owner)) is not None:
             has_worked = True
             if batch.status is BatchStatus.VALIDATING:
                 await self._read(batch)
@@ -94,7 +99,7 @@ class BatchKeeper:
         lines = [line for line in lines if line.number > last]
         for start in range(0, len(lines), CHUNK):
             chunk = [await self._read_line(batch, line) for line in lines[start : start + CHUNK]]
-            if not await self._batches.add_lines(batch, chunk):
+            if not await self._batches.add_lines(batch, chunk) or self._is_stopping:
                 return
         await self._batches.begin(batch, await self._lines.max_images(batch.id))
 
@@ -105,6 +110,8 @@ class BatchKeeper:
         for is_output in sizes:
             async for job in self._lines.of(batch.id, is_output):
                 sizes[is_output] += len(await self._write_line(batch, job))
+                if self._is_stopping:
+                    return
                 if time.monotonic() - renewed >= RENEW_SECONDS:
                     if not await self._batches.renew(batch):
                         return

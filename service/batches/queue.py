@@ -75,6 +75,11 @@ class BatchQueue:
         self._wake.set()
         return batch
 
+    def stop(self) -> None:
+        """Leave batches to other gateways."""
+        if self._open is not None:
+            self._open.keeper.stop()
+
     async def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Open batches by status, and their lines by state; none before there is a database."""
         if self._open is None:

@@ -212,6 +212,8 @@ def _lifespan(
             nullcontext() if listen is None else _serving(app, gateway, listen()),
         ):
             yield
+            if gateway.batches is not None:
+                gateway.batches.stop()
             if gateway.jobs is not None:
                 await gateway.jobs.stop()
         await cancel_and_wait(*tasks)

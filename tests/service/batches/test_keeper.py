@@ -80,6 +80,24 @@ async def test_lines_are_read_once_also_after_a_death(jobs: Jobs) -> None:
     assert readers == ["lost"] * CHUNK + ["other"] * CHUNK
 
 
+async def test_a_gateway_that_stops_leaves_the_rest(jobs: Jobs) -> None:
+    stopping, other = Gateway(jobs, "stopping"), Gateway(jobs, "other")
+    batch_id = await stopping.submit(3 * CHUNK)
+    read = stopping.keeper._read_line
+
+    async def read_and_stop(batch: Batch, line: InputLine) -> Line:
+        stopping.keeper.stop()
+        return await read(batch, line)
+
+    stopping.keeper._read_line = read_and_stop
+    await stopping.keeper.advance()
+    assert await other.lines.counts([batch_id]) == {batch_id: {JobState.QUEUED: CHUNK}}
+    assert not await stopping.keeper.advance()
+    jobs.clock.advance(LEASE_SECONDS)
+    await other.keeper.advance()
+    assert await other.lines.counts([batch_id]) == {batch_id: {JobState.QUEUED: 3 * CHUNK}}
+
+
 async def test_the_output_is_made_again_when_the_store_is_back(jobs: Jobs) -> None:
     gateway = Gateway(jobs, "gateway")
     batch_id = await gateway.submit(3)
