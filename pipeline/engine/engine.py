@@ -31,6 +31,7 @@ from safelight.pipeline.engine.sample import QueuedSample, RunningSample
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import (
+    BACKGROUND,
     NO_PREVIEWS,
     ONLY_CALLER,
     DenoiseUsage,
@@ -274,8 +275,8 @@ class Engine:
     def _is_resting(self) -> bool:
         """Whether nothing is left to be done but work in the background."""
         running = (*self._running.values(), *self._finishing.values())
-        shares = {sample.workload.share for sample in running} | self._queue.shares
-        return all(share.is_background for share in shares)
+        callers = {sample.workload.share.caller for sample in running} | self._queue.callers
+        return callers <= {BACKGROUND.caller}
 
     def _expire(self) -> None:
         """Remove the samples whose deadline has passed."""

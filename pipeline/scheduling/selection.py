@@ -53,7 +53,8 @@ def select_next_batch(
     Returns:
         Samples of `running` and of `queue`. Queue and shares are left as they are.
     """
-    if shares is not None and _has_classes({sample.workload.share for sample in running} | queue.shares):
+    callers = {sample.workload.share.caller for sample in running} | queue.callers
+    if shares is not None and (len(callers) > 1 or BACKGROUND.caller in callers):
         return _select_fairly(_Candidates(running, queue, now, limits, curve), limits, curve, shares)
     room = max(0, max_running(limits) - len(running))
     candidates: list[R | S] = [*running, *queue.earliest_due(room, now, curve.slowdown)]
@@ -108,11 +109,6 @@ def background_work(curve: CostCurve) -> float:
     rates = [work / curve.seconds_for(work) for work in curve.work]
     least = BACKGROUND_THROUGHPUT * max(rates)
     return next(work for work, rate in zip(curve.work, rates, strict=True) if rate >= least)
-
-
-def _has_classes(shares: Set[Share]) -> bool:
-    """Whether samples of several callers, or in the background, are to be told apart."""
-    return len({share.caller for share in shares}) > 1 or any(share.is_background for share in shares)
 
 
 class _Candidates(Generic[R, S]):
