@@ -114,7 +114,10 @@ def _add_content(app: FastAPI, gateway: Gateway, batches: BatchQueue) -> None:
         PATH + "/{file_id}/content",
         summary="What a file holds",
         response_class=Response,
-        responses={200: {"description": "Lines of JSON", "content": {JSONL: {}}}, **ANSWERS},
+        responses={
+            200: {"description": "Lines of JSON", "content": {JSONL: {"schema": {"type": "string"}}}},
+            **ANSWERS,
+        },
     )
     async def get_content(request: Request, file_id: str) -> Response:
         parts, caller = await batches.open(), caller_id(request)
