@@ -32,6 +32,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     **{status: ERRORS[status] for status in (400, 404, 503)},
     **OTHER_ERRORS,
 }
+LINES = {"description": "Lines of JSON", "content": {JSONL: {"schema": {"type": "string"}}}}
 UPLOAD: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -114,10 +115,7 @@ def _add_content(app: FastAPI, gateway: Gateway, batches: BatchQueue) -> None:
         PATH + "/{file_id}/content",
         summary="What a file holds",
         response_class=Response,
-        responses={
-            200: {"description": "Lines of JSON", "content": {JSONL: {"schema": {"type": "string"}}}},
-            **ANSWERS,
-        },
+        responses={200: LINES, **ANSWERS},
     )
     async def get_content(request: Request, file_id: str) -> Response:
         parts, caller = await batches.open(), caller_id(request)
