@@ -211,7 +211,8 @@ def _select_fairly(
             if shares.has_credit(share, tag):
                 longest.include(work)
             heapreplace(lines, (tag + price * work / share.weight, number, samples))
-    return selected + _select_background(candidates, room, curve)
+    background = _select_background(candidates, room, curve)
+    return [*selected, *background]
 
 
 def _select_background(candidates: _Candidates[R, S], room: TickRoom, curve: CostCurve) -> list[R | S]:
