@@ -63,9 +63,13 @@ def test_a_key_sees_its_own_files_and_batches(keyed: Keyed) -> None:
 def test_a_quota_that_is_used_up_delays_the_rest(keyed: Keyed) -> None:
     limited = keyed.batches("limited")
     batch = limited.create(*[make_line(str(n)) for n in range(5)])
-    keyed.service.until(lambda: keyed.service.num_drawn == 3)
-    counts = limited.client.batches.retrieve(batch.id).request_counts
-    assert counts is not None and counts.failed == 0
+
+    def num_completed() -> int:
+        counts = limited.client.batches.retrieve(batch.id).request_counts
+        assert counts is not None and counts.failed == 0
+        return counts.completed
+
+    keyed.service.until(lambda: num_completed() == 3)
     limited.client.batches.cancel(batch.id)
     cancelled = limited.wait(batch, "cancelled")
     assert len(limited.read(cancelled.output_file_id)) == 3 == keyed.service.num_drawn
