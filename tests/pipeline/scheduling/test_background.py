@@ -75,15 +75,13 @@ def test_others_fill_a_tick_before_it(curve: CostCurve) -> None:
 
 
 def test_half_of_all_places_stay_free() -> None:
-    running: list[SimulatedSample] = []
-    waiting = [make_sample(BACKGROUND) for _ in range(100)]
-    for _ in range(100):
-        for sample in select(running, waiting, FLAT):
-            if sample in waiting:
-                waiting.remove(sample)
-                running.append(sample)
-        running, passed = running[-4:] + running[:-4], running
-        assert len(passed) <= max_running(LIMITS) // 2
+    half = max_running(LIMITS) // 2
+    waiting = [make_sample(BACKGROUND) for _ in range(8)]
+    almost = [make_sample(BACKGROUND, 9.0) for _ in range(half - 1)]
+    selected = set(map(id, select(almost, waiting, FLAT)))
+    assert len(selected & set(map(id, waiting))) == 1
+    running = [make_sample(BACKGROUND, 9.0) for _ in range(half)]
+    assert not set(map(id, select(running, waiting, FLAT))) & set(map(id, waiting))
     newcomers = [make_sample(BOB) for _ in range(8)]
     assert shares_of(select(running, newcomers + waiting)) == ["bob"] * 8
 

@@ -70,6 +70,7 @@ async def test_lines_are_claimed_in_order_and_within_the_room(lines: Lines) -> N
 
 async def test_callers_take_turns(lines: Lines) -> None:
     await lines.begin(make_lines(10))
+    lines.jobs.clock.advance(1.0)
     await lines.begin(make_lines(10, "bob"), "bob")
     claimed = [job.caller for _ in range(6) for job in await lines.claim(room=2)]
     assert sorted(claimed[::2]) == ["alice"] * 3 and sorted(claimed[1::2]) == ["bob"] * 3
