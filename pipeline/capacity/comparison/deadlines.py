@@ -15,9 +15,9 @@ from safelight.pipeline.capacity.routing import less_busy_of_two
 from safelight.pipeline.scheduling.simulation import Policy, SimulatedEngine, SimulatedSample
 
 SECONDS = 40.0
-DEVICES = (1, 8, 1000)
-# Ticks between two selections of many devices, as in a forecast; of fewer it is 1, as in the engine.
-COARSE_STRIDE, COARSE_DEVICES = 4, 100
+# Of many devices: ticks between two selections, as in a forecast (of fewer it is 1, as in the engine), and
+# the length of a trace, which is one period of peaks.
+MANY_DEVICES, COARSE_STRIDE, MANY_DEVICES_SECONDS = 100, 4, 20.0
 DEVICE_RUNS = 8  # fewer devices are simulated with several seeds, so that all figures have enough images
 STRIDE_COLUMNS = ("traffic", "attainment", "fairness", "p95")
 COLUMNS = (
@@ -168,12 +168,10 @@ def run_devices(
     run_until(math.inf)
 
 
-def run(
-    policy: str, traffic: Traffic, devices: int, seconds: float = SECONDS, stride: int | None = None
-) -> Outcome:
+def run(policy: str, traffic: Traffic, devices: int, seconds: float, stride: int | None = None) -> Outcome:
     """Simulate a policy under a traffic; few devices several times, whose figures are put together."""
     outcome = Outcome()
-    stride = stride or (COARSE_STRIDE if devices >= COARSE_DEVICES else 1)
+    stride = stride or (COARSE_STRIDE if devices >= MANY_DEVICES else 1)
     for seed in range(num_runs(devices)):
         policies = [POLICIES[policy]() for _ in range(devices)]
         run_devices(arrivals(traffic, devices, seconds, seed), policies, outcome, seed, stride)
@@ -185,8 +183,9 @@ def num_runs(devices: int) -> int:
     return math.ceil(DEVICE_RUNS / devices)
 
 
-def row(policy: str, traffic: Traffic, devices: int, seconds: float = SECONDS) -> list[str]:
+def row(policy: str, traffic: Traffic, devices: int) -> list[str]:
     """The row of the table."""
+    seconds = MANY_DEVICES_SECONDS if devices >= MANY_DEVICES else SECONDS
     outcome = run(policy, traffic, devices, seconds)
     goodput = outcome.total.in_time / (num_runs(devices) * devices * seconds)
     return [
@@ -197,21 +196,19 @@ def row(policy: str, traffic: Traffic, devices: int, seconds: float = SECONDS) -
     ]  # fmt: skip
 
 
-def rows(
-    devices: Sequence[int] = DEVICES, traffics: Sequence[Traffic] = TRAFFIC, seconds: float = SECONDS
-) -> Iterator[list[str]]:
+def rows(devices: Sequence[int], traffics: Sequence[Traffic] = TRAFFIC) -> Iterator[list[str]]:
     """One row for each number of devices, traffic and policy."""
     for number in devices:
         for traffic in traffics:
             for policy in POLICIES:
-                yield row(policy, traffic, number, seconds)
+                yield row(policy, traffic, number)
 
 
-def stride_rows(devices: int = 8, seconds: float = SECONDS) -> Iterator[list[str]]:
+def stride_rows(devices: int = 8) -> Iterator[list[str]]:
     """For each traffic, what the coarse selection of many devices changes: the largest over the policies."""
     for traffic in TRAFFIC:
         pairs = [
-            [run(policy, traffic, devices, seconds, stride) for stride in (1, COARSE_STRIDE)]
+            [run(policy, traffic, devices, SECONDS, stride) for stride in (1, COARSE_STRIDE)]
             for policy in POLICIES
         ]
         attainment = max(abs(coarse.total.attainment - fine.total.attainment) for fine, coarse in pairs)
