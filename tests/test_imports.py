@@ -50,7 +50,7 @@ ARROWS: dict[str, str] = {
     ),
     "pipeline.capacity": (
         "models.autoencoders models.checkpoints models.families models.text pipeline.catalog "
-        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling"
+        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.params pipeline.scheduling"
     ),
     "pipeline.calibration": (
         "models.checkpoints models.denoisers models.packed pipeline.assembly "

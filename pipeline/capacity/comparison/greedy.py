@@ -107,9 +107,9 @@ def shares_of(weights: Mapping[str, float], seconds: float) -> dict[str, float]:
     return {caller: part / total for caller, part in used.items()}
 
 
-def share_rows(seconds: float = SHARE_SECONDS) -> Iterator[list[str]]:
+def share_rows(seconds: float | None = None) -> Iterator[list[str]]:
     """For each weight: what is due to it, and what it has had."""
     total = sum(WEIGHTS.values())
-    for caller, share in shares_of(WEIGHTS, seconds).items():
+    for caller, share in shares_of(WEIGHTS, seconds or SHARE_SECONDS).items():
         due = WEIGHTS[caller] / total
         yield [caller, f"{due:.2%}", f"{share:.2%}", f"{share / due - 1:+.1%}"]
