@@ -1,10 +1,13 @@
 """One simulated service: each of its parts costs what it should, and no other does."""
 
+import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from docs.figures.capacity import simulator_errors
+from docs.figures.data import Run
 from safelight.pipeline.capacity.image_cost import ImageCost
 from safelight.pipeline.capacity.queueing import MDcQueue
 from safelight.pipeline.capacity.service_simulation import (
@@ -15,6 +18,7 @@ from safelight.pipeline.capacity.service_simulation import (
 )
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
+from tests.bench.simulator_error import Comparison, Counters, ratios_between
 
 TICKS = 10
 IMAGE = ImageCost(encode=0.0, ticks=(1.0,) * TICKS, decode=0.0, rows=2, tokens=64, once=0.0)
@@ -66,3 +70,26 @@ def test_ticks_deviate_as_measured() -> None:
     times = latencies(replace(COSTS, tick_ratios=ratios), *(2.0 * number for number in range(300)))
     assert sum(times) / len(times) == pytest.approx(1.0, rel=0.03)
     assert min(times) < 0.8 and max(times) > 1.2
+
+
+def test_ratios_of_ticks_are_read_from_a_histogram() -> None:
+    """From cumulative counts at two moments: 3 ticks below 0.5, none up to 1, 4 up to 2 and 1 above."""
+
+    def counters(*counts: float) -> Counters:
+        bounds = (0.5, 1.0, 2.0, math.inf)
+        return Counters({}, counts[-1], 0.0, 0.0, tuple(zip(bounds, counts, strict=True)))
+
+    ratios = ratios_between(counters(1, 1, 5, 9), counters(4, 4, 12, 17))
+    assert ratios == [(pytest.approx(0.45), 3), (1.5, 4), (2.5, 1)]
+
+
+def test_the_page_shows_errors_and_the_load_beside_them() -> None:
+    row = Comparison("in peaks", 80, 9000.0, 9900.0, 1.0, 1.1, 4.0, 3.4, 7.25, 0.4)
+    figures = {
+        "comparisons": [asdict(row) | {"throughput_error": row.throughput_error, "p95_error": row.p95_error}]
+    }
+    machine = {"instruction_sets": ["AMX"], "accelerator": None, "gemm_gflops": {}}
+    record = {"machine": machine, "commit": "abc", "date": "2026-11-30", "command": "c", "figures": figures}
+    page = simulator_errors([Run("amx", "simulator", record)])
+    assert "| in peaks | 80 | 9,900 / 9,000 | +10% | 3.40 / 4.00 | -15% | 7.2 | 40% |" in page
+    assert "| error of the simulated p95 | at most 10 % | 15 % | missed |" in page
