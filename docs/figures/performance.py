@@ -52,7 +52,6 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "fairness": _simulated(runs, "fairness"),
         "policies": _simulated(runs, "policies"),
         "deadlines": "\n\n".join(_simulated(runs, name) for name in deadline_runs(runs)),
-        "selections": _simulated(runs, "selections"),
     }
 
 

