@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safelight.pipeline.capacity.comparison import order
+from safelight.pipeline.capacity.comparison import device, order
 from safelight.pipeline.scheduling.batcher import Limits, select_batch
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times
@@ -244,7 +244,7 @@ def test_the_documented_comparison_of_rules_holds() -> None:
     def worst(rule: str) -> float:
         return max(
             sample.latency / sample.workload.seconds_left[0]
-            for sample in simulate(order.trace(5.5, seed=0), order.RULES[rule], order.CURVE)
+            for sample in simulate(order.trace(5.5, seed=0), order.RULES[rule], device.CURVE)
         )
 
     due = next(rule for rule in order.RULES if rule.startswith("due"))
