@@ -46,8 +46,7 @@ def finish_times(
         now: Seconds by `time.perf_counter`.
         limits: The most that a tick may hold.
         curve: The cost curve at present.
-        recent_arrivals: Workloads of recent samples in order of arrival, from which future arrivals are
-            extrapolated; without any, none are expected.
+        recent_arrivals: Workloads of recent samples in order of arrival; future ones are like them.
         shares: What each caller has had; None: all the same.
 
     Returns:

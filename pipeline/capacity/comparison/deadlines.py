@@ -136,36 +136,49 @@ def run_devices(
         seed: Of the choice of devices.
         stride: Ticks between two selections of a device.
     """
-    engines = [SimulatedEngine(policy, CURVE, stride, expires=True) for policy in policies]
-    busy = set[SimulatedEngine]()
-    events: list[tuple[float, int, SimulatedEngine]] = []  # a heap: when the ticks of a device end
-    rng, numbers = random.Random(seed), count()
+    devices = _Devices([SimulatedEngine(policy, CURVE, stride, expires=True) for policy in policies], outcome)
+    rng = random.Random(seed)
+    for sample in requests:
+        devices.run_until(sample.workload.arrived)
+        outcome.add_request(sample)
+        engine = less_busy_of_two(rng, devices.engines, lambda engine: engine.num_samples)
+        if not devices.arrive(sample, engine):
+            outcome.refused += 1
+    devices.run_until(math.inf)
 
-    def start(engine: SimulatedEngine, now: float) -> None:
+
+class _Devices:
+    """Devices whose ticks end at different times."""
+
+    def __init__(self, engines: Sequence[SimulatedEngine], outcome: Outcome):
+        self.engines = engines
+        self._outcome = outcome
+        self._busy = set[SimulatedEngine]()
+        self._events: list[tuple[float, int, SimulatedEngine]] = []  # a heap: when the ticks of a device end
+        self._numbers = count()
+
+    def arrive(self, sample: SimulatedSample, engine: SimulatedEngine) -> bool:
+        """Send a sample to a device; returns whether it is let in."""
+        is_admitted = engine.arrive(sample, sample.workload.arrived)
+        if is_admitted and engine not in self._busy:
+            self._start(engine, sample.workload.arrived)
+        return is_admitted
+
+    def run_until(self, end: float) -> None:
+        """End and begin ticks up to a time."""
+        while self._events and self._events[0][0] <= end:
+            now, _, engine = heapq.heappop(self._events)
+            for sample in engine.end_ticks(now):
+                self._outcome.add_done(sample)
+            self._start(engine, now)
+
+    def _start(self, engine: SimulatedEngine, now: float) -> None:
         seconds = engine.start_ticks(now)
         if seconds is None:
-            busy.discard(engine)
+            self._busy.discard(engine)
             return
-        busy.add(engine)
-        heapq.heappush(events, (now + seconds, next(numbers), engine))
-
-    def run_until(end: float) -> None:
-        while events and events[0][0] <= end:
-            now, _, engine = heapq.heappop(events)
-            for sample in engine.end_ticks(now):
-                outcome.add_done(sample)
-            start(engine, now)
-
-    for sample in requests:
-        now = sample.workload.arrived
-        run_until(now)
-        outcome.add_request(sample)
-        engine = less_busy_of_two(rng, engines, lambda engine: engine.num_samples)
-        if not engine.arrive(sample, now):
-            outcome.refused += 1
-        elif engine not in busy:
-            start(engine, now)
-    run_until(math.inf)
+        self._busy.add(engine)
+        heapq.heappush(self._events, (now + seconds, next(self._numbers), engine))
 
 
 def run(policy: str, traffic: Traffic, devices: int, seconds: float, stride: int | None = None) -> Outcome:
