@@ -88,7 +88,7 @@ def test_the_page_shows_errors_and_the_load_beside_them() -> None:
     figures = {
         "comparisons": [asdict(row) | {"throughput_error": row.throughput_error, "p95_error": row.p95_error}]
     }
-    machine = {"instruction_sets": ["AMX"], "accelerator": None, "gemm_gflops": {}}
+    machine: dict[str, object] = {"instruction_sets": ["AMX"], "accelerator": None, "gemm_gflops": {}}
     record = {"machine": machine, "commit": "abc", "date": "2026-11-30", "command": "c", "figures": figures}
     page = simulator_errors([Run("amx", "simulator", record)])
     assert "| in peaks | 80 | 9,900 / 9,000 | +10% | 3.40 / 4.00 | -15% | 7.2 | 40% |" in page
