@@ -60,9 +60,12 @@ class Share:
 
     caller: str = ""  # id of an API key; empty without keys, so that all requests are one caller's
     weight: float = 1.0  # positive
+    is_background: bool = False  # whether it takes only what the others leave
 
 
 ONLY_CALLER = Share()
+# All work in the background is one caller's; who of its callers goes first is decided before it comes here.
+BACKGROUND = Share("background", is_background=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── ImageNotStored       404
 │   ├── KeyMissing           404  of the admin API
 │   ├── JobNotFound          404  of this caller
+│   ├── FileMissing          404  of this caller
+│   ├── BatchNotFound        404  of this caller
 │   ├── JobsOff              400  or the images of jobs cannot be stored
 │   ├── JobNotDone           409  so that it has no images, or none any more
 │   ├── KeyReused            409  an Idempotency-Key, for another request
@@ -35,6 +37,8 @@ ServiceError                 503  anything unforeseen, without details
 │   └── LeaseLost            499  another gateway draws the job, or it was cancelled
 ├── QueueFull                429
 │   └── TooManyJobs          429
+│       ├── TooManyBatches   429
+│       └── TooManyFiles     429
 ├── JobsUnavailable          503  the database of jobs cannot be used
 ├── LimitReached             429  of the API key: requests, images, device-seconds or spend
 ├── KeysUnavailable          503  the database of keys cannot be read
@@ -223,6 +227,18 @@ class JobNotFound(InvalidRequest):
     message = "There is no such job."
 
 
+class FileMissing(InvalidRequest):
+    status = 404
+    code = "file_not_found"
+    message = "There is no such file, or it has expired."
+
+
+class BatchNotFound(InvalidRequest):
+    status = 404
+    code = "batch_not_found"
+    message = "There is no such batch."
+
+
 class JobsOff(InvalidRequest):
     code = "jobs_are_off"
     message = "There are no jobs and no Idempotency-Key here: the setting jobs or image_store says so."
@@ -310,6 +326,15 @@ class TooManyJobs(QueueFull):
     code = "too_many_jobs"
     retry_after = 30
     should_retry = False  # by itself: jobs take minutes
+
+
+class TooManyBatches(TooManyJobs):
+    code = "too_many_batches"
+
+
+class TooManyFiles(TooManyJobs):
+    code = "too_many_files"
+    retry_after = None
 
 
 class JobsUnavailable(ServiceError):

@@ -114,6 +114,7 @@ ARROWS: dict[str, str] = {
         "pipeline.params service.database service.errors service.messages service.runtime "
         "service.setting_types service.settings"
     ),
+    "service.batches": "service.database service.errors service.jobs service.settings",
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
         "pipeline.engine pipeline.params service.backend service.messages service.moderation "
@@ -121,7 +122,7 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
-        "service.access service.backend service.database service.dispatcher service.errors "
+        "service.access service.backend service.batches service.database service.dispatcher service.errors "
         "service.image_store service.image_stream service.jobs service.keys service.messages "
         "service.model_backends "
         "service.moderation "
@@ -168,6 +169,7 @@ TORCH_FREE = (
     "pipeline.capacity.model_profiles",
     "pipeline.flops",
     "service.access",
+    "service.batches",
     "service.errors",
     "service.http",
     "service.jobs",

@@ -31,6 +31,7 @@ from safelight.pipeline.engine.sample import QueuedSample, RunningSample
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.params import (
+    BACKGROUND,
     NO_PREVIEWS,
     ONLY_CALLER,
     DenoiseUsage,
@@ -246,7 +247,7 @@ class Engine:
         self._in_flight = queued
         if not self._runner.clock.runs_ahead:
             self._complete_in_flight()
-        if not (self._queue or self._running or self._finishing):
+        if self._is_resting():
             self._metering.shares.rest()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -270,6 +271,12 @@ class Engine:
         )
         samples = (*running, *self._queue)
         return {sample.request_id: time_left for sample, time_left in zip(samples, seconds, strict=True)}
+
+    def _is_resting(self) -> bool:
+        """Whether nothing is left to be done but work in the background."""
+        running = (*self._running.values(), *self._finishing.values())
+        callers = {sample.workload.share.caller for sample in running} | self._queue.callers
+        return callers <= {BACKGROUND.caller}
 
     def _expire(self) -> None:
         """Remove the samples whose deadline has passed."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from safelight.pipeline.params import BACKGROUND
 from safelight.service.errors import JobsOff, as_service_error
 from safelight.service.http.caller import make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
@@ -49,7 +50,7 @@ async def draw_job(gateway: Gateway, drawing: Drawing, end: End) -> None:
                     traceparent=span.traceparent,
                     request_id=job.request_id,
                     model=job.model,
-                    share=share_of(key),
+                    share=share_of(key) if job.batch is None else BACKGROUND,
                 )
                 await _draw(gateway, drawing, end, recorder, context)
 
