@@ -146,7 +146,7 @@ class _Candidates(Generic[R, S]):
     def _has_place(self, caller: str) -> bool:
         return self._places > (0 if caller in self._newcomers else len(self._newcomers))
 
-    def _priority(self, sample: R | S) -> tuple[bool, float]:
+    def _priority(self, sample: R | S) -> tuple[bool, int, float]:
         return sample.workload.priority(sample.step_index, self._now, self._slowdown)
 
 

@@ -41,6 +41,8 @@ class JobWork:
         adjustments: What was read in another way than it was written.
         upload_size: Of the edited image; None if it follows the upload.
         upload_sizes: Among which it is then chosen.
+        deadline_ms: Of a request whose caller waits: in which its images must be there.
+        priority: Of such a request.
     """
 
     params: tuple[GenerationParams, ...]
@@ -48,6 +50,8 @@ class JobWork:
     adjustments: tuple[dict[str, Any], ...] = ()
     upload_size: tuple[int, int] | None = None
     upload_sizes: tuple[tuple[int, int], ...] = ()
+    deadline_ms: int | None = None
+    priority: int = 0
 
     @property
     def steps(self) -> int:

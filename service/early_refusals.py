@@ -1,0 +1,162 @@
+"""Refuses at the gateway what the denoisers would refuse, and tells each caller another time to come again.
+
+A denoiser's refusal says for how long requests like it will be refused; until then, a gateway does not ask
+again. Refused callers are lined up: each is told a time at which the device has room for its images. One who
+comes at that time, with the same request, goes before those who come for the first time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from safelight.service.errors import PromiseRefused
+
+SEEN_SECONDS = 10.0  # for which a denoiser is known after it has said something
+MAX_BARS = 8  # of one denoiser and caller
+MAX_BOOKINGS = 10_000
+MAX_WAIT_SECONDS = 300.0
+EARLY_SECONDS = 0.5  # how much too early one may come
+GRACE_SECONDS = 3.0  # after which one is not expected any more
+# The part of a promise's seconds that requests may fill which come for the first time, while others are
+# expected.
+FRESH_PART = 0.6
+RETURN_RATE = 0.05  # weight of the latest booking in the share of those who come
+MIN_RETURNING = 0.1  # least share that is reckoned with
+
+
+@dataclass(frozen=True, slots=True)
+class AskedImages:
+    """What tells requests apart here.
+
+    Attributes:
+        model: Id of its model.
+        caller: Whose it is.
+        digest: Of what was sent.
+        cost: Of an image, in any unit that grows with its work.
+        images: How many it asks for.
+    """
+
+    model: str
+    caller: str
+    digest: str
+    cost: float
+    images: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """A refusal: requests that cost as much or more, and wait no longer, are refused until then."""
+
+    cost: float
+    window: float
+    until: float
+    error: PromiseRefused
+
+
+@dataclass(slots=True)
+class _Denoiser:
+    seen: float
+    bars: dict[tuple[str, str], list[_Bar]] = field(default_factory=dict)  # by model and caller
+
+
+class EarlyRefusals:
+    """The refusals of one gateway. Times are seconds by `time.monotonic`.
+
+    Args:
+        gateways: How many of them share the denoisers.
+    """
+
+    def __init__(self, gateways: int = 1):
+        self._gateways = gateways
+        self._denoisers: dict[str, _Denoiser] = {}
+        self._bookings: OrderedDict[tuple[str, str], float] = OrderedDict()  # when each is expected
+        self._next_slot: dict[str, float] = {}  # by model
+        self._returning = 1.0  # share of the refused who come when they are told
+
+    def see(self, replica: str, now: float) -> None:
+        """A denoiser has answered."""
+        if (denoiser := self._denoisers.get(replica)) is None:
+            self._denoisers[replica] = _Denoiser(now)
+        else:
+            denoiser.seen = now
+
+    def check(self, request: AskedImages, window: float, now: float) -> float:
+        """Let a request through to the denoisers, or refuse it.
+
+        Args:
+            request: The request.
+            window: Seconds that a denoiser has for it.
+            now: The time.
+
+        Returns:
+            The part of `window` that waiting may take up.
+
+        Raises:
+            PromiseRefused: Every denoiser has refused such requests.
+        """
+        self._expire(now)
+        slot = self._bookings.get((request.caller, request.digest))
+        if slot is not None and now >= slot - EARLY_SECONDS:
+            return 1.0
+        denoisers = self._denoisers.values()
+        bars = [self._bar(denoiser, request, window, now) for denoiser in denoisers]
+        if bars and all(bars):
+            first = min((bar for bar in bars if bar is not None), key=lambda bar: bar.until)
+            scale = request.cost / first.cost
+            raise self._refusal(
+                request, first.error, first.until - now, scale * first.error.work_seconds, now
+            )
+        return FRESH_PART if self._bookings else 1.0
+
+    def learn(self, request: AskedImages, window: float, error: PromiseRefused, now: float) -> None:
+        """A denoiser has refused a request; sets in `error` when to come again."""
+        self.see(error.replica, now)
+        bars = self._denoisers[error.replica].bars.setdefault((request.model, request.caller), [])
+        bars[:] = [bar for bar in bars if bar.until > now][-MAX_BARS + 1 :]
+        bars.append(_Bar(request.cost, window, now + error.retry_seconds, error))
+        error.set_retry(self._book(request, error.retry_seconds, error.work_seconds, now))
+
+    def _refusal(
+        self, request: AskedImages, error: PromiseRefused, retry: float, work: float, now: float
+    ) -> PromiseRefused:
+        retry = self._book(request, retry, work, now)
+        return PromiseRefused(str(error), error.promised_seconds, error.forecast_seconds, retry, work)
+
+    def _book(self, request: AskedImages, retry: float, work: float, now: float) -> float:
+        """Expect a request again; returns in how many seconds."""
+        key = request.caller, request.digest
+        seconds = request.images * work * self._gateways * self._returning / max(1, len(self._denoisers))
+        slot = self._bookings.pop(key, None)
+        if slot is None or slot <= now:
+            slot = max(now + retry, self._next_slot.get(request.model, now))
+            slot = min(slot, now + MAX_WAIT_SECONDS)
+            self._next_slot[request.model] = slot + seconds
+        self._bookings[key] = slot
+        if len(self._bookings) > MAX_BOOKINGS:
+            self._bookings.popitem(last=False)
+        return slot - now
+
+    def arrived(self, request: AskedImages) -> None:
+        """A request has been let in."""
+        if self._bookings.pop((request.caller, request.digest), None) is not None:
+            self._returning += RETURN_RATE * (1.0 - self._returning)
+
+    def _expire(self, now: float) -> None:
+        """Forget denoisers that are silent, and bookings of those who have not come."""
+        silent = [name for name, denoiser in self._denoisers.items() if now - denoiser.seen > SEEN_SECONDS]
+        for name in silent:
+            del self._denoisers[name]
+        while self._bookings:
+            key, slot = next(iter(self._bookings.items()))
+            if now <= slot + GRACE_SECONDS:
+                break
+            del self._bookings[key]
+            self._returning = max(MIN_RETURNING, (1.0 - RETURN_RATE) * self._returning)
+
+    def _bar(self, denoiser: _Denoiser, request: AskedImages, window: float, now: float) -> _Bar | None:
+        """What keeps a request from a denoiser."""
+        for bar in denoiser.bars.get((request.model, request.caller), ()):
+            if bar.until > now and request.cost >= bar.cost and window <= bar.window:
+                return bar
+        return None
