@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from safelight.pipeline.params import ONLY_CALLER, Share, Urgency
 from safelight.pipeline.scheduling.calibration import RatioQuantiles
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
-from safelight.pipeline.scheduling.selection import full_tick_seconds
+from safelight.pipeline.scheduling.recent_load import RecentLoad
 from safelight.pipeline.scheduling.workload import order_key
 
 # Samples that wait before a new one and are scheduled one by one; those before them count by their work.
@@ -130,13 +130,14 @@ class AdmissionControl:
         self._number = 0
         self._ratios = RatioQuantiles()  # actual seconds by those that were last forecast
         self._told_ratios = RatioQuantiles()  # actual seconds by those that were told at admission
+        self._loads = RecentLoad()
         self.update(UNKNOWN)
 
     def update(self, curve: CostCurve, max_work: float = math.inf) -> None:
         """Set what ticks cost now, and the most work that the limits allow in one."""
         self._curve = curve
         self._full_work = min(curve.best_work, curve.work[-1], max_work)
-        self._full_seconds = full_tick_seconds(curve)
+        self._full_seconds = curve.seconds_for(self._full_work)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -148,6 +149,7 @@ class AdmissionControl:
 
     def offer(self, demand: Demand, now: float) -> Forecast:
         """Let a sample in if its promise, and those of the samples that it delays, will be kept."""
+        self._loads.add(demand.share.caller, demand.work, now)
         entry, forecast = self._forecast(demand, now)
         if forecast.is_admitted:
             self._add(entry)
@@ -279,10 +281,19 @@ class AdmissionControl:
         alone = self._list_schedule(entries, self._full_work, now + skipped)
         if not others:
             return alone
-        part = share.weight / (share.weight + sum(weight for weight, _ in others.values()))
+        total = share.weight + sum(weight for weight, _ in others.values())
+        part = share.weight / total
         wait = self._seconds(sum(work for _, work in others.values()))
+        # those who sent lately go on, but have no more than their shares
+        expected = sum(
+            min(self._seconds(self._loads.rate(caller, now)), weight / total)
+            for caller, (weight, _) in others.items()
+        )
         shared = self._list_schedule(entries, part * self._full_work, now + skipped / part)
-        return [min(first + wait, second) for first, second in zip(alone, shared, strict=True)]
+        return [
+            min(now + (first - now + wait) / (1.0 - expected), second)
+            for first, second in zip(alone, shared, strict=True)
+        ]
 
     def _list_schedule(self, entries: Sequence[_Entry], room: float, start: float) -> list[float]:
         """When each sample finishes if they take room in ticks in their order, as soon as there is some."""
