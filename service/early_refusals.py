@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from safelight.service.errors import PromiseRefused
 
 SEEN_SECONDS = 10.0  # for which a denoiser is known after it has said something
+SAME_WINDOW = 1.02  # times as patient is as patient: what is taken off a promise varies a little
 MAX_BARS = 8  # of one denoiser and caller
 MAX_BOOKINGS = 10_000
 MAX_WAIT_SECONDS = 300.0
@@ -157,6 +158,6 @@ class EarlyRefusals:
     def _bar(self, denoiser: _Denoiser, request: AskedImages, window: float, now: float) -> _Bar | None:
         """What keeps a request from a denoiser."""
         for bar in denoiser.bars.get((request.model, request.caller), ()):
-            if bar.until > now and request.cost >= bar.cost and window <= bar.window:
+            if bar.until > now and request.cost >= bar.cost and window <= SAME_WINDOW * bar.window:
                 return bar
         return None

@@ -34,6 +34,7 @@ class PromiseTerms:
     is_background: bool = False  # of a job, which nobody waits for
     images: int = 1  # of the request
     is_certain: bool = False  # it was let in before
+    seconds: float = 0.0  # from the gateway's check until `due`
     patience: float = 1.0  # part of the time until `due` that waiting for others may take up; see promises
 
 

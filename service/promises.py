@@ -74,13 +74,12 @@ class GatewayPromises:
         now = time.monotonic()
         window = context.terms.due - time.time()
         patience = self.refusals.check(request, window, now)
-        return replace(context, terms=replace(context.terms, patience=patience))
+        return replace(context, terms=replace(context.terms, seconds=window, patience=patience))
 
     def refused(self, request: AskedImages, context: RequestContext, error: PromiseRefused) -> None:
         """A denoiser has refused a request: others like it are refused here for a while."""
         if context.terms is not None and context.terms.due is not None:
-            window = context.terms.due - time.time()
-            self.refusals.learn(request, window, error, time.monotonic())
+            self.refusals.learn(request, context.terms.seconds, error, time.monotonic())
 
     def outcome(self, wish: Wish, model: str, seconds: float, results: Sequence[DecodeResult]) -> Promise:
         """What a request was told whose images are there after `seconds`; learns from it."""

@@ -49,6 +49,7 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "bars": bars_table(),
         "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
         "fairness": _simulated(runs, "fairness"),
+        "overload": _simulated(runs, "overload"),
         "policies": _simulated(runs, "policies"),
         "serving-policies": _simulated(runs, "serving-policies"),
     }
