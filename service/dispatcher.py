@@ -185,14 +185,12 @@ class RequestDispatcher:
 
     async def _generate_in_time(self, images: Sequence[GenerationParams], job: "_Job") -> list[DecodeResult]:
         try:
-            results = await asyncio.wait_for(self._generate_all(images, job), self._settings.deadline_seconds)
+            return await asyncio.wait_for(self._generate_all(images, job), self._settings.deadline_seconds)
         except Exception as error:
             answer = as_service_error(error)
             if isinstance(answer, PromiseRefused):
                 self.promises.refused(job.asked, job.context, answer)
             raise answer from error  # the request's log line names the cause
-        self.promises.refusals.arrived(job.asked)
-        return results
 
     async def _generate_all(self, images: Sequence[GenerationParams], job: "_Job") -> list[DecodeResult]:
         source = None if job.upload is None else await self._prepare(job.upload, job)

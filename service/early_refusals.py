@@ -7,6 +7,7 @@ comes at that time, with the same request, goes before those who come for the fi
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -15,6 +16,9 @@ from safelight.service.errors import PromiseRefused
 SEEN_SECONDS = 10.0  # for which a denoiser is known after it has said something
 SAME_WINDOW = 1.02  # times as patient is as patient: what is taken off a promise varies a little
 MAX_BARS = 8  # of one denoiser and caller
+MAX_CALLERS = 1_000  # with bars at one denoiser
+# A refusal holds at least this part of the request's seconds: a queue that is as long does not run empty.
+HELD_PART = 0.03
 MAX_BOOKINGS = 10_000
 MAX_WAIT_SECONDS = 300.0
 EARLY_SECONDS = 0.5  # how much too early one may come
@@ -52,11 +56,17 @@ class _Bar:
     cost: float
     window: float
     until: float
-    error: PromiseRefused
+    # Of the refusal; the exception itself would keep its frames, and so the request.
+    message: str
+    promised: float
+    forecast: float
+    work: float
 
 
 @dataclass(slots=True)
 class _Denoiser:
+    """One that has answered lately."""
+
     seen: float
     bars: dict[tuple[str, str], list[_Bar]] = field(default_factory=dict)  # by model and caller
 
@@ -97,32 +107,32 @@ class EarlyRefusals:
             PromiseRefused: Every denoiser has refused such requests.
         """
         self._expire(now)
-        slot = self._bookings.get((request.caller, request.digest))
-        if slot is not None and now >= slot - EARLY_SECONDS:
+        key = request.caller, request.digest
+        if now >= self._bookings.get(key, math.inf) - EARLY_SECONDS:
+            del self._bookings[key]
+            self._returning += RETURN_RATE * (1.0 - self._returning)
             return 1.0
         denoisers = self._denoisers.values()
         bars = [self._bar(denoiser, request, window, now) for denoiser in denoisers]
         if bars and all(bars):
             first = min((bar for bar in bars if bar is not None), key=lambda bar: bar.until)
-            scale = request.cost / first.cost
-            raise self._refusal(
-                request, first.error, first.until - now, scale * first.error.work_seconds, now
-            )
+            work = first.work * request.cost / first.cost
+            retry = self._book(request, first.until - now, work, now)
+            raise PromiseRefused(first.message, first.promised, first.forecast, retry, work)
         return FRESH_PART if self._bookings else 1.0
 
     def learn(self, request: AskedImages, window: float, error: PromiseRefused, now: float) -> None:
         """A denoiser has refused a request; sets in `error` when to come again."""
         self.see(error.replica, now)
-        bars = self._denoisers[error.replica].bars.setdefault((request.model, request.caller), [])
-        bars[:] = [bar for bar in bars if bar.until > now][-MAX_BARS + 1 :]
-        bars.append(_Bar(request.cost, window, now + error.retry_seconds, error))
+        all_bars = self._denoisers[error.replica].bars
+        key = request.model, request.caller
+        bars = [bar for bar in all_bars.pop(key, ()) if bar.until > now][-MAX_BARS + 1 :]
+        until = now + max(error.retry_seconds, HELD_PART * window)
+        forecast = error.promised_seconds, error.forecast_seconds, error.work_seconds
+        all_bars[key] = [*bars, _Bar(request.cost, window, until, str(error), *forecast)]
+        if len(all_bars) > MAX_CALLERS:
+            del all_bars[next(iter(all_bars))]
         error.set_retry(self._book(request, error.retry_seconds, error.work_seconds, now))
-
-    def _refusal(
-        self, request: AskedImages, error: PromiseRefused, retry: float, work: float, now: float
-    ) -> PromiseRefused:
-        retry = self._book(request, retry, work, now)
-        return PromiseRefused(str(error), error.promised_seconds, error.forecast_seconds, retry, work)
 
     def _book(self, request: AskedImages, retry: float, work: float, now: float) -> float:
         """Expect a request again; returns in how many seconds."""
@@ -137,11 +147,6 @@ class EarlyRefusals:
         if len(self._bookings) > MAX_BOOKINGS:
             self._bookings.popitem(last=False)
         return slot - now
-
-    def arrived(self, request: AskedImages) -> None:
-        """A request has been let in."""
-        if self._bookings.pop((request.caller, request.digest), None) is not None:
-            self._returning += RETURN_RATE * (1.0 - self._returning)
 
     def _expire(self, now: float) -> None:
         """Forget denoisers that are silent, and bookings of those who have not come."""

@@ -27,9 +27,9 @@ from safelight.pipeline.scheduling.simulation import (
 )
 from safelight.pipeline.scheduling.workload import make_workload
 
-SECONDS = 120.0
-PROMISES = (10.0, 30.0)  # seconds
-LOADS = (0.5, 0.9, 1.5, 5.0)  # of the capacity
+SECONDS = 60.0
+PROMISES = (30.0,)  # seconds
+LOADS = (0.9, 5.0)  # of the capacity
 CALLERS = (1, 10)
 # What a tick takes, as a multiple of what the forecast believes.
 ERRORS = (1.0, 1.3)

@@ -111,11 +111,13 @@ class StageAdmission:
         forecast = place.forecast
         if forecast is None:
             return None
+        with self._lock:
+            backlog = self._control.backlog_seconds
         return DenoiseForecast(
             promised_seconds=forecast.limit - place.arrived if place.has_promise else None,
             forecast_seconds=forecast.seconds,
             seconds=time.perf_counter() - place.arrived,
-            backlog_seconds=self._control.backlog_seconds,
+            backlog_seconds=backlog,
             replica=self.replica,
         )
 

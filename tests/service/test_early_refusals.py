@@ -74,7 +74,6 @@ def test_who_returns_in_time_goes_before_others() -> None:
     refusals.learn(replace(ASKED, digest="other"), WINDOW, refusal(retry=3.0), 0.0)
     assert refusals.check(replace(ASKED, digest="fresh", cost=1.0), WINDOW, 2.0) == FRESH_PART
     assert refusals.check(ASKED, WINDOW, 2.0) == 1.0
-    refusals.arrived(ASKED)
     assert is_refused(refusals, ASKED, 2.0), "the same request once more is a fresh one"
 
 
