@@ -189,7 +189,7 @@ def _init_ray(store_bytes: int) -> None:
 
     # Ray's processes reach each other at this address of the machine.
     os.environ.update(bypass_proxies(os.environ, ray.util.get_node_ip_address()))
-    _leave_out_api_server()
+    _leave_out_unused_processes()
     folder, store_bytes = place_object_store(store_bytes, Path(os.environ["RAY_TMPDIR"]))
     ray.init(
         address="local",
@@ -201,14 +201,17 @@ def _init_ray(store_bytes: int) -> None:
     )
 
 
-def _leave_out_api_server() -> None:
-    """Let Ray start without its API server, which nothing here uses.
+def _leave_out_unused_processes() -> None:
+    """Let Ray start without processes that nothing here uses, which no setting prevents.
 
-    Ray starts it also without a dashboard, for usage statistics. It then asks the metadata servers of three
-    clouds where it runs, also if these statistics are off, and no setting prevents it.
+    Ray starts its API server also without a dashboard, for usage statistics. It then asks the metadata
+    servers of three clouds where it runs, also if these statistics are off. The monitors of autoscaling and
+    logs take a third of the processor time of Ray's start, and its other processes must be up in 30 s.
     """
     services: Any = import_module("ray._private.services")
     services.start_api_server = lambda *_, **__: (None, None)  # what it returns when it has failed
+    node: Any = import_module("ray._private.node").Node
+    node.start_monitor = node.start_log_monitor = lambda _: None
 
 
 def place_object_store(

@@ -29,6 +29,7 @@ with warnings.catch_warnings():  # Serve warns about pydantic
     import ray
     from ray import serve
     from ray._private import services
+    from ray._private.node import Node
 
 REPORT = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
 ray::ServeReplica:safelight:Denoiser.initialize_and_get_metadata() (pid=3253, ip=192.0.2.2)
@@ -83,6 +84,8 @@ def ray_inits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str,
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(local, "ENVIRONMENT", {})
     monkeypatch.setattr(services, "start_api_server", services.start_api_server)
+    for method in ("start_monitor", "start_log_monitor"):
+        monkeypatch.setattr(Node, method, getattr(Node, method))
     monkeypatch.setattr(os, "environ", os.environ | {"RAY_TMPDIR": str(tmp_path)})
     return inits
 
@@ -97,11 +100,13 @@ def test_ray_gets_the_object_store_of_the_settings(
     assert (options["address"], options["include_dashboard"]) == ("local", False)
 
 
-def test_ray_starts_no_api_server(ray_inits: list[dict[str, Any]]) -> None:
-    """It would ask metadata servers where it runs. tests/environments sees that nothing is asked."""
+def test_ray_starts_no_process_that_nothing_uses(ray_inits: list[dict[str, Any]]) -> None:
+    """The API server would ask metadata servers where it runs: tests/environments sees that nothing asks."""
     local._start_ray(lambda text: None, 1)
     start: Any = services.start_api_server
     assert start(None, False, "127.0.0.1") == (None, None)
+    node = Node.__new__(Node)  # starts no process; the methods fail on it unless they do nothing
+    assert node.start_monitor() is node.start_log_monitor() is None
 
 
 @pytest.mark.parametrize("num_failures", [1, local.RAY_ATTEMPTS - 1, local.RAY_ATTEMPTS])
