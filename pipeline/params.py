@@ -69,6 +69,18 @@ BACKGROUND = Share("background", is_background=True)
 
 
 @dataclass(frozen=True, slots=True)
+class Urgency:
+    """How soon an image is needed, among those of its caller."""
+
+    promise: float = math.inf  # when it must leave the engine, by `time.perf_counter`; infinite: no promise
+    level: int = 0  # images of a higher level go first
+    is_background: bool = False  # goes after others until it must start to keep `promise`
+
+
+NOT_URGENT = Urgency()
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewRequest:
     """How many previews an image should have, of which those before `first` are not made (again)."""
 

@@ -5,15 +5,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
-from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
+from safelight.service.early_refusals import AskedImages
+from safelight.service.errors import PromiseRefused, QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.image_stream import ImageStream
 from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     ImageFormat,
     PreparedSource,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -22,6 +25,7 @@ from safelight.service.messages import (
 )
 from safelight.service.model_backends import ModelBackend, ModelBackends
 from safelight.service.previews import PreviewSink
+from safelight.service.promises import GatewayPromises
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
@@ -30,6 +34,7 @@ from safelight.service.usage.client import LedgerClient
 logger = logging.getLogger(__name__)
 
 DRAIN_POLL_SECONDS = 0.05
+QUOTE_SECONDS = 5.0  # for a denoiser to answer
 
 
 class RequestDispatcher:
@@ -40,6 +45,7 @@ class RequestDispatcher:
         metrics: Counts retries and images in flight.
         settings: Limits and deadlines.
         ledger: Knows the status of a stage that does not answer.
+        promises: Refuses early what the denoisers would refuse.
     """
 
     def __init__(
@@ -48,7 +54,9 @@ class RequestDispatcher:
         metrics: Metrics,
         settings: Settings,
         ledger: LedgerClient | None = None,
+        promises: GatewayPromises | None = None,
     ):
+        self.promises = promises or GatewayPromises(settings)
         self._backends = backends
         self._ledger = ledger
         self._metrics = metrics
@@ -61,6 +69,7 @@ class RequestDispatcher:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         upload: Upload | None = None,
+        digest: str = "",
     ) -> list[DecodeResult]:
         """Generate all images of one request, in order.
 
@@ -69,13 +78,16 @@ class RequestDispatcher:
             output: Their file format.
             context: Of the request; says the model.
             upload: What the images are edits of.
+            digest: Of the request, by which it is known when it comes again.
 
         Raises:
             ServiceError: The request failed; none of its images is left in the batch.
         """
+        asked = _asked(images, context, digest)
+        context = self.promises.admit(asked, context)
         entry = self._admit(context.model, len(images))
         try:
-            return await self._generate_in_time(images, _Job(entry, output, context, upload))
+            return await self._generate_in_time(images, _Job(entry, output, context, upload, asked))
         finally:
             self._count(entry, -len(images))
 
@@ -86,6 +98,7 @@ class RequestDispatcher:
         stream: ImageStream,
         context: RequestContext = NO_CONTEXT,
         upload: Upload | None = None,
+        digest: str = "",
     ) -> "asyncio.Future[list[DecodeResult]]":
         """Begin to generate all images of one request into `stream`.
 
@@ -99,11 +112,21 @@ class RequestDispatcher:
         Raises:
             ServiceError: The request was not admitted. The work raises one if the request fails later.
         """
+        asked = _asked(images, context, digest)
+        context = self.promises.admit(asked, context)
         entry = self._admit(context.model, len(images))
-        job = _Job(entry, output, context, upload, stream)
+        job = _Job(entry, output, context, upload, asked, stream)
         work = asyncio.ensure_future(self._generate_in_time(images, job))
         work.add_done_callback(lambda _: self._count(entry, -len(images)))  # also if it is cancelled at once
         return work
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        """What the denoiser would say of an image, if it came now. Raises `ServiceError`."""
+        entry = self._backends.find(context.model)
+        try:
+            return await asyncio.wait_for(entry.backend.quote(params, context), QUOTE_SECONDS)
+        except Exception as error:
+            raise as_service_error(error) from error
 
     @property
     def is_draining(self) -> bool:
@@ -164,7 +187,10 @@ class RequestDispatcher:
         try:
             return await asyncio.wait_for(self._generate_all(images, job), self._settings.deadline_seconds)
         except Exception as error:
-            raise as_service_error(error) from error  # the request's log line names the cause
+            answer = as_service_error(error)
+            if isinstance(answer, PromiseRefused):
+                self.promises.refused(job.asked, job.context, answer)
+            raise answer from error  # the request's log line names the cause
 
     async def _generate_all(self, images: Sequence[GenerationParams], job: "_Job") -> list[DecodeResult]:
         source = None if job.upload is None else await self._prepare(job.upload, job)
@@ -204,8 +230,10 @@ class RequestDispatcher:
         except Exception as error:
             self._check_retry(error, job, {"image": params.image_index})
         source = None if job.upload is None else await job.entry.backend.prepare(job.upload, job.context)
-        # an image is a pure function of its parameters, so the retry gives the same one
-        return await job.entry.backend.generate(params, job.output, job.context, source, previews)
+        # an image is a pure function of its parameters, so the retry gives the same one; it has its promise
+        terms = job.context.terms and replace(job.context.terms, is_certain=True)
+        context = replace(job.context, terms=terms)
+        return await job.entry.backend.generate(params, job.output, context, source, previews)
 
     def _check_retry(self, error: Exception, job: "_Job", fields: dict[str, object]) -> None:
         """Count a retry, if `error` is the loss of a stage; raise it otherwise."""
@@ -224,5 +252,14 @@ class _Job:
     output: ImageFormat
     context: RequestContext
     upload: Upload | None  # of edits
+    asked: AskedImages  # as early refusals see it
     stream: ImageStream | None = None  # gets the images of a streamed request
     source: PreparedSource | None = None  # the upload, prepared
+
+
+def _asked(images: Sequence[GenerationParams], context: RequestContext, digest: str) -> AskedImages:
+    """A request as early refusals see it."""
+    first = images[0]
+    evaluations = first.steps_taken * (1 + needs_uncond(first.guidance_scale))
+    cost = float(first.width * first.height * evaluations)
+    return AskedImages(context.model, context.share.caller, digest, cost, len(images))

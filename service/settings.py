@@ -23,6 +23,7 @@ from safelight.service.setting_types import (
     ModelValues,
     PositiveFloat,
     PositiveInt,
+    Probability,
     StageReplicas,
     check_accounts_name,
     check_aliases,
@@ -257,6 +258,15 @@ class Settings(BaseSettings):
         300.0,
         description="Seconds after a request has been parsed in which its images must be finished; else it "
         "is answered with status 503.",
+    )
+    promise_seconds: Amount = Field(
+        30.0,
+        description="Seconds in which the images of a request must be done that does not say `deadline_ms`; "
+        "one that the service cannot promise is refused with status 429 (docs/promises.md). A request that "
+        "needs longer by itself is promised twice what it needs. 0: nothing is promised.",
+    )
+    promise_probability: Probability = Field(
+        0.95, description="Probability with which promises should be kept, more than 0 and less than 1."
     )
     body_seconds: PositiveFloat = Field(
         20.0,

@@ -104,10 +104,15 @@ ARROWS: dict[str, str] = {
         "service.backend service.keys service.messages service.setting_types service.settings service.usage"
     ),
     "service.model_backends": "pipeline.catalog service.backend service.errors",
-    "service.dispatcher": (
-        "pipeline.params service.backend service.errors service.image_stream service.messages "
-        "service.model_backends service.previews service.runtime service.settings service.telemetry "
+    "service.early_refusals": "service.errors",
+    "service.promises": (
+        "service.early_refusals service.errors service.messages service.setting_types service.settings "
         "service.usage"
+    ),
+    "service.dispatcher": (
+        "pipeline.diffusion pipeline.params service.backend service.early_refusals service.errors "
+        "service.image_stream service.messages service.model_backends service.previews service.promises "
+        "service.runtime service.settings service.telemetry service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
     "service.jobs": (
@@ -126,7 +131,7 @@ ARROWS: dict[str, str] = {
         "service.image_store service.image_stream service.jobs service.keys service.messages "
         "service.model_backends "
         "service.moderation "
-        "service.previews service.quotas "
+        "service.previews service.promises service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (

@@ -50,6 +50,7 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "bars": bars_table(),
         "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
         "fairness": _simulated(runs, "fairness"),
+        "overload": _simulated(runs, "overload"),
         "policies": _simulated(runs, "policies"),
         "deadlines": "\n\n".join(_simulated(runs, name) for name in deadline_runs(runs)),
     }

@@ -114,4 +114,8 @@ def _future_arrivals(recent_arrivals: Sequence[SampleWorkload], now: float) -> I
     interval = seconds / sum(time > times[0] + SAME_REQUEST_SECONDS for time in times)
     numbers = range(1, int(EXTRAPOLATION * seconds / interval) + 1)
     for number, workload in zip(numbers, cycle(recent_arrivals), strict=False):
-        yield ForecastSample(None, replace(workload, arrived=now + number * interval, deadline=math.inf), 0)
+        arrived = now + number * interval
+        promise = workload.urgency.promise - workload.arrived + arrived
+        urgency = replace(workload.urgency, promise=promise)
+        future = replace(workload, arrived=arrived, deadline=math.inf, urgency=urgency)
+        yield ForecastSample(None, future, 0)

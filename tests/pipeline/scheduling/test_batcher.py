@@ -263,7 +263,7 @@ def test_due_time_and_lateness_follow_the_slowdown() -> None:
         workload = make_workload([2] * 10, [2.0] * 10, 64, curve, arrived=5.0, deadline=6.0)
         assert workload.seconds_left[0] == pytest.approx(0.12)
         for slowdown, is_late in ((1.0, False), (4.0, True)):
-            will_be_late, due = workload.priority(0, 5.6, slowdown)
+            will_be_late, _, due = workload.priority(0, 5.6, slowdown)
             assert will_be_late is is_late
             assert due == pytest.approx(5.0 + MAX_SLOWDOWN * 0.12 * slowdown)
 
