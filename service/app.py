@@ -205,7 +205,7 @@ def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": REPLICA_CPUS} | ({"num_gpus": num_gpus} if num_gpus else {}),
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 2.0,
+        "health_check_period_s": 0.5,  # a death is noticed that late
         # Few: a checkpoint that cannot be loaded will not load at the next attempt either.
         "max_constructor_retry_count": 2,
         "logging_config": LoggingConfig(enable_access_log=False),

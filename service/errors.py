@@ -28,6 +28,7 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
+│   ├── PoisonedRequest      422  its image ended the denoiser twice, and again when it was drawn alone
 │   └── WrongContentType     415
 │       └── UnsupportedEncoding  415  of the body: compression or character set
 ├── ClientGone               499  never sent: the client has disconnected
@@ -264,6 +265,16 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class PoisonedRequest(InvalidRequest):
+    status = 422
+    type = "server_error"  # nobody can tell from the request
+    code = "request_poisoned"
+    message = (
+        "The denoiser was lost three times while it drew this image, the last time alone; the image is not "
+        "tried again. Another prompt, size or number of steps may work."
+    )
+
+
 class WrongContentType(InvalidRequest):
     status = 415
     code = "unsupported_media_type"
@@ -381,8 +392,14 @@ class JobAbandoned(StageFailed):
 
 
 class StageLost(StageFailed):
+    """The loss of a stage, with its name if that is known."""
+
     code = "stage_lost"
     message = "A part of the service was lost and is being restarted; please try again."
+
+    def __init__(self, message: str | None = None, stage: str = ""):
+        super().__init__(message)
+        self.stage = stage
 
 
 # the pipeline's parameters that have another name in requests

@@ -33,6 +33,7 @@ class RequestContext:
     request_id: str = ""  # the client's own, or ours, for log lines
     model: str = ""  # id of the model that draws it; empty: the first of the service or the stage
     share: Share = ONLY_CALLER  # of the API key that asks for it
+    is_alone: bool = False  # the denoiser was lost with the image, so that it draws it without batch-mates
 
 
 NO_CONTEXT = RequestContext()

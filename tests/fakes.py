@@ -158,7 +158,7 @@ class FakeBackend:
 
 
 # How a sample of FakeEngine ends, by its prompt.
-ENDS = {"diverge": FinishReason.FAILED, "expire": FinishReason.EXPIRED}
+ENDS = {"diverge": FinishReason.DIVERGED, "expire": FinishReason.EXPIRED}
 
 
 @dataclass
@@ -186,6 +186,7 @@ class FakeEngine:
         self.times: list[tuple[float, float]] = []  # arrival and deadline of every sample that was added
         self.shares: list[Share] = []  # whose each was
         self.aborted: list[Any] = []
+        self.most_running = 0
         self.ready_previews: list[SamplePreview] = []
         self.may_tick = threading.Event()
         self.may_tick.set()
@@ -219,6 +220,7 @@ class FakeEngine:
         self.times.append((arrived, deadline))
         self.shares.append(share)
         self.samples[request_id] = FakeSample(params, params.num_steps, previews)
+        self.most_running = max(self.most_running, len(self.samples))
 
     def abort(self, request_id: str) -> None:
         if self.samples.pop(request_id, None):
