@@ -28,7 +28,6 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
 │   ├── BodyTooLarge         413
-│   ├── PoisonedRequest      422  its image ended the denoiser twice, and again when it was drawn alone
 │   └── WrongContentType     415
 │       └── UnsupportedEncoding  415  of the body: compression or character set
 ├── ClientGone               499  never sent: the client has disconnected
@@ -45,6 +44,7 @@ ServiceError                 503  anything unforeseen, without details
 ├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
     ├── JobAbandoned         503  a job that the service was lost with too often
+    ├── PoisonedRequest      422  the denoiser died of its image, also when it drew nothing else
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
 """
@@ -265,16 +265,6 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
-class PoisonedRequest(InvalidRequest):
-    status = 422
-    type = "server_error"  # nobody can tell from the request
-    code = "request_poisoned"
-    message = (
-        "The denoiser was lost three times while it drew this image, the last time alone; the image is not "
-        "tried again. Another prompt, size or number of steps may work."
-    )
-
-
 class WrongContentType(InvalidRequest):
     status = 415
     code = "unsupported_media_type"
@@ -380,6 +370,17 @@ class StageFailed(ServiceError):
 
 class BrokenImage(StageFailed):
     code = "broken_picture"
+    retry_after = None
+    should_retry = False
+
+
+class PoisonedRequest(StageFailed):
+    status = 422
+    code = "request_poisoned"
+    message = (
+        "The denoiser was lost three times while it drew this image, the last time alone; the image is not "
+        "tried again. Another prompt, size or number of steps may work."
+    )
     retry_after = None
     should_retry = False
 

@@ -24,6 +24,8 @@ RAY_FILES = (
     "tests/readme/test_live_commands.py",
     "tests/e2e/test_autoscaling.py",
     "tests/chaos/test_conservation.py",
+    "tests/chaos/test_upgrade.py",
+    "tests/loadtests/test_chaos.py",
     "tests/environments/test_start.py",
     "tests/environments/test_death.py",
     "tests/service/telemetry/test_tracing.py",

@@ -11,6 +11,7 @@ from safelight.service.errors import (
     InvalidRequest,
     LeaseLost,
     LimitReached,
+    PoisonedRequest,
     QueueFull,
     ServiceError,
     ShuttingDown,
@@ -29,7 +30,7 @@ MAX_BACKOFF_SECONDS = 60.0
 BUSY_SECONDS = 2.0  # after a service that was full
 # A failure of the service that is none of the job: drawn again, however often.
 BUSY_ERRORS = (QueueFull, ShuttingDown, LimitReached)
-FINAL_ERRORS = (InvalidRequest, BrokenImage)  # another drawing would end alike
+FINAL_ERRORS = (InvalidRequest, BrokenImage, PoisonedRequest)  # another drawing would end alike
 
 
 class JobRunner:
