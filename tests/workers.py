@@ -24,6 +24,7 @@ RAY_FILES = (
     "tests/readme/test_live_commands.py",
     "tests/e2e/test_autoscaling.py",
     "tests/chaos/test_conservation.py",
+    "tests/chaos/test_restarted_jobs.py",
     "tests/chaos/test_upgrade.py",
     "tests/loadtests/test_chaos.py",
     "tests/environments/test_start.py",

@@ -5,12 +5,16 @@ in the service's folder, and the worker that removes it is one. So this module, 
 something when it is imported.
 """
 
+from __future__ import annotations
+
 import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safelight.pipeline.catalog.model_info import ModelInfo
+if TYPE_CHECKING:
+    from safelight.pipeline.catalog.model_info import ModelInfo
 
 REQUEST = "spare_wanted"  # the file that asks for a spare worker, with the pickled models that are served
 MARKS = "spare_workers"  # the folder with a file for each spare worker, named by its process

@@ -79,7 +79,7 @@ def test_the_seed_is_chosen_when_the_job_is_submitted(service: Service) -> None:
     path = f"{JOBS}/{response.json()['id']}"
     assert service.wait(path)["attempts"] == 2
     seeds = [params.seed for params, _, _ in service.backend.calls if params.prompt == "p"]
-    assert len(seeds) == 3 and len(set(seeds)) == 1
+    assert len(seeds) == 5 and len(set(seeds)) == 1
 
 
 @pytest.fixture(autouse=True)
