@@ -47,7 +47,7 @@ def kill(service_pid: int, url: str, kind: str) -> Death:
     at = time.monotonic()
     victim.kill()
     with httpx2.Client(base_url=url, timeout=PROBE_SECONDS) as client:
-        way_in = _until(lambda: _is_ok(client, "GET", "/healthz"), at)
+        way_in = _until(lambda: _is_ok(client, "GET", "/health"), at)
         draws = _until(lambda: _is_ok(client, "POST", "/v1/images/generations"), at)
 
         def is_whole() -> bool:
