@@ -18,6 +18,8 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 
 from safelight.pipeline.params import Share
 
@@ -58,16 +60,17 @@ class Tags:
         starts = {share: self.start_of(share) for share in waiting}
         tags: dict[Share, float] = {}
         virtual_time = self.virtual_time
-        for share, seconds in packets:
+        for share, group in groupby(packets, itemgetter(0)):  # hashing every packet's share would cost more
+            seconds = [seconds for _, seconds in group]
             start = tags[share] if share in tags else self.start_of(share)
-            virtual_time = max(virtual_time, start)
-            tags[share] = start + seconds / share.weight
+            tags[share] = start + sum(seconds) / share.weight
+            virtual_time = max(virtual_time, tags[share] - seconds[-1] / share.weight)
         finish = {
             share: tag
             for share, tag in (dict(self.finish) | starts | tags).items()
             if share in waiting or tag > virtual_time - credit / share.weight
         }
-        return Tags(virtual_time, finish, waiting, credit, sum(seconds for _, seconds in packets))
+        return Tags(virtual_time, finish, waiting, credit, sum(map(itemgetter(1), packets)))
 
     def charged(self, share: Share, seconds: float) -> Tags:
         """The state after a caller has used seconds outside of ticks."""
