@@ -17,7 +17,8 @@ STOP_SECONDS = 60.0
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-NO_ACCOUNTS = {"SAFELIGHT_KEEP_ACCOUNTS": "never"}  # they are of no use after a test
+# Accounts are of no use after a test, and the start of a spare worker would disturb it.
+QUIET = {"SAFELIGHT_KEEP_ACCOUNTS": "never", "SAFELIGHT_SPARE_WORKERS": "0"}
 
 
 class CannotStart(Exception):
@@ -33,7 +34,7 @@ class Service:
 
 
 @contextmanager
-def service(model: str, log: Path, variables: Mapping[str, str] = NO_ACCOUNTS) -> Iterator[Service]:
+def service(model: str, log: Path, variables: Mapping[str, str] = QUIET) -> Iterator[Service]:
     """Run `safelight serve` while the block runs.
 
     Args:
