@@ -8,7 +8,9 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -89,13 +91,15 @@ def end_other_idle_workers(folder: Path) -> None:
 def start_worker() -> None:
     """Let Ray start an idle worker on this machine, by the call with which it prepares for tasks."""
     import ray
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
+    channels: Any = import_module("ray._private.grpc_utils")
+    messages: Any = import_module("ray.core.generated.node_manager_pb2")
+    services: Any = import_module("ray.core.generated.node_manager_pb2_grpc")
+    common: Any = import_module("ray.core.generated.common_pb2")
     here = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray.nodes() if node["NodeID"] == here)
-    request = node_manager_pb2.PrestartWorkersRequest(
-        language=common_pb2.PYTHON, num_workers=1, keep_alive_duration_secs=KEEP_SECONDS
+    request = messages.PrestartWorkersRequest(
+        language=common.PYTHON, num_workers=1, keep_alive_duration_secs=KEEP_SECONDS
     )
-    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
-        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=CALL_SECONDS)
+    with channels.init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        services.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=CALL_SECONDS)

@@ -94,7 +94,7 @@ def test_a_kill_is_over_when_another_process_of_the_kind_runs(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     title = KINDS["decoder"] + ":x"
-    victim, others = replica(title), []
+    victim, others = replica(title), list[subprocess.Popen[bytes]]()
     probe = kinds._is_ok
 
     def start_another(*args: object) -> bool:

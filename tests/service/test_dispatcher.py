@@ -24,11 +24,13 @@ from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     ImageFormat,
+    PreparedSource,
     RequestContext,
     StageStatus,
     Upload,
 )
 from safelight.service.model_backends import ModelBackends
+from safelight.service.previews import PreviewSink
 from safelight.service.retries import MAX_RETRIES
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
@@ -194,7 +196,12 @@ class PoisonedBackend(FakeBackend):
         self._num_alone = self.most_alone = 0
 
     async def generate(
-        self, params: GenerationParams, output: ImageFormat, context: RequestContext = NO_CONTEXT, *rest: Any
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
     ) -> DecodeResult:
         self._num_alone += context.is_alone
         self.most_alone = max(self.most_alone, self._num_alone)
@@ -208,7 +215,7 @@ class PoisonedBackend(FakeBackend):
             if end.done():
                 self.calls.append((params, output, context))
                 end.result()
-            return await super().generate(params, output, context)
+            return await super().generate(params, output, context, source, previews)
         finally:
             self._running.remove(end)
             self._num_alone -= context.is_alone
