@@ -11,6 +11,8 @@ class FinishReason(StrEnum):
     DONE = "done"
     ABORTED = "aborted"
     FAILED = "failed"
+    DIVERGED = "diverged"  # its numbers are not finite
+    TOO_LARGE = "too large"  # for the device's memory, also alone
     EXPIRED = "expired"  # its deadline passed first
 
 

@@ -50,6 +50,7 @@ ServiceError                 503  anything unforeseen, without details
 ├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
     ├── JobAbandoned         503  a job that the service was lost with too often
+    ├── PoisonedRequest      422  the denoiser died of its image, also when it drew nothing else
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
 """
@@ -449,6 +450,17 @@ class BrokenImage(StageFailed):
     should_retry = False
 
 
+class PoisonedRequest(StageFailed):
+    status = 422
+    code = "request_poisoned"
+    message = (
+        "The denoiser was lost three times while it drew this image, the last time alone; the image is not "
+        "tried again. Another prompt, size or number of steps may work."
+    )
+    retry_after = None
+    should_retry = False
+
+
 class JobAbandoned(StageFailed):
     code = "job_abandoned"
     message = "The service was lost several times while it drew this job, which is given up."
@@ -457,8 +469,14 @@ class JobAbandoned(StageFailed):
 
 
 class StageLost(StageFailed):
+    """The loss of a stage, with its name if that is known."""
+
     code = "stage_lost"
     message = "A part of the service was lost and is being restarted; please try again."
+
+    def __init__(self, message: str | None = None, stage: str = ""):
+        super().__init__(message)
+        self.stage = stage
 
 
 # the pipeline's parameters that have another name in requests

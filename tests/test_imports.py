@@ -109,10 +109,11 @@ ARROWS: dict[str, str] = {
         "service.early_refusals service.errors service.messages service.setting_types service.settings "
         "service.usage"
     ),
+    "service.retries": "service.errors",
     "service.dispatcher": (
         "pipeline.diffusion pipeline.params service.backend service.early_refusals service.errors "
         "service.image_stream service.messages service.model_backends service.previews service.promises "
-        "service.runtime service.settings service.telemetry service.usage"
+        "service.retries service.runtime service.settings service.telemetry service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
     "service.jobs": (
@@ -139,7 +140,7 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend "
+        "pipeline.assembly pipeline.catalog pipeline.params pipeline.scheduling service.backend "
         "service.errors service.http service.inprocess service.messages service.model_backends "
         "service.previews service.runtime service.settings service.stage_sets service.stages "
         "service.telemetry service.usage"
@@ -155,7 +156,8 @@ ARROWS: dict[str, str] = {
     ),
     "service.local": (
         "pipeline.capacity pipeline.catalog service.app service.live_changes service.previews "
-        "service.runtime service.served_model service.setting_types service.settings service.stage_sets"
+        "service.ray_serve service.runtime service.served_model service.setting_types service.settings "
+        "service.stage_sets"
     ),
     "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",

@@ -376,7 +376,7 @@ class Engine:
         self._runner.release_memory()
         if len(samples) == 1:
             error = "the device has too little memory for an image of this size"
-            self._remove(samples[0].request_id, FinishReason.FAILED, error)
+            self._remove(samples[0].request_id, FinishReason.TOO_LARGE, error)
             return
         rows = [sample.workload.rows[sample.step_index] for sample in samples]
         tokens = sum(count * sample.workload.tokens for count, sample in zip(rows, samples, strict=True))
@@ -395,7 +395,7 @@ class Engine:
                 self._leave(sample, FinishReason.DONE, latents=finished.latents)
             else:
                 error = "the sample diverged to values that are not finite"
-                self._leave(sample, FinishReason.FAILED, error)
+                self._leave(sample, FinishReason.DIVERGED, error)
 
     def _complete_in_flight(self) -> None:
         tick, self._in_flight = self._in_flight, None

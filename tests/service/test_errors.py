@@ -99,6 +99,7 @@ TREE = {
     "MethodNotAllowed": (405, "invalid_request_error", "method_not_allowed", None),
     "BodyTooSlow": (408, "invalid_request_error", "request_timeout", None),
     "BodyTooLarge": (413, "invalid_request_error", "request_too_large", None),
+    "PoisonedRequest": (422, "server_error", "request_poisoned", None),
     "WrongContentType": (415, "invalid_request_error", "unsupported_media_type", None),
     "UnsupportedEncoding": (415, "invalid_request_error", "unsupported_encoding", None),
     "ClientGone": (499, "server_error", "client_gone", None),
