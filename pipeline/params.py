@@ -11,6 +11,8 @@ class FinishReason(StrEnum):
     DONE = "done"
     ABORTED = "aborted"
     FAILED = "failed"
+    DIVERGED = "diverged"  # its numbers are not finite
+    TOO_LARGE = "too large"  # for the device's memory, also alone
     EXPIRED = "expired"  # its deadline passed first
 
 
@@ -66,6 +68,18 @@ class Share:
 ONLY_CALLER = Share()
 # All work in the background is one caller's; who of its callers goes first is decided before it comes here.
 BACKGROUND = Share("background", is_background=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """How soon an image is needed, among those of its caller."""
+
+    promise: float = math.inf  # when it must leave the engine, by `time.perf_counter`; infinite: no promise
+    level: int = 0  # images of a higher level go first
+    is_background: bool = False  # goes after others until it must start to keep `promise`
+
+
+NOT_URGENT = Urgency()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── JobsOff              400  or the images of jobs cannot be stored
 │   ├── JobNotDone           409  so that it has no images, or none any more
 │   ├── KeyReused            409  an Idempotency-Key, for another request
+│   ├── DeadlineTooShort     400  also on an idle service
 │   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
@@ -36,9 +37,10 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── Interrupted          409  the client has asked for an end
 │   └── LeaseLost            499  another gateway draws the job, or it was cancelled
 ├── QueueFull                429
-│   └── TooManyJobs          429
-│       ├── TooManyBatches   429
-│       └── TooManyFiles     429
+│   ├── TooManyJobs          429
+│   │   ├── TooManyBatches   429
+│   │   └── TooManyFiles     429
+│   └── PromiseRefused       429  the images would be done too late; says when
 ├── JobsUnavailable          503  the database of jobs cannot be used
 ├── LimitReached             429  of the API key: requests, images, device-seconds or spend
 ├── KeysUnavailable          503  the database of keys cannot be read
@@ -48,12 +50,14 @@ ServiceError                 503  anything unforeseen, without details
 ├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
     ├── JobAbandoned         503  a job that the service was lost with too often
+    ├── PoisonedRequest      422  the denoiser died of its image, also when it drew nothing else
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
 """
 
 import asyncio
 import math
+from typing import Any
 
 from safelight.pipeline.errors import InvalidParams
 
@@ -82,7 +86,7 @@ class ServiceError(Exception):
         # OpenAI's clients send 408, 409, 429 and all of 500 and above again, unless this says no
         return headers if self.should_retry else headers | {"x-should-retry": "false"}
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> dict[str, dict[str, Any]]:
         """OpenAI's error object, always with all four keys."""
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
@@ -258,6 +262,11 @@ class KeyReused(InvalidRequest):
     )
 
 
+class DeadlineTooShort(InvalidRequest):
+    code = "deadline_too_short"
+    message = "deadline_ms: the images take longer, also on an idle service."
+
+
 class LinkExpired(InvalidRequest):
     status = 410
     code = "link_expired"
@@ -337,6 +346,49 @@ class TooManyFiles(TooManyJobs):
     retry_after = None
 
 
+class PromiseRefused(QueueFull):
+    """The images cannot be promised in time: when they would be done, and when to come again.
+
+    Args:
+        message: For the client.
+        promised: Seconds in which they would have to be done.
+        forecast: Seconds in which they would be done.
+        retry: Seconds after which they would be let in.
+        work: Seconds of the device that an image takes.
+    """
+
+    code = "promise_refused"
+    message = "The images would not be done in time; please try again later."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        promised: float = 0.0,
+        forecast: float = 0.0,
+        retry: float = 1.0,
+        work: float = 0.0,
+    ):
+        super().__init__(message)
+        self.promised_seconds, self.forecast_seconds, self.work_seconds = promised, forecast, work
+        self.replica = ""  # the denoiser that refused; empty: the gateway, without asking one
+        self.set_retry(retry)
+
+    def set_retry(self, seconds: float) -> None:
+        """Set after how many seconds the same request would be let in."""
+        self.retry_seconds = seconds
+        self.retry_after = max(1, math.ceil(seconds))
+        self.should_retry = seconds <= MAX_RETRY_SECONDS
+
+    def body(self) -> dict[str, dict[str, Any]]:
+        body = super().body()
+        body["error"]["forecast"] = {
+            "seconds": round(self.forecast_seconds, 3),
+            "promised_seconds": round(self.promised_seconds, 3),
+            "retry_seconds": round(self.retry_seconds, 3),
+        }
+        return body
+
+
 class JobsUnavailable(ServiceError):
     code = "jobs_unavailable"
     message = "The database of jobs cannot be used now; please try again later."
@@ -398,6 +450,17 @@ class BrokenImage(StageFailed):
     should_retry = False
 
 
+class PoisonedRequest(StageFailed):
+    status = 422
+    code = "request_poisoned"
+    message = (
+        "The denoiser was lost three times while it drew this image, the last time alone; the image is not "
+        "tried again. Another prompt, size or number of steps may work."
+    )
+    retry_after = None
+    should_retry = False
+
+
 class JobAbandoned(StageFailed):
     code = "job_abandoned"
     message = "The service was lost several times while it drew this job, which is given up."
@@ -406,8 +469,14 @@ class JobAbandoned(StageFailed):
 
 
 class StageLost(StageFailed):
+    """The loss of a stage, with its name if that is known."""
+
     code = "stage_lost"
     message = "A part of the service was lost and is being restarted; please try again."
+
+    def __init__(self, message: str | None = None, stage: str = ""):
+        super().__init__(message)
+        self.stage = stage
 
 
 # the pipeline's parameters that have another name in requests

@@ -23,6 +23,7 @@ from safelight.service.setting_types import (
     ModelValues,
     PositiveFloat,
     PositiveInt,
+    Probability,
     StageReplicas,
     check_accounts_name,
     check_aliases,
@@ -258,6 +259,20 @@ class Settings(BaseSettings):
         description="Seconds after a request has been parsed in which its images must be finished; else it "
         "is answered with status 503.",
     )
+    promise_seconds: Amount = Field(
+        30.0,
+        description="Seconds in which the images of a request must be done that does not say `deadline_ms`; "
+        "one that the service cannot promise is refused with status 429 (docs/promises.md). A request that "
+        "needs longer by itself is promised twice what it needs. 0: nothing is promised.",
+    )
+    promise_probability: Probability = Field(
+        0.95, description="Probability with which promises should be kept, more than 0 and less than 1."
+    )
+    hang_seconds: PositiveFloat = Field(
+        60.0,
+        description="Seconds that a tick of the denoiser may take, or 20 times its forecast if that is "
+        "longer; a replica in which one takes longer hangs, and is replaced (docs/faults.md).",
+    )
     body_seconds: PositiveFloat = Field(
         20.0,
         description="Seconds in which a request's body must arrive; else it is answered with status 408.",
@@ -466,6 +481,21 @@ class Settings(BaseSettings):
         "",
         description="Unix datagram socket to which all processes send their log lines. `safelight serve` "
         "makes one and writes the lines to standard error. Empty: each process writes to its own.",
+    )
+    calibration_folder: str = Field(
+        "",
+        description="Folder with what denoisers of this machine have measured at their start, for those that "
+        "replace them. `safelight serve` makes one for as long as it runs. Empty: every denoiser measures.",
+    )
+    spare_workers: Count = Field(
+        1,
+        description="Processes that `safelight serve` keeps ready, with all libraries imported, to replace a "
+        "part that is lost (docs/faults.md). Each takes some 400 MB.",
+    )
+    restarts: Count = Field(
+        3,
+        description="How often within ten minutes `safelight serve` starts all of its processes again after "
+        "one was lost that nothing else replaces; 0: it ends with status 1 instead.",
     )
     trace_endpoint: str = Field(
         "",

@@ -50,7 +50,7 @@ ARROWS: dict[str, str] = {
     ),
     "pipeline.capacity": (
         "models.autoencoders models.checkpoints models.families models.text pipeline.catalog "
-        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling"
+        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.params pipeline.scheduling"
     ),
     "pipeline.calibration": (
         "models.checkpoints models.denoisers models.packed pipeline.assembly "
@@ -104,10 +104,16 @@ ARROWS: dict[str, str] = {
         "service.backend service.keys service.messages service.setting_types service.settings service.usage"
     ),
     "service.model_backends": "pipeline.catalog service.backend service.errors",
-    "service.dispatcher": (
-        "pipeline.params service.backend service.errors service.image_stream service.messages "
-        "service.model_backends service.previews service.runtime service.settings service.telemetry "
+    "service.early_refusals": "service.errors",
+    "service.promises": (
+        "service.early_refusals service.errors service.messages service.setting_types service.settings "
         "service.usage"
+    ),
+    "service.retries": "service.errors",
+    "service.dispatcher": (
+        "pipeline.diffusion pipeline.params service.backend service.early_refusals service.errors "
+        "service.image_stream service.messages service.model_backends service.previews service.promises "
+        "service.retries service.runtime service.settings service.telemetry service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
     "service.jobs": (
@@ -126,7 +132,7 @@ ARROWS: dict[str, str] = {
         "service.image_store service.image_stream service.jobs service.keys service.messages "
         "service.model_backends "
         "service.moderation "
-        "service.previews service.quotas "
+        "service.previews service.promises service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
@@ -134,7 +140,7 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend "
+        "pipeline.assembly pipeline.catalog pipeline.params pipeline.scheduling service.backend "
         "service.errors service.http service.inprocess service.messages service.model_backends "
         "service.previews service.runtime service.settings service.stage_sets service.stages "
         "service.telemetry service.usage"
@@ -150,7 +156,8 @@ ARROWS: dict[str, str] = {
     ),
     "service.local": (
         "pipeline.capacity pipeline.catalog service.app service.live_changes service.previews "
-        "service.runtime service.served_model service.setting_types service.settings service.stage_sets"
+        "service.ray_serve service.runtime service.served_model service.setting_types service.settings "
+        "service.stage_sets"
     ),
     "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",

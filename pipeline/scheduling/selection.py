@@ -165,7 +165,7 @@ class _Candidates(Generic[R, S]):
             return self._places > self._kept_places + len(self._newcomers)
         return self._places > (0 if share.caller in self._newcomers else len(self._newcomers))
 
-    def _priority(self, sample: R | S) -> tuple[bool, float]:
+    def _priority(self, sample: R | S) -> tuple[bool, int, float]:
         return sample.workload.priority(sample.step_index, self._now, self._slowdown)
 
 

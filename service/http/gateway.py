@@ -51,6 +51,7 @@ from safelight.service.http.openapi import (
 from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.public_url import base_url
+from safelight.service.http.quote import add_quote_route
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.request_body import read_json_object
@@ -346,6 +347,7 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
 
 ROUTES = (
     _add_image_route,
+    add_quote_route,
     add_edit_routes,
     add_file_routes,
     add_job_routes,

@@ -17,6 +17,7 @@ _DESCRIPTIONS = {
     410: "The link has expired",
     413: "The body is too large",
     415: "The body is not declared as JSON, or in an encoding that is not supported",
+    422: "The denoiser died of the image, also when it drew nothing else",
     429: "Too many images are waiting, or a limit of the API key is reached; see Retry-After",
     503: "The image could not be drawn now; see Retry-After",
 }

@@ -29,6 +29,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(PUBLIC_ROUTES, Rule.PUBLIC),
     "/v1/images/generations": Rule.DRAWING,
     "/v1/images/edits": Rule.DRAWING,
+    "/v1/images/quote": Rule.CALLER,
     "/v1/images/files/{name}": Rule.SIGNED,
     "/v1/images/jobs": Rule.CALLER,
     "/v1/images/jobs/{job_id}": Rule.CALLER,

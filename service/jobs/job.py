@@ -44,6 +44,8 @@ class JobWork:
         upload_sizes: Among which it is then chosen.
         has_links: Whether the answer to a line of a batch has links to the images.
         has_files: Whether it has the images themselves.
+        deadline_ms: Of a request whose caller waits: in which its images must be there.
+        priority: Of such a request.
     """
 
     params: tuple[GenerationParams, ...]
@@ -53,6 +55,8 @@ class JobWork:
     upload_sizes: tuple[tuple[int, int], ...] = ()
     has_links: bool = False
     has_files: bool = True
+    deadline_ms: int | None = None
+    priority: int = 0
 
     @property
     def steps(self) -> int:

@@ -20,6 +20,7 @@ SECONDS = 5.0  # of one use of the database
 LEASE_SECONDS = 15.0
 # Of a job that fails, loses its stage, or its gateway: then it is not drawn again.
 MAX_FAILURES = 5
+MAX_LEASE_SECONDS = 60.0  # a lease that ends later is from before the clock was set back
 WITHOUT_KEY: dict[str, None] = {"idempotency_key": None, "idempotency_until": None}
 
 
@@ -56,7 +57,8 @@ class JobDatabase:
 
 def has_lost_lease(now: float) -> ColumnElement[bool]:
     """Whether the gateway that draws a job has not renewed its lease in time."""
-    return and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= now)
+    until = jobs.c.lease_until
+    return and_(jobs.c.state == JobState.RUNNING, or_(until <= now, until > now + MAX_LEASE_SECONDS))
 
 
 def is_claimable(now: float, max_failures: int) -> ColumnElement[bool]:

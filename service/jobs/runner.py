@@ -12,6 +12,7 @@ from safelight.service.errors import (
     InvalidRequest,
     LeaseLost,
     LimitReached,
+    PoisonedRequest,
     QueueFull,
     ServiceError,
     ShuttingDown,
@@ -34,7 +35,7 @@ BUSY_SECONDS = 2.0  # after a service that was full
 BUSY_ERRORS = (QueueFull, ShuttingDown, LimitReached)
 # Of a line of a batch, too, since all others go before it.
 BUSY_LINE_ERRORS = (*BUSY_ERRORS, DeadlineExceeded)
-FINAL_ERRORS = (InvalidRequest, BrokenImage)  # another drawing would end alike
+FINAL_ERRORS = (InvalidRequest, BrokenImage, PoisonedRequest)  # another drawing would end alike
 
 
 class JobRunner:

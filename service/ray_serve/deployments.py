@@ -1,5 +1,8 @@
 """Ray Serve deployments of the stages and the ledger: thin wrappers around their classes."""
 
+import faulthandler
+import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -22,13 +25,14 @@ from safelight.service.messages import (
     PreparedSource,
     Preview,
     PreviewLatents,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
 )
 from safelight.service.previews import CallbackSink, PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.backends import RemoteLedger
-from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
+from safelight.service.ray_serve.deferred import DeferredResult, PostponedResult, ReadyResult
 from safelight.service.runtime.asyncio_tasks import items_then_result
 from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 8  # jobs collected for one call; the stage splits them into batches of its network's size
 BATCH_WAIT_SECONDS = 0.005  # far below a tick, and enough to collect the images of one request
+
+HUNG = 70  # the exit status of a process whose denoiser hangs
+
+logger = logging.getLogger(__name__)
 
 Handle = DeploymentHandle[Any]
 Stage = TypeVar("Stage", EncodeStage, DenoiseStage, DecodeStage)
@@ -139,11 +147,13 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
     """The denoiser. Its engine forms batches itself, so every image goes to it at once."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
-        super().__init__("denoise", lambda: make_denoise_stage(model, settings), settings, ledger)
+        super().__init__(
+            "denoise", lambda: make_denoise_stage(model, settings, end_process), settings, ledger
+        )
 
     async def generate(
         self,
-        conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
+        conditioning: DeferredResult[EncodeResult] | PostponedResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
@@ -151,19 +161,27 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
         """Denoise one image; `on_preview` is for callers in this process."""
-        states, content = await conditioning.value(), await _content_of(source)
-        with self._tracing.span(
-            "denoise", context.traceparent, solver=params.solver, image=params.image_index
-        ) as span:
-            denoised = await self._stage.generate(states, params, context, content, previews, on_preview)
-            usage = denoised.denoise
-            span.set(
-                queue_seconds=usage.cost.queue_seconds,
-                device_seconds=usage.cost.device_seconds,
-                nfe=usage.nfe,
-                rows=usage.rows,
-            )
-            return denoised
+        # before the texts are there: a refused image should cost nothing, and is refused at once
+        with self._stage.admission.place(params, context) as place:
+            states, content = await conditioning.value(), await _content_of(source)
+            with self._tracing.span(
+                "denoise", context.traceparent, solver=params.solver, image=params.image_index
+            ) as span:
+                denoised = await self._stage.generate(
+                    states, params, context, content, previews, on_preview, place
+                )
+                usage = denoised.denoise
+                span.set(
+                    queue_seconds=usage.cost.queue_seconds,
+                    device_seconds=usage.cost.device_seconds,
+                    nfe=usage.nfe,
+                    rows=usage.rows,
+                )
+                return denoised
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        """What an image would be promised now."""
+        return self._stage.admission.quote(params, context)
 
     async def generate_with_previews(
         self,
@@ -230,7 +248,7 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
         with self._tracing.span("prepare", context.traceparent) as span:
             content, report = await self._stage.prepare(upload, context)
             span.set(queue_seconds=report.cost.queue_seconds, device_seconds=report.cost.device_seconds)
-            return PreparedSource(report, DeferredResult(ray.put(content)))
+            return PreparedSource(report, DeferredResult(ray.put(content), "decode"))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | ServiceError]:
@@ -261,14 +279,14 @@ class ColocatedDeployment:
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         """Generate one image; `previews` is for callers in this process."""
-        encoded = await self._encoder.encode(params, context)
+        encoding = PostponedResult(lambda: self._encoder.encode(params, context))
 
         async def decode(latents: PreviewLatents) -> Preview | None:
             return await self._decoder.decode_preview(ReadyResult(latents), output, context, source)
 
         async with PreviewDecoding(decode, previews) as decoding:
             denoised = await self._denoiser.generate(
-                ReadyResult(encoded), params, context, source, decoding.request, decoding.start
+                encoding, params, context, source, decoding.request, decoding.start
             )
             result = await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
             return decoding.charge(result)
@@ -294,6 +312,9 @@ class ColocatedDeployment:
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         return await self._decoder.prepare(upload, context)
 
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        return await self._denoiser.quote(params, context)
+
     async def status(self) -> dict[str, StageStatus]:
         return {
             "encode": await self._encoder.status(),
@@ -307,6 +328,20 @@ class ColocatedDeployment:
 
     def check_health(self) -> None:
         self._denoiser.check_health()
+
+
+def end_process(seconds: float) -> None:
+    """End this process, in which a tick has not ended within `seconds`.
+
+    Nothing else ends a thread that hangs in native code. Serve then starts another replica, to which the
+    images are sent.
+    """
+    faulthandler.dump_traceback()
+    logger.critical(
+        "a tick of the denoiser has not ended, so its process ends", extra={"fields": {"limit": seconds}}
+    )
+    logging.shutdown()
+    os._exit(HUNG)
 
 
 async def _content_of(source: PreparedSource | None) -> EncodedSource | None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from safelight.service.errors import InvalidRequest, JobsOff
-from safelight.service.http.generation import Exchange, ImagePlan, admit_images, describe_plan
+from safelight.service.http.generation import Exchange, ImagePlan, admit_images, describe_plan, wish_of
 from safelight.service.http.image_links import plan_links
 from safelight.service.http.image_requests import answer_images
 from safelight.service.http.jobs.answers import JobAnswers
@@ -74,6 +74,7 @@ async def answer_request(
             "stream",
         )
     describe_plan(exchange, plan)
+    wish_of(exchange, plan)  # refuses a priority that the key may not have
     links = await plan_links(plan.request, plan.asked_model, exchange.gateway, exchange.base_url)
     submission = _make_submission(request, plan, exchange, sent, key, is_interactive=not is_job)
     job = await queue.submit(submission, partial(_check_quotas, exchange, plan))
@@ -158,6 +159,8 @@ def make_work(plan: ImagePlan) -> JobWork:
         tuple(adjustment.model_dump() for adjustment in plan.reading.adjustments),
         None if upload is None else upload.size,
         () if upload is None else upload.sizes,
+        deadline_ms=plan.request.deadline_ms,
+        priority=plan.request.priority or 0,
     )
 
 

@@ -12,6 +12,7 @@ from safelight.service.errors import (
     BrokenImage,
     InvalidRequest,
     LimitReached,
+    PoisonedRequest,
     QueueFull,
     ServiceError,
     ShuttingDown,
@@ -215,7 +216,9 @@ async def test_what_a_service_cannot_draw_now_is_drawn_later(
     assert (await jobs.store.get(job.id, None)).state is JobState.DONE
 
 
-@pytest.mark.parametrize("error", [InvalidRequest("no", "prompt"), BrokenImage()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [InvalidRequest("no", "prompt"), BrokenImage(), PoisonedRequest()], ids=repr
+)
 async def test_what_would_fail_again_has_failed(
     jobs: Jobs, runner: JobRunner, painter: Painter, error: ServiceError
 ) -> None:
