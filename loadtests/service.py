@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ STOP_SECONDS = 60.0
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Accounts are of no use after a test, and the start of a spare worker would disturb it.
+QUIET = {"SAFELIGHT_KEEP_ACCOUNTS": "never", "SAFELIGHT_SPARE_WORKERS": "0"}
 
 
 class CannotStart(Exception):
@@ -32,12 +34,18 @@ class Service:
 
 
 @contextmanager
-def service(model: str, log: Path) -> Iterator[Service]:
-    """Run `safelight serve` while the block runs. Its output goes to the file `log`."""
+def service(model: str, log: Path, variables: Mapping[str, str] = QUIET) -> Iterator[Service]:
+    """Run `safelight serve` while the block runs.
+
+    Args:
+        model: The model.
+        log: The file of its output.
+        variables: Of its environment, beside those of this process.
+    """
     port = _free_port()
     safelight = str(Path(sys.executable).with_name("safelight"))
     command = [safelight, "serve", "--model", model, "--port", str(port)]
-    env = os.environ | {"SAFELIGHT_KEEP_ACCOUNTS": "never"}  # its accounts are of no use after the test
+    env = os.environ | variables
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
         try:

@@ -11,6 +11,8 @@ class FinishReason(StrEnum):
     DONE = "done"
     ABORTED = "aborted"
     FAILED = "failed"
+    DIVERGED = "diverged"  # its numbers are not finite
+    TOO_LARGE = "too large"  # for the device's memory, also alone
     EXPIRED = "expired"  # its deadline passed first
 
 
@@ -60,9 +62,12 @@ class Share:
 
     caller: str = ""  # id of an API key; empty without keys, so that all requests are one caller's
     weight: float = 1.0  # positive
+    is_background: bool = False  # whether it takes only what the others leave
 
 
 ONLY_CALLER = Share()
+# All work in the background is one caller's; who of its callers goes first is decided before it comes here.
+BACKGROUND = Share("background", is_background=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,9 @@ def _gateway(settings: Settings, served: Sequence[StageSet], is_proxied: bool) -
 
 
 def _ledger(settings: Settings) -> Deployment:
-    make = serve.deployment(name="Ledger", max_ongoing_requests=UNLIMITED_CALLS, **_options(settings))
+    # Two ledgers would share out what is reported to them, so a new one starts when the old one has ended.
+    options = _options(settings) | {"max_surge_percent": 0}
+    make = serve.deployment(name="Ledger", max_ongoing_requests=UNLIMITED_CALLS, **options)
     return _with_version(make(LedgerDeployment))
 
 
@@ -205,7 +207,9 @@ def _options(settings: Settings, num_gpus: float = 0.0) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": REPLICA_CPUS} | ({"num_gpus": num_gpus} if num_gpus else {}),
         "graceful_shutdown_timeout_s": settings.shutdown_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 2.0,
+        "health_check_period_s": 0.5,  # a death is noticed that late
+        # An update starts new replicas before it ends old ones. A machine may have no GPU to spare for that.
+        "max_surge_percent": 0 if num_gpus else 100,
         # Few: a checkpoint that cannot be loaded will not load at the next attempt either.
         "max_constructor_retry_count": 2,
         "logging_config": LoggingConfig(enable_access_log=False),

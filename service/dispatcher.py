@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from safelight.pipeline.diffusion.guidance import needs_uncond
@@ -26,6 +28,7 @@ from safelight.service.messages import (
 from safelight.service.model_backends import ModelBackend, ModelBackends
 from safelight.service.previews import PreviewSink
 from safelight.service.promises import GatewayPromises
+from safelight.service.retries import Losses, RetryBudget
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
 from safelight.service.telemetry.metrics import Metrics
@@ -35,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 DRAIN_POLL_SECONDS = 0.05
 QUOTE_SECONDS = 5.0  # for a denoiser to answer
+# A gateway's budget of retries: all images in flight twice, and once more every minute.
+RETRIES_PER_PICTURE = 2
+REFILL_SECONDS = 120.0
 
 
 class RequestDispatcher:
@@ -62,6 +68,9 @@ class RequestDispatcher:
         self._metrics = metrics
         self._settings = settings
         self._is_draining = False
+        self._retries = RetryBudget(RETRIES_PER_PICTURE * settings.max_pictures, REFILL_SECONDS)
+        # By model: one image at a time is drawn alone, lest the death of one be taken for that of another.
+        self._alone: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def generate(
         self,
@@ -204,11 +213,12 @@ class RequestDispatcher:
             await cancel_and_wait(*tasks)
 
     async def _prepare(self, upload: Upload, job: "_Job") -> PreparedSource:
-        try:
-            return await job.entry.backend.prepare(upload, job.context)
-        except Exception as error:
-            self._check_retry(error, job, {"image": "source"})
-        return await job.entry.backend.prepare(upload, job.context)
+        losses = Losses()
+        while True:
+            try:
+                return await job.entry.backend.prepare(upload, job.context)
+            except Exception as error:
+                self._check_retry(error, losses, job, {"image": "source"})
 
     async def _run(self, params: GenerationParams, job: "_Job") -> DecodeResult:
         """Generate one image, and put it into the stream, if there is one."""
@@ -224,22 +234,38 @@ class RequestDispatcher:
     async def _generate_one(
         self, params: GenerationParams, job: "_Job", previews: PreviewSink | None
     ) -> DecodeResult:
-        """Generate one image, once more if a stage is lost, which may have held the source."""
-        try:
-            return await job.entry.backend.generate(params, job.output, job.context, job.source, previews)
-        except Exception as error:
-            self._check_retry(error, job, {"image": params.image_index})
-        source = None if job.upload is None else await job.entry.backend.prepare(job.upload, job.context)
-        # an image is a pure function of its parameters, so the retry gives the same one; it has its promise
-        terms = job.context.terms and replace(job.context.terms, is_certain=True)
-        context = replace(job.context, terms=terms)
-        return await job.entry.backend.generate(params, job.output, context, source, previews)
+        """Generate one image, again if a stage is lost, which may have held the source.
 
-    def _check_retry(self, error: Exception, job: "_Job", fields: dict[str, object]) -> None:
-        """Count a retry, if `error` is the loss of a stage; raise it otherwise."""
-        if not isinstance(as_service_error(error), StageLost):
+        An image is a pure function of its parameters, so a retry gives the same one; it has its promise.
+        """
+        losses, source = Losses(), job.source
+        while True:
+            async with self._turn(losses, job):
+                try:
+                    if losses.total and job.upload is not None:
+                        source = await job.entry.backend.prepare(job.upload, job.context)
+                    terms = job.context.terms
+                    if terms is not None and losses.total:
+                        terms = replace(terms, is_certain=True)
+                    context = replace(job.context, is_alone=losses.is_suspect, terms=terms)
+                    return await job.entry.backend.generate(params, job.output, context, source, previews)
+                except Exception as error:
+                    self._check_retry(error, losses, job, {"image": params.image_index})
+
+    def _turn(self, losses: Losses, job: "_Job") -> AbstractAsyncContextManager[None]:
+        """Within it, no other image that is to be drawn alone is under way from here."""
+        return self._alone[job.entry.model.id] if losses.is_suspect else nullcontext()
+
+    def _check_retry(self, error: Exception, losses: Losses, job: "_Job", fields: dict[str, object]) -> None:
+        """Count a retry if `error` is the loss of a stage that may be tried again; raise otherwise."""
+        lost = as_service_error(error)
+        if not isinstance(lost, StageLost):
+            raise error
+        losses.add(lost)
+        if not self._retries.take(asyncio.get_running_loop().time()):
             raise error
         fields = {"id": job.context.request_id, **fields, "cause": type(error).__name__}
+        fields |= {"stage": lost.stage, "alone": losses.is_suspect}
         logger.warning("a stage was lost, the image is sent again", extra={"fields": fields})
         self._metrics.count_retry(job.entry.model.id)
 

@@ -21,6 +21,8 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── ImageNotStored       404
 │   ├── KeyMissing           404  of the admin API
 │   ├── JobNotFound          404  of this caller
+│   ├── FileMissing          404  of this caller
+│   ├── BatchNotFound        404  of this caller
 │   ├── JobsOff              400  or the images of jobs cannot be stored
 │   ├── JobNotDone           409  so that it has no images, or none any more
 │   ├── KeyReused            409  an Idempotency-Key, for another request
@@ -36,6 +38,8 @@ ServiceError                 503  anything unforeseen, without details
 │   └── LeaseLost            499  another gateway draws the job, or it was cancelled
 ├── QueueFull                429
 │   ├── TooManyJobs          429
+│   │   ├── TooManyBatches   429
+│   │   └── TooManyFiles     429
 │   └── PromiseRefused       429  the images would be done too late; says when
 ├── JobsUnavailable          503  the database of jobs cannot be used
 ├── LimitReached             429  of the API key: requests, images, device-seconds or spend
@@ -46,6 +50,7 @@ ServiceError                 503  anything unforeseen, without details
 ├── StoreFailed              503  of the image store: it cannot be written or read
 └── StageFailed              503  a stage could not process the image
     ├── JobAbandoned         503  a job that the service was lost with too often
+    ├── PoisonedRequest      422  the denoiser died of its image, also when it drew nothing else
     ├── BrokenImage          503  the model produced invalid numbers; a retry changes nothing
     └── StageLost            503  its process died; the work can be sent again
 """
@@ -226,6 +231,18 @@ class JobNotFound(InvalidRequest):
     message = "There is no such job."
 
 
+class FileMissing(InvalidRequest):
+    status = 404
+    code = "file_not_found"
+    message = "There is no such file, or it has expired."
+
+
+class BatchNotFound(InvalidRequest):
+    status = 404
+    code = "batch_not_found"
+    message = "There is no such batch."
+
+
 class JobsOff(InvalidRequest):
     code = "jobs_are_off"
     message = "There are no jobs and no Idempotency-Key here: the setting jobs or image_store says so."
@@ -318,6 +335,15 @@ class TooManyJobs(QueueFull):
     code = "too_many_jobs"
     retry_after = 30
     should_retry = False  # by itself: jobs take minutes
+
+
+class TooManyBatches(TooManyJobs):
+    code = "too_many_batches"
+
+
+class TooManyFiles(TooManyJobs):
+    code = "too_many_files"
+    retry_after = None
 
 
 class PromiseRefused(QueueFull):
@@ -424,6 +450,17 @@ class BrokenImage(StageFailed):
     should_retry = False
 
 
+class PoisonedRequest(StageFailed):
+    status = 422
+    code = "request_poisoned"
+    message = (
+        "The denoiser was lost three times while it drew this image, the last time alone; the image is not "
+        "tried again. Another prompt, size or number of steps may work."
+    )
+    retry_after = None
+    should_retry = False
+
+
 class JobAbandoned(StageFailed):
     code = "job_abandoned"
     message = "The service was lost several times while it drew this job, which is given up."
@@ -432,8 +469,14 @@ class JobAbandoned(StageFailed):
 
 
 class StageLost(StageFailed):
+    """The loss of a stage, with its name if that is known."""
+
     code = "stage_lost"
     message = "A part of the service was lost and is being restarted; please try again."
+
+    def __init__(self, message: str | None = None, stage: str = ""):
+        super().__init__(message)
+        self.stage = stage
 
 
 # the pipeline's parameters that have another name in requests

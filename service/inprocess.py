@@ -6,8 +6,10 @@ No other module of the service makes stages. Torch is imported when a stage is m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.capacity.model_profiles import model_profile
@@ -40,6 +42,7 @@ from safelight.service.stage_sets import plan_stages
 from safelight.service.stages.decode import DecodeStage
 from safelight.service.stages.denoise import DenoiseStage
 from safelight.service.stages.encode import EncodeStage
+from safelight.service.stages.tick_watchdog import TickWatchdog
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,13 +182,24 @@ def make_encode_stage(model: ModelInfo, settings: Settings) -> EncodeStage:
     return EncodeStage(make, model.id, settings.text_cache_bytes)
 
 
-def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
-    """Make the denoising stage. Its thread loads the network, then measures cost curve and peak FLOP/s."""
+def make_denoise_stage(
+    model: ModelInfo, settings: Settings, on_hang: Callable[[float], None] | None = None
+) -> DenoiseStage:
+    """Make the denoising stage. Its thread loads the network, then measures cost curve and peak FLOP/s.
+
+    It measures nothing if another one of this machine has kept its measurements for it.
+
+    Args:
+        model: The model.
+        settings: The service's settings.
+        on_hang: Called if a tick does not end, with the seconds that it had; None: ticks are not watched.
+    """
     with gc_frozen_imports():
         from safelight.pipeline.assembly.engine import build_engine
         from safelight.pipeline.calibration.cost_curve import measure_curve
         from safelight.pipeline.calibration.memory import memory_limits
         from safelight.pipeline.calibration.peak import quick_gemm_peak
+        from safelight.pipeline.calibration.saved import Calibration, load_calibration, save_calibration
 
     def make() -> Engine:
         engine = build_engine(
@@ -196,11 +210,24 @@ def make_denoise_stage(model: ModelInfo, settings: Settings) -> DenoiseStage:
             quantization=settings.quantization,
             is_compiled=settings.compile_blocks,
         )
-        curve = measure_curve(engine, model)
-        peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
-        return engine.calibrated(curve, peak_flops, memory_limits(engine, model))
+        path = _calibration_path(model, settings)
+        measured = None if path is None else load_calibration(path)
+        if measured is None:
+            curve = measure_curve(engine, model)
+            peak_flops = 1e12 * settings.peak_tflops or quick_gemm_peak(engine.device, engine.dtype)
+            measured = Calibration(curve, peak_flops, memory_limits(engine, model))
+            if path is not None:
+                save_calibration(path, measured)
+        return engine.calibrated(measured.curve, measured.peak_flops, measured.limits)
 
-    return DenoiseStage(make, settings.deadline_seconds, model.id, settings.promise_probability)
+    watchdog = None if on_hang is None else TickWatchdog(settings.hang_seconds, on_hang)
+    return DenoiseStage(make, settings.deadline_seconds, model.id, settings.promise_probability, watchdog)
+
+
+def _calibration_path(model: ModelInfo, settings: Settings) -> Path | None:
+    """Where the measurements of a model's denoisers are kept; None if nowhere."""
+    folder = settings.calibration_folder
+    return Path(folder) / f"{sha256(model.id.encode()).hexdigest()[:16]}.json" if folder else None
 
 
 def make_decode_stage(model: ModelInfo, settings: Settings) -> DecodeStage:

@@ -52,6 +52,8 @@ ENVIRONMENT = {
     # A replica that reserves no GPU may use the GPUs of this machine.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    # What a spare worker imports.
+    "RAY_preload_python_modules": "safelight.service.ray_serve.preload",
     "HF_HUB_OFFLINE": "1",
 }
 
@@ -100,6 +102,23 @@ def deploy_service(settings: Settings, report_progress: ProgressCallback) -> str
     report_progress("drawing the warm-up image")
     wait_until_ready(address)
     return address.url
+
+
+@contextlib.contextmanager
+def spare_workers(settings: Settings) -> Iterator[None]:
+    """Within it, idle workers with all libraries replace what is lost."""
+    from safelight.service.ray_serve.spare_workers import SpareWorkers
+
+    if not settings.spare_workers:
+        yield
+        return
+    folder = Path(os.environ["RAY_TMPDIR"])
+    workers = SpareWorkers(settings.spare_workers, find_served_models(settings), folder)
+    workers.start()
+    try:
+        yield
+    finally:
+        workers.stop()
 
 
 def stop_service(settings: Settings, report_progress: ProgressCallback) -> None:

@@ -70,6 +70,7 @@ class RequestContext:
     model: str = ""  # id of the model that draws it; empty: the first of the service or the stage
     share: Share = ONLY_CALLER  # of the API key that asks for it
     terms: PromiseTerms | None = None  # None: it is let in in any case
+    is_alone: bool = False  # the denoiser was lost with the image, so that it draws it without batch-mates
 
 
 NO_CONTEXT = RequestContext()

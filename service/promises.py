@@ -36,7 +36,7 @@ class Wish:
     is_background: bool = False
 
 
-BACKGROUND = Wish(is_background=True)
+NO_WISH = Wish(is_background=True)
 
 
 class GatewayPromises:

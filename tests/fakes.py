@@ -167,7 +167,7 @@ class FakeBackend:
 
 
 # How a sample of FakeEngine ends, by its prompt.
-ENDS = {"diverge": FinishReason.FAILED, "expire": FinishReason.EXPIRED}
+ENDS = {"diverge": FinishReason.DIVERGED, "expire": FinishReason.EXPIRED}
 
 
 @dataclass
@@ -197,6 +197,7 @@ class FakeEngine:
         self.shares: list[Share] = []  # whose each was
         self.urgencies: list[Urgency] = []  # how urgent each was
         self.aborted: list[Any] = []
+        self.most_running = 0
         self.ready_previews: list[SamplePreview] = []
         self.may_tick = threading.Event()
         self.may_tick.set()
@@ -239,6 +240,7 @@ class FakeEngine:
         self.shares.append(share)
         self.urgencies.append(urgency)
         self.samples[request_id] = FakeSample(params, params.num_steps, previews)
+        self.most_running = max(self.most_running, len(self.samples))
 
     def abort(self, request_id: str) -> None:
         if self.samples.pop(request_id, None):

@@ -37,7 +37,8 @@ def serving(
 ) -> Iterator[LiveService]:
     """Run `safelight serve` in `folder` until the block ends; log and accounts stay in `folder`."""
     port, log = free_port(), folder / "serve.log"
-    env = {"XDG_DATA_HOME": str(folder / "data")} | dict(os.environ if env is None else env)
+    defaults = {"XDG_DATA_HOME": str(folder / "data"), "SAFELIGHT_SPARE_WORKERS": "0"}  # they take seconds
+    env = defaults | dict(os.environ if env is None else env)
     command = [str(safelight), "serve", "--port", str(port), *options]
     with log.open("wb") as out:
         process = subprocess.Popen(

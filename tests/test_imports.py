@@ -50,7 +50,7 @@ ARROWS: dict[str, str] = {
     ),
     "pipeline.capacity": (
         "models.autoencoders models.checkpoints models.families models.text pipeline.catalog "
-        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling"
+        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.params pipeline.scheduling"
     ),
     "pipeline.calibration": (
         "models.checkpoints models.denoisers models.packed pipeline.assembly "
@@ -109,16 +109,18 @@ ARROWS: dict[str, str] = {
         "service.early_refusals service.errors service.messages service.setting_types service.settings "
         "service.usage"
     ),
+    "service.retries": "service.errors",
     "service.dispatcher": (
         "pipeline.diffusion pipeline.params service.backend service.early_refusals service.errors "
         "service.image_stream service.messages service.model_backends service.previews service.promises "
-        "service.runtime service.settings service.telemetry service.usage"
+        "service.retries service.runtime service.settings service.telemetry service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
     "service.jobs": (
         "pipeline.params service.database service.errors service.messages service.runtime "
         "service.setting_types service.settings"
     ),
+    "service.batches": "service.database service.errors service.jobs service.settings",
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
         "pipeline.engine pipeline.params service.backend service.messages service.moderation "
@@ -126,7 +128,7 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
-        "service.access service.backend service.database service.dispatcher service.errors "
+        "service.access service.backend service.batches service.database service.dispatcher service.errors "
         "service.image_store service.image_stream service.jobs service.keys service.messages "
         "service.model_backends "
         "service.moderation "
@@ -138,7 +140,7 @@ ARROWS: dict[str, str] = {
         "service.inprocess service.runtime service.served_model service.settings"
     ),
     "service.ray_serve": (
-        "pipeline.catalog pipeline.params pipeline.scheduling service.backend "
+        "pipeline.assembly pipeline.catalog pipeline.params pipeline.scheduling service.backend "
         "service.errors service.http service.inprocess service.messages service.model_backends "
         "service.previews service.runtime service.settings service.stage_sets service.stages "
         "service.telemetry service.usage"
@@ -154,7 +156,8 @@ ARROWS: dict[str, str] = {
     ),
     "service.local": (
         "pipeline.capacity pipeline.catalog service.app service.live_changes service.previews "
-        "service.runtime service.served_model service.setting_types service.settings service.stage_sets"
+        "service.ray_serve service.runtime service.served_model service.setting_types service.settings "
+        "service.stage_sets"
     ),
     "service.supervision": "service.local service.runtime service.settings service.telemetry",
     "service.cli": "pipeline.* service.*",
@@ -173,6 +176,7 @@ TORCH_FREE = (
     "pipeline.capacity.model_profiles",
     "pipeline.flops",
     "service.access",
+    "service.batches",
     "service.errors",
     "service.http",
     "service.jobs",

@@ -32,6 +32,7 @@ from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.engine.work_estimate import WorkEstimator
 from safelight.pipeline.params import (
+    BACKGROUND,
     NO_PREVIEWS,
     NOT_URGENT,
     ONLY_CALLER,
@@ -260,7 +261,7 @@ class Engine:
         self._in_flight = queued
         if not self._runner.clock.runs_ahead:
             self._complete_in_flight()
-        if not (self._queue or self._running or self._finishing):
+        if self._is_resting():
             self._metering.shares.rest()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -284,6 +285,12 @@ class Engine:
         )
         samples = (*running, *self._queue)
         return {sample.request_id: time_left for sample, time_left in zip(samples, seconds, strict=True)}
+
+    def _is_resting(self) -> bool:
+        """Whether nothing is left to be done but work in the background."""
+        running = (*self._running.values(), *self._finishing.values())
+        callers = {sample.workload.share.caller for sample in running} | self._queue.callers
+        return callers <= {BACKGROUND.caller}
 
     def _expire(self) -> None:
         """Remove the samples whose deadline has passed."""
@@ -369,7 +376,7 @@ class Engine:
         self._runner.release_memory()
         if len(samples) == 1:
             error = "the device has too little memory for an image of this size"
-            self._remove(samples[0].request_id, FinishReason.FAILED, error)
+            self._remove(samples[0].request_id, FinishReason.TOO_LARGE, error)
             return
         rows = [sample.workload.rows[sample.step_index] for sample in samples]
         tokens = sum(count * sample.workload.tokens for count, sample in zip(rows, samples, strict=True))
@@ -388,7 +395,7 @@ class Engine:
                 self._leave(sample, FinishReason.DONE, latents=finished.latents)
             else:
                 error = "the sample diverged to values that are not finite"
-                self._leave(sample, FinishReason.FAILED, error)
+                self._leave(sample, FinishReason.DIVERGED, error)
 
     def _complete_in_flight(self) -> None:
         tick, self._in_flight = self._in_flight, None

@@ -5,6 +5,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from safelight.pipeline.catalog.model_info import ModelInfo
@@ -92,21 +93,30 @@ def _check_folder(folder: str, settings: Settings) -> None:
 
 def _serve(settings: Settings, models: Sequence[ModelInfo], at: BoundAddress, stop: StopRequest) -> int:
     from safelight.service.local import CannotServe
+    from safelight.service.supervision.restarts import Restarts
     from safelight.service.supervision.supervisor import ServiceLost, Supervisor
 
-    try:
-        with Supervisor(settings, at, stop) as service:
-            with progress("loading Ray") as report_progress:
-                url = service.wait_until_ready(report_progress)
-            if url:
-                print(_announcement(url, models, settings.requires_keys), flush=True)
-                service.watch()
-    except CannotServe as error:
-        raise UserError(str(error)) from None
-    except ServiceLost as error:
-        print(f"safelight serve: {error}", file=sys.stderr)
-        return LOST
-    return 0
+    restarts = Restarts(settings.restarts)
+    announcement = _announcement(at.address.url, models, settings.requires_keys)
+    while True:
+        try:
+            with Supervisor(settings, at, stop) as service:
+                with progress("loading Ray") as report_progress:
+                    is_ready = service.wait_until_ready(report_progress)
+                if is_ready:
+                    print(announcement, flush=True)
+                    service.watch()
+            return 0
+        except CannotServe as error:
+            if not restarts.number:
+                raise UserError(str(error)) from None
+            reason = str(error)
+        except ServiceLost as error:
+            reason = str(error)
+        print(f"safelight serve: {reason}", file=sys.stderr)
+        if stop.is_made or not restarts.take(time.monotonic()):
+            return LOST
+        print("safelight serve: starting again", file=sys.stderr)
 
 
 def _announcement(url: str, models: Sequence[ModelInfo], requires_keys: bool) -> str:

@@ -27,12 +27,13 @@ from safelight.service.messages import (
     Upload,
 )
 from safelight.service.previews import PreviewDecoding, PreviewSink
-from safelight.service.ray_serve.deferred import DeferredResult, defer, defer_items
+from safelight.service.ray_serve.deferred import DeferredResult, defer, defer_items, loss_of
 from safelight.service.usage.events import UsageReport
 from safelight.service.usage.report_schema import AccountingReport
 from safelight.service.usage.service_snapshot import ServiceSnapshot
 
 T = TypeVar("T")
+ENCODER, DENOISER, DECODER = STAGES
 Handle = DeploymentHandle[Any]
 
 SEND_SECONDS = 10.0  # after which the reporter sends a usage report again
@@ -66,17 +67,19 @@ class SplitBackend:
         calls: list[Any] = []
         try:
             calls.append(self._encoder.encode.remote(params, context))
-            encoded = await defer(calls[-1])
+            encoded = await defer(calls[-1], ENCODER)
             if previews is not None:
                 image = _StreamedImage(params, output, context, source, previews)
                 return await self._generate_with_previews(encoded, image, calls)
             calls.append(self._denoiser.generate.remote(encoded, params, context, source))
-            denoised = await defer(calls[-1])
+            denoised = await defer(calls[-1], DENOISER)
             calls.append(self._decoder.decode.remote(denoised, params, output, context, source))
             result: DecodeResult = await calls[-1]
             return result
-        except BaseException:
+        except BaseException as error:
             _cancel(calls)
+            if lost := loss_of(error, STAGES[len(calls) - 1]):
+                raise lost from error
             raise
 
     async def _generate_with_previews(
@@ -104,7 +107,7 @@ class SplitBackend:
                     encoded, image.params, context, source, decoding.request
                 )
             )
-            async for is_result, reference in defer_items(calls[-1]):
+            async for is_result, reference in defer_items(calls[-1], DENOISER):
                 if is_result:
                     call = self._decoder.decode.remote(reference, image.params, output, context, source)
                     calls.append(call)
@@ -155,7 +158,7 @@ class ColocatedBackend:
     ) -> DecodeResult:
         if previews is None:
             result: DecodeResult = await _result(
-                self._pipeline.generate.remote(params, output, context, source)
+                self._pipeline.generate.remote(params, output, context, source), DENOISER
             )
             return result
         pipeline = self._pipeline.options(stream=True)
@@ -165,10 +168,12 @@ class ColocatedBackend:
                 if isinstance(item, DecodeResult):
                     return item
                 previews.put(item)
-        except BaseException:
+        except BaseException as error:
             _cancel([call])
+            if lost := loss_of(error, DENOISER):
+                raise lost from error
             raise
-        raise StageLost()  # the stream ended without the image
+        raise StageLost(stage=DENOISER)  # the stream ended without the image
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         source: PreparedSource = await _result(self._pipeline.prepare.remote(upload, context))
@@ -208,12 +213,14 @@ class RemoteLedger:
         return answer
 
 
-async def _result(call: Any) -> Any:
-    """The result of a call, which is cancelled if nobody waits for it any more."""
+async def _result(call: Any, stage: str = DECODER) -> Any:
+    """The result of a call of a stage, which is cancelled if nobody waits for it any more."""
     try:
         return await call
-    except BaseException:
+    except BaseException as error:
         _cancel([call])
+        if lost := loss_of(error, stage):
+            raise lost from error
         raise
 
 

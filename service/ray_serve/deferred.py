@@ -6,6 +6,8 @@ from typing import Any, Generic, TypeVar
 
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
+from safelight.service.errors import StageLost, as_service_error
+
 T = TypeVar("T")
 
 
@@ -20,10 +22,16 @@ class DeferredResult(Generic[T]):
     """
 
     reference: Any
+    stage: str = ""  # that computes it
 
     async def value(self) -> T:
         """Wait for the result and fetch it; raises the previous stage's error."""
-        value: T = await self.reference
+        try:
+            value: T = await self.reference
+        except Exception as error:
+            if lost := loss_of(error, self.stage):
+                raise lost from error
+            raise
         return value
 
 
@@ -47,15 +55,15 @@ class PostponedResult(Generic[T]):
         return await self.compute()
 
 
-async def defer(response: DeploymentResponse[T]) -> DeferredResult[T]:
-    """A reference to the result of `response`; returns when a replica has accepted the call."""
-    return DeferredResult(await response._to_object_ref())
+async def defer(response: DeploymentResponse[T], stage: str) -> DeferredResult[T]:
+    """A reference to the result of `response` of a stage; returns when a replica has accepted the call."""
+    return DeferredResult(await response._to_object_ref(), stage)
 
 
 async def defer_items(
-    response: DeploymentResponseGenerator[Any],
+    response: DeploymentResponseGenerator[Any], stage: str
 ) -> AsyncIterator[tuple[bool, DeferredResult[Any]]]:
-    """References to the items of a streaming call, each with whether it is the call's result, the last item.
+    """References to the items of a streaming call of a stage, each with whether it is the last, the result.
 
     The called method yields that truth value before each item, so that the caller, which must not fetch the
     items, knows what they are.
@@ -63,4 +71,15 @@ async def defer_items(
     references = await response._to_object_ref_gen()
     async for marker in references:
         is_result: bool = await marker
-        yield is_result, DeferredResult(await anext(references))
+        yield is_result, DeferredResult(await anext(references), stage)
+
+
+def loss_of(error: BaseException, stage: str) -> StageLost | None:
+    """The loss of a stage that `error` says, with the stage's name; None if it says something else.
+
+    A stage passes on the error of the one before it, whose name then stays.
+    """
+    lost = as_service_error(error)
+    if not isinstance(lost, StageLost):
+        return None
+    return lost if lost.stage else StageLost(stage=stage)

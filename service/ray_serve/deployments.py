@@ -1,5 +1,8 @@
 """Ray Serve deployments of the stages and the ledger: thin wrappers around their classes."""
 
+import faulthandler
+import logging
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -49,6 +52,10 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 8  # jobs collected for one call; the stage splits them into batches of its network's size
 BATCH_WAIT_SECONDS = 0.005  # far below a tick, and enough to collect the images of one request
+
+HUNG = 70  # the exit status of a process whose denoiser hangs
+
+logger = logging.getLogger(__name__)
 
 Handle = DeploymentHandle[Any]
 Stage = TypeVar("Stage", EncodeStage, DenoiseStage, DecodeStage)
@@ -140,7 +147,9 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
     """The denoiser. Its engine forms batches itself, so every image goes to it at once."""
 
     def __init__(self, model: ModelInfo, settings: Settings, ledger: Handle):
-        super().__init__("denoise", lambda: make_denoise_stage(model, settings), settings, ledger)
+        super().__init__(
+            "denoise", lambda: make_denoise_stage(model, settings, end_process), settings, ledger
+        )
 
     async def generate(
         self,
@@ -239,7 +248,7 @@ class DecodeDeployment(StageDeployment[DecodeStage]):
         with self._tracing.span("prepare", context.traceparent) as span:
             content, report = await self._stage.prepare(upload, context)
             span.set(queue_seconds=report.cost.queue_seconds, device_seconds=report.cost.device_seconds)
-            return PreparedSource(report, DeferredResult(ray.put(content)))
+            return PreparedSource(report, DeferredResult(ray.put(content), "decode"))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[DecodeResult | ServiceError]:
@@ -319,6 +328,20 @@ class ColocatedDeployment:
 
     def check_health(self) -> None:
         self._denoiser.check_health()
+
+
+def end_process(seconds: float) -> None:
+    """End this process, in which a tick has not ended within `seconds`.
+
+    Nothing else ends a thread that hangs in native code. Serve then starts another replica, to which the
+    images are sent.
+    """
+    faulthandler.dump_traceback()
+    logger.critical(
+        "a tick of the denoiser has not ended, so its process ends", extra={"fields": {"limit": seconds}}
+    )
+    logging.shutdown()
+    os._exit(HUNG)
 
 
 async def _content_of(source: PreparedSource | None) -> EncodedSource | None:

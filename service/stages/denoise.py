@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.params import NO_PREVIEWS, FinishReason, GenerationParams, PreviewRequest
-from safelight.service.errors import DeadlineExceeded, ServiceError, StageFailed
+from safelight.service.errors import BrokenImage, DeadlineExceeded, ServiceError, StageFailed
 from safelight.service.messages import (
     NO_CONTEXT,
     DenoiseResult,
@@ -23,7 +23,8 @@ from safelight.service.messages import (
     StageStatus,
 )
 from safelight.service.stages.admission import Place, StageAdmission
-from safelight.service.stages.engine_thread import Abort, EngineLoop, PendingCall, Stop
+from safelight.service.stages.engine_thread import DENOISER, Abort, EngineLoop, PendingCall, Stop
+from safelight.service.stages.tick_watchdog import TickWatchdog
 from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class DenoiseStage:
             expires.
         model_id: Of the engine's model, for usage reports.
         probability: With which promises should be kept.
+        watchdog: Watches the engine's ticks; None: nobody does.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class DenoiseStage:
         deadline_seconds: float = math.inf,
         model_id: str = "",
         probability: float = 0.95,
+        watchdog: TickWatchdog | None = None,
     ):
         self._deadline_seconds = deadline_seconds
-        self.meter = UsageMeter("denoise", model_id)
+        self.meter = UsageMeter(DENOISER, model_id)
         self.admission = StageAdmission(deadline_seconds, probability)
-        self._loop = EngineLoop(make_engine, self.meter, self.admission)
+        self._watchdog = watchdog
+        self._loop = EngineLoop(make_engine, self.meter, self.admission, watchdog)
 
     async def generate(
         self,
@@ -83,7 +87,9 @@ class DenoiseStage:
             InvalidRequest: The engine refuses the parameters.
             PromiseRefused: The image would be done too late.
             DeadlineExceeded: The image was not done in time.
-            StageFailed: The engine failed, or there is none.
+            StageLost: The engine failed; another one draws the image again.
+            BrokenImage: The model's numbers for this image are not finite.
+            StageFailed: The image cannot be drawn here, or there is no engine.
         """
         if place is None:
             with self.admission.place(params, context) as place:
@@ -121,6 +127,8 @@ class DenoiseStage:
         """End the engine's thread; images in the engine fail."""
         self._loop.commands.put(Stop())
         self._loop.join()
+        if self._watchdog is not None:
+            self._watchdog.close()
 
     def _make_call(
         self,
@@ -169,5 +177,14 @@ def _denoise_result(
     if outcome.reason is not FinishReason.DONE or outcome.latents is None:
         fields = {"id": context.request_id, "reason": outcome.reason.value, "cause": outcome.error}
         logger.error("a sample left the engine without an image", extra={"fields": fields})
-        raise StageFailed()
+        raise _failure(outcome.reason)
     return DenoiseResult(outcome.latents, conditioning.text, conditioning.cost, outcome.usage)
+
+
+def _failure(reason: FinishReason) -> ServiceError:
+    """The error of an image that left the engine unfinished."""
+    if reason is FinishReason.DIVERGED:
+        return BrokenImage("The model drew no image: the denoiser left numbers that are not finite.")
+    if reason is FinishReason.TOO_LARGE:
+        return StageFailed("The denoiser has too little memory for an image of this size.")
+    return StageFailed()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -24,9 +25,11 @@ from safelight.pipeline.params import (
     PreviewRequest,
     Urgency,
 )
-from safelight.service.errors import ServiceError, StageFailed, as_service_error
+from safelight.pipeline.scheduling.selection import full_tick_seconds
+from safelight.service.errors import ServiceError, StageFailed, StageLost, as_service_error
 from safelight.service.messages import EncodeResult, RequestContext, StageStatus
 from safelight.service.stages.admission import StageAdmission
+from safelight.service.stages.tick_watchdog import TickWatchdog
 from safelight.service.stages.usage_meter import UsageMeter
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from safelight.pipeline.engine.source_latents import SourceLatents
 
 logger = logging.getLogger(__name__)
+
+DENOISER = "denoise"  # the stage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,9 +96,16 @@ class EngineLoop(threading.Thread):
         make_engine: Builds an engine; called on this thread, again after an engine has failed.
         meter: The stage's usage meter.
         admission: Decides which images are let in, and learns from the ticks.
+        watchdog: Told of the ticks, if they are watched.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], meter: UsageMeter, admission: StageAdmission):
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        meter: UsageMeter,
+        admission: StageAdmission,
+        watchdog: TickWatchdog | None = None,
+    ):
         super().__init__(name="denoise", daemon=True)
         self.commands: SimpleQueue[PendingCall | Abort | Stop] = SimpleQueue()
         self.status = StageStatus()  # replaced as a whole after every tick, so that readers see one moment
@@ -102,7 +114,9 @@ class EngineLoop(threading.Thread):
         self._make_engine = make_engine
         self._meter = meter
         self._admission = admission
+        self._watchdog = watchdog
         self._calls: dict[str, PendingCall] = {}  # their samples are in the engine
+        self._held: deque[PendingCall] = deque()  # behind one that is drawn alone, or will be
         self.start()
 
     def run(self) -> None:
@@ -129,14 +143,13 @@ class EngineLoop(threading.Thread):
         except Exception as error:
             logger.exception("the engine failed with %d samples in it; building another", len(self._calls))
             kind = type(error).__name__
-            self._fail_calls(
-                StageFailed(f"The denoiser failed while the image was in it ({kind}); please try again.")
-            )
+            reason = f"The denoiser failed while the image was in it ({kind}); please try again."
+            self._fail_calls(StageLost(reason, DENOISER))
             return True
 
     def _tick_until_stopped(self, engine: Engine) -> None:
         while self._run_commands(engine):
-            outcomes = engine.step()
+            outcomes = self._step(engine)
             # before the results: a caller that has its image must see it counted in the status
             self._update_status(engine, outcomes)
             self._meter.set_open_work(engine.open_seconds, engine.work_left)
@@ -152,25 +165,56 @@ class EngineLoop(threading.Thread):
                     call.settle(outcome)
         self.failure = StageFailed("The denoiser was stopped while the image was in it; please try again.")
         self._fail_calls(self.failure)
+        self._fail_held(self.failure)
         while (command := self._next_command(block=False)) is not None:
             if isinstance(command, PendingCall):
                 command.settle(self.failure)
+
+    def _step(self, engine: Engine) -> list[SampleOutcome]:
+        """Run one tick, watched."""
+        if self._watchdog is None:
+            return engine.step()
+        self._watchdog.begin(full_tick_seconds(engine.curve))
+        try:
+            return engine.step()
+        finally:
+            self._watchdog.end()
 
     def _run_commands(self, engine: Engine) -> bool:
         """Carry out all waiting commands, or, if the engine has no work, sleep until there is one.
 
         Returns False if one of them was `Stop`.
         """
+        self._add_held(engine)
         block = not engine.has_work
         while (command := self._next_command(block)) is not None:
             block = False
             if isinstance(command, Stop):
                 return False
             if isinstance(command, Abort):
-                engine.abort(command.sample_id)
+                self._abort(engine, command.sample_id)
             else:
-                self._add(engine, command)
+                self._held.append(command)
+                self._add_held(engine)
         return True
+
+    def _abort(self, engine: Engine, sample_id: str) -> None:
+        for call in list(self._held):
+            if call.id == sample_id:
+                self._held.remove(call)
+                call.settle(StageFailed())
+        engine.abort(sample_id)
+
+    def _add_held(self, engine: Engine) -> None:
+        """Add the held calls to the engine in order, up to one that must wait.
+
+        One that is to be drawn alone waits until the engine is empty, and those behind it until it has left.
+        """
+        while self._held:
+            is_alone = any(call.context.is_alone for call in self._calls.values())
+            if is_alone or (self._calls and self._held[0].context.is_alone):
+                return
+            self._add(engine, self._held.popleft())
 
     def _next_command(self, block: bool) -> PendingCall | Abort | Stop | None:
         try:
@@ -227,11 +271,17 @@ class EngineLoop(threading.Thread):
         self._admission.clear()
         self.status = replace(self.status, running=0, waiting=0)
 
+    def _fail_held(self, error: ServiceError) -> None:
+        for call in self._held:
+            call.settle(error)
+        self._held.clear()
+
     def _refuse_calls(self, error: Exception) -> None:
         """Without an engine, fail every call until the thread is stopped, so that no caller hangs."""
         self.failure = error
         self.ready.set()
         self._fail_calls(StageFailed())
+        self._fail_held(StageFailed())
         while not isinstance(command := self._next_command(block=True), Stop):
             if isinstance(command, PendingCall):
                 command.settle(StageFailed())

@@ -21,6 +21,7 @@ from safelight.service.local import (
     CannotServe,
     ProgressCallback,
     deploy_service,
+    spare_workers,
     start_ray,
     stop_service,
 )
@@ -92,7 +93,8 @@ def main() -> int:
     events.send("ready", url)
     health = threading.Thread(target=_report_health, args=(events, should_stop), daemon=True)
     health.start()
-    should_stop.wait()
+    with spare_workers(settings):
+        should_stop.wait()
     health.join(JOIN_SECONDS)  # Serve's status would start Ray anew after its end
     stop_service(settings, report_progress)
     return 0

@@ -38,6 +38,7 @@ LOST_PROBE_SECONDS = 1.0
 STOP_SECONDS = 6.0  # beyond `shutdown_seconds`, for stopping Ray; then all processes are killed
 END_SECONDS = 9.0  # beyond `shutdown_seconds`, after which also a killed process is not waited for
 KILL_SECONDS = 10.0  # without a signal
+CALIBRATIONS = "calibrations"  # the folder of what denoisers have measured
 
 
 class ServiceLost(Exception):
@@ -77,7 +78,12 @@ class Supervisor:
         folder = self._environment.folder
         log_socket = self._threads.enter_context(received_logs(folder))
         self._threads.enter_context(sharing(self._listener, folder / LISTENER))
-        self._settings = self._settings.updated(log_socket=self._settings.log_socket or log_socket)
+        calibrations = folder / CALIBRATIONS
+        calibrations.mkdir()
+        self._settings = self._settings.updated(
+            log_socket=self._settings.log_socket or log_socket,
+            calibration_folder=self._settings.calibration_folder or str(calibrations),
+        )
         configure_logs(self._settings, "supervisor")
         for note in self._environment.notes:
             logger.warning(note)

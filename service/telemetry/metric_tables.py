@@ -228,6 +228,8 @@ GATEWAY_METRICS = (
         ("model",),
         "Seconds of a tick over those measured at the start.",
     ),
+    GatewayMetric("safelight_batches", "gauge", ("status",), "Batches that have not ended."),
+    GatewayMetric("safelight_batch_lines", "gauge", ("state",), "Lines of batches that have not ended."),
 )
 STAGE_METRICS = (
     StageMetric("safelight_stage_replicas", "gauge", "Living replicas.", lambda s: s.replicas),

@@ -13,7 +13,11 @@ from tests.deploy.manifests import DOCKERFILES, PROJECT, ROOT, Instruction, argu
 
 pytestmark = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 # Only for `safelight serve`: in a cluster, a stage without a GPU must not see one.
-SERVE_ONLY = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_DISABLE_IMPORT_WARNING"}
+SERVE_ONLY = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "RAY_DISABLE_IMPORT_WARNING",
+    "RAY_preload_python_modules",
+}
 
 
 def values(dockerfile: Path, name: str) -> list[str]:

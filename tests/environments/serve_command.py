@@ -16,6 +16,7 @@ import psutil
 
 PATIENCE = 300.0  # seconds; the machine may be doing something else
 SERVE = (sys.executable, "-m", "safelight.service.cli", "serve", "--model", "tiny", "--stages", "colocated")
+SPARE = {"SAFELIGHT_SPARE_WORKERS": "0"}  # they take seconds
 MARK = "TEST_RUN"  # of the environment of all processes of one run
 IMAGE = {"prompt": "a red apple", "num_inference_steps": 2, "seed": 1}
 
@@ -30,7 +31,11 @@ class ServeCommand:
         command = [*prefix, *SERVE, *(options if "--port" in options else (*options, "--port", "0"))]
         with self._log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, env={**env, MARK: self._mark}, stdout=out, stderr=out, start_new_session=True
+                command,
+                env={**SPARE, **env, MARK: self._mark},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
 
     @property

@@ -48,11 +48,22 @@ def test_what_heals_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("title", ["gcs_server", DRIVER, "ray::DashboardAgent", "ray::RuntimeEnvAgent"])
 def test_what_does_not_heal_ends_the_command(tmp_path: Path, title: str) -> None:
-    with serve_command(tmp_path) as command:
+    with serve_command(tmp_path, env=os.environ | {"SAFELIGHT_RESTARTS": "0"}) as command:
         command.wait_until_ready()
         kill(command, title)
         assert command.end() == 1
         assert "has ended" in command.log
+
+
+@pytest.mark.long
+def test_a_service_that_does_not_heal_is_started_again(tmp_path: Path) -> None:
+    with serve_command(tmp_path) as command:
+        command.wait_until_ready()
+        for number, title in enumerate(("raylet/raylet", "gcs_server", DRIVER)):
+            kill(command, title)
+            command.until(lambda: command.log.count("Safelight serves") == 2 + number)  # noqa: B023
+            command.draw()
+        assert command.stop() == 0
 
 
 @pytest.mark.long

@@ -137,7 +137,10 @@ def test_a_fixed_number_of_replicas_takes_all_images_in_flight() -> None:
         }, name
         config = deployments[name]._deployment_config
         assert config.autoscaling_config is None
-        assert (config.health_check_period_s, config.max_constructor_retry_count) == (2.0, 2)
+        assert (config.health_check_period_s, config.max_constructor_retry_count) == (0.5, 2)
+        # an update needs no spare GPU, and there is only one ledger
+        may_surge = name != "Ledger" and "num_gpus" not in actor
+        assert config.max_surge_percent == (100 if may_surge else 0), name
         assert config.graceful_shutdown_wait_loop_s == 0.5
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.params import EditParams
+from safelight.pipeline.params import EditParams, GenerationParams
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.errors import (
     ClientGone,
     DeadlineExceeded,
+    PoisonedRequest,
     QueueFull,
     ServiceError,
     ShuttingDown,
@@ -19,8 +20,18 @@ from safelight.service.errors import (
     StageLost,
 )
 from safelight.service.http.gateway import build_gateway
-from safelight.service.messages import ImageFormat, RequestContext, StageStatus, Upload
+from safelight.service.messages import (
+    NO_CONTEXT,
+    DecodeResult,
+    ImageFormat,
+    PreparedSource,
+    RequestContext,
+    StageStatus,
+    Upload,
+)
 from safelight.service.model_backends import ModelBackends
+from safelight.service.previews import PreviewSink
+from safelight.service.retries import MAX_RETRIES
 from safelight.service.settings import Settings
 from safelight.service.telemetry.metrics import Metrics
 from safelight.service.usage.client import LocalLedger
@@ -138,12 +149,81 @@ async def test_an_upload_that_is_refused_is_not_prepared_again(error: Exception)
     assert backend.uploads == [UPLOAD] and backend.calls == []
 
 
-async def test_an_image_lost_twice_is_503() -> None:
-    backend = FakeBackend(StageLost(), StageLost(), StageLost())
+async def test_an_image_that_is_lost_again_and_again_is_503() -> None:
+    backend = FakeBackend(*(StageLost() for _ in range(9)))
     with pytest.raises(StageLost) as lost:
         await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
     assert (lost.value.status, lost.value.headers) == (503, {"retry-after": "5"})
-    assert len(backend.calls) == 2
+    assert len(backend.calls) == 1 + MAX_RETRIES
+
+
+async def test_retries_of_all_requests_have_one_budget() -> None:
+    backend = FakeBackend(*(StageLost() for _ in range(99)))
+    dispatcher = make_dispatcher(backend, max_pictures=1)
+    for retries in (2, 0):  # two for each image that may be in flight
+        backend.calls.clear()
+        with pytest.raises(StageLost):
+            await dispatcher.generate(IMAGES[:1], ImageFormat())
+        assert len(backend.calls) == 1 + retries
+
+
+async def test_an_image_of_which_the_denoiser_dies_is_drawn_alone_and_then_fails_alone() -> None:
+    backend = FakeBackend(*(StageLost(stage="denoise") for _ in range(9)))
+    with pytest.raises(PoisonedRequest):
+        await make_dispatcher(backend).generate(IMAGES[:1], ImageFormat())
+    assert [context.is_alone for *_, context in backend.calls] == [False, False, True]
+
+
+async def test_one_image_at_a_time_is_drawn_alone() -> None:
+    """Three images lose the denoiser twice; the last of them is what it dies of."""
+    backend = PoisonedBackend(poison=2)
+    dispatcher = make_dispatcher(backend)
+    answers = await asyncio.gather(
+        *(dispatcher.generate([image], ImageFormat()) for image in IMAGES), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [list, list, PoisonedRequest]
+    assert backend.most_alone == 1
+    assert [context.is_alone for *_, context in backend.calls].count(True) == 3
+
+
+class PoisonedBackend(FakeBackend):
+    """Dies, with all that is in it, whenever the image of index `poison` is."""
+
+    def __init__(self, poison: int) -> None:
+        super().__init__()
+        self._poison = poison
+        self._running: list[asyncio.Future[None]] = []
+        self._num_alone = self.most_alone = 0
+
+    async def generate(
+        self,
+        params: GenerationParams,
+        output: ImageFormat,
+        context: RequestContext = NO_CONTEXT,
+        source: PreparedSource | None = None,
+        previews: PreviewSink | None = None,
+    ) -> DecodeResult:
+        self._num_alone += context.is_alone
+        self.most_alone = max(self.most_alone, self._num_alone)
+        end = asyncio.get_running_loop().create_future()
+        self._running.append(end)
+        try:
+            for moment in range(9):
+                await asyncio.sleep(0)
+                if params.image_index == self._poison and moment == 4:
+                    self._die()
+            if end.done():
+                self.calls.append((params, output, context))
+                end.result()
+            return await super().generate(params, output, context, source, previews)
+        finally:
+            self._running.remove(end)
+            self._num_alone -= context.is_alone
+
+    def _die(self) -> None:
+        for image in self._running:
+            if not image.done():
+                image.set_exception(StageLost(stage="denoise"))
 
 
 @pytest.mark.parametrize("error", [StageFailed(), QueueFull(), ValueError("x")])
@@ -225,7 +305,7 @@ async def fail_by_a_bug(dispatcher: RequestDispatcher, backend: FakeBackend) -> 
 
 
 async def fail_after_a_retry(dispatcher: RequestDispatcher, backend: FakeBackend) -> None:
-    backend.errors = [StageLost()] * 6
+    backend.errors = [StageLost() for _ in range(len(IMAGES) * (1 + MAX_RETRIES))]
     with pytest.raises(StageLost):
         await dispatcher.generate(IMAGES, ImageFormat())
     backend.errors = []

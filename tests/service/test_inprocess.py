@@ -105,6 +105,29 @@ def test_a_file_is_written_as_the_request_says(monkeypatch: pytest.MonkeyPatch, 
         assert b"trainedAlgorithmicMedia" not in file
 
 
+def test_a_denoiser_finds_what_its_predecessor_has_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(model="tiny", denoise_threads=1, calibration_folder=str(tmp_path))
+    first = inprocess.make_denoise_stage(find_model("tiny"), settings)
+    first.wait()
+    first.close()
+    names = ("cost_curve.measure_curve", "peak.quick_gemm_peak", "memory.memory_limits")
+    for name in names:
+        monkeypatch.setattr(f"safelight.pipeline.calibration.{name}", None)
+    second = inprocess.make_denoise_stage(find_model("tiny"), settings)
+    second.wait()
+    assert second.status().curve == first.status().curve
+    assert second.status().peak_flops == first.status().peak_flops
+    second.close()
+    [path] = tmp_path.iterdir()
+    path.unlink()
+    third = inprocess.make_denoise_stage(find_model("tiny"), settings)
+    with pytest.raises(TypeError):  # it would measure
+        third.wait()
+    third.close()
+
+
 def test_large_libraries_are_imported_before_any_stage_has_a_thread() -> None:
     """Two threads that import at once can fail, and imports would slow the denoiser's first ticks."""
     program = """

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from safelight.pipeline.params import BACKGROUND
 from safelight.service.errors import JobsOff, as_service_error
 from safelight.service.http.caller import make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
@@ -21,7 +22,7 @@ from safelight.service.image_store.names import ImageName
 from safelight.service.jobs.drawing import Drawing, End
 from safelight.service.jobs.job import Job, JobResult
 from safelight.service.messages import DecodeResult, RequestContext
-from safelight.service.promises import BACKGROUND, Wish
+from safelight.service.promises import NO_WISH, Wish
 from safelight.service.usage.records import RequestRecorder, StoreUsage, record_request
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ async def draw_job(gateway: Gateway, drawing: Drawing, end: End) -> None:
     recorder = make_recorder(job.request_id, job.model, key)
     recorder.user, recorder.num_images = job.user, job.num_images
     promises = gateway.dispatcher.promises
-    wish = promises.wish(job.work.deadline_ms, job.work.priority) if job.is_interactive else BACKGROUND
+    wish = promises.wish(job.work.deadline_ms, job.work.priority) if job.is_interactive else NO_WISH
     async with _quotas(gateway, drawing, key, recorder):
         with _logged(job, recorder), record_request(recorder, gateway.record):
             facts = {"model": job.model, "request_id": job.request_id, "job": job.id}
@@ -52,7 +53,7 @@ async def draw_job(gateway: Gateway, drawing: Drawing, end: End) -> None:
                     traceparent=span.traceparent,
                     request_id=job.request_id,
                     model=job.model,
-                    share=share_of(key),
+                    share=share_of(key) if job.batch is None else BACKGROUND,
                     terms=promises.terms(wish, job.model, time.time() - job.created, job.num_images),
                 )
                 await _draw(gateway, drawing, end, recorder, context, wish)

@@ -27,6 +27,7 @@ from safelight.service.http.request_body import unless_gone
 from safelight.service.jobs.job import Job, JobWork, Submission
 from safelight.service.jobs.queue import JobQueue
 from safelight.service.setting_types import names_in
+from safelight.service.settings import Settings
 
 WEBHOOK = "x-safelight-webhook"
 ACCEPTED: dict[str, Any] = {
@@ -132,35 +133,39 @@ def _make_submission(
         key: Its idempotency key.
         is_interactive: Whether it waits.
     """
-    upload, caller = plan.upload, exchange.caller
-    work = JobWork(
-        tuple(plan.params),
-        plan.output,
-        tuple(adjustment.model_dump() for adjustment in plan.reading.adjustments),
-        None if upload is None else upload.size,
-        () if upload is None else upload.sizes,
-        plan.request.deadline_ms,
-        plan.request.priority or 0,
-    )
+    caller = exchange.caller
     return Submission(
         caller="" if caller.key is None else caller.key.id,
         caller_name="" if caller.key is None else caller.key.spec.name,
         request_id=exchange.record.request_id,
         kind=sent.kind,
         model=plan.model.id,
-        work=work,
+        work=make_work(plan),
         digest=sent.digest(),
         user=exchange.record.user,
-        upload=upload,
+        upload=plan.upload,
         idempotency_key=key,
-        webhook=None if is_interactive else _receiver(request, exchange),
+        webhook=None if is_interactive else find_receiver(request, exchange.gateway.settings),
         is_interactive=is_interactive,
     )
 
 
-def _receiver(request: Request, exchange: Exchange) -> str | None:
-    """The URL that is told the job's end. Raises `InvalidRequest`."""
-    settings = exchange.gateway.settings
+def make_work(plan: ImagePlan) -> JobWork:
+    """What a job draws."""
+    upload = plan.upload
+    return JobWork(
+        tuple(plan.params),
+        plan.output,
+        tuple(adjustment.model_dump() for adjustment in plan.reading.adjustments),
+        None if upload is None else upload.size,
+        () if upload is None else upload.sizes,
+        deadline_ms=plan.request.deadline_ms,
+        priority=plan.request.priority or 0,
+    )
+
+
+def find_receiver(request: Request, settings: Settings) -> str | None:
+    """The URL that is told the end of a job or batch. Raises `InvalidRequest`."""
     text = request.headers.get(WEBHOOK) or settings.webhook_url
     if not text:
         return None

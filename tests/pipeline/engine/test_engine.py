@@ -333,7 +333,7 @@ def test_a_diverged_sample_fails_alone(is_whole: bool) -> None:
     (diverged if is_whole else diverged.flatten()[:1]).fill_(float("nan"))
     bad.state = diverged
     outcomes = drain(shared)
-    assert outcomes["bad"].reason is FinishReason.FAILED
+    assert outcomes["bad"].reason is FinishReason.DIVERGED
     assert "not finite" in (outcomes["bad"].error or "")
     assert torch.equal(latents_of(outcomes["good"]), alone(params(num_steps=2)))
 

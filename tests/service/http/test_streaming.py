@@ -227,7 +227,7 @@ async def test_a_client_that_goes_while_its_upload_is_read_has_one_record(record
     ("errors", "code", "outcome"),
     [
         ([StageFailed()], "stage_failed", RequestOutcome.FAILED),
-        ([StageLost(), StageLost()], "stage_lost", RequestOutcome.FAILED),
+        ([StageLost() for _ in range(4)], "stage_lost", RequestOutcome.FAILED),
         ([QueueFull()], "queue_full", RequestOutcome.REFUSED),
         ([KeyError("secret")], "service_unavailable", RequestOutcome.FAILED),
     ],

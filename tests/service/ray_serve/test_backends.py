@@ -1,6 +1,7 @@
 """The backends and the ledger's client on Serve's handles, by the methods of the real deployments."""
 
 import asyncio
+import pickle
 import warnings
 from typing import Any
 
@@ -54,13 +55,13 @@ async def test_each_stage_gets_a_reference_to_the_result_before_it() -> None:
     assert encoding.arguments == {"params": PARAMS, "context": CONTEXT}
     # wrapped, so that Serve does not await it (service/ray_serve/deferred.py)
     assert denoising.arguments == {
-        "conditioning": DeferredResult(encoding),
+        "conditioning": DeferredResult(encoding, "encode"),
         "params": PARAMS,
         "context": CONTEXT,
         "source": None,
     }
     assert decoding.arguments == {
-        "denoised": DeferredResult(denoising),
+        "denoised": DeferredResult(denoising, "denoise"),
         "params": PARAMS,
         "output": OUTPUT,
         "context": CONTEXT,
@@ -154,7 +155,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
     assert (denoising.method, denoising.arguments) == (
         "generate_with_previews",
         {
-            "conditioning": DeferredResult(encoding),
+            "conditioning": DeferredResult(encoding, "encode"),
             "params": PARAMS,
             "context": CONTEXT,
             "source": None,
@@ -165,7 +166,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
     await settle()
     first, second = stages[2].calls
     assert first.arguments == {
-        "preview": DeferredResult(FakeReference("latents 1")),
+        "preview": DeferredResult(FakeReference("latents 1"), "denoise"),
         "output": OUTPUT,
         "context": CONTEXT,
         "source": None,
@@ -180,7 +181,7 @@ async def test_previews_go_from_the_denoiser_to_the_decoder_by_reference() -> No
     assert (decoding.method, decoding.arguments) == (
         "decode",
         {
-            "denoised": DeferredResult(FakeReference("image")),
+            "denoised": DeferredResult(FakeReference("image"), "denoise"),
             "params": PARAMS,
             "output": OUTPUT,
             "context": CONTEXT,
@@ -257,6 +258,35 @@ async def test_a_colocated_stream_without_an_image_is_lost(
     handle.calls[0].give(PREVIEWS[0], item)
     with pytest.raises(error):
         await generating
+
+
+@pytest.mark.parametrize("number", range(3))
+async def test_a_loss_says_which_stage_was_lost(number: int) -> None:
+    """A stage passes on the loss of an earlier one, and the gateway sees only the last answer."""
+    stages = stage_handles()
+    generating = asyncio.ensure_future(backends.SplitBackend(*stages).generate(PARAMS, OUTPUT))
+    await asyncio.sleep(0)
+    calls = [stage.calls[0] for stage in stages]
+    error: Exception = StageLost()
+    for name, call in list(zip(STAGES, calls, strict=True))[number:-1]:
+        call.answer.set_exception(error)
+        with pytest.raises(StageLost) as lost:
+            await DeferredResult(call, name).value()
+        error = pickle.loads(pickle.dumps(lost.value))
+    calls[-1].answer.set_exception(error)
+    with pytest.raises(StageLost) as final:
+        await generating
+    assert final.value.stage == STAGES[number]
+
+
+async def test_the_loss_of_a_colocated_replica_is_that_of_its_denoiser() -> None:
+    handle = make_handle(ColocatedDeployment)
+    generating = asyncio.ensure_future(backends.ColocatedBackend(handle).generate(PARAMS, OUTPUT))
+    await asyncio.sleep(0)
+    handle.calls[0].answer.set_exception(StageLost())
+    with pytest.raises(StageLost) as lost:
+        await generating
+    assert lost.value.stage == "denoise"
 
 
 async def test_the_status_does_not_wait_for_a_stage_that_does_not_answer(

@@ -8,10 +8,12 @@ import pytest
 
 from safelight.pipeline.engine.engine import Engine
 from safelight.pipeline.params import ONLY_CALLER, Share, UsageAmounts
-from safelight.service.errors import DeadlineExceeded, InvalidRequest, StageFailed
+from safelight.pipeline.scheduling.selection import full_tick_seconds
+from safelight.service.errors import BrokenImage, DeadlineExceeded, InvalidRequest, StageFailed, StageLost
 from safelight.service.messages import DenoiseResult, RequestContext
 from safelight.service.stages import denoise
 from safelight.service.stages.denoise import DenoiseStage
+from safelight.service.stages.tick_watchdog import MAX_RATIO, TickWatchdog
 from safelight.service.usage.events import UsageEvent
 from tests.clock import ManualClock
 from tests.fakes import USAGE, FakeEngine, make_conditioning, make_params
@@ -197,6 +199,94 @@ async def test_a_failed_tick_fails_its_samples_and_a_new_engine_is_built(
     assert len(factory.engines) == 2
     assert stage.meter.totals.lost == FakeEngine.open_seconds
     stage.check()
+
+
+async def test_a_lost_engine_is_the_loss_of_the_denoiser(stage: DenoiseStage) -> None:
+    with pytest.raises(StageLost) as lost:
+        await generate(stage, prompt="crash")
+    assert lost.value.stage == "denoise"
+
+
+async def test_a_diverged_sample_has_a_clear_error(stage: DenoiseStage) -> None:
+    with pytest.raises(BrokenImage, match="the denoiser left numbers that are not finite"):
+        await generate(stage, prompt="diverge")
+
+
+async def test_an_image_is_drawn_alone_between_those_before_and_after_it(
+    stage: DenoiseStage, factory: EngineFactory
+) -> None:
+    """Although one of those after it has fewer steps."""
+    order: list[str] = []
+
+    def start(name: str, steps: int, is_alone: bool = False) -> "asyncio.Task[None]":
+        async def draw() -> None:
+            context = RequestContext(is_alone=is_alone)
+            await stage.generate(make_conditioning(), make_params(num_steps=steps), context)
+            order.append(name)
+
+        return asyncio.ensure_future(draw())
+
+    factory.engines[0].may_tick.clear()
+    calls = [start("first", 20)]
+    calls += [start("alone", 5, is_alone=True), start("short", 1), start("long", 2)]
+    await asyncio.sleep(0)
+    factory.engines[0].may_tick.set()
+    await asyncio.gather(*calls)
+    assert order == ["first", "alone", "short", "long"]
+    assert factory.engines[0].most_running == 2
+
+
+async def test_a_call_that_waits_for_its_turn_can_be_cancelled(
+    stage: DenoiseStage, factory: EngineFactory
+) -> None:
+    first = generate(stage, num_steps=10**9)
+    await running(stage, 1)
+    context = RequestContext(is_alone=True)
+    waiting = asyncio.ensure_future(stage.generate(make_conditioning(), make_params(), context))
+    behind = generate(stage, num_steps=1)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (await behind).latents == "latents"
+    first.cancel()
+    await asyncio.wait({first})
+
+
+async def test_calls_that_wait_for_their_turn_fail_with_the_stage(factory: EngineFactory) -> None:
+    stage = DenoiseStage(factory)
+    first = generate(stage, num_steps=10**9)
+    await running(stage, 1)
+    context = RequestContext(is_alone=True)
+    waiting = asyncio.ensure_future(stage.generate(make_conditioning(), make_params(), context))
+    await asyncio.sleep(0)
+    stage.close()
+    for call in (first, waiting):
+        with pytest.raises(StageFailed):
+            await call
+
+
+async def test_a_tick_that_hangs_is_noticed(factory: EngineFactory) -> None:
+    limits: list[float] = []
+    is_noticed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def notice(limit: float) -> None:
+        limits.append(limit)
+        loop.call_soon_threadsafe(is_noticed.set)
+
+    watchdog = TickWatchdog(0.05, notice)
+    stage = DenoiseStage(factory, watchdog=watchdog)
+    stage.wait()
+    assert (await generate(stage)).latents == "latents"
+    assert limits == []
+    factory.engines[0].may_tick.clear()
+    hanging = generate(stage, num_steps=3)
+    await is_noticed.wait()
+    assert limits == [max(0.05, MAX_RATIO * full_tick_seconds(FakeEngine.curve))]
+    factory.engines[0].may_tick.set()
+    await hanging
+    stage.close()
 
 
 async def test_without_an_engine_every_call_fails_and_the_stage_is_unhealthy() -> None:

@@ -47,12 +47,15 @@ def main() -> None:
         command = ["bash", "-c", f'exec -a "{name}" sleep 600']
         if not name.startswith("ray::"):  # Ray's own programs are known by their file's name
             link = FOLDER / name
+            link.unlink(missing_ok=True)  # of an earlier run
             link.symlink_to("/bin/sleep")
             command = [str(link), "600"]
         subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     if MODE == "silent":
         time.sleep(600)
-    if MODE == "refuses":
+    was_ready = (FOLDER / "was_ready").exists()
+    (FOLDER / "was_ready").touch()
+    if MODE == "refuses" or (MODE == "ready once" and was_ready):
         send("failed", "no such tensor")
         return
     server = HTTPServer(("127.0.0.1", settings.port), Service, bind_and_activate=False)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="orphans are fou
 class Command:
     """The running command, and the processes below it."""
 
-    def __init__(self, folder: Path, mode: str, names: tuple[str, ...]):
+    def __init__(self, folder: Path, mode: str, names: tuple[str, ...], restarts: int):
         self.folder, self.port, self._num_names = folder, free_port(), len(names)
         (folder / "processes").write_text(" ".join(names))
         self.temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # a short path, for Ray's sockets
@@ -42,7 +42,12 @@ class Command:
                 str(folder),
                 str(self.port),
             ],
-            env=os.environ | {"SAFELIGHT_SHUTDOWN_SECONDS": "0.5", "TMPDIR": str(self.temporary)},
+            env=os.environ
+            | {
+                "SAFELIGHT_SHUTDOWN_SECONDS": "0.5",
+                "SAFELIGHT_RESTARTS": str(restarts),
+                "TMPDIR": str(self.temporary),
+            },
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
@@ -101,8 +106,8 @@ Start = Callable[..., Command]
 def start(tmp_path: Path) -> Iterator[Start]:
     commands: list[Command] = []
 
-    def run(mode: str, *names: str) -> Command:
-        commands.append(Command(tmp_path, mode, names))
+    def run(mode: str, *names: str, restarts: int = 0) -> Command:
+        commands.append(Command(tmp_path, mode, names, restarts))
         return commands[-1]
 
     yield run
@@ -147,6 +152,43 @@ def test_the_death_of_a_process_that_nothing_replaces_ends_the_command(start: St
     )
     assert reason in command.log
     assert logs_of(command).parents[2].is_dir()  # they are kept
+
+
+def test_a_service_that_was_lost_is_started_again_at_the_same_socket(start: Start) -> None:
+    """A client that connects while nothing runs waits, and is answered."""
+    command = start("ready", *ESSENTIAL, REPLICA, restarts=1)
+    for number in (1, 2):
+        command.until(lambda: command.log.count("Safelight serves tiny") == number)  # noqa: B023
+        command.wait_for_processes()
+        below = command.below
+        command.find("raylet").kill()
+        if number == 1:
+            command.wait_for("starting again")
+            with socket.create_connection(("127.0.0.1", command.port)) as client:
+                client.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.0 200")
+            assert not [process for process in below if process.is_running()]
+    assert command.end() == 1
+    assert command.log.count("which Ray does not survive") == 2
+
+
+def test_a_signal_while_the_service_starts_again_ends_it(start: Start) -> None:
+    command = start("ready", *ESSENTIAL, restarts=9)
+    command.wait_for("Safelight serves tiny")
+    command.wait_for_processes()
+    command.find("raylet").kill()
+    command.wait_for("starting again")
+    command.process.terminate()
+    assert command.end() == 0
+
+
+def test_a_start_that_fails_after_a_loss_is_tried_again(start: Start) -> None:
+    command = start("ready once", *ESSENTIAL, restarts=2)
+    command.wait_for("Safelight serves tiny")
+    command.wait_for_processes()
+    command.find("raylet").kill()
+    assert command.end() == 1
+    assert command.log.count("safelight serve: no such tensor\n") == 2
 
 
 def test_a_replica_that_dies_is_waited_for_and_logged(start: Start) -> None:

@@ -74,12 +74,12 @@ def test_the_images_are_those_of_a_plain_call(service: Service) -> None:
 
 
 def test_the_seed_is_chosen_when_the_job_is_submitted(service: Service) -> None:
-    service.backend.image_errors = [StageLost(), StageLost()]  # also of the dispatcher's own retry
+    service.backend.image_errors = [StageLost() for _ in range(4)]  # also of the dispatcher's own retries
     response = service.client.post(ROUTE, json={"prompt": "p"}, headers=ASYNC)
     path = f"{JOBS}/{response.json()['id']}"
     assert service.wait(path)["attempts"] == 2
     seeds = [params.seed for params, _, _ in service.backend.calls if params.prompt == "p"]
-    assert len(seeds) == 3 and len(set(seeds)) == 1
+    assert len(seeds) == 5 and len(set(seeds)) == 1
 
 
 @pytest.fixture(autouse=True)
