@@ -190,10 +190,9 @@ class Client:
             return Answer(sent, self.now, 0, is_retry=is_retry)
         done = self.now
         if response.status_code != 200:
-            retry = response.headers.get("retry-after")
-            return Answer(
-                sent, done, response.status_code, retry_after=retry and int(retry), is_retry=is_retry
-            )
+            header = response.headers.get("retry-after")
+            retry_after = None if header is None else int(header)
+            return Answer(sent, done, response.status_code, retry_after=retry_after, is_retry=is_retry)
         cost = response.json()["usage"]["safelight"]
         return Answer(
             sent,
@@ -278,7 +277,8 @@ def _memory(pid: int | None) -> int | None:
     if pid is None:
         return None
     root = psutil.Process(pid)
-    return sum(process.memory_full_info().uss for process in (root, *root.children(recursive=True)))
+    processes = (root, *root.children(recursive=True))
+    return sum(int(process.memory_full_info().uss) for process in processes)
 
 
 def _summary(
