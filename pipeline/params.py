@@ -62,9 +62,24 @@ class Share:
 
     caller: str = ""  # id of an API key; empty without keys, so that all requests are one caller's
     weight: float = 1.0  # positive
+    is_background: bool = False  # whether it takes only what the others leave
 
 
 ONLY_CALLER = Share()
+# All work in the background is one caller's; who of its callers goes first is decided before it comes here.
+BACKGROUND = Share("background", is_background=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """How soon an image is needed, among those of its caller."""
+
+    promise: float = math.inf  # when it must leave the engine, by `time.perf_counter`; infinite: no promise
+    level: int = 0  # images of a higher level go first
+    is_background: bool = False  # goes after others until it must start to keep `promise`
+
+
+NOT_URGENT = Urgency()
 
 
 @dataclass(frozen=True, slots=True)

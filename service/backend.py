@@ -9,6 +9,7 @@ from safelight.service.messages import (
     DecodeResult,
     ImageFormat,
     PreparedSource,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -42,6 +43,10 @@ class Backend(Protocol):
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         """Decode and encode the files of an edit. Raises `InvalidParams` for a file that cannot be edited."""
+        ...
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        """What the denoiser would say of an image, if it came now."""
         ...
 
     async def status(self) -> Mapping[str, StageStatus | None]:

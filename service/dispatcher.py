@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+from safelight.pipeline.diffusion.guidance import needs_uncond
 from safelight.pipeline.params import GenerationParams
 from safelight.service.backend import STAGES
-from safelight.service.errors import QueueFull, ShuttingDown, StageLost, as_service_error
+from safelight.service.early_refusals import AskedImages
+from safelight.service.errors import PromiseRefused, QueueFull, ShuttingDown, StageLost, as_service_error
 from safelight.service.image_stream import ImageStream
 from safelight.service.messages import (
     NO_CONTEXT,
     DecodeResult,
     ImageFormat,
     PreparedSource,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -24,6 +27,7 @@ from safelight.service.messages import (
 )
 from safelight.service.model_backends import ModelBackend, ModelBackends
 from safelight.service.previews import PreviewSink
+from safelight.service.promises import GatewayPromises
 from safelight.service.retries import Losses, RetryBudget
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from safelight.service.settings import Settings, may_sleep
@@ -36,6 +40,7 @@ DRAIN_POLL_SECONDS = 0.05
 # A gateway's budget of retries: all images in flight twice, and once more every minute.
 RETRIES_PER_PICTURE = 2
 REFILL_SECONDS = 120.0
+QUOTE_SECONDS = 5.0  # for a denoiser to answer
 
 
 class RequestDispatcher:
@@ -46,6 +51,7 @@ class RequestDispatcher:
         metrics: Counts retries and images in flight.
         settings: Limits and deadlines.
         ledger: Knows the status of a stage that does not answer.
+        promises: Refuses early what the denoisers would refuse.
     """
 
     def __init__(
@@ -54,7 +60,9 @@ class RequestDispatcher:
         metrics: Metrics,
         settings: Settings,
         ledger: LedgerClient | None = None,
+        promises: GatewayPromises | None = None,
     ):
+        self.promises = promises or GatewayPromises(settings)
         self._backends = backends
         self._ledger = ledger
         self._metrics = metrics
@@ -70,6 +78,7 @@ class RequestDispatcher:
         output: ImageFormat,
         context: RequestContext = NO_CONTEXT,
         upload: Upload | None = None,
+        digest: str = "",
     ) -> list[DecodeResult]:
         """Generate all images of one request, in order.
 
@@ -78,13 +87,16 @@ class RequestDispatcher:
             output: Their file format.
             context: Of the request; says the model.
             upload: What the images are edits of.
+            digest: Of the request, by which it is known when it comes again.
 
         Raises:
             ServiceError: The request failed; none of its images is left in the batch.
         """
+        asked = _asked(images, context, digest)
+        context = self.promises.admit(asked, context)
         entry = self._admit(context.model, len(images))
         try:
-            return await self._generate_in_time(images, _Job(entry, output, context, upload))
+            return await self._generate_in_time(images, _Job(entry, output, context, upload, asked))
         finally:
             self._count(entry, -len(images))
 
@@ -95,6 +107,7 @@ class RequestDispatcher:
         stream: ImageStream,
         context: RequestContext = NO_CONTEXT,
         upload: Upload | None = None,
+        digest: str = "",
     ) -> "asyncio.Future[list[DecodeResult]]":
         """Begin to generate all images of one request into `stream`.
 
@@ -108,11 +121,21 @@ class RequestDispatcher:
         Raises:
             ServiceError: The request was not admitted. The work raises one if the request fails later.
         """
+        asked = _asked(images, context, digest)
+        context = self.promises.admit(asked, context)
         entry = self._admit(context.model, len(images))
-        job = _Job(entry, output, context, upload, stream)
+        job = _Job(entry, output, context, upload, asked, stream)
         work = asyncio.ensure_future(self._generate_in_time(images, job))
         work.add_done_callback(lambda _: self._count(entry, -len(images)))  # also if it is cancelled at once
         return work
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        """What the denoiser would say of an image, if it came now. Raises `ServiceError`."""
+        entry = self._backends.find(context.model)
+        try:
+            return await asyncio.wait_for(entry.backend.quote(params, context), QUOTE_SECONDS)
+        except Exception as error:
+            raise as_service_error(error) from error
 
     @property
     def is_draining(self) -> bool:
@@ -173,7 +196,10 @@ class RequestDispatcher:
         try:
             return await asyncio.wait_for(self._generate_all(images, job), self._settings.deadline_seconds)
         except Exception as error:
-            raise as_service_error(error) from error  # the request's log line names the cause
+            answer = as_service_error(error)
+            if isinstance(answer, PromiseRefused):
+                self.promises.refused(job.asked, job.context, answer)
+            raise answer from error  # the request's log line names the cause
 
     async def _generate_all(self, images: Sequence[GenerationParams], job: "_Job") -> list[DecodeResult]:
         source = None if job.upload is None else await self._prepare(job.upload, job)
@@ -218,7 +244,10 @@ class RequestDispatcher:
                 try:
                     if losses.total and job.upload is not None:
                         source = await job.entry.backend.prepare(job.upload, job.context)
-                    context = replace(job.context, is_alone=losses.is_suspect)
+                    terms = job.context.terms
+                    if losses.total and terms is not None:  # it has its promise
+                        terms = replace(terms, is_certain=True)
+                    context = replace(job.context, is_alone=losses.is_suspect, terms=terms)
                     return await job.entry.backend.generate(params, job.output, context, source, previews)
                 except Exception as error:
                     self._check_retry(error, losses, job, {"image": params.image_index})
@@ -249,5 +278,14 @@ class _Job:
     output: ImageFormat
     context: RequestContext
     upload: Upload | None  # of edits
+    asked: AskedImages  # as early refusals see it
     stream: ImageStream | None = None  # gets the images of a streamed request
     source: PreparedSource | None = None  # the upload, prepared
+
+
+def _asked(images: Sequence[GenerationParams], context: RequestContext, digest: str) -> AskedImages:
+    """A request as early refusals see it."""
+    first = images[0]
+    evaluations = first.steps_taken * (1 + needs_uncond(first.guidance_scale))
+    cost = float(first.width * first.height * evaluations)
+    return AskedImages(context.model, context.share.caller, digest, cost, len(images))

@@ -21,9 +21,12 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── ImageNotStored       404
 │   ├── KeyMissing           404  of the admin API
 │   ├── JobNotFound          404  of this caller
+│   ├── FileMissing          404  of this caller
+│   ├── BatchNotFound        404  of this caller
 │   ├── JobsOff              400  or the images of jobs cannot be stored
 │   ├── JobNotDone           409  so that it has no images, or none any more
 │   ├── KeyReused            409  an Idempotency-Key, for another request
+│   ├── DeadlineTooShort     400  also on an idle service
 │   ├── LinkExpired          410
 │   ├── MethodNotAllowed     405
 │   ├── BodyTooSlow          408
@@ -34,7 +37,10 @@ ServiceError                 503  anything unforeseen, without details
 │   ├── Interrupted          409  the client has asked for an end
 │   └── LeaseLost            499  another gateway draws the job, or it was cancelled
 ├── QueueFull                429
-│   └── TooManyJobs          429
+│   ├── TooManyJobs          429
+│   │   ├── TooManyBatches   429
+│   │   └── TooManyFiles     429
+│   └── PromiseRefused       429  the images would be done too late; says when
 ├── JobsUnavailable          503  the database of jobs cannot be used
 ├── LimitReached             429  of the API key: requests, images, device-seconds or spend
 ├── KeysUnavailable          503  the database of keys cannot be read
@@ -51,6 +57,7 @@ ServiceError                 503  anything unforeseen, without details
 
 import asyncio
 import math
+from typing import Any
 
 from safelight.pipeline.errors import InvalidParams
 
@@ -79,7 +86,7 @@ class ServiceError(Exception):
         # OpenAI's clients send 408, 409, 429 and all of 500 and above again, unless this says no
         return headers if self.should_retry else headers | {"x-should-retry": "false"}
 
-    def body(self) -> dict[str, dict[str, str | None]]:
+    def body(self) -> dict[str, dict[str, Any]]:
         """OpenAI's error object, always with all four keys."""
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
@@ -224,6 +231,18 @@ class JobNotFound(InvalidRequest):
     message = "There is no such job."
 
 
+class FileMissing(InvalidRequest):
+    status = 404
+    code = "file_not_found"
+    message = "There is no such file, or it has expired."
+
+
+class BatchNotFound(InvalidRequest):
+    status = 404
+    code = "batch_not_found"
+    message = "There is no such batch."
+
+
 class JobsOff(InvalidRequest):
     code = "jobs_are_off"
     message = "There are no jobs and no Idempotency-Key here: the setting jobs or image_store says so."
@@ -241,6 +260,11 @@ class KeyReused(InvalidRequest):
         "Idempotency-Key: this key was sent with another request in the last 24 hours; send another key, or "
         "the same request."
     )
+
+
+class DeadlineTooShort(InvalidRequest):
+    code = "deadline_too_short"
+    message = "deadline_ms: the images take longer, also on an idle service."
 
 
 class LinkExpired(InvalidRequest):
@@ -311,6 +335,58 @@ class TooManyJobs(QueueFull):
     code = "too_many_jobs"
     retry_after = 30
     should_retry = False  # by itself: jobs take minutes
+
+
+class TooManyBatches(TooManyJobs):
+    code = "too_many_batches"
+
+
+class TooManyFiles(TooManyJobs):
+    code = "too_many_files"
+    retry_after = None
+
+
+class PromiseRefused(QueueFull):
+    """The images cannot be promised in time: when they would be done, and when to come again.
+
+    Args:
+        message: For the client.
+        promised: Seconds in which they would have to be done.
+        forecast: Seconds in which they would be done.
+        retry: Seconds after which they would be let in.
+        work: Seconds of the device that an image takes.
+    """
+
+    code = "promise_refused"
+    message = "The images would not be done in time; please try again later."
+
+    def __init__(
+        self,
+        message: str | None = None,
+        promised: float = 0.0,
+        forecast: float = 0.0,
+        retry: float = 1.0,
+        work: float = 0.0,
+    ):
+        super().__init__(message)
+        self.promised_seconds, self.forecast_seconds, self.work_seconds = promised, forecast, work
+        self.replica = ""  # the denoiser that refused; empty: the gateway, without asking one
+        self.set_retry(retry)
+
+    def set_retry(self, seconds: float) -> None:
+        """Set after how many seconds the same request would be let in."""
+        self.retry_seconds = seconds
+        self.retry_after = max(1, math.ceil(seconds))
+        self.should_retry = seconds <= MAX_RETRY_SECONDS
+
+    def body(self) -> dict[str, dict[str, Any]]:
+        body = super().body()
+        body["error"]["forecast"] = {
+            "seconds": round(self.forecast_seconds, 3),
+            "promised_seconds": round(self.promised_seconds, 3),
+            "retry_seconds": round(self.retry_seconds, 3),
+        }
+        return body
 
 
 class JobsUnavailable(ServiceError):

@@ -25,6 +25,7 @@ from safelight.service.messages import (
     PreparedSource,
     Preview,
     PreviewLatents,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -93,17 +94,18 @@ class InProcessPipeline:
     ) -> DecodeResult:
         """Generate one image: see `Backend.generate`."""
         content: EncodedSource | None = None if source is None else source.content
-        conditioning = await self.encoder.encode(params, context)
 
         async def decode(latents: PreviewLatents) -> Preview | None:
             return await self.decoder.decode_preview(latents, output, context, content)
 
-        async with PreviewDecoding(decode, previews) as decoding:
-            denoised = await self.denoiser.generate(
-                conditioning, params, context, content, decoding.request, decoding.start
-            )
-            result = await self.decoder.decode(denoised, params, output, context, content)
-            return decoding.charge(result)
+        with self.denoiser.admission.place(params, context) as place:
+            conditioning = await self.encoder.encode(params, context)
+            async with PreviewDecoding(decode, previews) as decoding:
+                denoised = await self.denoiser.generate(
+                    conditioning, params, context, content, decoding.request, decoding.start, place
+                )
+                result = await self.decoder.decode(denoised, params, output, context, content)
+                return decoding.charge(result)
 
     async def generate_all(
         self, images: Sequence[GenerationParams], output: ImageFormat, upload: Upload | None = None
@@ -122,6 +124,10 @@ class InProcessPipeline:
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         content, report = await self.decoder.prepare(upload, context)
         return PreparedSource(report, content)
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        """What the denoiser would say of an image: see `Backend.quote`."""
+        return self.denoiser.admission.quote(params, context)
 
     @property
     def stages(self) -> tuple[EncodeStage, DenoiseStage, DecodeStage]:
@@ -215,7 +221,7 @@ def make_denoise_stage(
         return engine.calibrated(measured.curve, measured.peak_flops, measured.limits)
 
     watchdog = None if on_hang is None else TickWatchdog(settings.hang_seconds, on_hang)
-    return DenoiseStage(make, settings.deadline_seconds, model.id, watchdog)
+    return DenoiseStage(make, settings.deadline_seconds, model.id, settings.promise_probability, watchdog)
 
 
 def _calibration_path(model: ModelInfo, settings: Settings) -> Path | None:

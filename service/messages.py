@@ -25,14 +25,51 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class PromiseTerms:
+    """By when the denoiser must have finished an image, and how urgent it is among those of its caller."""
+
+    due: float | None = None  # Unix time; None: the service promises nothing
+    is_default: bool = False  # a promise that the request did not ask for, which is longer for a long one
+    priority: int = 0  # images of a higher one go first
+    is_background: bool = False  # of a job, which nobody waits for
+    images: int = 1  # of the request
+    is_certain: bool = False  # it was let in before
+    seconds: float = 0.0  # from the gateway's check until `due`
+    patience: float = 1.0  # part of the time until `due` that waiting for others may take up; see promises
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseForecast:
+    """What the denoiser said of an image when it let it in, and what came of it."""
+
+    promised_seconds: float | None  # None: nothing was promised
+    forecast_seconds: float
+    seconds: float  # from its arrival until it left
+    backlog_seconds: float  # of the denoiser, the image included
+    replica: str  # of the denoiser, unique
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a denoiser would say of an image, if it came now."""
+
+    is_admitted: bool
+    promised_seconds: float | None
+    forecast_seconds: float
+    retry_seconds: float
+    backlog_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Passed along with an image from stage to stage: its usage record and its trace."""
+    """Passed along with an image from stage to stage: its usage record, its trace and its promise."""
 
     record_id: str = ""  # of the request's usage record; empty for the warm-up image, which has none
     traceparent: str | None = None  # of the gateway's span, a W3C header
     request_id: str = ""  # the client's own, or ours, for log lines
     model: str = ""  # id of the model that draws it; empty: the first of the service or the stage
     share: Share = ONLY_CALLER  # of the API key that asks for it
+    terms: PromiseTerms | None = None  # None: it is let in in any case
     is_alone: bool = False  # the denoiser was lost with the image, so that it draws it without batch-mates
 
 
@@ -102,6 +139,7 @@ class DenoiseResult:
     encode: StageCost
     denoise: DenoiseUsage
     image_id: str = ""  # ties previews to their image; empty without previews
+    forecast: DenoiseForecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +171,7 @@ class ImageUsage:
     decode: StageCost
     previews: tuple[StageCost, ...] = ()  # in the decoder
     source: SourceReport | None = None  # of the first image of an edit: one upload serves the whole request
+    forecast: DenoiseForecast | None = None
 
     @property
     def stages(self) -> dict[str, StageCost]:

@@ -63,6 +63,12 @@ def _check_not_negative_and_finite(value: float, info: ValidationInfo) -> float:
     return value
 
 
+def _check_probability(value: float, info: ValidationInfo) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"{info.field_name} must be more than 0 and less than 1, got {value}")
+    return value
+
+
 def check_port(value: int, info: ValidationInfo) -> int:
     if not 0 <= value <= 65535:
         raise ValueError(f"{info.field_name} must be between 0 and 65535, got {value}")
@@ -277,6 +283,7 @@ PositiveInt = Annotated[int, AfterValidator(_check_positive)]
 PositiveFloat = Annotated[float, AfterValidator(_check_positive)]
 Count = Annotated[int, AfterValidator(_check_not_negative)]
 Amount = Annotated[float, AfterValidator(_check_not_negative_and_finite)]
+Probability = Annotated[float, AfterValidator(_check_probability)]
 StageReplicas = Annotated[str, AfterValidator(_check_stage_replicas)]
 ModelValues = Annotated[str, AfterValidator(_check_model_values)]
 

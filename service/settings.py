@@ -23,6 +23,7 @@ from safelight.service.setting_types import (
     ModelValues,
     PositiveFloat,
     PositiveInt,
+    Probability,
     StageReplicas,
     check_accounts_name,
     check_aliases,
@@ -258,6 +259,15 @@ class Settings(BaseSettings):
         description="Seconds after a request has been parsed in which its images must be finished; else it "
         "is answered with status 503.",
     )
+    promise_seconds: Amount = Field(
+        30.0,
+        description="Seconds in which the images of a request must be done that does not say `deadline_ms`; "
+        "one that the service cannot promise is refused with status 429 (docs/promises.md). A request that "
+        "needs longer by itself is promised twice what it needs. 0: nothing is promised.",
+    )
+    promise_probability: Probability = Field(
+        0.95, description="Probability with which promises should be kept, more than 0 and less than 1."
+    )
     hang_seconds: PositiveFloat = Field(
         60.0,
         description="Seconds that a tick of the denoiser may take, or 20 times its forecast if that is "
@@ -404,6 +414,27 @@ class Settings(BaseSettings):
         description="Seconds after its submission in which a job must be begun, and for which its images are "
         "kept; then it has expired, and is still listed for as long.",
     )
+    batch_images: Count = Field(
+        0,
+        description="Images of batches (docs/batches.md) that a gateway draws at a time, at the lowest "
+        "priority. 0: two full ticks of every denoiser, divided among the gateways.",
+    )
+    max_batch_lines: PositiveInt = Field(10_000, description="Most lines of a batch.")
+    max_batches_per_key: PositiveInt = Field(
+        20, description="Most batches of one API key that have not ended, or without keys of all callers."
+    )
+    max_file_bytes: PositiveInt = Field(
+        100 << 20, description="Largest file that may be uploaded for a batch, in bytes."
+    )
+    max_files_bytes: PositiveInt = Field(
+        1 << 30,
+        description="Most bytes of uploaded files of one API key, or without keys of all callers, which the "
+        "database keeps.",
+    )
+    file_seconds: PositiveFloat = Field(
+        604_800.0,
+        description="Seconds for which uploaded files, and the output of batches with its images, are kept.",
+    )
     webhook_origins: Annotated[str, AfterValidator(check_webhook_origins)] = Field(
         "",
         description="Origins that webhooks of jobs may be sent to, such as `https://hooks.example.org`, "
@@ -508,6 +539,15 @@ class Settings(BaseSettings):
     def has_jobs(self) -> bool:
         """Whether there are jobs, whose images are stored."""
         return self.jobs and self.image_store != NO_STORE
+
+    @property
+    def line_images(self) -> int:
+        """Images of batches that a gateway draws at a time."""
+        denoisers, gateways = (
+            max(1, replica_range(name, getattr(self, name))[0])
+            for name in ("denoise_replicas", "gateway_replicas")
+        )
+        return self.batch_images or max(2, self.max_rows * denoisers // gateways)
 
     def model_defaults(self) -> dict[str, dict[str, Any]]:
         """The defaults of requests by setting and name of a model; an empty name stands for every model."""

@@ -17,6 +17,7 @@ from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.params import (
     NO_PREVIEWS,
+    NOT_URGENT,
     ONLY_CALLER,
     DenoiseUsage,
     FinishReason,
@@ -25,6 +26,7 @@ from safelight.pipeline.params import (
     Share,
     StageCost,
     TextReport,
+    Urgency,
 )
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN
 from safelight.service.backend import STAGES
@@ -37,6 +39,7 @@ from safelight.service.messages import (
     ImageUsage,
     PreparedSource,
     Preview,
+    Quote,
     RequestContext,
     SourceReport,
     StageStatus,
@@ -108,6 +111,8 @@ class FakeBackend:
         self.calls: list[tuple[GenerationParams, ImageFormat, RequestContext]] = []
         self.sources: list[PreparedSource | None] = []  # of every call
         self.uploads: list[Upload] = []
+        self.quoted: list[tuple[GenerationParams, RequestContext]] = []
+        self.answer = Quote(True, 29.5, 2.5, 0.0, 1.25)
         self.drawn: list[tuple[GenerationParams, ImageFormat]] = []
         self.previews = PREVIEWS
         self.preview_requests: list[PreviewRequest] = []
@@ -153,6 +158,10 @@ class FakeBackend:
         size = upload.size or (16, 8)
         return PreparedSource(replace(SOURCE, size=size), upload)
 
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        self.quoted.append((params, context))
+        return self.answer
+
     async def status(self) -> Mapping[str, StageStatus | None]:
         return self.stages
 
@@ -178,6 +187,7 @@ class FakeEngine:
     attention = "by hand"
     curve = UNKNOWN
     peak_flops = 1e9
+    estimator = SimpleNamespace(estimate=lambda params: (params.num_steps, 1e9 * params.num_steps))
     open_seconds = 0.5
     work_left = 2.0
 
@@ -185,11 +195,19 @@ class FakeEngine:
         self.samples: dict[str, FakeSample] = {}
         self.times: list[tuple[float, float]] = []  # arrival and deadline of every sample that was added
         self.shares: list[Share] = []  # whose each was
+        self.urgencies: list[Urgency] = []  # how urgent each was
         self.aborted: list[Any] = []
         self.most_running = 0
         self.ready_previews: list[SamplePreview] = []
         self.may_tick = threading.Event()
         self.may_tick.set()
+
+    @property
+    def progress(self) -> list[tuple[str, int]]:
+        return [
+            (request_id, sample.params.num_steps - sample.ticks_left)
+            for request_id, sample in self.samples.items()
+        ]
 
     @property
     def num_running(self) -> int:
@@ -212,6 +230,7 @@ class FakeEngine:
         source: Any = None,
         previews: PreviewRequest = NO_PREVIEWS,
         share: Share = ONLY_CALLER,
+        urgency: Urgency = NOT_URGENT,
     ) -> None:
         if params.prompt == "refuse":
             raise InvalidParams("solver", "no")
@@ -219,6 +238,7 @@ class FakeEngine:
             raise RuntimeError("shape mismatch")
         self.times.append((arrived, deadline))
         self.shares.append(share)
+        self.urgencies.append(urgency)
         self.samples[request_id] = FakeSample(params, params.num_steps, previews)
         self.most_running = max(self.most_running, len(self.samples))
 

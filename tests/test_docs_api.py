@@ -16,6 +16,8 @@ from safelight.service.http.schemas import ImageRequest
 from safelight.service.http.translation import make_output, make_params
 from safelight.service.http.validation import parse_request
 from safelight.service.messages import ImageFormat
+from safelight.service.promises import GatewayPromises, Wish
+from safelight.service.settings import Settings
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/api.md").read_text(encoding="utf-8")
 FIELDS_SECTION = PAGE.split("### Quality")[0]
@@ -117,7 +119,13 @@ def test_the_steps_of_each_quality_are_those_of_the_code() -> None:
     assert page == {name: STEPS[quality] for name, quality in TIERS.items()}
 
 
-WORDS = ("required", "the model's", "the first model", "random, and reported")
+WORDS = (
+    "required",
+    "the model's",
+    "the first model",
+    "random, and reported",
+    "the service's `promise_seconds`",
+)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, default) in ROWS.items() if default not in WORDS])
@@ -155,3 +163,5 @@ def test_other_defaults() -> None:
         for params in make_params(parse_request(b'{"prompt": "a red apple"}'), MODEL)
     }
     assert len(seeds) == 3
+    assert GatewayPromises(Settings(promise_seconds=7.0)).wish(None, None) == Wish(7.0, is_default=True)
+    assert ROWS["deadline_ms"][1] == "the service's `promise_seconds`"

@@ -50,7 +50,7 @@ ARROWS: dict[str, str] = {
     ),
     "pipeline.capacity": (
         "models.autoencoders models.checkpoints models.families models.text pipeline.catalog "
-        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.scheduling"
+        "pipeline.diffusion pipeline.errors pipeline.flops pipeline.params pipeline.scheduling"
     ),
     "pipeline.calibration": (
         "models.checkpoints models.denoisers models.packed pipeline.assembly "
@@ -105,16 +105,22 @@ ARROWS: dict[str, str] = {
     ),
     "service.model_backends": "pipeline.catalog service.backend service.errors",
     "service.retries": "service.errors",
+    "service.early_refusals": "service.errors",
+    "service.promises": (
+        "service.early_refusals service.errors service.messages service.setting_types service.settings "
+        "service.usage"
+    ),
     "service.dispatcher": (
-        "pipeline.params service.backend service.errors service.image_stream service.messages "
-        "service.model_backends service.previews service.retries service.runtime service.settings "
-        "service.telemetry service.usage"
+        "pipeline.diffusion pipeline.params service.backend service.early_refusals service.errors "
+        "service.image_stream service.messages service.model_backends service.previews service.promises "
+        "service.retries service.runtime service.settings service.telemetry service.usage"
     ),
     "service.stage_sets": "pipeline.capacity pipeline.catalog service.settings",
     "service.jobs": (
         "pipeline.params service.database service.errors service.messages service.runtime "
         "service.setting_types service.settings"
     ),
+    "service.batches": "service.database service.errors service.jobs service.settings",
     "service.inprocess": (
         "pipeline.assembly pipeline.calibration pipeline.capacity pipeline.catalog "
         "pipeline.engine pipeline.params service.backend service.messages service.moderation "
@@ -122,11 +128,11 @@ ARROWS: dict[str, str] = {
     ),
     "service.http": (
         "pipeline.catalog pipeline.engine pipeline.errors pipeline.params pipeline.scheduling "
-        "service.access service.backend service.database service.dispatcher service.errors "
+        "service.access service.backend service.batches service.database service.dispatcher service.errors "
         "service.image_store service.image_stream service.jobs service.keys service.messages "
         "service.model_backends "
         "service.moderation "
-        "service.previews service.quotas "
+        "service.previews service.promises service.quotas "
         "service.runtime service.setting_types service.settings service.telemetry service.usage"
     ),
     "service.python": (
@@ -170,6 +176,7 @@ TORCH_FREE = (
     "pipeline.capacity.model_profiles",
     "pipeline.flops",
     "service.access",
+    "service.batches",
     "service.errors",
     "service.http",
     "service.jobs",

@@ -17,6 +17,7 @@ RAY_FILES = (
     "tests/deploy/test_prometheus.py",
     "tests/e2e/test_accounts.py",
     "tests/e2e/test_service.py",
+    "tests/e2e/test_batches.py",
     "tests/e2e/test_ports.py",
     "tests/e2e/test_streaming.py",
     "tests/e2e/test_model_changes.py",

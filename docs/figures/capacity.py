@@ -10,7 +10,7 @@ from typing import Any
 from docs.figures.data import Run, find_run
 from docs.figures.markdown import table
 from docs.figures.performance import HEADINGS, MACHINES, run_section
-from safelight.pipeline.benchmark.bars import FORECAST_BARS, VERDICT_HEADER, judge
+from safelight.pipeline.benchmark.bars import FORECAST_BARS, SIMULATOR_BARS, VERDICT_HEADER, judge
 from safelight.pipeline.capacity.fleet.control_plane import UnitCosts
 from safelight.service import cli
 
@@ -22,6 +22,10 @@ UNIT_COSTS = {
     "ledger_event": "a usage event in such a report",
     "controller_replica": "a second of an autoscaled replica, in Serve's controller",
 }
+SIMULATOR_HEADER = (
+    "profile", "images", "images an hour, simulated / live", "error", "p95, s, simulated / live", "error",
+    "load average", "cores of others",
+)  # fmt: skip
 Plan = Mapping[str, Any]
 Plans = Mapping[tuple[str, str, int, float], Plan]  # by model, GPU, steps and MFU
 
@@ -53,6 +57,7 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "published": published_table(runs),
         "batching": _simulated(runs, "batching"),
         "forecasts": forecasts(runs),
+        "simulator": simulator_errors(runs),
         "fleet": fleets(runs),
         "unit costs": unit_costs(runs),
     }
@@ -123,6 +128,34 @@ def published_table(runs: Sequence[Run]) -> str:
         "source",
     )
     return table(header, rows)
+
+
+def simulator_errors(runs: Sequence[Run]) -> str:
+    """The simulator beside the service that it simulates, a section for each run."""
+    parts = []
+    for run in _of_machines(runs, "simulator"):
+        rows = [
+            (
+                row["profile"],
+                row["requests"],
+                f"{_short(row['simulated_throughput'])} / {_short(row['throughput'])}",
+                f"{row['throughput_error']:+.0%}",
+                f"{row['simulated_p95']:.2f} / {row['p95']:.2f}",
+                f"{row['p95_error']:+.0%}",
+                f"{row['load_average']:.1f}",
+                f"{row['others']:.0%}",
+            )
+            for row in run.figures["comparisons"]
+        ]
+        verdicts = judge(SIMULATOR_BARS, run.figures, run.kind)
+        parts += [
+            f"### {HEADINGS[run.folder]}, beside the live service",
+            run.provenance,
+            table(SIMULATOR_HEADER, rows),
+            table(VERDICT_HEADER, [verdict.cells for verdict in verdicts]),
+            "\n".join(f"- {note}" for note in run.record.get("notes", ())),
+        ]
+    return "\n\n".join(filter(None, parts))
 
 
 def forecasts(runs: Sequence[Run]) -> str:

@@ -13,6 +13,7 @@ TITLES = {
     "bench": "The engine beside diffusers",
     "update": "The update of a tick",
     "forecasts": "Forecasts of throughput and latency",
+    "simulator": "The simulator beside the live service",
     "control-plane": "Unit costs of the control plane",
     "http": "Over HTTP",
     "streaming": "Previews",

@@ -9,6 +9,7 @@ from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
     FORECAST_BARS,
     RANDOM_WEIGHTS_BARS,
+    SIMULATOR_BARS,
     STREAMING_BARS,
     UPDATE_BARS,
     VERDICT_HEADER,
@@ -19,7 +20,7 @@ MACHINES = ("avx2", "amx", "avx512-bf16")  # in the order of the page: the newes
 HEADINGS = {"avx2": "AVX2", "amx": "AMX", "avx512-bf16": "AVX-512 with bfloat16"}
 # In the order of the page; runs that stand here are shown first, the others by name.
 ORDER = ("bench", "bench-2", "bench-1", "update", "http")
-OTHER_PAGES = ("forecasts", "control-plane")  # runs that docs/capacity.md shows
+OTHER_PAGES = ("forecasts", "control-plane", "simulator")  # runs that docs/capacity.md shows
 WAYS = {
     "ours": "engine",
     "serial_eager": "diffusers, one at a time",
@@ -49,14 +50,17 @@ def blocks(runs: Sequence[Run]) -> dict[str, str]:
         "bars": bars_table(),
         "machines": "\n\n".join(_machine(runs, folder) for folder in MACHINES),
         "fairness": _simulated(runs, "fairness"),
+        "overload": _simulated(runs, "overload"),
         "policies": _simulated(runs, "policies"),
-        "serving-policies": _simulated(runs, "serving-policies"),
+        "deadlines": "\n\n".join(_simulated(runs, name) for name in deadline_runs(runs)),
     }
 
 
 def bars_table() -> str:
     """Every bar, and a second table of those that are out of reach on some kind of machine."""
-    bars = (*BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS, *STREAMING_BARS, *RANDOM_WEIGHTS_BARS)
+    bars = (
+        *BENCH_BARS, *UPDATE_BARS, *FORECAST_BARS, *SIMULATOR_BARS, *STREAMING_BARS, *RANDOM_WEIGHTS_BARS,
+    )  # fmt: skip
     misses = [
         (bar.name, kind, bar.as_text(miss.limit), miss.reason)
         for bar in bars
@@ -88,6 +92,11 @@ def run_section(run: Run) -> str:
     parts += RENDERERS.get(run.name.rstrip("-0123456789"), _generic)(run)
     parts += ["\n".join(f"- {note}" for note in run.record.get("notes", ()))]
     return "\n\n".join(filter(None, parts))
+
+
+def deadline_runs(runs: Sequence[Run]) -> list[str]:
+    """The names of the comparisons under deadlines: of few devices, then of many, by traffic."""
+    return sorted(run.name for run in runs if run.folder == "simulated" and run.name.startswith("deadlines"))
 
 
 def _simulated(runs: Sequence[Run], name: str) -> str:

@@ -240,6 +240,16 @@ FORECAST_BARS = (
     ),
 )  # fmt: skip
 
+
+def _largest(key: str) -> Callable[[Figures], float | None]:
+    return lambda figures: max((abs(row[key]) for row in figures["comparisons"]), default=None)
+
+
+SIMULATOR_BARS = (
+    Bar("error of the simulated throughput", 0.10, False, "share", _largest("throughput_error")),
+    Bar("error of the simulated p95", 0.10, False, "share", _largest("p95_error")),
+)
+
 STREAMING_BARS = (
     Bar(
         "throughput cost of two previews an image, as many as are drawn under load", 0.03, False, "share",

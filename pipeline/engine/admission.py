@@ -12,7 +12,7 @@ from safelight.pipeline.engine.sample import QueuedSample
 from safelight.pipeline.engine.text_encoder import TextStates
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.flops.denoiser import forward_flops
-from safelight.pipeline.params import GenerationParams
+from safelight.pipeline.params import NOT_URGENT, GenerationParams, Urgency
 from safelight.pipeline.scheduling.batcher import Limits
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.workload import SampleWorkload, make_workload
@@ -44,6 +44,7 @@ class Admission:
         curve: CostCurve,
         arrived: float,
         deadline: float,
+        urgency: Urgency = NOT_URGENT,
     ) -> QueuedSample:
         """The queued sample of a request.
 
@@ -67,6 +68,7 @@ class Admission:
             curve=curve,
             arrived=arrived,
             deadline=deadline,
+            urgency=urgency,
         )
         self._check_tokens(params, workload)
         return QueuedSample(request_id, params, plan, tick_guides, *texts, workload, setup_flops)

@@ -30,14 +30,18 @@ from safelight.pipeline.engine.runner import StepRunner
 from safelight.pipeline.engine.sample import QueuedSample, RunningSample
 from safelight.pipeline.engine.source_latents import SourceLatents
 from safelight.pipeline.engine.text_encoder import TextStates
+from safelight.pipeline.engine.work_estimate import WorkEstimator
 from safelight.pipeline.params import (
+    BACKGROUND,
     NO_PREVIEWS,
+    NOT_URGENT,
     ONLY_CALLER,
     DenoiseUsage,
     FinishReason,
     GenerationParams,
     PreviewRequest,
     Share,
+    Urgency,
 )
 from safelight.pipeline.scheduling.batcher import Limits, in_arrival_order
 from safelight.pipeline.scheduling.cost_curve import UNKNOWN, CostCurve
@@ -89,6 +93,7 @@ class Engine:
         self.peak_flops = peak_flops
         plans = PlanCache(runner, make_plan)
         self._admission = Admission(plans, runner.network.config, latent_scale, limits)
+        self.estimator = WorkEstimator(make_plan, runner.network.config, latent_scale)
         self._metering = Metering(curve)
         self._queue = WaitingQueue[QueuedSample](curve.slowdown, key=attrgetter("request_id"))
         self._running: dict[str, RunningSample] = {}
@@ -157,6 +162,11 @@ class Engine:
         return self.curve.slowdown * (waiting + running)
 
     @property
+    def progress(self) -> list[tuple[str, int]]:
+        """The samples that have started, and how many ticks each has done."""
+        return [(sample.request_id, sample.step_index) for sample in self._running.values()]
+
+    @property
     def has_work(self) -> bool:
         return bool(self._queue or self._running or self._finishing or self._outcomes)
 
@@ -175,6 +185,7 @@ class Engine:
         source: SourceLatents | None = None,
         previews: PreviewRequest = NO_PREVIEWS,
         share: Share = ONLY_CALLER,
+        urgency: Urgency = NOT_URGENT,
     ) -> None:
         """Queue a sample. Times are seconds by `time.perf_counter`.
 
@@ -188,6 +199,7 @@ class Engine:
             source: What an edit starts from.
             previews: Which of its previews `take_previews` should return.
             share: Whose it is.
+            urgency: Its promise and level.
 
         Raises:
             InvalidParams: This engine cannot generate the image.
@@ -198,7 +210,10 @@ class Engine:
         self._check_source(params, source)
         arrived = time.perf_counter() if arrived is None else arrived
         start = self._runner.clock.mark()
-        sample = self._admission.admit(request_id, params, cond, uncond, self.curve, arrived, deadline)
+        sample = self._admission.admit(
+            request_id, params, cond, uncond, self.curve, arrived, deadline, urgency
+        )
+        self.estimator.observe(params, sum(sample.workload.work))
         sample.workload = replace(sample.workload, share=share)
         sample.source = source
         sample.previews = previews
@@ -246,7 +261,7 @@ class Engine:
         self._in_flight = queued
         if not self._runner.clock.runs_ahead:
             self._complete_in_flight()
-        if not (self._queue or self._running or self._finishing):
+        if self._is_resting():
             self._metering.shares.rest()
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
@@ -270,6 +285,12 @@ class Engine:
         )
         samples = (*running, *self._queue)
         return {sample.request_id: time_left for sample, time_left in zip(samples, seconds, strict=True)}
+
+    def _is_resting(self) -> bool:
+        """Whether nothing is left to be done but work in the background."""
+        running = (*self._running.values(), *self._finishing.values())
+        callers = {sample.workload.share.caller for sample in running} | self._queue.callers
+        return callers <= {BACKGROUND.caller}
 
     def _expire(self) -> None:
         """Remove the samples whose deadline has passed."""

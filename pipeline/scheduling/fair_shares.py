@@ -106,7 +106,7 @@ class FairShares:
         return share in self._tags.waiting and tag >= self._tags.virtual_time
 
     def dispatch(self, packets: Packets, waiting: Set[Share], full_tick_seconds: float) -> None:
-        """Charge the callers of a tick that begins.
+        """Charge the callers of a tick that begins; background has no share, and is not charged.
 
         Args:
             packets: Whose the samples of the tick are, and the device-seconds that each is expected to take.
@@ -114,18 +114,21 @@ class FairShares:
             full_tick_seconds: What a full tick takes.
         """
         credit = self._credit_ticks * full_tick_seconds
+        packets, waiting = _foreground(packets), {share for share in waiting if not share.is_background}
         self._in_flight.append((packets, waiting, credit))
         self._tags = self._tags.after(packets, waiting, credit)
 
     def measure(self, packets: Packets) -> None:
         """Charge the oldest tick that was not measured by what it took: the same samples as in `dispatch`."""
         _, waiting, credit = self._in_flight.popleft()
-        self._tags = self._measured = self._measured.after(packets, waiting, credit)
+        self._tags = self._measured = self._measured.after(_foreground(packets), waiting, credit)
         for tick in self._in_flight:
             self._tags = self._tags.after(*tick)
 
     def charge(self, share: Share, seconds: float) -> None:
         """Charge a caller for what was computed outside of ticks."""
+        if share.is_background:
+            return
         self._measured = self._measured.charged(share, seconds)
         self._tags = self._tags.charged(share, seconds)
 
@@ -140,3 +143,7 @@ class FairShares:
         shares = FairShares(self._credit_ticks)
         shares._tags = shares._measured = self._tags
         return shares
+
+
+def _foreground(packets: Packets) -> Packets:
+    return [packet for packet in packets if not packet[0].is_background]

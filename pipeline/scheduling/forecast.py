@@ -1,6 +1,7 @@
 """When each sample will finish: the batcher's rule run ahead on the cost curve, arrivals extrapolated."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, cycle
@@ -45,8 +46,7 @@ def finish_times(
         now: Seconds by `time.perf_counter`.
         limits: The most that a tick may hold.
         curve: The cost curve at present.
-        recent_arrivals: Workloads of recent samples in order of arrival, from which future arrivals are
-            extrapolated; without any, none are expected.
+        recent_arrivals: Workloads of recent samples in order of arrival; future ones are like them.
         shares: What each caller has had; None: all the same.
 
     Returns:
@@ -56,14 +56,11 @@ def finish_times(
     seconds = [0.0] * (len(started) + len(queue))
     started = [sample for sample in started if sample.step_index < sample.workload.num_ticks]
     num_unfinished = len(started) + len(queue)
-    arrivals = _future_arrivals(recent_arrivals, now)
-    arrival = next(arrivals, None)
-    shares = FairShares() if shares is None else shares.copy()
-    time = now
+    arrivals = deque(_future_arrivals(recent_arrivals, now))
+    shares, time = FairShares() if shares is None else shares.copy(), now
     while num_unfinished:
-        while arrival is not None and arrival.workload.arrived <= time:
-            queue.add(arrival)
-            arrival = next(arrivals, None)
+        while arrivals and arrivals[0].workload.arrived <= time:
+            queue.add(arrivals.popleft())
         selected = select_next_batch(started, queue, time, limits, curve, shares)
         ticks = min(STRIDE, *(sample.workload.num_ticks - sample.step_index for sample in selected))
         charge_by_curve(shares, selected, started, queue, curve, ticks)
@@ -117,4 +114,8 @@ def _future_arrivals(recent_arrivals: Sequence[SampleWorkload], now: float) -> I
     interval = seconds / sum(time > times[0] + SAME_REQUEST_SECONDS for time in times)
     numbers = range(1, int(EXTRAPOLATION * seconds / interval) + 1)
     for number, workload in zip(numbers, cycle(recent_arrivals), strict=False):
-        yield ForecastSample(None, replace(workload, arrived=now + number * interval, deadline=math.inf), 0)
+        arrived = now + number * interval
+        promise = workload.urgency.promise - workload.arrived + arrived
+        urgency = replace(workload.urgency, promise=promise)
+        future = replace(workload, arrived=arrived, deadline=math.inf, urgency=urgency)
+        yield ForecastSample(None, future, 0)

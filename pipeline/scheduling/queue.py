@@ -26,7 +26,7 @@ class WaitingQueue(Generic[S]):
         self._slowdown = slowdown  # the one that the samples are sorted by
         self._key = key
         self._numbers = count()  # among equals the first to arrive goes first
-        self._sorted: dict[str, list[tuple[float, int, S]]] = {}  # by caller; none is empty
+        self._sorted: dict[str, list[tuple[tuple[int, float], int, S]]] = {}  # by caller; none is empty
         self._arrivals: dict[Hashable, tuple[int, S]] = {}
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class WaitingQueue(Generic[S]):
         for sample in samples:
             if len(punctual) == limit:
                 break
-            is_late, _ = sample.workload.priority(0, now, slowdown)
+            is_late, *_ = sample.workload.priority(0, now, slowdown)
             (late if is_late else punctual).append(sample)
         return punctual + late[: limit - len(punctual)]
 
@@ -112,9 +112,10 @@ class WaitingQueue(Generic[S]):
                     (self._due(sample), number, sample) for _, number, sample in entries
                 )
 
-    def _only_entries(self) -> Iterator[tuple[float, int, S]]:
+    def _only_entries(self) -> Iterator[tuple[tuple[int, float], int, S]]:
         """The entries of the only caller, if there is one."""
         return iter(next(iter(self._sorted.values()), ()))
 
-    def _due(self, sample: S) -> float:
-        return sample.workload.priority(0, 0.0, self._slowdown)[1]
+    def _due(self, sample: S) -> tuple[int, float]:
+        _, level, due = sample.workload.priority(0, 0.0, self._slowdown)
+        return level, due

@@ -1,5 +1,6 @@
 """Which samples run in the next tick: by priority for one caller, in fair shares between several.
 
+Samples in the background take what all others leave (docs/adr/0020-batches.md).
 Used by the engine on measured ticks, and by forecasts and simulations on a cost curve.
 """
 
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from heapq import heapify, heappop, heapreplace
 from typing import Generic, TypeVar
 
-from safelight.pipeline.params import Share
+from safelight.pipeline.params import BACKGROUND, Share
 from safelight.pipeline.scheduling.batcher import Limits, Schedulable, TickRoom, select_batch
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.fair_shares import FairShares
@@ -17,6 +18,11 @@ from safelight.pipeline.scheduling.queue import WaitingQueue
 # How much longer samples of callers below their share may take because of those of callers above it. Less
 # costs throughput, more costs latency: docs/adr/0016-fair-shares.md.
 MAX_STRETCH = 1.3
+# How much longer samples of other callers may take because of those in the background.
+MAX_BACKGROUND_STRETCH = 1.02
+# Whoever arrives during a tick waits for its end. So a tick of background samples alone is no larger than one
+# with so much of the best throughput.
+BACKGROUND_THROUGHPUT = 0.95
 
 S = TypeVar("S", bound=Schedulable)
 R = TypeVar("R", bound=Schedulable)
@@ -47,7 +53,8 @@ def select_next_batch(
     Returns:
         Samples of `running` and of `queue`. Queue and shares are left as they are.
     """
-    if shares is not None and len({sample.workload.share.caller for sample in running} | queue.callers) > 1:
+    callers = {sample.workload.share.caller for sample in running} | queue.callers
+    if shares is not None and (len(callers) > 1 or BACKGROUND.caller in callers):
         return _select_fairly(_Candidates(running, queue, now, limits, curve), limits, curve, shares)
     room = max(0, max_running(limits) - len(running))
     candidates: list[R | S] = [*running, *queue.earliest_due(room, now, curve.slowdown)]
@@ -97,11 +104,19 @@ def max_running(limits: Limits) -> int:
     return 2 * limits.max_rows
 
 
+def background_work(curve: CostCurve) -> float:
+    """The most work of a tick of background samples alone."""
+    rates = [work / curve.seconds_for(work) for work in curve.work]
+    least = BACKGROUND_THROUGHPUT * max(rates)
+    return next(work for work, rate in zip(curve.work, rates, strict=True) if rate >= least)
+
+
 class _Candidates(Generic[R, S]):
     """The samples of each caller in the order in which they would run, and the places for those that start.
 
     A caller of whom no sample runs can always start one, as long as there are no more such callers than
-    places: the others' further samples leave these places free.
+    places: the others' further samples leave these places free. Those in the background leave half of all
+    places free.
     """
 
     def __init__(
@@ -118,7 +133,9 @@ class _Candidates(Generic[R, S]):
         for sample in running:
             self._running.setdefault(sample.workload.share.caller, []).append(sample)
         self._places = max(0, max_running(limits) - len(running))
-        self._newcomers = queue.callers - self._running.keys()  # who has no sample running
+        self._kept_places = max_running(limits) // 2  # from samples in the background
+        # who has no sample running
+        self._newcomers = queue.callers - self._running.keys() - {BACKGROUND.caller}
 
     def callers(self) -> Iterator[tuple[str, R | S]]:
         """Each caller, with one of its samples; those who have samples running come first."""
@@ -135,7 +152,7 @@ class _Candidates(Generic[R, S]):
         candidates += [(sample, False) for sample in waiting]
         candidates.sort(key=lambda entry: self._priority(entry[0]))
         for sample, is_running in candidates:
-            if is_running or self._has_place(caller):
+            if is_running or self._has_place(sample.workload.share):
                 yield sample, is_running
 
     def start(self, caller: str) -> None:
@@ -143,10 +160,12 @@ class _Candidates(Generic[R, S]):
         self._places -= 1
         self._newcomers = self._newcomers - {caller}
 
-    def _has_place(self, caller: str) -> bool:
-        return self._places > (0 if caller in self._newcomers else len(self._newcomers))
+    def _has_place(self, share: Share) -> bool:
+        if share.is_background:
+            return self._places > self._kept_places + len(self._newcomers)
+        return self._places > (0 if share.caller in self._newcomers else len(self._newcomers))
 
-    def _priority(self, sample: R | S) -> tuple[bool, float]:
+    def _priority(self, sample: R | S) -> tuple[bool, int, float]:
         return sample.workload.priority(sample.step_index, self._now, self._slowdown)
 
 
@@ -165,12 +184,13 @@ def _select_fairly(
         shares: The start tags, which advance here by what a full tick would cost.
 
     Returns:
-        Samples in the order of their start tags.
+        Samples in the order of their start tags, then those in the background.
     """
     price = full_tick_seconds(curve) / min(curve.best_work, curve.work[-1])
     lines = [
         (shares.start_tag(sample.workload.share), number, candidates.of(caller))
         for number, (caller, sample) in enumerate(candidates.callers())
+        if not sample.workload.share.is_background
     ]
     heapify(lines)
     selected: list[R | S] = []
@@ -191,6 +211,28 @@ def _select_fairly(
             if shares.has_credit(share, tag):
                 longest.include(work)
             heapreplace(lines, (tag + price * work / share.weight, number, samples))
+    background = _select_background(candidates, room, curve)
+    return [*selected, *background]
+
+
+def _select_background(candidates: _Candidates[R, S], room: TickRoom, curve: CostCurve) -> list[R | S]:
+    """Select samples in the background for the room that the others leave.
+
+    They do not stretch a tick of others by more than MAX_BACKGROUND_STRETCH. By themselves they make one of
+    `background_work`, or one sample.
+    """
+    selected: list[R | S] = []
+    max_seconds = curve.seconds_for(background_work(curve))
+    if room.work:
+        max_seconds = MAX_BACKGROUND_STRETCH * curve.seconds_for(room.work)
+    for sample, is_running in candidates.of(BACKGROUND.caller):
+        work = room.work + sample.workload.work[sample.step_index]
+        if room.is_full or (room.work and curve.seconds_for(work) > max_seconds):
+            break
+        if room.take(sample):
+            selected.append(sample)
+            if not is_running:
+                candidates.start(BACKGROUND.caller)
     return selected
 
 

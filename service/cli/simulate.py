@@ -1,4 +1,7 @@
-"""`safelight simulate`: a fleet under a day's traffic, and which component saturates first as it grows."""
+"""`safelight simulate`: a fleet under a day's traffic, and which component saturates first as it grows.
+
+With `--compare`, policies of scheduling instead (`simulate_compare`).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from safelight.pipeline.capacity.image_cost import ImageCost, ImageSpec, ModelPr
 from safelight.pipeline.capacity.model_profiles import list_published, published_profile
 from safelight.pipeline.capacity.predict import HOUR
 from safelight.pipeline.errors import InvalidParams
-from safelight.service.cli import UserError
+from safelight.service.cli import UserError, simulate_compare
 from safelight.service.cli.progress import counter
 from safelight.service.cli.simulate_report import as_text
 from safelight.service.errors import as_invalid_request
@@ -38,12 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Simulates a fleet of denoisers event by event, with the service's own batching and autoscaling "
         "on the predicted cost curve of a GPU. No weights are loaded and no images drawn. In a fleet of more "
-        "than sixty GPUs sixty are simulated, each of which stands for several."
+        "than sixty GPUs sixty are simulated, each of which stands for several. With --compare, scheduling "
+        "policies are compared instead."
     )
     _add_image_arguments(parser)
     _add_gpu_arguments(parser)
     _add_traffic_arguments(parser)
     _add_fleet_arguments(parser)
+    simulate_compare.add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed; default %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
@@ -83,9 +88,7 @@ def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("traffic")
-    group.add_argument(
-        "--rate", type=float, required=True, metavar="R", help="mean number of images requested an hour"
-    )
+    group.add_argument("--rate", type=float, metavar="R", help="mean number of images requested an hour")
     group.add_argument(
         "--trace",
         default="diurnal",
@@ -99,7 +102,7 @@ def _add_traffic_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fleet")
-    group.add_argument("--gpus", type=int, required=True, metavar="N", help="most GPUs in the fleet")
+    group.add_argument("--gpus", type=int, metavar="N", help="most GPUs in the fleet")
     group.add_argument(
         "--grow",
         action="store_true",
@@ -139,6 +142,8 @@ def _add_fleet_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        return simulate_compare.run(args)
     _check(args)
     profile = _find_profile(args.model)
     spec = _image_spec(args, profile)
@@ -164,6 +169,9 @@ def _show_progress(show_hours: Callable[[int], None], hours_before: float, secon
 
 
 def _check(args: argparse.Namespace) -> None:
+    for name in ("rate", "gpus"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name} is needed, unless --compare is given")
     if args.gpu not in GPUS:
         raise UserError(f"--gpu must be one of {', '.join(GPUS)}, got {args.gpu!r}")
     if args.trace not in SHAPES:

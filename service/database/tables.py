@@ -203,6 +203,12 @@ jobs = Table(
     Column("webhook", Text),
     Column("result", Text),  # as JSON: the names of the images, and the answer without them
     Column("error", Text),  # as JSON
+    # Of a line of a batch: the batch, the number of the line, from 1, and its `custom_id`.
+    Column("batch", String(40)),
+    Column("line", Integer),
+    Column("custom_id", Text),
+    Index("uq_jobs_batch_line", "batch", "line", unique=True),
+    Index("ix_jobs_batch_state_line", "batch", "state", "line"),
     Index("ix_jobs_state_due", "state", "due"),
     Index("ix_jobs_caller_created", "caller", "created"),
     Index("uq_jobs_caller_idempotency_key", "caller", "idempotency_key", unique=True),
@@ -230,4 +236,52 @@ webhook_messages = Table(
     Column("attempts", Integer, nullable=False),
     Column("ended", Double, index=True),  # delivered, or given up
     Column("error", Text),  # of the latest attempt
+)
+
+# Files that callers have uploaded, and the output of batches, which is made when it is read.
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("caller", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False, index=True),
+    Column("content", LargeBinary),
+    Column("batch", String(40)),  # whose output it is
+    Index("ix_files_caller_created", "caller", "created"),
+)
+
+# Batches of requests, whose lines are jobs.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("caller", String(32), nullable=False),
+    Column("caller_name", String(64), nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file", String(40), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("outcome", String(16), nullable=False),  # the status that it ends with, as far as is known
+    Column("metadata", Text),  # as JSON
+    Column("base_url", Text, nullable=False),  # what links to its images begin with
+    Column("webhook", Text),
+    Column("output_seconds", Double, nullable=False),  # how long its output is kept
+    Column("max_images", Integer, nullable=False),  # of a line
+    Column("errors", Text),  # as JSON
+    Column("output_file", String(40)),
+    Column("error_file", String(40)),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    Column("kept_until", Double, nullable=False),
+    Column("started", Double),  # when its lines were read
+    Column("cancelling", Double),
+    Column("finalizing", Double),
+    Column("ended", Double),
+    Column("lease_owner", String(32)),  # of the gateway that reads its lines, or makes its output
+    Column("lease_until", Double),
+    Index("ix_batches_status", "status"),
+    Index("ix_batches_caller_created", "caller", "created"),
 )

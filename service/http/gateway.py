@@ -7,7 +7,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Annotated
 
 from fastapi import FastAPI, Query
@@ -17,10 +17,15 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.service.backend import Backend
+from safelight.service.batches.batch import Batch
+from safelight.service.batches.input_lines import InputLine
+from safelight.service.batches.queue import BatchQueue
 from safelight.service.dispatcher import RequestDispatcher
-from safelight.service.errors import AccountsUnavailable
+from safelight.service.errors import AccountsUnavailable, JobsUnavailable
 from safelight.service.http.access import protect_routes
 from safelight.service.http.admin.routes import add_key_routes
+from safelight.service.http.batches.batch_routes import add_batch_routes
+from safelight.service.http.batches.lines import read_line, write_line
 from safelight.service.http.connections import limits_of
 from safelight.service.http.cors import add_cors
 from safelight.service.http.docs import make_app
@@ -46,6 +51,7 @@ from safelight.service.http.openapi import (
 from safelight.service.http.page.routes import add_page_routes
 from safelight.service.http.progress import ProgressEstimator
 from safelight.service.http.public_url import base_url
+from safelight.service.http.quote import add_quote_route
 from safelight.service.http.readiness import WarmUp
 from safelight.service.http.reading.model_names import ModelNames
 from safelight.service.http.request_body import read_json_object
@@ -61,7 +67,7 @@ from safelight.service.http.translation import (
     describe_moderation,
 )
 from safelight.service.jobs.drawing import Drawing, End
-from safelight.service.jobs.job import GENERATION
+from safelight.service.jobs.job import GENERATION, Job, Line
 from safelight.service.jobs.queue import JobQueue
 from safelight.service.messages import StageStatus
 from safelight.service.model_backends import ModelBackends
@@ -158,6 +164,13 @@ def _make_gateway(
     async def draw(drawing: Drawing, end: End) -> None:
         await draw_job(gateway, drawing, end)
 
+    async def read(batch: Batch, line: InputLine) -> Line:
+        return await read_line(gateway, batch, line)
+
+    async def write(batch: Batch, job: Job) -> bytes:
+        return await write_line(gateway, batch, job)
+
+    jobs = JobQueue(settings, draw) if settings.has_jobs else None
     gateway = Gateway(
         backends=backends,
         settings=settings,
@@ -172,8 +185,9 @@ def _make_gateway(
         progress=ProgressEstimator(),
         openapi_extras=OpenApiExtras(),
         access=access,
-        jobs=JobQueue(settings, draw) if settings.has_jobs else None,
+        jobs=jobs,
         deny_list=make_deny_list(settings),
+        batches=None if jobs is None else BatchQueue(settings, jobs, read, write),
     )
     return gateway
 
@@ -190,6 +204,8 @@ def _lifespan(
             tasks.append(asyncio.ensure_future(gateway.image_store.run()))
         if gateway.jobs is not None:
             tasks.append(asyncio.ensure_future(gateway.jobs.run()))
+        if gateway.batches is not None:
+            tasks.append(asyncio.ensure_future(gateway.batches.run()))
         gateway.reporter.start()
         async with (
             running(mcp_endpoint),
@@ -197,6 +213,8 @@ def _lifespan(
             nullcontext() if listen is None else _serving(app, gateway, listen()),
         ):
             yield
+            if gateway.batches is not None:
+                gateway.batches.stop()
             if gateway.jobs is not None:
                 await gateway.jobs.stop()
         await cancel_and_wait(*tasks)
@@ -316,6 +334,9 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
     async def expose_metrics() -> Response:
         await gateway.dispatcher.status_of_all()  # sets the metrics of the stages that answer
         await gateway.deliver_usage()
+        if gateway.batches is not None:
+            with suppress(JobsUnavailable):  # then the last are shown
+                gateway.metrics.observe_batches(*await gateway.batches.counts())
         try:
             snapshot = await gateway.ledger.snapshot()
         except Exception:  # also of Ray; the other metrics are served without the ledger's
@@ -326,9 +347,11 @@ def _add_health_routes(app: FastAPI, gateway: Gateway) -> None:
 
 ROUTES = (
     _add_image_route,
+    add_quote_route,
     add_edit_routes,
     add_file_routes,
     add_job_routes,
+    add_batch_routes,
     add_sdapi_routes,
     _add_accounting_route,
     _add_model_routes,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.service.batches.queue import BatchQueue
 from safelight.service.dispatcher import RequestDispatcher
 from safelight.service.http.openapi import OpenApiExtras
 from safelight.service.http.progress import ProgressEstimator
@@ -50,6 +51,7 @@ class Gateway:
     access: KeyAccess | None  # None: callers need no API key
     jobs: JobQueue | None  # None: there are no jobs
     deny_list: DenyList | None = None  # None: prompts are not filtered
+    batches: BatchQueue | None = None  # None: there are no jobs
 
     @property
     def names(self) -> ModelNames:

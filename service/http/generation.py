@@ -3,6 +3,7 @@
 All of them are admitted, recorded, logged, traced and charged here, and so alike.
 """
 
+import hashlib
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from starlette.requests import Request
 
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.params import GenerationParams
-from safelight.service.errors import ContentRefused
+from safelight.service.errors import ContentRefused, InvalidRequest
 from safelight.service.http.caller import Caller, caller_of, make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
 from safelight.service.http.gateway_parts import Gateway
@@ -22,6 +23,7 @@ from safelight.service.http.schemas import Adjustment, ImageRequest, Usage
 from safelight.service.http.translation import make_output, make_params, make_usage
 from safelight.service.messages import DecodeResult, ImageFormat, RequestContext, Upload
 from safelight.service.moderation.deny_list import DenyList
+from safelight.service.promises import Wish
 from safelight.service.telemetry.tracing import LiveSpan
 from safelight.service.usage.records import RequestRecorder, record_request
 
@@ -66,6 +68,15 @@ class ImagePlan:
     params: list[GenerationParams]
     output: ImageFormat
     upload: Upload | None = None
+
+    @property
+    def digest(self) -> str:
+        """By which the same request is known when it comes again."""
+        text = self.request.model_dump_json(exclude_none=True).encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(text)
+        if self.upload is not None:
+            digest.update(self.upload.image)
+        return digest.hexdigest()
 
     @property
     def request(self) -> ImageRequest:
@@ -133,15 +144,26 @@ def plan_images(reading: ReadRequest, asked_model: object = None) -> ImagePlan:
     return ImagePlan(reading, asked_model, make_params(request, reading.model), make_output(request))
 
 
+def wish_of(exchange: Exchange, plan: ImagePlan) -> Wish:
+    """What a request asks of its promise. Raises `InvalidRequest` for a priority beyond its key's."""
+    key, priority = exchange.caller.key, plan.request.priority
+    if key is not None and priority is not None and priority > key.spec.max_priority:
+        raise InvalidRequest(
+            f"priority: this API key may ask for at most {key.spec.max_priority}.", "priority"
+        )
+    return exchange.gateway.dispatcher.promises.wish(plan.request.deadline_ms, priority)
+
+
 def request_context(exchange: Exchange, plan: ImagePlan) -> RequestContext:
     """What goes along with the images from stage to stage."""
-    record = exchange.record
+    record, promises = exchange.record, exchange.gateway.dispatcher.promises
     return RequestContext(
         record_id=record.id,
         traceparent=exchange.span.traceparent,
         request_id=record.request_id,
         model=plan.model.id,
         share=share_of(exchange.caller.key),
+        terms=promises.terms(wish_of(exchange, plan), plan.model.id, record.seconds, len(plan.params)),
     )
 
 
@@ -152,16 +174,18 @@ async def generate_images(plan: ImagePlan, exchange: Exchange) -> Generation:
     """
     gateway, record, params = exchange.gateway, exchange.record, plan.params
     describe_plan(exchange, plan)
+    wish = wish_of(exchange, plan)
     await admit_images(exchange, plan)
     links = await plan_links(plan.request, plan.asked_model, gateway, exchange.base_url)
     context = request_context(exchange, plan)
-    results = await gateway.dispatcher.generate(params, plan.output, context, plan.upload)
+    results = await gateway.dispatcher.generate(params, plan.output, context, plan.upload, plan.digest)
     urls = await store_images(links, [result.image for result in results], plan.output.format, record)
     adjustments = plan.reading.adjustments
     if plan.upload is not None:
         params = with_source_size(params, results)
         adjustments = (*adjustments, *source_adjustments(results[0].usage.source))
-    usage = make_usage(results, params, plan.model, record.seconds, adjustments, record.store)
+    record.promise = gateway.dispatcher.promises.outcome(wish, plan.model.id, record.seconds, results)
+    usage = make_usage(results, params, plan.model, record.seconds, adjustments, record.store, record.promise)
     record.image_usages = tuple(result.usage for result in results)
     observe_images(exchange, plan.model.id, params, results)
     exchange.log["queue_seconds"] = round(usage.safelight.queue_seconds, 4)

@@ -11,7 +11,7 @@ _DESCRIPTIONS = {
     400: "A field is invalid; `param` names it and the message says what is allowed",
     401: "The key is missing or wrong",
     403: "The link is not one of this service, the key may not use the model, or another site sent this",
-    404: "No such model, image, job or key",
+    404: "No such model, image, job, file, batch or key",
     408: "The body did not arrive in time",
     409: "The idempotency key was sent with another request, or the job is not done",
     410: "The link has expired",

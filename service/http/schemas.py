@@ -13,9 +13,11 @@ from safelight.pipeline.catalog.model_info import (
     MIN_GUIDANCE_SCALE,
     MIN_STEPS,
 )
+from safelight.service.keys.api_key import PRIORITIES
 from safelight.service.previews import MAX_PREVIEWS
 
 MAX_IMAGES = 10
+MAX_DEADLINE_MS = 86_400_000  # a day
 Quality = Literal["low", "medium", "high", "xhigh", "max"]
 QualitySynonym = Literal["auto", "standard", "hd"]
 
@@ -97,6 +99,17 @@ class ImageRequest(BaseModel):
         description="Extension: seed of the noise; random when absent, and reported. The noise of image k "
         "depends on the seed and k alone: to get image k again, send the same request with its seed and an "
         "n of at least k + 1.",
+    )
+
+    deadline_ms: Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)] | None = Field(
+        None,
+        description="Extension: milliseconds from the request's arrival in which its images must be there; "
+        "a request that cannot be promised that is refused at once, with status 429. Default: the service's.",
+    )
+    priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[1])] | None = Field(
+        None,
+        description="Extension: images of a higher priority go before others of the same API key, which may "
+        "bound it; default 0.",
     )
 
     quality: Literal[Quality, QualitySynonym] | None = Field(
@@ -198,6 +211,12 @@ class Cost(BaseModel):
     device_seconds: StageSeconds = Field(description="This request's share of each stage's device time.")
     queue_seconds: float = Field(description="Waiting time, summed over images and stages.")
     seconds: float = Field(description="From the request's arrival to its response.")
+    promised_seconds: float | None = Field(
+        None, description="In which the response was promised; null if nothing was."
+    )
+    forecast_seconds: float | None = Field(
+        None, description="In which the response was expected when the request was let in."
+    )
     store_seconds: float = Field(description="Of these, waiting for the image store.")
     stored_bytes: int = Field(description="Bytes of the images that were stored.")
     truncated: bool = Field(
@@ -245,6 +264,25 @@ class ImageResponse(BaseModel):
     usage: Usage
 
 
+class ForecastDetail(BaseModel):
+    """When a request that was refused would be answered."""
+
+    seconds: float = Field(description="In which its images would be there.")
+    promised_seconds: float = Field(description="In which they would have to be there.")
+    retry_seconds: float = Field(description="After which it would be let in.")
+
+
+class QuoteResponse(BaseModel):
+    """What a request for images would be told, if it came now."""
+
+    admitted: bool = Field(description="Whether it would be let in.")
+    forecast_seconds: float = Field(description="In which its images would be there.")
+    promised_seconds: float | None = Field(description="In which they would be promised; null: not at all.")
+    retry_seconds: float = Field(description="After which it would be let in; 0 if it would be now.")
+    backlog_seconds: float = Field(description="Work of the denoiser before it, in seconds of its device.")
+    model: str
+
+
 class ErrorDetail(BaseModel):
     """The content of OpenAI's error object."""
 
@@ -252,6 +290,7 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None
     code: str | None
+    forecast: Annotated[ForecastDetail | None, Field(description="Of `promise_refused` only.")] = None
 
 
 class ErrorResponse(BaseModel):

@@ -13,7 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 from safelight.service.errors import ClientGone, ServiceError, as_service_error
 from safelight.service.http.edits.params import source_adjustments, with_source_size
-from safelight.service.http.generation import Exchange, ImagePlan, observe_images, request_context
+from safelight.service.http.generation import (
+    Exchange,
+    ImagePlan,
+    observe_images,
+    request_context,
+    wish_of,
+)
 from safelight.service.http.reading.adjustments import HEADER, header_value
 from safelight.service.http.reading.quality import quality_of
 from safelight.service.http.reading.sizes import size_name
@@ -119,7 +125,7 @@ class StreamedImages(EventSourceResponse):
         self._closing = ExitStack()  # what the exchange keeps open, from `open` on
         self._stream = ImageStream(plan.request.partial_images or 0)
         self._work = exchange.gateway.dispatcher.start_stream(
-            plan.params, plan.output, self._stream, request_context(exchange, plan), plan.upload
+            plan.params, plan.output, self._stream, request_context(exchange, plan), plan.upload, plan.digest
         )
 
     async def open(self) -> None:
@@ -197,7 +203,12 @@ class StreamedImages(EventSourceResponse):
         adjustments = plan.reading.adjustments
         if plan.upload is not None:
             adjustments = (*adjustments, *source_adjustments(content.usage.source))
-        usage = make_usage([content], [params], plan.model, self._exchange.record.seconds, adjustments)
+        record, promises = self._exchange.record, self._exchange.gateway.dispatcher.promises
+        wish = wish_of(self._exchange, plan)
+        record.promise = promises.outcome(wish, plan.model.id, record.seconds, [content])
+        usage = make_usage(
+            [content], [params], plan.model, record.seconds, adjustments, promise=record.promise
+        )
         return CompletedEvent(type=f"{self._kind}.completed", usage=usage, **common)
 
 

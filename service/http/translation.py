@@ -42,7 +42,7 @@ from safelight.service.http.schemas import (
 )
 from safelight.service.messages import DecodeResult, ImageFormat, ImageUsage, StageStatus
 from safelight.service.settings import Settings
-from safelight.service.usage.records import NOTHING_STORED, StoreUsage
+from safelight.service.usage.records import NO_PROMISE, NOTHING_STORED, Promise, StoreUsage
 
 Value = TypeVar("Value")
 
@@ -107,6 +107,7 @@ def make_usage(
     seconds: float,
     adjustments: Sequence[Adjustment] = (),
     store: StoreUsage = NOTHING_STORED,
+    promise: Promise = NO_PROMISE,
 ) -> Usage:
     """The usage of one request; the command line prints it too.
 
@@ -117,6 +118,7 @@ def make_usage(
         seconds: Since the request's arrival.
         adjustments: What was read in another way than it was written.
         store: What storing the images cost.
+        promise: What was promised.
     """
     usages = [result.usage for result in results]
     text_tokens = sum(usage.text.num_tokens for usage in usages)
@@ -142,6 +144,8 @@ def make_usage(
         device_seconds=_device_seconds(usages),
         queue_seconds=sum(usage.queue_seconds for usage in usages),
         seconds=seconds,
+        promised_seconds=promise.promised_seconds,
+        forecast_seconds=promise.forecast_seconds,
         store_seconds=store.seconds,
         stored_bytes=store.num_bytes,
         truncated=any(usage.text.truncated for usage in usages),

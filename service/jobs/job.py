@@ -13,7 +13,8 @@ from safelight.service.errors import ServiceError
 from safelight.service.messages import ImageFormat, Upload
 
 # A higher one is drawn first. Someone waits for the answer to a request with an Idempotency-Key.
-INTERACTIVE_PRIORITY, JOB_PRIORITY = 1, 0
+INTERACTIVE_PRIORITY, JOB_PRIORITY, BATCH_PRIORITY = 1, 0, -1
+IN_PROGRESS = "in_progress"  # the status of a batch whose lines are drawn
 GENERATION, EDIT = "generation", "edit"  # kinds of jobs
 
 
@@ -41,6 +42,10 @@ class JobWork:
         adjustments: What was read in another way than it was written.
         upload_size: Of the edited image; None if it follows the upload.
         upload_sizes: Among which it is then chosen.
+        has_links: Whether the answer to a line of a batch has links to the images.
+        has_files: Whether it has the images themselves.
+        deadline_ms: Of a request whose caller waits: in which its images must be there.
+        priority: Of such a request.
     """
 
     params: tuple[GenerationParams, ...]
@@ -48,6 +53,10 @@ class JobWork:
     adjustments: tuple[dict[str, Any], ...] = ()
     upload_size: tuple[int, int] | None = None
     upload_sizes: tuple[tuple[int, int], ...] = ()
+    has_links: bool = False
+    has_files: bool = True
+    deadline_ms: int | None = None
+    priority: int = 0
 
     @property
     def steps(self) -> int:
@@ -136,6 +145,23 @@ class JobError:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a batch.
+
+    Attributes:
+        number: From 1.
+        custom_id: The client's name of it.
+        submission: What it draws.
+        error: Why it is not drawn.
+    """
+
+    number: int
+    custom_id: str
+    submission: Submission
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as it is in the database; the attributes are the columns."""
 
@@ -167,6 +193,9 @@ class Job:
     webhook: str | None
     result: JobResult | None
     error: JobError | None
+    batch: str | None = None  # of which it is a line
+    line: int | None = None
+    custom_id: str | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> "Job":

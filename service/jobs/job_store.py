@@ -20,6 +20,7 @@ from safelight.service.jobs.job import (
     Submission,
 )
 from safelight.service.jobs.job_table import (
+    LEASE_SECONDS,
     LOCK,
     WITHOUT_KEY,
     JobDatabase,
@@ -27,7 +28,6 @@ from safelight.service.jobs.job_table import (
     find_jobs,
     get_job,
 )
-from safelight.service.jobs.leases import LEASE_SECONDS
 from safelight.service.messages import Upload
 
 IDEMPOTENCY_SECONDS = 86_400.0
@@ -66,10 +66,12 @@ class JobStore:
                 return job, False
             if not submission.is_interactive:
                 await self._check_limits(connection, submission)
-            values = self._values(submission, owner, now)
+            values = job_values(submission, now, now + self._limits.seconds)
+            if submission.is_interactive:
+                values |= _claimed_at_once(owner, now)
             await connection.execute(insert(jobs).values(values))
             if submission.upload is not None:
-                await _keep_upload(connection, values["id"], submission.upload)
+                await keep_upload(connection, values["id"], submission.upload)
             return await get_job(connection, values["id"], None), True
 
     async def find_submitted(self, submission: Submission) -> Job | None:
@@ -87,7 +89,7 @@ class JobStore:
     async def list_page(
         self, caller: str, limit: int, after: str | None = None, states: Collection[str] = ()
     ) -> tuple[list[Job], bool]:
-        """Jobs of a caller, the newest first, and whether there are more.
+        """Jobs of a caller that are no lines of batches, the newest first, and whether there are more.
 
         Args:
             caller: Whose.
@@ -98,7 +100,7 @@ class JobStore:
         Raises:
             JobNotFound: There is no job `after`.
         """
-        where = [jobs.c.caller == caller]
+        where = [jobs.c.caller == caller, jobs.c.batch.is_(None)]
         if states:
             where.append(jobs.c.state.in_(states))
         async with self._database.reading() as connection:
@@ -132,33 +134,10 @@ class JobStore:
             await end_job(connection, job, is_open, values, self._database.clock())
             return await get_job(connection, job_id, caller)
 
-    def _values(self, submission: Submission, owner: str, now: float) -> dict[str, Any]:
-        """The columns of a new job."""
-        work, key, is_interactive = submission.work, submission.idempotency_key, submission.is_interactive
-        names = ("caller", "caller_name", "user", "request_id", "kind", "model", "digest", "webhook")
-        return {name: getattr(submission, name) for name in names} | {
-            "id": f"job_{token_hex(12)}",
-            "state": JobState.RUNNING if is_interactive else JobState.QUEUED,
-            "priority": INTERACTIVE_PRIORITY if is_interactive else JOB_PRIORITY,
-            "work": work.to_json(),
-            "num_images": len(work.params),
-            "steps": work.steps,
-            "steps_done": 0,
-            "idempotency_key": key,
-            "idempotency_until": None if key is None else now + IDEMPOTENCY_SECONDS,
-            "created": now,
-            "due": now,
-            "expires": now + self._limits.seconds,
-            "started": now if is_interactive else None,
-            "attempt": int(is_interactive),
-            "failures": 0,
-            "lease_owner": owner if is_interactive else None,
-            "lease_until": now + LEASE_SECONDS if is_interactive else None,
-        }
-
     async def _check_limits(self, connection: AsyncConnection, submission: Submission) -> None:
         """Raise `TooManyJobs` if there is no room for another job."""
-        query = select(sql.count()).select_from(jobs).where(jobs.c.state.in_(OPEN_STATES))
+        is_open = jobs.c.state.in_(OPEN_STATES), jobs.c.batch.is_(None)
+        query = select(sql.count()).select_from(jobs).where(*is_open)
         if int(await connection.scalar(query) or 0) >= self._limits.max_jobs:
             raise TooManyJobs("Too many jobs are open; please try again later.")
         of_caller = query.where(jobs.c.caller == submission.caller)
@@ -171,6 +150,40 @@ class JobStore:
             num_bytes = int(await connection.scalar(query) or 0) + _num_bytes(submission.upload)
             if num_bytes > self._limits.max_upload_bytes:
                 raise TooManyJobs("The files of open jobs take too much room; please try again later.")
+
+
+def job_values(submission: Submission, now: float, expires: float) -> dict[str, Any]:
+    """The columns of a new job that waits."""
+    work, key = submission.work, submission.idempotency_key
+    names = ("caller", "caller_name", "user", "request_id", "kind", "model", "digest", "webhook")
+    return {name: getattr(submission, name) for name in names} | {
+        "id": f"job_{token_hex(12)}",
+        "state": JobState.QUEUED,
+        "priority": JOB_PRIORITY,
+        "work": work.to_json(),
+        "num_images": len(work.params),
+        "steps": work.steps,
+        "steps_done": 0,
+        "idempotency_key": key,
+        "idempotency_until": None if key is None else now + IDEMPOTENCY_SECONDS,
+        "created": now,
+        "due": now,
+        "expires": expires,
+        "attempt": 0,
+        "failures": 0,
+    }
+
+
+def _claimed_at_once(owner: str, now: float) -> dict[str, Any]:
+    """The columns of a job whose caller waits, which the gateway `owner` draws."""
+    return {
+        "state": JobState.RUNNING,
+        "priority": INTERACTIVE_PRIORITY,
+        "started": now,
+        "attempt": 1,
+        "lease_owner": owner,
+        "lease_until": now + LEASE_SECONDS,
+    }
 
 
 async def _find_key(connection: AsyncConnection, submission: Submission, now: float) -> Job | None:
@@ -187,7 +200,8 @@ async def _find_key(connection: AsyncConnection, submission: Submission, now: fl
     return None
 
 
-async def _keep_upload(connection: AsyncConnection, job_id: str, upload: Upload) -> None:
+async def keep_upload(connection: AsyncConnection, job_id: str, upload: Upload) -> None:
+    """Keep the files of an edit, until its job has ended."""
     row = {"job_id": job_id, "image": upload.image, "mask": upload.mask, "num_bytes": _num_bytes(upload)}
     await connection.execute(insert(job_uploads).values(row))
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, or_, select, update
+from sqlalchemy import func as sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from safelight.service.database.connection import Database, DatabaseFailed
@@ -17,6 +18,9 @@ from safelight.service.jobs.outbox import put_message
 LOCK = "jobs"  # of submissions and of the sweep, of which one runs at a time
 SECONDS = 5.0  # of one use of the database
 MAX_LEASE_SECONDS = 60.0  # a lease that ends later is from before the clock was set back
+LEASE_SECONDS = 15.0
+# Of a job that fails, loses its stage, or its gateway: then it is not drawn again.
+MAX_FAILURES = 5
 WITHOUT_KEY: dict[str, None] = {"idempotency_key": None, "idempotency_until": None}
 
 
@@ -62,6 +66,19 @@ def is_claimable(now: float, max_failures: int) -> ColumnElement[bool]:
     is_queued = and_(jobs.c.state == JobState.QUEUED, jobs.c.due <= now)
     is_lost = and_(has_lost_lease(now), jobs.c.failures < max_failures)
     return and_(or_(is_queued, is_lost), jobs.c.expires > now)
+
+
+def claimed(owner: str, now: float) -> dict[str, Any]:
+    """The columns of a job that the gateway `owner` claims."""
+    return {
+        # a lease that has ended was of a gateway that was lost, maybe because of this job
+        "failures": jobs.c.failures + case((jobs.c.state == JobState.RUNNING, 1), else_=0),
+        "state": JobState.RUNNING,
+        "attempt": jobs.c.attempt + 1,
+        "lease_owner": owner,
+        "lease_until": now + LEASE_SECONDS,
+        "started": sql.coalesce(jobs.c.started, now),
+    }
 
 
 def is_held(job: Job) -> ColumnElement[bool]:
@@ -114,5 +131,5 @@ async def end_job(
         return False
     await connection.execute(delete(job_uploads).where(job_uploads.c.job_id == job.id))
     if job.webhook is not None:
-        await put_message(connection, job.webhook, str(values["state"]), job.id, now)
+        await put_message(connection, job.webhook, f"image_job.{values['state']}", job.id, now)
     return True

@@ -7,16 +7,19 @@ latest one can end the job. So a job may be drawn twice, and ends once.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import and_, case, delete, or_, select, update
+from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy import func as sql
 
 from safelight.service.database.tables import job_uploads, jobs, webhook_messages
 from safelight.service.errors import JobAbandoned
 from safelight.service.jobs.job import OPEN_STATES, Job, JobError, JobResult, JobState
 from safelight.service.jobs.job_table import (
+    LEASE_SECONDS,
     LOCK,
+    MAX_FAILURES,
     WITHOUT_KEY,
     JobDatabase,
+    claimed,
     end_job,
     find_jobs,
     has_lost_lease,
@@ -25,10 +28,7 @@ from safelight.service.jobs.job_table import (
     update_job,
 )
 
-LEASE_SECONDS = 15.0
 DAY = 86_400.0
-# Of a job that fails, loses its stage, or its gateway: then it is not drawn again.
-MAX_FAILURES = 5
 
 
 class JobLeases:
@@ -46,21 +46,23 @@ class JobLeases:
     async def has_claimable(self) -> bool:
         """Whether a job can be claimed: cheaper than the attempt, which takes SQLite's only lock."""
         async with self._database.reading() as connection:
-            is_next = is_claimable(self._database.clock(), MAX_FAILURES)
-            return await connection.scalar(select(jobs.c.id).where(is_next).limit(1)) is not None
+            is_next = is_claimable(self._database.clock(), MAX_FAILURES), jobs.c.batch.is_(None)
+            return await connection.scalar(select(jobs.c.id).where(*is_next).limit(1)) is not None
 
     async def claim(self, owner: str) -> Job | None:
-        """Take the next job for `LEASE_SECONDS`: a queued one, or one whose lease has ended.
+        """Take the next job for `LEASE_SECONDS`: a queued one, or one whose lease has ended; no batch's line.
 
         Of equal priority, the caller of whose jobs the fewest are drawn comes first, then the oldest job.
         """
         now = self._database.clock()
         running = jobs.alias("running")
-        is_of_caller = and_(running.c.state == JobState.RUNNING, running.c.caller == jobs.c.caller)
+        is_of_caller = and_(
+            running.c.state == JobState.RUNNING, running.c.caller == jobs.c.caller, running.c.batch.is_(None)
+        )
         num_running = select(sql.count(running.c.id)).where(is_of_caller).scalar_subquery()
         next_id = (
             select(jobs.c.id)
-            .where(is_claimable(now, MAX_FAILURES))
+            .where(is_claimable(now, MAX_FAILURES), jobs.c.batch.is_(None))
             .order_by(jobs.c.priority.desc(), num_running, jobs.c.created, jobs.c.id)
             .limit(1)
             # PostgreSQL passes over rows that others are claiming; SQLite, which has one writer, ignores it
@@ -69,15 +71,7 @@ class JobLeases:
         query = (
             update(jobs)
             .where(jobs.c.id == next_id.scalar_subquery())
-            .values(
-                # a lease that has ended was of a gateway that was lost, maybe because of this job
-                failures=jobs.c.failures + case((jobs.c.state == JobState.RUNNING, 1), else_=0),
-                state=JobState.RUNNING,
-                attempt=jobs.c.attempt + 1,
-                lease_owner=owner,
-                lease_until=now + LEASE_SECONDS,
-                started=sql.coalesce(jobs.c.started, now),
-            )
+            .values(**claimed(owner, now))
             .returning(*jobs.c)
         )
         async with self._database.writing() as connection:

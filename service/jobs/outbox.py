@@ -27,15 +27,25 @@ class Message:
     attempts: int
 
 
-async def put_message(connection: AsyncConnection, url: str, state: str, job_id: str, now: float) -> None:
-    """Put the message that a job has ended into the outbox, within the transaction of `connection`."""
+async def put_message(
+    connection: AsyncConnection, url: str, event_type: str, object_id: str, now: float
+) -> None:
+    """Put the message that a job or batch has ended into the outbox, within the transaction of `connection`.
+
+    Args:
+        connection: In a transaction that writes.
+        url: The receiver.
+        event_type: Such as `image_job.done`.
+        object_id: Of the job or batch.
+        now: The current Unix time.
+    """
     message_id = f"msg_{token_hex(12)}"
     event = {
         "id": message_id,
         "object": "event",
-        "type": f"image_job.{state}",
+        "type": event_type,
         "created_at": int(now),
-        "data": {"id": job_id},
+        "data": {"id": object_id},
     }
     row = {
         "id": message_id,

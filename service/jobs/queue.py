@@ -24,7 +24,9 @@ from safelight.service.settings import Settings
 
 if TYPE_CHECKING:
     from safelight.service.database.connection import Database
+    from safelight.service.jobs.batch_lines import BatchLines
     from safelight.service.jobs.job_store import JobStore
+    from safelight.service.jobs.job_table import JobDatabase
     from safelight.service.jobs.leases import JobLeases
     from safelight.service.jobs.runner import JobRunner
     from safelight.service.jobs.webhooks import WebhookSender
@@ -42,7 +44,9 @@ class OpenQueue:
     """The parts that need the database."""
 
     database: Database
+    table: JobDatabase
     store: JobStore
+    lines: BatchLines
     leases: JobLeases
     runner: JobRunner
     sender: WebhookSender | None  # None: there are no webhooks
@@ -61,8 +65,9 @@ class JobQueue:
         self._settings = settings
         self._draw = draw
         self._clock = clock
-        self._owner = token_hex(8)
+        self.owner = token_hex(8)
         self._queue: OpenQueue | None = None
+        self._is_open = asyncio.Event()
         self._opening = asyncio.Lock()
         self._wake = asyncio.Event()
         self._wake_sender = asyncio.Event()
@@ -80,7 +85,13 @@ class JobQueue:
                 except (DatabaseFailed, RuntimeError) as error:
                     raise JobsUnavailable() from error
                 self._queue = self._connect(location)
+                self._is_open.set()
             return self._queue
+
+    async def when_open(self) -> OpenQueue:
+        """The parts that need the database, as soon as somebody has opened it."""
+        await self._is_open.wait()
+        return await self.open()
 
     async def submit(self, submission: Submission, admit: Callable[[], Awaitable[None]]) -> Job:
         """Keep a job, unless one is kept under its idempotency key; that of a waiting caller is begun.
@@ -98,7 +109,7 @@ class JobQueue:
         if (job := await queue.store.find_submitted(submission)) is not None:
             return job
         await admit()
-        job, is_new = await queue.store.submit(submission, self._owner)
+        job, is_new = await queue.store.submit(submission, self.owner)
         if is_new and submission.is_interactive:
             queue.runner.start(job)
         self._wake.set()
@@ -147,6 +158,11 @@ class JobQueue:
         drawing = None if self._queue is None else self._queue.runner.find(job.id)
         return drawing if drawing is not None and drawing.job.attempt == job.attempt else None
 
+    def wake(self) -> None:
+        """Look for work, and for messages to send."""
+        self._wake.set()
+        self._wake_sender.set()
+
     async def stop(self) -> None:
         """Claim nothing more, and give back jobs for which nobody waits: other gateways go on with them."""
         if self._queue is not None:
@@ -157,10 +173,6 @@ class JobQueue:
         if self._queue is not None:
             await self._queue.runner.stop(is_end=True)
             await self._queue.database.close()
-
-    def _on_end(self) -> None:
-        self._wake.set()
-        self._wake_sender.set()
 
     def _location(self) -> DatabaseLocation:
         """Raises `RuntimeError` if this user has no home folder, and no database is set."""
@@ -175,6 +187,7 @@ class JobQueue:
 
     def _connect(self, location: DatabaseLocation) -> OpenQueue:
         from safelight.service.database.connection import Database
+        from safelight.service.jobs.batch_lines import BatchLines
         from safelight.service.jobs.job_store import JobLimits, JobStore
         from safelight.service.jobs.job_table import JobDatabase
         from safelight.service.jobs.leases import JobLeases
@@ -188,15 +201,17 @@ class JobQueue:
             settings.job_seconds,
         )
         table = JobDatabase(database, self._clock)
-        leases = JobLeases(table, settings.job_seconds)
-        runner = JobRunner(leases, self._draw, self._owner, settings.job_concurrency, self._on_end)
+        leases, lines = JobLeases(table, settings.job_seconds), BatchLines(table)
+        runner = JobRunner(
+            leases, self._draw, self.owner, settings.job_concurrency, lines, settings.line_images, self.wake
+        )
         origins = names_in(settings.webhook_origins)
         sender = None
         if origins:
             from safelight.service.jobs.webhooks import WebhookSender
 
             sender = WebhookSender(table, origins, settings.webhook_secret.get_secret_value())
-        return OpenQueue(database, JobStore(table, limits), leases, runner, sender)
+        return OpenQueue(database, table, JobStore(table, limits), lines, leases, runner, sender)
 
     async def _pause(self, queue: OpenQueue, job_id: str) -> None:
         """Wait until the job has ended, or for a moment if it is drawn elsewhere."""

@@ -8,6 +8,7 @@ from contextvars import Context
 
 from safelight.service.errors import (
     BrokenImage,
+    DeadlineExceeded,
     InvalidRequest,
     LeaseLost,
     LimitReached,
@@ -17,9 +18,11 @@ from safelight.service.errors import (
     ShuttingDown,
     as_service_error,
 )
+from safelight.service.jobs.batch_lines import BatchLines
 from safelight.service.jobs.drawing import Draw, Drawing
 from safelight.service.jobs.job import EDIT, Job, JobError, JobResult
-from safelight.service.jobs.leases import MAX_FAILURES, JobLeases
+from safelight.service.jobs.job_table import MAX_FAILURES
+from safelight.service.jobs.leases import JobLeases
 from safelight.service.messages import Upload
 from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 
@@ -30,6 +33,8 @@ MAX_BACKOFF_SECONDS = 60.0
 BUSY_SECONDS = 2.0  # after a service that was full
 # A failure of the service that is none of the job: drawn again, however often.
 BUSY_ERRORS = (QueueFull, ShuttingDown, LimitReached)
+# Of a line of a batch, too, since all others go before it.
+BUSY_LINE_ERRORS = (*BUSY_ERRORS, DeadlineExceeded)
 FINAL_ERRORS = (InvalidRequest, BrokenImage, PoisonedRequest)  # another drawing would end alike
 
 
@@ -41,6 +46,8 @@ class JobRunner:
         draw: Draws one.
         owner: The gateway, in leases.
         concurrency: How many jobs it draws at a time, beside those whose callers wait.
+        lines: Of batches.
+        max_line_images: How many images of lines it draws at a time, as far as one line has not more.
         on_end: Called when a drawing has ended.
     """
 
@@ -50,12 +57,16 @@ class JobRunner:
         draw: Draw,
         owner: str,
         concurrency: int,
+        lines: BatchLines,
+        max_line_images: int,
         on_end: Callable[[], None] = lambda: None,
     ):
         self._leases = leases
         self._draw = draw
         self._owner = owner
         self._concurrency = concurrency
+        self._lines = lines
+        self._max_line_images = max_line_images
         self._on_end = on_end
         self._drawings: dict[str, Drawing] = {}
         self._is_stopping = False
@@ -73,12 +84,22 @@ class JobRunner:
         drawing.task = asyncio.create_task(self._run(drawing), context=Context())
 
     async def fill(self) -> None:
-        """Claim jobs until there is no other, or no room. Raises `JobsUnavailable`."""
+        """Claim jobs and lines until there is no other, or no room. Raises `JobsUnavailable`."""
         while self._has_room() and await self._leases.has_claimable():
             job = await self._leases.claim(self._owner)
             if job is None:
                 break
             self.start(job)
+        while (room := self._line_room()) > 0 and await self._lines.has_claimable():
+            if not (jobs := await self._lines.claim(self._owner, room)):
+                break
+            for job in jobs:
+                self.start(job)
+
+    async def cancel_batch(self, batch_id: str) -> None:
+        """Stop drawing the lines of a batch."""
+        drawings = [drawing for drawing in self._drawings.values() if drawing.job.batch == batch_id]
+        await asyncio.gather(*map(_stop_drawing, drawings))
 
     async def cancel(self, job_id: str) -> None:
         """Stop drawing a job, if it is drawn here; returns when its images have left the batch."""
@@ -110,8 +131,15 @@ class JobRunner:
         await asyncio.gather(*map(_stop_drawing, drawings))
 
     def _has_room(self) -> bool:
-        num_drawn = sum(not drawing.job.is_interactive for drawing in self._drawings.values())
+        jobs = [drawing.job for drawing in self._drawings.values()]
+        num_drawn = sum(job.batch is None and not job.is_interactive for job in jobs)
         return not self._is_stopping and num_drawn < self._concurrency
+
+    def _line_room(self) -> int:
+        """How many more images of lines may be drawn."""
+        jobs = [drawing.job for drawing in self._drawings.values()]
+        num_drawn = sum(job.num_images for job in jobs if job.batch is not None)
+        return 0 if self._is_stopping else self._max_line_images - num_drawn
 
     async def _run(self, drawing: Drawing) -> None:
         """Draw a job to its end, or give it back."""
@@ -151,7 +179,7 @@ class JobRunner:
         try:
             if error is None:
                 await self._leases.release(job)
-            elif isinstance(error, BUSY_ERRORS) and not job.is_interactive:
+            elif isinstance(error, _busy_errors(job)):
                 delay = max(BUSY_SECONDS, float(error.retry_after or 0))
                 await self._leases.release(job, min(delay, MAX_BACKOFF_SECONDS))
             elif is_final(job, error):
@@ -170,6 +198,13 @@ async def _stop_drawing(drawing: Drawing) -> None:
         await asyncio.wait({drawing.task})
     else:
         await cancel_and_wait(drawing.task)
+
+
+def _busy_errors(job: Job) -> tuple[type[ServiceError], ...]:
+    """The errors after which a job waits without having failed."""
+    if job.batch is not None:
+        return BUSY_LINE_ERRORS
+    return () if job.is_interactive else BUSY_ERRORS
 
 
 def is_final(job: Job, error: ServiceError) -> bool:

@@ -21,6 +21,7 @@ from safelight.service.messages import (
     PreparedSource,
     Preview,
     PreviewLatents,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -118,6 +119,10 @@ class SplitBackend:
         source: PreparedSource = await _result(self._decoder.prepare.remote(upload, context))
         return source
 
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        quote: Quote = await _result(self._denoiser.quote.remote(params, context))
+        return quote
+
     async def status(self) -> Mapping[str, StageStatus | None]:
         handles = dict(zip(STAGES, (self._encoder, self._denoiser, self._decoder), strict=True))
         awake = [stage for stage in handles if stage not in self._may_sleep]
@@ -173,6 +178,10 @@ class ColocatedBackend:
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         source: PreparedSource = await _result(self._pipeline.prepare.remote(upload, context))
         return source
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        quote: Quote = await _result(self._pipeline.quote.remote(params, context))
+        return quote
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         if self._may_sleep:

@@ -1,6 +1,6 @@
 """References to results of one stage, passed to the next stage before the results exist."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -43,6 +43,16 @@ class ReadyResult(Generic[T]):
 
     async def value(self) -> T:
         return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class PostponedResult(Generic[T]):
+    """A result of this process that is computed when it is awaited."""
+
+    compute: Callable[[], Awaitable[T]]
+
+    async def value(self) -> T:
+        return await self.compute()
 
 
 async def defer(response: DeploymentResponse[T], stage: str) -> DeferredResult[T]:

@@ -25,13 +25,14 @@ from safelight.service.messages import (
     PreparedSource,
     Preview,
     PreviewLatents,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
 )
 from safelight.service.previews import CallbackSink, PreviewDecoding, PreviewSink
 from safelight.service.ray_serve.backends import RemoteLedger
-from safelight.service.ray_serve.deferred import DeferredResult, ReadyResult
+from safelight.service.ray_serve.deferred import DeferredResult, PostponedResult, ReadyResult
 from safelight.service.runtime.asyncio_tasks import items_then_result
 from safelight.service.settings import Settings
 from safelight.service.stages.decode import DecodeJob, DecodeStage, image_or_raise
@@ -152,7 +153,7 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
 
     async def generate(
         self,
-        conditioning: DeferredResult[EncodeResult] | ReadyResult[EncodeResult],
+        conditioning: DeferredResult[EncodeResult] | PostponedResult[EncodeResult],
         params: GenerationParams,
         context: RequestContext = NO_CONTEXT,
         source: PreparedSource | None = None,
@@ -160,19 +161,27 @@ class DenoiseDeployment(StageDeployment[DenoiseStage]):
         on_preview: OnPreview | None = None,
     ) -> DenoiseResult:
         """Denoise one image; `on_preview` is for callers in this process."""
-        states, content = await conditioning.value(), await _content_of(source)
-        with self._tracing.span(
-            "denoise", context.traceparent, solver=params.solver, image=params.image_index
-        ) as span:
-            denoised = await self._stage.generate(states, params, context, content, previews, on_preview)
-            usage = denoised.denoise
-            span.set(
-                queue_seconds=usage.cost.queue_seconds,
-                device_seconds=usage.cost.device_seconds,
-                nfe=usage.nfe,
-                rows=usage.rows,
-            )
-            return denoised
+        # before the texts are there: a refused image should cost nothing, and is refused at once
+        with self._stage.admission.place(params, context) as place:
+            states, content = await conditioning.value(), await _content_of(source)
+            with self._tracing.span(
+                "denoise", context.traceparent, solver=params.solver, image=params.image_index
+            ) as span:
+                denoised = await self._stage.generate(
+                    states, params, context, content, previews, on_preview, place
+                )
+                usage = denoised.denoise
+                span.set(
+                    queue_seconds=usage.cost.queue_seconds,
+                    device_seconds=usage.cost.device_seconds,
+                    nfe=usage.nfe,
+                    rows=usage.rows,
+                )
+                return denoised
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        """What an image would be promised now."""
+        return self._stage.admission.quote(params, context)
 
     async def generate_with_previews(
         self,
@@ -270,14 +279,14 @@ class ColocatedDeployment:
         previews: PreviewSink | None = None,
     ) -> DecodeResult:
         """Generate one image; `previews` is for callers in this process."""
-        encoded = await self._encoder.encode(params, context)
+        encoding = PostponedResult(lambda: self._encoder.encode(params, context))
 
         async def decode(latents: PreviewLatents) -> Preview | None:
             return await self._decoder.decode_preview(ReadyResult(latents), output, context, source)
 
         async with PreviewDecoding(decode, previews) as decoding:
             denoised = await self._denoiser.generate(
-                ReadyResult(encoded), params, context, source, decoding.request, decoding.start
+                encoding, params, context, source, decoding.request, decoding.start
             )
             result = await self._decoder.decode(ReadyResult(denoised), params, output, context, source)
             return decoding.charge(result)
@@ -302,6 +311,9 @@ class ColocatedDeployment:
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         return await self._decoder.prepare(upload, context)
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        return await self._denoiser.quote(params, context)
 
     async def status(self) -> dict[str, StageStatus]:
         return {

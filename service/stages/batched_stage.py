@@ -1,16 +1,27 @@
 """What text encoding and decoding share: batches of jobs on one worker thread."""
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from safelight.service.messages import StageStatus
+from safelight.service.messages import RequestContext, StageStatus
 from safelight.service.stages.usage_meter import UsageMeter
 from safelight.service.stages.worker import Worker
 
+BACKGROUND_PRIORITY = 2  # after that of images for which somebody waits, which is 0, and of their previews
+
+
+class StageJob(Protocol):
+    """The work for one image."""
+
+    @property
+    def context(self) -> RequestContext: ...
+
+
 Network = TypeVar("Network")
-Job = TypeVar("Job")
+Job = TypeVar("Job", bound=StageJob)
 Result = TypeVar("Result")
 
 
@@ -37,7 +48,10 @@ class BatchedStage(ABC, Generic[Network, Job, Result]):
 
         The caller counts the jobs with `meter.count_jobs`, from the moment they arrive.
         """
-        return await self._worker.call(lambda network: self._run_on_worker(network, jobs))
+        is_background = all(job.context.share.is_background for job in jobs)
+        priority = BACKGROUND_PRIORITY if is_background else 0
+        call = self._worker.submit(lambda network: self._run_on_worker(network, jobs), priority)
+        return await asyncio.wrap_future(call)
 
     def status(self) -> StageStatus:
         return self._status

@@ -231,7 +231,7 @@ class DecodeStage(BatchedStage["ImageDecoder", DecodeJob, DecodeResult | Service
         if refused:
             return refused
         denoised = job.denoised
-        return DecodeResult(image, ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost))
+        return DecodeResult(image, _usage(denoised, cost))
 
     def _update_curve(self, cost: StageCost) -> None:
         curve = (self._status.curve or UNKNOWN).updated(cost.flops, cost.device_seconds)
@@ -245,6 +245,10 @@ def _encode(network: ImageDecoder, image: SourceImage, arrived: float) -> tuple[
     except ArithmeticError as error:
         raise BrokenImage(f"The model could not read the image: {error}.") from None
     return latents, replace(cost, queue_seconds=queue_seconds)
+
+
+def _usage(denoised: DenoiseResult, cost: StageCost) -> ImageUsage:
+    return ImageUsage(denoised.text, denoised.encode, denoised.denoise, cost, forecast=denoised.forecast)
 
 
 def image_or_raise(result: DecodeResult | ServiceError) -> DecodeResult:

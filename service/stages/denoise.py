@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import secrets
@@ -23,6 +22,7 @@ from safelight.service.messages import (
     RequestContext,
     StageStatus,
 )
+from safelight.service.stages.admission import Place, StageAdmission
 from safelight.service.stages.engine_thread import DENOISER, Abort, EngineLoop, PendingCall, Stop
 from safelight.service.stages.tick_watchdog import TickWatchdog
 from safelight.service.stages.usage_meter import UsageMeter
@@ -44,6 +44,7 @@ class DenoiseStage:
         deadline_seconds: Seconds after an image's text reached the encoder; an image that is not done by then
             expires.
         model_id: Of the engine's model, for usage reports.
+        probability: With which promises should be kept.
         watchdog: Watches the engine's ticks; None: nobody does.
     """
 
@@ -52,13 +53,14 @@ class DenoiseStage:
         make_engine: Callable[[], Engine],
         deadline_seconds: float = math.inf,
         model_id: str = "",
+        probability: float = 0.95,
         watchdog: TickWatchdog | None = None,
     ):
         self._deadline_seconds = deadline_seconds
         self.meter = UsageMeter(DENOISER, model_id)
+        self.admission = StageAdmission(deadline_seconds, probability)
         self._watchdog = watchdog
-        self._loop = EngineLoop(make_engine, self.meter, watchdog)
-        self._ids = map(str, itertools.count())
+        self._loop = EngineLoop(make_engine, self.meter, self.admission, watchdog)
 
     async def generate(
         self,
@@ -68,6 +70,7 @@ class DenoiseStage:
         source: EncodedSource | None = None,
         previews: PreviewRequest = NO_PREVIEWS,
         on_preview: OnPreview | None = None,
+        place: Place | None = None,
     ) -> DenoiseResult:
         """Denoise one image; when cancelled, return only after the sample has left the engine.
 
@@ -78,18 +81,23 @@ class DenoiseStage:
             source: Of an edit.
             previews: The previews that it should have.
             on_preview: Called with each preview, on the caller's event loop, before this method returns.
+            place: Of an image that was let in before; None: it is let in now.
 
         Raises:
             InvalidRequest: The engine refuses the parameters.
+            PromiseRefused: The image would be done too late.
             DeadlineExceeded: The image was not done in time.
             StageLost: The engine failed; another one draws the image again.
             BrokenImage: The model's numbers for this image are not finite.
             StageFailed: The image cannot be drawn here, or there is no engine.
         """
+        if place is None:
+            with self.admission.place(params, context) as place:
+                return await self.generate(conditioning, params, context, source, previews, on_preview, place)
         if self._loop.failure is not None:
             raise StageFailed()
         image_id = secrets.token_hex(8) if previews.count else ""
-        call = self._make_call(conditioning, params, context, source)
+        call = self._make_call(conditioning, params, context, source, place)
         if on_preview is not None:
             call = replace(call, previews=previews, on_preview=_with_id(image_id, on_preview))
         self._loop.commands.put(call)
@@ -97,7 +105,7 @@ class DenoiseStage:
             call.settle(StageFailed())
         try:
             result = _denoise_result(await asyncio.shield(call.future), conditioning, context)
-            return replace(result, image_id=image_id)
+            return replace(result, image_id=image_id, forecast=self.admission.report(place))
         except asyncio.CancelledError:
             await asyncio.shield(self._abort(call))
             raise
@@ -128,12 +136,13 @@ class DenoiseStage:
         params: GenerationParams,
         context: RequestContext,
         source: EncodedSource | None,
+        place: Place,
     ) -> PendingCall:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         cost = conditioning.cost
         return PendingCall(
-            id=next(self._ids),
+            id=place.sample_id,
             params=params,
             conditioning=conditioning,
             context=context,
@@ -142,6 +151,7 @@ class DenoiseStage:
             arrived=now,
             deadline=now + self._deadline_seconds - cost.queue_seconds - cost.device_seconds,
             source=None if source is None else source.latents,
+            urgency=place.urgency,
         )
 
     async def _abort(self, call: PendingCall) -> None:

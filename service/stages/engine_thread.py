@@ -17,10 +17,18 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from safelight.pipeline.errors import InvalidParams
-from safelight.pipeline.params import NO_PREVIEWS, FinishReason, GenerationParams, PreviewRequest
+from safelight.pipeline.params import (
+    NO_PREVIEWS,
+    NOT_URGENT,
+    FinishReason,
+    GenerationParams,
+    PreviewRequest,
+    Urgency,
+)
 from safelight.pipeline.scheduling.selection import full_tick_seconds
 from safelight.service.errors import ServiceError, StageFailed, StageLost, as_service_error
 from safelight.service.messages import EncodeResult, RequestContext, StageStatus
+from safelight.service.stages.admission import StageAdmission
 from safelight.service.stages.tick_watchdog import TickWatchdog
 from safelight.service.stages.usage_meter import UsageMeter
 
@@ -50,6 +58,7 @@ class PendingCall:
     source: SourceLatents | None = None  # of an edit
     previews: PreviewRequest = NO_PREVIEWS
     on_preview: Callable[[SamplePreview], None] | None = None  # called on `loop`
+    urgency: Urgency = NOT_URGENT
 
     def pass_on(self, preview: SamplePreview) -> None:
         """Give the caller a preview, from any thread."""
@@ -86,11 +95,16 @@ class EngineLoop(threading.Thread):
     Args:
         make_engine: Builds an engine; called on this thread, again after an engine has failed.
         meter: The stage's usage meter.
+        admission: Decides which images are let in, and learns from the ticks.
         watchdog: Told of the ticks, if they are watched.
     """
 
     def __init__(
-        self, make_engine: Callable[[], Engine], meter: UsageMeter, watchdog: TickWatchdog | None = None
+        self,
+        make_engine: Callable[[], Engine],
+        meter: UsageMeter,
+        admission: StageAdmission,
+        watchdog: TickWatchdog | None = None,
     ):
         super().__init__(name="denoise", daemon=True)
         self.commands: SimpleQueue[PendingCall | Abort | Stop] = SimpleQueue()
@@ -99,6 +113,7 @@ class EngineLoop(threading.Thread):
         self.failure: Exception | None = None  # why there is no engine, and none will be built
         self._make_engine = make_engine
         self._meter = meter
+        self._admission = admission
         self._watchdog = watchdog
         self._calls: dict[str, PendingCall] = {}  # their samples are in the engine
         self._held: deque[PendingCall] = deque()  # behind one that is drawn alone, or will be
@@ -120,6 +135,7 @@ class EngineLoop(threading.Thread):
         self.status = replace(
             self.status, attention=engine.attention, curve=engine.curve, peak_flops=engine.peak_flops
         )
+        self._admission.begin(engine)
         self.ready.set()
         try:
             self._tick_until_stopped(engine)
@@ -137,6 +153,7 @@ class EngineLoop(threading.Thread):
             # before the results: a caller that has its image must see it counted in the status
             self._update_status(engine, outcomes)
             self._meter.set_open_work(engine.open_seconds, engine.work_left)
+            self._admission.observe(engine, outcomes)
             for preview in engine.take_previews():
                 if call := self._calls.get(preview.request_id):
                     call.pass_on(preview)
@@ -221,6 +238,7 @@ class EngineLoop(threading.Thread):
                 call.source,
                 call.previews,
                 call.context.share,
+                call.urgency,
             )
         except InvalidParams as error:
             call.settle(as_service_error(error))
@@ -250,6 +268,7 @@ class EngineLoop(threading.Thread):
             call.settle(error)
         self._calls.clear()
         self._meter.count_open_work_as_lost()
+        self._admission.clear()
         self.status = replace(self.status, running=0, waiting=0)
 
     def _fail_held(self, error: ServiceError) -> None:

@@ -113,6 +113,18 @@ REQUEST_METRICS = (
         _one(lambda series: series.retried),
     ),
     RequestMetric(
+        "safelight_promised_requests_total",
+        ("model",),
+        "Requests that were promised a time, and ended with images.",
+        _one(lambda series: series.promised),
+    ),
+    RequestMetric(
+        "safelight_kept_promises_total",
+        ("model",),
+        "Of these, the requests whose images were there in time.",
+        _one(lambda series: series.kept),
+    ),
+    RequestMetric(
         "safelight_image_nfe_total", ("model",), "Network evaluations of the images sent.", _denoised("nfe")
     ),
     RequestMetric(
@@ -216,6 +228,8 @@ GATEWAY_METRICS = (
         ("model",),
         "Seconds of a tick over those measured at the start.",
     ),
+    GatewayMetric("safelight_batches", "gauge", ("status",), "Batches that have not ended."),
+    GatewayMetric("safelight_batch_lines", "gauge", ("state",), "Lines of batches that have not ended."),
 )
 STAGE_METRICS = (
     StageMetric("safelight_stage_replicas", "gauge", "Living replicas.", lambda s: s.replicas),

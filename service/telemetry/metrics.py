@@ -33,6 +33,8 @@ class Metrics:
         self._up = self._gauge("safelight_stage_up")
         self._attention = self._gauge("safelight_attention_info")
         self._slowdown = self._gauge("safelight_tick_slowdown_ratio")
+        self._batches = self._gauge("safelight_batches")
+        self._batch_lines = self._gauge("safelight_batch_lines")
 
     def count_retry(self, model: str) -> None:
         """Count an image that is sent to the stages again."""
@@ -73,6 +75,13 @@ class Metrics:
         """
         self._ledger.snapshot = snapshot
         self._ledger_up.set(snapshot is not None and snapshot.requests is not None)
+
+    def observe_batches(self, batches: Mapping[str, int], lines: Mapping[str, int]) -> None:
+        """Set how many batches are in each status, and their lines in each state."""
+        for gauge, counts in ((self._batches, batches), (self._batch_lines, lines)):
+            gauge.clear()
+            for label, count in counts.items():
+                gauge.labels(label).set(count)
 
     def expose(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -71,6 +71,8 @@ def write_series(series: RequestSeries) -> str:
             "queue": _histogram(series.queue),
             "images": series.images,
             "retried": series.retried,
+            "promised": series.promised,
+            "kept": series.kept,
             "sent": _usage(series.sent),
             "attributed": _usage(series.attributed),
             "store": astuple(series.store),
@@ -86,6 +88,8 @@ def read_series(document: str) -> RequestSeries:
         queue=_read_histogram(values["queue"]),
         images=values["images"],
         retried=values["retried"],
+        promised=values.get("promised", 0),  # older versions made no promises
+        kept=values.get("kept", 0),
         sent=_read_usage(values["sent"]),
         attributed=_read_usage(values["attributed"]),
         store=StoreUsage(*values["store"]),

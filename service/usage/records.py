@@ -39,6 +39,17 @@ NOTHING_STORED = StoreUsage(0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """What a request was told when it was let in, in seconds from its arrival; None: nothing."""
+
+    promised_seconds: float | None = None
+    forecast_seconds: float | None = None
+
+
+NO_PROMISE = Promise()
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRecord:
     """How one request ended."""
 
@@ -55,10 +66,16 @@ class UsageRecord:
     store: StoreUsage = NOTHING_STORED
     user: str = ""  # `hash_user` of the person whose request it is, if the client says who
     key_name: str = ""  # of the API key, as the operator knows it
+    promised_seconds: float | None = None  # in which it was promised; None: nothing was, or it is not done
 
     @property
     def is_done(self) -> bool:
         return self.outcome is RequestOutcome.DONE
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it was done as it was promised."""
+        return self.promised_seconds is not None and self.is_done and self.seconds <= self.promised_seconds
 
 
 Sink = Callable[[UsageRecord], None]
@@ -78,6 +95,7 @@ class RequestRecorder:
         self.num_images = 0
         self.image_usages: tuple[ImageUsage, ...] = ()
         self.store = NOTHING_STORED
+        self.promise = NO_PROMISE  # once its images are there
         self.is_deferred = False  # whether a job has the record in place of the request that submits it
         self._started = time.perf_counter()
 
@@ -103,6 +121,7 @@ class RequestRecorder:
             store=self.store,
             user=self.user,
             key_name=self.key_name,
+            promised_seconds=self.promise.promised_seconds,
         )
         return self.record
 

@@ -31,6 +31,8 @@ class RequestSeries:
     queue: HistogramData = field(default_factory=_empty)  # seconds of each image sent
     images: int = 0  # sent
     retried: int = 0  # images
+    promised: int = 0  # requests that were let in with a promise, and ended with images
+    kept: int = 0  # of these, those that were done in time
     sent: dict[str, UsageAmounts] = field(default_factory=_no_usage)  # of the images sent, by stage
     attributed: dict[str, UsageAmounts] = field(default_factory=_no_usage)  # of all requests that ended
     store: StoreUsage = NOTHING_STORED
@@ -40,6 +42,9 @@ class RequestSeries:
         self.requests[record.outcome, record.code] += 1
         self.duration[record.outcome] = self.duration.get(record.outcome, _empty()).with_value(record.seconds)
         self.store += record.store
+        if record.promised_seconds is not None:
+            self.promised += 1
+            self.kept += record.is_kept
         for usage in record.image_usages:
             self.images += 1
             self.queue = self.queue.with_value(usage.queue_seconds)

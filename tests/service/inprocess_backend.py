@@ -10,6 +10,7 @@ from safelight.service.messages import (
     DecodeResult,
     ImageFormat,
     PreparedSource,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -35,6 +36,9 @@ class InProcessBackend:
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         return await self._pipeline.prepare(upload, context)
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        return await self._pipeline.quote(params, context)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return dict(zip(STAGES, (stage.status() for stage in self._pipeline.stages), strict=True))

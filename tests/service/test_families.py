@@ -31,6 +31,7 @@ from safelight.service.messages import (
     DecodeResult,
     ImageFormat,
     PreparedSource,
+    Quote,
     RequestContext,
     StageStatus,
     Upload,
@@ -143,6 +144,9 @@ class UnreachableBackend:
 
     async def prepare(self, upload: Upload, context: RequestContext = NO_CONTEXT) -> PreparedSource:
         raise AssertionError(upload)
+
+    async def quote(self, params: GenerationParams, context: RequestContext) -> Quote:
+        raise AssertionError(params)
 
     async def status(self) -> Mapping[str, StageStatus | None]:
         return dict.fromkeys(STAGES)

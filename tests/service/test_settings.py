@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,3 +176,19 @@ def test_an_image_store_is_a_folder_or_a_bucket(value: str) -> None:
 )
 def test_a_public_url_has_no_slash_at_its_end(value: str, url: str) -> None:
     assert Settings(public_url=value).public_url == url
+
+
+@pytest.mark.parametrize(
+    ("values", "images"),
+    [
+        ({}, 16),
+        ({"max_rows": 2}, 2),
+        ({"denoise_replicas": "4"}, 64),
+        ({"denoise_replicas": "0-4"}, 16),
+        ({"denoise_replicas": "4", "gateway_replicas": "2"}, 32),
+        ({"denoise_replicas": "4", "batch_images": 5}, 5),
+    ],
+    ids=str,
+)
+def test_batches_have_two_ticks_of_every_denoiser(values: dict[str, Any], images: int) -> None:
+    assert Settings(**values).line_images == images

@@ -20,6 +20,7 @@ from safelight.pipeline.capacity.fleet.fleet import Fleet
 from safelight.pipeline.capacity.fleet.replica import SimulatedImage, SimulatedReplica
 from safelight.pipeline.capacity.fleet.scaler import Scaler
 from safelight.pipeline.capacity.fleet.traffic import arrivals
+from safelight.pipeline.capacity.routing import less_busy_of_two
 from safelight.pipeline.scheduling.queue import WaitingQueue
 from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.workload import make_workload
@@ -174,8 +175,7 @@ class Simulator:
             candidates = [replica for replica in candidates if not replica.is_leaving]
         if not candidates:
             return None
-        pair = self._rng.sample(candidates, min(2, len(candidates)))
-        less_busy = min(pair, key=lambda replica: replica.num_images)
+        less_busy = less_busy_of_two(self._rng, candidates, lambda replica: replica.num_images)
         return less_busy if less_busy.num_images < 2 * self._fleet.limits.max_rows else None
 
     def _start_ticks(self, replica: SimulatedReplica, now: float) -> None:

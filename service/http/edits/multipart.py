@@ -22,6 +22,11 @@ async def read_form(content_type: str, body: bytes) -> list[tuple[str, FormValue
         content_type: The request's header, which names the boundary.
         body: The whole body; its size is limited where it is read.
     """
+    return [(name, value) for name, value, _ in await read_named_form(content_type, body)]
+
+
+async def read_named_form(content_type: str, body: bytes) -> list[tuple[str, FormValue, str]]:
+    """As `read_form`, with the name that each file has at its client; empty for fields."""
     parser = _Parser(
         Headers({"content-type": content_type}),
         _chunks(body),
@@ -33,7 +38,7 @@ async def read_form(content_type: str, body: bytes) -> list[tuple[str, FormValue
         form = await parser.parse()
         if not parser.is_complete:
             raise MalformedBody("The body is not a valid form: it ends before its last boundary.")
-        return [(name, await _content(value)) for name, value in form.multi_items()]
+        return [(name, *await _content(value)) for name, value in form.multi_items()]
     except MultiPartException as error:
         raise MalformedBody(f"The body is not a valid form: {error.message.rstrip('.')}.") from None
     finally:
@@ -62,5 +67,5 @@ async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
         await asyncio.sleep(0)
 
 
-async def _content(value: str | UploadFile) -> FormValue:
-    return await value.read() if isinstance(value, UploadFile) else value
+async def _content(value: str | UploadFile) -> tuple[FormValue, str]:
+    return (await value.read(), value.filename or "") if isinstance(value, UploadFile) else (value, "")

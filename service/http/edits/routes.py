@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,15 @@ from safelight.service.http.edits.params import make_edits, make_upload, strengt
 from safelight.service.http.edits.schema import edit_request_body
 from safelight.service.http.edits.uploads import EditFields, split_fields
 from safelight.service.http.gateway_parts import Gateway
-from safelight.service.http.generation import Exchange, open_exchange, plan_images
+from safelight.service.http.generation import Exchange, ImagePlan, open_exchange, plan_images
 from safelight.service.http.image_requests import read_image_request
 from safelight.service.http.jobs.submission import ACCEPTED, SentContent, answer_request
 from safelight.service.http.openapi import GENERATION_ERRORS, image_request_body
 from safelight.service.http.public_url import base_url
 from safelight.service.http.reading.body import decompress, read_object
+from safelight.service.http.reading.request import ReadRequest
 from safelight.service.http.request_body import content_type, is_json, read_body
-from safelight.service.http.schemas import ImageResponse
+from safelight.service.http.schemas import Adjustment, ImageResponse
 from safelight.service.http.streaming import EVENT_STREAM
 from safelight.service.jobs.job import EDIT
 from safelight.service.settings import Settings
@@ -52,8 +54,29 @@ async def _edit(request: Request, exchange: Exchange) -> Response:
     """Answer one request for edits."""
     gateway = exchange.gateway
     parts = await read_edit_fields(request, gateway.settings)
+
+    def read(fields: Mapping[str, object], adjustments: tuple[Adjustment, ...]) -> ReadRequest:
+        return read_image_request(request, gateway, fields, exchange.record, adjustments)
+
+    plan, sent = plan_edits(parts, read)
+    return await answer_request(request, plan, exchange, sent)
+
+
+def plan_edits(
+    parts: EditFields, read: Callable[[Mapping[str, object], tuple[Adjustment, ...]], ReadRequest]
+) -> tuple[ImagePlan, SentContent]:
+    """What is drawn for a request for edits, and what it was sent as.
+
+    Args:
+        parts: Of the request.
+        read: Reads the fields that it has in common with generations; gets the adjustments of the others.
+
+    Raises:
+        InvalidRequest: A field is invalid.
+        InvalidParams: The model cannot draw it.
+    """
     options, others = take_options(parts.others)
-    reading = read_image_request(request, gateway, others, exchange.record, options.adjustments)
+    reading = read(others, options.adjustments)
     plan = plan_images(reading, others.get("model"))
     has_mask = parts.mask is not None
     params = make_edits(plan.params, plan.model, options.strength, has_mask, reading.is_strict)
@@ -61,8 +84,7 @@ async def _edit(request: Request, exchange: Exchange) -> Response:
     upload = make_upload(parts.image, parts.mask, plan.request, plan.model, params[0])
     plan = replace(plan, params=params, upload=upload, reading=replace(reading, adjustments=adjustments))
     fields = {**others, "strength": options.strength}
-    sent = SentContent(EDIT, fields, (parts.image, parts.mask))
-    return await answer_request(request, plan, exchange, sent)
+    return plan, SentContent(EDIT, fields, (parts.image, parts.mask))
 
 
 async def read_edit_fields(request: Request, settings: Settings) -> EditFields:

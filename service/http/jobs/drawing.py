@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from safelight.pipeline.params import BACKGROUND
 from safelight.service.errors import JobsOff, as_service_error
 from safelight.service.http.caller import make_recorder, share_of
 from safelight.service.http.edits.params import source_adjustments, with_source_size
@@ -21,6 +22,7 @@ from safelight.service.image_store.names import ImageName
 from safelight.service.jobs.drawing import Drawing, End
 from safelight.service.jobs.job import Job, JobResult
 from safelight.service.messages import DecodeResult, RequestContext
+from safelight.service.promises import NO_WISH, Wish
 from safelight.service.usage.records import RequestRecorder, StoreUsage, record_request
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ async def draw_job(gateway: Gateway, drawing: Drawing, end: End) -> None:
     key = await _find_key(gateway, job)
     recorder = make_recorder(job.request_id, job.model, key)
     recorder.user, recorder.num_images = job.user, job.num_images
+    promises = gateway.dispatcher.promises
+    wish = promises.wish(job.work.deadline_ms, job.work.priority) if job.is_interactive else NO_WISH
     async with _quotas(gateway, drawing, key, recorder):
         with _logged(job, recorder), record_request(recorder, gateway.record):
             facts = {"model": job.model, "request_id": job.request_id, "job": job.id}
@@ -49,25 +53,34 @@ async def draw_job(gateway: Gateway, drawing: Drawing, end: End) -> None:
                     traceparent=span.traceparent,
                     request_id=job.request_id,
                     model=job.model,
-                    share=share_of(key),
+                    share=share_of(key) if job.batch is None else BACKGROUND,
+                    terms=promises.terms(wish, job.model, time.time() - job.created, job.num_images),
                 )
-                await _draw(gateway, drawing, end, recorder, context)
+                await _draw(gateway, drawing, end, recorder, context, wish)
 
 
 async def _draw(
-    gateway: Gateway, drawing: Drawing, end: End, recorder: RequestRecorder, context: RequestContext
+    gateway: Gateway,
+    drawing: Drawing,
+    end: End,
+    recorder: RequestRecorder,
+    context: RequestContext,
+    wish: Wish,
 ) -> None:
     job, work = drawing.job, drawing.job.work
     model = gateway.backends.find(job.model).model
     drawing.steps_done = _progress(gateway, job, recorder)
-    results = await gateway.dispatcher.generate(work.params, work.output, context, drawing.upload)
+    results = await gateway.dispatcher.generate(work.params, work.output, context, drawing.upload, job.digest)
     names = await _store(gateway, job, results, recorder)
     params = list(work.params)
     adjustments = [Adjustment.model_validate(adjustment) for adjustment in work.adjustments]
     if drawing.upload is not None:
         params = with_source_size(params, results)
         adjustments += source_adjustments(results[0].usage.source)
-    usage = make_usage(results, params, model, recorder.seconds, adjustments, recorder.store)
+    recorder.promise = gateway.dispatcher.promises.outcome(wish, model.id, recorder.seconds, results)
+    usage = make_usage(
+        results, params, model, recorder.seconds, adjustments, recorder.store, recorder.promise
+    )
     generation = Generation(model, params, work.output, [], [], False, usage, tuple(adjustments))
     response = make_response(generation).model_dump(mode="json", exclude={"data"})
     await end(JobResult(tuple(map(str, names)), response))

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from safelight.service.errors import InvalidRequest, JobsOff
-from safelight.service.http.generation import Exchange, ImagePlan, admit_images, describe_plan
+from safelight.service.http.generation import Exchange, ImagePlan, admit_images, describe_plan, wish_of
 from safelight.service.http.image_links import plan_links
 from safelight.service.http.image_requests import answer_images
 from safelight.service.http.jobs.answers import JobAnswers
@@ -27,6 +27,7 @@ from safelight.service.http.request_body import unless_gone
 from safelight.service.jobs.job import Job, JobWork, Submission
 from safelight.service.jobs.queue import JobQueue
 from safelight.service.setting_types import names_in
+from safelight.service.settings import Settings
 
 WEBHOOK = "x-safelight-webhook"
 ACCEPTED: dict[str, Any] = {
@@ -73,6 +74,7 @@ async def answer_request(
             "stream",
         )
     describe_plan(exchange, plan)
+    wish_of(exchange, plan)  # refuses a priority that the key may not have
     links = await plan_links(plan.request, plan.asked_model, exchange.gateway, exchange.base_url)
     submission = _make_submission(request, plan, exchange, sent, key, is_interactive=not is_job)
     job = await queue.submit(submission, partial(_check_quotas, exchange, plan))
@@ -131,33 +133,39 @@ def _make_submission(
         key: Its idempotency key.
         is_interactive: Whether it waits.
     """
-    upload, caller = plan.upload, exchange.caller
-    work = JobWork(
-        tuple(plan.params),
-        plan.output,
-        tuple(adjustment.model_dump() for adjustment in plan.reading.adjustments),
-        None if upload is None else upload.size,
-        () if upload is None else upload.sizes,
-    )
+    caller = exchange.caller
     return Submission(
         caller="" if caller.key is None else caller.key.id,
         caller_name="" if caller.key is None else caller.key.spec.name,
         request_id=exchange.record.request_id,
         kind=sent.kind,
         model=plan.model.id,
-        work=work,
+        work=make_work(plan),
         digest=sent.digest(),
         user=exchange.record.user,
-        upload=upload,
+        upload=plan.upload,
         idempotency_key=key,
-        webhook=None if is_interactive else _receiver(request, exchange),
+        webhook=None if is_interactive else find_receiver(request, exchange.gateway.settings),
         is_interactive=is_interactive,
     )
 
 
-def _receiver(request: Request, exchange: Exchange) -> str | None:
-    """The URL that is told the job's end. Raises `InvalidRequest`."""
-    settings = exchange.gateway.settings
+def make_work(plan: ImagePlan) -> JobWork:
+    """What a job draws."""
+    upload = plan.upload
+    return JobWork(
+        tuple(plan.params),
+        plan.output,
+        tuple(adjustment.model_dump() for adjustment in plan.reading.adjustments),
+        None if upload is None else upload.size,
+        () if upload is None else upload.sizes,
+        deadline_ms=plan.request.deadline_ms,
+        priority=plan.request.priority or 0,
+    )
+
+
+def find_receiver(request: Request, settings: Settings) -> str | None:
+    """The URL that is told the end of a job or batch. Raises `InvalidRequest`."""
     text = request.headers.get(WEBHOOK) or settings.webhook_url
     if not text:
         return None

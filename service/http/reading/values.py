@@ -114,6 +114,8 @@ KINDS: dict[str, Kind] = {
     "guidance_stride": INTEGER,
     "guidance_rescale": NUMBER,
     "seed": SEED,
+    "deadline_ms": INTEGER,
+    "priority": INTEGER,
     "quality": WORD,
     "style": WORD,
     "background": WORD,

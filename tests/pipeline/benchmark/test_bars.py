@@ -12,6 +12,7 @@ from safelight.pipeline.benchmark.bars import (
     BENCH_BARS,
     FORECAST_BARS,
     RANDOM_WEIGHTS_BARS,
+    SIMULATOR_BARS,
     STREAMING_BARS,
     UPDATE_BARS,
     Bar,
@@ -91,7 +92,17 @@ MISSES |= {
     "latency of one image alone, decoded": (RANDOM_WEIGHTS, "runs.0.latency_s", 5.01),
     "images an hour of one device": (RANDOM_WEIGHTS, "runs.1.images_per_hour", 999.0),
 }
-ALL_BARS = (BENCH_BARS, UPDATE_BARS, FORECAST_BARS, STREAMING_BARS, RANDOM_WEIGHTS_BARS)
+SIMULATOR: dict[str, Any] = {
+    "comparisons": [
+        {"throughput_error": -0.09, "p95_error": 0.02},
+        {"throughput_error": 0.01, "p95_error": -0.1},
+    ]
+}
+MISSES |= {
+    "error of the simulated throughput": (SIMULATOR, "comparisons.0.throughput_error", -0.101),
+    "error of the simulated p95": (SIMULATOR, "comparisons.1.p95_error", 0.101),
+}
+ALL_BARS = (BENCH_BARS, UPDATE_BARS, FORECAST_BARS, SIMULATOR_BARS, STREAMING_BARS, RANDOM_WEIGHTS_BARS)
 BARS = {bar.name: bar for bars in ALL_BARS for bar in bars}
 
 
@@ -112,7 +123,7 @@ def test_every_bar_has_a_change_that_misses_it() -> None:
 
 @pytest.mark.parametrize(
     ("bars", "figures"),
-    list(zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, STREAMED, RANDOM_WEIGHTS), strict=True)),
+    list(zip(ALL_BARS, (BENCH, UPDATE, FORECASTS, SIMULATOR, STREAMED, RANDOM_WEIGHTS), strict=True)),
 )
 def test_figures_within_all_bars_pass(bars: tuple[Bar, ...], figures: Mapping[str, Any]) -> None:
     verdicts = judge(bars, figures, "AVX2")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safelight.pipeline.benchmark import policies
+from safelight.pipeline.capacity.comparison import device, order
 from safelight.pipeline.scheduling.batcher import Limits, select_batch
 from safelight.pipeline.scheduling.cost_curve import CostCurve
 from safelight.pipeline.scheduling.forecast import RECENT_ARRIVALS, finish_times
@@ -244,10 +244,10 @@ def test_the_documented_comparison_of_rules_holds() -> None:
     def worst(rule: str) -> float:
         return max(
             sample.latency / sample.workload.seconds_left[0]
-            for sample in simulate(policies.trace(5.5, seed=0), policies.RULES[rule], policies.CURVE)
+            for sample in simulate(order.trace(5.5, seed=0), order.RULES[rule], device.CURVE)
         )
 
-    due = next(rule for rule in policies.RULES if rule.startswith("due"))
+    due = next(rule for rule in order.RULES if rule.startswith("due"))
     assert worst(due) < 0.6 * worst("first come, first served")
     assert worst(due) < 0.5 * worst("most completions a second")
 
@@ -263,7 +263,7 @@ def test_due_time_and_lateness_follow_the_slowdown() -> None:
         workload = make_workload([2] * 10, [2.0] * 10, 64, curve, arrived=5.0, deadline=6.0)
         assert workload.seconds_left[0] == pytest.approx(0.12)
         for slowdown, is_late in ((1.0, False), (4.0, True)):
-            will_be_late, due = workload.priority(0, 5.6, slowdown)
+            will_be_late, _, due = workload.priority(0, 5.6, slowdown)
             assert will_be_late is is_late
             assert due == pytest.approx(5.0 + MAX_SLOWDOWN * 0.12 * slowdown)
 
@@ -284,8 +284,8 @@ def test_a_pause_after_the_last_arrival_slows_the_expected_stream() -> None:
 
 
 def test_the_table_of_policies_has_every_rule_at_every_rate() -> None:
-    rows = list(policies.rows((2.0,)))
-    assert [row[:2] for row in rows] == [["2", rule] for rule in policies.RULES]
+    rows = list(order.rows((2.0,)))
+    assert [row[:2] for row in rows] == [["2", rule] for rule in order.RULES]
     for row in rows:
         mean, p95, slowdown_p95, slowdown_max = map(float, row[2:])
         assert 0.1 < mean < p95 and 1.0 <= slowdown_p95 <= slowdown_max

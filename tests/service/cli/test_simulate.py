@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from safelight.pipeline.capacity.comparison import deadlines, greedy, order
+from safelight.pipeline.capacity.comparison.policies import POLICIES
 from safelight.service.cli import main
 from safelight.service.cli.simulate_report import as_text
 
@@ -53,6 +55,16 @@ def test_growing_fleets_share_the_rate(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
+        (("--gpus", "1"), "--rate is needed, unless --compare is given"),
+        (("--rate", "1"), "--gpus is needed, unless --compare is given"),
+        (
+            ("--compare", "deadlines", "--devices", "0"),
+            "--devices must be between 1 and 10000, got 0",
+        ),
+        (
+            ("--compare", "deadlines", "--traffic", "rush"),
+            "--traffic must be one of below-capacity, bursts, overload, like-gentd26, like-katz, got 'rush'",
+        ),
         (("--gpus", "0", "--rate", "1"), "--gpus must be between 1 and 100000, got 0"),
         (("--gpus", "1", "--rate", "0"), "--rate must be more than 0 and finite, got 0.0"),
         (("--gpus", "1", "--rate", "1", "--gpu", "abacus"), "--gpu must be one of"),
@@ -77,6 +89,38 @@ def test_a_users_mistake_is_one_sentence(
 ) -> None:
     assert main(["simulate", *args]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["shares", "order", "selections", "deadlines"])
+def test_policies_are_compared(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Each comparison as a table, and as a record for docs/data that names its command."""
+    monkeypatch.setattr(deadlines, "SECONDS", 3.0)
+    monkeypatch.setattr(greedy, "SECONDS", 3.0)
+    monkeypatch.setattr(greedy, "SHARE_SECONDS", 1.0)
+    monkeypatch.setattr(order, "NUM_REQUESTS", 20)
+    assert main(["simulate", "--compare", what, "--devices", "1", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["command"].startswith(f"safelight simulate --compare {what}")
+    tables = record["figures"]["tables"]
+    assert all(len(row) == len(table["columns"]) for table in tables for row in table["rows"])
+    assert main(["simulate", "--compare", what, "--devices", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for table in tables:
+        assert any(line.split() == " ".join(table["columns"]).split() for line in lines)
+        assert any(line.split() == " ".join(table["rows"][-1]).split() for line in lines)
+
+
+def test_a_comparison_of_one_traffic(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(deadlines, "SECONDS", 2.0)
+    flags = ["--compare", "deadlines", "--devices", "2", "--traffic", "overload", "bursts"]
+    assert main(["simulate", *flags, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["command"] == f"safelight simulate {' '.join(flags)}"
+    [table] = record["figures"]["tables"]
+    expected = [["2", traffic, policy] for traffic in ("overload", "bursts") for policy in POLICIES]
+    assert [row[:3] for row in table["rows"]] == expected
 
 
 def test_the_text_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ async def test_migrations_give_the_tables_of_the_code(database: Database) -> Non
     async with database.read() as connection:
         assert await connection.run_sync(compare) == []
         rows = await connection.execute(text("SELECT version_num FROM alembic_version"))
-        assert rows.scalars().all() == ["0003"]
+        assert rows.scalars().all() == ["0005"]
 
 
 async def test_many_may_migrate_at_the_same_time_and_again(location: DatabaseLocation) -> None:

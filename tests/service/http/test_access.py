@@ -77,6 +77,7 @@ def expected_rules(method: str, path: str) -> set[Rule]:
     if path in OPERATORS or path.startswith("/v1/admin/") or changes_models:
         return {OPERATORS.get(path, Rule.ADMIN)}
     is_drawing = path.endswith(("/generations", "/edits", "/txt2img", "/img2img", "/mcp"))
+    is_drawing |= (method, path) == ("POST", "/v1/batches")
     return {Rule.DRAWING if is_drawing else Rule.CALLER}
 
 

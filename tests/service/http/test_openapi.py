@@ -13,6 +13,7 @@ from tests.service.openapi_answers import AnswerCheck
 
 MEDIA_TYPES = (
     {"application/json"},
+    {"application/jsonl"},
     {"text/plain"},
     {"application/json", "text/event-stream"},
     {"image/png", "image/webp", "image/jpeg"},

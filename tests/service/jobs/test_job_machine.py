@@ -33,7 +33,7 @@ from safelight.service.database.tables import jobs as job_rows
 from safelight.service.errors import KeyReused, StageLost, TooManyJobs
 from safelight.service.jobs.job import OPEN_STATES, Job, JobError, JobResult, JobState
 from safelight.service.jobs.job_store import IDEMPOTENCY_SECONDS, JobLimits
-from safelight.service.jobs.leases import LEASE_SECONDS, MAX_FAILURES
+from safelight.service.jobs.job_table import LEASE_SECONDS, MAX_FAILURES
 from tests.clock import ManualClock
 from tests.service.databases import KINDS, make_postgres_database
 from tests.service.jobs.opened import START, open_jobs

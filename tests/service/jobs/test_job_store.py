@@ -7,7 +7,7 @@ import pytest
 from safelight.service.errors import JobNotFound, JobsUnavailable, KeyReused, TooManyJobs
 from safelight.service.jobs.job import JobState
 from safelight.service.jobs.job_store import IDEMPOTENCY_SECONDS
-from safelight.service.jobs.leases import LEASE_SECONDS
+from safelight.service.jobs.job_table import LEASE_SECONDS
 from tests.service.jobs.opened import START, Jobs
 from tests.service.jobs.submissions import RESULT, WORK, make_edit, make_submission
 

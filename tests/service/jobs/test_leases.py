@@ -6,7 +6,7 @@ import pytest
 
 from safelight.service.errors import JobNotFound, StageLost
 from safelight.service.jobs.job import Job, JobError, JobState
-from safelight.service.jobs.leases import LEASE_SECONDS, MAX_FAILURES
+from safelight.service.jobs.job_table import LEASE_SECONDS, MAX_FAILURES
 from tests.service.jobs.opened import START, Jobs
 from tests.service.jobs.submissions import RESULT, make_edit, make_submission
 

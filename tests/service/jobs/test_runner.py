@@ -19,9 +19,10 @@ from safelight.service.errors import (
     StageLost,
 )
 from safelight.service.jobs import runner as runner_module
+from safelight.service.jobs.batch_lines import BatchLines
 from safelight.service.jobs.drawing import Drawing, End
 from safelight.service.jobs.job import Job, JobState
-from safelight.service.jobs.leases import LEASE_SECONDS, MAX_FAILURES
+from safelight.service.jobs.job_table import LEASE_SECONDS, MAX_FAILURES
 from safelight.service.jobs.runner import JobRunner
 from safelight.service.messages import Upload
 from tests.service.jobs.opened import Jobs
@@ -69,7 +70,8 @@ async def painter() -> Painter:
 
 @pytest.fixture
 async def runner(jobs: Jobs, painter: Painter) -> AsyncIterator[JobRunner]:
-    runner = JobRunner(jobs.leases, painter, "gateway", concurrency=2)
+    lines = BatchLines(jobs.table)
+    runner = JobRunner(jobs.leases, painter, "gateway", concurrency=2, lines=lines, max_line_images=4)
     yield runner
     await runner.stop(is_end=True)
 

@@ -113,6 +113,8 @@ def accounting() -> tuple[Metrics, AccountingReport]:
     for stage in STATUS:
         ledger.receive(report(stage, stage, *events(stage)))
     accounting_report = build_report(ledger, Settings())
+    metrics.observe_batches({"cancelling": 1}, {"queued": 31})
+    metrics.observe_batches({"validating": 0, "in_progress": 2}, {"queued": 30, "running": 5})
     metrics.observe_status("m", {**STATUS, "decode": None})
     metrics.observe_snapshot(replace(service_snapshot(ledger), unsaved_seconds=1.5))
     return metrics, accounting_report
@@ -155,6 +157,10 @@ def expected_of_requests() -> dict[str, float]:
         "safelight_ledger_up": 1,
         "safelight_ledger_unsaved_seconds": 1.5,
         "safelight_ledger_dropped_records_total": 2,
+        "safelight_batches validating": 0,
+        "safelight_batches in_progress": 2,
+        "safelight_batch_lines queued": 30,
+        "safelight_batch_lines running": 5,
         "safelight_images_retried_total": 1,
         **histogram("safelight_image_queue_seconds", REQUEST_SECONDS, 0.6875, 4.1875, 0.6875),
         "safelight_image_nfe_total": 15,
@@ -223,7 +229,7 @@ def test_every_series_has_its_model_and_a_stage_that_models_share_has_none(
     accounting: tuple[Metrics, AccountingReport],
 ) -> None:
     of_stages = {metric.name for metric in STAGE_METRICS} | {"safelight_stage_unattributed_seconds"}
-    of_all = ("safelight_ledger_", "safelight_gateway_")
+    of_all = ("safelight_ledger_", "safelight_gateway_", "safelight_batch")
     for family in text_string_to_metric_families(accounting[0].expose().decode()):
         for sample in family.samples:
             is_shared = sample.name in of_stages and sample.labels["stage"] != "denoise"

@@ -65,6 +65,7 @@ def metrics() -> Metrics:
     ledger.receive(stage_report("two", ticks, busy=1.0, work_left=2.0))
     metrics.observe_status("m", {"denoise": StageStatus(images=100, attention="products"), "encode": None})
     metrics.observe_snapshot(replace(service_snapshot(ledger), mfu={"m": 0.5}))
+    metrics.observe_batches({"in_progress": 1}, {"queued": 2})
     return metrics
 
 
@@ -150,7 +151,7 @@ def test_no_label_identifies_a_caller(metrics: Metrics) -> None:
         for sample in family.samples
         for label in sample.labels
     }
-    assert labels <= {"outcome", "code", "stage", "reason", "backend", "le", "model"}
+    assert labels <= {"outcome", "code", "stage", "reason", "backend", "le", "model", "status", "state"}
 
 
 def test_names_follow_the_conventions() -> None:

@@ -1,27 +1,19 @@
-"""Compares scheduling policies by simulation: `python -m safelight.pipeline.benchmark.policies [--json]`.
+"""Orders of samples without deadlines, compared by the latency and slowdown of single requests.
 
 Simulated on a cost curve, because policies differ by less than two runs in real time do.
-Deterministic, takes a minute.
 """
 
-import json
 import random
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from safelight.pipeline.benchmark.machine import SIMULATION
-from safelight.pipeline.benchmark.record import benchmark_record
-from safelight.pipeline.scheduling.batcher import Limits
-from safelight.pipeline.scheduling.cost_curve import CostCurve
+from safelight.pipeline.capacity.comparison.device import CURVE, LIMITS, ROWS, TOKENS
 from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.simulation import Queue, Rule, Samples, SimulatedSample, simulate
 from safelight.pipeline.scheduling.workload import make_workload
 
-# Seconds of ticks of 1, 2, 4, ... rows of the embedded model on two cores, rounded. Work is counted in rows.
-CURVE = CostCurve((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), (0.008, 0.012, 0.020, 0.034, 0.062, 0.130))
-LIMITS = Limits(16, 16 * 64)
+STEPS = (8, 20, 30, 40)
 NUM_REQUESTS = 400
 COLUMNS = ("requests/s", "policy", "latency mean, s", "latency p95, s", "slowdown p95", "slowdown max")
 RATES = (4.0, 5.0, 5.5, 6.0)  # requests per second; this curve can serve 6.2
@@ -77,26 +69,13 @@ def trace(rate: float, seed: int) -> list[SimulatedSample]:
     samples: list[SimulatedSample] = []
     for _ in range(NUM_REQUESTS):
         time += rng.expovariate(rate)
-        steps, rows = rng.choice((8, 20, 30, 40)), rng.choice((1, 2, 2))
-        workload = make_workload([rows] * steps, [float(rows)] * steps, 64, CURVE, time)
+        steps, rows = rng.choice(STEPS), rng.choice(ROWS)
+        workload = make_workload([rows] * steps, [float(rows)] * steps, TOKENS, CURVE, time)
         samples.append(SimulatedSample(workload))
     return samples
 
 
-def main() -> None:
-    """Print the table, or with `--json` its record for docs/data."""
-    if "--json" in sys.argv[1:]:
-        command = "python -m safelight.pipeline.benchmark.policies"
-        figures = {"tables": [{"columns": COLUMNS, "rows": list(rows(RATES))}]}
-        sys.stdout.write(json.dumps(benchmark_record(SIMULATION, command, figures), indent=1) + "\n")
-        return
-    sys.stdout.write(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n")
-    for row in rows(RATES):
-        sys.stdout.write(f"| {' | '.join(row)} |\n")
-    sys.stdout.write("\nslowdown: latency over the time that the request takes alone\n")
-
-
-def rows(rates: Sequence[float]) -> Iterator[list[str]]:
+def rows(rates: Sequence[float] = RATES) -> Iterator[list[str]]:
     """The table's rows: every rule at every rate."""
     for rate in rates:
         for name, rule in RULES.items():
@@ -120,7 +99,3 @@ def _figures(runs: Sequence[Samples]) -> list[float]:
 
 def _p95(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=20)[-1]
-
-
-if __name__ == "__main__":
-    main()

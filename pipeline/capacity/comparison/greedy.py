@@ -1,21 +1,15 @@
-"""What a greedy caller does to the others: `python -m safelight.pipeline.benchmark.fairness [--json]`.
+"""What a greedy caller does to the others, and shares by weight.
 
 Simulated with the engine's selection on a cost curve. Ten callers of equal weight; nine send at random what
 together is a part of the capacity, and the tenth as much as the whole device can do: ten times its share.
-Deterministic, takes half a minute.
 """
 
-import json
 import random
-import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from safelight.pipeline.benchmark.machine import SIMULATION
-from safelight.pipeline.benchmark.policies import CURVE, LIMITS
-from safelight.pipeline.benchmark.record import benchmark_record
+from safelight.pipeline.capacity.comparison.device import CURVE, LIMITS, ROWS, TOKENS, capacity
 from safelight.pipeline.params import Share
 from safelight.pipeline.scheduling.selection import select_next_batch
 from safelight.pipeline.scheduling.simulation import Rule, SimulatedSample, fair_rule, simulate
@@ -25,9 +19,8 @@ NUM_POLITE = 9
 GREEDY_TIMES_SHARE = 10.0
 SECONDS = 240.0
 POLITE_LOADS = (0.3, 0.6, 0.8)  # of their shares, which are a tenth of the capacity each
-STEPS, ROWS = (8, 20, 30, 40), (1, 2, 2)
-MEAN_WORK = statistics.mean(STEPS) * statistics.mean(ROWS)  # rows of an image, over all its ticks
-CAPACITY = LIMITS.max_rows / CURVE.seconds_for(LIMITS.max_rows) / MEAN_WORK  # images a second
+STEPS = (8, 20, 30, 40)
+CAPACITY = capacity(sum(STEPS) / len(STEPS))  # images a second
 WEIGHTS = {"1": 1.0, "2": 2.0, "4": 4.0}
 SHARE_SECONDS = 60.0
 COLUMNS = ("polite load", "selection", "polite p95 alone, s", "with the greedy one, s", "ratio", "images/s")
@@ -37,7 +30,7 @@ SHARE_COLUMNS = ("weight", "share by weight", "share of device-seconds", "differ
 def make_image(rng: random.Random, share: Share, arrived: float) -> SimulatedSample:
     """A random image of the mix."""
     steps, rows = rng.choice(STEPS), rng.choice(ROWS)
-    workload = make_workload([rows] * steps, [float(rows)] * steps, 64, CURVE, arrived)
+    workload = make_workload([rows] * steps, [float(rows)] * steps, TOKENS, CURVE, arrived)
     return SimulatedSample(replace(workload, share=share))
 
 
@@ -114,28 +107,9 @@ def shares_of(weights: Mapping[str, float], seconds: float) -> dict[str, float]:
     return {caller: part / total for caller, part in used.items()}
 
 
-def share_rows(seconds: float = SHARE_SECONDS) -> Iterator[list[str]]:
+def share_rows(seconds: float | None = None) -> Iterator[list[str]]:
     """For each weight: what is due to it, and what it has had."""
     total = sum(WEIGHTS.values())
-    for caller, share in shares_of(WEIGHTS, seconds).items():
+    for caller, share in shares_of(WEIGHTS, seconds or SHARE_SECONDS).items():
         due = WEIGHTS[caller] / total
         yield [caller, f"{due:.2%}", f"{share:.2%}", f"{share / due - 1:+.1%}"]
-
-
-def main() -> None:
-    """Print the tables, or with `--json` their record for docs/data."""
-    tables = [(COLUMNS, list(greedy_rows())), (SHARE_COLUMNS, list(share_rows()))]
-    if "--json" in sys.argv[1:]:
-        command = "python -m safelight.pipeline.benchmark.fairness"
-        figures = {"tables": [{"columns": columns, "rows": rows} for columns, rows in tables]}
-        record = benchmark_record(SIMULATION, command, figures)
-        sys.stdout.write(json.dumps(record, indent=1) + "\n")
-        return
-    for columns, rows in tables:
-        for row in (columns, ["---"] * len(columns), *rows):
-            sys.stdout.write(f"| {' | '.join(row)} |\n")
-        sys.stdout.write("\n")
-
-
-if __name__ == "__main__":
-    main()

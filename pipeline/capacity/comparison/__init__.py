@@ -1,0 +1,1 @@
+"""Scheduling policies compared by simulation: `safelight simulate --compare`."""

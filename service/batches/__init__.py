@@ -1,0 +1,1 @@
+"""Files and batches of requests, whose lines are jobs (docs/adr/0020)."""

@@ -1,0 +1,1 @@
+"""OpenAI's Batch API for images: `/v1/files` and `/v1/batches`."""
