@@ -37,10 +37,10 @@ from safelight.service.usage.client import LedgerClient
 logger = logging.getLogger(__name__)
 
 DRAIN_POLL_SECONDS = 0.05
+QUOTE_SECONDS = 5.0  # for a denoiser to answer
 # A gateway's budget of retries: all images in flight twice, and once more every minute.
 RETRIES_PER_PICTURE = 2
 REFILL_SECONDS = 120.0
-QUOTE_SECONDS = 5.0  # for a denoiser to answer
 
 
 class RequestDispatcher:
@@ -236,7 +236,7 @@ class RequestDispatcher:
     ) -> DecodeResult:
         """Generate one image, again if a stage is lost, which may have held the source.
 
-        An image is a pure function of its parameters, so a retry gives the same one.
+        An image is a pure function of its parameters, so a retry gives the same one; it has its promise.
         """
         losses, source = Losses(), job.source
         while True:
@@ -245,7 +245,7 @@ class RequestDispatcher:
                     if losses.total and job.upload is not None:
                         source = await job.entry.backend.prepare(job.upload, job.context)
                     terms = job.context.terms
-                    if losses.total and terms is not None:  # it has its promise
+                    if terms is not None and losses.total:
                         terms = replace(terms, is_certain=True)
                     context = replace(job.context, is_alone=losses.is_suspect, terms=terms)
                     return await job.entry.backend.generate(params, job.output, context, source, previews)

@@ -104,12 +104,12 @@ ARROWS: dict[str, str] = {
         "service.backend service.keys service.messages service.setting_types service.settings service.usage"
     ),
     "service.model_backends": "pipeline.catalog service.backend service.errors",
-    "service.retries": "service.errors",
     "service.early_refusals": "service.errors",
     "service.promises": (
         "service.early_refusals service.errors service.messages service.setting_types service.settings "
         "service.usage"
     ),
+    "service.retries": "service.errors",
     "service.dispatcher": (
         "pipeline.diffusion pipeline.params service.backend service.early_refusals service.errors "
         "service.image_stream service.messages service.model_backends service.previews service.promises "

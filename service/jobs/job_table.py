@@ -17,10 +17,10 @@ from safelight.service.jobs.outbox import put_message
 
 LOCK = "jobs"  # of submissions and of the sweep, of which one runs at a time
 SECONDS = 5.0  # of one use of the database
-MAX_LEASE_SECONDS = 60.0  # a lease that ends later is from before the clock was set back
 LEASE_SECONDS = 15.0
 # Of a job that fails, loses its stage, or its gateway: then it is not drawn again.
 MAX_FAILURES = 5
+MAX_LEASE_SECONDS = 60.0  # a lease that ends later is from before the clock was set back
 WITHOUT_KEY: dict[str, None] = {"idempotency_key": None, "idempotency_until": None}
 
 
