@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from safelight.pipeline.benchmark.machine import SIMULATION
-from safelight.pipeline.benchmark.policies import CURVE, LIMITS
 from safelight.pipeline.benchmark.record import benchmark_record
+from safelight.pipeline.capacity.comparison.device import CURVE, LIMITS
 from safelight.pipeline.params import Share, Urgency
 from safelight.pipeline.scheduling.promises import AdmissionControl, Demand, Forecast
 from safelight.pipeline.scheduling.simulation import (

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 import psutil
@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from tests.live import LiveService, serving
 
-ROUTE = "/v1/images/generations"
+ROUTE: Final = "/v1/images/generations"
 PATIENCE = 300.0
 NUM_BATCHES, NUM_LINES = 5, 20
 

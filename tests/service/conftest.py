@@ -1,6 +1,7 @@
 """Fixtures: a gateway over a fake backend."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,7 +11,7 @@ from safelight.service.settings import Settings
 from tests.fakes import MODEL, FakeBackend
 from tests.service.openapi_answers import check_answers
 
-ROUTE = "/v1/images/generations"
+ROUTE: Final = "/v1/images/generations"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from safelight.pipeline.benchmark import overload
-from safelight.pipeline.benchmark.policies import CURVE, LIMITS
+from safelight.pipeline.capacity.comparison.device import CURVE, LIMITS
 from safelight.pipeline.params import Share, Urgency
 from safelight.pipeline.scheduling.batcher import select_batch
 from safelight.pipeline.scheduling.calibration import PRIOR, WINDOW, RatioQuantiles

@@ -1,7 +1,7 @@
 """A clock that is set while jobs are drawn: each job still ends once, and none waits for the old time."""
 
 from safelight.service.jobs.job import JobState
-from safelight.service.jobs.leases import LEASE_SECONDS
+from safelight.service.jobs.job_table import LEASE_SECONDS
 from tests.service.jobs.opened import Jobs
 from tests.service.jobs.submissions import RESULT, make_submission
 
