@@ -328,12 +328,12 @@ class QueueFull(ServiceError):
     type = "rate_limit_error"
     code = "queue_full"
     message = "Too many images are waiting; please try again later."
-    retry_after = 2
+    retry_after: int | None = 2
 
 
 class TooManyJobs(QueueFull):
     code = "too_many_jobs"
-    retry_after: int | None = 30
+    retry_after = 30
     should_retry = False  # by itself: jobs take minutes
 
 
