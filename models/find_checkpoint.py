@@ -21,17 +21,42 @@ TINY = "tiny"  # random weights from a fixed seed, for tests
 
 
 @dataclass(frozen=True, slots=True)
+class Distillation:
+    """What a few-step student was trained for: guidance is in its weights.
+
+    Attributes:
+        max_steps: The steps of its default, and the most.
+        solvers: Those that take the steps that it learned; the first is the default.
+    """
+
+    max_steps: int
+    solvers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """The facts about an embedded model that its folder does not state."""
+    """The facts about an embedded model that its folder does not state.
+
+    Attributes:
+        licence: Of the weights.
+        more_sizes: Served beside the native square.
+        folder: The folder in `WEIGHTS_FOLDER`.
+        variant: The weight files to read; parts without it are those of the folder's other models.
+        distillation: Of a few-step student.
+    """
 
     licence: str
-    more_sizes: tuple[Size, ...] = ()  # served beside the native square
+    more_sizes: tuple[Size, ...] = ()
+    folder: str = "emoji-128"
+    variant: str = ""
+    distillation: Distillation | None = None
 
 
+EMOJI_LICENCE = "weights: Apache-2.0; trained on Fluent Emoji (MIT) and Noto Emoji (Apache-2.0)"
 EMBEDDED = {
-    "emoji-128": EmbeddedModel(
-        licence="weights: Apache-2.0; trained on Fluent Emoji (MIT) and Noto Emoji (Apache-2.0)",
-        more_sizes=(),
+    "emoji-128": EmbeddedModel(EMOJI_LICENCE),
+    "emoji-128-turbo": EmbeddedModel(
+        EMOJI_LICENCE, variant="turbo", distillation=Distillation(4, ("euler", "ddim"))
     ),
 }
 
@@ -45,6 +70,8 @@ class Checkpoint:
     family: Family
     sizes: tuple[Size, ...]  # that are served, the native one first
     licence: str
+    variant: str  # of the weight files to read
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +89,13 @@ def find_checkpoint(name_or_dir: str, variant: str = "") -> Checkpoint:
     """
     model = find_model_folder(name_or_dir)
     family = recognise(model.path)
-    check_variant(model.path, family, variant)
     embedded = EMBEDDED.get(name_or_dir) or EmbeddedModel(
         "none: random weights" if name_or_dir == TINY else "see the folder"
     )
+    variant = embedded.variant or variant
+    check_variant(model.path, family, variant)
     sizes = (*list_sizes(family, model.path), *embedded.more_sizes)
-    return Checkpoint(model.id, model.path, family, sizes, embedded.licence)
+    return Checkpoint(model.id, model.path, family, sizes, embedded.licence, variant, embedded.distillation)
 
 
 def find_folder(name_or_dir: str) -> Path:
@@ -85,7 +113,7 @@ def find_model_folder(name_or_dir: str) -> ModelFolder:
     if name_or_dir == TINY:
         return ModelFolder(TINY, ensure_tiny())
     if name_or_dir in EMBEDDED:
-        return ModelFolder(name_or_dir, WEIGHTS_FOLDER / name_or_dir)
+        return ModelFolder(name_or_dir, WEIGHTS_FOLDER / EMBEDDED[name_or_dir].folder)
     folder = _existing_folder(name_or_dir).resolve()
     repository = hub_cache.repository_id(folder)
     return ModelFolder(repository or folder.name, hub_cache.find_snapshot(folder))

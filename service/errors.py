@@ -333,7 +333,7 @@ class QueueFull(ServiceError):
 
 class TooManyJobs(QueueFull):
     code = "too_many_jobs"
-    retry_after = 30
+    retry_after: int | None = 30
     should_retry = False  # by itself: jobs take minutes
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from safelight.models.checkpoints.int8_rows import ROW_SCALE, restore_rows
 from safelight.models.checkpoints.json_files import CheckpointError
 from safelight.models.checkpoints.missing_files import describe_missing
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
@@ -22,6 +23,7 @@ from safelight.models.checkpoints.weight_files import WEIGHTS as WEIGHTS
 from safelight.models.checkpoints.weight_files import find_weight_files
 
 READABLE = ("F64", "F32", "F16", "BF16", "I64")  # I64: position numbers, in older files
+INT8 = "I8"  # readable with row scales
 
 # Older names of attention in diffusers' autoencoders, which published files still have.
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+)\.(query|key|value|proj_attn)\.")
@@ -39,6 +41,7 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str  # safetensors' name, such as "BF16"
+    row_scale: str = ""  # the name of its row scales, if it is stored in int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,15 @@ def read_stored(stored: Mapping[str, StoredTensor], device: str, dtype: torch.dt
         in_file = {key: tensor for key, tensor in stored.items() if tensor.file == file}
         try:
             with safe_open(file, framework="pt", device=device) as opened:
-                tensors |= {key: opened.get_tensor(tensor.name).to(dtype) for key, tensor in in_file.items()}
+                tensors |= {key: _read(opened, tensor).to(dtype) for key, tensor in in_file.items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
     return tensors
+
+
+def _read(opened: Any, stored: StoredTensor) -> Tensor:
+    tensor: Tensor = opened.get_tensor(stored.name)
+    return restore_rows(tensor, opened.get_tensor(stored.row_scale)) if stored.row_scale else tensor
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -176,19 +184,28 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            scales = {name: name + ROW_SCALE for name in slices if _has_row_scale(name, slices)}
             tensors = [
-                StoredTensor(file, name, tuple(piece.get_shape()), piece.get_dtype())
+                StoredTensor(file, name, tuple(piece.get_shape()), piece.get_dtype(), scales.get(name, ""))
                 for name, piece in slices.items()
+                if name not in scales.values()
             ]
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} {_why_unreadable(file, error)}") from None
     for tensor in tensors:
-        if tensor.dtype not in READABLE:
+        if tensor.dtype not in READABLE and not tensor.row_scale:
             raise CheckpointError(
                 f"{file}: tensor {tensor.name} is stored as {tensor.dtype}, "
                 f"only {', '.join(READABLE)} are read"
             )
     return {_current_name(tensor.name): tensor for tensor in tensors}
+
+
+def _has_row_scale(name: str, slices: Mapping[str, Any]) -> bool:
+    """Whether the tensor `name` is a matrix in int8 that has a scale for each row."""
+    matrix, scale = slices[name], slices.get(name + ROW_SCALE)
+    is_int8 = scale is not None and matrix.get_dtype() == INT8
+    return is_int8 and scale.get_shape() == matrix.get_shape()[:1]
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:

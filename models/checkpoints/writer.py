@@ -27,9 +27,15 @@ def write_part(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -
     """Write a network in diffusers' layout: `config.json` and safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_weights(folder, state)
+
+
+def write_weights(folder: Path, state: dict[str, Tensor], variant: str = "") -> None:
+    """Write the weights of a network in diffusers' layout, under the name of a variant if it is one."""
+    stem, suffix = WEIGHTS.rsplit(".", 1)
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()},
-        folder / WEIGHTS,
+        folder / (f"{stem}.{variant}.{suffix}" if variant else WEIGHTS),
         metadata={"format": "pt"},
     )
 

@@ -5,6 +5,7 @@ diffusers is imported only when a loop is loaded: a benchmark of the engine alon
 Shapes: S images of a batch, L text tokens, C channels, H x W latent pixels.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safelight.models.checkpoints.plain_copy import write_plain_copy
 from safelight.models.cuda_runtime import preload_cuda_runtime
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.diffusion import noise
@@ -94,7 +96,9 @@ def load_loop(
     from diffusers import PixArtTransformer2DModel
 
     load: Any = PixArtTransformer2DModel.from_pretrained
-    transformer: Any = load(model.path / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False)
+    with tempfile.TemporaryDirectory() as plain:
+        write_plain_copy(model.path / "transformer", Path(plain))
+        transformer: Any = load(plain, torch_dtype=dtype, low_cpu_mem_usage=False)
     transformer = transformer.to(device).eval()
     if is_compiled:
         transformer = torch.compile(transformer, dynamic=True)

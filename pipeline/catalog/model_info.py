@@ -12,6 +12,7 @@ from safelight.pipeline.params import GenerationParams
 MAX_PROMPT_CHARACTERS = 32_000
 MIN_STEPS, MAX_STEPS = 1, 200
 MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE = 0.0, 20.0
+NO_GUIDANCE = 1.0  # the scale at which only the prompt is evaluated
 MAX_GUIDANCE_STRIDE = 10
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 
@@ -39,11 +40,20 @@ class ModelInfo:
     checkpoint_id: str = ""  # its id by its folder, if that is not `id`
     read_options: ReadOptions = DEFAULT_READ_OPTIONS
     has_edits: bool = True  # whether its autoencoder encodes images to the size that it decodes
+    max_steps: int = MAX_STEPS  # of a request; a few-step student knows the steps that it learned
+    has_distilled_guidance: bool = False  # whether guidance is in the weights, so that no scale has an effect
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names by which a request may ask for it, `id` first."""
         return (self.id, self.checkpoint_id) if self.checkpoint_id else (self.id,)
+
+    @property
+    def guidance_range(self) -> tuple[float, float]:
+        """The smallest and the largest guidance scale of a request."""
+        if self.has_distilled_guidance:
+            return NO_GUIDANCE, NO_GUIDANCE
+        return MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -60,7 +70,7 @@ def applied_guidance_scale(scale: float) -> float:
     diffusers guides above 1 only, and the cards of few-step checkpoints ask for 0 and mean no guidance. By
     the formula, a scale of 0 would ignore the prompt. A scale that is out of range stays, to be refused.
     """
-    return 1.0 if MIN_GUIDANCE_SCALE <= scale < 1.0 else scale
+    return NO_GUIDANCE if MIN_GUIDANCE_SCALE <= scale < NO_GUIDANCE else scale
 
 
 def check_params(params: GenerationParams, model: ModelInfo) -> None:
@@ -69,8 +79,13 @@ def check_params(params: GenerationParams, model: ModelInfo) -> None:
     if (params.width, params.height) not in model.sizes:
         size, allowed = f"{params.width}x{params.height}", ", ".join(f"{w}x{h}" for w, h in model.sizes)
         raise InvalidParams("size", f"size {size} is not served by {model.id}; allowed: {allowed}, or auto")
-    _check_range("num_steps", params.num_steps, MIN_STEPS, MAX_STEPS)
+    _check_range("num_steps", params.num_steps, MIN_STEPS, model.max_steps)
     _check_range("guidance_scale", params.guidance_scale, MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE)
+    if model.has_distilled_guidance and params.guidance_scale != NO_GUIDANCE:
+        raise InvalidParams(
+            "guidance_scale",
+            f"guidance_scale has no effect in {model.id}, which learned its guidance; leave it out, or say 1",
+        )
     _check_solver(params, model)
     _check_eta(params)
     start, end = params.guidance_interval

@@ -9,8 +9,8 @@ from safelight.models.checkpoints.options import read_known
 from safelight.models.checkpoints.read_options import DEFAULT_READ_OPTIONS, ReadOptions
 from safelight.models.families.registry import list_families
 from safelight.models.families.spec import Family
-from safelight.models.find_checkpoint import EMBEDDED, TINY, Checkpoint, find_checkpoint
-from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.models.find_checkpoint import EMBEDDED, TINY, Checkpoint, Distillation, find_checkpoint
+from safelight.pipeline.catalog.model_info import NO_GUIDANCE, ModelInfo
 from safelight.pipeline.catalog.schedule_config import read_schedule
 from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, SOLVERS
 from safelight.pipeline.diffusion.spacing import SPACINGS
@@ -58,7 +58,8 @@ def _describe(checkpoint: Checkpoint, read_options: ReadOptions) -> ModelInfo:
     family = checkpoint.family
     schedule, prediction = read_schedule(checkpoint.folder)
     served = [name for name in SERVED if schedule.family in SOLVERS[name].families]
-    return ModelInfo(
+    read_options = replace(read_options, variant=checkpoint.variant)
+    model = ModelInfo(
         id=checkpoint.id,
         path=checkpoint.folder,
         family=family.name,
@@ -75,6 +76,19 @@ def _describe(checkpoint: Checkpoint, read_options: ReadOptions) -> ModelInfo:
         labels=family.conditioning.read_labels(checkpoint.folder),
         read_options=read_options,
         has_edits=_has_edits(checkpoint.folder, read_options),
+    )
+    return _with_distillation(model, checkpoint.distillation) if checkpoint.distillation else model
+
+
+def _with_distillation(model: ModelInfo, distillation: Distillation) -> ModelInfo:
+    return replace(
+        model,
+        num_steps=distillation.max_steps,
+        max_steps=distillation.max_steps,
+        guidance_scale=NO_GUIDANCE,
+        has_distilled_guidance=True,
+        solver=distillation.solvers[0],
+        solvers=distillation.solvers,
     )
 
 

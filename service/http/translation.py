@@ -6,11 +6,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from safelight.pipeline.catalog.model_info import (
-    MAX_GUIDANCE_SCALE,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
-    MAX_STEPS,
-    MIN_GUIDANCE_SCALE,
     MIN_STEPS,
     ModelInfo,
     applied_guidance_scale,
@@ -90,7 +87,7 @@ def _steps_of_quality(quality: Quality | QualitySynonym, params: GenerationParam
     def check(num_steps: int) -> None:
         plan_request(replace(params, num_steps=num_steps), model)
 
-    return steps_of(quality, model.num_steps, check)
+    return min(steps_of(quality, model.num_steps, check), model.max_steps)
 
 
 def make_output(request: ImageRequest) -> ImageFormat:
@@ -239,8 +236,8 @@ def describe_model(model: ModelInfo, names: ModelNames, created: int, attention:
         limits={
             "prompt": [1, MAX_PROMPT_CHARACTERS],
             "n": [1, MAX_IMAGES],
-            "num_inference_steps": [MIN_STEPS, MAX_STEPS],
-            "guidance_scale": [MIN_GUIDANCE_SCALE, MAX_GUIDANCE_SCALE],
+            "num_inference_steps": [MIN_STEPS, model.max_steps],
+            "guidance_scale": list(model.guidance_range),
             "seed": [0, MAX_SEED],
         },
     )

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="dit, anneal, turbo: train on the native size only; rate: rate that size only",
     )
-    flag("--turbo", action="store_true", help="rate: the student of stage turbo instead of the base")
+    flag("--turbo", action="store_true", help="rate, evaluate: the student of stage turbo, not the base")
     flag(
         "--output",
         type=Path,
@@ -142,7 +142,7 @@ def _stages(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
         "sizes": lambda: sizes.run(args.work, args.output, args.limit),
         "curves": lambda: curves.run(args.work, args.output, args.limit),
         "contest": lambda: contest.run(args.work, args.output, args.steps or 1500, args.limit),
-        "evaluate": lambda: evaluate.run(args.work, args.output, args.limit),
+        "evaluate": lambda: evaluate.run(args.work, args.output, args.limit, args.turbo),
     }
 
 

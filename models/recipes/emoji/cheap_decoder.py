@@ -22,8 +22,10 @@ from safelight.models.recipes.emoji.training import (
     TrainingRun,
     WeightAverage,
     forward_function,
+    native_autocast,
     warmup_stable_decay,
 )
+from safelight.pipeline.assembly.device import fast_dtype
 
 FOLDER, CHECKPOINT = "vae-cheap", "decoder.ckpt"
 DISTILLED_WEIGHT = 0.5  # of the error to the present decoder's output
@@ -60,11 +62,11 @@ def run(work: Path, num_steps: int, minutes: float = math.inf, seed: int = 0) ->
     def loss_of_step(step: int, generator: torch.Generator) -> Tensor:
         picks = trained[torch.randint(len(trained), (vae.BATCH,), generator=generator)]
         crops = vae.crops(dataset.rgba, picks, generator).to(memory_format=torch.channels_last)
-        with torch.no_grad():
+        with torch.no_grad(), native_autocast():
             latents = present.encode(crops)
             latents = latents + vae.LATENT_NOISE * torch.randn(latents.shape, generator=generator)
-            target = present.decode(latents)
-        decoded = decode(latents).float()
+            target = present.decode(latents).float()
+        decoded = decode(latents.to(fast_dtype())).float()
         return vae.image_loss(decoded, crops) + DISTILLED_WEIGHT * F.l1_loss(decoded, target)
 
     TrainingRun(

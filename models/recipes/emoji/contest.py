@@ -17,7 +17,7 @@ from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, dit, text
 from safelight.models.recipes.emoji.evaluate import SEED
-from safelight.models.recipes.emoji.export import SCHEDULER
+from safelight.models.recipes.emoji.schedule import SCHEDULER
 from safelight.models.recipes.emoji.sheets import default_request
 from safelight.models.recipes.emoji.training import (
     TrainingRun,

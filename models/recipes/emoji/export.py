@@ -1,8 +1,12 @@
-"""Stage `export`: write the trained parts as one diffusers-layout folder in bfloat16, ready to serve."""
+"""Stage `export`: write the trained parts as one folder in diffusers' layout, ready to serve.
+
+Large matrices are in int8 (`safelight.models.checkpoints.int8_rows`), all else in bfloat16.
+"""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +17,18 @@ from torch import Tensor
 from safelight.models.autoencoders.interface import decode_latents, encode_pixels
 from safelight.models.autoencoders.loading import load_vae
 from safelight.models.checkpoints.compact_embedding import compact_embedding
+from safelight.models.checkpoints.int8_rows import ROW_SCALE, quantise_matrices
 from safelight.models.checkpoints.tensors import WEIGHTS
-from safelight.models.checkpoints.writer import FLOW_SCHEDULER, write_clip, write_index, write_part
+from safelight.models.checkpoints.writer import (
+    write_clip,
+    write_index,
+    write_part,
+    write_weights,
+)
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, shrink_renders
-from safelight.models.recipes.emoji import data, dit, natural, prompts, text
+from safelight.models.recipes.emoji import cheap_decoder, data, dit, natural, prompts, text, turbo
 from safelight.models.recipes.emoji.captions import COLOURS, WHITE
+from safelight.models.recipes.emoji.schedule import SCHEDULER
 from safelight.models.recipes.emoji.words import caption_words
 from safelight.models.text.clip import ClipTextTower
 from safelight.models.text.emoji_names import write_names
@@ -25,8 +36,7 @@ from safelight.models.text.open_clip_folder import load_clip
 from safelight.models.text.spelling import write_words
 
 BATCH = 16
-# The concept of an image is decided at high noise, where a grid of equal steps in time has few points.
-SCHEDULER = FLOW_SCHEDULER | {"flow_shift": 2.0}
+TURBO_VARIANT = "turbo"  # of the transformer's weights: `safelight.models.find_checkpoint.EMBEDDED`
 
 
 def run(work: Path, output: Path) -> None:
@@ -39,13 +49,16 @@ def run(work: Path, output: Path) -> None:
     sources = {text.CONDITIONING: text.tower_folder(work), text.SCORER: work / text.SCORER.folder}
     for spec, source in sources.items():
         if source.exists():
-            clip = compact_embedding(_bfloat16(load_clip(source).state_dict()))
-            write_clip(output / spec.folder, text.EMBED_DIM, spec.vision, text.TEXT, clip)
-    vae_config = json.loads((work / "vae" / "config.json").read_text())
-    write_part(output / "vae", vae_config, _bfloat16(load_file(work / "vae" / WEIGHTS)))
-    state = torch.load(dit.latest(work), weights_only=True)
-    trained = {name.removeprefix("dit."): tensor for name, tensor in state["module"].items()}
-    write_part(output / "transformer", dit.CONFIG.to_diffusers(), _bfloat16(trained))
+            clip = compact_embedding(load_clip(source).state_dict())
+            write_clip(output / spec.folder, text.EMBED_DIM, spec.vision, text.TEXT, _stored(clip))
+    vae = next(folder for name in (cheap_decoder.FOLDER, "vae") if (folder := work / name).exists())
+    vae_config = json.loads((vae / "config.json").read_text())
+    write_part(output / "vae", vae_config, _stored(load_file(vae / WEIGHTS)))
+    base = torch.load(dit.latest(work), weights_only=True)
+    write_part(output / "transformer", dit.CONFIG.to_diffusers(), _stored(dit_weights(base)))
+    if (work / turbo.CHECKPOINT).exists():
+        student = torch.load(work / turbo.CHECKPOINT, weights_only=True)
+        write_weights(output / "transformer", _stored(dit_weights(student)), TURBO_VARIANT)
     write_index(output, SCHEDULER)
     dataset = data.load(work)
     make_gallery(dataset, output).save(output)
@@ -56,7 +69,12 @@ def run(work: Path, output: Path) -> None:
     write_words(caption_words(dataset, captions, ClipTextTower(tower_folder)), tower_folder)
     prompts.run(work, output)
     size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
-    print(f"export: {output}, {size / 1e6:.1f} MB, DiT after {state['step']} steps")
+    print(f"export: {output}, {size / 1e6:.1f} MB, DiT after {base['step']} steps")
+
+
+def dit_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The DiT's weights in a checkpoint of the stages `dit`, `anneal` and `turbo`, under its own names."""
+    return {name.removeprefix("dit."): tensor for name, tensor in checkpoint["module"].items()}
 
 
 def make_gallery(dataset: data.Dataset, output: Path) -> Gallery:
@@ -92,8 +110,11 @@ def make_gallery(dataset: data.Dataset, output: Path) -> Gallery:
     return replace(gallery, entries=tuple(restored_entries))
 
 
-def _bfloat16(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Large matrices in int8 with float32 scales, all other floating point in bfloat16."""
     return {
-        name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
+        name: tensor.to(torch.bfloat16)
+        if tensor.is_floating_point() and not name.endswith(ROW_SCALE)
+        else tensor
+        for name, tensor in quantise_matrices(state).items()
     }

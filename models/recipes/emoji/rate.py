@@ -15,7 +15,7 @@ from safelight.models.checkpoints.writer import write_index, write_part
 from safelight.models.evaluation.gallery import ENTRIES_FILE, IMAGES_FILE, Gallery
 from safelight.models.recipes.emoji import data, dit, prompts, text, turbo, views
 from safelight.models.recipes.emoji.evaluate import SEED
-from safelight.models.recipes.emoji.export import SCHEDULER
+from safelight.models.recipes.emoji.schedule import SCHEDULER
 from safelight.models.recipes.emoji.sheets import default_request
 from safelight.pipeline.catalog.model_info import ModelInfo
 from safelight.pipeline.catalog.served_models import find_model

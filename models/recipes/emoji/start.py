@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from safelight.models.checkpoints.tensors import WEIGHTS
+from safelight.models.checkpoints.tensors import WEIGHTS, list_tensors, read_stored
 from safelight.models.checkpoints.writer import write_clip
 from safelight.models.recipes.emoji import dit, text
 from safelight.models.recipes.emoji.training import WeightAverage
@@ -29,7 +29,7 @@ def run(work: Path, weights: Path) -> None:
     checkpoint = work / "dit.ckpt"
     if not checkpoint.exists():
         model = dit.ConditionedDiT(dit.build())
-        model.dit.load_state_dict(_float32(load_file(weights / "transformer" / WEIGHTS)))
+        model.dit.load_state_dict(_float32(weights / "transformer"))
         torch.save(
             {
                 "step": 0,
@@ -47,8 +47,8 @@ def _copy(source: Path, target: Path) -> None:
         return
     target.mkdir()
     shutil.copy(source / "config.json", target)
-    save_file(_float32(load_file(source / WEIGHTS)), target / WEIGHTS, metadata={"format": "pt"})
+    save_file(_float32(source), target / WEIGHTS, metadata={"format": "pt"})
 
 
-def _float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+def _float32(folder: Path) -> dict[str, Tensor]:
+    return read_stored(list_tensors(folder), "cpu", torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import data, dit, text, views
-from safelight.models.recipes.emoji.export import SCHEDULER
+from safelight.models.recipes.emoji.schedule import SCHEDULER
 from safelight.models.recipes.emoji.training import (
     TrainingRun,
     WeightAverage,

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safelight.pipeline.catalog.model_info import ModelInfo
+from safelight.pipeline.catalog.model_info import MAX_STEPS, NO_GUIDANCE, ModelInfo
 from safelight.pipeline.errors import InvalidParams
 from safelight.service.errors import InvalidRequest
 from safelight.service.http.reading.draft import Draft
@@ -42,7 +42,7 @@ def read_request(fields: Mapping[str, object], names: ModelNames, is_strict: boo
         return ReadRequest(request, model, is_strict=True)
     draft = read_fields(fields, names)
     request, model = _with_model_id(_validate(draft.values, draft.sent_names), names)
-    request = _with_enough_steps(request, draft)
+    request = _as_distilled(_with_enough_steps(request, draft), draft)
     return ReadRequest(request, model, tuple(draft.adjustments))
 
 
@@ -71,6 +71,24 @@ def _with_enough_steps(request: ImageRequest, draft: Draft) -> ImageRequest:
         note = "the fewest steps that the solver and the spacing allow"
         draft.adjust(draft.sent_names["num_inference_steps"], steps, enough, note)
     return candidate
+
+
+def _as_distilled(request: ImageRequest, draft: Draft) -> ImageRequest:
+    """`request` as a few-step student can serve it: with few enough steps, and without a guidance scale.
+
+    Clients send the steps and the scale that other models need.
+    """
+    changes: dict[str, object] = {}
+    model, steps, scale = draft.model, request.num_inference_steps, request.guidance_scale
+    if steps is not None and model.max_steps < steps <= MAX_STEPS:
+        changes["num_inference_steps"] = model.max_steps
+        note = "the most steps that the model learned"
+        draft.adjust(draft.sent_names["num_inference_steps"], steps, model.max_steps, note)
+    if scale is not None and model.has_distilled_guidance and scale > NO_GUIDANCE:
+        changes["guidance_scale"] = None
+        note = "without effect: the model learned its guidance"
+        draft.drop(draft.sent_names["guidance_scale"], scale, note)
+    return request.model_copy(update=changes)
 
 
 def _with_model_id(request: ImageRequest, names: ModelNames) -> tuple[ImageRequest, ModelInfo]:

@@ -113,7 +113,9 @@ def test_datasets_and_spaces_are_refused_by_name(cache: Path, kind: str) -> None
 
 @pytest.mark.parametrize("name", ["org/absent", "org/name/more", "../name", "org//name"])
 def test_an_id_that_is_not_in_the_cache_is_unknown(cache: Path, name: str) -> None:
-    with pytest.raises(UnknownModel, match="is neither a folder nor one of emoji-128, tiny") as refusal:
+    with pytest.raises(
+        UnknownModel, match="is neither a folder nor one of emoji-128, emoji-128-turbo, tiny"
+    ) as refusal:
         find_model(name)
     assert (f"nor in the Hugging Face cache {cache}" in str(refusal.value)) == (name == "org/absent")
 

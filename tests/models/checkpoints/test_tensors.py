@@ -312,5 +312,5 @@ def test_a_vae_of_another_class_is_named(folder: Path) -> None:
 
 
 def test_the_error_for_an_unknown_name_lists_the_models() -> None:
-    with pytest.raises(CheckpointError, match="neither a folder nor one of emoji-128, tiny"):
+    with pytest.raises(CheckpointError, match="neither a folder nor one of emoji-128, emoji-128-turbo, tiny"):
         find_checkpoint("nowhere")

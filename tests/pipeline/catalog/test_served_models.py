@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from safelight.pipeline.catalog.model_info import check_params
 from safelight.pipeline.catalog.planning import plan_request
 from safelight.pipeline.catalog.served_models import UnknownModel, find_model
 from safelight.pipeline.diffusion.schedules import Flow, VariancePreserving
 from safelight.pipeline.diffusion.solvers import ALIASES, SERVED, make_plan
 from safelight.pipeline.diffusion.spacing import SPACINGS
+from safelight.pipeline.errors import InvalidParams
 from tests.pipeline.parts import model, params
 
 
@@ -31,6 +34,19 @@ def test_the_embedded_model_has_its_familys_defaults() -> None:
     assert (emoji.schedule, emoji.prediction, emoji.native_size) == (Flow(2.0), "flow", (128, 128))
     assert emoji.spacings == tuple(SPACINGS) and emoji.labels is None
     assert "Apache-2.0" in emoji.licence
+
+
+def test_the_few_step_student_is_a_variant_with_limits_of_its_own() -> None:
+    base, turbo = find_model("emoji-128"), find_model("emoji-128-turbo")
+    assert (turbo.id, turbo.path, turbo.read_options.variant) == ("emoji-128-turbo", base.path, "turbo")
+    assert (turbo.num_steps, turbo.max_steps, turbo.solvers) == (4, 4, ("euler", "ddim"))
+    assert (turbo.guidance_scale, turbo.guidance_range, turbo.sizes) == (1.0, (1.0, 1.0), base.sizes)
+    for change in ({"num_steps": 5}, {"guidance_scale": 1.5}, {"solver": "dpmpp_2m"}):
+        request = params(num_steps=4, guidance_scale=1.0, solver="euler", width=128, height=128)
+        check_params(request, turbo)
+        with pytest.raises(InvalidParams) as refusal:
+            check_params(replace(request, **change), turbo)
+        assert refusal.value.param == next(iter(change))
 
 
 def test_a_model_is_known_by_its_name_or_its_folders(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_model_too_large_to_measure_uses_the_matrix_product_peak(
         (("--gpu", "b200"), "--gpu must be one of a100, h100, h200, l40s, cpu, got 'b200'"),
         (
             ("--model", "nosuch"),
-            "neither a folder nor one of emoji-128, tiny; published checkpoints: pixart-alpha",
+            "neither a folder nor one of emoji-128, emoji-128-turbo, tiny; published checkpoints: pixart-",
         ),
         (("--model", __file__), "is a file, a checkpoint is a folder"),
         (("--size", "big"), "--size must be WIDTHxHEIGHT or auto, got 'big'"),
