@@ -49,4 +49,6 @@ def _clip_scores(result: dict[str, Any]) -> str:
 
 def _other_rates(result: dict[str, Any]) -> list[str]:
     words = {"style_accuracy": "style", "concept_and_style": "both", "background_accuracy": "background"}
-    return [f"{word} {result[figure]['rate']:.1%}" for figure, word in words.items() if figure in result]
+    rates = [f"{word} {result[figure]['rate']:.1%}" for figure, word in words.items() if figure in result]
+    detail = [f"{name} {result[name]['mean']:.1f}" for name in ("sharpness", "chroma") if name in result]
+    return rates + detail

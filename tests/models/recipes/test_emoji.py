@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors import safe_open
 from torch import nn
 
+from safelight.models.checkpoints.read_options import ReadOptions
+from safelight.models.checkpoints.tensors import CLIP_WEIGHTS, list_tensors
+from safelight.models.checkpoints.tensors import WEIGHTS as WEIGHTS_FILE
 from safelight.models.evaluation.gallery import Gallery
 from safelight.models.recipes import objectives
 from safelight.models.recipes.emoji import (
@@ -253,8 +255,9 @@ def read_results(name: str) -> dict[str, Any]:
     return results
 
 
-def test_the_model_card_holds_the_evaluation() -> None:
-    evaluation = read_results("evaluation")
+@pytest.mark.parametrize("name", ["evaluation", "evaluation-turbo"])
+def test_the_model_card_holds_the_evaluation(name: str) -> None:
+    evaluation = read_results(name)
     assert card.table(evaluation) in read_card()
     settings = "{num_inference_steps} steps, guidance {guidance_scale:g}, `{solver}`"
     assert settings.format(**evaluation) in read_card()
@@ -317,13 +320,20 @@ def test_the_model_card_holds_the_sizes_of_the_parts() -> None:
         for line in read_card().splitlines()
         if line.startswith("| `") and line.endswith("MB |")
     }
-    assert rows.keys() == {"transformer", "text_encoder", "vae", "scorer"}
-    for part, cells in rows.items():
-        [file] = (WEIGHTS / part).glob("*.safetensors")
-        with safe_open(file, "pt") as tensors:
-            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-        num_parameters = sum(math.prod(shape) for shape in shapes)
-        assert cells == [f"{num_parameters / 1e6:.1f} M", f"{file.stat().st_size / 1e6:.1f} MB"], part
+    parts = {
+        "transformer": (WEIGHTS_FILE, ""),
+        "transformer, variant turbo": (WEIGHTS_FILE, "turbo"),
+        "text_encoder": (CLIP_WEIGHTS, ""),
+        "vae": (WEIGHTS_FILE, ""),
+        "scorer": (CLIP_WEIGHTS, ""),
+    }
+    assert rows.keys() == parts.keys()
+    for part, (weights, variant) in parts.items():
+        tensors = list_tensors(WEIGHTS / part.partition(",")[0], weights, ReadOptions(variant))
+        num_parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        [file] = {tensor.file for tensor in tensors.values()}
+        size = f"{file.stat().st_size / 1e6:.1f} MB"
+        assert rows[part] == [f"{num_parameters / 1e6:.1f} M", size], part
     files = [*WEIGHTS.glob("*/*.safetensors"), *WEIGHTS.glob("gallery.*")]
     megabytes = round(sum(file.stat().st_size for file in files) / 1e6)
     assert f"All weights and the gallery are {megabytes} MB" in read_card()
