@@ -1,6 +1,6 @@
 """`python -m safelight.models.checkpoints.plain_copy FOLDER TARGET`: copy a checkpoint for other libraries.
 
-Matrices stored in int8 become bfloat16, which diffusers reads.
+Matrices stored in int8 become float32, which diffusers reads, and which holds them exactly.
 """
 
 import argparse
@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,11 +26,9 @@ def write_plain_copy(folder: Path, target: Path) -> None:
 
 
 def restore_matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` with every matrix that has row scales in bfloat16, and without these scales."""
+    """`tensors` with every matrix that has row scales in float32, and without these scales."""
     return {
-        name: restore_rows(tensor, tensors[name + ROW_SCALE]).to(torch.bfloat16)
-        if name + ROW_SCALE in tensors
-        else tensor
+        name: restore_rows(tensor, tensors[name + ROW_SCALE]) if name + ROW_SCALE in tensors else tensor
         for name, tensor in tensors.items()
         if not name.endswith(ROW_SCALE)
     }
@@ -41,7 +38,7 @@ def main() -> None:
     """Copy the folder that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m safelight.models.checkpoints.plain_copy",
-        description="Copy a checkpoint with its int8 matrices in bfloat16, which other libraries read.",
+        description="Copy a checkpoint with its int8 matrices in float32, which other libraries read.",
     )
     parser.add_argument("folder", type=Path, help="a checkpoint folder, or one of its parts")
     parser.add_argument("target", type=Path, help="where to write; files of the same names are replaced")
