@@ -204,8 +204,9 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
 def _has_row_scale(name: str, slices: Mapping[str, Any]) -> bool:
     """Whether the tensor `name` is a matrix in int8 that has a scale for each row."""
     matrix, scale = slices[name], slices.get(name + ROW_SCALE)
-    is_int8 = scale is not None and matrix.get_dtype() == INT8
-    return is_int8 and scale.get_shape() == matrix.get_shape()[:1]
+    if scale is None or matrix.get_dtype() != INT8:
+        return False
+    return bool(scale.get_shape() == matrix.get_shape()[:1])
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
