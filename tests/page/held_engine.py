@@ -95,8 +95,6 @@ class HeldEngine:
 class HeldDenoiseStage(DenoiseStage):
     """A denoising stage whose engine is behind `gate`."""
 
-    def __init__(
-        self, make_engine: Callable[[], Engine], deadline_seconds: float, model_id: str, gate: TickGate
-    ):
-        super().__init__(lambda: cast(Engine, HeldEngine(make_engine(), gate)), deadline_seconds, model_id)
+    def __init__(self, make_engine: Callable[[], Engine], *others: Any, gate: TickGate):
+        super().__init__(lambda: cast(Engine, HeldEngine(make_engine(), gate)), *others)
         gate.wake = lambda: self._loop.commands.put(Abort("nobody"))  # a command without effect
