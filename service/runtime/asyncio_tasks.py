@@ -1,6 +1,7 @@
 """Cancelling asyncio tasks, and reading what a call gives before it returns."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -25,7 +26,9 @@ async def uninterrupted(work: Awaitable[Result]) -> Result:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        while not task.done():  # a loop that ends may cancel the caller again
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
         raise
 
 

@@ -60,7 +60,7 @@ def running_cluster(port: int) -> Iterator[Cluster]:
     ray.init(address=cluster.address, log_to_driver=False)
     settings = Settings(
         model="tiny", port=port, denoise_replicas=f"1-{MAX_DENOISERS}", denoise_threads=1, target_seconds=1.0,
-        upscale_delay_seconds=1.0, downscale_delay_seconds=6.0, max_rows=4,
+        promise_seconds=0.0, upscale_delay_seconds=1.0, downscale_delay_seconds=6.0, max_rows=4,
     )  # fmt: skip
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port), proxy_location="HeadOnly")
     serve.run(build_app(settings), name="safelight")

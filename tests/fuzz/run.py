@@ -7,7 +7,7 @@ and undocumented methods. Every answer must be one that the schema declares. All
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +31,7 @@ from safelight.service.settings import Settings
 from tests.service.http.uploads import data_url, mask, save
 from tests.service.inprocess_backend import InProcessBackend
 
-EDITS, FORM = "/v1/images/edits", "multipart/form-data"
+EDITS, FILES, FORM = "/v1/images/edits", "/v1/files", "multipart/form-data"
 KEY = "fuzz"
 # A request for more images than are allowed at a time is answered with 429, which is documented, too.
 SETTINGS = Settings(model="tiny", peak_tflops=1.0, admin_key=SecretStr(KEY), max_pictures=4)
@@ -91,13 +91,15 @@ def fuzz(
         schema = schemathesis.openapi.from_asgi(
             "/openapi.json", app, config=_config(max_examples, seed, is_short)
         )
-        form = Draft202012Validator(
-            app.openapi()["paths"][EDITS]["post"]["requestBody"]["content"][FORM]["schema"]
-        )
+        paths = app.openapi()["paths"]
+        forms = {
+            path: Draft202012Validator(paths[path]["post"]["requestBody"]["content"][FORM]["schema"])
+            for path in (EDITS, FILES)
+        }
         included = schema if path is None else schema.include(path=path)
         for event in from_schema(included).execute():
             if isinstance(event, events.ScenarioFinished):
-                _record(report, event.recorder, form)
+                _record(report, event.recorder, forms)
             elif isinstance(event, events.NonFatalError):
                 report.errors.append(f"{event.label}: {event.info.format()}")
             elif isinstance(event, events.FatalError):
@@ -165,7 +167,7 @@ def _gateway() -> Iterator[Any]:
         pipeline.close()
 
 
-def _is_valid_form(check: str, case: Case[Any], form: Draft202012Validator) -> bool:
+def _is_valid_form(check: str, case: Case[Any], forms: Mapping[str, Draft202012Validator]) -> bool:
     """Whether a form is valid that was to be refused.
 
     schemathesis takes every form with a file for invalid where it looks for mutations that are, because bytes
@@ -174,11 +176,11 @@ def _is_valid_form(check: str, case: Case[Any], form: Draft202012Validator) -> b
     if check != "negative_data_rejection" or case.media_type != FORM or not isinstance(case.body, dict):
         return False
     fields = {name: "" if isinstance(value, bytes) else value for name, value in case.body.items()}
-    return bool(form.is_valid(fields))
+    return case.path in forms and bool(forms[case.path].is_valid(fields))
 
 
-def _record(report: Report, recorder: ScenarioRecorder, form: Draft202012Validator) -> None:
-    """Add what one scenario sent and found; `form` is the schema of forms for edits."""
+def _record(report: Report, recorder: ScenarioRecorder, forms: Mapping[str, Draft202012Validator]) -> None:
+    """Add what one scenario sent and found; `forms` are the schemas of forms, by path."""
     for case_id, interaction in recorder.interactions.items():
         case = recorder.cases[case_id].value
         status = 0 if interaction.response is None else interaction.response.status_code
@@ -190,7 +192,7 @@ def _record(report: Report, recorder: ScenarioRecorder, form: Draft202012Validat
         case = recorder.cases[case_id].value
         response = recorder.interactions[case_id].response
         for check in checks:
-            if check.failure_info is not None and not _is_valid_form(check.name, case, form):
+            if check.failure_info is not None and not _is_valid_form(check.name, case, forms):
                 report.findings.append(
                     Finding(
                         check.name,

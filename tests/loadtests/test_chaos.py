@@ -112,6 +112,7 @@ def test_a_kill_is_over_when_another_process_of_the_kind_runs(
     assert Service.refusals < 0
     other.kill()
     other.wait()
+    assert kinds._find(os.getpid(), KINDS["decoder"]) is None
     with pytest.raises(CannotKill):
         kill(os.getpid(), url, "decoder")
 

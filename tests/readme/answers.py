@@ -40,7 +40,7 @@ from safelight.service.usage.report_schema import AccountingReport
 MODEL = "emoji-128"
 RED_APPLE, ROCKET = ("1f34e",), ("1f680",)
 UMBRELLAS = ("2602", "2614", "26f1", "1f302")
-EVAL_FLOOR = 0.6  # a model that draws mirrored images reaches less than half
+EVAL_FLOOR = 0.5  # the embedded model, on seven sets of which `natural` is the hardest
 
 
 @dataclass(frozen=True)

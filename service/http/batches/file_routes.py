@@ -15,7 +15,15 @@ from safelight.service.batches.queue import BatchQueue
 from safelight.service.errors import InvalidRequest, WrongContentType
 from safelight.service.http.batches.descriptions import describe_file, describe_files
 from safelight.service.http.batches.lines import write_line
-from safelight.service.http.batches.schemas import DeletedFile, ExpiresAfter, File, FileList, Purpose
+from safelight.service.http.batches.schemas import (
+    MAX_SECONDS,
+    MIN_SECONDS,
+    DeletedFile,
+    ExpiresAfter,
+    File,
+    FileList,
+    Purpose,
+)
 from safelight.service.http.edits.multipart import read_named_form
 from safelight.service.http.gateway_parts import Gateway
 from safelight.service.http.jobs.routes import caller_id
@@ -49,7 +57,15 @@ UPLOAD: dict[str, Any] = {
                         },
                         "purpose": {"const": "batch"},
                         "expires_after[anchor]": {"const": "created_at"},
-                        "expires_after[seconds]": {"type": "integer"},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": MIN_SECONDS,
+                            "maximum": MAX_SECONDS,
+                        },
+                    },
+                    "dependentRequired": {
+                        "expires_after[anchor]": ["expires_after[seconds]"],
+                        "expires_after[seconds]": ["expires_after[anchor]"],
                     },
                 }
             }

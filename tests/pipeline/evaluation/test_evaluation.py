@@ -17,6 +17,7 @@ from safelight.models.checkpoints.read_options import ReadOptions
 from safelight.models.evaluation.clip_scorer import Scorer
 from safelight.models.evaluation.gallery import Gallery, GalleryEntry, pool_images, shrink_renders
 from safelight.pipeline.assembly.decoder import build_decoder
+from safelight.pipeline.assembly.device import fast_dtype
 from safelight.pipeline.errors import InvalidParams
 from safelight.pipeline.evaluation import renderer
 from safelight.pipeline.evaluation.clip_score import Mean, clip_scores
@@ -316,5 +317,5 @@ def test_an_image_is_compared_on_the_background_of_its_prompt(gallery: Gallery) 
 
 def test_the_renderer_tells_prompt_and_negative_prompt_apart() -> None:
     request = params(prompt="a cat", negative_prompt="a dog", num_steps=2)
-    [pixels] = decode(build_decoder(model()), [alone(request)])
+    [pixels] = decode(build_decoder(model()), [alone(request, dtype=fast_dtype())])
     assert np.array_equal(Renderer(model()).render([request])[0], pixels)

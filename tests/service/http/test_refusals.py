@@ -74,7 +74,7 @@ BACKEND_ERRORS: list[tuple[Exception, int, str, str | None]] = [
 def test_an_error_of_a_stage_has_its_status_and_headers(
     error: Exception, status: int, code: str, retry_after: str | None
 ) -> None:
-    app = build_gateway(FakeBackend(error, error), MODEL, Settings())  # without lifespan: no warm-up image
+    app = build_gateway(FakeBackend(*[error] * 8), MODEL, Settings())  # without lifespan: no warm-up image
     response = TestClient(app).post(ROUTE, json=BODY, headers={"x-request-id": "job-17"})
     check_refusal(response, status, code, retry_after)
     assert response.headers["x-request-id"] == "job-17"

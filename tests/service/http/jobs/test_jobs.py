@@ -127,6 +127,7 @@ def test_a_failed_job_says_why(service: Service) -> None:
         "type": "server_error",
         "param": None,
         "code": "broken_picture",
+        "forecast": None,
     }
     response = service.client.get(f"{path}/content")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "broken_picture")
