@@ -85,7 +85,7 @@ def fuzz(
         is_short: Leave out the requests that cover every part of the schema.
     """
     _register_files()
-    _register_prompt()
+    _register_values()
     report, started = Report(), time.perf_counter()
     with _gateway() as app:
         schema = schemathesis.openapi.from_asgi(
@@ -126,18 +126,25 @@ def _config(max_examples: int, seed: int, is_short: bool) -> SchemathesisConfig:
     )  # fmt: skip
 
 
-def _register_prompt() -> None:
-    """Let no valid form have an empty prompt.
+def _register_values() -> None:
+    """Let valid requests have values that can be served, where the schema cannot say so.
 
     In one form that covers the schema, schemathesis fills whatever is required beside files with empty texts,
-    whether these are valid or not.
+    whether these are valid or not. How short a deadline can be depends on the machine. Uploads and `images`
+    are counted together.
     """
 
     @schemathesis.hook
     def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
         is_valid = case.meta is not None and case.meta.generation.mode.is_positive
-        if is_valid and isinstance(case.body, dict) and case.body.get("prompt") == "":
-            case.body = case.body | {"prompt": "a red apple"}  # a copy: other cases have the same body
+        if not is_valid or not isinstance(case.body, dict):
+            return
+        body = {name: value for name, value in case.body.items() if name != "deadline_ms"}  # a copy: shared
+        if body.get("prompt") == "":
+            body["prompt"] = "a red apple"
+        if isinstance(images := body.get("images"), list):
+            body["images"] = images[:1]
+        case.body = body
 
 
 def _register_files() -> None:
