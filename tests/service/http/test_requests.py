@@ -102,6 +102,8 @@ def test_usage_is_openais_with_safelights_cost(client: TestClient) -> None:
         "corrected_words": {"aple": "apple"},
         "batch_invariant": True,
         "adjusted": [],
+        "promised_seconds": None,
+        "forecast_seconds": None,
     }
 
 
