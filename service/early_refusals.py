@@ -67,7 +67,7 @@ class _Bar:
 class _Denoiser:
     """One that has answered lately."""
 
-    seen: float
+    answered: float
     bars: dict[tuple[str, str], list[_Bar]] = field(default_factory=dict)  # by model and caller
 
 
@@ -90,7 +90,7 @@ class EarlyRefusals:
         if (denoiser := self._denoisers.get(replica)) is None:
             self._denoisers[replica] = _Denoiser(now)
         else:
-            denoiser.seen = now
+            denoiser.answered = now
 
     def check(self, request: AskedImages, window: float, now: float) -> float:
         """Let a request through to the denoisers, or refuse it.
@@ -150,7 +150,9 @@ class EarlyRefusals:
 
     def _expire(self, now: float) -> None:
         """Forget denoisers that are silent, and bookings of those who have not come."""
-        silent = [name for name, denoiser in self._denoisers.items() if now - denoiser.seen > SEEN_SECONDS]
+        silent = [
+            name for name, denoiser in self._denoisers.items() if now - denoiser.answered > SEEN_SECONDS
+        ]
         for name in silent:
             del self._denoisers[name]
         while self._bookings:

@@ -107,8 +107,8 @@ def max_running(limits: Limits) -> int:
 def background_work(curve: CostCurve) -> float:
     """The most work of a tick of background samples alone."""
     rates = [work / curve.seconds_for(work) for work in curve.work]
-    least = BACKGROUND_THROUGHPUT * max(rates)
-    return next(work for work, rate in zip(curve.work, rates, strict=True) if rate >= least)
+    min_rate = BACKGROUND_THROUGHPUT * max(rates)
+    return next(work for work, rate in zip(curve.work, rates, strict=True) if rate >= min_rate)
 
 
 class _Candidates(Generic[R, S]):

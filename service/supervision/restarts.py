@@ -9,11 +9,11 @@ class Restarts:
     """Allows a number of restarts within ten minutes.
 
     Args:
-        most: The number.
+        max_restarts: The number.
     """
 
-    def __init__(self, most: int):
-        self._most = most
+    def __init__(self, max_restarts: int):
+        self._max_restarts = max_restarts
         self._times: deque[float] = deque()
         self.number = 0  # so far
 
@@ -21,7 +21,7 @@ class Restarts:
         """Whether the service may be started again at the time `now` in seconds; counts it if so."""
         while self._times and self._times[0] <= now - WINDOW_SECONDS:
             self._times.popleft()
-        if len(self._times) >= self._most:
+        if len(self._times) >= self._max_restarts:
             return False
         self._times.append(now)
         self.number += 1

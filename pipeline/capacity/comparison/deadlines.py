@@ -107,10 +107,10 @@ def max_min(total: float, demands: Sequence[float]) -> list[float]:
 
     The others have equal parts of what is left.
     """
-    parts, left = [0.0] * len(demands), total
+    parts, rest = [0.0] * len(demands), total
     for rank, index in enumerate(sorted(range(len(demands)), key=demands.__getitem__)):
-        parts[index] = min(demands[index], left / (len(demands) - rank))
-        left -= parts[index]
+        parts[index] = min(demands[index], rest / (len(demands) - rank))
+        rest -= parts[index]
     return parts
 
 

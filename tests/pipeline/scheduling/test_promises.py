@@ -33,11 +33,13 @@ def make_demand(
     name: str, seconds: float = 10.0, ticks: int = 20, rows: int = 2, **changes: object
 ) -> Demand:
     """A demand that arrives at 0."""
-    return replace(Demand(name, ticks, float(ticks * rows), seconds, 0.0), **changes)  # type: ignore[arg-type]
+    demand = Demand(name, ticks, float(ticks * rows), seconds, 0.0)
+    return replace(demand, **changes)  # type: ignore[arg-type]
 
 
 def offer_all(control: AdmissionControl, count: int, **changes: object) -> list[Forecast]:
-    return [control.offer(make_demand(f"first {k}", **changes), 0.0) for k in range(count)]  # type: ignore[arg-type]
+    demands = [make_demand(f"first {k}", **changes) for k in range(count)]  # type: ignore[arg-type]
+    return [control.offer(demand, 0.0) for demand in demands]
 
 
 @pytest.mark.parametrize("callers", [1, 10])
