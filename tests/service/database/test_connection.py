@@ -1,14 +1,20 @@
 """Reading and writing a database of each kind: locks, failures, and what error texts hold."""
 
 import asyncio
+import contextlib
+import gc
+import random
+import sys
+import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import delete, insert, select, text, update
 
 from safelight.service.database.connection import Database, DatabaseFailed
 from safelight.service.database.locations import BadDatabase, DatabaseLocation, find_database
 from safelight.service.database.tables import key_usage
+from safelight.service.runtime.asyncio_tasks import cancel_and_wait
 from tests.live import free_port
 from tests.servers import PASSWORD
 
@@ -120,3 +126,31 @@ def test_other_locations_are_refused_without_their_password(value: str, complain
 def test_the_default_is_in_the_users_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert find_database("").file == tmp_path / "safelight" / "safelight.sqlite3"
+
+
+@pytest.mark.filterwarnings("error")
+async def test_uses_that_are_cancelled_or_late_leave_no_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither with the garbage collector nor, of SQLite, in a thread."""
+    moments, threads = random.Random(0), threading.active_count()
+    leaks: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda leak: leaks.append(repr(leak.exc_value)))
+
+    async def use(seconds: float) -> None:
+        with contextlib.suppress(DatabaseFailed):
+            async with database.write(seconds=seconds) as connection:
+                await connection.execute(insert(key_usage), ROW | {"amount": 1})
+                await connection.execute(delete(key_usage))
+
+    for index in range(60):
+        moment = moments.random() * 0.02
+        tasks = [asyncio.create_task(use(moment if index % 2 else 5.0)) for _ in range(4)]
+        await asyncio.sleep(moment)
+        await cancel_and_wait(*tasks)
+        gc.collect()
+    await database.close()
+    assert leaks == []
+    async with asyncio.timeout(10):
+        while threading.active_count() > threads:  # a thread ends soon after its connection
+            await asyncio.sleep(0.01)
