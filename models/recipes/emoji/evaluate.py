@@ -25,7 +25,7 @@ TURBO = "emoji-128-turbo"
 def run(work: Path, weights: Path, limit: int, is_turbo: bool = False) -> None:
     """Rate at most `limit` prompts of every set and render the sheets, of the base or of the student.
 
-    Writes `weights/evaluation.json`, `docs/contact-sheet.png` and, of the base, `docs/common-things.png`;
+    Writes `weights/evaluation.json`, `docs/contact-sheet.webp` and, of the base, `docs/common-things.webp`;
     of the student, the first two with `-turbo` in their names.
     Images are kept in `work/drawn`, so that an interrupted run can resume.
     """
@@ -34,9 +34,9 @@ def run(work: Path, weights: Path, limit: int, is_turbo: bool = False) -> None:
     folder = work / "drawn"
     folder.mkdir(exist_ok=True)
     renderer = Renderer(model, folder)
-    sheets.draw_contact_sheet(renderer, model, gallery, Path(f"docs/contact-sheet{suffix}.png"))
+    sheets.draw_contact_sheet(renderer, model, gallery, Path(f"docs/contact-sheet{suffix}.webp"))
     if not is_turbo:
-        sheets.draw_common_things(renderer, model, Path("docs/common-things.png"))
+        sheets.draw_common_things(renderer, model, Path("docs/common-things.webp"))
     scorer = load_scorer(model)
     sets = {}
     for name, full_set in read_prompt_sets(weights).items():

@@ -87,5 +87,5 @@ def _write_page(
         pen.rectangle([x, y + data.SIZE, x + data.SIZE, y + data.SIZE + 3], fill=colour)
         pen.text((x, y + data.SIZE + 6), caption, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    page.save(path, quality=90, method=6)  # WebP: a fifth of the bytes of PNG
     print(f"{path}")
