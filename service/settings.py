@@ -53,7 +53,7 @@ from safelight.service.setting_types import (
 logger = logging.getLogger(__name__)
 
 PREFIX = "SAFELIGHT_"
-DEFAULT_MODELS = ("emoji-128",)  # the first serves requests that name none
+DEFAULT_MODELS = ("emoji-128", "emoji-128-turbo")  # the first serves requests that name none
 SPLIT_ONLY = ("encode_replicas", "decode_replicas", "encode_gpus", "decode_gpus")
 
 

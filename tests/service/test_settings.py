@@ -16,7 +16,7 @@ def test_values_precede_the_environment_and_the_environment_precedes_defaults(
     for name, value in {"SAFELIGHT_PORT": "9000", "SAFELIGHT_HOST": "0.0.0.0", "PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     settings = read_settings({"port": "9001", "model": None})
-    assert (settings.port, settings.host, settings.model) == (9001, "0.0.0.0", "emoji-128")
+    assert (settings.port, settings.host, settings.model) == (9001, "0.0.0.0", "emoji-128,emoji-128-turbo")
 
 
 @pytest.mark.parametrize(
