@@ -6,6 +6,7 @@ The load has generations, streams with previews, edits, inpaintings and images t
 import asyncio
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -300,8 +301,7 @@ async def _read_records(client: httpx2.AsyncClient) -> Records:
 
 
 def _kill_denoiser(service: LiveService) -> None:
+    title = re.compile("ServeReplica:safelight:Denoiser(?!-)")  # and not that of another model
     family = psutil.Process(service.process.pid).children(recursive=True)
-    denoiser = next(
-        child for child in family if "ServeReplica:safelight:Denoiser" in " ".join(child.cmdline())
-    )
+    denoiser = next(child for child in family if title.search(" ".join(child.cmdline())))
     os.kill(denoiser.pid, signal.SIGKILL)

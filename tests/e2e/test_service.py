@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -72,10 +73,9 @@ def in_engine(http: httpx2.Client) -> float:
 
 
 def replica_of(service: LiveService, deployment: str) -> psutil.Process:
+    title = re.compile(rf"ServeReplica:safelight:{deployment}(?!-)")  # and not that of another model
     family = psutil.Process(service.process.pid).children(recursive=True)
-    return next(
-        child for child in family if f"ServeReplica:safelight:{deployment}" in " ".join(child.cmdline())
-    )
+    return next(child for child in family if title.search(" ".join(child.cmdline())))
 
 
 def test_the_openai_client_draws_an_image(live_service: LiveService) -> None:

@@ -37,7 +37,7 @@ from safelight.service.telemetry.metric_tables import (
 )
 from safelight.service.usage.report_schema import AccountingReport
 
-MODEL = "emoji-128"
+MODEL, TURBO = "emoji-128", "emoji-128-turbo"
 RED_APPLE, ROCKET = ("1f34e",), ("1f680",)
 UMBRELLAS = ("2602", "2614", "26f1", "1f302")
 EVAL_FLOOR = 0.5  # the embedded model, on seven sets of which `natural` is the hardest
@@ -153,7 +153,8 @@ def check_generate_json(answer: Answer) -> None:
 
 
 def check_served_models(answer: Answer) -> None:
-    (model,) = ModelList.model_validate_json(answer.stdout).data
+    model, student = ModelList.model_validate_json(answer.stdout).data
+    assert (student.id, student.limits["num_inference_steps"][1]) == (TURBO, 4)
     info = find_model(MODEL)
     assert (model.id, model.sizes, model.licence) == (MODEL, ["128x128"], info.licence)
     assert set(model.solvers) == set(info.solvers) and set(model.timestep_spacings) == set(info.spacings)
@@ -178,6 +179,7 @@ def check_metrics(answer: Answer) -> None:
         (sample.name, sample.labels.get("stage")): sample.value
         for family in families.values()
         for sample in family.samples
+        if sample.labels.get("model", "") in ("", MODEL)
     }
     assert samples["safelight_images_total", None] > 0
     for stage in ("encode", "denoise", "decode"):

@@ -304,8 +304,8 @@ def test_the_model_card_holds_the_rates_at_other_sizes() -> None:
     (_, native), *others = (
         (size.replace("x", "×"), f"{100 * rate['rate']:.0f} %") for size, rate in results["sizes"].items()
     )
-    first, second, third = (f"{rate} at {size}" for size, rate in others)
-    phrase = f"of {results['prompts']} {results['set']} {first}, {second} and {third}, against {native}"
+    *first, last = (f"{rate} at {size}" for size, rate in others)
+    phrase = f"of {results['prompts']} {results['set']} {', '.join(first)} and {last}, against {native}"
     assert phrase in read_card()
     for size, rate in results["sizes"].items():
         loss = results["sizes"]["128x128"]["rate"] - rate["rate"]
