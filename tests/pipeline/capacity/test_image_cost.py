@@ -52,7 +52,7 @@ def test_cost_of_a_folder_follows_its_configs() -> None:
     cost = image_cost(profile, default_spec(profile))
     assert (profile.sizes, profile.scale) == (model.sizes, 8)
     assert cost.encode == 2 * 84_568_320
-    assert cost.decode == 4_981_063_680
+    assert cost.decode == 1_607_270_400
     assert cost.tokens == 64
 
 

@@ -48,7 +48,7 @@ def test_the_bytes_are_those_of_the_command_line_and_of_the_service(
     ]
     usage, expected = images.usage.model_dump(mode="json"), response["usage"]
     for report in (usage, expected):
-        for name in ("seconds", "device_seconds", "queue_seconds", "flops"):  # texts come from the cache later
+        for name in ("seconds", "device_seconds", "queue_seconds", "flops"):  # later texts are cached
             del report["safelight"][name]
         for name in ("promised_seconds", "forecast_seconds"):  # the service's
             report["safelight"].pop(name, None)

@@ -40,10 +40,22 @@ from tests.fakes import USAGE
 OTHER = replace(USAGE, encode=StageCost(0.0, 0, 4.0))  # the second image of a request pays for no text
 RECORDS = (
     UsageRecord(
-        "a", "theirs", RequestOutcome.DONE, "ok", "me", "m", 2, (USAGE, OTHER), 0.2, 0.0, StoreUsage(0.5, 300),
+        "a",
+        "theirs",
+        RequestOutcome.DONE,
+        "ok",
+        "me",
+        "m",
+        2,
+        (USAGE, OTHER),
+        0.2,
+        0.0,
+        StoreUsage(0.5, 300),
         promised_seconds=0.25,
     ),
-    UsageRecord("b", "theirs", RequestOutcome.DONE, "ok", "me", "m", 1, (USAGE,), 40.0, 0.0, promised_seconds=30.0),
+    UsageRecord(
+        "b", "theirs", RequestOutcome.DONE, "ok", "me", "m", 1, (USAGE,), 40.0, 0.0, promised_seconds=30.0
+    ),
     UsageRecord("c", "theirs", RequestOutcome.REFUSED, "queue_full", "me", "m", 7, (), 0.05, 0.0),
     UsageRecord(
         "d", "theirs", RequestOutcome.FAILED, "stage_lost", "me", "m", 8, (), 400.0, 0.0, StoreUsage(1.75, 4)
