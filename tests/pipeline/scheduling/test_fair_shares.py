@@ -63,7 +63,9 @@ class Server:
     unmeasured: list[Packets] = field(default_factory=list)
     largest_packet: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     largest_tick: float = 0.0
-    largest_error: float = 0.0  # of the price by which a tick's samples are ordered
+    # A tick's seconds, as multiples of the price by which its samples are ordered.
+    least_ratio: float = 1.0
+    largest_ratio: float = 1.0
 
     def tick(self) -> list[SimulatedSample]:
         """Run one tick; returns its samples."""
@@ -84,7 +86,8 @@ class Server:
         self.now += seconds
         self.largest_tick = max(self.largest_tick, seconds)
         price = self.curve.seconds_for(self.curve.work[-1]) / self.curve.work[-1]
-        self.largest_error = max(self.largest_error, abs(1.0 - seconds / (price * sum(work))))
+        ratio = seconds / (price * sum(work))
+        self.least_ratio, self.largest_ratio = min(self.least_ratio, ratio), max(self.largest_ratio, ratio)
         for sample in selected:
             sample.step_index += 1
             sample.done_at = self.now
@@ -173,11 +176,12 @@ def test_shares_are_those_of_measured_seconds(
     server = Server(slowness=lambda: next(times), in_flight=in_flight, shares=FairShares(credit_ticks=1.0))
     lags = largest_lag(server, weights, 25, refill_with(data, weights, st.just(2)))
     assert lags
-    late = in_flight * server.largest_error * server.largest_tick
+    late = in_flight * max(1.0 - server.least_ratio, server.largest_ratio - 1.0) * server.largest_tick
+    spread = server.largest_ratio / server.least_ratio
     for pair, lag in lags.items():
         packet = max((server.largest_packet[caller] + late) / weights[caller] for caller in pair)
         credit = sum(full_tick_seconds(CURVE) / weights[caller] for caller in pair)
-        assert lag <= 2 * packet / (1.0 - server.largest_error) + credit + ROUNDING
+        assert lag <= 2 * packet * spread + credit + ROUNDING
 
 
 @settings(max_examples=25, deadline=None)
