@@ -110,16 +110,15 @@ def test_a_job_beyond_the_quota_is_refused(keyed: KeyedService) -> None:
 def test_a_job_waits_for_the_quota(keyed: KeyedService) -> None:
     limited = keyed.keys.bearer("limited")
     keyed.close_gate()
-    first = keyed.submit(limited, n=2)
-    keyed.wait(first, "running", limited)
-    # submitted while there is room, by what is reserved for the first
-    second = keyed.submit(limited, n=1)
-    third = keyed.submit(limited, n=1)
+    drawn = [keyed.submit(limited, n=1) for _ in range(2)]  # as many as are drawn at a time
+    for path in drawn:
+        keyed.wait(path, "running", limited)
+    # submitted while there is room for one image beside those that are drawn
+    others = [keyed.submit(limited, n=1) for _ in range(2)]
     keyed.open_gate()
-    keyed.wait(first, headers=limited)
-    keyed.until(
-        lambda: sorted(keyed.show(path, limited)["state"] for path in (second, third)) == ["done", "queued"]
-    )
+    for path in drawn:
+        keyed.wait(path, headers=limited)
+    keyed.until(lambda: sorted(keyed.show(path, limited)["state"] for path in others) == ["done", "queued"])
     assert keyed.remaining() == 0
 
 
