@@ -158,7 +158,10 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     ("settings", "image_bytes"),
     [
         # two texts of 32 states of 192 numbers with a mask, four latents of 8 x 16 x 16, a file of 128 x 128
-        ({"model": "emoji-128", "max_pictures": 5000}, 2 * 32 * (192 * 4 + 1) + 4 * 4 * 8 * 16 * 16 + 3 * 128 * 128),
+        (
+            {"model": "emoji-128", "max_pictures": 5000},
+            2 * 32 * (192 * 4 + 1) + 4 * 4 * 8 * 16 * 16 + 3 * 128 * 128,
+        ),
         ({"model": "emoji-128", "max_pictures": 5000, "stages": "colocated"}, 3 * 128 * 128),
     ],
 )
