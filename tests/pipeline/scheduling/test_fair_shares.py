@@ -233,13 +233,16 @@ def reference_selection(
     rows = tokens = 0
     work = 0.0
     for sample in sorted(samples, key=lambda s: s.workload.priority(s.step_index, now, curve.slowdown)):
-        own = sample.workload.rows[sample.step_index]
+        num_rows = sample.workload.rows[sample.step_index]
         flops = sample.workload.work[sample.step_index]
-        fits = rows + own <= limits.max_rows and tokens + own * sample.workload.tokens <= limits.max_tokens
+        fits = (
+            rows + num_rows <= limits.max_rows
+            and tokens + num_rows * sample.workload.tokens <= limits.max_tokens
+        )
         if selected and not (fits and work + flops <= curve.best_work):
             continue
         selected.append(sample)
-        rows, tokens, work = rows + own, tokens + own * sample.workload.tokens, work + flops
+        rows, tokens, work = rows + num_rows, tokens + num_rows * sample.workload.tokens, work + flops
         if rows == limits.max_rows:
             break
     return selected

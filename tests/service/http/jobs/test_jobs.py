@@ -191,11 +191,11 @@ def test_a_list_after_a_job_that_is_not_there(service: Service) -> None:
 
 def test_events_tell_the_progress_until_the_end(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
-    made: list[str] = []
+    states: list[str] = []
     make_event = events._event
 
     def count_event(job: JobObject) -> bytes:
-        made.append(job.state)
+        states.append(job.state)
         return make_event(job)
 
     monkeypatch.setattr(events, "_event", count_event)
@@ -204,7 +204,7 @@ def test_events_tell_the_progress_until_the_end(service: Service, monkeypatch: p
     service.wait(path, "running")
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(service.client.get, path, headers={"accept": "text/event-stream"})
-        service.until(lambda: bool(made))
+        service.until(lambda: bool(states))
         service.open_gate()
         text = answer.result().text
     assert answer.result().headers["content-type"].startswith("text/event-stream")
